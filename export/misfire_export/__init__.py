@@ -1,0 +1,1 @@
+"""From a trained model to one verified, calibrated bundle that a vehicle can trust."""

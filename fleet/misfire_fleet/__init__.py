@@ -1,0 +1,1 @@
+"""The fleet's side: collect uploads, show them, curate and label them, retrain."""

@@ -1,0 +1,270 @@
+"""What a model bundle is: a folder with one graph, one manifest, and a checksum for every file.
+
+    bundle/manifest.json   this module's `Manifest`
+    bundle/model.onnx      image [N,C,H,W] -> task outputs, score.<name> [N], embedding [N,D]
+    bundle/...             golden inputs and other files, each listed in the manifest
+
+`Bundle.open` verifies before anything is used: schema, then every listed file, then no unlisted file.
+The `engine/` folder is a cache that the device writes; it is never part of what is verified or shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from misfire_runtime.errors import BundleError
+from misfire_runtime.preprocess import InputContract
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+ENGINE_CACHE = "engine"
+SCHEMA_VERSION = 1
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+
+Task = Literal["classification", "regression", "keypoints", "segmentation", "custom"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Interval(_Part):
+    """An estimate with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class OutputSpec(_Part):
+    """One output of the graph. `shape` has -1 where it depends on the batch."""
+
+    name: str
+    kind: Literal["logits", "values", "heatmaps", "segmentation", "score", "embedding", "other"]
+    shape: tuple[int, ...]
+
+
+class QuantileTable(_Part):
+    """The distribution of a score on held-out frames: `values[i]` is its `levels[i]` quantile."""
+
+    levels: tuple[float, ...]
+    values: tuple[float, ...]
+    count: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _is_a_distribution(self) -> QuantileTable:
+        if len(self.levels) != len(self.values) or len(self.levels) < 2:
+            raise ValueError("levels and values must have the same length, at least 2")
+        if any(b <= a for a, b in zip(self.levels, self.levels[1:], strict=False)):
+            raise ValueError("levels must rise")
+        if any(b < a for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError("values must not fall")
+        if self.levels[0] < 0 or self.levels[-1] > 1:
+            raise ValueError("levels lie in [0, 1]")
+        return self
+
+
+class Calibration(_Part):
+    """A score measured on one engine at one precision: another engine needs its own.
+
+    `loss_scale` is c of predicted loss = c * exp(score); None where the score predicts no loss.
+    """
+
+    engine: str
+    precision: Literal["fp32", "fp16", "int8"]
+    quantiles: QuantileTable
+    loss_scale: float | None = None
+
+
+class OperatingPoint(_Part):
+    """What a threshold costs and what it finds, on held-out frames."""
+
+    threshold: float
+    upload_rate: float = Field(ge=0, le=1)
+    failure_recall: Interval
+    failure_precision: Interval
+
+
+class ScoreSpec(_Part):
+    """A failure score of the graph: higher means a failure is likelier."""
+
+    name: str
+    definition: str
+    free: bool
+    """True where the score needs nothing but the task's outputs."""
+    calibration: Calibration
+    operating_points: tuple[OperatingPoint, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """The name of the graph's output that carries this score."""
+        return f"score.{self.name}"
+
+
+class Parity(_Part):
+    """Largest absolute difference between the trained model and this graph, per output, on real images."""
+
+    images: int = Field(gt=0)
+    tolerance: float
+    max_abs: dict[str, float]
+
+
+class Lineage(_Part):
+    """Where the model comes from, enough to train it again."""
+
+    run_id: str
+    parent_run_id: str | None = None
+    dataset: str
+    dataset_sha256: str
+    snapshot_id: str | None = None
+    git_commit: str | None = None
+    config: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+
+
+class FileEntry(_Part):
+    """Size and hash of one file of the bundle."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(_Part):
+    """Everything a vehicle must know of a model, without opening the graph."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: str = Field(pattern=r"^\d+\.\d+\.\d+([.+-][0-9A-Za-z.+-]+)?$")
+    task: Task
+    created_at: str
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    input: InputContract
+    outputs: tuple[OutputSpec, ...]
+    classes: tuple[str, ...] = ()
+    scores: tuple[ScoreSpec, ...]
+    default_score: str
+    parity: Parity | None = None
+    """None only where there is no trained model to compare with (a foreign ONNX graph)."""
+    lineage: Lineage
+    extra: dict[str, Any] = {}
+    """Reports of the exporter (quantisation, TensorRT conformance, gate); the runtime ignores them."""
+    files: dict[str, FileEntry]
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            parts = Path(name).parts
+            if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or parts[0] == ENGINE_CACHE:
+                raise ValueError(f"file name {name!r} leaves the bundle")
+        if MODEL not in files:
+            raise ValueError(f"{MODEL} is not listed")
+        return files
+
+    @model_validator(mode="after")
+    def _scores_are_outputs(self) -> Manifest:
+        outputs = {output.name for output in self.outputs}
+        for score in self.scores:
+            if score.output not in outputs:
+                raise ValueError(f"score {score.name!r} has no output {score.output!r}")
+        self.score(self.default_score)
+        return self
+
+    def score(self, name: str) -> ScoreSpec:
+        """The score of that name. Raises ValueError naming the scores there are."""
+        for score in self.scores:
+            if score.name == name:
+                return score
+        raise ValueError(f"no score {name!r}; there are {', '.join(s.name for s in self.scores)}")
+
+    @property
+    def label(self) -> str:
+        """`name@version`, as offers and reports carry it."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The graph."""
+        return self.path / MODEL
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Reads and verifies. Raises BundleError that names the file and what is wrong with it."""
+        manifest = read_manifest(path)
+        problems = verify_files(path, manifest)
+        if problems:
+            raise BundleError(f"{path}: " + "; ".join(problems))
+        return cls(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads `path/manifest.json`; checks its schema, not the files."""
+    file = path / MANIFEST
+    try:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes")
+        return Manifest.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}; is this a bundle?") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {where or 'manifest'}: {first['msg']} ({error.error_count()} errors)") from error
+
+
+def verify_files(path: Path, manifest: Manifest) -> list[str]:
+    """One sentence per changed, missing or unlisted file; an empty list means intact."""
+    problems = []
+    for name, entry in sorted(manifest.files.items()):
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != entry.bytes or sha256_file(file) != entry.sha256:
+            problems.append(f"{name} is not what the manifest says (sha256 differs)")
+    return problems + [f"{name} is not listed in the manifest" for name in sorted(_unlisted(path, manifest))]
+
+
+def hash_files(path: Path) -> dict[str, FileEntry]:
+    """Entries for all files of a bundle folder but the manifest and the engine cache."""
+    return {
+        name: FileEntry(sha256=sha256_file(path / name), bytes=(path / name).stat().st_size)
+        for name in sorted(_shipped(path))
+    }
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Writes `path/manifest.json`, whole or not at all."""
+    temporary = path / f".{MANIFEST}.tmp"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path / MANIFEST)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _shipped(path: Path) -> set[str]:
+    names = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    return {name for name in names if name != MANIFEST and not name.startswith(f"{ENGINE_CACHE}/")}
+
+
+def _unlisted(path: Path, manifest: Manifest) -> set[str]:
+    return _shipped(path) - set(manifest.files)

@@ -1,0 +1,126 @@
+"""The `misfire` command. Subcommands are found lazily: a vehicle never imports what only a server has.
+
+Each row of COMMANDS names where a command lives and which extra it needs; it is imported when it is called.
+A module that cannot be imported because an extra is missing becomes one line that says what to install.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from misfire_runtime import __version__
+from misfire_runtime.errors import MisfireError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives: `target` is "module:attribute", a function or a typer.Typer."""
+
+    target: str
+    extra: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command("misfire_fleet.demo.command:demo", "all", "Run the whole loop on embedded defaults."),
+    "data": Command("misfire_train.data.commands:app", "train", "List, fetch and inspect datasets."),
+    "train": Command("misfire_train.commands:train", "train", "Train a model and its failure score."),
+    "evaluate": Command("misfire_train.judge.command:evaluate", "train", "Judge failure scores on held-out data."),
+    "select": Command("misfire_train.selection.command:select", "train", "Choose what to label next."),
+    "experiment": Command("misfire_train.experiments.commands:app", "train", "Reproduce published numbers."),
+    "export": Command("misfire_export.command:export", "export", "Turn a model into a verified bundle."),
+    "bundle": Command("misfire_runtime.bundle_commands:app", "cpu", "Inspect and verify bundles."),
+    "bench": Command("misfire_runtime.bench:bench", "cpu", "Measure what a bundle's scores cost."),
+    "run": Command("misfire_runtime.run:run", "cpu", "Score frames and upload the telling ones."),
+    "doctor": Command("misfire_runtime.doctor:doctor", "cpu", "Check this machine for what a vehicle needs."),
+    "schemas": Command("misfire_runtime.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."),
+    "fleet": Command("misfire_fleet.commands:app", "fleet", "Collect, show and simulate uploads."),
+    "retrain": Command("misfire_fleet.retrain:retrain", "all", "Train on with what the fleet uploaded."),
+}
+
+
+def load(name: str) -> Any:
+    """Imports the click command of that name.
+
+    Raises MissingExtraError where a library that is not part of misfire is missing.
+    """
+    command = COMMANDS[name]
+    module, attribute = command.target.split(":")
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = error.name or str(error)
+        if missing.startswith("misfire_"):
+            raise
+        raise MissingExtraError(
+            f"`misfire {name}` needs {missing.split('.')[0]}, which is not installed: "
+            f"pip install 'misfire[{command.extra}]' -c constraints.txt"
+        ) from error
+    if isinstance(target, typer.Typer):
+        return get_command(target)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(target)
+    return get_command(app)
+
+
+class LazyGroup(TyperGroup):
+    """Knows its commands by name and help line; imports one when it runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, installed or not: what is missing says so when called."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        return load(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Help without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Plain help: rich's panel would import every command to list it."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"misfire {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print and exit."),
+) -> None:
+    """Find the frames that a vehicle's perception model gets wrong, and turn them into a better model."""
+
+
+def main() -> None:
+    """Entry point: errors that misfire raises on purpose become one line and exit status 1."""
+    try:
+        app()
+    except MisfireError as error:
+        typer.echo(f"misfire: {error}", err=True)
+        sys.exit(2 if isinstance(error, MissingExtraError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

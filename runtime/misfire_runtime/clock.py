@@ -1,0 +1,33 @@
+"""Time, three ways: the wall clock for people, the monotonic clock for timers, the boot id to tell them apart.
+
+Everything that waits or measures uses `time.monotonic`; wall time is only ever recorded.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def wall_time() -> float:
+    """Seconds since 1970 by the wall clock, which may be wrong and may jump."""
+    return time.time()  # noqa: TID251  (the one place)
+
+
+def utc_text(seconds: float) -> str:
+    """ISO 8601 in UTC with milliseconds."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+@cache
+def boot_id() -> str:
+    """Identifies this boot of the machine; of this process where the kernel gives none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return str(uuid.uuid4())

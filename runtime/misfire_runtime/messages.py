@@ -1,0 +1,307 @@
+"""What goes over the wire between a vehicle and the fleet: topics and payloads (docs/protocol.md).
+
+vehicle --offer--> collectors;  collector --reply: send | stored | declined | rejected | busy--> vehicle
+vehicle --data/{collector}/{sample}/{offset}--> that collector;  state, telemetry, desired, reported beside.
+
+Every payload is JSON except the raw chunks. Unknown fields are ignored; an unknown version is an error that
+the sender is told of. A sample's id is the SHA-256 of its bytes, so a repeated message can do no harm.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from misfire_runtime.errors import MessageError
+
+PROTOCOL_VERSION = 1
+MAX_JSON_BYTES = 64 * 1024
+MAX_SAMPLE_BYTES = 256 * 1024 * 1024
+DEFAULT_CHUNK_BYTES = 64 * 1024
+MAX_CHUNK_BYTES = 120 * 1024
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+SampleId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Message(BaseModel):
+    """Base of all payloads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Clock(Message):
+    """When, by three clocks: wall seconds since 1970, monotonic seconds of the boot named."""
+
+    wall: float
+    monotonic: float
+    boot_id: Annotated[str, Field(max_length=64)]
+
+
+class Trigger(Message):
+    """Why a sample was chosen. `random` marks the unbiased stream that statistics stand on."""
+
+    name: Annotated[str, Field(max_length=64)]
+    random: bool = False
+    reason: Annotated[str, Field(max_length=256)] = ""
+    rate: float | None = None
+    """The probability with which a frame of the random stream is taken; statistics weigh by its inverse."""
+
+
+class Offer(Message):
+    """A vehicle has a sample; the bytes follow only if a collector says `send`. About 1 KiB."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    id: SampleId
+    vehicle: Name
+    size: Annotated[int, Field(gt=0, le=MAX_SAMPLE_BYTES)]
+    media_type: Annotated[str, Field(max_length=64)] = "image/jpeg"
+    captured_at: Clock
+    bundle: Annotated[str, Field(max_length=130)]
+    """`name@version` of the bundle that scored it."""
+    scores: Annotated[dict[str, float], Field(max_length=64)]
+    percentiles: Annotated[dict[str, float], Field(max_length=64)] = {}
+    """Where each score lies in its calibration, 0..1."""
+    trigger: Trigger
+    prediction: Annotated[dict[str, Any], Field(max_length=16)] = {}
+    """The task's answer in brief, such as {"class": "green", "confidence": 0.93}."""
+    embedding: Annotated[str, Field(max_length=8192)] | None = None
+    """float16, little-endian, base64: see `pack_embedding`."""
+    context: Annotated[dict[str, str | float | bool], Field(max_length=64)] = {}
+    privacy: Annotated[list[str], Field(max_length=16)] = []
+    """What was done to the image before it was written, such as "blur:faces"."""
+    source: Annotated[str, Field(max_length=256)] = ""
+    frame: int = 0
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+
+
+class Send(Message):
+    """Collector asks for the bytes from `offset` on, in chunks of at most `chunk_bytes`."""
+
+    verdict: Literal["send"] = "send"
+    id: SampleId
+    collector: Name
+    offset: Annotated[int, Field(ge=0)] = 0
+    chunk_bytes: Annotated[int, Field(gt=0)] = DEFAULT_CHUNK_BYTES
+
+
+class Stored(Message):
+    """Blob and row are durable; the vehicle may forget the sample."""
+
+    verdict: Literal["stored"] = "stored"
+    id: SampleId
+
+
+class Declined(Message):
+    """The fleet does not want it (quota, near-duplicate); the vehicle drops it and takes its budget back."""
+
+    verdict: Literal["declined"] = "declined"
+    id: SampleId
+    reason: Annotated[str, Field(max_length=256)]
+
+
+class Rejected(Message):
+    """The sample or its offer is wrong, finally; the vehicle drops it and counts the reason."""
+
+    verdict: Literal["rejected"] = "rejected"
+    id: SampleId
+    reason: Annotated[str, Field(max_length=256)]
+
+
+class Busy(Message):
+    """Not now: offer again after `retry_after_s`."""
+
+    verdict: Literal["busy"] = "busy"
+    id: SampleId
+    retry_after_s: Annotated[float, Field(gt=0, le=86400)]
+    reason: Annotated[str, Field(max_length=256)] = ""
+
+
+Verdict = Annotated[Send | Stored | Declined | Rejected | Busy, Field(discriminator="verdict")]
+
+
+class Reply(Message):
+    """Verdicts for one vehicle, batched."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    verdicts: Annotated[list[Verdict], Field(max_length=256)]
+
+
+class Counters(Message):
+    """Since the spool was made. captured = stored + pending + declined + rejected + evicted, always."""
+
+    frames: int = 0
+    frames_dropped: int = 0
+    frames_unreadable: int = 0
+    captured: int = 0
+    pending: int = 0
+    stored: int = 0
+    declined: int = 0
+    rejected: int = 0
+    evicted: int = 0
+    bytes_stored: int = 0
+    bytes_sent: int = 0
+
+
+class State(Message):
+    """Birth (retained) and death (Will, retained) of a vehicle's session."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    online: bool
+    boot_id: str = ""
+    session: int = 0
+    bundle: str = ""
+    software: str = ""
+
+
+class Telemetry(Message):
+    """Heartbeat. `sketches` holds a mergeable DDSketch of each score on all frames (protobuf, base64)."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    at: Clock
+    bundle: str
+    counters: Counters
+    disk_free_bytes: int = 0
+    latency_ms_p50: float = 0.0
+    latency_ms_p99: float = 0.0
+    thresholds: dict[str, float] = {}
+    sketches: dict[str, str] = {}
+
+
+class Desired(Message):
+    """What the fleet wants of a vehicle (retained); taken only when `version` rises."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    version: Annotated[int, Field(ge=0)]
+    bundle: str | None = None
+    config: dict[str, Any] = {}
+
+
+class Reported(Message):
+    """What a vehicle made of the desired version (retained)."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    version: Annotated[int, Field(ge=0)]
+    bundle: str
+    accepted: bool = True
+    reason: str = ""
+
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """Compact JSON."""
+    return message.model_dump_json(exclude_defaults=False).encode()
+
+
+def decode(kind: type[M], payload: bytes) -> M:
+    """Parses and checks a payload.
+
+    Raises MessageError that names the field where it is malformed, above 64 KiB, or of an unknown version.
+    """
+    if len(payload) > MAX_JSON_BYTES:
+        raise MessageError(f"{kind.__name__}: {len(payload)} bytes is above the limit of {MAX_JSON_BYTES}")
+    try:
+        return _adapter(kind).validate_json(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if field == "v":
+            raise MessageError(f"{kind.__name__}: protocol version is not {PROTOCOL_VERSION}") from error
+        raise MessageError(f"{kind.__name__}: {field or 'payload'}: {first['msg']}") from error
+
+
+_ADAPTERS: dict[type[Message], TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[M]) -> TypeAdapter[M]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def pack_embedding(embedding: NDArray[np.floating[Any]]) -> str:
+    """[D] to base64 of little-endian float16."""
+    return base64.b64encode(np.asarray(embedding, "<f2").tobytes()).decode("ascii")
+
+
+def unpack_embedding(text: str) -> NDArray[np.float32]:
+    """Base64 of float16 to [D] float32. Raises MessageError where it is neither or not finite."""
+    try:
+        values = np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32)
+    except ValueError as error:
+        raise MessageError(f"embedding: {error}") from error
+    if not np.isfinite(values).all():
+        raise MessageError("embedding: not finite")
+    return values
+
+
+ROOT = "misfire/v1"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Topics:
+    """The topics of one vehicle. `fleet` and `vehicle` match [A-Za-z0-9_.-]{1,64}."""
+
+    def __init__(self, fleet: str, vehicle: str) -> None:
+        for name in (fleet, vehicle):
+            if not _NAME.fullmatch(name):
+                raise MessageError(f"{name!r} cannot be part of a topic; allowed: letters, digits, '_', '.', '-'")
+        self.base = f"{ROOT}/{fleet}/{vehicle}"
+
+    @property
+    def offer(self) -> str:
+        """Up, QoS 1."""
+        return f"{self.base}/offer"
+
+    @property
+    def reply(self) -> str:
+        """Down, QoS 1."""
+        return f"{self.base}/reply"
+
+    @property
+    def state(self) -> str:
+        """Up, retained, with a Will."""
+        return f"{self.base}/state"
+
+    @property
+    def telemetry(self) -> str:
+        """Up."""
+        return f"{self.base}/telemetry"
+
+    @property
+    def desired(self) -> str:
+        """Down, retained."""
+        return f"{self.base}/desired"
+
+    @property
+    def reported(self) -> str:
+        """Up, retained."""
+        return f"{self.base}/reported"
+
+    def data(self, collector: str, sample: str, offset: int) -> str:
+        """Up, QoS 1: raw bytes of `sample` from `offset` on."""
+        return f"{self.base}/data/{collector}/{sample}/{offset}"
+
+
+class TopicAddress(Message):
+    """A topic taken apart: `rest` is what follows the kind (collector, sample, offset of `data`)."""
+
+    fleet: str
+    vehicle: str
+    kind: str
+    rest: tuple[str, ...] = ()
+
+
+def parse_topic(topic: str) -> TopicAddress:
+    """Raises MessageError on a topic that is not one of ours."""
+    parts = topic.split("/")
+    if len(parts) < 5 or parts[0:2] != ["misfire", "v1"] or not all(_NAME.fullmatch(p) for p in parts[2:]):
+        raise MessageError(f"topic {topic[:200]!r} is not of the form {ROOT}/FLEET/VEHICLE/KIND")
+    return TopicAddress(fleet=parts[2], vehicle=parts[3], kind=parts[4], rest=tuple(parts[5:]))

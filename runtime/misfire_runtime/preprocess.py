@@ -1,0 +1,151 @@
+"""Image to tensor: the one implementation that training, export parity and the vehicle share.
+
+bytes --decode_image--> uint8 [H,W,3] RGB --resize by the contract's rule--> normalise --> float32 [1,C,H,W]
+
+Two implementations of a resize differ by more than a failure score's threshold can bear, hence only one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from misfire_runtime.errors import ImageError
+
+Image = NDArray[np.uint8]
+"""[H,W,3] uint8, RGB."""
+
+MAX_PIXELS = 64_000_000
+_CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+
+
+class InputContract(BaseModel):
+    """What a graph expects of an image.
+
+    `mean` and `std` are per channel, in units of the 0..1 range; a uint8 input is normalised in the graph.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "image"
+    height: int = Field(gt=0, le=8192)
+    width: int = Field(gt=0, le=8192)
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    dtype: Literal["float32", "uint8"] = "float32"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: Literal["stretch", "letterbox", "center-crop"] = "stretch"
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, else 3."""
+        return _CHANNELS[self.color]
+
+    @model_validator(mode="after")
+    def _normalisation_fits(self) -> InputContract:
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{field} has {len(values)} values; expected 1 or {self.channels}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be above zero")
+        return self
+
+
+def decode_image(data: bytes, *, name: str = "image") -> Image:
+    """Decodes JPEG, PNG, ... to RGB [H,W,3] uint8.
+
+    Raises ImageError where the bytes are empty, truncated, no image, or above 64 megapixels.
+    """
+    if not data:
+        raise ImageError(f"{name}: empty file")
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
+        raise ImageError(f"{name}: truncated JPEG (no end marker)")
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        if b"IEND" not in data[-16:]:
+            raise ImageError(f"{name}: truncated PNG (no IEND chunk)")
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{name}: {width}x{height} is above the limit of {MAX_PIXELS} pixels")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ImageError(f"{name}: cannot be decoded ({error.err or error})") from error
+    if image is None:
+        raise ImageError(f"{name}: not an image that OpenCV can decode")
+    if image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise ImageError(f"{name}: {image.shape[1]}x{image.shape[0]} is above the limit of {MAX_PIXELS} pixels")
+    return np.asarray(image, np.uint8)
+
+
+def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
+    """RGB [H,W,3] uint8 to JPEG bytes."""
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise ImageError(f"JPEG encoding failed for shape {image.shape}")
+    return bytes(data)
+
+
+def encode_png(image: Image) -> bytes:
+    """RGB [H,W,3] uint8 to lossless PNG bytes."""
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not ok:
+        raise ImageError(f"PNG encoding failed for shape {image.shape}")
+    return bytes(data)
+
+
+def resize_image(image: Image, contract: InputContract) -> Image:
+    """RGB [H,W,3] to RGB [contract.height, contract.width, 3] by the contract's rule."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ImageError(f"expected uint8 [H,W,3], got {image.dtype} {image.shape}")
+    height, width = image.shape[:2]
+    if height == 0 or width == 0:
+        raise ImageError(f"an image of shape {image.shape} has no pixels")
+    target_h, target_w = contract.height, contract.width
+    if (height, width) == (target_h, target_w):
+        return image
+    if contract.resize == "stretch":
+        return _scale(image, target_h, target_w)
+    if contract.resize == "letterbox":
+        factor = min(target_h / height, target_w / width)
+        inner = _scale(image, max(1, round(height * factor)), max(1, round(width * factor)))
+        top, left = (target_h - inner.shape[0]) // 2, (target_w - inner.shape[1]) // 2
+        canvas = np.zeros((target_h, target_w, 3), np.uint8)
+        canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+        return canvas
+    factor = max(target_h / height, target_w / width)
+    outer = _scale(image, max(target_h, round(height * factor)), max(target_w, round(width * factor)))
+    top, left = (outer.shape[0] - target_h) // 2, (outer.shape[1] - target_w) // 2
+    return outer[top : top + target_h, left : left + target_w]
+
+
+def to_tensor(image: Image, contract: InputContract) -> NDArray[np.float32] | NDArray[np.uint8]:
+    """RGB [H,W,3] uint8 to the graph's input [1,C,H,W], float32 normalised or plain uint8."""
+    pixels = resize_image(image, contract)
+    if contract.color == "gray":
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
+    elif contract.color == "bgr":
+        pixels = pixels[:, :, ::-1]
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
+    if contract.dtype == "uint8":
+        return planes
+    return normalise(planes, contract)
+
+
+def normalise(planes: NDArray[np.uint8], contract: InputContract) -> NDArray[np.float32]:
+    """uint8 [N,C,H,W] to float32 [N,C,H,W]: (x/255 - mean) / std, as one multiply-add."""
+    mean = np.broadcast_to(np.asarray(contract.mean, np.float32), contract.channels)
+    std = np.broadcast_to(np.asarray(contract.std, np.float32), contract.channels)
+    scale = (np.float32(1 / 255) / std).astype(np.float32).reshape(1, -1, 1, 1)
+    shift = (-mean / std).astype(np.float32).reshape(1, -1, 1, 1)
+    return planes * scale + shift
+
+
+def _scale(image: Image, height: int, width: int) -> Image:
+    """Area averaging when shrinking (no aliasing), bilinear when growing."""
+    shrinking = height < image.shape[0] or width < image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
