@@ -1,0 +1,151 @@
+"""Real services for tests: found on this machine, started on free loopback ports, ended by their process id.
+
+Without a service its tests skip and say what to install; with MISFIRE_REQUIRE_SERVICES=1 they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_ALSO_LOOK_IN = ("/usr/sbin", "/usr/local/sbin", "/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/17/bin")
+
+
+def services_required() -> bool:
+    """True where a missing service is a failure: in CI."""
+    return os.environ.get("MISFIRE_REQUIRE_SERVICES") == "1"
+
+
+def missing(what: str, install: str) -> None:
+    """Fails where services are required, skips elsewhere."""
+    text = f"{what} is not here; install it: {install}"
+    if services_required():
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+def find_program(name: str, *, install: str) -> str:
+    """Path of a program, on PATH or in the usual places of servers."""
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(_ALSO_LOOK_IN))
+    if found is None:
+        missing(name, install)
+    assert found is not None
+    return found
+
+
+def data_root() -> Path:
+    """The folder of real data sets: MISFIRE_DATA, else ../shared/data beside the checkout."""
+    named = os.environ.get("MISFIRE_DATA")
+    root = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not root.is_dir():
+        missing(f"the real data ({root})", "set MISFIRE_DATA to the folder that holds it")
+    return root
+
+
+def free_port() -> int:
+    """A loopback port that the OS says is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, *, timeout_s: float = 20.0) -> None:
+    """Returns once something listens on the loopback port; fails the test after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            probe.settimeout(0.5)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    pytest.fail(f"nothing listens on port {port} after {timeout_s} s")
+
+
+def stop_process(process: subprocess.Popen[bytes], *, timeout_s: float = 10.0) -> None:
+    """Ends a process that the test started: SIGTERM, then SIGKILL."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout_s)
+
+
+@dataclass
+class Mosquitto:
+    """A running broker; `kill` and `start` let a test take it away and bring it back on the same port."""
+
+    program: str
+    config: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """As `--broker` takes it."""
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Starts and waits until it listens."""
+        log = self.config.with_suffix(".log").open("ab")
+        with log:
+            self.process = subprocess.Popen([self.program, "-c", str(self.config)], stdout=log, stderr=log)
+        wait_for_port(self.port)
+
+    def kill(self) -> None:
+        """kill -9: sessions and queued messages are gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        """Ends it in order."""
+        if self.process is not None:
+            stop_process(self.process)
+
+
+@contextmanager
+def mosquitto(folder: Path, *, options: str = "") -> Iterator[Mosquitto]:
+    """A real Mosquitto on a free port. `options` are further lines of its configuration."""
+    program = find_program("mosquitto", install="apt-get install mosquitto")
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / f"mosquitto-{port}.conf"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{options}\n")
+    broker = Mosquitto(program, config, port)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def chromium() -> str:
+    """Path of a Chromium for playwright's `executable_path`."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name)
+        if found:
+            return found
+    missing("chromium", "apt-get install chromium")
+    raise AssertionError
+
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
