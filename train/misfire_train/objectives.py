@@ -1,0 +1,159 @@
+"""What a loss-predicting head is trained on: four objectives over (predicted score, true loss) of a batch.
+
+    learning_loss        margin ranking (Yoo & Kweon 2019)
+    learning_loss_pp     KL between true and predicted loss shares (Shukla & Ahmed 2021, LearningLoss++)
+    rank_bce             LearningLoss++ with shares hardened to 0 or 1 (Kim et al. 2021, TA-VAAL eq. 4)
+    log_loss_regression  squared error to the log-loss: the plain baseline that compares no pairs
+
+The first three compare samples. `pairs="halves"` takes (i, i+B) of 2B samples, which needs a shuffled batch:
+a loader in file order pairs neighbours of one drive. `pairs="all"` takes all N(N-1)/2 pairs, any N >= 2, and
+has the lower variance. True losses are never differentiated. Every form is finite for any finite score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Pairs = Literal["halves", "all"]
+
+
+def check_losses(true: Tensor, *, ids: Sequence[str] | None = None) -> Tensor:
+    """The losses, detached; raises ValueError naming the samples whose loss is NaN, infinite or negative.
+
+    true: [N].  ids: N sample ids; without them a sample is named by its position.
+    """
+    losses = true.detach()
+    if losses.ndim != 1:
+        raise ValueError(f"losses must be one per sample, [N]; got shape {tuple(losses.shape)}")
+    for wrong, what in ((~torch.isfinite(losses), "not finite"), (losses < 0, "negative")):
+        if bool(wrong.any()):
+            places = wrong.nonzero().flatten().tolist()
+            shown = ", ".join(str(ids[i]) if ids is not None else f"#{i}" for i in places[:5])
+            more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+            hint = "; shift a negative log-likelihood, or rank its exponential" if what == "negative" else ""
+            raise ValueError(f"the loss is {what} for {shown}{more}{hint}")
+    return losses
+
+
+def ratio_eps(true: Tensor, *, fraction: float = 1e-3) -> float:
+    """A fraction of the median loss: what `eps` should be, so that 1e-6 against 1e-4 is no extreme pair.
+
+    >>> round(ratio_eps(torch.tensor([0.1, 0.5, 3.0])), 6)
+    0.0005
+    """
+    return fraction * float(true.detach().median())
+
+
+def pair_up(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> tuple[Tensor, Tensor, Tensor]:
+    """Score differences and both true losses of every pair: [P], [P], [P].
+
+    Raises ValueError on shapes that differ, fewer than two samples, an odd batch under "halves",
+    and losses that are negative or not finite.
+    """
+    losses = check_losses(true).to(predicted.dtype)
+    if predicted.shape != losses.shape:
+        raise ValueError(
+            f"scores {tuple(predicted.shape)} and losses {tuple(losses.shape)} must have one shape [N]"
+        )
+    count = losses.shape[0]
+    if count < 2:
+        raise ValueError(f"a ranking needs at least 2 samples, got {count}")
+    if pairs == "all":
+        first, second = torch.triu_indices(count, count, offset=1, device=predicted.device)
+        return predicted[first] - predicted[second], losses[first], losses[second]
+    if pairs != "halves":
+        raise ValueError(f"pairs is {pairs!r}; expected 'halves' or 'all'")
+    if count % 2:
+        raise ValueError(f"pairs='halves' needs an even batch, got {count}; drop one or use pairs='all'")
+    half = count // 2
+    return predicted[:half] - predicted[half:], losses[:half], losses[half:]
+
+
+def learning_loss(predicted: Tensor, true: Tensor, *, margin: float = 1.0, pairs: Pairs = "halves") -> Tensor:
+    """Margin ranking loss: mean of max(0, margin - sign(l_i - l_j) (s_i - s_j)).
+
+    predicted: [N] scores; true: [N] losses >= 0. Returns a scalar. Yoo & Kweon 2019, section 3.3.
+    A tie has sign 0: it adds the constant margin and no gradient. Equal scores give exactly `margin`.
+
+    >>> scores, losses = torch.tensor([1.48, 1.51]), torch.tensor([0.45, 0.47])
+    >>> round(learning_loss(scores, losses).item(), 2)      # right order, 0.03 apart, margin 1
+    0.97
+    """
+    difference, first, second = pair_up(predicted, true, pairs=pairs)
+    return functional.relu(margin - torch.sign(first - second) * difference).mean()
+
+
+def loss_share(first: Tensor, second: Tensor, *, eps: float = 0.0) -> Tensor:
+    """p_i = (l_i + eps) / (l_i + l_j + 2 eps), and 1/2 where both are zero. Symmetric: p_i + p_j = 1."""
+    if eps < 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    total = first + second + 2 * eps
+    share = (first + eps) / torch.where(total > 0, total, torch.ones_like(total))
+    return torch.where(total > 0, share, torch.full_like(share, 0.5))
+
+
+def learning_loss_pp(predicted: Tensor, true: Tensor, *, eps: float = 0.0, pairs: Pairs = "halves") -> Tensor:
+    """KL divergence between true and predicted loss shares of paired samples, mean over pairs.
+
+    p_i = l_i / (l_i + l_j), q_i = sigmoid(s_i - s_j); the gradient with respect to s_i - s_j is q_i - p_i.
+    predicted: [N] scores; true: [N] losses >= 0; eps: added to every loss (see `ratio_eps`).
+    Returns a scalar. Raises ValueError as `pair_up` does. Shukla & Ahmed 2021, section 3.
+    The optimum s_i - s_j = log l_i - log l_j makes the score the log-loss up to a constant, so
+    loss ~ c exp(score) with a single c to calibrate. Two zero losses have p = 1/2.
+
+    >>> score = torch.tensor([1.48, 1.63], requires_grad=True)
+    >>> learning_loss_pp(score, torch.tensor([0.45, 2.87])).backward()
+    >>> round(score.grad[0].item(), 3)                      # q - p of the paper's second pair
+    0.327
+    """
+    difference, first, second = pair_up(predicted, true, pairs=pairs)
+    share = loss_share(first, second, eps=eps)
+    negative_entropy = torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)
+    return (functional.softplus(difference) - share * difference + negative_entropy).mean()
+
+
+def rank_bce(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> Tensor:
+    """Logistic ranking loss: LearningLoss++ with p hardened to 1[l_i > l_j], and 1/2 on ties.
+
+    predicted: [N] scores; true: [N] losses >= 0. Returns a scalar, ln 2 where scores are constant.
+    Kim et al. 2021 (TA-VAAL), eq. 4 with its sign set right. Separable pairs push |s_i - s_j| without bound.
+
+    >>> round(rank_bce(torch.zeros(2), torch.tensor([1.0, 2.0])).item(), 4)
+    0.6931
+    """
+    difference, first, second = pair_up(predicted, true, pairs=pairs)
+    share = (torch.sign(first - second) + 1) / 2
+    return (functional.softplus(difference) - share * difference).mean()
+
+
+def log_loss_regression(predicted: Tensor, true: Tensor, *, eps: float = 0.0) -> Tensor:
+    """Mean squared error between score and log(loss + eps): the baseline without pairs, any N >= 1.
+
+    predicted: [N] scores; true: [N] losses >= 0. Returns a scalar.
+    Raises ValueError on an empty batch, and on a loss of zero where eps is 0.
+
+    >>> log_loss_regression(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])).item()
+    0.5
+    """
+    losses = check_losses(true).to(predicted.dtype)
+    if predicted.shape != losses.shape or losses.numel() == 0:
+        raise ValueError(
+            f"scores {tuple(predicted.shape)} and losses {tuple(losses.shape)} must be one [N], N > 0"
+        )
+    if eps <= 0 and bool((losses == 0).any()):
+        raise ValueError("a loss of zero has no logarithm; pass eps > 0, such as ratio_eps(losses)")
+    return functional.mse_loss(predicted, torch.log(losses + eps))
+
+
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
+    "learning-loss": learning_loss,
+    "learning-loss-pp": learning_loss_pp,
+    "rank-bce": rank_bce,
+    "log-loss-regression": log_loss_regression,
+}
+"""By name, as in a head's recipe."""
