@@ -243,7 +243,7 @@ def _train_linear_ranker(objective: object, features: Tensor, losses: Tensor, *,
         optimiser.zero_grad()
         objective(head(features[batch]).flatten(), losses[batch]).backward()  # type: ignore[operator]
         optimiser.step()
-    return float(head.weight.norm())
+    return head.weight.norm().item()
 
 
 def test_pitfall_9_margin_weights_grow_on_noisy_pairs_and_learning_loss_pp_stays_finite() -> None:
@@ -269,4 +269,4 @@ def test_pitfall_10_direction_every_objective_scores_the_lossier_sample_higher()
             optimiser.zero_grad()
             objective(scores, losses).backward()
             optimiser.step()
-        assert float(scores[losses.argmax()]) > float(scores[losses.argmin()])
+        assert scores[losses.argmax()].item() > scores[losses.argmin()].item()
