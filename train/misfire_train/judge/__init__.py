@@ -1,0 +1,1 @@
+"""The judge: what a failure score is worth on data it never saw, and which one a bundle triggers on."""

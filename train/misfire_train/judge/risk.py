@@ -1,0 +1,119 @@
+"""Risk and coverage: what remains of the loss when the frames with the highest scores are set aside.
+
+Samples are admitted by rising score. With S(k) the summed loss of the first k of N and R(k) = S(k)/k:
+
+    AURC    = 1/N  sum_k R(k)                       Geifman et al. 2019 (selective risk)
+    E-AURC  = AURC - AURC of the oracle             the oracle sorts this very sample by its true loss
+    AUGRC   = 1/N^2 sum_k (S(k-1) + S(k)) / 2       Traub et al. 2024 (generalised risk, trapezoid from 0)
+
+Tied scores are merged: every order of the tied samples is equally likely, and the value is the exact mean
+over those orders. So a constant score has AURC = mean loss and AUGRC = mean loss / 2, the random references.
+For 0/1 losses with error rate e: AUGRC = e (1 - e) (1 - AUROC) + e^2 / 2. Lower is better for all three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from misfire_train.judge.ranking import (
+    Floats,
+    Ranking,
+    as_losses,
+    as_scores,
+    counts,
+    cumulate,
+    rank_scores,
+    same_length,
+    steps,
+)
+
+
+def aurc(score: ArrayLike, loss: ArrayLike) -> float:
+    """Area under the risk-coverage curve. score, loss: [N]; loss >= 0, 0/1 failures are a loss too."""
+    ranking, losses = _prepare(score, loss)
+    return float(aurc_rows(ranking, losses)[0])
+
+
+def e_aurc(score: ArrayLike, loss: ArrayLike) -> float:
+    """AURC above that of the oracle that knows the loss; 0 is perfect."""
+    ranking, losses = _prepare(score, loss)
+    return float(e_aurc_rows(ranking, losses)[0])
+
+
+def augrc(score: ArrayLike, loss: ArrayLike) -> float:
+    """Area under the generalised risk-coverage curve: the mean loss that gets through undetected."""
+    ranking, losses = _prepare(score, loss)
+    return float(augrc_rows(ranking, losses)[0])
+
+
+@dataclass(frozen=True)
+class References:
+    """What the best and an uninformative score would reach on the same losses."""
+
+    oracle: float
+    random: float
+
+
+def aurc_references(loss: ArrayLike) -> References:
+    """AURC of sorting by the loss itself, and of chance (the mean loss)."""
+    losses = as_losses(loss)
+    return References(aurc(losses, losses), float(losses.mean()))
+
+
+def augrc_references(loss: ArrayLike) -> References:
+    """AUGRC of sorting by the loss itself, and of chance (half the mean loss)."""
+    losses = as_losses(loss)
+    return References(augrc(losses, losses), float(losses.mean() / 2))
+
+
+def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200) -> tuple[Floats, Floats]:
+    """(coverage, selective risk), both [points] at most, at the ends of tie groups, for drawing."""
+    ranking, losses = _prepare(score, loss)
+    covered, summed = counts(ranking)[0], cumulate(ranking, losses)[0]
+    keep = np.unique(np.linspace(0, len(covered) - 1, min(points, len(covered))).astype(np.intp))
+    return covered[keep] / len(losses), summed[keep] / covered[keep]
+
+
+def aurc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
+    """AURC of each row of weights [B,N] (whole counts): [B]."""
+    if weights is None and ranking.distinct:
+        risk = np.cumsum(losses[ranking.order])
+        risk /= np.arange(1, len(losses) + 1)
+        return np.array([risk.mean()])
+    covered, summed = counts(ranking, weights), cumulate(ranking, losses, weights)
+    before, added = steps(covered)
+    loss_before, loss_added = steps(summed)
+    mean = np.divide(loss_added, added, out=np.zeros_like(added), where=added > 0)
+    harmonic = _harmonic(int(covered[:, -1].max()))
+    area = loss_added + (loss_before - before * mean) * (
+        harmonic[covered.astype(np.intp)] - harmonic[before.astype(np.intp)]
+    )
+    return np.asarray(area.sum(axis=1) / covered[:, -1])
+
+
+def e_aurc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
+    """E-AURC of each row of weights: [B]. The oracle is resampled with the data."""
+    return aurc_rows(ranking, losses, weights) - aurc_rows(rank_scores(losses), losses, weights)
+
+
+def augrc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
+    """AUGRC of each row of weights [B,N]: [B]."""
+    covered, summed = counts(ranking, weights), cumulate(ranking, losses, weights)
+    _, added = steps(covered)
+    loss_before, _ = steps(summed)
+    return np.asarray((added * (loss_before + summed) / 2).sum(axis=1) / covered[:, -1] ** 2)
+
+
+def _harmonic(count: int) -> Floats:
+    """H(0..count)."""
+    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))])
+
+
+def _prepare(score: ArrayLike, loss: ArrayLike) -> tuple[Ranking, Floats]:
+    scores, losses = as_scores(score), as_losses(loss)
+    same_length(score=scores, loss=losses)
+    return rank_scores(scores), losses
