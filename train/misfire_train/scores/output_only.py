@@ -1,0 +1,217 @@
+"""Scores that need nothing but the task's outputs: free, exportable, and the baselines that others must beat.
+
+Class scores take logits [N,K] or pixel logits [N,K,H,W]; per-pixel values are averaged over the frame.
+Heatmap scores take [N,J,H,W]. Each is one expression from `Signals.outputs` to [N], higher = likelier wrong.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from misfire_train.signals import Score, Signals
+
+
+class OutputScore(Score):
+    """A free score: `value` maps outputs to [N] or to a map [N,H,W], whose mean is the frame's score."""
+
+    free = True
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """[N] or [N,H,W] from the task's outputs."""
+        raise NotImplementedError
+
+    def forward(self, signals: Signals) -> Tensor:
+        """[N]; pixel maps are averaged."""
+        value = self.value(
+            signals.outputs.float() if signals.outputs.dtype == torch.half else signals.outputs
+        )
+        return value if value.ndim == 1 else value.flatten(1).mean(1)
+
+
+class Msp(OutputScore):
+    """1 - max softmax probability (least confidence)."""
+
+    name = "msp"
+    definition = "1 - max_k p_k"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """1 - max_k p_k, [N] or [N,H,W]."""
+        return rest_probability(outputs)
+
+
+class Entropy(OutputScore):
+    """Softmax entropy in nats, from log-probabilities: p = 0 gives 0 and never NaN."""
+
+    name = "entropy"
+    definition = "-sum_k p_k log p_k"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """-sum_k p_k log p_k, [N] or [N,H,W]."""
+        return softmax_entropy(outputs)
+
+
+class Margin(OutputScore):
+    """Negative gap between the two largest probabilities: 0 is a tie, -1 is certain."""
+
+    name = "margin"
+    definition = "p_(2) - p_(1), the two largest probabilities"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """p_(2) - p_(1), [N] or [N,H,W]; raises ValueError on a single class."""
+        if outputs.shape[1] < 2:
+            raise ValueError("margin needs at least two classes")
+        top = torch.softmax(outputs, 1).topk(2, dim=1).values
+        return top[:, 1] - top[:, 0]
+
+
+class Energy(OutputScore):
+    """Negative log-sum-exp of the logits (Liu et al. 2020): high where no class is supported."""
+
+    name = "energy"
+    definition = "-log sum_k exp(z_k)"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """-logsumexp_k z_k, [N] or [N,H,W]."""
+        return -torch.logsumexp(outputs, 1)
+
+
+class MaxLogit(OutputScore):
+    """Negative largest logit: MSP without the normalisation."""
+
+    name = "max_logit"
+    definition = "-max_k z_k"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """-max_k z_k, [N] or [N,H,W]."""
+        return -outputs.amax(1)
+
+
+class MeanPeak(OutputScore):
+    """Negative mean over joints of the heatmap's maximum: weak peaks are uncertain joints."""
+
+    name = "mean_peak"
+    definition = "-mean_j max_p H_jp"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """-mean_j max_p H_jp of heatmaps [N,J,H,W]: [N]."""
+        return -_maps(outputs).flatten(2).amax(2).mean(1)
+
+
+class HeatmapEntropy(OutputScore):
+    """Mean over joints of the entropy of the heatmap's positive part as a distribution over pixels."""
+
+    name = "heatmap_entropy"
+    definition = "mean_j entropy(relu(H_j) / sum relu(H_j))"
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """[N] from heatmaps [N,J,H,W]; an all-zero map counts as uniform, log(H W)."""
+        mass = functional.relu(_maps(outputs)).flatten(2) + 1e-9
+        share = mass / mass.sum(2, keepdim=True)
+        return -(share * torch.log(share)).sum(2).mean(1)
+
+
+class MultiPeakEntropy(OutputScore):
+    """Entropy of the softmax over a heatmap's local maxima, summed over joints (multi-peak entropy).
+
+    A peak equals the maximum of its (2r+1)^2 neighbourhood. The `peaks` highest enter a softmax after
+    scaling by `peak_scale` (the reference renders peaks at 30, so its softmax is nearly one-hot).
+    Absent peaks have weight zero, a flat map none at all (its entropy is that of equal weights).
+    MaxPool, TopK and Softmax only, so it exports; a plateau counts each of its pixels.
+    """
+
+    name = "multi_peak_entropy"
+    definition = "sum_j entropy(softmax(scale * local maxima of H_j))"
+
+    def __init__(self, *, radius: int = 5, peaks: int = 5, peak_scale: float = 1.0) -> None:
+        super().__init__()
+        if radius < 1 or peaks < 1 or peak_scale <= 0:
+            raise ValueError(f"radius {radius}, peaks {peaks} and peak_scale {peak_scale} must be above zero")
+        self.radius, self.peaks, self.peak_scale = radius, peaks, peak_scale
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """[N] from heatmaps [N,J,H,W]."""
+        maps = _maps(outputs)
+        window = 2 * self.radius + 1
+        highest = functional.max_pool2d(maps, window, stride=1, padding=self.radius)
+        # A flat map is its own maximum everywhere: only what stands above the map's floor is a peak.
+        floor = maps.amin((2, 3), keepdim=True)
+        is_peak = (maps >= highest) & (maps > floor)
+        absent = torch.full_like(maps, -1e4)
+        candidates = torch.where(is_peak, maps * self.peak_scale, absent).flatten(2)
+        values = candidates.topk(min(self.peaks, maps.shape[2] * maps.shape[3]), dim=2).values
+        return softmax_entropy(values.transpose(1, 2)).sum(1)
+
+
+class SelfResidual(OutputScore):
+    """Mean squared difference between heatmaps and Gaussians rendered at their own decoded joints.
+
+    What the training loss would be if the decoded joints were the truth: a map that is no clean peak has
+    a residual whatever the truth is. Two separable exponentials per joint, so it exports as plain arithmetic.
+    sigma: of the rendered Gaussian, in heatmap pixels.  peak: its height.  `rescale` renders it at the map's
+    own maximum instead, so that a merely low peak is not counted.
+    """
+
+    name = "self_residual"
+    definition = "mean_jp (H_jp - gaussian(argmax H_j))^2"
+
+    def __init__(self, *, sigma: float = 1.75, peak: float = 1.0, rescale: bool = False) -> None:
+        super().__init__()
+        if sigma <= 0 or peak <= 0:
+            raise ValueError(f"sigma {sigma} and peak {peak} must be above zero")
+        self.sigma, self.peak, self.rescale = sigma, peak, rescale
+
+    def value(self, outputs: Tensor) -> Tensor:
+        """[N] from heatmaps [N,J,H,W]."""
+        maps = _maps(outputs)
+        height, width = maps.shape[2], maps.shape[3]
+        flat = maps.flatten(2)
+        best = flat.argmax(2)
+        row, column = best // width, best % width
+        rows = self._bump(row, height, maps)
+        columns = self._bump(column, width, maps)
+        rendered = self.peak * rows[:, :, :, None] * columns[:, :, None, :]
+        if self.rescale:
+            rendered = rendered * (flat.amax(2) / self.peak)[:, :, None, None]
+        return (maps - rendered).square().mean((1, 2, 3))
+
+    def _bump(self, centre: Tensor, size: int, like: Tensor) -> Tensor:
+        """exp(-(x - centre)^2 / 2 sigma^2) for x = 0..size-1: [N,J,size]."""
+        grid = torch.arange(size, dtype=like.dtype, device=like.device)
+        distance = grid - centre.to(like.dtype)[:, :, None]
+        return torch.exp(-0.5 * (distance / self.sigma).square())
+
+
+def softmax_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax over dim 1.
+
+    >>> [round(v, 4) for v in softmax_entropy(torch.tensor([[0.0, 0.0], [900.0, 0.0]])).tolist()]
+    [0.6931, 0.0]
+    """
+    # The floor makes a masked class (logit -inf, p = 0) count as 0 instead of 0 * -inf.
+    log_p = torch.log_softmax(logits, 1).clamp_min(-100)
+    return -(torch.exp(log_p) * log_p).sum(1)
+
+
+def rest_probability(logits: Tensor) -> Tensor:
+    """1 - max_k p_k as the sum of the other classes: tells 1e-9 from 1e-12 where 1 - p_max rounds both to 0.
+
+    >>> rest_probability(torch.tensor([[30.0, 0.0]])).item() > 0
+    True
+    """
+    is_top = _class_index(logits) == logits.argmax(1, keepdim=True)
+    probability = torch.softmax(logits, 1)
+    return torch.where(is_top, torch.zeros_like(probability), probability).sum(1)
+
+
+def _class_index(logits: Tensor) -> Tensor:
+    """0..K-1 along dim 1, broadcastable against logits."""
+    shape = [1, logits.shape[1]] + [1] * (logits.ndim - 2)
+    return torch.arange(logits.shape[1], device=logits.device).reshape(shape)
+
+
+def _maps(outputs: Tensor) -> Tensor:
+    if outputs.ndim != 4:
+        raise ValueError(f"heatmaps are [N,J,H,W]; got shape {tuple(outputs.shape)}")
+    return outputs
