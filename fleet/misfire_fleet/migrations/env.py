@@ -1,0 +1,9 @@
+"""Runs migrations on the connection that `store_database.upgrade` brings; there is no other way in."""
+
+from alembic import context
+
+from misfire_fleet.store_schema import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+context.run_migrations()

@@ -1,0 +1,254 @@
+"""The fleet's memory: rows in a database, bytes in a blob store, behind one class.
+
+    collector --add_many--> blobs durable, then rows committed --newest, get, read_blob--> console, retrain
+
+The order is the promise: a row exists only after its blob is durable, so whoever sees a row can read the
+bytes. A sample's id is the SHA-256 of its bytes; storing it twice, by whomever, leaves one row and one blob.
+`store.vehicles` keeps what vehicles say of themselves, `store.deletion` takes samples out again, for good.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Integer, Row, func, select
+
+from misfire_fleet.errors import SampleGoneError
+from misfire_fleet.store_blobs import Blobs, open_blobs
+from misfire_fleet.store_database import Database
+from misfire_fleet.store_deletion import Deletions
+from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
+from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
+from misfire_fleet.store_vehicles import VehicleBook
+from misfire_runtime.clock import wall_time
+from misfire_runtime.messages import Offer
+
+_MANY = 500
+
+
+class Store:
+    """Database and blobs together. Thread-safe; any number of processes may open the same one."""
+
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self.database = database
+        self.blobs = blobs
+        self.vehicles = VehicleBook(database)
+        self.deletion = Deletions(database, blobs)
+
+    @classmethod
+    def open(
+        cls, database: str | Path, blobs: str | Path, *, blob_options: Mapping[str, str] | None = None
+    ) -> Store:
+        """Opens, and creates or migrates what is not there.
+
+        database: a path of an SQLite file or a URL (sqlite:///, postgresql://); blobs: a folder or a URL
+        (s3://bucket/prefix, ...). Raises StoreError, StoreUnavailableError.
+        """
+        url = str(database) if "://" in str(database) else f"sqlite:///{database}"
+        return cls(Database(url), open_blobs(blobs, options=blob_options))
+
+    @classmethod
+    def open_folder(cls, folder: Path) -> Store:
+        """A fleet folder: `fleet.sqlite` and `blobs/`, made where absent."""
+        return cls.open(folder / "fleet.sqlite", folder / "blobs")
+
+    def close(self) -> None:
+        """Closes connections and threads."""
+        self.blobs.close()
+        self.database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_many(self, new: Sequence[NewSample]) -> list[Outcome]:
+        """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
+
+        Raises StoreUnavailableError: then no row of the group is there, and the same call may be repeated.
+        """
+        gone = self.buried([sample.offer.id for sample in new])
+        wanted = {sample.offer.id: sample for sample in new if sample.offer.id not in gone}
+        self.blobs.put_many([(key, sample.data) for key, sample in wanted.items()])
+        now = wall_time()
+        with self.database.write() as connection:
+            late = set(connection.scalars(select(tombstones.c.id).where(tombstones.c.id.in_(wanted))))
+            rows = [_row_of(sample, now) for key, sample in wanted.items() if key not in late]
+            inserted = self.database.insert_new(connection, samples, rows)
+        if late:
+            self.blobs.delete_many(late)
+        outcomes: list[Outcome] = []
+        for sample in new:
+            key = sample.offer.id
+            outcomes.append(
+                "deleted" if key in gone or key in late else "stored" if key in inserted else "duplicate"
+            )
+            inserted.discard(key)
+        return outcomes
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are stored."""
+        return self._those(samples.c.id, ids)
+
+    def buried(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that were deleted and must not come back."""
+        return self._those(tombstones.c.id, ids)
+
+    def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
+        """The latest stored first."""
+        query = select(samples).order_by(samples.c.seq.desc()).limit(limit)
+        for condition in _conditions(filters):
+            query = query.where(condition)
+        with self.database.read() as connection:
+            return [_sample_of(row) for row in connection.execute(query)]
+
+    def count(self, filters: SampleFilter = ANY) -> int:
+        """How many match."""
+        query = select(func.count()).select_from(samples)
+        for condition in _conditions(filters):
+            query = query.where(condition)
+        with self.database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def get(self, sample: str) -> StoredSample:
+        """Raises SampleGoneError where there is no such row."""
+        with self.database.read() as connection:
+            row = connection.execute(select(samples).where(samples.c.id == sample)).one_or_none()
+        if row is None:
+            raise SampleGoneError(f"sample {sample[:64]}: not in this store")
+        return _sample_of(row)
+
+    def read_blob(self, sample: str) -> bytes:
+        """The bytes, exactly as the vehicle wrote them. Raises SampleGoneError."""
+        return self.blobs.get(sample)
+
+    def distinct(self) -> dict[str, list[str]]:
+        """The vehicles, triggers and bundles that occur, for filters."""
+        names = {"vehicle": samples.c.vehicle, "trigger": samples.c.trigger, "bundle": samples.c.bundle}
+        with self.database.read() as connection:
+            return {
+                name: sorted(connection.scalars(select(column).distinct().limit(_MANY)))
+                for name, column in names.items()
+            }
+
+    def usage_since(self, stored_from: float) -> dict[str, tuple[int, int]]:
+        """Vehicle to (samples, bytes) stored since then; the random stream is left out."""
+        query = (
+            select(samples.c.vehicle, func.count(), func.sum(samples.c.size))
+            .where(samples.c.stored_at >= stored_from, samples.c.random.is_(False))
+            .group_by(samples.c.vehicle)
+        )
+        with self.database.read() as connection:
+            return {name: (int(count), int(total or 0)) for name, count, total in connection.execute(query)}
+
+    def embeddings_after(self, seq: int, *, limit: int) -> list[tuple[int, str, str, NDArray[np.float32]]]:
+        """(seq, id, bundle, [D] float32) of rows behind `seq`, oldest first; only the newest `limit`."""
+        query = (
+            select(samples.c.seq, samples.c.id, samples.c.bundle, samples.c.embedding)
+            .where(samples.c.seq > seq, samples.c.embedding.is_not(None))
+            .order_by(samples.c.seq.desc())
+            .limit(limit)
+        )
+        with self.database.read() as connection:
+            rows = list(connection.execute(query))
+        return [(row.seq, row.id, row.bundle, _vector(row.embedding)) for row in reversed(rows)]
+
+    def totals(self) -> Totals:
+        """The store in numbers."""
+        with self.database.read() as connection:
+            count, size, drawn = connection.execute(
+                select(func.count(), func.sum(samples.c.size), func.sum(samples.c.random.cast(Integer)))
+            ).one()
+            fleet, online = connection.execute(
+                select(func.count(), func.sum(vehicles.c.online.cast(Integer)))
+            ).one()
+            query = select(refusals.c.verdict, func.sum(refusals.c.count)).group_by(refusals.c.verdict)
+            refused = {verdict: count for verdict, count in connection.execute(query)}
+            deleted = connection.scalar(select(func.count()).select_from(tombstones))
+        return Totals(
+            samples=int(count),
+            bytes=int(size or 0),
+            random=int(drawn or 0),
+            vehicles=int(fleet),
+            online=int(online or 0),
+            declined=int(refused.get("declined", 0)),
+            rejected=int(refused.get("rejected", 0)),
+            deleted=int(deleted or 0),
+        )
+
+    def _those(self, column: ColumnElement[str], ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        with self.database.read() as connection:
+            for start in range(0, len(ids), _MANY):
+                found.update(connection.scalars(select(column).where(column.in_(ids[start : start + _MANY]))))
+        return found
+
+
+def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
+    exact = {
+        "vehicle": filters.vehicle,
+        "trigger": filters.trigger,
+        "bundle": filters.bundle,
+        "random": filters.random,
+    }
+    conditions: list[ColumnElement[bool]] = [
+        samples.c[name] == value for name, value in exact.items() if value is not None
+    ]
+    if filters.captured_from is not None:
+        conditions.append(samples.c.captured_at >= filters.captured_from)
+    if filters.captured_to is not None:
+        conditions.append(samples.c.captured_at < filters.captured_to)
+    if filters.min_percentile is not None:
+        conditions.append(samples.c.percentile >= filters.min_percentile)
+    if filters.before_seq is not None:
+        conditions.append(samples.c.seq < filters.before_seq)
+    return conditions
+
+
+def _row_of(sample: NewSample, now: float) -> dict[str, Any]:
+    offer = sample.offer
+    return {
+        "id": offer.id,
+        "vehicle": offer.vehicle,
+        "captured_at": offer.captured_at.wall,
+        "stored_at": now,
+        "bundle": offer.bundle,
+        "trigger": offer.trigger.name,
+        "random": offer.trigger.random,
+        "percentile": max(offer.percentiles.values(), default=None),
+        "media_type": offer.media_type,
+        "size": offer.size,
+        "width": sample.width,
+        "height": sample.height,
+        "collector": sample.collector,
+        "embedding": None if offer.embedding is None else base64.b64decode(offer.embedding),
+        "offer": offer.model_dump_json(),
+    }
+
+
+def _sample_of(row: Row[Any]) -> StoredSample:
+    return StoredSample(
+        seq=row.seq,
+        id=row.id,
+        vehicle=row.vehicle,
+        captured_at=row.captured_at,
+        stored_at=row.stored_at,
+        bundle=row.bundle,
+        percentile=row.percentile,
+        media_type=row.media_type,
+        size=row.size,
+        width=row.width,
+        height=row.height,
+        collector=row.collector,
+        offer=Offer.model_validate_json(row.offer),
+    )
+
+
+def _vector(raw: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(raw, "<f2").astype(np.float32)

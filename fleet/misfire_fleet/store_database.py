@@ -1,0 +1,167 @@
+"""The database under the store: opens SQLite (WAL) or PostgreSQL, migrates it, and hands out transactions.
+
+`read()` and `write()` are the only ways in. A write on SQLite takes the write lock at once (BEGIN IMMEDIATE),
+so that two collectors wait for each other instead of failing half-way; `synchronous=FULL` makes a commit
+durable. Errors of the connection become StoreUnavailableError, the only one that is worth a retry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+
+from misfire_fleet.errors import StoreError, StoreUnavailableError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+HEAD = "0001"
+_WRITES = "misfire_writes"
+_MIGRATION_LOCK = 0x6D697366
+
+
+class Database:
+    """An engine, migrated to the newest schema.
+
+    url: `sqlite:///path` or `postgresql://user:password@host/name`. Raises StoreError on a URL or schema that
+    is wrong, StoreUnavailableError where the server does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _create(url)
+        self.dialect = self.engine.dialect.name
+        with _translated(self.engine.url.render_as_string(hide_password=True)):
+            self._migrate()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with _translated("database"), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits at the end, durably, or not at all."""
+        writer = self.engine.execution_options(**{_WRITES: True})
+        with _translated("database"), writer.connect() as connection, connection.begin():
+            yield connection
+
+    def insert_statement(self, table: Table) -> Any:
+        """An INSERT of this dialect, which knows ON CONFLICT."""
+        return postgresql.insert(table) if self.dialect == "postgresql" else sqlite.insert(table)
+
+    def insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> set[str]:
+        """Inserts the rows whose `id` is not there yet; returns the ids that it inserted."""
+        if not rows:
+            return set()
+        statement = self.insert_statement(table).on_conflict_do_nothing().returning(table.c.id)
+        return set(connection.scalars(statement, list(rows)))
+
+    def upsert(
+        self,
+        connection: Connection,
+        table: Table,
+        rows: Sequence[dict[str, Any]],
+        *,
+        keep: Sequence[str] = (),
+    ) -> None:
+        """Inserts rows, or overwrites all but the key and the columns named in `keep`."""
+        for row in rows:
+            statement = self.insert_statement(table).values(row)
+            keys = [column.name for column in table.primary_key]
+            changed = {
+                name: statement.excluded[name] for name in row if name not in keys and name not in keep
+            }
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        if _revision(self.engine) == HEAD:
+            return
+        with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+            if self.dialect == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            upgrade(connection)
+
+
+def upgrade(connection: Connection) -> None:
+    """Runs the migrations that are missing, inside the connection's transaction."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise StoreError(f"the database has a schema that this version does not know: {error}") from error
+
+
+def _create(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StoreError("database URL: expected sqlite:///PATH or postgresql://USER@HOST/NAME") from error
+    if parsed.drivername in {"postgresql", "postgres"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername == "postgresql+psycopg":
+        return create_engine(
+            parsed, pool_size=8, max_overflow=8, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+        )
+    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"} or parsed.database in {None, "", ":memory:"}:
+        raise StoreError(
+            f"database {parsed.drivername!r}: expected sqlite:///PATH or postgresql://USER@HOST/NAME"
+        )
+    try:
+        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"database {parsed.database}: {error.strerror}") from error
+    engine = create_engine(parsed, connect_args={"timeout": 30.0, "check_same_thread": False})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _revision(engine: Engine) -> str | None:
+    from sqlalchemy import inspect
+
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.scalar(text("SELECT version_num FROM alembic_version"))
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    """Errors of the connection or of a full disk are worth a retry; others mean that something is wrong."""
+    try:
+        yield
+    except DBAPIError as error:
+        reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+        if isinstance(error, OperationalError) or error.connection_invalidated:
+            raise StoreUnavailableError(f"{where}: {reason}") from error
+        raise StoreError(f"{where}: {reason}") from error
+    except SQLAlchemyError as error:
+        raise StoreUnavailableError(f"{where}: {error}") from error

@@ -1,0 +1,210 @@
+"""Taking samples out again, for good: by vehicle and time, by age, by size, unless a legal hold keeps them.
+
+A deletion is one transaction: the row goes, a tombstone stays (a vehicle that still has the sample is told
+`declined`), the blob is marked as doomed, and an audit line is written. Blobs are removed after the commit;
+`purge` repeats that for those which a crash left behind.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
+
+from misfire_fleet.errors import StoreError
+from misfire_fleet.store_blobs import Blobs
+from misfire_fleet.store_database import Database
+from misfire_fleet.store_records import Deletion, Hold
+from misfire_fleet.store_schema import audit, doomed_blobs, holds, samples, tombstones
+from misfire_runtime.clock import wall_time
+
+_GROUP = 500
+_DAY_S = 86_400.0
+
+
+class Deletions:
+    """Deletes, holds and forgets. Every change is in the audit log under the name of `actor`."""
+
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self._database = database
+        self._blobs = blobs
+
+    def delete(
+        self,
+        *,
+        vehicle: str | None = None,
+        captured_from: float | None = None,
+        captured_to: float | None = None,
+        sample: str | None = None,
+        reason: str,
+        actor: str = "",
+        dry_run: bool = False,
+    ) -> Deletion:
+        """Deletes what matches all that is given; at least one condition is needed.
+
+        Raises StoreError without a condition. What a hold covers is kept and counted.
+        """
+        scope = Hold("", reason, sample, vehicle, captured_from, captured_to)
+        conditions = _covered_by(scope)
+        if not conditions:
+            raise StoreError(
+                "deletion: name a sample, a vehicle or a time; everything at once is not deleted"
+            )
+        return self._delete(and_(*conditions), reason=reason, actor=actor, action="delete", dry_run=dry_run)
+
+    def apply_retention(
+        self,
+        *,
+        max_age_days: float | None = None,
+        max_bytes: int | None = None,
+        actor: str = "retention",
+        dry_run: bool = False,
+    ) -> Deletion:
+        """Deletes what was stored longer ago than `max_age_days`, then the oldest above `max_bytes`."""
+        done = Deletion(0, 0, 0, dry_run=dry_run)
+        if max_age_days is not None:
+            old = samples.c.stored_at < wall_time() - max_age_days * _DAY_S
+            reason = f"retention of {max_age_days:g} days"
+            done = self._delete(old, reason=reason, actor=actor, action="retention", dry_run=dry_run)
+        if max_bytes is not None:
+            newest_kept = self._seq_within(max_bytes)
+            over = samples.c.seq <= newest_kept
+            reason = f"retention of {max_bytes} bytes"
+            more = self._delete(over, reason=reason, actor=actor, action="retention", dry_run=dry_run)
+            done = replace(
+                more,
+                deleted=done.deleted + more.deleted,
+                bytes=done.bytes + more.bytes,
+                held=max(done.held, more.held),
+                blobs_removed=done.blobs_removed + more.blobs_removed,
+            )
+        return done
+
+    def hold(self, hold: Hold, *, actor: str = "") -> None:
+        """Keeps what the hold covers from any deletion. Raises StoreError where the name is taken."""
+        row = asdict(hold) | {"created_at": wall_time(), "released_at": None}
+        with self._database.write() as connection:
+            if connection.scalar(select(func.count()).where(holds.c.name == hold.name)):
+                raise StoreError(f"hold {hold.name!r} exists already; choose another name")
+            connection.execute(holds.insert(), row)
+            _log(connection, actor, "hold", row)
+
+    def release(self, name: str, *, actor: str = "") -> None:
+        """Ends a hold; it stays in the list with its end. Raises StoreError where no such hold is open."""
+        with self._database.write() as connection:
+            ended = connection.execute(
+                holds.update()
+                .where(holds.c.name == name, holds.c.released_at.is_(None))
+                .values(released_at=wall_time())
+            ).rowcount
+            if not ended:
+                raise StoreError(f"hold {name!r}: there is no open hold of that name")
+            _log(connection, actor, "release", {"name": name})
+
+    def holds(self) -> list[Hold]:
+        """All holds, open and released, oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(holds).order_by(holds.c.created_at, holds.c.name))
+            return [Hold(**row) for row in rows.mappings()]
+
+    def audit(self, *, limit: int = 200) -> list[tuple[float, str, str, dict[str, object]]]:
+        """(time, actor, action, detail), newest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(audit).order_by(audit.c.seq.desc()).limit(limit))
+            return [(row.at, row.actor, row.action, json.loads(row.detail)) for row in rows]
+
+    def purge(self) -> int:
+        """Removes the blobs of deleted samples; returns how many were there."""
+        removed = 0
+        while True:
+            with self._database.read() as connection:
+                group = list(connection.scalars(select(doomed_blobs.c.id).limit(_GROUP)))
+            if not group:
+                return removed
+            removed += self._blobs.delete_many(group)
+            with self._database.write() as connection:
+                connection.execute(delete(doomed_blobs).where(doomed_blobs.c.id.in_(group)))
+
+    def _delete(
+        self, matches: ColumnElement[bool], *, reason: str, actor: str, action: str, dry_run: bool
+    ) -> Deletion:
+        held = _is_held()
+        deleted = size = 0
+        with self._database.read() as connection:
+            kept = connection.scalar(select(func.count()).select_from(samples).where(matches, held)) or 0
+            if dry_run:
+                count, total = connection.execute(
+                    select(func.count(), func.sum(samples.c.size)).where(matches, ~held)
+                ).one()
+                return Deletion(int(count), int(total or 0), int(kept), dry_run=True)
+        while True:
+            with self._database.write() as connection:
+                count, total = self._delete_group(connection, and_(matches, ~held), reason=reason)
+                if count:
+                    _log(connection, actor, action, {"reason": reason, "deleted": count, "bytes": total})
+            if not count:
+                break
+            deleted, size = deleted + count, size + total
+        return Deletion(deleted, size, int(kept), self.purge())
+
+    def _delete_group(
+        self, connection: Connection, matches: ColumnElement[bool], *, reason: str
+    ) -> tuple[int, int]:
+        now = wall_time()
+        query = select(samples.c.id, samples.c.vehicle, samples.c.size).where(matches).limit(_GROUP)
+        rows = list(connection.execute(query))
+        ids = [row.id for row in rows]
+        if rows:
+            graves = [
+                {"id": row.id, "vehicle": row.vehicle, "deleted_at": now, "reason": reason[:256]}
+                for row in rows
+            ]
+            self._database.insert_new(connection, tombstones, graves)
+            self._database.insert_new(
+                connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids]
+            )
+            connection.execute(delete(samples).where(samples.c.id.in_(ids)))
+        return len(rows), sum(row.size for row in rows)
+
+    def _seq_within(self, max_bytes: int) -> int:
+        """The newest row that must go so that all newer rows together are at most `max_bytes`."""
+        total = 0
+        with self._database.read() as connection:
+            for row in connection.execute(
+                select(samples.c.seq, samples.c.size).order_by(samples.c.seq.desc())
+            ):
+                total += row.size
+                if total > max_bytes:
+                    return int(row.seq)
+        return -1
+
+
+def _covered_by(hold: Hold) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if hold.sample is not None:
+        conditions.append(samples.c.id == hold.sample)
+    if hold.vehicle is not None:
+        conditions.append(samples.c.vehicle == hold.vehicle)
+    if hold.captured_from is not None:
+        conditions.append(samples.c.captured_at >= hold.captured_from)
+    if hold.captured_to is not None:
+        conditions.append(samples.c.captured_at < hold.captured_to)
+    return conditions
+
+
+def _is_held() -> ColumnElement[bool]:
+    return exists().where(
+        holds.c.released_at.is_(None),
+        or_(holds.c.sample.is_(None), holds.c.sample == samples.c.id),
+        or_(holds.c.vehicle.is_(None), holds.c.vehicle == samples.c.vehicle),
+        or_(holds.c.captured_from.is_(None), samples.c.captured_at >= holds.c.captured_from),
+        or_(holds.c.captured_to.is_(None), samples.c.captured_at < holds.c.captured_to),
+    )
+
+
+def _log(connection: Connection, actor: str, action: str, detail: dict[str, object]) -> None:
+    connection.execute(
+        audit.insert(),
+        {"at": wall_time(), "actor": actor, "action": action, "detail": json.dumps(detail, sort_keys=True)},
+    )

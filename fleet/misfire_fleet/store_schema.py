@@ -1,0 +1,121 @@
+"""The tables of the fleet's database, as SQLAlchemy sees them; `migrations/` builds them.
+
+`samples` has one row per stored sample, keyed by the SHA-256 that also names its blob. The rest is what the
+fleet remembers beside: vehicles, telemetry, refused offers, and the records of deletion (tombstones, holds,
+blobs that await removal, audit). Times are seconds since 1970 by the wall clock that wrote them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+_BIG = BigInteger().with_variant(Integer(), "sqlite")
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("seq", _BIG, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("vehicle", String(64), nullable=False),
+    Column("captured_at", Float, nullable=False),
+    Column("stored_at", Float, nullable=False),
+    Column("bundle", String(130), nullable=False),
+    Column("trigger", String(64), nullable=False),
+    Column("random", Boolean, nullable=False),
+    Column("percentile", Float),
+    Column("media_type", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("collector", String(64), nullable=False),
+    Column("embedding", LargeBinary),
+    Column("offer", Text, nullable=False),
+    Index("ix_samples_vehicle_seq", "vehicle", "seq"),
+    Index("ix_samples_captured_at", "captured_at"),
+    Index("ix_samples_stored_at", "stored_at"),
+)
+
+vehicles = Table(
+    "vehicles",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("first_seen", Float, nullable=False),
+    Column("online", Boolean, nullable=False),
+    Column("state", Text),
+    Column("state_at", Float),
+    Column("telemetry", Text),
+    Column("telemetry_at", Float),
+)
+
+telemetry = Table(
+    "telemetry",
+    metadata,
+    Column("seq", _BIG, primary_key=True, autoincrement=True),
+    Column("vehicle", String(64), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("ix_telemetry_vehicle_received_at", "vehicle", "received_at"),
+)
+
+refusals = Table(
+    "refusals",
+    metadata,
+    Column("vehicle", String(64), primary_key=True),
+    Column("verdict", String(16), primary_key=True),
+    Column("cause", String(32), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("last_at", Float, nullable=False),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("vehicle", String(64), nullable=False),
+    Column("deleted_at", Float, nullable=False),
+    Column("reason", String(256), nullable=False),
+)
+
+doomed_blobs = Table(
+    "doomed_blobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("doomed_at", Float, nullable=False),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sample", String(64)),
+    Column("vehicle", String(64)),
+    Column("captured_from", Float),
+    Column("captured_to", Float),
+    Column("reason", String(256), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("released_at", Float),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _BIG, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+)

@@ -1,0 +1,148 @@
+"""What vehicles say of themselves, and what the fleet refused them: state, telemetry, refusals, overview."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Row, delete, func, select
+
+from misfire_fleet.store_database import Database
+from misfire_fleet.store_records import VehicleSummary
+from misfire_fleet.store_schema import refusals, samples, telemetry, vehicles
+from misfire_runtime.clock import wall_time
+from misfire_runtime.messages import State, Telemetry, encode
+
+
+class VehicleBook:
+    """One row per vehicle, and a log of its heartbeats."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record_states(self, states: Mapping[str, State]) -> None:
+        """Births and deaths: vehicle name to its latest state. Several collectors may record the same."""
+        now = wall_time()
+        rows = [
+            {
+                "name": name,
+                "first_seen": now,
+                "online": state.online,
+                "state": encode(state).decode(),
+                "state_at": now,
+            }
+            for name, state in sorted(states.items())
+        ]
+        with self._database.write() as connection:
+            self._database.upsert(connection, vehicles, rows, keep=("first_seen",))
+
+    def record_telemetry(self, beats: list[tuple[str, Telemetry]]) -> None:
+        """Heartbeats in order of arrival: appended to the log, and the last one shown in the overview."""
+        now = wall_time()
+        rows = [
+            {"vehicle": name, "received_at": now, "payload": encode(beat).decode()} for name, beat in beats
+        ]
+        last = {row["vehicle"]: row["payload"] for row in rows}
+        with self._database.write() as connection:
+            connection.execute(telemetry.insert(), rows)
+            self._database.upsert(
+                connection,
+                vehicles,
+                [
+                    {
+                        "name": name,
+                        "first_seen": now,
+                        "online": True,
+                        "telemetry": payload,
+                        "telemetry_at": now,
+                    }
+                    for name, payload in sorted(last.items(), key=lambda item: str(item[0]))
+                ],
+                keep=("first_seen", "online"),
+            )
+
+    def record_refusals(self, counts: Mapping[tuple[str, str, str], int]) -> None:
+        """Adds to the counts: (vehicle, "declined" or "rejected", cause) to how many."""
+        now = wall_time()
+        make = self._database.insert_statement
+        with self._database.write() as connection:
+            for (vehicle, verdict, cause), count in sorted(counts.items()):
+                statement = make(refusals).values(
+                    vehicle=vehicle, verdict=verdict, cause=cause, count=count, last_at=now
+                )
+                connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["vehicle", "verdict", "cause"],
+                        set_={"count": refusals.c.count + statement.excluded["count"], "last_at": now},
+                    )
+                )
+
+    def summaries(self) -> list[VehicleSummary]:
+        """All vehicles that were ever heard of, by name."""
+        stored = (
+            select(
+                samples.c.vehicle,
+                func.count().label("stored"),
+                func.sum(samples.c.size).label("bytes"),
+                func.max(samples.c.stored_at).label("last"),
+            )
+            .group_by(samples.c.vehicle)
+            .order_by(samples.c.vehicle)
+        )
+        refused = select(refusals.c.vehicle, refusals.c.verdict, func.sum(refusals.c.count)).group_by(
+            refusals.c.vehicle, refusals.c.verdict
+        )
+        with self._database.read() as connection:
+            uploads = {row.vehicle: row for row in connection.execute(stored)}
+            refusal = {(name, verdict): int(n) for name, verdict, n in connection.execute(refused)}
+            known = {row.name: row for row in connection.execute(select(vehicles))}
+        names = sorted(set(uploads) | set(known) | {name for name, _ in refusal})
+        return [_summary(name, known.get(name), uploads.get(name), refusal) for name in names]
+
+    def causes(self, vehicle: str) -> list[tuple[str, str, int]]:
+        """(verdict, cause, count) of what a vehicle was refused, most first."""
+        query = select(refusals).where(refusals.c.vehicle == vehicle).order_by(refusals.c.count.desc())
+        with self._database.read() as connection:
+            return [(row.verdict, row.cause, row.count) for row in connection.execute(query)]
+
+    def heartbeats(self, vehicle: str, *, limit: int = 200) -> list[tuple[float, Telemetry]]:
+        """(received at, heartbeat), newest first."""
+        query = (
+            select(telemetry.c.received_at, telemetry.c.payload)
+            .where(telemetry.c.vehicle == vehicle)
+            .order_by(telemetry.c.seq.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [
+                (row.received_at, Telemetry.model_validate_json(row.payload))
+                for row in connection.execute(query)
+            ]
+
+    def forget_telemetry(self, before: float) -> int:
+        """Drops heartbeats received before that time; returns how many."""
+        with self._database.write() as connection:
+            return int(connection.execute(delete(telemetry).where(telemetry.c.received_at < before)).rowcount)
+
+
+def _summary(
+    name: str, known: Row[Any] | None, uploads: Row[Any] | None, refusal: Mapping[tuple[str, str], int]
+) -> VehicleSummary:
+    state = None if known is None or known.state is None else State.model_validate_json(known.state)
+    beat = (
+        None if known is None or known.telemetry is None else Telemetry.model_validate_json(known.telemetry)
+    )
+    return VehicleSummary(
+        name=name,
+        online=bool(known.online) if known is not None else False,
+        first_seen=known.first_seen if known is not None else 0.0,
+        state=state,
+        state_at=known.state_at if known is not None else None,
+        telemetry=beat,
+        telemetry_at=known.telemetry_at if known is not None else None,
+        stored=int(uploads.stored) if uploads is not None else 0,
+        bytes_stored=int(uploads.bytes) if uploads is not None else 0,
+        last_stored_at=uploads.last if uploads is not None else None,
+        declined=refusal.get((name, "declined"), 0),
+        rejected=refusal.get((name, "rejected"), 0),
+    )
