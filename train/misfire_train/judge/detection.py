@@ -55,7 +55,8 @@ class BudgetRow:
     """What uploading the top `budget` share of frames finds.
 
     frames: how many that is.  recall: share of all failures among them.
-    precision: share of failures in them.  threshold: the lowest score uploaded.  Where the cut falls into ties, the expectation over a fair draw.
+    precision: share of failures in them.
+    threshold: the lowest score uploaded.  Where the cut falls into ties, the expectation over a fair draw.
     """
 
     budget: float

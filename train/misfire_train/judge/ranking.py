@@ -19,8 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from misfire_train.judge.errors import JudgeError
 
 Floats = NDArray[np.float64]
-_RADIX_FROM = 4096
-"""Below this many scores a plain argsort is faster than packing keys."""
+_PACKED_FROM = 4096
+"""Below this many scores a plain argsort is as fast as packing keys."""
+_PACKED_BELOW = 1 << 29
+"""A float32 leaves this many index values free in the bit pattern of a float64."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ def as_scores(values: ArrayLike, *, what: str = "score", ids: Sequence[str] | No
 
 def as_losses(values: ArrayLike, *, ids: Sequence[str] | None = None) -> Floats:
     """[N] float64, finite and >= 0. Raises JudgeError that names the first offenders."""
-    array = as_scores(values, what="loss", ids=ids).astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(array) | (array < 0))
-    if bad.size:
+    array = as_scores(values, what="loss", ids=ids).astype(np.float64, copy=False)
+    if array.min() < 0 or array.max() == np.inf:
+        bad = np.flatnonzero(~np.isfinite(array) | (array < 0))
         names = ", ".join(repr(ids[i]) if ids is not None else f"index {i}" for i in bad[:5])
         raise JudgeError(f"loss must be finite and >= 0; it is not for {names}")
     return array
@@ -80,55 +82,66 @@ def same_length(**arrays: NDArray[Any]) -> None:
 
 
 def argsort_scores(score: NDArray[Any]) -> NDArray[np.intp]:
-    """Indices by rising score: exact, ties in any order; 3-5 times faster than np.argsort on a million.
-
-    A float32 key and the index share one uint64, so that a plain vectorised sort does the work and nothing is
-    gathered. For float64 the key is rounded; the few runs that rounding merged are sorted again.
-    """
-    count = len(score)
-    if count < _RADIX_FROM or count >= 1 << 32:
-        return np.argsort(score, kind="stable")
-    with np.errstate(over="ignore"):
-        # Adding zero turns -0.0 into 0.0, which must tie with it.
-        bits = (score.astype(np.float32) + np.float32(0)).view(np.uint32)
-    keys = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(0x80000000))
-    packed = keys.astype(np.uint64)
-    packed <<= np.uint64(32)
-    packed |= np.arange(count, dtype=np.uint64)
-    packed.sort()
-    order = (packed & np.uint64(0xFFFFFFFF)).astype(np.intp)
-    if score.dtype == np.float32:
-        return order
-    return _resort_merged(order, score, (packed >> np.uint64(32)).astype(np.uint32))
-
-
-def _resort_merged(order: NDArray[np.intp], score: Floats, keys: NDArray[np.uint32]) -> NDArray[np.intp]:
-    ordered = score[order]
-    if not (ordered[1:] < ordered[:-1]).any():
-        return order
-    same = keys[1:] == keys[:-1]
-    merged = np.zeros(len(order), np.bool_)
-    merged[1:] |= same
-    merged[:-1] |= same
-    places = np.flatnonzero(merged)
-    # Runs are ordered among themselves already, so one sort of all of them keeps each run in its place.
-    order[places] = order[places][np.argsort(ordered[places], kind="stable")]
-    return order
+    """Indices by rising score: exact, ties in any order; on a million no slower than an unstable argsort."""
+    return _sort(score)[0]
 
 
 def rank_scores(score: NDArray[Any]) -> Ranking:
     """Sorts once and finds the groups of equal scores."""
-    order = argsort_scores(score)
-    ordered = score[order]
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    return Ranking(order, ends)
+    order, ordered = _sort(score)
+    last = np.ones(len(order), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=last[:-1])
+    return Ranking(order, np.arange(len(order)) if last.all() else np.flatnonzero(last))
+
+
+def _sort(score: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """(order, score[order]). The index replaces the lowest bits of the score's own bit pattern, so that a
+    plain sort of one uint64 does the work. Scores that then share a key (hardly any) are sorted again.
+    """
+    count = len(score)
+    if count < _PACKED_FROM or count >= _PACKED_BELOW:
+        order = np.argsort(score, kind="stable")
+        return order, score[order]
+    index_bits = np.uint64((1 << (count - 1).bit_length()) - 1)
+    keys = _sortable_bits(score)
+    keys &= ~index_bits
+    keys |= np.arange(count, dtype=np.uint64)
+    keys.sort()
+    order = (keys & index_bits).view(np.int64)
+    ordered = score.take(order)
+    inverted = np.flatnonzero(ordered[1:] < ordered[:-1])
+    if inverted.size:
+        first = np.unique(keys[inverted] & ~index_bits)
+        starts, stops = np.searchsorted(keys, first), np.searchsorted(keys, first | index_bits, side="right")
+        _resort_runs(order, ordered, starts, stops - starts)
+    return order, ordered
+
+
+def _sortable_bits(score: NDArray[Any]) -> NDArray[np.uint64]:
+    """[N] uint64 in the order of the scores: positive numbers get the sign bit flipped, negative all bits."""
+    # Adding zero turns -0.0 into 0.0, which must tie with it.
+    bits = (score.astype(np.float64, copy=False) + 0.0).view(np.int64)
+    flips = bits >> 63
+    flips |= np.int64(-(1 << 63))
+    flips ^= bits
+    return flips.view(np.uint64)
+
+
+def _resort_runs(
+    order: NDArray[np.intp], ordered: NDArray[Any], starts: NDArray[np.intp], sizes: NDArray[np.intp]
+) -> None:
+    """Puts runs of scores that share a key into their exact order, in place in both arrays."""
+    places = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+    # Runs are ordered among themselves already, so one sort of all of them keeps each run in its place.
+    inner = places[np.argsort(ordered[places])]
+    order[places], ordered[places] = order[inner], ordered[inner]
 
 
 def cumulate(ranking: Ranking, values: NDArray[Any], weights: NDArray[Any] | None = None) -> Floats:
     """Weighted sums of `values` [N] up to the end of each tie group: [B,G]; B is 1 without weights [B,N]."""
-    ordered = values[ranking.order][None].astype(np.float64, copy=False)
+    ordered = values.take(ranking.order)[None].astype(np.float64, copy=False)
     if weights is not None:
-        ordered = weights[:, ranking.order] * ordered
+        ordered = weights.take(ranking.order, axis=1) * ordered
     sums = np.cumsum(ordered, axis=1)
     return sums if ranking.distinct else sums[:, ranking.ends]
 
@@ -137,7 +150,7 @@ def counts(ranking: Ranking, weights: NDArray[Any] | None = None) -> Floats:
     """How many (weighted) samples lie up to the end of each tie group: [B,G]."""
     if weights is None:
         return (ranking.ends + 1).astype(np.float64)[None]
-    sums = np.cumsum(weights[:, ranking.order], axis=1, dtype=np.float64)
+    sums = np.cumsum(weights.take(ranking.order, axis=1), axis=1, dtype=np.float64)
     return sums if ranking.distinct else sums[:, ranking.ends]
 
 

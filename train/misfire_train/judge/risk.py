@@ -80,9 +80,11 @@ def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200)
 
 def aurc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
     """AURC of each row of weights [B,N] (whole counts): [B]."""
-    if weights is None and ranking.distinct:
-        risk = np.cumsum(losses[ranking.order])
-        risk /= np.arange(1, len(losses) + 1)
+    if weights is None:
+        risk = losses.take(ranking.order)
+        _share_ties(risk, ranking)
+        np.cumsum(risk, out=risk)
+        risk /= np.arange(1.0, len(risk) + 1)
         return np.array([risk.mean()])
     covered, summed = counts(ranking, weights), cumulate(ranking, losses, weights)
     before, added = steps(covered)
@@ -106,6 +108,18 @@ def augrc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = 
     _, added = steps(covered)
     loss_before, _ = steps(summed)
     return np.asarray((added * (loss_before + summed) / 2).sum(axis=1) / covered[:, -1] ** 2)
+
+
+def _share_ties(ordered: Floats, ranking: Ranking) -> None:
+    """Replaces the losses of tied samples by their mean, in place: the expectation over their orders."""
+    if ranking.distinct:
+        return
+    sizes = np.diff(ranking.ends, prepend=-1)
+    tied = np.flatnonzero(sizes > 1)
+    sizes = sizes[tied]
+    offsets = np.cumsum(sizes) - sizes
+    places = np.repeat(ranking.ends[tied] - sizes + 1 - offsets, sizes) + np.arange(int(sizes.sum()))
+    ordered[places] = np.repeat(np.add.reduceat(ordered[places], offsets) / sizes, sizes)
 
 
 def _harmonic(count: int) -> Floats:
