@@ -1,0 +1,13 @@
+"""Labelled images: where they are found, how they are read, split, and made worse on purpose.
+
+load_dataset(name) -> Dataset(train, test)     catalogue of named sets and readers of folders
+Examples.batch(indices, contract) -> [n,C,H,W]  through the vehicle's own preprocessing
+split(examples, fractions=...)                  by group, stratified, deterministic
+corruptions.corrupt_all(examples, family, ...)  the weather that training did not see
+"""
+
+from misfire_train.data.examples import Dataset, Examples
+from misfire_train.data.loading import load_dataset
+from misfire_train.data.splits import split
+
+__all__ = ["Dataset", "Examples", "load_dataset", "split"]

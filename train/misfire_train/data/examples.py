@@ -1,0 +1,134 @@
+"""Labelled images in memory or on disk, and a data set of two halves: what may be trained on, and the test.
+
+Examples are immutable; `take` gives a view. `batch` is the only way from images to network input here, and
+it goes through `misfire_runtime.preprocess`, as the vehicle does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from misfire_runtime.preprocess import Image, InputContract, normalise
+from misfire_train.data.images import ImageArray, ImageSubset, Indices, planes
+from misfire_train.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N labelled images.
+
+    images: each uint8 [H,W,3] RGB, of any size; grey is replicated.
+    targets: classification int64 [N]; regression float32 [N,J]; keypoints float32 [N,J,3] (x, y, visible; in
+        input pixels); segmentation uint8 [N,H,W], 255 = ignore.
+    ids: stable and unique.  groups: drive, vehicle or track; the id where there is none.
+    Raises DatasetError where the lengths differ or an id is there twice.
+    """
+
+    images: Sequence[Image]
+    targets: NDArray[Any]
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {
+            "images": len(self.images),
+            "targets": len(self.targets),
+            "ids": len(self.ids),
+            "groups": len(self.groups),
+        }
+        if len(set(lengths.values())) != 1:
+            raise DatasetError(f"examples need as many of each: {lengths}")
+        if len(set(self.ids)) != len(self.ids):
+            seen: set[str] = set()
+            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise DatasetError(f"the id {twice!r} is there more than once; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Indices) -> Examples:
+        """The examples at these positions, in this order; nothing is copied but targets."""
+        chosen = np.asarray(indices, np.int64).reshape(-1)
+        return Examples(
+            images=ImageSubset(self.images, chosen),
+            targets=self.targets[chosen],
+            ids=tuple(self.ids[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen),
+        )
+
+    def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """Where these ids stand. Raises DatasetError naming the first that is not here."""
+        where = {identity: position for position, identity in enumerate(self.ids)}
+        try:
+            return np.array([where[identity] for identity in ids], np.int64)
+        except KeyError as error:
+            raise DatasetError(f"there is no example {error.args[0]!r} among these {len(self)}") from None
+
+    def batch(self, indices: Indices, contract: InputContract) -> Tensor:
+        """[n,C,H,W] float32 normalised (uint8 for a uint8 contract): what to_tensor gives for each image."""
+        pixels = planes(self.images, indices, contract)
+        return torch.from_numpy(pixels if contract.dtype == "uint8" else normalise(pixels, contract))
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """All examples of several sets, one after another. Raises DatasetError on a common id or no set."""
+    if not parts:
+        raise DatasetError("there is nothing to join")
+    return Examples(
+        images=_joined_images([part.images for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
+        ids=tuple(i for part in parts for i in part.ids),
+        groups=tuple(g for part in parts for g in part.groups),
+    )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: `train` is for training, holding out and calibrating; `test` is for the last look only.
+
+    task: as in misfire_train.tasks.  classes: names of classes, joints or values.
+    sha256: of the bytes it was read from.  notes: what a reader skipped or made up, one sentence each.
+    """
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+    contract: InputContract
+    train: Examples
+    test: Examples
+    sha256: str
+    licence: str
+    notes: tuple[str, ...] = field(default=())
+
+
+def _joined_images(parts: Sequence[Sequence[Image]]) -> Sequence[Image]:
+    arrays = [part.data for part in parts if isinstance(part, ImageArray)]
+    if len(arrays) == len(parts) and len({array.shape[1:] for array in arrays}) == 1:
+        return ImageArray(np.concatenate(arrays))
+    return JoinedImages(parts)
+
+
+class JoinedImages(Sequence[Image]):
+    """Several image sequences as one."""
+
+    def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        """RGB [H,W,3]."""
+        if isinstance(index, slice):
+            return ImageSubset(self, np.arange(len(self))[index])
+        position = range(len(self))[index]
+        part = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return self.parts[part][position - int(self.starts[part])]

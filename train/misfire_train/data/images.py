@@ -1,0 +1,161 @@
+"""Sequences of images that know how to become network input fast.
+
+    ImageArray      images of one size in one array; grey ones are kept grey and replicated when asked for
+    DecodedImages   images of any size, decoded when asked for; what the network sees of them is kept
+    ImageSubset     some of another sequence, in some order, without a copy
+
+`planes(images, indices, contract)` gives uint8 [n,C,H,W], equal bit for bit to what
+`misfire_runtime.preprocess.to_tensor` gives a vehicle for each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misfire_runtime.preprocess import Image, InputContract, to_tensor
+
+Indices = Sequence[int] | NDArray[np.integer]
+MAX_CACHE_BYTES = 512 * 1024 * 1024
+
+
+class ImageArray(Sequence[Image]):
+    """Images of one size. data: uint8 [N,H,W] (grey) or [N,H,W,3] (RGB)."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        if data.dtype != np.uint8 or not (data.ndim == 3 or (data.ndim == 4 and data.shape[3] == 3)):
+            raise ValueError(f"expected uint8 [N,H,W] or [N,H,W,3], got {data.dtype} {data.shape}")
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
+        """RGB [H,W,3]; a slice is a view."""
+        if isinstance(index, slice):
+            return ImageArray(self.data[index])
+        image = self.data[index]
+        return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+    def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
+        """uint8 [n,C,H,W]; without a loop where size and colour need no conversion."""
+        grey = self.data.ndim == 3
+        fits = self.data.shape[1:3] == (contract.height, contract.width)
+        # OpenCV's grey of three equal channels is that channel exactly: its integer weights sum to one.
+        if fits and grey:
+            chosen = self.data[indices][:, None]
+            return np.repeat(chosen, contract.channels, axis=1) if contract.channels == 3 else chosen
+        if fits and contract.color != "gray":
+            order = slice(None) if contract.color == "rgb" else slice(None, None, -1)
+            return np.ascontiguousarray(self.data[indices][..., order].transpose(0, 3, 1, 2))
+        return _one_by_one(self, indices, contract)
+
+
+class DecodedImages(Sequence[Image]):
+    """Images that `decode(i)` gives, i in 0..count-1.
+
+    What the network sees of each (uint8 at the contract's size) is kept for the next epoch, as long as all of
+    it fits in `max_cache_bytes`; else every batch decodes anew.
+    """
+
+    def __init__(
+        self, decode: Callable[[int], Image], *, count: int, max_cache_bytes: int = MAX_CACHE_BYTES
+    ) -> None:
+        self._decode = decode
+        self._count = count
+        self._max_cache_bytes = max_cache_bytes
+        self._kept: tuple[InputContract, NDArray[np.uint8], NDArray[np.bool_]] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
+        """RGB [H,W,3], decoded now."""
+        if isinstance(index, slice):
+            return ImageSubset(self, np.arange(self._count)[index])
+        if not -self._count <= index < self._count:
+            raise IndexError(f"image {index} of {self._count}")
+        return self._decode(int(index) % self._count)
+
+    def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
+        """uint8 [n,C,H,W], decoding only what was not seen before."""
+        kept = self._cache_for(contract)
+        if kept is None:
+            return _one_by_one(self, indices, contract)
+        values, filled = kept
+        missing = np.unique(indices[~filled[indices]])
+        if len(missing):
+            values[missing] = _one_by_one(self, missing, contract)
+            filled[missing] = True
+        return values[indices]
+
+    def _cache_for(self, contract: InputContract) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
+        key = _pixels_of(contract)
+        if self._kept is None or self._kept[0] != key:
+            shape = (self._count, contract.channels, contract.height, contract.width)
+            if int(np.prod(shape, dtype=np.int64)) > self._max_cache_bytes:
+                return None
+            self._kept = (key, np.zeros(shape, np.uint8), np.zeros(self._count, bool))
+        return self._kept[1], self._kept[2]
+
+
+class ImageSubset(Sequence[Image]):
+    """`base[indices]`, without a copy; a subset of a subset points at the original."""
+
+    def __init__(self, base: Sequence[Image], indices: Indices) -> None:
+        chosen = np.asarray(indices, np.int64)
+        if isinstance(base, ImageSubset):
+            base, chosen = base.base, base.indices[chosen]
+        self.base = base
+        self.indices = chosen
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
+        """RGB [H,W,3]."""
+        if isinstance(index, slice):
+            return ImageSubset(self.base, self.indices[index])
+        return self.base[int(self.indices[index])]
+
+    def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
+        """uint8 [n,C,H,W] from the base."""
+        return planes(self.base, self.indices[indices], contract)
+
+
+def planes(images: Sequence[Image], indices: Indices, contract: InputContract) -> NDArray[np.uint8]:
+    """uint8 [n,C,H,W]: what the network sees of images[indices], before normalisation."""
+    chosen = np.asarray(indices, np.int64)
+    if isinstance(images, ImageArray | DecodedImages | ImageSubset):
+        return images.planes(chosen, contract)
+    return _one_by_one(images, chosen, contract)
+
+
+def _pixels_of(contract: InputContract) -> InputContract:
+    """The contract without what acts after the pixels: dtype and normalisation."""
+    return contract.model_copy(update={"dtype": "uint8", "mean": (0.0,), "std": (1.0,), "name": "image"})
+
+
+def _one_by_one(
+    images: Sequence[Image], indices: NDArray[np.int64], contract: InputContract
+) -> NDArray[np.uint8]:
+    raw = _pixels_of(contract)
+    result = np.empty((len(indices), contract.channels, contract.height, contract.width), np.uint8)
+    for row, index in enumerate(indices):
+        result[row] = to_tensor(images[int(index)], raw)[0]
+    return result

@@ -1,0 +1,137 @@
+"""Divides examples into parts: groups stay whole, classes spread evenly, the same seed repeats it.
+
+A frame of a drive looks like its neighbours, so a split that tears a drive apart flatters every score that is
+judged on it. Groups are dealt out largest first, each to the part that lacks its classes most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misfire_runtime.errors import ConfigError
+from misfire_train.data.examples import Examples
+from misfire_train.errors import DatasetError
+
+
+def split(
+    examples: Examples, *, fractions: Mapping[str, float], seed: int, by_group: bool = True
+) -> dict[str, Examples]:
+    """Parts by name, each of about fraction * N examples, in the order in which `examples` has them.
+
+    fractions: above zero, summing to at most 1; what is left over is in no part.
+    Does not depend on the order of the examples, only on ids, groups, classes and the seed.
+    Raises ConfigError on bad fractions, DatasetError where a part would stay empty.
+
+    >>> from misfire_train.data import load_dataset
+    >>> digits = load_dataset("digits").train
+    >>> {name: len(part) for name, part in split(digits, fractions={"a": 0.5, "b": 0.5}, seed=0).items()}
+    {'a': 674, 'b': 673}
+    """
+    _check_fractions(fractions)
+    names = list(fractions)
+    shares = np.array([fractions[name] for name in names], np.float64)
+    units = examples.groups if by_group else examples.ids
+    classes = _strata(examples.targets)
+    if len(set(units)) == len(units):
+        part_of = _deal_singles(units, classes, shares, seed)
+    else:
+        part_of = _deal_groups(units, classes, shares, seed)
+    parts = {name: examples.take(np.flatnonzero(part_of == k)) for k, name in enumerate(names)}
+    empty = [name for name, part in parts.items() if len(part) == 0]
+    if empty:
+        what = (
+            f"{len(set(units))} groups of {len(examples)} examples"
+            if by_group
+            else f"{len(examples)} examples"
+        )
+        raise DatasetError(
+            f"{what} are too few for the split {dict(fractions)}: {', '.join(empty)} would be empty; "
+            "use more data or fewer parts" + ("" if not by_group else ", or split without groups")
+        )
+    return parts
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    if not fractions:
+        raise ConfigError("a split needs at least one part")
+    for name, value in fractions.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"the fraction of {name!r} is {value}; it must be above zero")
+    if sum(fractions.values()) > 1 + 1e-9:
+        raise ConfigError(f"the fractions sum to {sum(fractions.values()):.4g}; at most 1 is there to divide")
+
+
+def _strata(targets: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Classes as 0..K-1 where targets are classes, else one stratum."""
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        return np.unique(targets, return_inverse=True)[1].astype(np.int64)
+    return np.zeros(len(targets), np.int64)
+
+
+def _shuffled(names: list[str], seed: int) -> list[int]:
+    """A permutation that depends on seed and names alone, not on their order."""
+    keys = [hashlib.blake2b(f"{seed}\x00{name}".encode(), digest_size=16).digest() for name in names]
+    return sorted(range(len(names)), key=keys.__getitem__)
+
+
+def _with_rest(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The shares, and what they leave over as one more part; they sum to 1."""
+    return np.append(shares, max(0.0, 1 - float(shares.sum())))
+
+
+def _deal_singles(
+    units: tuple[str, ...], classes: NDArray[np.int64], shares: NDArray[np.float64], seed: int
+) -> NDArray[np.int64]:
+    """Every example is a group: class by class by largest remainder; what rounding owes is carried on."""
+    weights = _with_rest(shares)
+    part_of = np.full(len(units), -1, np.int64)
+    order = np.array(_shuffled(list(units), seed), np.int64)
+    owed = np.zeros(len(weights))
+    for value in range(int(classes.max(initial=-1)) + 1):
+        members = order[classes[order] == value]
+        wanted = weights * len(members) + owed
+        counts = np.floor(wanted + 1e-9).clip(0).astype(np.int64)
+        while (room := len(members) - int(counts.sum())) != 0:
+            step = 1 if room > 0 else -1
+            counts[int(np.argmax((wanted - counts) * step + np.where(counts + step < 0, -np.inf, 0)))] += step
+        owed = wanted - counts
+        part_of[members] = np.repeat(np.arange(len(weights)), counts)
+    return np.where(part_of < len(shares), part_of, -1)
+
+
+def _deal_groups(
+    units: tuple[str, ...], classes: NDArray[np.int64], shares: NDArray[np.float64], seed: int
+) -> NDArray[np.int64]:
+    """Largest group first, each to the part whose lack of the group's classes it fills best."""
+    names, member_of = np.unique(np.array(units), return_inverse=True)
+    counts = np.zeros((len(names), int(classes.max(initial=0)) + 1))
+    np.add.at(counts, (member_of, classes), 1)
+    weights = _with_rest(shares)
+    weights = weights if weights[-1] > 1e-9 else weights[:-1]
+    lack = weights[:, None] * counts.sum(0)
+    part_of_group = np.empty(len(names), np.int64)
+    for group in sorted(_shuffled([str(name) for name in names], seed), key=lambda g: -counts[g].sum()):
+        gain = np.minimum(lack, counts[group]).sum(1)
+        emptiness = lack.sum(1) / weights
+        part = int(np.lexsort((-emptiness, -np.round(gain, 6)))[0])
+        part_of_group[group] = part
+        lack[part] = np.maximum(lack[part] - counts[group], 0)
+    _fill_empty(part_of_group, counts.sum(1), parts=len(shares))
+    part_of = part_of_group[member_of]
+    return np.where(part_of < len(shares), part_of, -1)
+
+
+def _fill_empty(part_of_group: NDArray[np.int64], sizes: NDArray[np.float64], *, parts: int) -> None:
+    """Gives each empty part the smallest group of a part that has several, in place."""
+    for part in range(parts):
+        if (part_of_group == part).any():
+            continue
+        held = np.bincount(part_of_group, minlength=parts + 1)
+        spare = np.flatnonzero((held[part_of_group] > 1) | (part_of_group >= parts))
+        if len(spare):
+            part_of_group[spare[int(np.argmin(sizes[spare]))]] = part

@@ -1,0 +1,87 @@
+"""From a name to a network, with the names of the layers that scores and heads look at."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from misfire_runtime.errors import ConfigError
+from misfire_train.models.resnet import resnet18, resnet_small
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A network ready for a `Probe`.
+
+    last_layer: its last nn.Linear or 1x1 nn.Conv2d.  feature_layers: where heads may attach, in order.
+    options: what it was built with beyond outputs and channels, defaults included; enough to build it again.
+    """
+
+    module: nn.Module
+    last_layer: str
+    feature_layers: tuple[str, ...]
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build one. build(outputs, *, channels, **options)."""
+
+    build: Callable[..., nn.Module]
+    tasks: tuple[str, ...]
+    last_layer: str
+    feature_layers: tuple[str, ...]
+    about: str
+
+
+_VECTOR_TASKS = ("classification", "regression", "custom")
+
+MODELS: dict[str, Architecture] = {
+    "resnet-small": Architecture(
+        resnet_small, _VECTOR_TASKS, "fc", ("layer1", "layer2", "layer3"), "the default; 8x8 images and up"
+    ),
+    "resnet18": Architecture(
+        resnet18, _VECTOR_TASKS, "fc", ("layer1", "layer2", "layer3", "layer4"), "made for 224x224"
+    ),
+}
+
+
+def default_model(task: str) -> str:
+    """The small network for a task."""
+    return {
+        "segmentation": "unet-small",
+        "keypoints": "keypoint-small",
+        "regression": "regressor-small",
+    }.get(task, "resnet-small")
+
+
+def build_model(name: str, *, task: str, outputs: int, channels: int, **options: Any) -> BuiltModel:
+    """A freshly initialised network; torch's seed decides its weights.
+
+    outputs: classes, values or joints.  channels: of the image, 1 or 3.  options: the architecture's own.
+    Raises ConfigError on an unknown name or option, or a task that the network cannot do.
+    """
+    architecture = MODELS.get(name)
+    if architecture is None:
+        raise ConfigError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
+    if task not in architecture.tasks:
+        able = ", ".join(other for other, known in MODELS.items() if task in known.tasks)
+        raise ConfigError(f"{name} cannot do {task}; able are: {able or 'none'}")
+    if outputs < 1 or channels < 1:
+        raise ConfigError(f"{name} needs at least one output and one channel, not {outputs} and {channels}")
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(architecture.build).parameters.items()
+        if key not in ("outputs", "channels")
+    }
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        raise ConfigError(f"{name} has no option {unknown[0]!r}; it has {', '.join(defaults) or 'none'}")
+    chosen = {**defaults, **options}
+    module = architecture.build(outputs, channels=channels, **chosen)
+    return BuiltModel(module, architecture.last_layer, architecture.feature_layers, name, chosen)

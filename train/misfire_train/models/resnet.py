@@ -1,0 +1,114 @@
+"""Residual classifiers and regressors: a small one for 8x8 to 128x128 images, and ResNet-18 for 224x224.
+
+image [N,C,H,W] -> stem -> stages, each halving the size -> mean over pixels -> dropout -> linear [N,outputs]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def conv_norm(
+    inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Convolution without bias, then batch norm; keeps the size at stride 1."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, basic block)."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = conv_norm(inputs, outputs, stride=stride)
+        self.conv2 = conv_norm(outputs, outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, kernel=1, stride=stride)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,inputs,H,W] to [N,outputs,ceil(H/stride),ceil(W/stride)]."""
+        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
+
+
+def residual_stage(inputs: int, outputs: int, *, blocks: int, stride: int = 2) -> nn.Sequential:
+    """`blocks` residual blocks, the first of which changes width and size."""
+    first = ResidualBlock(inputs, outputs, stride=stride)
+    return nn.Sequential(first, *(ResidualBlock(outputs, outputs) for _ in range(blocks - 1)))
+
+
+class ResNet(nn.Module):
+    """A residual network with a linear last layer; `large_stem` is the 7x7 stem and pooling of ResNet-18.
+
+    widths, blocks: of each stage; stages are named layer1, layer2, ...; the last layer is `fc`.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        channels: int,
+        stem: int,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        strides: Sequence[int],
+        large_stem: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            conv_norm(channels, stem, kernel=7 if large_stem else 3, stride=2 if large_stem else 1), nn.ReLU()
+        )
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
+        stages = []
+        width = stem
+        for number, (outputs_of_stage, count, stride) in enumerate(
+            zip(widths, blocks, strides, strict=True), 1
+        ):
+            name = f"layer{number}"
+            self.add_module(name, residual_stage(width, outputs_of_stage, blocks=count, stride=stride))
+            stages.append(name)
+            width = outputs_of_stage
+        self.stages = tuple(stages)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(width, outputs)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N,C,H,W] to [N,outputs]."""
+        x = self.maxpool(self.conv1(image))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
+
+
+def resnet_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> ResNet:
+    """About 0.5 million parameters and 17 million multiply-adds at 28x28; any size from 8x8 up."""
+    return ResNet(
+        outputs,
+        channels=channels,
+        stem=width,
+        widths=(2 * width, 4 * width, 8 * width),
+        blocks=(2, 2, 1),
+        strides=(2, 2, 2),
+        large_stem=False,
+        dropout=dropout,
+    )
+
+
+def resnet18(outputs: int, *, channels: int, dropout: float = 0.0) -> ResNet:
+    """ResNet-18 (He et al. 2016): 11.2 million parameters before the last layer, made for 224x224."""
+    return ResNet(
+        outputs,
+        channels=channels,
+        stem=64,
+        widths=(64, 128, 256, 512),
+        blocks=(2, 2, 2, 2),
+        strides=(1, 2, 2, 2),
+        large_stem=True,
+        dropout=dropout,
+    )
