@@ -1,0 +1,94 @@
+"""What there is to judge by: scores, truth, and where each row comes from, checked once.
+
+A row is one frame under one condition. `frames` names the photo (a clean row and its corrupted copies
+share it), `groups` the drive, vehicle or track, `shifts` the corruption family, "clean" for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from misfire_train.judge.errors import JudgeError
+from misfire_train.judge.ranking import Floats, as_failures, as_losses, as_scores, same_length
+
+CLEAN = "clean"
+MIN_CLUSTERS = 20
+"""With fewer groups a bootstrap over groups has too little to draw from: frames are drawn instead."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Equal-length columns: scores {name: [N]}, failed [N] bool, loss [N] >= 0, groups, frames, shifts."""
+
+    scores: Mapping[str, NDArray[Any]]
+    failed: NDArray[np.bool_]
+    loss: Floats
+    groups: NDArray[Any]
+    frames: NDArray[Any]
+    shifts: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.failed)
+
+    @classmethod
+    def of(
+        cls,
+        scores: Mapping[str, ArrayLike],
+        *,
+        failed: ArrayLike | None = None,
+        loss: ArrayLike | None = None,
+        failure_threshold: float | None = None,
+        groups: ArrayLike | None = None,
+        frames: ArrayLike | None = None,
+        shifts: ArrayLike | None = None,
+    ) -> Evidence:
+        """Checks and fills in: failures from the loss, the loss from failures, a frame as its own group.
+
+        Raises JudgeError on NaN, lengths that differ, or neither failures nor a thresholded loss.
+        """
+        names = None if frames is None else [str(frame) for frame in np.asarray(frames)]
+        arrays = {name: as_scores(v, what=f"score {name!r}", ids=names) for name, v in scores.items()}
+        losses = None if loss is None else as_losses(loss, ids=names)
+        if failed is not None:
+            failures = as_failures(failed)
+        elif losses is not None and failure_threshold is not None:
+            failures = losses > failure_threshold
+        else:
+            raise JudgeError(
+                "need `failed`, or a `loss` and the `failure_threshold` above which it is a failure"
+            )
+        count = len(failures)
+        frame_labels = np.arange(count) if frames is None else np.asarray(frames)
+        evidence = cls(
+            scores=arrays,
+            failed=failures,
+            loss=failures.astype(np.float64) if losses is None else losses,
+            groups=frame_labels if groups is None else np.asarray(groups),
+            frames=frame_labels,
+            shifts=np.full(count, CLEAN) if shifts is None else np.asarray(shifts),
+        )
+        columns = {name: getattr(evidence, name) for name in ("failed", "loss", "groups", "frames", "shifts")}
+        same_length(**columns, **arrays)
+        return evidence
+
+    @property
+    def clean(self) -> NDArray[np.intp]:
+        """Rows without corruption."""
+        return np.flatnonzero(self.shifts == CLEAN)
+
+    def clusters(self) -> tuple[NDArray[Any], tuple[str, ...]]:
+        """([N] labels of what a bootstrap draws whole, a note where that had to be frames)."""
+        count = len(np.unique(self.groups))
+        if count >= MIN_CLUSTERS:
+            return self.groups, ()
+        if count == 1:
+            return self.frames, ()
+        return self.frames, (
+            f"{count} groups are too few to draw whole groups: intervals are over frames within them and "
+            "do not say how much the next group may differ.",
+        )

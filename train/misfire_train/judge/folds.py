@@ -1,0 +1,147 @@
+"""What the gate holds out: whole groups of clean frames, and whole families of corruption.
+
+groups, shifts [N] --group_folds, shift_folds--> Folds (rows each)
+scores x folds --tabulate--> a Table of values and bootstrap replicates, all on the same resamples
+
+A fold's nominee is the score that is best on the other folds, so that picking the best of many scores is not
+rewarded on the data it was picked on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misfire_train.judge.bootstrap import HIGHER_IS_BETTER, ROW_METRICS, resample_weights
+from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.ranking import Floats, Ranking, rank_scores
+
+MIN_PER_FOLD = 5
+"""A fold with fewer failures (or successes) says nothing by itself and is left out."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Rows that are held out together. kind: "groups" or "corruptions"."""
+
+    name: str
+    kind: str
+    rows: NDArray[np.intp]
+    failures: int
+    groups: int
+
+    @property
+    def usable(self) -> bool:
+        """Enough failures and successes for a value."""
+        return MIN_PER_FOLD <= self.failures <= len(self.rows) - MIN_PER_FOLD
+
+
+def group_folds(evidence: Evidence, *, most: int, seed: int) -> tuple[Fold, ...]:
+    """Clean rows, one fold per group; more than `most` are dealt into `most` folds of like failures."""
+    rows = evidence.clean
+    labels, members = np.unique(evidence.groups[rows], return_inverse=True)
+    if len(labels) < 2:
+        return ()
+    if len(labels) <= most:
+        dealt, names = members, [str(label) for label in labels]
+    else:
+        failures = np.bincount(members, weights=evidence.failed[rows], minlength=len(labels))
+        shuffled = np.random.default_rng(seed).permutation(len(labels))
+        by_failures = shuffled[np.argsort(-failures[shuffled], kind="stable")]
+        fold_of_group = np.empty(len(labels), np.intp)
+        fold_of_group[by_failures] = np.arange(len(labels)) % most
+        dealt, names = fold_of_group[members], [f"fold {i + 1}" for i in range(most)]
+    return tuple(_fold(name, "groups", rows[dealt == i], evidence) for i, name in enumerate(names))
+
+
+def shift_folds(evidence: Evidence) -> tuple[Fold, ...]:
+    """One fold per corruption family, all its severities together; clean rows are in none."""
+    names = sorted({str(shift) for shift in evidence.shifts} - {CLEAN})
+    return tuple(
+        _fold(name, "corruptions", np.flatnonzero(evidence.shifts == name), evidence) for name in names
+    )
+
+
+def _fold(name: str, kind: str, rows: NDArray[np.intp], evidence: Evidence) -> Fold:
+    return Fold(name, kind, rows, int(evidence.failed[rows].sum()), len(np.unique(evidence.groups[rows])))
+
+
+@dataclass(frozen=True)
+class Table:
+    """values[score][metric]: [F]; replicates[score][metric]: [R,F], resampled jointly over all folds."""
+
+    folds: tuple[Fold, ...]
+    values: Mapping[str, Mapping[str, Floats]]
+    replicates: Mapping[str, Mapping[str, Floats]]
+
+    @property
+    def weights(self) -> Floats:
+        """[F] share of the failures."""
+        failures = np.array([fold.failures for fold in self.folds], np.float64)
+        return np.asarray(failures / failures.sum())
+
+    def best(self, names: Sequence[str], metric: str, *, without: int | None = None) -> str:
+        """The score with the best failure-weighted mean over folds, one left out; the first on a tie."""
+        keep = np.ones(len(self.folds), np.bool_)
+        if without is not None and len(self.folds) > 1:
+            keep[without] = False
+        weights = self.weights[keep]
+        sign = 1 if metric in HIGHER_IS_BETTER else -1
+        means = [sign * float(self.values[name][metric][keep] @ weights) for name in names]
+        return names[int(np.argmax(means))]
+
+    def mean(self, name: str, metric: str) -> float:
+        """Failure-weighted mean over all folds."""
+        return float(self.values[name][metric] @ self.weights)
+
+
+def tabulate(
+    folds: Sequence[Fold],
+    evidence: Evidence,
+    *,
+    metrics: Sequence[str],
+    replicates: int,
+    seed: int,
+    refitted: Mapping[str, Mapping[str, NDArray[Any]]],
+) -> Table:
+    """Values and joint replicates of every score on every usable fold.
+
+    refitted: {fold name: {score: [N]}} replaces a score by one that was fitted without that fold.
+    """
+    usable = tuple(fold for fold in folds if fold.usable)
+    values = {name: {m: np.zeros(len(usable)) for m in metrics} for name in evidence.scores}
+    rows = {
+        name: {m: np.full((replicates, len(usable)), np.nan) for m in metrics} for name in evidence.scores
+    }
+    rankings = [_rank_fold(fold, evidence, refitted.get(fold.name, {})) for fold in usable]
+    for index, name, metric in product(range(len(usable)), evidence.scores, metrics):
+        values[name][metric][index] = _value(metric, rankings[index][name], usable[index], evidence, None)[0]
+    clusters, _ = evidence.clusters()
+    start = 0
+    for weights in resample_weights(clusters, replicates=replicates, seed=seed):
+        block = slice(start, start + len(weights))
+        start += len(weights)
+        for index, fold in enumerate(usable):
+            inner = np.ascontiguousarray(weights[:, fold.rows])
+            drawn = inner.any(axis=1)
+            for name, metric in product(evidence.scores, metrics):
+                found = _value(metric, rankings[index][name], fold, evidence, inner[drawn])
+                rows[name][metric][block, index][drawn] = found
+    return Table(usable, values, rows)
+
+
+def _rank_fold(fold: Fold, evidence: Evidence, refitted: Mapping[str, NDArray[Any]]) -> dict[str, Ranking]:
+    return {
+        name: rank_scores(refitted.get(name, score)[fold.rows]) for name, score in evidence.scores.items()
+    }
+
+
+def _value(
+    metric: str, ranking: Ranking, fold: Fold, evidence: Evidence, weights: NDArray[Any] | None
+) -> Floats:
+    return ROW_METRICS[metric](ranking, evidence.failed[fold.rows], evidence.loss[fold.rows], weights)

@@ -1,0 +1,222 @@
+"""The release gate: which score a bundle triggers on, and whether a learned one has earned its place.
+
+A learned score is chosen only if, on data held out by group (drive, vehicle, track) and by corruption family,
+it beats the best free score with the whole 95 % paired bootstrap interval, in every metric asked for, and is
+significantly worse in no single fold. Both sides of a fold are nominated on the other folds. All conditions
+must hold at once, so testing several of them makes the gate stricter, never luckier. Otherwise the bundle
+triggers on the free score, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from misfire_train.judge.bootstrap import HIGHER_IS_BETTER
+from misfire_train.judge.errors import JudgeError
+from misfire_train.judge.evidence import Evidence
+from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
+from misfire_train.judge.ranking import as_scores
+from misfire_train.judge.views import Candidate, View, build_view, list_candidates
+
+MIN_FAILURES = 30
+"""Held-out failures (and successes) below which no score is judged at all."""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """winner: what to trigger on.  passed: a learned score earned it.  verdict: one or two plain sentences.
+
+    needed: failures that would settle it, where there were too few or the interval holds zero.
+    """
+
+    winner: str
+    winner_is_free: bool
+    passed: bool
+    verdict: str
+    best_free: str
+    best_learned: str | None
+    samples: int
+    failures: int
+    needed: int | None = None
+    views: tuple[View, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and a manifest's `extra`."""
+        return asdict(self)
+
+
+def choose_score(
+    scores: Mapping[str, ArrayLike],
+    *,
+    failed: ArrayLike | None = None,
+    loss: ArrayLike | None = None,
+    failure_threshold: float | None = None,
+    groups: ArrayLike | None = None,
+    frames: ArrayLike | None = None,
+    shifts: ArrayLike | None = None,
+    free: Collection[str],
+    fallback: str | None = None,
+    refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
+    metrics: Sequence[str] = ("auroc", "aurc"),
+    replicates: int = 1000,
+    max_folds: int = 10,
+    min_failures: int = MIN_FAILURES,
+    seed: int = 0,
+) -> GateResult:
+    """Names the score to trigger on, from scores [N] of data that nothing was fitted on.
+
+    failed: [N]; or a `loss` [N] with `failure_threshold`. Without a loss the failures are the loss.
+    groups: [N] drive, vehicle or track, never split between folds.  frames: [N] the photo a row shows (its
+    corrupted copies share it).  shifts: [N] corruption family, "clean" for none.  free: the scores that cost
+    nothing.  fallback: the free score to ship where nothing can be decided (else the first in `scores`).
+    refitted: {fold: {score: [N]}}, a score's values when fitted without that group or family.
+    The first metric nominates; all must be won. Raises JudgeError where no free score is given.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> failed = rng.random(2000) < 0.2
+    >>> scores = {"msp": failed + rng.normal(size=2000), "learned": failed + 0.6 * rng.normal(size=2000)}
+    >>> result = choose_score(scores, failed=failed, free={"msp"}, replicates=200)
+    >>> result.winner, result.passed
+    ('learned', True)
+    """
+    evidence = Evidence.of(
+        scores,
+        failed=failed,
+        loss=loss,
+        failure_threshold=failure_threshold,
+        groups=groups,
+        frames=frames,
+        shifts=shifts,
+    )
+    free_names = [name for name in evidence.scores if name in free]
+    learned_names = [name for name in evidence.scores if name not in free]
+    if not free_names:
+        raise JudgeError(
+            f"the gate needs a free score to beat; got only {', '.join(evidence.scores) or 'none'}"
+        )
+    default = fallback if fallback in free_names else free_names[0]
+    few = _too_few(evidence, min_failures)
+    if few is not None:
+        return _undecided(default, evidence, few, needed=min_failures)
+    tables, left_out = [], []
+    for folds in (group_folds(evidence, most=max_folds, seed=seed), shift_folds(evidence)):
+        table = tabulate(
+            folds,
+            evidence,
+            metrics=metrics,
+            replicates=replicates,
+            seed=seed,
+            refitted={
+                fold: {n: as_scores(v) for n, v in per.items()} for fold, per in (refitted or {}).items()
+            },
+        )
+        if table.folds:
+            tables.append(table)
+            left_out.append(tuple(fold.name for fold in folds if not fold.usable))
+    if not tables:
+        return _undecided(default, evidence, "No group or corruption with enough failures can be held out.")
+    views = tuple(
+        build_view(table, free=free_names, learned=learned_names, metrics=metrics, left_out=missing)
+        for table, missing in zip(tables, left_out, strict=True)
+        if learned_names
+    )
+    best_free = _overall(tables, free_names, metrics[0])
+    best_learned = _overall(tables, learned_names, metrics[0]) if learned_names else None
+    passed = bool(views) and all(view.passed for view in views)
+    verdict, needed = _verdict(views, best_free, best_learned)
+    return GateResult(
+        winner=best_learned if passed and best_learned is not None else best_free,
+        winner_is_free=not passed,
+        passed=passed,
+        verdict=verdict,
+        best_free=best_free,
+        best_learned=best_learned,
+        samples=len(evidence),
+        failures=int(evidence.failed.sum()),
+        needed=needed,
+        views=views,
+        candidates=tuple(c for t in tables for c in list_candidates(t, free=free_names, metrics=metrics)),
+        notes=evidence.clusters()[1],
+    )
+
+
+def failures_needed(*, auroc: float = 0.85, half_width: float = 0.05) -> int:
+    """Failures for a 95 % interval of AUROC of that half width, successes being plentiful.
+
+    Hanley & McNeil 1982: the variance per failure is AUROC / (2 - AUROC) - AUROC^2.
+    """
+    variance = auroc / (2 - auroc) - auroc**2
+    return math.ceil(1.96**2 * variance / half_width**2)
+
+
+def _too_few(evidence: Evidence, least: int) -> str | None:
+    clean = evidence.failed[evidence.clean] if evidence.clean.size else evidence.failed
+    failures = int(clean.sum())
+    if failures < least:
+        frames = math.ceil(least * (len(clean) + 2) / (failures + 1))
+        return (
+            f"Too few held-out errors to judge: {failures} among {len(clean)} frames; at least {least} are "
+            f"needed, which is about {frames} held-out frames at this error rate."
+        )
+    if len(clean) - failures < least:
+        return (
+            f"Too few held-out successes to judge: {len(clean) - failures} among {len(clean)} frames; "
+            f"at least {least} are needed."
+        )
+    return None
+
+
+def _undecided(default: str, evidence: Evidence, why: str, *, needed: int | None = None) -> GateResult:
+    return GateResult(
+        winner=default,
+        winner_is_free=True,
+        passed=False,
+        verdict=f"{why} Trigger on the free score {default}.",
+        best_free=default,
+        best_learned=None,
+        samples=len(evidence),
+        failures=int(evidence.failed.sum()),
+        needed=needed,
+    )
+
+
+def _overall(tables: Sequence[Table], names: Sequence[str], metric: str) -> str:
+    """Best by the mean over views, each view counting once."""
+    means = [np.mean([table.mean(name, metric) for table in tables]) for name in names]
+    return names[int(np.argmax(means) if metric in HIGHER_IS_BETTER else np.argmin(means))]
+
+
+def _verdict(views: Sequence[View], free: str, learned: str | None) -> tuple[str, int | None]:
+    if learned is None:
+        return f"No learned score was offered: trigger on the free score {free}, the best of its kind.", None
+    if all(view.passed for view in views):
+        where = " and ".join(f"held-out {view.kind}" for view in views)
+        return f"Trigger on {learned}: it beats the best free score ({free}) on {where}.", None
+    reasons, needed = [], []
+    for view in views:
+        for pooled in view.pooled:
+            if pooled.a_wins:
+                continue
+            reasons.append(
+                f"{pooled.metric} on held-out {view.kind}: {pooled.difference:+.4f} "
+                f"[{pooled.low:+.4f}, {pooled.high:+.4f}]"
+            )
+            if pooled.difference > 0 and pooled.low < 0:
+                failures = sum(fold.failures for fold in view.folds)
+                needed.append(
+                    math.ceil(failures * ((pooled.difference - pooled.low) / pooled.difference) ** 2)
+                )
+        reasons.extend(f"worse on {view.kind} {name}" for name in view.worse)
+    text = f"Trigger on the free score {free}: {learned} did not earn its place ({'; '.join(reasons)})."
+    if needed:
+        text += f" A gain of this size would need about {max(needed)} held-out failures to show."
+    return text, max(needed) if needed else None
