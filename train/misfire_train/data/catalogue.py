@@ -227,6 +227,14 @@ def entries() -> dict[str, Entry]:
     return {entry.name: entry for entry in _ENTRIES}
 
 
+def find_entry(name: str) -> Entry:
+    """The entry of that name. Raises DatasetError with the names that exist."""
+    known = entries()
+    if name not in known:
+        raise DatasetError(f"there is no data set {name!r}; there are {', '.join(known)}")
+    return known[name]
+
+
 def cache_root() -> Path:
     """Where `misfire data fetch` puts files when no folder is named."""
     base = os.environ.get("XDG_CACHE_HOME")

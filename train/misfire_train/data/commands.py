@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from misfire_train.data.catalogue import Entry, data_roots, entries, state
+from misfire_train.data.catalogue import Entry, data_roots, entries, find_entry, state
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 DATA_OPTION = typer.Option(
@@ -48,3 +48,21 @@ def list_datasets(data: Path | None = DATA_OPTION, as_json: bool = JSON_OPTION) 
             str(row["licence"]),
         )
     Console().print(table)
+
+
+@app.command()
+def check(
+    name: str = typer.Argument("", help="One data set; all that are here without."),
+    data: Path | None = DATA_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Read every file and compare it with its published checksum; exit 1 where one differs."""
+    chosen = [find_entry(name)] if name else [entry for entry in entries().values() if entry.files]
+    rows = [{"name": entry.name, "state": state(entry, root=data, verify=True)} for entry in chosen]
+    if as_json:
+        typer.echo(json.dumps({"datasets": rows}))
+    else:
+        for row in rows:
+            typer.echo(f"{row['name']:16} {row['state']}")
+    if any(row["state"] == "changed" or (name and row["state"] == "missing") for row in rows):
+        raise typer.Exit(1)

@@ -7,6 +7,8 @@ Results may leave 0..1; the caller clips.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +31,10 @@ def noise(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
 
 def shot(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     """level: photons at full white. Normal approximation of the Poisson law."""
-    return pixels + np.sqrt(pixels / np.float32(level)) * rng.standard_normal(pixels.shape, np.float32)
+    worse: Pixels = pixels + np.sqrt(pixels / np.float32(level)) * rng.standard_normal(
+        pixels.shape, np.float32
+    )
+    return worse
 
 
 def defocus(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
@@ -49,7 +54,8 @@ def night(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     if pixels.shape[2] == 3:
         dark = dark * np.array([0.85, 0.95, 1.1], np.float32)
     grain = rng.standard_normal(pixels.shape, np.float32)
-    return dark + grain * (np.float32(0.012) + np.float32(0.06) * np.sqrt(dark))
+    worse: Pixels = dark + grain * (np.float32(0.012) + np.float32(0.06) * np.sqrt(dark))
+    return worse
 
 
 def fog(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
@@ -64,7 +70,8 @@ def fog(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
 def contrast(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     """level: contrast that is left."""
     mean = pixels.mean(dtype=np.float32)
-    return (pixels - mean) * np.float32(level) + mean
+    worse: Pixels = (pixels - mean) * np.float32(level) + mean
+    return worse
 
 
 def glare(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
@@ -79,7 +86,8 @@ def glare(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     light = (np.float32(level) * (halo + 0.4 * streak + 0.15))[:, :, None].astype(np.float32)
     if pixels.shape[2] == 3:
         light = light * np.array([1.0, 0.96, 0.86], np.float32)
-    return pixels + light * (1 - 0.3 * pixels)
+    worse: Pixels = pixels + light * (1 - 0.3 * pixels)
+    return worse
 
 
 def exposure(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
@@ -95,11 +103,14 @@ def rain(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     shape = (max(2, round(height / coarse)), max(2, round(width / coarse)))
     angle = math.pi / 2 + rng.uniform(-0.35, 0.35)
     starts = (rng.random(shape, np.float32) < 0.36 * level * coarse / length).astype(np.float32)
-    streaks = cv2.filter2D(starts, -1, _line(length / coarse, angle)) * np.float32(0.9 * length / coarse)
-    streaks = cv2.resize(np.minimum(streaks, 1), (width, height), interpolation=cv2.INTER_LINEAR)[:, :, None]
+    lines = cv2.filter2D(starts, -1, _line(length / coarse, angle)) * np.float32(0.9 * length / coarse)
+    streaks = _as_3d(cv2.resize(np.minimum(lines, 1), (width, height), interpolation=cv2.INTER_LINEAR))
     streaks = streaks * np.float32(0.45 + 0.35 * level)
     veil = np.float32(0.35 * level)
-    return (pixels * (1 - veil) + np.float32(0.6) * veil) * (1 - streaks) + np.float32(0.88) * streaks
+    worse: Pixels = (pixels * (1 - veil) + np.float32(0.6) * veil) * (1 - streaks) + np.float32(
+        0.88
+    ) * streaks
+    return worse
 
 
 def snow(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
@@ -118,14 +129,14 @@ def snow(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
 
 def dirt(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     """level: share of the lens that is covered."""
-    alpha = _blobs(pixels.shape[:2], level, rng, cells=5, softness=12)[:, :, None]
+    alpha = _blobs((pixels.shape[0], pixels.shape[1]), level, rng, cells=5, softness=12)[:, :, None]
     mud = np.array([0.27, 0.22, 0.16], np.float32) if pixels.shape[2] == 3 else np.float32(0.22)
     return pixels * (1 - alpha) + mud * alpha
 
 
 def drops(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     """level: share of the lens that is under water."""
-    alpha = _blobs(pixels.shape[:2], level, rng, cells=7, softness=20)[:, :, None]
+    alpha = _blobs((pixels.shape[0], pixels.shape[1]), level, rng, cells=7, softness=20)[:, :, None]
     behind = _convolve(pixels, 0.16 * reach(pixels), _disc)
     return pixels * (1 - alpha) + (behind * np.float32(0.85) + np.float32(0.1)) * alpha
 
@@ -137,7 +148,7 @@ def jpeg(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     stored = cv2.cvtColor(raw, cv2.COLOR_RGB2BGR) if colour else raw
     _, data = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, round(level)])
     back = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
-    return np.multiply(back.reshape(pixels.shape), np.float32(1 / 255), dtype=np.float32)
+    return _as_3d(np.asarray(back, np.float32) * np.float32(1 / 255))
 
 
 def pixelate(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
@@ -153,8 +164,9 @@ def pixelate(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     )
 
 
-def _as_3d(pixels: NDArray[np.float32]) -> Pixels:
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+def _as_3d(pixels: NDArray[Any]) -> Pixels:
+    """float32 [H,W,C], also where OpenCV dropped a single channel."""
+    return np.asarray(pixels[:, :, None] if pixels.ndim == 2 else pixels, np.float32)
 
 
 def _field(shape: tuple[int, int], rng: np.random.Generator, *, cells: int) -> NDArray[np.float32]:
@@ -188,10 +200,11 @@ def _line(length: float, angle: float) -> NDArray[np.float32]:
         column, row = math.floor(x), math.floor(y)
         fx, fy = x - column, y - row
         kernel[row : row + 2, column : column + 2] += np.outer((1 - fy, fy), (1 - fx, fx)).astype(np.float32)
-    return kernel / kernel.sum()
+    worse: Pixels = kernel / kernel.sum()
+    return worse
 
 
-def _convolve(pixels: Pixels, size: float, kernel_of) -> Pixels:  # type: ignore[no-untyped-def]
+def _convolve(pixels: Pixels, size: float, kernel_of: Callable[[float], NDArray[np.float32]]) -> Pixels:
     """Filters with kernel_of(size); large kernels work on a reduced image."""
     height, width = pixels.shape[:2]
     factor = 1

@@ -115,10 +115,8 @@ class ImageSubset(Sequence[Image]):
 
     def __init__(self, base: Sequence[Image], indices: Indices) -> None:
         chosen = np.asarray(indices, np.int64)
-        if isinstance(base, ImageSubset):
-            base, chosen = base.base, base.indices[chosen]
-        self.base = base
-        self.indices = chosen
+        self.base: Sequence[Image] = base.base if isinstance(base, ImageSubset) else base
+        self.indices: NDArray[np.int64] = base.indices[chosen] if isinstance(base, ImageSubset) else chosen
 
     def __len__(self) -> int:
         return len(self.indices)

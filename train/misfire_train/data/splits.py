@@ -69,7 +69,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
 def _strata(targets: NDArray[np.generic]) -> NDArray[np.int64]:
     """Classes as 0..K-1 where targets are classes, else one stratum."""
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        return np.unique(targets, return_inverse=True)[1].astype(np.int64)
+        return np.asarray(np.unique(targets, return_inverse=True)[1], np.int64)
     return np.zeros(len(targets), np.int64)
 
 
@@ -109,11 +109,11 @@ def _deal_groups(
 ) -> NDArray[np.int64]:
     """Largest group first, each to the part whose lack of the group's classes it fills best."""
     names, member_of = np.unique(np.array(units), return_inverse=True)
-    counts = np.zeros((len(names), int(classes.max(initial=0)) + 1))
+    counts: NDArray[np.float64] = np.zeros((len(names), int(classes.max(initial=0)) + 1))
     np.add.at(counts, (member_of, classes), 1)
     weights = _with_rest(shares)
-    weights = weights if weights[-1] > 1e-9 else weights[:-1]
-    lack = weights[:, None] * counts.sum(0)
+    weights = weights[: len(shares) + int(weights[-1] > 1e-9)]
+    lack: NDArray[np.float64] = weights[:, None] * counts.sum(0)
     part_of_group = np.empty(len(names), np.int64)
     for group in sorted(_shuffled([str(name) for name in names], seed), key=lambda g: -counts[g].sum()):
         gain = np.minimum(lack, counts[group]).sum(1)

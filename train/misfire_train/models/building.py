@@ -10,22 +10,11 @@ from typing import Any
 from torch import nn
 
 from misfire_runtime.errors import ConfigError
-from misfire_train.models.resnet import resnet18, resnet_small
-
-
-@dataclass(frozen=True)
-class BuiltModel:
-    """A network ready for a `Probe`.
-
-    last_layer: its last nn.Linear or 1x1 nn.Conv2d.  feature_layers: where heads may attach, in order.
-    options: what it was built with beyond outputs and channels, defaults included; enough to build it again.
-    """
-
-    module: nn.Module
-    last_layer: str
-    feature_layers: tuple[str, ...]
-    name: str
-    options: dict[str, Any]
+from misfire_train.models.built import BuiltModel
+from misfire_train.models.foreign import build_timm
+from misfire_train.models.maps import keypoint_small, unet_small
+from misfire_train.models.mobilenet import mobilenet_small
+from misfire_train.models.resnet import regressor_small, resnet18, resnet_small
 
 
 @dataclass(frozen=True)
@@ -48,6 +37,18 @@ MODELS: dict[str, Architecture] = {
     "resnet18": Architecture(
         resnet18, _VECTOR_TASKS, "fc", ("layer1", "layer2", "layer3", "layer4"), "made for 224x224"
     ),
+    "mobilenet-small": Architecture(
+        mobilenet_small, _VECTOR_TASKS, "classifier", ("stage1", "stage2", "stage3"), "for slow processors"
+    ),
+    "regressor-small": Architecture(
+        regressor_small, ("regression", "custom"), "fc", ("layer1", "layer2", "layer3"), "values"
+    ),
+    "unet-small": Architecture(
+        unet_small, ("segmentation", "custom"), "head", ("down2", "down3", "up1"), "pixel logits, full size"
+    ),
+    "keypoint-small": Architecture(
+        keypoint_small, ("keypoints", "custom"), "head", ("down2", "down3", "up2"), "heatmaps, quarter size"
+    ),
 }
 
 
@@ -66,9 +67,13 @@ def build_model(name: str, *, task: str, outputs: int, channels: int, **options:
     outputs: classes, values or joints.  channels: of the image, 1 or 3.  options: the architecture's own.
     Raises ConfigError on an unknown name or option, or a task that the network cannot do.
     """
+    if name.startswith("timm:"):
+        return build_timm(name, task=task, outputs=outputs, channels=channels, **options)
     architecture = MODELS.get(name)
     if architecture is None:
-        raise ConfigError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
+        raise ConfigError(
+            f"there is no model {name!r}; there are {', '.join(MODELS)}, and timm:NAME with timm installed"
+        )
     if task not in architecture.tasks:
         able = ", ".join(other for other, known in MODELS.items() if task in known.tasks)
         raise ConfigError(f"{name} cannot do {task}; able are: {able or 'none'}")

@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,inputs,H,W] to [N,outputs,ceil(H/stride),ceil(W/stride)]."""
-        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
+        y: Tensor = self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
+        return y
 
 
 def residual_stage(inputs: int, outputs: int, *, blocks: int, stride: int = 2) -> nn.Sequential:
@@ -83,7 +84,8 @@ class ResNet(nn.Module):
         x = self.maxpool(self.conv1(image))
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return self.fc(self.dropout(self.avgpool(x).flatten(1)))  # type: ignore[no-any-return]
+        answer: Tensor = self.fc(self.dropout(self.avgpool(x).flatten(1)))
+        return answer
 
 
 def resnet_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> ResNet:
@@ -98,6 +100,11 @@ def resnet_small(outputs: int, *, channels: int, width: int = 16, dropout: float
         large_stem=False,
         dropout=dropout,
     )
+
+
+def regressor_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.0) -> ResNet:
+    """resnet-small without dropout before the last layer, which would blur the values that it learns."""
+    return resnet_small(outputs, channels=channels, width=width, dropout=dropout)
 
 
 def resnet18(outputs: int, *, channels: int, dropout: float = 0.0) -> ResNet:

@@ -1,0 +1,40 @@
+"""Networks of timm, for those who have it: `timm:NAME`. Nothing else imports it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from misfire_runtime.errors import ConfigError, MissingExtraError
+from misfire_train.models.built import BuiltModel
+
+
+def build_timm(name: str, *, task: str, outputs: int, channels: int, **options: Any) -> BuiltModel:
+    """A timm network by `timm:NAME`; options go to timm.create_model.
+
+    Its classifier and its feature stages are those that timm itself names. Raises MissingExtraError without
+    timm, ConfigError on a name that timm does not know, a task that is not a vector of outputs, or a network
+    whose classifier is not one linear layer.
+    """
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{name} needs timm, which is not installed: pip install 'misfire[timm]'"
+        ) from error
+    if task not in ("classification", "regression", "custom"):
+        raise ConfigError(f"{name} gives one vector per image and cannot do {task}")
+    try:
+        module = timm.create_model(
+            name.removeprefix("timm:"), num_classes=outputs, in_chans=channels, **options
+        )
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+    last = module.default_cfg.get("classifier")
+    if not isinstance(last, str):
+        raise ConfigError(
+            f"{name} has no single last layer; attach to it with attach(model, layers=...) instead"
+        )
+    stages = [info["module"] for info in getattr(module, "feature_info", [])]
+    known = {layer for layer, _ in module.named_modules()}
+    return BuiltModel(module, last, tuple(stage for stage in stages if stage in known), name, dict(options))
