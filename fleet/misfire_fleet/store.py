@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Integer, Row, func, select
+from sqlalchemy import ColumnElement, Integer, Row, case, func, select
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store_blobs import Blobs, open_blobs
@@ -138,10 +138,11 @@ class Store:
             }
 
     def usage_since(self, stored_from: float) -> dict[str, tuple[int, int]]:
-        """Vehicle to (samples, bytes) stored since then; the random stream is left out."""
+        """Vehicle to (samples that are not of the random stream, bytes of all) stored since then."""
+        chosen = case((samples.c.random, 0), else_=1)
         query = (
-            select(samples.c.vehicle, func.count(), func.sum(samples.c.size))
-            .where(samples.c.stored_at >= stored_from, samples.c.random.is_(False))
+            select(samples.c.vehicle, func.sum(chosen), func.sum(samples.c.size))
+            .where(samples.c.stored_at >= stored_from)
             .group_by(samples.c.vehicle)
         )
         with self.database.read() as connection:
@@ -168,8 +169,8 @@ class Store:
             fleet, online = connection.execute(
                 select(func.count(), func.sum(vehicles.c.online.cast(Integer)))
             ).one()
-            query = select(refusals.c.verdict, func.sum(refusals.c.count)).group_by(refusals.c.verdict)
-            refused = {verdict: count for verdict, count in connection.execute(query)}
+            query = select(refusals.c.verdict, func.sum(refusals.c["count"])).group_by(refusals.c.verdict)
+            refused = dict(connection.execute(query).tuples().all())
             deleted = connection.scalar(select(func.count()).select_from(tombstones))
         return Totals(
             samples=int(count),

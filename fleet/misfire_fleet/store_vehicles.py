@@ -73,7 +73,7 @@ class VehicleBook:
                 connection.execute(
                     statement.on_conflict_do_update(
                         index_elements=["vehicle", "verdict", "cause"],
-                        set_={"count": refusals.c.count + statement.excluded["count"], "last_at": now},
+                        set_={"count": refusals.c["count"] + statement.excluded["count"], "last_at": now},
                     )
                 )
 
@@ -89,7 +89,7 @@ class VehicleBook:
             .group_by(samples.c.vehicle)
             .order_by(samples.c.vehicle)
         )
-        refused = select(refusals.c.vehicle, refusals.c.verdict, func.sum(refusals.c.count)).group_by(
+        refused = select(refusals.c.vehicle, refusals.c.verdict, func.sum(refusals.c["count"])).group_by(
             refusals.c.vehicle, refusals.c.verdict
         )
         with self._database.read() as connection:
@@ -101,9 +101,11 @@ class VehicleBook:
 
     def causes(self, vehicle: str) -> list[tuple[str, str, int]]:
         """(verdict, cause, count) of what a vehicle was refused, most first."""
-        query = select(refusals).where(refusals.c.vehicle == vehicle).order_by(refusals.c.count.desc())
+        columns = refusals.c
+        count = columns["count"]
+        query = select(columns.verdict, columns.cause, count).where(columns.vehicle == vehicle)
         with self._database.read() as connection:
-            return [(row.verdict, row.cause, row.count) for row in connection.execute(query)]
+            return [(row[0], row[1], int(row[2])) for row in connection.execute(query.order_by(count.desc()))]
 
     def heartbeats(self, vehicle: str, *, limit: int = 200) -> list[tuple[float, Telemetry]]:
         """(received at, heartbeat), newest first."""

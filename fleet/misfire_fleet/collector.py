@@ -1,0 +1,254 @@
+"""The collector: takes offers and chunks from vehicles, stores samples, says `stored` when they are durable.
+
+network thread --offers--> Desk --verdicts--> Outbox --> vehicles
+               --chunks--> Transfers --whole--> Committer --stored--> Outbox
+               --state, telemetry--> housekeeping thread --> store
+Stateless: everything it remembers can be lost at any moment, because vehicles own their samples until they
+hear `stored`. Any number of collectors share the offers of a fleet; each names itself in `send`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import Counter, deque
+
+from misfire_fleet.broker_client import BrokerConfig
+from misfire_fleet.collector_committer import Committer, Outlets
+from misfire_fleet.collector_desk import Desk, DeskRules
+from misfire_fleet.collector_housekeeping import Housekeeping
+from misfire_fleet.collector_link import Handlers, Link, chunk_bytes
+from misfire_fleet.collector_metrics import CollectorMetrics
+from misfire_fleet.collector_novelty import Novelty
+from misfire_fleet.collector_outbox import Outbox
+from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector_transfers import Ask, Excess, Transfers
+from misfire_fleet.store import Store
+from misfire_runtime.errors import MessageError
+from misfire_runtime.messages import Rejected, Send, State, Telemetry, Verdict, decode
+
+log = logging.getLogger(__name__)
+
+_MAX_NOTES = 20_000
+_STUCK_S = 60.0
+
+
+class Collector:
+    """One collector of one fleet.
+
+    `name` must be unique among running collectors and match [A-Za-z0-9_.-]{1,64}; by default it is made of
+    host, process and chance. `start` returns at once when the broker delivers, at the latest after `wait_s`;
+    a broker that is away is waited for in the background.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        broker: BrokerConfig,
+        fleet: str = "default",
+        name: str | None = None,
+        settings: CollectorSettings | None = None,
+    ) -> None:
+        self.name = name or _own_name()
+        self.settings = settings or CollectorSettings()
+        self.metrics = CollectorMetrics()
+        self.transfers = Transfers(
+            max_transfers=self.settings.max_transfers, max_bytes=self.settings.max_transfer_bytes
+        )
+        self._largest_chunk = self.settings.chunk_bytes if broker.protocol == "5" else 64 * 1024
+        self._quotas = QuotaBook(self.settings.quotas)
+        near = self.settings.near_duplicates
+        self._novelty = None if near is None else Novelty(near)
+        self._draining = threading.Event()
+        self._lock = threading.Lock()
+        self._refused: Counter[tuple[str, str, str]] = Counter()
+        self._states: dict[str, State] = {}
+        self._beats: deque[tuple[str, Telemetry]] = deque(maxlen=_MAX_NOTES)
+        self.outbox = Outbox(self._publish)
+        self.committer = Committer(
+            store,
+            name=self.name,
+            settings=self.settings,
+            transfers=self.transfers,
+            metrics=self.metrics,
+            outlets=Outlets(self._answer, self._ask, self._given_up),
+        )
+        self.desk = Desk(
+            store,
+            name=self.name,
+            settings=self.settings,
+            rules=DeskRules(
+                self.transfers,
+                self._quotas,
+                self._novelty,
+                self._chunk_bytes,
+                lambda: not self.committer.failing.is_set(),
+                self._draining.is_set,
+            ),
+            metrics=self.metrics,
+            answer=self._answer,
+        )
+        self.link = Link(
+            broker, fleet=fleet, name=self.name, settings=self.settings, handlers=self._handlers()
+        )
+        self._housekeeping = Housekeeping(
+            store,
+            quotas=self._quotas,
+            novelty=self._novelty,
+            near=near,
+            notes=self._take_notes,
+            tick=self._tick,
+        )
+
+    def start(self, *, wait_s: float = 10.0) -> bool:
+        """Starts all threads; True where the canary came back within `wait_s`."""
+        self._housekeeping.prepare()
+        self.committer.start()
+        self.desk.start()
+        self.link.start()
+        self._housekeeping.start()
+        return self.link.ready.wait(wait_s)
+
+    def run(self, stop: threading.Event) -> None:
+        """Collects until `stop` is set, then drains and closes."""
+        self.start()
+        stop.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Takes no new offers, lets running transfers complete, says what is to be said, disconnects."""
+        self._draining.set()
+        self.link.stop_offers()
+        until = time.monotonic() + self.settings.drain_s
+        waiting = threading.Event()
+        while len(self.transfers) and time.monotonic() < until and self.link.ready.is_set():
+            waiting.wait(0.02)
+        self.desk.close()
+        self.committer.close()
+        self.outbox.close()
+        self._housekeeping.close()
+        self.link.close()
+
+    def problems(self) -> list[str]:
+        """What keeps this collector from working, in sentences; empty where it works."""
+        found = []
+        if not self.link.ready.is_set():
+            found.append("the broker does not deliver to this collector")
+        if self.committer.failing.is_set():
+            found.append("the store does not take samples")
+        if self.committer.busy_s(time.monotonic()) > _STUCK_S:
+            found.append(f"a commit has been running for more than {_STUCK_S:g} s")
+        if not (self.desk.alive and self.committer.alive and self._housekeeping.alive):
+            found.append("a thread died; see the log")
+        return found
+
+    def _handlers(self) -> Handlers:
+        return Handlers(
+            chunk=self._on_chunk,
+            offer=self.desk.put,
+            state=self._on_state,
+            telemetry=self._on_telemetry,
+            acknowledged=self.outbox.acknowledged,
+            lost=self.outbox.lost,
+            malformed=lambda kind: self.metrics.malformed.labels(kind).inc(),
+        )
+
+    def _publish(self, vehicle: str, reply: bytes) -> object | None:
+        return self.link.publish(vehicle, reply)
+
+    def _on_chunk(self, vehicle: str, sample: str, offset: int, payload: bytes) -> None:
+        self.metrics.chunks.inc()
+        self.metrics.chunk_bytes.inc(len(payload))
+        event = self.transfers.chunk(vehicle, sample, offset, payload, time.monotonic())
+        if event is None:
+            return
+        if event == "unknown":
+            self.metrics.unknown_chunks.inc()
+        elif isinstance(event, Ask):
+            self._ask(event)
+        elif isinstance(event, Excess):
+            self.transfers.close((vehicle, sample))
+            self._given_up(vehicle, sample)
+            self._answer(
+                vehicle, Rejected(id=sample, reason="size: more bytes came than the offer said"), "size"
+            )
+        else:
+            self.committer.put(event)
+
+    def _on_state(self, vehicle: str, payload: bytes) -> None:
+        if not payload:  # somebody cleared the retained message
+            return
+        try:
+            state = decode(State, payload)
+        except MessageError:
+            self.metrics.malformed.labels("state").inc()
+            return
+        with self._lock:
+            if len(self._states) < _MAX_NOTES:
+                self._states[vehicle] = state
+
+    def _on_telemetry(self, vehicle: str, payload: bytes) -> None:
+        try:
+            self._beats.append((vehicle, decode(Telemetry, payload)))
+        except MessageError:
+            self.metrics.malformed.labels("telemetry").inc()
+
+    def _answer(self, vehicle: str, verdict: Verdict, cause: str) -> None:
+        self.metrics.verdicts.labels(verdict.verdict, cause).inc()
+        if verdict.verdict in {"declined", "rejected"}:
+            with self._lock:
+                self._refused[(vehicle, verdict.verdict, cause)] += 1
+        self.outbox.put(vehicle, verdict)
+
+    def _ask(self, ask: Ask) -> None:
+        self.metrics.asked_again.inc()
+        send = Send(id=ask.sample, collector=self.name, offset=ask.offset, chunk_bytes=self._chunk_bytes())
+        self._answer(ask.vehicle, send, "again")
+
+    def _given_up(self, vehicle: str, sample: str) -> None:
+        self._quotas.give_back(vehicle, sample)
+        if self._novelty is not None:
+            self._novelty.forget(sample)
+
+    def _chunk_bytes(self) -> int:
+        return chunk_bytes(self.link.packet_limit, self._largest_chunk)
+
+    def _tick(self, now: float) -> None:
+        """Sweeps transfers, watches the link, and refreshes what the metrics show."""
+        asks, abandoned = self.transfers.stalled(
+            now, stall_s=self.settings.stall_s, abandon_s=self.settings.abandon_s
+        )
+        for ask in asks:
+            self._ask(ask)
+        for key in abandoned:
+            self.metrics.abandoned.inc()
+            self._given_up(*key)
+        self.link.tick(now)
+        self.metrics.transfers.set(len(self.transfers))
+        self.metrics.transfer_bytes.set(self.transfers.reserved_bytes)
+        self.metrics.offers_waiting.set(self.desk.waiting)
+        self.metrics.verdicts_waiting.set(self.outbox.pending)
+        self.metrics.ready.set(self.link.ready.is_set())
+        self.metrics.reconnects.set(self.link.stalls)
+
+    def _take_notes(
+        self,
+    ) -> tuple[dict[str, State], list[tuple[str, Telemetry]], dict[tuple[str, str, str], int]]:
+        with self._lock:
+            states, self._states = self._states, {}
+            refused, self._refused = self._refused, Counter()
+        beats = []
+        while self._beats:
+            beats.append(self._beats.popleft())
+        return states, beats, refused
+
+
+def _own_name() -> str:
+    host = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in socket.gethostname())
+    return f"{host[:32] or 'collector'}-{os.getpid()}-{secrets.token_hex(3)}"

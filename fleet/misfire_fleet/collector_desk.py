@@ -1,0 +1,239 @@
+"""The desk where offers are answered: a batch at a time, with one look into the database for all of them.
+
+offers -> malformed or foreign? rejected -> stored already? stored -> deleted? declined -> on its way? send
+       -> too fast? busy -> over quota, near-duplicate? declined -> no room? busy -> send
+The unbiased random stream is never declined as a near-duplicate: statistics stand on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from misfire_fleet.collector_metrics import CollectorMetrics
+from misfire_fleet.collector_novelty import Novelty
+from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector_transfers import Transfers
+from misfire_fleet.collector_verify import IMAGES, VIDEOS
+from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_fleet.store import Store
+from misfire_runtime.errors import MessageError
+from misfire_runtime.messages import (
+    Busy,
+    Declined,
+    Offer,
+    Rejected,
+    Send,
+    Stored,
+    Verdict,
+    decode,
+    unpack_embedding,
+)
+
+log = logging.getLogger(__name__)
+
+_BATCH = 256
+_ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{64})"')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """An offer as it came: the topic's vehicle and the bytes."""
+
+    vehicle: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class DeskRules:
+    """What the desk asks besides the store: all live, all thread-safe."""
+
+    transfers: Transfers
+    quotas: QuotaBook
+    novelty: Novelty | None
+    chunk_bytes: Callable[[], int]
+    store_works: Callable[[], bool]
+    draining: Callable[[], bool]
+
+
+class Desk:
+    """A thread that answers offers; `answer` is where verdicts go: (vehicle, verdict, cause)."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        settings: CollectorSettings,
+        rules: DeskRules,
+        metrics: CollectorMetrics,
+        answer: Callable[[str, Verdict, str], None],
+    ) -> None:
+        self._store, self._name, self._settings = store, name, settings
+        self._rules, self._metrics, self._answer = rules, metrics, answer
+        self._offers: queue.Queue[Incoming | None] = queue.Queue(settings.max_offers_waiting)
+        self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._thread.start()
+
+    def put(self, vehicle: str, payload: bytes) -> None:
+        """Takes an offer, or drops and counts it where too many wait; the vehicle offers again."""
+        try:
+            self._offers.put_nowait(Incoming(vehicle, payload))
+        except queue.Full:
+            self._metrics.dropped.labels("offer").inc()
+
+    @property
+    def waiting(self) -> int:
+        """Offers not yet looked at."""
+        return self._offers.qsize()
+
+    @property
+    def alive(self) -> bool:
+        """False where the thread died."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Answers what waits, then ends."""
+        if self._thread.is_alive():
+            self._offers.put(None)
+            self._thread.join(10.0)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._offers.get()]
+            while len(batch) < _BATCH and batch[-1] is not None:
+                try:
+                    batch.append(self._offers.get_nowait())
+                except queue.Empty:
+                    break
+            self.decide([incoming for incoming in batch if incoming is not None])
+            if batch[-1] is None:
+                return
+
+    def decide(self, batch: list[Incoming]) -> None:
+        """Answers a batch of offers."""
+        offers = [offer for offer in map(self._read, batch) if offer is not None]
+        if not offers:
+            return
+        self._metrics.offers.inc(len(offers))
+        ids = [offer.id for offer in offers]
+        try:
+            known, buried = self._store.known(ids), self._store.buried(ids)
+        except (StoreUnavailableError, StoreError) as error:
+            log.warning("offers are put off: %s", error)
+            for offer in offers:
+                self._busy(offer, "the store is not available")
+            return
+        for offer in offers:
+            self._decide(offer, known, buried)
+
+    def _read(self, incoming: Incoming) -> Offer | None:
+        """The offer, or None after telling the sender what is wrong with it, as far as it can be told."""
+        try:
+            offer = decode(Offer, incoming.payload)
+            if offer.vehicle != incoming.vehicle:
+                raise MessageError(
+                    f"Offer: vehicle {offer.vehicle} offered under the topic of {incoming.vehicle}"
+                )
+            if any(map(_CONTROL.search, (offer.bundle, offer.trigger.name, offer.media_type))):
+                raise MessageError("Offer: control characters in bundle, trigger or media type")
+            if offer.embedding is not None:
+                unpack_embedding(offer.embedding)
+            return offer
+        except MessageError as error:
+            self._metrics.malformed.labels("offer").inc()
+            sample = _sample_named(incoming.payload)
+            if sample is not None:
+                reason = str(error)[:256]
+                self._answer(incoming.vehicle, Rejected(id=sample, reason=reason), "malformed")
+            return None
+
+    def _decide(self, offer: Offer, known: set[str], buried: set[str]) -> None:
+        if offer.id in known:
+            self._answer(offer.vehicle, Stored(id=offer.id), "again")
+        elif offer.id in buried:
+            self._decline(offer, "deleted", "the fleet deleted this sample")
+        elif offer.size > self._settings.max_sample_bytes:
+            limit = self._settings.max_sample_bytes
+            self._reject(offer, "size", f"{offer.size} bytes is above the limit of {limit}")
+        elif offer.media_type not in IMAGES | VIDEOS:
+            self._reject(offer, "media-type", f"media type {offer.media_type!r} is not taken here")
+        elif (wait_s := self._rules.quotas.wait_s(offer.vehicle, time.monotonic())) > 0:
+            self._busy(offer, "too many offers per second", retry_s=wait_s)
+        elif self._rules.draining() or not self._rules.store_works():
+            self._busy(offer, "this collector cannot store now")
+        else:
+            self._consider(offer)
+
+    def _consider(self, offer: Offer) -> None:
+        underway = self._rules.transfers.find(offer.vehicle, offer.id) is not None
+        if not underway and (refusal := self._rules.quotas.refusal(offer)) is not None:
+            self._decline(offer, "quota", refusal)
+        elif not underway and self._is_near_duplicate(offer):
+            self._decline(offer, "near-duplicate", "the fleet has enough samples like this one")
+        else:
+            self._ask(offer)
+
+    def _ask(self, offer: Offer) -> None:
+        transfer = self._rules.transfers.open(offer, time.monotonic())
+        if transfer == "full":
+            self._busy(offer, "too many transfers")
+        elif transfer == "share":
+            self._busy(offer, "too many transfers of this vehicle")
+        elif not transfer.finishing:
+            self._rules.quotas.accept(offer)
+            if self._rules.novelty is not None and offer.embedding is not None:
+                self._rules.novelty.remember(offer.bundle, offer.id, unpack_embedding(offer.embedding))
+            send = Send(
+                id=offer.id,
+                collector=self._name,
+                offset=transfer.received,
+                chunk_bytes=self._rules.chunk_bytes(),
+            )
+            self._answer(offer.vehicle, send, "")
+
+    def _is_near_duplicate(self, offer: Offer) -> bool:
+        if self._rules.novelty is None or offer.embedding is None or offer.trigger.random:
+            return False
+        return self._rules.novelty.is_duplicate(
+            offer.bundle, unpack_embedding(offer.embedding), sample=offer.id
+        )
+
+    def _decline(self, offer: Offer, cause: str, reason: str) -> None:
+        self._answer(offer.vehicle, Declined(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
+
+    def _reject(self, offer: Offer, cause: str, reason: str) -> None:
+        self._answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
+
+    def _busy(self, offer: Offer, reason: str, *, retry_s: float | None = None) -> None:
+        """Later for a fuller collector, and never at the same moment for all."""
+        if retry_s is None:
+            load = len(self._rules.transfers) / self._settings.max_transfers
+            retry_s = 1.0 + 4.0 * load
+        wait = min(_MAX_RETRY_S, retry_s * random.uniform(1.0, 2.0))
+        self._answer(offer.vehicle, Busy(id=offer.id, retry_after_s=wait, reason=reason), "busy")
+
+
+def _sample_named(payload: bytes) -> str | None:
+    """The sample id in a payload that is no valid offer, so that its sender can be told."""
+    try:
+        named = json.loads(payload).get("id") if len(payload) <= 64 * 1024 else None
+        if isinstance(named, str) and re.fullmatch(r"[0-9a-f]{64}", named):
+            return named
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    found = _ID.search(payload[: 64 * 1024])
+    return None if found is None else found.group(1).decode()

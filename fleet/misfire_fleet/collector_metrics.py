@@ -1,0 +1,71 @@
+"""What a collector counts, for Prometheus; each collector has its own registry."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class CollectorMetrics:
+    """Counters live here; gauges are read when somebody looks."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.offers = Counter("misfire_offers", "Well-formed offers.", registry=self.registry)
+        self.verdicts = Counter(
+            "misfire_verdicts", "Verdicts given.", ["verdict", "cause"], registry=self.registry
+        )
+        self.chunks = Counter("misfire_chunks", "Chunks received.", registry=self.registry)
+        self.chunk_bytes = Counter("misfire_chunk_bytes", "Bytes of chunks received.", registry=self.registry)
+        self.stored_bytes = Counter("misfire_stored_bytes", "Bytes stored anew.", registry=self.registry)
+        self.malformed = Counter(
+            "misfire_malformed", "Messages that are not of the protocol.", ["kind"], registry=self.registry
+        )
+        self.dropped = Counter(
+            "misfire_dropped", "Messages dropped because too many waited.", ["kind"], registry=self.registry
+        )
+        self.unknown_chunks = Counter(
+            "misfire_unknown_chunks", "Chunks of transfers that are not open here.", registry=self.registry
+        )
+        self.asked_again = Counter(
+            "misfire_asked_again", "Requests repeated after a gap or a stall.", registry=self.registry
+        )
+        self.spoiled = Counter(
+            "misfire_spoiled", "Transfers begun again because the hash differed.", registry=self.registry
+        )
+        self.abandoned = Counter("misfire_abandoned", "Transfers given up.", registry=self.registry)
+        self.store_failures = Counter(
+            "misfire_store_failures", "Commits that the store did not take.", registry=self.registry
+        )
+        self.commit_seconds = Histogram(
+            "misfire_commit_seconds", "Duration of a commit.", buckets=_SECONDS, registry=self.registry
+        )
+        self.group_size = Histogram(
+            "misfire_group_size",
+            "Samples per commit.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.seconds_to_stored = Histogram(
+            "misfire_seconds_to_stored",
+            "From the first `send` to `stored`.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.transfers = Gauge("misfire_transfers", "Transfers open.", registry=self.registry)
+        self.transfer_bytes = Gauge(
+            "misfire_transfer_bytes", "Bytes reserved by them.", registry=self.registry
+        )
+        self.offers_waiting = Gauge(
+            "misfire_offers_waiting", "Offers not yet answered.", registry=self.registry
+        )
+        self.verdicts_waiting = Gauge(
+            "misfire_verdicts_waiting", "Verdicts to be sent.", registry=self.registry
+        )
+        self.ready = Gauge(
+            "misfire_ready", "1 where the broker delivers to this collector.", registry=self.registry
+        )
+        self.reconnects = Gauge(
+            "misfire_stall_reconnects", "Connections made anew by the watchdog.", registry=self.registry
+        )

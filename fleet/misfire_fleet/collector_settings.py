@@ -1,0 +1,66 @@
+"""What a collector allows: sizes, memory, quotas, near-duplicates, and its timers, checked by pydantic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_SAMPLE_BYTES
+
+MIB = 1024 * 1024
+
+
+class NearDuplicates(BaseModel):
+    """Decline what the fleet has seen `copies` times, by cosine similarity of embeddings of one bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    similarity: float = Field(default=0.98, gt=0, le=1)
+    copies: int = Field(default=3, ge=1)
+    remembered: int = Field(default=20_000, ge=1, le=1_000_000)
+    """How many of the newest embeddings of each bundle are compared with."""
+
+
+class Quotas(BaseModel):
+    """Per vehicle; None is no limit. The random stream is free of `samples_per_day`, not of the others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples_per_day: int | None = Field(default=None, ge=0)
+    bytes_per_day: int | None = Field(default=None, ge=0)
+    offers_per_s: float | None = Field(default=None, gt=0)
+    """Above it, with a burst of ten seconds' worth, the answer is `busy`."""
+
+
+class CollectorSettings(BaseModel):
+    """All settings of one collector; the defaults suit one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_sample_bytes: int = Field(default=32 * MIB, gt=0, le=MAX_SAMPLE_BYTES)
+    max_pixels: int = Field(default=64_000_000, gt=0)
+    max_transfers: int = Field(default=256, ge=1)
+    max_transfer_bytes: int = Field(default=256 * MIB, gt=0)
+    """Memory for samples on their way: all that were asked for and are not yet committed."""
+    max_offers_waiting: int = Field(default=10_000, ge=1)
+    chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, gt=0, le=MAX_CHUNK_BYTES)
+    """Largest chunk asked for; a broker that announces a smaller packet limit lowers it."""
+    group_samples: int = Field(default=64, ge=1)
+    group_bytes: int = Field(default=32 * MIB, gt=0)
+    """A commit takes at most this many samples and bytes at once."""
+    decoders: int = Field(default=2, ge=1, le=64)
+    stall_s: float = Field(default=15.0, gt=0)
+    """A transfer without a new byte for this long is asked for again, from where it stands."""
+    abandon_s: float = Field(default=120.0, gt=0)
+    """... and given up after this long; the vehicle offers it again."""
+    drain_s: float = Field(default=10.0, ge=0)
+    """At the end, how long running transfers may take to complete."""
+    shared: Literal["auto", "always", "never"] = "auto"
+    """Shared subscription: `auto` falls back to a plain one where the broker does not deliver to it."""
+    canary_s: float = Field(default=3.0, gt=0)
+    """How long a canary may take to come back."""
+    watchdog_s: float = Field(default=30.0, gt=0)
+    """How often the canary flies once the collector works."""
+    quotas: Quotas = Quotas()
+    near_duplicates: NearDuplicates | None = None
