@@ -6,6 +6,7 @@ MisfireError                 catch this at a program's edge; its text is fit for
 ├── EngineError              the inference engine did not load, or gave an unusable answer
 ├── SourceError              a frame source cannot be opened or went away for good
 ├── ImageError               an image cannot be read: says which, and why
+├── PrivacyError             a picture could not be made private, so it does not leave
 ├── MessageError             a message from the wire is malformed, too large, or of an unknown version
 ├── SpoolError               the spool cannot be opened or written
 │   └── DiskFullError        there is no room; nothing was half-written
@@ -37,6 +38,10 @@ class SourceError(MisfireError):
 
 class ImageError(MisfireError):
     """An image cannot be read."""
+
+
+class PrivacyError(MisfireError):
+    """A picture could not be made private as configured; it must not be written anywhere."""
 
 
 class MessageError(MisfireError):

@@ -1,0 +1,325 @@
+"""A vehicle's configuration: TOML checked by pydantic, every error with file, line and what was expected.
+
+file --read_config--> VehicleConfig --with_desired(fleet's wishes)--> VehicleConfig
+
+The fleet may change what is chosen (HOT tables), never what is private, where data goes, or what is read.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from misfire_runtime.engine import Provider
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.messages import Name
+from misfire_runtime.toml_lines import line_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_CONFIG_BYTES = 1024 * 1024
+HOT = ("random", "triggers", "novelty", "limits", "clips", "encode", "degrade", "bandwidth")
+"""Tables that a running vehicle takes over without a restart, from its file or from the fleet."""
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Priority = Annotated[int, Field(ge=0, le=9)]
+
+
+class Table(BaseModel):
+    """Base of all tables: a key that is not known is an error, not silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SourceTable(Table):
+    """One camera or recording."""
+
+    input: str = Field(min_length=1, description="path, rtsp:// URL, /dev/videoN, gst:PIPELINE, or .mcap")
+    name: str = Field(default="", max_length=64)
+    topic: str | None = None
+    options: dict[str, str] = {}
+
+
+class EngineTable(Table):
+    """What runs the graph."""
+
+    provider: Provider = "auto"
+    threads: int = Field(default=1, ge=1, le=64)
+    device: int = Field(default=0, ge=0)
+
+
+class SpoolTable(Table):
+    """Where samples wait."""
+
+    path: Path = Path("spool")
+    max_bytes: int = Field(default=2 * 1024**3, gt=0)
+    reserve_bytes: int = Field(default=64 * 1024**2, ge=0)
+    queue: int = Field(default=32, ge=1, le=4096, description="chosen frames that may wait for the disk")
+
+
+class RandomTable(Table):
+    """The unbiased stream."""
+
+    rate: Rate = 0.01
+    seed: int | None = None
+
+
+class _TriggerTable(Table):
+    priority: Priority = 5
+    cool_down_s: float = Field(default=0.0, ge=0)
+    cool_down_frames: int = Field(default=0, ge=0)
+
+
+class ThresholdTable(_TriggerTable):
+    """At or above a fixed score."""
+
+    kind: Literal["threshold"]
+    score: str | None = None
+    above: float
+
+
+class PercentileTable(_TriggerTable):
+    """At or above a level of the bundle's calibration."""
+
+    kind: Literal["percentile"]
+    score: str | None = None
+    level: Rate
+
+
+class TargetRateTable(_TriggerTable):
+    """The top share of recent frames."""
+
+    kind: Literal["target-rate"]
+    score: str | None = None
+    rate: Rate = 0.02
+    window: int = Field(default=2000, ge=50, le=1_000_000)
+    warm_up: int = Field(default=100, ge=2)
+
+
+class RuleTable(_TriggerTable):
+    """An expression over scores and context."""
+
+    kind: Literal["rule"]
+    when: str
+
+
+class GroupTable(_TriggerTable):
+    """Any or all of other triggers, by name."""
+
+    kind: Literal["any", "all"]
+    of: tuple[str, ...] = Field(min_length=1)
+
+
+TriggerTable = Annotated[
+    ThresholdTable | PercentileTable | TargetRateTable | RuleTable | GroupTable, Field(discriminator="kind")
+]
+
+
+class NoveltyTable(Table):
+    """Suppression of near-duplicates by cosine similarity of embeddings."""
+
+    similarity: float = Field(default=0.98, gt=-1, le=1)
+    memory: int = Field(default=256, ge=1, le=65536)
+
+
+class LimitsTable(Table):
+    """Budgets of what triggers may choose."""
+
+    samples_per_hour: int | None = Field(default=None, ge=0)
+    samples_per_day: int | None = Field(default=None, ge=0)
+    bytes_per_hour: int | None = Field(default=None, ge=0)
+    bytes_per_day: int | None = Field(default=None, ge=0)
+
+
+class ClipsTable(Table):
+    """Frames around a chosen one. "frames" uploads each as its own sample, "video" one MP4."""
+
+    before_s: float = Field(default=1.0, ge=0, le=60)
+    after_s: float = Field(default=1.0, ge=0, le=60)
+    fps: float = Field(default=5.0, gt=0, le=60)
+    format: Literal["frames", "video"] = "frames"
+    max_bytes: int = Field(default=64 * 1024**2, gt=0, description="of the ring buffer of encoded frames")
+
+
+class EncodeTable(Table):
+    """How chosen frames are written where their original bytes cannot be used."""
+
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    keep_original: bool = True
+
+
+class MaskTable(Table):
+    """A rectangle painted black: x, y, width, height as shares 0..1 of the picture; "" is every source."""
+
+    box: tuple[Rate, Rate, Rate, Rate]
+    source: str = ""
+
+
+class BlurTable(Table):
+    """A detector whose boxes are blurred."""
+
+    model: Path
+    label: str = Field(
+        default="blur", pattern=r"^[a-z0-9-]{1,32}$", description="what it finds: faces, plates"
+    )
+    threshold: Rate = 0.3
+    grow: float = Field(default=0.15, ge=0, le=2, description="share of the box added on each side")
+    layout: Literal["boxes+scores", "detections", "yolo"] = "detections"
+    normalised: bool = False
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: Literal["stretch", "letterbox"] = "stretch"
+
+
+class CropsTable(Table):
+    """Keep a region alone, as shares 0..1: x, y, width, height."""
+
+    box: tuple[Rate, Rate, Rate, Rate]
+    source: str = ""
+
+
+class PrivacyTable(Table):
+    """What happens to a picture before it is written anywhere."""
+
+    masks: tuple[MaskTable, ...] = ()
+    blur: tuple[BlurTable, ...] = ()
+    crops: tuple[CropsTable, ...] = ()
+
+
+class ContextTable(Table):
+    """Where signals of the vehicle (GPS, speed, ...) come from; each optional."""
+
+    socket: Path | None = Field(default=None, description="Unix datagram socket to create")
+    udp: str | None = Field(
+        default=None, pattern=r"^[0-9A-Za-z.:\[\]-]+:\d{1,5}$", description="HOST:PORT to bind"
+    )
+    file: Path | None = Field(default=None, description="file that another program rewrites")
+    max_age_s: float = Field(default=10.0, gt=0)
+
+
+class TelemetryTable(Table):
+    """Metrics, heartbeat and logs."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    host: str = "127.0.0.1"
+    heartbeat_s: float = Field(default=60.0, gt=0)
+    stall_s: float = Field(default=10.0, gt=0)
+
+
+class DegradeTable(Table):
+    """When to do less: limits above which the ladder is climbed, and below 80 % of which it is left."""
+
+    enabled: bool = True
+    latency_ms: float | None = Field(default=None, gt=0)
+    temperature_c: float | None = Field(default=None, gt=0)
+    temperature_file: Path = Path("/sys/class/thermal/thermal_zone0/temp")
+    hold_s: float = Field(default=10.0, ge=0)
+
+
+class VehicleConfig(Table):
+    """Everything a vehicle needs to know."""
+
+    version: int = Field(default=0, ge=0)
+    fleet: Name = "default"
+    vehicle: Name = "vehicle"
+    bundle: Path | None = None
+    bundles: Path | None = Field(default=None, description="folder of bundles the fleet may switch to")
+    source: tuple[SourceTable, ...] = ()
+    engine: EngineTable = EngineTable()
+    spool: SpoolTable = SpoolTable()
+    broker: dict[str, Any] | None = None
+    bandwidth: dict[str, Any] | None = None
+    random: RandomTable = RandomTable()
+    triggers: dict[Name, TriggerTable] = {"target-rate": TargetRateTable(kind="target-rate")}
+    novelty: NoveltyTable | None = None
+    limits: LimitsTable = LimitsTable()
+    clips: ClipsTable | None = None
+    encode: EncodeTable = EncodeTable()
+    privacy: PrivacyTable | None = None
+    context: ContextTable | None = None
+    telemetry: TelemetryTable = TelemetryTable()
+    degrade: DegradeTable = DegradeTable()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> VehicleConfig:
+        names = [source.name for source in self.source]
+        if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
+            raise ValueError("several sources need a `name` each, all different")
+        return self
+
+
+def parse_config(text: str, *, file: str = "configuration") -> VehicleConfig:
+    """Checks TOML text. Raises ConfigError: `file:line: key: what is wrong, what was expected`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    try:
+        return VehicleConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, text, file)) from error
+
+
+def read_config(path: Path) -> VehicleConfig:
+    """Reads and checks a file; paths in it are relative to it. Raises ConfigError."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    return parse_config(text, file=str(path))
+
+
+def with_desired(config: VehicleConfig, wishes: dict[str, Any]) -> VehicleConfig:
+    """The configuration with the fleet's tables in place of its own, whole table by whole table.
+
+    wishes: a subset of the HOT tables as JSON. Raises ConfigError that names the key.
+    """
+    foreign = sorted(set(wishes) - set(HOT))
+    if foreign:
+        raise ConfigError(
+            f"desired configuration: the fleet cannot set {', '.join(foreign)}; only {', '.join(HOT)}"
+        )
+    base = config.model_dump(mode="json", exclude_unset=True)
+    try:
+        return VehicleConfig.model_validate({**base, **wishes})
+    except ValidationError as error:
+        raise ConfigError(_explain(error, "", "desired configuration")) from error
+
+
+def _explain(error: ValidationError, text: str, file: str) -> str:
+    """One sentence per problem, the first five."""
+    sentences = []
+    for problem in error.errors(include_url=False)[:5]:
+        loc = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
+        line = line_of(text, loc)
+        where = f"{file}:{line}" if line else file
+        sentences.append(f"{where}: {'.'.join(map(str, loc)) or 'configuration'}: {_message(problem)}")
+    more = error.error_count() - len(sentences)
+    return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "unknown key"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    value = problem.get("input")
+    return f"{message}, got {value!r}" if isinstance(value, str | int | float | bool) else message
+
+
+def _is_union_tag(part: Any, loc: tuple[Any, ...]) -> bool:
+    """pydantic puts the discriminator's value into the path: triggers.NAME.threshold.above."""
+    return len(loc) > 2 and loc[0] == "triggers" and part is loc[2] and part in _KINDS
+
+
+_KINDS = ("threshold", "percentile", "target-rate", "rule", "any", "all")

@@ -1,0 +1,166 @@
+"""One stream of frames from one or several sources.
+
+source --own thread--> feed --> `FrameReader.next` (taken by the pipeline, in turn)
+
+A feed of a recorded source holds a few frames and makes its thread wait: nothing is lost. A feed of a live
+source holds the newest frame alone: what it replaces is counted as dropped. A live source that gives nothing
+for `stall_s` is stalled (counted, reported, not ended); only a recorded source ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from misfire_runtime.errors import SourceError
+from misfire_runtime.sources.frame import Frame, Source
+
+_LOG = logging.getLogger(__name__)
+AHEAD = 4
+
+
+class _Feed:
+    """The thread of one source and what it read last."""
+
+    def __init__(
+        self, source: Source, *, ready: threading.Condition, stop: threading.Event, start: int
+    ) -> None:
+        self.source = source
+        self.frames: deque[Frame] = deque()
+        self.ended = False
+        self.error: Exception | None = None
+        self.last_s = time.monotonic()
+        self.stalled = False
+        self._ready = ready
+        self._stop = stop
+        self.thread = threading.Thread(
+            target=self._run, args=(start,), name=f"source-{source.name}", daemon=True
+        )
+
+    def _run(self, start: int) -> None:
+        try:
+            for frame in self.source.frames(self._stop, start=start):
+                if not self._put(frame):
+                    break
+        except Exception as error:  # noqa: BLE001  (a decoder's crash must not be silent: next() raises it)
+            self.error = error
+        finally:
+            with self._ready:
+                self.ended = True
+                self._ready.notify_all()
+
+    def _put(self, frame: Frame) -> bool:
+        with self._ready:
+            self.last_s = time.monotonic()
+            self.stalled = False
+            if self.source.live:
+                self.source.counts.dropped += len(self.frames)
+                self.frames.clear()
+            while len(self.frames) >= AHEAD and not self._stop.is_set():
+                self._ready.wait(0.5)
+            self.frames.append(frame)
+            self._ready.notify_all()
+        return not self._stop.is_set()
+
+
+class FrameReader:
+    """Frames of all sources, taken in turn. Frames of one source keep their order."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        start: Mapping[str, int] | None = None,
+        stall_s: float = 10.0,
+    ) -> None:
+        """start: first index per source name, to go on where an earlier run was stopped."""
+        self.sources = tuple(sources)
+        self._stall_s = stall_s
+        self._ready = threading.Condition()
+        self._stop = threading.Event()
+        at = start or {}
+        self._feeds = [
+            _Feed(source, ready=self._ready, stop=self._stop, start=at.get(source.name, 0))
+            for source in sources
+        ]
+        self._turn = 0
+        for feed in self._feeds:
+            feed.thread.start()
+
+    def next(self, timeout_s: float) -> Frame | None:
+        """The next frame; None where there is none within `timeout_s`, or ever (`ended`).
+
+        Raises SourceError once every source has ended and at least one of them by an error.
+        """
+        with self._ready:
+            frame = self._take()
+            if frame is None and not self._all_ended():
+                self._ready.wait(timeout_s)
+                frame = self._take()
+            if frame is not None:
+                return frame
+            self._watch()
+            if self._all_ended():
+                self._raise_error()
+            return None
+
+    @property
+    def ended(self) -> bool:
+        """All sources ended and every frame was taken."""
+        with self._ready:
+            return self._all_ended()
+
+    def finished(self, name: str) -> bool:
+        """That source came to its own end (not by an error, not by `close`)."""
+        return any(f.source.name == name and f.ended and f.error is None for f in self._feeds) and not (
+            self._stop.is_set()
+        )
+
+    @property
+    def stalled(self) -> tuple[str, ...]:
+        """Names of live sources that have given nothing for `stall_s`."""
+        with self._ready:
+            self._watch()
+            return tuple(feed.source.name for feed in self._feeds if feed.stalled)
+
+    def close(self) -> None:
+        """Ends the threads; frames not yet taken are given up."""
+        self._stop.set()
+        with self._ready:
+            self._ready.notify_all()
+        for feed in self._feeds:
+            feed.source.close()
+            feed.thread.join(5.0)
+
+    def _take(self) -> Frame | None:
+        for step in range(len(self._feeds)):
+            feed = self._feeds[(self._turn + step) % len(self._feeds)]
+            if feed.frames:
+                self._turn = (self._turn + step + 1) % len(self._feeds)
+                frame = feed.frames.popleft()
+                if not feed.source.live and len(feed.frames) == AHEAD - 1:
+                    self._ready.notify_all()
+                return frame
+        return None
+
+    def _all_ended(self) -> bool:
+        return all(feed.ended and not feed.frames for feed in self._feeds)
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for feed in self._feeds:
+            if feed.source.live and not feed.ended and not feed.stalled and now - feed.last_s > self._stall_s:
+                feed.stalled = True
+                feed.source.counts.stalls += 1
+                _LOG.warning("source_stalled", extra={"fields": {"source": feed.source.name}})
+
+    def _raise_error(self) -> None:
+        for feed in self._feeds:
+            if feed.error is not None:
+                error, feed.error = feed.error, None
+                if isinstance(error, SourceError):
+                    raise error
+                raise SourceError(f"{feed.source.name}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,100 @@
+"""Live video through FFmpeg: network streams (RTSP and others) and V4L2 cameras, opened again when they go.
+
+open --decode--> frames; on an error, an end or a silence longer than `silence_s`: wait (full jitter, doubling
+up to a cap), open again, count it. FFmpeg's own timeout turns a silent peer into an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+
+import av
+import numpy as np
+
+from misfire_runtime.sources.frame import Frame, SourceCounts
+
+_LOG = logging.getLogger(__name__)
+
+NETWORK_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "tcp", "udp", "srt")
+_RTSP_OVER_TCP = {"rtsp_transport": "tcp"}
+_LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
+
+
+class LiveStream:
+    """A stream or camera that FFmpeg can open. It never ends by itself; `stop` ends it."""
+
+    live = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "",
+        format_name: str | None = None,
+        options: Mapping[str, str] | None = None,
+        silence_s: float = 5.0,
+        max_wait_s: float = 30.0,
+    ) -> None:
+        """url: what FFmpeg opens, e.g. rtsp://camera/stream or /dev/video0 with format_name "v4l2".
+
+        options: FFmpeg's options of that protocol, added to the ones set here.
+        """
+        self.url = url
+        self.name = name or url.rsplit("@", 1)[-1]
+        self.counts = SourceCounts()
+        self._format = format_name
+        self._options = {
+            **(_RTSP_OVER_TCP if url.startswith("rtsp") else {}),
+            **_LOW_DELAY,
+            **(options or {}),
+        }
+        self._silence_s = silence_s
+        self._max_wait_s = max_wait_s
+
+    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
+        """Frames as they arrive, across reconnects; the index goes on counting."""
+        index, failures = start, 0
+        while not stop.is_set():
+            before = index
+            try:
+                for frame in self._session(index, stop):
+                    index = frame.index + 1
+                    yield frame
+                problem = "the stream ended"
+            except (av.error.FFmpegError, OSError) as error:
+                problem = str(error.strerror or error)
+            if stop.is_set():
+                return
+            failures = 1 if index > before else failures + 1
+            self.counts.reconnects += 1
+            self.counts.problems.append(f"{self.name}: {problem}")
+            _LOG.warning("source_lost", extra={"fields": {"source": self.name, "problem": problem}})
+            stop.wait(random.uniform(0, min(self._max_wait_s, 0.5 * 2 ** min(failures, 16))))
+
+    def close(self) -> None:
+        """The container is closed by its own thread, at the latest after `silence_s`."""
+
+    def _session(self, index: int, stop: threading.Event) -> Iterator[Frame]:
+        timeout = (self._silence_s, self._silence_s)
+        with av.open(
+            self.url, format=self._format, options=dict(self._options), timeout=timeout
+        ) as container:
+            if not container.streams.video:
+                raise OSError(f"{self.name} carries no video")
+            for packet in container.demux(container.streams.video[0]):
+                if stop.is_set():
+                    return
+                try:
+                    pictures = packet.decode()
+                except av.error.InvalidDataError:
+                    self.counts.unreadable += 1
+                    continue
+                for picture in pictures:
+                    image = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+                    self.counts.read += 1
+                    yield Frame(image, self.name, index, self.name, monotonic=time.monotonic())
+                    index += 1

@@ -1,0 +1,83 @@
+"""What a vehicle knows about itself: counts, latency and the distribution of every score.
+
+Sketches are DDSketches of one relative accuracy, so that the fleet can merge those of all vehicles. They hold
+the frames since the last heartbeat that was handed over; latency covers the same stretch.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from ddsketch import LogCollapsingLowestDenseDDSketch
+from ddsketch.pb.proto import DDSketchProto
+
+SKETCH_ACCURACY = 0.01
+_BINS = 2048
+
+
+class Statistics:
+    """Written by the pipeline's threads, read by telemetry. Counts since the process began."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.scored = 0
+        self.refused_scores: Counter[str] = Counter()
+        self.chosen: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.engine_failures = 0
+        self.spooled = 0
+        self.duplicates = 0
+        self.skipped = 0
+        self.last_frame_s = time.monotonic()
+        self.started_s = time.monotonic()
+        self._lock = threading.Lock()
+        self._scores: dict[str, LogCollapsingLowestDenseDDSketch] = {}
+        self._latency = _sketch()
+
+    def frame(self, scores: Mapping[str, float], *, latency_s: float) -> None:
+        """Counts a scored frame. latency_s: from the start of preprocessing to the decision."""
+        with self._lock:
+            self.frames += 1
+            self.scored += 1
+            self.last_frame_s = time.monotonic()
+            self._latency.add(latency_s * 1000.0)
+            for name, value in scores.items():
+                if name not in self._scores:
+                    self._scores[name] = _sketch()
+                self._scores[name].add(value)
+
+    def latency_ms(self) -> tuple[float, float]:
+        """Median and 99th percentile since the last heartbeat; zeros before the first frame."""
+        with self._lock:
+            if self._latency.count == 0:
+                return 0.0, 0.0
+            return float(self._latency.get_quantile_value(0.5)), float(self._latency.get_quantile_value(0.99))
+
+    def sketches(self) -> dict[str, str]:
+        """Each score's sketch as DDSketch protobuf, base64."""
+        with self._lock:
+            return {name: pack_sketch(sketch) for name, sketch in self._scores.items()}
+
+    def quantiles(self, level: float) -> dict[str, float]:
+        """Each score's quantile since the last heartbeat."""
+        with self._lock:
+            return {name: float(sketch.get_quantile_value(level)) for name, sketch in self._scores.items()}
+
+    def begin_stretch(self) -> None:
+        """Forgets sketches and latency: they were handed over."""
+        with self._lock:
+            self._scores = {}
+            self._latency = _sketch()
+
+
+def pack_sketch(sketch: LogCollapsingLowestDenseDDSketch) -> str:
+    """DDSketch's protobuf, base64."""
+    return base64.b64encode(DDSketchProto.to_proto(sketch).SerializeToString()).decode("ascii")
+
+
+def _sketch() -> LogCollapsingLowestDenseDDSketch:
+    return LogCollapsingLowestDenseDDSketch(relative_accuracy=SKETCH_ACCURACY, bin_limit=_BINS)

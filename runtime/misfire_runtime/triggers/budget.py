@@ -1,0 +1,161 @@
+"""Budgets of samples and bytes per hour and per day, over a sliding window that survives restarts.
+
+The window slides along the budget's own clock, which goes on by monotonic time while the machine is up and,
+across a reboot, by the wall clock as far as that can be trusted (never backwards, never beyond one window).
+So no window of an hour or a day ever holds more than its budget, whatever the wall clock does. A sample that
+the fleet declines gives back what it cost.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from misfire_runtime.clock import boot_id, wall_time
+from misfire_runtime.errors import SpoolError
+
+HOUR_S = 3600.0
+DAY_S = 86400.0
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be spent; None is no limit."""
+
+    samples_per_hour: int | None = None
+    samples_per_day: int | None = None
+    bytes_per_hour: int | None = None
+    bytes_per_day: int | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return any(value is not None for value in vars(self).values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    at_s: float
+    size: int
+
+
+@dataclass(frozen=True)
+class _Times:
+    wall: float
+    monotonic: float
+    boot: str
+
+
+def _now() -> _Times:
+    return _Times(wall_time(), time.monotonic(), boot_id())
+
+
+class Budget:
+    """Counts what was taken in the last hour and day. Safe to call from several threads."""
+
+    def __init__(self, path: Path, *, limits: Limits, now: Callable[[], _Times] = _now) -> None:
+        """path: its file, written at every spending. A damaged one is set aside and an empty book begun."""
+        self.limits = limits
+        self._path = path
+        self._now = now
+        self._lock = threading.Lock()
+        self._spent: OrderedDict[str, _Spent] = OrderedDict()
+        self._clock = 0.0
+        self._times = now()
+        self._load()
+
+    def refusal(self, size: int) -> str | None:
+        """Why a sample of `size` bytes is over budget, or None where it fits."""
+        with self._lock:
+            self._advance()
+            return self._refusal(size)
+
+    def spend(self, sample: str, size: int) -> None:
+        """Books a sample that was taken and writes the book."""
+        if not self.limits.any:
+            return
+        with self._lock:
+            self._advance()
+            self._spent[sample] = _Spent(self._clock, size)
+            self._save()
+
+    def credit(self, sample: str) -> bool:
+        """Gives back what a declined sample cost; False where it is not in the book."""
+        with self._lock:
+            if self._spent.pop(sample, None) is None:
+                return False
+            self._advance()
+            self._save()
+            return True
+
+    def _refusal(self, size: int) -> str | None:
+        limits = self.limits
+        for period, samples, size_limit, label in (
+            (HOUR_S, limits.samples_per_hour, limits.bytes_per_hour, "hour"),
+            (DAY_S, limits.samples_per_day, limits.bytes_per_day, "day"),
+        ):
+            if samples is None and size_limit is None:
+                continue
+            recent = [entry.size for entry in self._spent.values() if self._clock - entry.at_s < period]
+            if samples is not None and len(recent) + 1 > samples:
+                return f"{samples} samples per {label} are spent"
+            if size_limit is not None and sum(recent) + size > size_limit:
+                return f"{size_limit} bytes per {label} are spent"
+        return None
+
+    def _advance(self) -> None:
+        """Moves the budget's clock and forgets what is older than a day."""
+        now = self._now()
+        self._clock += _elapsed(self._times, now)
+        self._times = now
+        while self._spent:
+            sample, entry = next(iter(self._spent.items()))
+            if self._clock - entry.at_s < DAY_S:
+                break
+            del self._spent[sample]
+
+    def _save(self) -> None:
+        times = self._times
+        state = {
+            "version": _VERSION,
+            "clock": self._clock,
+            "wall": times.wall,
+            "monotonic": times.monotonic,
+            "boot": times.boot,
+            "spent": [[sample, entry.at_s, entry.size] for sample, entry in self._spent.items()],
+        }
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            raise SpoolError(f"{self._path}: {error.strerror}; budgets cannot be kept") from error
+
+    def _load(self) -> None:
+        try:
+            state = json.loads(self._path.read_text(encoding="utf-8"))
+            saved = _Times(float(state["wall"]), float(state["monotonic"]), str(state["boot"]))
+            spent = [(str(sample), _Spent(float(at), int(size))) for sample, at, size in state["spent"]]
+            clock = float(state["clock"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            self._path.replace(self._path.with_suffix(".damaged"))
+            return
+        self._spent = OrderedDict(spent)
+        self._clock = clock
+        self._times = saved
+        self._advance()
+
+
+def _elapsed(before: _Times, now: _Times) -> float:
+    """Seconds between two readings: monotonic within a boot, wall time across boots, within [0, one day]."""
+    if before.boot == now.boot and now.monotonic >= before.monotonic:
+        return now.monotonic - before.monotonic
+    return min(max(now.wall - before.wall, 0.0), DAY_S)

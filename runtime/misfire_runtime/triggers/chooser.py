@@ -1,0 +1,99 @@
+"""The decision on one frame: triggers, then near-duplicates, then the budget; the random stream beside them.
+
+A frame of the random stream is taken whatever the triggers say, and is marked so even where a trigger wanted
+it too: the stream is only unbiased if it is complete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from misfire_runtime.messages import Trigger as TriggerMessage
+from misfire_runtime.triggers.budget import Budget
+from misfire_runtime.triggers.novelty import Novelty
+from misfire_runtime.triggers.observation import Firing, Observation, Trigger
+from misfire_runtime.triggers.random_stream import RandomStream
+
+RANDOM_PRIORITY = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A frame to keep. `budgeted` ones are paid for by the budget, the random stream is not."""
+
+    trigger: TriggerMessage
+    priority: int
+    budgeted: bool
+
+
+class Chooser:
+    """Holds all triggers and what limits them. `suppressed` counts firings that were not taken, by why."""
+
+    def __init__(
+        self,
+        triggers: Sequence[Trigger],
+        *,
+        random: RandomStream,
+        novelty: Novelty | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        self.triggers = tuple(triggers)
+        self.random = random
+        self.budget = budget
+        self.suppressed: Counter[str] = Counter()
+        self._novelty = novelty
+
+    def choose(self, observation: Observation, *, index: int, triggered: bool = True) -> Choice | None:
+        """The choice on frame `index` of its source, or None.
+
+        triggered: False leaves the random stream alone standing (the ladder's last step but one).
+        """
+        fired: list[tuple[Trigger, Firing]] = []
+        for trigger in self.triggers:
+            firing = trigger.look(observation)
+            if firing is not None:
+                fired.append((trigger, firing))
+        in_stream = self.random.takes(observation.source, index)
+        wanted = bool(fired) and triggered and self._allowed(observation, in_stream=in_stream)
+        if not wanted and not in_stream:
+            return None
+        return self._take(observation, fired if wanted else [], in_stream=in_stream)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Current thresholds of the triggers that move theirs."""
+        found = {}
+        for trigger in self.triggers:
+            inner = getattr(trigger, "inner", trigger)
+            value = getattr(inner, "threshold", None)
+            if isinstance(value, float) and abs(value) != float("inf"):
+                found[trigger.name] = value
+        return found
+
+    def _allowed(self, observation: Observation, *, in_stream: bool) -> bool:
+        if in_stream:
+            return True
+        if self._novelty is not None and self._novelty.is_duplicate(observation.scored.embedding):
+            self.suppressed["near-duplicate"] += 1
+            return False
+        if self.budget is not None and self.budget.refusal(0) is not None:
+            self.suppressed["budget"] += 1
+            return False
+        return True
+
+    def _take(
+        self, observation: Observation, fired: list[tuple[Trigger, Firing]], *, in_stream: bool
+    ) -> Choice:
+        for trigger, _firing in fired:
+            trigger.taken(observation)
+        if self._novelty is not None:
+            self._novelty.remember(observation.scored.embedding)
+        best = max((firing for _trigger, firing in fired), key=lambda f: f.priority, default=None)
+        reason = "" if best is None else f"{best.name}: {best.reason}"[:256]
+        if in_stream:
+            message = TriggerMessage(name=self.random.name, random=True, reason=reason, rate=self.random.rate)
+            return Choice(message, max(RANDOM_PRIORITY, best.priority if best else 0), budgeted=False)
+        assert best is not None
+        return Choice(TriggerMessage(name=best.name, reason=best.reason[:256]), best.priority, budgeted=True)

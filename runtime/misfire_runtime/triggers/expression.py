@@ -1,0 +1,230 @@
+"""Rules over scores and context, such as: entropy > 0.9 and prediction == "yellow" and context.speed > 10
+
+text --ast.parse--> whitelist --> closures. Nothing but what is listed here can be written: no calls but abs,
+min, max and has, no attributes but score., percentile. and context., no names but the scores of the bundle,
+`prediction`, `confidence`, `source`. A value that is not there (a context signal not yet received) is
+unknown: a comparison with it is false, so `not` of it is true; `has(context.speed)` asks for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.triggers.observation import Firing, Observation
+
+MAX_LENGTH = 1000
+MAX_NODES = 200
+_UNKNOWN = object()
+Getter = Callable[[Observation], Any]
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+}
+_FUNCTIONS: dict[str, Callable[..., float]] = {"abs": abs, "min": min, "max": max}
+
+
+class Rule:
+    """Fires where its expression is true."""
+
+    def __init__(self, name: str, *, when: str, scores: Collection[str], priority: int = 5) -> None:
+        """scores: the names the bundle has. Raises ConfigError that shows the place in `when`."""
+        self.name = name
+        self._when = when
+        self._priority = priority
+        self._test = compile_rule(when, scores=scores)
+
+    def look(self, observation: Observation) -> Firing | None:
+        """See Trigger."""
+        if not self._test(observation):
+            return None
+        return Firing(self.name, self._when[:200], self._priority)
+
+    def taken(self, observation: Observation) -> None:
+        """Keeps no state."""
+
+
+def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[Observation], bool]:
+    """A function from an observation to whether the rule holds; it never raises.
+
+    Raises ConfigError where the text is no expression, or says something that is not allowed.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ConfigError(f"rule of {len(text)} characters; at most {MAX_LENGTH}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        at = getattr(error, "offset", None)
+        raise ConfigError(
+            f"rule {text!r}: not an expression" + (f" (at column {at})" if at else "")
+        ) from error
+    if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
+        raise ConfigError(f"rule {text[:60]!r}...: too long")
+    getter = _Compiler(text, scores).build(tree.body)
+    return lambda observation: _true(getter(observation))
+
+
+class _Compiler:
+    def __init__(self, text: str, scores: Collection[str]) -> None:
+        self._text = text
+        self._scores = frozenset(scores)
+
+    def build(self, node: ast.expr) -> Getter:
+        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if method is None:
+            raise self._error(node, f"{type(node).__name__} is not allowed")
+        getter: Getter = method(node)
+        return getter
+
+    def _error(self, node: ast.AST, problem: str) -> ConfigError:
+        column = getattr(node, "col_offset", 0) + 1
+        return ConfigError(f"rule {self._text!r}, column {column}: {problem}")
+
+    def _constant(self, node: ast.Constant) -> Getter:
+        value = node.value
+        if not isinstance(value, int | float | str) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise self._error(node, f"{value!r} is not a number, text, True or False")
+        return lambda _o: value
+
+    def _list(self, node: ast.List | ast.Tuple) -> Getter:
+        items = [self.build(item) for item in node.elts]
+        return lambda o: [item(o) for item in items]
+
+    _tuple = _list
+
+    def _name(self, node: ast.Name) -> Getter:
+        name = node.id
+        if name in self._scores:
+            return lambda o: o.scored.scores.get(name, _UNKNOWN)
+        if name == "prediction":
+            return lambda o: o.scored.prediction.get("class", _UNKNOWN)
+        if name == "confidence":
+            return lambda o: o.scored.prediction.get("confidence", _UNKNOWN)
+        if name == "source":
+            return lambda o: o.source
+        known = ", ".join(sorted(self._scores))
+        raise self._error(
+            node, f"unknown name {name!r}; there are prediction, confidence, source, context.* and {known}"
+        )
+
+    def _attribute(self, node: ast.Attribute) -> Getter:
+        path: list[str] = [node.attr]
+        inner: ast.expr = node.value
+        while isinstance(inner, ast.Attribute):
+            path.append(inner.attr)
+            inner = inner.value
+        root = inner.id if isinstance(inner, ast.Name) else "?"
+        return self._member(node, root, ".".join(reversed(path)))
+
+    def _subscript(self, node: ast.Subscript) -> Getter:
+        if isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant):
+            return self._member(node, node.value.id, str(node.slice.value))
+        raise self._error(node, 'write context["key"]')
+
+    def _member(self, node: ast.AST, root: str, key: str) -> Getter:
+        if root == "context":
+            return lambda o: o.context.get(key, _UNKNOWN)
+        if root in ("score", "percentile"):
+            if key not in self._scores:
+                raise self._error(node, f"no score {key!r}; there are {', '.join(sorted(self._scores))}")
+            if root == "score":
+                return lambda o: o.scored.scores.get(key, _UNKNOWN)
+            return lambda o: o.scored.percentile(key) if key in o.scored.scores else _UNKNOWN
+        raise self._error(node, f"{root}.{key}: only score., percentile. and context. have members")
+
+    def _boolop(self, node: ast.BoolOp) -> Getter:
+        parts = [self.build(value) for value in node.values]
+        if isinstance(node.op, ast.And):
+            return lambda o: all(_true(part(o)) for part in parts)
+        return lambda o: any(_true(part(o)) for part in parts)
+
+    def _unaryop(self, node: ast.UnaryOp) -> Getter:
+        inner = self.build(node.operand)
+        if isinstance(node.op, ast.Not):
+            return lambda o: not _true(inner(o))
+        if isinstance(node.op, ast.USub):
+            return lambda o: _numeric(operator.neg, inner(o))
+        raise self._error(node, "only `not` and `-` may stand before a value")
+
+    def _binop(self, node: ast.BinOp) -> Getter:
+        apply = _ARITHMETIC.get(type(node.op))
+        if apply is None:
+            raise self._error(node, "only + - * / % are allowed")
+        left, right = self.build(node.left), self.build(node.right)
+        return lambda o: _numeric(apply, left(o), right(o))
+
+    def _compare(self, node: ast.Compare) -> Getter:
+        first = self.build(node.left)
+        links = []
+        for link, comparator in zip(node.ops, node.comparators, strict=True):
+            compare = _COMPARE.get(type(link))
+            if compare is None:
+                raise self._error(node, "`is` is not allowed; write ==")
+            links.append((compare, self.build(comparator)))
+        return lambda o: _chain(o, first, links)
+
+    def _call(self, node: ast.Call) -> Getter:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if node.keywords or not node.args or (name != "has" and name not in _FUNCTIONS):
+            raise self._error(
+                node, f"{name or 'this'}(...) cannot be called; there are has, {', '.join(_FUNCTIONS)}"
+            )
+        arguments = [self.build(argument) for argument in node.args]
+        if name == "has":
+            return lambda o: all(argument(o) is not _UNKNOWN for argument in arguments)
+        if (name == "abs") != (len(arguments) == 1):
+            raise self._error(node, "abs takes one value, min and max several")
+        apply = _FUNCTIONS[name]
+        return lambda o: _numeric(apply, *(argument(o) for argument in arguments))
+
+
+def _true(value: Any) -> bool:
+    return value is not _UNKNOWN and bool(value)
+
+
+def _numeric(apply: Callable[..., float], *values: Any) -> Any:
+    """Unknown where an operand is unknown or no number, or the result is not finite."""
+    if not all(isinstance(value, int | float) for value in values):
+        return _UNKNOWN
+    try:
+        result = apply(*values)
+    except (ArithmeticError, ValueError):
+        return _UNKNOWN
+    return result if math.isfinite(result) else _UNKNOWN
+
+
+def _chain(
+    observation: Observation, first: Getter, links: list[tuple[Callable[[Any, Any], bool], Getter]]
+) -> bool:
+    left = first(observation)
+    for compare, getter in links:
+        right = getter(observation)
+        if left is _UNKNOWN or right is _UNKNOWN:
+            return False
+        try:
+            if not compare(left, right):
+                return False
+        except TypeError:
+            return False
+        left = right
+    return True

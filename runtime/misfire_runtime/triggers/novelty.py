@@ -1,0 +1,44 @@
+"""Near-duplicates: a frame whose embedding is close to one just taken says nothing new."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Novelty:
+    """Remembers the embeddings of the last `memory` taken frames.
+
+    A frame is a near-duplicate where its cosine similarity to one of them is at or above `similarity`.
+    """
+
+    def __init__(self, *, similarity: float, memory: int = 256) -> None:
+        self._similarity = similarity
+        self._memory = memory
+        self._ring: NDArray[np.float32] | None = None
+        self._count = 0
+
+    def nearest(self, embedding: NDArray[np.float32]) -> float:
+        """Highest cosine similarity to a remembered frame; -1 where there is none. embedding: [D]."""
+        if self._ring is None or self._count == 0 or self._ring.shape[1] != embedding.size:
+            return -1.0
+        filled = min(self._count, self._memory)
+        return float((self._ring[:filled] @ _unit(embedding)).max())
+
+    def is_duplicate(self, embedding: NDArray[np.float32] | None) -> bool:
+        """False for a frame without an embedding: what cannot be compared is kept."""
+        return embedding is not None and self.nearest(embedding) >= self._similarity
+
+    def remember(self, embedding: NDArray[np.float32] | None) -> None:
+        """Adds a taken frame; the oldest is forgotten. Another width (a new bundle) starts afresh."""
+        if embedding is None:
+            return
+        if self._ring is None or self._ring.shape[1] != embedding.size:
+            self._ring = np.zeros((self._memory, embedding.size), np.float32)
+            self._count = 0
+        self._ring[self._count % self._memory] = _unit(embedding)
+        self._count += 1
+
+
+def _unit(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    return embedding / np.float32(max(float(np.linalg.norm(embedding)), 1e-12))

@@ -1,0 +1,124 @@
+"""Triggers on one score: an absolute threshold, a calibrated percentile, and a target rate.
+
+TargetRate keeps the share of frames it takes near `rate` wherever the score's distribution moves: its
+threshold is the (1 - rate) quantile of the last `window/2` to `window` frames, from a DDSketch; until it has
+seen enough, the bundle's calibration stands in. A token per taken frame bounds what a sudden shift can cost.
+"""
+
+from __future__ import annotations
+
+from ddsketch import LogCollapsingLowestDenseDDSketch
+
+from misfire_runtime.triggers.observation import Firing, Observation
+
+_ACCURACY = 0.002
+_BINS = 8192
+_REFRESH_FRAMES = 16
+
+
+class Threshold:
+    """Fires where the score is at or above a fixed value."""
+
+    def __init__(self, name: str, *, score: str, above: float, priority: int = 5) -> None:
+        self.name = name
+        self._score = score
+        self._above = above
+        self._priority = priority
+
+    def look(self, observation: Observation) -> Firing | None:
+        """See Trigger."""
+        value = observation.scored.scores.get(self._score)
+        if value is None or value < self._above:
+            return None
+        return Firing(self.name, f"{self._score} {value:.4g} >= {self._above:.4g}", self._priority)
+
+    def taken(self, observation: Observation) -> None:
+        """Keeps no state."""
+
+
+class Percentile:
+    """Fires where the score lies at or above a level of its calibration."""
+
+    def __init__(self, name: str, *, score: str, level: float, priority: int = 5) -> None:
+        """level: 0..1."""
+        self.name = name
+        self._score = score
+        self._level = level
+        self._priority = priority
+
+    def look(self, observation: Observation) -> Firing | None:
+        """See Trigger."""
+        if self._score not in observation.scored.scores:
+            return None
+        level = observation.scored.percentile(self._score)
+        if level < self._level:
+            return None
+        return Firing(
+            self.name, f"{self._score} at calibrated {level:.4f} >= {self._level:.4f}", self._priority
+        )
+
+    def taken(self, observation: Observation) -> None:
+        """Keeps no state."""
+
+
+class TargetRate:
+    """Fires on the highest-scored `rate` of recent frames; takes at most that in the long run."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        score: str,
+        rate: float,
+        prior: float | None = None,
+        window: int = 2000,
+        warm_up: int = 100,
+        priority: int = 5,
+    ) -> None:
+        """rate: share of frames, 0..1.  prior: threshold until `warm_up` frames were seen:
+        the calibration's quantile.
+
+        window: frames the threshold looks back on.
+        """
+        self.name = name
+        self.threshold = prior if prior is not None else float("inf")
+        self._score = score
+        self._rate = rate
+        self._warm_up = max(2, warm_up)
+        self._half = max(self._warm_up, window // 2)
+        self._priority = priority
+        self._older = _sketch()
+        self._newer = _sketch()
+        self._seen = 0
+        self._burst = max(2.0, rate * window)
+        self._tokens = self._burst
+
+    def look(self, observation: Observation) -> Firing | None:
+        """See Trigger. The frame is compared with the threshold of the frames before it."""
+        value = observation.scored.scores.get(self._score)
+        if value is None:
+            return None
+        fires = value >= self.threshold and self._tokens >= 1.0
+        reason = f"{self._score} {value:.4g} in the top {self._rate:.3g} of recent frames" if fires else ""
+        self._learn(value)
+        return Firing(self.name, reason, self._priority) if fires else None
+
+    def taken(self, observation: Observation) -> None:
+        """Pays one token; they come back at `rate` per frame."""
+        self._tokens -= 1.0
+
+    def _learn(self, value: float) -> None:
+        self._tokens = min(self._burst, self._tokens + self._rate)
+        self._older.add(value)
+        self._newer.add(value)
+        self._seen += 1
+        if self._newer.count >= self._half:
+            self._older, self._newer = self._newer, _sketch()
+        if self._seen >= self._warm_up and self._seen % _REFRESH_FRAMES == 0:
+            level = self._older.get_quantile_value(1.0 - self._rate)
+            if level is not None:
+                self.threshold = float(level)
+
+
+def _sketch() -> LogCollapsingLowestDenseDDSketch:
+    return LogCollapsingLowestDenseDDSketch(relative_accuracy=_ACCURACY, bin_limit=_BINS)
