@@ -1,0 +1,362 @@
+"""Chosen samples wait here until the fleet has them: in the spool or not, never half, whatever dies when.
+
+add -> file durable, then row committed -> next_offers, read -> settle(verdict) -> row gone, then file gone
+
+The books are kept in the same transactions: captured = stored + pending + declined + rejected + evicted holds
+after every commit, so after every crash. Bytes are bounded; a full spool evicts by worth (lowest priority,
+then lowest percentile, then oldest), and the account says how many and why. One process has a spool open at
+a time; its threads may share it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from misfire_runtime.errors import DiskFullError, SpoolError
+from misfire_runtime.messages import Counters, Declined, Offer, Rejected, Stored, encode
+from misfire_runtime.spool_files import SampleFiles
+from misfire_runtime.spool_ledger import Ledger, Row
+from misfire_runtime.spool_schema import DamagedDatabaseError, connect
+
+_LOG = logging.getLogger(__name__)
+MIB = 1024 * 1024
+_FLUSH_S = 2.0
+
+Terminal = Stored | Declined | Rejected
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A sample that waits for the fleet's verdict. `offer` is the JSON as it goes over the wire."""
+
+    id: str
+    size: int
+    priority: int
+    offer: bytes
+
+
+@dataclass(frozen=True)
+class AccountLine:
+    """How many samples, and bytes of them, ended in this way for this reason."""
+
+    verdict: str
+    reason: str
+    samples: int
+    bytes: int
+
+
+class Spool:
+    """A folder of samples with their books. Thread-safe.
+
+    max_bytes: bound of the files; reserve_bytes: what must stay free on the disk for everybody else.
+    Raises SpoolError where the folder cannot be used or another process has it open.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = 2048 * MIB, reserve_bytes: int = 64 * MIB) -> None:
+        self.path = Path(path)
+        self.max_bytes = max_bytes
+        self.reserve_bytes = reserve_bytes
+        self._lock = threading.RLock()
+        self._volatile: dict[str, int] = {}
+        self._flushed_at = time.monotonic()
+        self._writing = 0
+        self._closed = False
+        self.added = threading.Condition()
+        self._files = SampleFiles(self.path)
+        self._owner = _own(self.path / "lock")
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._owner)
+            raise
+
+    def add(self, payload: bytes, offer: Offer, *, priority: int | None = None) -> bool:
+        """Takes a sample; durable on return. False where the sample is pending or settled already.
+
+        priority: 0..9, the offer's own where None. True means captured and accounted for: where everything
+        in a full spool is worth more, the newcomer itself is evicted. Raises DiskFullError, with nothing kept
+        and nothing counted; SpoolError where payload and offer do not belong together.
+        """
+        if len(payload) != offer.size or hashlib.sha256(payload).hexdigest() != offer.id:
+            raise SpoolError(f"sample {offer.id}: the payload's size or hash is not the offer's")
+        text = encode(offer)
+        rank = offer.priority if priority is None else priority
+        need = len(payload) + len(text) + 8
+        with self._lock:
+            self._usable()
+            if self._ledger.knows(offer.id):
+                return False
+            room = self._make_room(offer, need, rank)
+            if not room:
+                return True
+            self._writing += need
+        try:
+            disk = self._files.write(offer.id, payload, text)
+            with self._lock, self._commit():
+                added = self._ledger.insert(offer, disk=disk, priority=rank, value=_worth(offer), text=text)
+        except SpoolError:
+            self._take_back(offer.id)
+            raise
+        finally:
+            with self._lock:
+                self._writing -= need
+        if added:
+            with self.added:
+                self.added.notify_all()
+        return added
+
+    def next_offers(self, limit: int, *, skip: Collection[str] = (), min_priority: int = 0) -> list[Pending]:
+        """What to offer next, without those in `skip`: by priority, with ageing (see Ledger)."""
+        with self._lock:
+            self._usable()
+            return [
+                Pending(row.id, row.size, row.priority, row.offer)
+                for row in self._ledger.first(limit, skip=skip, min_priority=min_priority)
+            ]
+
+    def read(self, sample: str, offset: int, size: int) -> bytes | None:
+        """At most `size` bytes of a pending sample from `offset` on; None where it is not pending (any more).
+
+        A sample whose file is damaged is quarantined, booked as rejected, and is not pending any more.
+        """
+        with self._lock:
+            self._usable()
+            total = self._ledger.size_of(sample)
+            if total is None:
+                return None
+            data = self._files.read(sample, offset, size, total=total)
+            if data is None:
+                self._isolate(sample, "damaged in the spool")
+            return data
+
+    def settle(self, sample: str, verdict: Terminal) -> bool:
+        """Books a final verdict and forgets the sample. False where that is no news, or it is unknown."""
+        if verdict.id != sample:
+            raise SpoolError(f"verdict of sample {verdict.id} given for {sample}")
+        return bool(self.settle_many([verdict]))
+
+    def settle_many(self, verdicts: Sequence[Terminal]) -> list[Terminal]:
+        """Books verdicts in one commit and returns those that were news. Raises DiskFullError, SpoolError."""
+        with self._lock:
+            self._usable()
+            with self._commit():
+                news = [verdict for verdict in verdicts if self._ledger.settle(verdict)]
+            for verdict in news:
+                self._files.remove(verdict.id)
+        return news
+
+    def count(self, **increments: int) -> None:
+        """Adds to counters of `Counters` that are not the books': frames, frames_dropped, bytes_sent, ...
+
+        They reach the disk with the next commit or within seconds.
+        """
+        with self._lock:
+            for name, value in increments.items():
+                if name not in FREE_COUNTERS:
+                    raise SpoolError(
+                        f"counter {name!r} cannot be set from outside; allowed: {', '.join(FREE_COUNTERS)}"
+                    )
+                self._volatile[name] = self._volatile.get(name, 0) + value
+            if time.monotonic() - self._flushed_at > _FLUSH_S and not self._closed:
+                self._flush()
+
+    def counters(self) -> Counters:
+        """The books and the counters, `pending` counted from the rows that are there."""
+        with self._lock:
+            self._usable()
+            values = self._ledger.counters()
+            for name, value in self._volatile.items():
+                values[name] = values.get(name, 0) + value
+        return Counters(**values)
+
+    def account(self) -> list[AccountLine]:
+        """Why samples were declined, rejected or evicted, how many and how large."""
+        with self._lock:
+            self._usable()
+            return [AccountLine(*line) for line in self._ledger.account()]
+
+    def pending_bytes(self) -> int:
+        """Bytes of the files that wait."""
+        with self._lock:
+            self._usable()
+            return self._ledger.disk_bytes
+
+    @property
+    def session(self) -> int:
+        """How often this spool has been opened."""
+        return self._session
+
+    def close(self) -> None:
+        """Writes the counters and lets go of the folder. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._flush()
+            self._closed = True
+            self._files.close()
+            self._ledger.close()
+            os.close(self._owner)
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        """Opens the database and makes rows and files agree again."""
+        database = self.path / "spool.sqlite"
+        try:
+            self._ledger = Ledger(connect(database))
+            rebuilt = False
+        except DamagedDatabaseError as error:
+            _LOG.error("%s; it goes to quarantine and is rebuilt from the samples", error)
+            for part in (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
+                if part.exists():
+                    part.rename(self._files.quarantine / f"{part.name}.{os.urandom(4).hex()}")
+            self._ledger = Ledger(connect(database))
+            rebuilt = True
+        try:
+            self._repair(adopt=rebuilt)
+            with self._commit():
+                self._session = self._ledger.begin_session()
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def _repair(self, *, adopt: bool) -> None:
+        """Rows without a whole file are booked as rejected; files without a row were never counted."""
+        rows = dict(self._ledger.lengths())
+        files = set(self._files.names())
+        for sample, disk in rows.items():
+            if sample not in files or self._files.length(sample) != disk:
+                self._isolate(sample, "file missing or cut short")
+        for name in files - set(rows):
+            offer = self._files.recover(name) if adopt else None
+            if offer is not None:
+                with self._commit():
+                    self._ledger.insert(
+                        offer,
+                        disk=self._files.length(name),
+                        priority=offer.priority,
+                        value=_worth(offer),
+                        text=encode(offer),
+                    )
+            elif adopt:
+                self._files.isolate(name)
+            else:
+                self._files.remove(name)
+
+    def _isolate(self, sample: str, reason: str) -> None:
+        _LOG.error("sample %s: %s; quarantined", sample, reason)
+        with self._commit():
+            self._ledger.drop(sample, verdict="damaged", reason=reason)
+        self._files.isolate(sample)
+
+    def _make_room(self, offer: Offer, need: int, priority: int) -> bool:
+        """Evicts what is worth less until `need` fits; False where the newcomer is what had to go."""
+        over = self._ledger.disk_bytes + self._writing + need - self.max_bytes
+        short = need + self.reserve_bytes - self._free_bytes()
+        if over <= 0 and short <= 0:
+            return True
+        victims = self._ledger.worth_less(max(over, short), priority=priority, value=_worth(offer))
+        if victims is None and short > 0:
+            raise DiskFullError(
+                f"no room for sample {offer.id}: {need} bytes beside a reserve of {self.reserve_bytes} "
+                f"are needed on the disk of {self.path}"
+            )
+        with self._commit():
+            if victims is None:
+                too_large = need > self.max_bytes
+                self._ledger.refuse(
+                    offer, reason="larger than the spool" if too_large else "spool full, worth least"
+                )
+                return False
+            for victim in victims:
+                self._ledger.drop(victim.id, verdict="evicted", reason=_eviction_reason(victim))
+        for victim in victims:
+            self._files.remove(victim.id)
+        return True
+
+    def _take_back(self, sample: str) -> None:
+        """A file whose row could not be written goes, unless another thread's add of the same sample won."""
+        with self._lock:
+            if self._ledger.size_of(sample) is None:
+                try:
+                    self._files.remove(sample)
+                except OSError as error:
+                    _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
+
+    def _free_bytes(self) -> int:
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize
+
+    @contextmanager
+    def _commit(self) -> Iterator[None]:
+        """A transaction with the volatile counters in it; all or nothing."""
+        try:
+            with self._ledger.transaction():
+                yield
+                if self._volatile:
+                    self._ledger.increase(self._volatile)
+            self._volatile = {}
+            self._flushed_at = time.monotonic()
+        except sqlite3.OperationalError as error:
+            if "full" in str(error):
+                raise DiskFullError(f"spool {self.path}: {error}; free some room on its disk") from error
+            raise SpoolError(f"spool {self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise SpoolError(f"spool {self.path}: {error}; restart to repair it") from error
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        if self._volatile:
+            try:
+                with self._commit():
+                    pass
+            except SpoolError as error:
+                _LOG.error("counters not written yet: %s", error)
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise SpoolError(f"spool {self.path} is closed")
+
+
+FREE_COUNTERS = ("frames", "frames_dropped", "frames_unreadable", "bytes_sent")
+
+
+def _worth(offer: Offer) -> float:
+    """For eviction: its highest percentile. The random stream's is 1: dropping it by score would bias it."""
+    if offer.trigger.random:
+        return 1.0
+    return max(offer.percentiles.values(), default=0.5)
+
+
+def _eviction_reason(row: Row) -> str:
+    return f"spool full, priority {row.priority}"
+
+
+def _own(path: Path) -> int:
+    """Holds the lock file; the kernel lets go of it however the process ends."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise SpoolError(
+            f"spool {path.parent} is in use by another process; give each vehicle its own"
+        ) from error
+    return handle

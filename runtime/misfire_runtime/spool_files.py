@@ -1,0 +1,178 @@
+"""The spool's files: a sample is written whole or not at all, and carries its offer behind its bytes.
+
+write: tmp/X -> fsync -> rename to samples/ID -> fsync of samples/.  A file is payload, offer (JSON), trailer:
+the payload first, so that an offset of the sample is an offset of the file; the offer, so that the database
+can be rebuilt from the files alone. What is damaged moves to quarantine/, which is bounded.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import struct
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from misfire_runtime.errors import DiskFullError, MessageError, SpoolError
+from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode
+
+MAGIC = b"mfs1"
+_TRAILER = struct.Struct("<I4s")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK = 1024 * 1024
+MAX_QUARANTINE_FILES = 100
+MAX_QUARANTINE_BYTES = 64 * 1024 * 1024
+
+
+class SampleFiles:
+    """The folders of one spool. Callers serialise `move`, `remove` and `read` of the same sample."""
+
+    def __init__(self, root: Path, *, max_open: int = 16) -> None:
+        self.samples = root / "samples"
+        self.tmp = root / "tmp"
+        self.quarantine = root / "quarantine"
+        self._max_open = max_open
+        self._open: OrderedDict[str, int] = OrderedDict()
+        try:
+            for folder in (self.samples, self.tmp, self.quarantine):
+                folder.mkdir(parents=True, exist_ok=True)
+            for left in self.tmp.iterdir():
+                left.unlink()
+        except OSError as error:
+            raise SpoolError(f"spool {root}: {error.strerror}") from error
+
+    def write(self, sample: str, payload: bytes, offer: bytes) -> int:
+        """Makes the file durable; returns its length. Raises DiskFullError, SpoolError: nothing is left."""
+        temporary = self.tmp / f"{sample}.{secrets.token_hex(4)}"
+        trailer = offer + _TRAILER.pack(len(offer), MAGIC)
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                _write_all(handle, payload)
+                _write_all(handle, trailer)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            temporary.rename(self.samples / sample)
+            _sync_folder(self.samples)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._explain(error, sample) from error
+        return len(payload) + len(trailer)
+
+    def read(self, sample: str, offset: int, size: int, *, total: int) -> bytes | None:
+        """Bytes of the payload; None where the file is missing, short, or not the sample's bytes."""
+        try:
+            handle = self._handle(sample, total)
+            if handle is None:
+                return None
+            data = os.pread(handle, max(0, min(size, total - offset)), offset)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EIO):
+                return None
+            raise SpoolError(f"spool file {self.samples / sample}: {error.strerror}") from error
+        return data if len(data) == max(0, min(size, total - offset)) else None
+
+    def length(self, sample: str) -> int:
+        """Of the file in bytes; -1 where there is none."""
+        try:
+            return (self.samples / sample).stat().st_size
+        except OSError:
+            return -1
+
+    def names(self) -> Iterator[str]:
+        """All files, in no order."""
+        with os.scandir(self.samples) as entries:
+            for entry in entries:
+                yield entry.name
+
+    def recover(self, name: str) -> Offer | None:
+        """The offer behind the payload, where the file is whole and says who it is."""
+        try:
+            with (self.samples / name).open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - _TRAILER.size))
+                length, magic = _TRAILER.unpack(file.read(_TRAILER.size))
+                if magic != MAGIC or length > min(MAX_JSON_BYTES, end - _TRAILER.size):
+                    return None
+                file.seek(end - _TRAILER.size - length)
+                offer = decode(Offer, file.read(length))
+        except (OSError, struct.error, MessageError):
+            return None
+        sound = (
+            offer.id == name and offer.size == end - _TRAILER.size - length and self._intact(name, offer.size)
+        )
+        return offer if sound else None
+
+    def remove(self, sample: str) -> None:
+        """Deletes a file; one that is gone already is no error."""
+        self._release(sample)
+        (self.samples / sample).unlink(missing_ok=True)
+
+    def isolate(self, name: str) -> None:
+        """Moves a damaged file to quarantine/, and lets the oldest go where that is full."""
+        self._release(name)
+        try:
+            (self.samples / name).rename(self.quarantine / name)
+            kept, size = 0, 0
+            for file in sorted(self.quarantine.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True):
+                kept, size = kept + 1, size + file.stat().st_size
+                if kept > MAX_QUARANTINE_FILES or size > MAX_QUARANTINE_BYTES:
+                    file.unlink(missing_ok=True)
+        except OSError:
+            (self.samples / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Closes handles."""
+        for sample in list(self._open):
+            self._release(sample)
+
+    def _handle(self, sample: str, total: int) -> int | None:
+        """An open file whose hash was right when it was opened; the most recent few stay open."""
+        if sample in self._open:
+            self._open.move_to_end(sample)
+            return self._open[sample]
+        if not self._intact(sample, total):
+            return None
+        while len(self._open) >= self._max_open:
+            self._release(next(iter(self._open)))
+        self._open[sample] = os.open(self.samples / sample, os.O_RDONLY)
+        return self._open[sample]
+
+    def _intact(self, sample: str, total: int) -> bool:
+        digest, left = hashlib.sha256(), total
+        with (self.samples / sample).open("rb", buffering=0) as file:
+            while left > 0:
+                block = file.read(min(_BLOCK, left))
+                if not block:
+                    return False
+                digest.update(block)
+                left -= len(block)
+        return digest.hexdigest() == sample
+
+    def _release(self, sample: str) -> None:
+        handle = self._open.pop(sample, None)
+        if handle is not None:
+            os.close(handle)
+
+    def _explain(self, error: OSError, sample: str) -> SpoolError:
+        if error.errno in _FULL:
+            return DiskFullError(f"no room in {self.samples} for sample {sample}: {error.strerror}")
+        return SpoolError(f"spool file {self.samples / sample}: {error.strerror}")
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,203 @@
+"""The spool's books in SQL: pending rows, what became of the others, and the counters that must add up.
+
+Nothing here commits: the Spool opens a transaction around one or several calls. Order of offers: the rank of
+a sample is priority * AGEING - seq, so it is overtaken by at most AGEING later ones per level of priority:
+ageing that needs no clock, survives restarts, and is one index.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from misfire_runtime.messages import Declined, Offer, Rejected, Stored
+
+AGEING = 500
+MAX_SETTLED = 200_000
+"""Settled ids that are remembered, so that the same bytes are not captured twice."""
+_COUNTER_OF = {"damaged": "rejected"}
+_RETURNS = ("evicted", "damaged")
+"""A sample that ended so may be captured again."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pending sample."""
+
+    id: str
+    size: int
+    disk: int
+    priority: int
+    value: float
+    offer: bytes
+
+
+class Ledger:
+    """Statements over one connection; callers serialise. `disk_bytes` is the sum over pending rows."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sql = connection
+        self.disk_bytes = self._sum()
+
+    def close(self) -> None:
+        """Folds the WAL into the database and closes."""
+        self._sql.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commits at the end, rolls back on any exception."""
+        before = self.disk_bytes
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._sql.execute("COMMIT")
+        except BaseException:
+            self.disk_bytes = before
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
+            raise
+
+    def begin_session(self) -> int:
+        """Counts openings."""
+        self.increase({"session": 1})
+        return self._value("session")
+
+    def knows(self, sample: str) -> bool:
+        """True for what is pending, or was settled in a way that lasts."""
+        if self.size_of(sample) is not None:
+            return True
+        row = self._sql.execute("SELECT verdict FROM settled WHERE id = ?", (sample,)).fetchone()
+        return row is not None and row[0] not in _RETURNS
+
+    def size_of(self, sample: str) -> int | None:
+        """Of the payload of a pending sample."""
+        row = self._sql.execute("SELECT size FROM samples WHERE id = ?", (sample,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def insert(self, offer: Offer, *, disk: int, priority: int, value: float, text: bytes) -> bool:
+        """Books a captured sample; False where it is known."""
+        if self.knows(offer.id):
+            return False
+        self._sql.execute("DELETE FROM settled WHERE id = ?", (offer.id,))
+        self._sql.execute(
+            "INSERT INTO samples (id, size, disk, priority, value, rank, offer) VALUES (?, ?, ?, ?, ?, 0, ?)",
+            (offer.id, offer.size, disk, priority, value, text.decode()),
+        )
+        self._sql.execute("UPDATE samples SET rank = priority * ? - seq WHERE id = ?", (AGEING, offer.id))
+        self.increase({"captured": 1})
+        self.disk_bytes += disk
+        return True
+
+    def refuse(self, offer: Offer, *, reason: str) -> None:
+        """Books a newcomer that found no room."""
+        self.increase({"captured": 1})
+        self._end(offer.id, offer.size, "evicted", reason)
+
+    def settle(self, verdict: Stored | Declined | Rejected) -> bool:
+        """Books a verdict of the fleet; False where it is no news.
+
+        `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all.
+        """
+        reason = "" if isinstance(verdict, Stored) else verdict.reason
+        if self.size_of(verdict.id) is not None:
+            return self.drop(verdict.id, verdict=verdict.verdict, reason=reason)
+        row = self._sql.execute("SELECT verdict, size FROM settled WHERE id = ?", (verdict.id,)).fetchone()
+        if row is None or row[0] == "stored" or not isinstance(verdict, Stored):
+            return False
+        self.increase({_COUNTER_OF.get(row[0], row[0]): -1, "stored": 1, "bytes_stored": int(row[1])})
+        self._sql.execute("UPDATE settled SET verdict = 'stored' WHERE id = ?", (verdict.id,))
+        self._book("stored", "corrected: was " + row[0], int(row[1]))
+        return True
+
+    def drop(self, sample: str, *, verdict: str, reason: str) -> bool:
+        """A pending sample ends."""
+        row = self._sql.execute("DELETE FROM samples WHERE id = ? RETURNING size, disk", (sample,)).fetchone()
+        if row is None:
+            return False
+        self.disk_bytes -= int(row[1])
+        self._end(sample, int(row[0]), verdict, reason)
+        return True
+
+    def first(self, limit: int, *, skip: Collection[str], min_priority: int) -> list[Row]:
+        """By rank, at most `limit`, without those in `skip`."""
+        query = (
+            "SELECT id, size, disk, priority, value, offer FROM samples "
+            "WHERE priority >= ? ORDER BY rank DESC, seq"
+        )
+        found: list[Row] = []
+        for row in self._sql.execute(query, (min_priority,)):
+            if len(found) >= limit:
+                break
+            if row[0] not in skip:
+                found.append(_row(row))
+        return found
+
+    def worth_less(self, need: int, *, priority: int, value: float) -> list[Row] | None:
+        """The least worthy rows that free `need` bytes; None where not enough is worth as little as this."""
+        query = (
+            "SELECT id, size, disk, priority, value, '' FROM samples "
+            "WHERE (priority, value) <= (?, ?) ORDER BY priority, value, seq"
+        )
+        victims: list[Row] = []
+        for row in self._sql.execute(query, (priority, value)):
+            if need <= 0:
+                break
+            victims.append(_row(row))
+            need -= victims[-1].disk
+        return victims if need <= 0 else None
+
+    def lengths(self) -> Iterator[tuple[str, int]]:
+        """(id, length of its file) of every pending row."""
+        return iter(self._sql.execute("SELECT id, disk FROM samples").fetchall())
+
+    def increase(self, increments: Mapping[str, int]) -> None:
+        """Adds to counters."""
+        self._sql.executemany(
+            "INSERT INTO counters VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            list(increments.items()),
+        )
+
+    def counters(self) -> dict[str, int]:
+        """All, with `pending` from the rows."""
+        values = dict(self._sql.execute("SELECT name, value FROM counters WHERE name != 'session'"))
+        values["pending"] = int(self._sql.execute("SELECT count(*) FROM samples").fetchone()[0])
+        return values
+
+    def account(self) -> list[tuple[str, str, int, int]]:
+        """(verdict, reason, samples, bytes)."""
+        return self._sql.execute(
+            "SELECT verdict, reason, samples, bytes FROM account ORDER BY 1, 2"
+        ).fetchall()
+
+    def _end(self, sample: str, size: int, verdict: str, reason: str) -> None:
+        counter = _COUNTER_OF.get(verdict, verdict)
+        self.increase({counter: 1, "bytes_stored": size} if counter == "stored" else {counter: 1})
+        cursor = self._sql.execute(
+            "INSERT OR REPLACE INTO settled (id, verdict, size) VALUES (?, ?, ?)", (sample, verdict, size)
+        )
+        last = cursor.lastrowid or 0
+        if last % 1000 == 0:
+            self._sql.execute("DELETE FROM settled WHERE n <= ?", (last - MAX_SETTLED,))
+        if verdict != "stored":
+            self._book(verdict, reason, size)
+
+    def _book(self, verdict: str, reason: str, size: int) -> None:
+        self._sql.execute(
+            "INSERT INTO account VALUES (?, ?, 1, ?) ON CONFLICT (verdict, reason) "
+            "DO UPDATE SET samples = samples + 1, bytes = bytes + excluded.bytes",
+            (verdict, reason, size),
+        )
+
+    def _value(self, counter: str) -> int:
+        row = self._sql.execute("SELECT value FROM counters WHERE name = ?", (counter,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _sum(self) -> int:
+        return int(self._sql.execute("SELECT coalesce(sum(disk), 0) FROM samples").fetchone()[0])
+
+
+def _row(row: tuple[str, int, int, int, float, str]) -> Row:
+    return Row(row[0], row[1], row[2], row[3], row[4], row[5].encode())

@@ -1,0 +1,95 @@
+"""The spool's database: opened durable, brought to the current schema, set aside where it is damaged.
+
+`user_version` counts the MIGRATIONS that were applied. Every commit is synced (WAL, synchronous=FULL), so
+what a call said is true after a power cut.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from misfire_runtime.errors import SpoolError
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE samples (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        size INTEGER NOT NULL,
+        disk INTEGER NOT NULL,
+        priority INTEGER NOT NULL,
+        value REAL NOT NULL,
+        rank INTEGER NOT NULL,
+        offer TEXT NOT NULL
+    );
+    CREATE INDEX samples_by_rank ON samples (rank DESC, seq);
+    CREATE INDEX samples_by_worth ON samples (priority, value, seq);
+    CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE settled (
+        n INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        verdict TEXT NOT NULL,
+        size INTEGER NOT NULL
+    );
+    CREATE TABLE account (
+        verdict TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        samples INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        PRIMARY KEY (verdict, reason)
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+class DamagedDatabaseError(SpoolError):
+    """The database file is not a sound SQLite database."""
+
+
+def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Connection:
+    """Opens and migrates; the caller serialises its use.
+
+    Raises DamagedDatabaseError where the file is not sound, SpoolError where a newer version made it or it
+    cannot be opened.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    except sqlite3.Error as error:
+        raise SpoolError(f"spool database {path}: {error}") from error
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        _check(connection, path)
+        _migrate(connection, path, migrations)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise SpoolError(f"spool database {path}: {error}") from error
+        raise DamagedDatabaseError(f"spool database {path}: {error}") from error
+    except SpoolError:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if answer != "ok":
+        raise DamagedDatabaseError(f"spool database {path}: {answer}")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise SpoolError(
+            f"spool {path.parent} has schema {version}, this version knows {len(migrations)}: "
+            "upgrade misfire, or start with another spool folder"
+        )
+    for number in range(version, len(migrations)):
+        # One transaction per step, its number included: a crash leaves the step undone or done.
+        connection.executescript(f"BEGIN; {migrations[number]} PRAGMA user_version={number + 1}; COMMIT;")

@@ -1,0 +1,122 @@
+"""How to reach the broker: address, protocol, TLS and credentials, and a paho client made of them."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from misfire_runtime.errors import ConfigError
+
+MAX_HANDED = 8
+"""Messages that paho may hold at once: its own queue is in memory and without bound."""
+
+
+class BrokerConfig(BaseModel):
+    """One broker. `mqtts://` (port 8883) means TLS; a password belongs in `password_file`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Field(gt=0, lt=65536)] = 1883
+    protocol: Literal["5", "3.1.1"] = "5"
+    tls: bool = False
+    ca_file: Path | None = None
+    """Authorities to trust; those of the system where None."""
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    username: str | None = None
+    password: str | None = Field(default=None, repr=False)
+    password_file: Path | None = None
+    client_id: str | None = None
+    """For brokers that tie a client id to a certificate; else one is made of vehicle and boot."""
+    keepalive_s: Annotated[int, Field(ge=2, le=3600)] = 30
+    connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5.0
+
+    @model_validator(mode="after")
+    def _certificates_need_tls(self) -> BrokerConfig:
+        if (self.ca_file or self.cert_file or self.key_file) and not self.tls:
+            raise ValueError("ca_file, cert_file and key_file need tls = true (or an mqtts:// address)")
+        if self.key_file and not self.cert_file:
+            raise ValueError("key_file needs cert_file")
+        return self
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> BrokerConfig:
+        """`mqtt[s]://[user[:password]@]host[:port]` with further fields as options. Raises ConfigError."""
+        try:
+            parts = urlsplit(url if "://" in url else f"mqtt://{url}")
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"broker {url!r}: {error}; expected mqtt://HOST:PORT") from error
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
+            raise ConfigError(f"broker {url!r}: expected mqtt://HOST:PORT or mqtts://HOST:PORT")
+        tls = parts.scheme == "mqtts"
+        fields: dict[str, object] = {
+            "host": parts.hostname,
+            "port": port or (8883 if tls else 1883),
+            "tls": tls,
+        }
+        if parts.username:
+            fields["username"] = unquote(parts.username)
+        if parts.password:
+            fields["password"] = unquote(parts.password)
+        try:
+            return cls.model_validate({**fields, **options})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "options"
+            raise ConfigError(f"broker {url!r}: {field}: {first['msg']}") from error
+
+    @property
+    def url(self) -> str:
+        """Address without credentials."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+def make_client(broker: BrokerConfig, *, client_id: str) -> paho.Client:
+    """A client of the broker's protocol with a clean session, not yet connected.
+
+    Raises ConfigError where a certificate, key or password file cannot be used.
+    """
+    v5 = broker.protocol == "5"
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=broker.client_id or client_id,
+        protocol=paho.MQTTv5 if v5 else paho.MQTTv311,
+        clean_session=None if v5 else True,
+    )
+    client.max_inflight_messages_set(MAX_HANDED * 2)
+    client.connect_timeout = broker.connect_timeout_s
+    if broker.username is not None:
+        client.username_pw_set(broker.username, _password(broker))
+    if broker.tls:
+        client.tls_set_context(_context(broker))
+    return client
+
+
+def _password(broker: BrokerConfig) -> str | None:
+    if broker.password_file is None:
+        return broker.password
+    try:
+        return broker.password_file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"password file {broker.password_file}: {error}") from error
+
+
+def _context(broker: BrokerConfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=broker.ca_file)
+        if broker.cert_file is not None:
+            context.load_cert_chain(broker.cert_file, broker.key_file)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(str(f) for f in (broker.ca_file, broker.cert_file, broker.key_file) if f)
+        raise ConfigError(f"TLS to {broker.url} with {files or 'the system authorities'}: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
