@@ -229,7 +229,7 @@ _BUILT_IN = {
             unit_losses=joint_losses,
             accuracy=_joint_accuracy,
             default_free_score="self_residual",
-            failure_threshold=0.5,
+            failure_threshold=0.75,
         ),
         Task(
             name="segmentation",

@@ -105,7 +105,7 @@ def rain(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     starts = (rng.random(shape, np.float32) < 0.36 * level * coarse / length).astype(np.float32)
     lines = cv2.filter2D(starts, -1, _line(length / coarse, angle)) * np.float32(0.9 * length / coarse)
     streaks = _as_3d(cv2.resize(np.minimum(lines, 1), (width, height), interpolation=cv2.INTER_LINEAR))
-    streaks = streaks * np.float32(0.45 + 0.35 * level)
+    streaks *= np.float32(0.45 + 0.35 * level)
     veil = np.float32(0.35 * level)
     worse: Pixels = (pixels * (1 - veil) + np.float32(0.6) * veil) * (1 - streaks) + np.float32(
         0.88
@@ -116,13 +116,13 @@ def rain(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
 def snow(pixels: Pixels, level: float, rng: np.random.Generator) -> Pixels:
     """level: 0 none, 1 blizzard."""
     height, width = pixels.shape[:2]
-    cover = np.zeros((height, width), np.float32)
+    cover: Pixels = np.zeros((height, width), np.float32)
     for share in (0.015, 0.03, 0.06):
         cell = max(1.0, share * reach(pixels))
         rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
         flakes = (rng.random((rows, columns), np.float32) < 0.16 * level).astype(np.float32)
         cover = np.maximum(cover, cv2.resize(flakes, (width, height), interpolation=cv2.INTER_LINEAR))
-    cover = (cover * np.float32(0.6 + 0.4 * level))[:, :, None]
+    cover = _as_3d(cover * np.float32(0.6 + 0.4 * level))
     veil = np.float32(0.25 * level)
     return (pixels * (1 - veil) + np.float32(0.85) * veil) * (1 - cover) + np.float32(0.97) * cover
 

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,19 +60,25 @@ class ImageArray(Sequence[Image]):
 
 
 class DecodedImages(Sequence[Image]):
-    """Images that `decode(i)` gives, i in 0..count-1.
+    """Images that `decode(i)` gives, i in 0..count-1; decode must give the same image every time.
 
-    What the network sees of each (uint8 at the contract's size) is kept for the next epoch, as long as all of
-    it fits in `max_cache_bytes`; else every batch decodes anew.
+    What was made is kept for the next epoch as long as all of it fits in `max_cache_bytes`: the images
+    themselves where all have one `shape`, else what the network sees of them under the last contract used.
     """
 
     def __init__(
-        self, decode: Callable[[int], Image], *, count: int, max_cache_bytes: int = MAX_CACHE_BYTES
+        self,
+        decode: Callable[[int], Image],
+        *,
+        count: int,
+        shape: tuple[int, int, int] | None = None,
+        max_cache_bytes: int = MAX_CACHE_BYTES,
     ) -> None:
         self._decode = decode
         self._count = count
         self._max_cache_bytes = max_cache_bytes
-        self._kept: tuple[InputContract, NDArray[np.uint8], NDArray[np.bool_]] | None = None
+        self._images = self._room(shape) if shape is not None else None
+        self._planes: tuple[InputContract, _Kept | None] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -81,33 +88,44 @@ class DecodedImages(Sequence[Image]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
-        """RGB [H,W,3], decoded now."""
+        """RGB [H,W,3], decoded now or before; do not write into it."""
         if isinstance(index, slice):
             return ImageSubset(self, np.arange(self._count)[index])
-        if not -self._count <= index < self._count:
-            raise IndexError(f"image {index} of {self._count}")
-        return self._decode(int(index) % self._count)
+        place = range(self._count)[index]
+        if self._images is None:
+            return self._decode(place)
+        self._images.fill(np.array([place]), self._decode)
+        return np.asarray(self._images.values[place])
 
     def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
         """uint8 [n,C,H,W], decoding only what was not seen before."""
-        kept = self._cache_for(contract)
+        if self._images is not None:
+            self._images.fill(indices, self._decode)
+            return ImageArray(self._images.values).planes(indices, contract)
+        key = _pixels_of(contract)
+        if self._planes is None or self._planes[0] != key:
+            self._planes = (key, self._room((key.channels, key.height, key.width)))
+        kept = self._planes[1]
         if kept is None:
             return _one_by_one(self, indices, contract)
-        values, filled = kept
-        missing = np.unique(indices[~filled[indices]])
-        if len(missing):
-            values[missing] = _one_by_one(self, missing, contract)
-            filled[missing] = True
-        return values[indices]
+        kept.fill(indices, lambda place: to_tensor(self._decode(place), key)[0])
+        return np.asarray(kept.values[indices])
 
-    def _cache_for(self, contract: InputContract) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
-        key = _pixels_of(contract)
-        if self._kept is None or self._kept[0] != key:
-            shape = (self._count, contract.channels, contract.height, contract.width)
-            if int(np.prod(shape, dtype=np.int64)) > self._max_cache_bytes:
-                return None
-            self._kept = (key, np.zeros(shape, np.uint8), np.zeros(self._count, bool))
-        return self._kept[1], self._kept[2]
+    def _room(self, shape: tuple[int, int, int]) -> _Kept | None:
+        return _Kept(self._count, shape) if self._count * math.prod(shape) <= self._max_cache_bytes else None
+
+
+class _Kept:
+    """values: uint8 [N,...]; which rows were filled. Memory is taken by the system as rows are written."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        self.values: NDArray[np.uint8] = np.zeros((count, *shape), np.uint8)
+        self._filled = np.zeros(count, bool)
+
+    def fill(self, indices: NDArray[np.int64], make: Callable[[int], NDArray[Any]]) -> None:
+        for place in np.unique(indices[~self._filled[indices]]):
+            self.values[place] = make(int(place))
+            self._filled[place] = True
 
 
 class ImageSubset(Sequence[Image]):

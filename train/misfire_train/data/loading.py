@@ -8,6 +8,7 @@ from pathlib import Path
 
 from misfire_train.data.catalogue import entries
 from misfire_train.data.examples import Dataset
+from misfire_train.data.figures import load_figures
 from misfire_train.data.published import (
     load_digits,
     load_fashion_mnist,
@@ -23,6 +24,8 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "fashion-mnist": load_fashion_mnist,
     "kmnist": load_kmnist,
     "traffic-lights": load_traffic_lights,
+    "figures": load_figures,
+    "figure-parts": lambda root: load_figures(root, labels="parts"),
 }
 _READERS: dict[str, Callable[[Path], Dataset]] = {}
 

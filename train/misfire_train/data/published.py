@@ -108,7 +108,7 @@ def load_traffic_lights(root: Path | None = None) -> Dataset:
         name="traffic-lights",
         task="classification",
         classes=("red", "yellow", "green"),
-        contract=InputContract(height=48, width=24, mean=(0.39, 0.38, 0.37), std=(0.25, 0.24, 0.24)),
+        contract=InputContract(height=48, width=24, mean=(0.564, 0.535, 0.557), std=(0.251, 0.257, 0.254)),
         train=train,
         test=test,
         sha256=entry.sha256,

@@ -91,7 +91,7 @@ def _deal_singles(
     weights = _with_rest(shares)
     part_of = np.full(len(units), -1, np.int64)
     order = np.array(_shuffled(list(units), seed), np.int64)
-    owed = np.zeros(len(weights))
+    owed: NDArray[np.float64] = np.zeros(len(weights))
     for value in range(int(classes.max(initial=-1)) + 1):
         members = order[classes[order] == value]
         wanted = weights * len(members) + owed
