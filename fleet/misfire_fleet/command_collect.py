@@ -1,0 +1,97 @@
+"""`misfire fleet collect`: one collector as a program, with its metrics, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from misfire_fleet.broker_client import parse_broker
+from misfire_fleet.collector import Collector
+from misfire_fleet.collector_endpoint import MetricsEndpoint
+from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.command_options import (
+    DEFAULT_DIR,
+    BlobsUrl,
+    DatabaseUrl,
+    FleetDir,
+    open_store,
+    stop_on_signals,
+)
+from misfire_runtime.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def collect(
+    *,
+    broker: Annotated[
+        str, typer.Option(envvar="MISFIRE_BROKER", help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT].")
+    ] = "mqtt://127.0.0.1:1883",
+    fleet: Annotated[str, typer.Option(help="The fleet's name in topics.")] = "default",
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    name: Annotated[str | None, typer.Option(help="Unique among collectors; made up where absent.")] = None,
+    protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics and /healthz here; 0 takes a free port.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of the metrics port.")] = "127.0.0.1",
+    ca_file: Annotated[Path | None, typer.Option(help="CA certificates for mqtts://.")] = None,
+    cert_file: Annotated[Path | None, typer.Option(help="Client certificate for mqtts://.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+) -> None:
+    """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    settings = read_settings(config)
+    address = parse_broker(broker, protocol=protocol, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+    with open_store(fleet_dir, database, blobs) as store, stop_on_signals() as stop:
+        collector = Collector(store, broker=address, fleet=fleet, name=name, settings=settings)
+        endpoint = None
+        if metrics_port is not None:
+            endpoint = MetricsEndpoint(collector, host=metrics_host, port=metrics_port)
+            typer.echo(f"metrics at http://{metrics_host}:{endpoint.port}/metrics", err=True)
+        try:
+            collector.run(stop)
+        finally:
+            if endpoint is not None:
+                endpoint.close()
+        typer.echo(json.dumps(summary(collector)))
+
+
+def read_settings(path: Path | None) -> CollectorSettings:
+    """Settings from a TOML file, or the defaults. Raises ConfigError with file, key and expected value."""
+    if path is None:
+        return CollectorSettings()
+    try:
+        return CollectorSettings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+
+
+def summary(collector: Collector) -> dict[str, Any]:
+    """Verdicts by kind, and bytes, since this collector's start."""
+    verdicts: dict[str, int] = {}
+    for metric in collector.metrics.verdicts.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                kind = sample.labels["verdict"]
+                verdicts[kind] = verdicts.get(kind, 0) + int(sample.value)
+    return {"collector": collector.name, "verdicts": verdicts, "open_transfers": len(collector.transfers)}

@@ -1,0 +1,65 @@
+"""Options that several fleet commands share, and how they become a store or a stop event."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from misfire_fleet.store import Store
+from misfire_runtime.errors import ConfigError
+
+FleetDir = Annotated[Path, typer.Option("--fleet-dir", help="Folder with fleet.sqlite and blobs/.")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database", envvar="MISFIRE_DATABASE", help="Instead: postgresql://USER@HOST/NAME."),
+]
+BlobsUrl = Annotated[
+    str | None,
+    typer.Option("--blobs", envvar="MISFIRE_BLOBS", help="Instead: a folder or s3://BUCKET/PREFIX."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")]
+DEFAULT_DIR = Path("fleet")
+
+
+def open_store(fleet_dir: Path, database: str | None, blobs: str | None) -> Store:
+    """The store that the options name; what is not named lies in the fleet folder."""
+    return Store.open(database or fleet_dir / "fleet.sqlite", blobs or fleet_dir / "blobs")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that a daemon drains instead of dying."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def moment(option: str, text: str | None) -> float | None:
+    """ISO 8601 (UTC where no zone is given) to seconds since 1970. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: expected a time such as 2026-01-31T12:00:00") from error
+    return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def show(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:
+    """Prints a result for a program or for a person."""
+    typer.echo(json.dumps(result) if as_json else text)

@@ -1,0 +1,19 @@
+"""`misfire fleet ...`: collect, serve, simulate, and the care of what was stored."""
+
+from __future__ import annotations
+
+import typer
+
+from misfire_fleet.command_care import audit, delete, hold, holds, release, retention, status
+from misfire_fleet.command_collect import collect
+from misfire_fleet.command_serve import serve
+
+app = typer.Typer(
+    name="fleet",
+    help="Collect, show and simulate uploads.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for _command in (collect, serve, status, delete, hold, release, holds, retention, audit):
+    app.command()(_command)
