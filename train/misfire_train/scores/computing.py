@@ -19,6 +19,8 @@ from torch import Tensor
 from misfire_runtime.preprocess import InputContract
 from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.fitting import ImageSet, batches, evaluating
+from misfire_train.scores.flip import FlipConsistency
+from misfire_train.scores.passes import DropoutScore, ImageScore, dropout_samples
 from misfire_train.scores.registry import build
 from misfire_train.signals import Probe, Score, Signals
 
@@ -66,9 +68,29 @@ def compute(
 
 
 def score_batch(probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Tensor]:
-    """All scores of one batch [N,C,H,W], in the mode the modules are in."""
+    """All scores of one batch [N,C,H,W], each kind of extra pass made once; in the mode the modules are in."""
     signals: Signals = probe(image)
-    return {score.name: score(signals).float() for score in scores}
+    mirrored: Signals | None = None
+    stochastic: dict[tuple[int, float], Tensor] = {}
+    result = {}
+    for score in scores:
+        if isinstance(score, FlipConsistency):
+            mirrored = mirrored if mirrored is not None else probe(image.flip(3))
+            value = score.combine(signals, mirrored)
+        elif isinstance(score, DropoutScore):
+            key = (score.passes, score.rate)
+            if key not in stochastic:
+                stochastic[key] = dropout_samples(probe, image, passes=key[0], rate=key[1], seed=seed)
+            value = score.combine(stochastic[key])
+        elif isinstance(score, ImageScore):
+            value = score.combine(signals, image)
+        else:
+            value = score(signals)
+        if value.shape != (len(image),):
+            shape = tuple(value.shape)
+            raise ScoreError(f"score {score.name} gave {shape} for {len(image)} images")
+        result[score.name] = value.float()
+    return result
 
 
 def _resolve(

@@ -3,7 +3,8 @@
     probe, images, targets --gather--> FitSet --> build(names, fit=..., holdout=...)
 
 `fit` is what the task model was trained on (banks, class means); `holdout` is what it never saw
-(wrong_prediction, stacked, aleatoric). Feature maps are not kept: only outputs and the last layer's input.
+(wrong_prediction, stacked, aleatoric). Feature maps are kept only on request: outputs and the last layer's
+input suffice.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class FitSet:
         """The samples at these positions."""
         index = torch.as_tensor(indices)
         old = self.signals
-        signals = Signals(old.outputs[index], old.last_input[index], {}, old.weight, old.bias)
+        features = {name: maps[index] for name, maps in old.features.items()}
+        signals = Signals(old.outputs[index], old.last_input[index], features, old.weight, old.bias)
         return FitSet(signals, self.targets[index], self.classes)
 
 
@@ -110,10 +112,12 @@ def gather(
     classes: int | None = None,
     contract: InputContract | None = None,
     batch: int = 256,
+    features: bool = False,
 ) -> FitSet:
     """Runs the probe over a set in eval mode and keeps what scores are fitted on.
 
-    images: [N,C,H,W], or Examples with `contract`; targets: N of them. Raises ScoreError on an empty set.
+    images: [N,C,H,W], or Examples with `contract`; targets: N of them.  features: keep the feature maps too,
+    which learned heads need inside a stacked score. Raises ScoreError on an empty set.
 
     >>> from misfire_train.signals import Probe
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -123,14 +127,18 @@ def gather(
     (10, 3, (10, 4))
     """
     outputs, inputs = [], []
+    maps: dict[str, list[Tensor]] = {name: [] for name in probe.feature_names} if features else {}
     with evaluating(probe), torch.no_grad():
         for _, part in batches(images, contract=contract, size=batch):
             signals = probe(part)
             outputs.append(signals.outputs)
             inputs.append(signals.last_input)
+            for name, kept in maps.items():
+                kept.append(signals.features[name])
     weight = None if signals.weight is None else signals.weight.detach()
     bias = None if signals.bias is None else signals.bias.detach()
-    merged = Signals(torch.cat(outputs), torch.cat(inputs), {}, weight, bias)
+    joined = {name: torch.cat(kept) for name, kept in maps.items()}
+    merged = Signals(torch.cat(outputs), torch.cat(inputs), joined, weight, bias)
     result = FitSet(merged, torch.as_tensor(targets), classes or int(merged.outputs.shape[1]))
     result.require(name="fit set")
     return result

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from misfire_train.heatmaps import SIGMA, render_gaussians
+from misfire_train.scores.last_layer import pseudo_residual
+from misfire_train.scores.peaks import cells, local_maxima, scaled_peaks
 from misfire_train.signals import Score, Signals
 
 
@@ -132,16 +135,9 @@ class MultiPeakEntropy(OutputScore):
 
     def value(self, outputs: Tensor) -> Tensor:
         """[N] from heatmaps [N,J,H,W]."""
-        maps = _maps(outputs)
-        window = 2 * self.radius + 1
-        highest = functional.max_pool2d(maps, window, stride=1, padding=self.radius)
-        # A flat map is its own maximum everywhere: only what stands above the map's floor is a peak.
-        floor = maps.amin((2, 3), keepdim=True)
-        is_peak = (maps >= highest) & (maps > floor)
-        absent = torch.full_like(maps, -1e4)
-        candidates = torch.where(is_peak, maps * self.peak_scale, absent).flatten(2)
-        values = candidates.topk(min(self.peaks, maps.shape[2] * maps.shape[3]), dim=2).values
-        return softmax_entropy(values.transpose(1, 2)).sum(1)
+        values, _ = local_maxima(_maps(outputs), radius=self.radius, peaks=self.peaks)
+        scaled = scaled_peaks(values, scale=self.peak_scale)
+        return softmax_entropy(scaled.transpose(1, 2)).sum(1)
 
 
 class SelfResidual(OutputScore):
@@ -149,14 +145,14 @@ class SelfResidual(OutputScore):
 
     What the training loss would be if the decoded joints were the truth: a map that is no clean peak has
     a residual whatever the truth is. Two separable exponentials per joint, so it exports as plain arithmetic.
-    sigma: of the rendered Gaussian, in heatmap pixels.  peak: its height.  `rescale` renders it at the map's
+    sigma: of the rendered Gaussian, in heatmap cells.  peak: its height.  `rescale` renders it at the map's
     own maximum instead, so that a merely low peak is not counted.
     """
 
     name = "self_residual"
     definition = "mean_jp (H_jp - gaussian(argmax H_j))^2"
 
-    def __init__(self, *, sigma: float = 1.75, peak: float = 1.0, rescale: bool = False) -> None:
+    def __init__(self, *, sigma: float = SIGMA, peak: float = 1.0, rescale: bool = False) -> None:
         super().__init__()
         if sigma <= 0 or peak <= 0:
             raise ValueError(f"sigma {sigma} and peak {peak} must be above zero")
@@ -165,22 +161,12 @@ class SelfResidual(OutputScore):
     def value(self, outputs: Tensor) -> Tensor:
         """[N] from heatmaps [N,J,H,W]."""
         maps = _maps(outputs)
-        height, width = maps.shape[2], maps.shape[3]
-        flat = maps.flatten(2)
-        best = flat.argmax(2)
-        row, column = best // width, best % width
-        rows = self._bump(row, height, maps)
-        columns = self._bump(column, width, maps)
-        rendered = self.peak * rows[:, :, :, None] * columns[:, :, None, :]
+        size = (maps.shape[2], maps.shape[3])
+        decoded = cells(maps.flatten(2).argmax(2), width=size[1], like=maps)
+        rendered = self.peak * render_gaussians(decoded, size=size, sigma=self.sigma)
         if self.rescale:
-            rendered = rendered * (flat.amax(2) / self.peak)[:, :, None, None]
+            rendered = rendered * (maps.amax((2, 3), keepdim=True) / self.peak)
         return (maps - rendered).square().mean((1, 2, 3))
-
-    def _bump(self, centre: Tensor, size: int, like: Tensor) -> Tensor:
-        """exp(-(x - centre)^2 / 2 sigma^2) for x = 0..size-1: [N,J,size]."""
-        grid = torch.arange(size, dtype=like.dtype, device=like.device)
-        distance = grid - centre.to(like.dtype)[:, :, None]
-        return torch.exp(-0.5 * (distance / self.sigma).square())
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:
@@ -200,15 +186,7 @@ def rest_probability(logits: Tensor) -> Tensor:
     >>> rest_probability(torch.tensor([[30.0, 0.0]])).item() > 0
     True
     """
-    is_top = _class_index(logits) == logits.argmax(1, keepdim=True)
-    probability = torch.softmax(logits, 1)
-    return torch.where(is_top, torch.zeros_like(probability), probability).sum(1)
-
-
-def _class_index(logits: Tensor) -> Tensor:
-    """0..K-1 along dim 1, broadcastable against logits."""
-    shape = [1, logits.shape[1]] + [1] * (logits.ndim - 2)
-    return torch.arange(logits.shape[1], device=logits.device).reshape(shape)
+    return -pseudo_residual(logits).amin(1)
 
 
 def _maps(outputs: Tensor) -> Tensor:

@@ -8,44 +8,29 @@ what it needs is missing. Options are given per score: `build(..., knn_distance=
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from misfire_train.scores import factories as make
 from misfire_train.scores import output_only
+from misfire_train.scores.committee import EglEnsemble, EglRegression
+from misfire_train.scores.density import KnnDistance, Mahalanobis, OutputDeviation
 from misfire_train.scores.errors import ScoreError
+from misfire_train.scores.factories import Factory, Recipe
 from misfire_train.scores.fitting import FitSet
+from misfire_train.scores.flip import FlipConsistency
+from misfire_train.scores.sampling import Bald, McDropout
+from misfire_train.scores.wrong_prediction import ErrorReduction, WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Score
 
-CLASS_TASKS = ("classification", "segmentation")
+Needs = Literal["nothing", "fit", "holdout", "members"]
+Passes = Literal["one", "two", "many"]
 TASKS = ("classification", "regression", "keypoints", "segmentation", "custom")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a factory may use: the task, both fit sets, and the options given to this score."""
-
-    name: str
-    task: str
-    fit: FitSet | None
-    holdout: FitSet | None
-    options: Mapping[str, Any]
-
-    def need_fit(self) -> FitSet:
-        """The training set's signals; raises ScoreError without."""
-        if self.fit is None:
-            raise ScoreError(
-                f"{self.name} is fitted on training data: pass fit=gather(probe, images, targets)"
-            )
-        return self.fit
-
-    def need_holdout(self) -> FitSet:
-        """The held-out set's signals; raises ScoreError without."""
-        if self.holdout is None:
-            raise ScoreError(
-                f"{self.name} is fitted on held-out data: pass holdout=gather(probe, images, targets)"
-            )
-        return self.holdout
+CLASSES = ("classification", "segmentation")
+MAPS = ("classification", "keypoints", "segmentation")
+VALUES = ("regression", "keypoints")
+ALL = ("classification", "regression", "keypoints", "segmentation")
 
 
 @dataclass(frozen=True)
@@ -54,32 +39,109 @@ class ScoreInfo:
 
     name: str
     tasks: tuple[str, ...]
-    make: Callable[[Recipe], Score]
-    needs: Literal["nothing", "fit", "holdout", "members", "model"] = "nothing"
+    make: Factory
+    needs: Needs = "nothing"
     free: bool = False
     exportable: bool = True
-    passes: Literal["one", "two", "many"] = "one"
+    passes: Passes = "one"
     source: str = ""
 
 
-def _plain(kind: Callable[..., Score]) -> Callable[[Recipe], Score]:
-    return lambda recipe: kind(**recipe.options)
+def _free(kind: type[output_only.OutputScore], tasks: tuple[str, ...], source: str) -> ScoreInfo:
+    return ScoreInfo(kind.name, tasks, make.plain(kind), free=True, source=source)
 
 
-def _free(kind: type[Score], tasks: Sequence[str], source: str) -> ScoreInfo:
-    return ScoreInfo(kind.name, tuple(tasks), _plain(kind), free=True, source=source)
+def _closed(
+    name: str, tasks: tuple[str, ...], factory: Factory, needs: Needs, source: str, *, free: bool = False
+) -> ScoreInfo:
+    return ScoreInfo(name, tasks, factory, needs, free=free, source=source)
+
+
+def _sampled(
+    name: str,
+    tasks: tuple[str, ...],
+    factory: Factory,
+    source: str,
+    *,
+    needs: Needs = "nothing",
+    passes: Passes = "many",
+) -> ScoreInfo:
+    return ScoreInfo(name, tasks, factory, needs, exportable=False, passes=passes, source=source)
+
+
+def _components(recipe: Recipe) -> list[Score]:
+    """What `stacked` stacks: the named components, or every free score and, given a fit set, two more."""
+    wanted = recipe.options.get("components")
+    if wanted is None:
+        wanted = names_for(recipe.task, free=True)
+        if recipe.fit is not None:
+            wanted += ["egl", "knn_distance"]
+        wanted = [name for name in wanted if recipe.task in SCORES[name].tasks]
+    built = [score for score in wanted if isinstance(score, Score)]
+    names = [name for name in wanted if isinstance(name, str)]
+    if "stacked" in names:
+        raise ScoreError("stacked cannot be a component of itself")
+    return built + build(names, task=recipe.task, fit=recipe.fit, holdout=recipe.holdout)
 
 
 _ROWS = [
-    _free(output_only.Msp, CLASS_TASKS, "Hendrycks & Gimpel 2017"),
-    _free(output_only.Entropy, CLASS_TASKS, "Shannon; Settles 2009"),
-    _free(output_only.Margin, CLASS_TASKS, "Scheffer et al. 2001"),
-    _free(output_only.Energy, CLASS_TASKS, "Liu et al. 2020"),
-    _free(output_only.MaxLogit, CLASS_TASKS, "Hendrycks et al. 2022"),
+    _free(output_only.Msp, CLASSES, "Hendrycks & Gimpel 2017"),
+    _free(output_only.Entropy, CLASSES, "Shannon 1948; Settles 2009"),
+    _free(output_only.Margin, CLASSES, "Scheffer et al. 2001"),
+    _free(output_only.Energy, CLASSES, "Liu et al. 2020"),
+    _free(output_only.MaxLogit, CLASSES, "Hendrycks et al. 2022"),
     _free(output_only.MeanPeak, ("keypoints",), "heatmap confidence"),
-    _free(output_only.HeatmapEntropy, ("keypoints",), "heatmap as a distribution"),
+    _free(output_only.HeatmapEntropy, ("keypoints",), "a heatmap as a distribution"),
     _free(output_only.MultiPeakEntropy, ("keypoints",), "Liu & Ferrari 2017"),
-    _free(output_only.SelfResidual, ("keypoints",), "this project, docs/scores.md"),
+    _free(output_only.SelfResidual, ("keypoints",), "this project"),
+    _closed(
+        "output_deviation", ("regression",), make.fitted(OutputDeviation), "fit", "this project", free=True
+    ),
+    _closed("egl", MAPS, make.egl(), "nothing", "Settles 2008, closed form"),
+    _closed("egl_norm", ("classification",), make.egl(squared=False), "nothing", "Settles 2008, closed form"),
+    _closed(
+        "egl_unweighted", MAPS, make.egl(feature_norm=False), "nothing", "egl without ||phi||^2", free=True
+    ),
+    _closed("badge_norm", ("classification",), make.egl(labels="pseudo"), "nothing", "Ash et al. 2020"),
+    _closed("egl_regression", ("regression",), make.committee(EglRegression), "fit", "Cai et al. 2013"),
+    _closed("egl_ensemble", ("regression",), make.committee(EglEnsemble), "fit", "Shukla 2022"),
+    _closed("egl_pp", ALL, make.egl_pp(), "fit", "Shukla 2022 (EGL++), closed form"),
+    _closed("egl_pp_unweighted", ALL, make.egl_pp(feature_norm=False), "fit", "egl_pp without ||phi||^2"),
+    _closed(
+        "wrong_prediction",
+        ("classification",),
+        make.held_out(WrongPrediction),
+        "holdout",
+        "Aljundi et al. 2022, S",
+    ),
+    _closed(
+        "wrong_prediction_approx",
+        CLASSES,
+        make.held_out(WrongPredictionApprox),
+        "holdout",
+        "Aljundi et al. 2022, S_a",
+    ),
+    _closed(
+        "error_reduction", ("classification",), make.fitted(ErrorReduction), "fit", "Roy & McCallum 2001"
+    ),
+    _closed("knn_distance", ALL, make.fitted(KnnDistance), "fit", "Sun et al. 2022"),
+    _closed("mahalanobis", ALL, make.fitted(Mahalanobis), "fit", "Lee et al. 2018"),
+    _sampled("mc_dropout", ALL, make.with_task(McDropout), "Gal & Ghahramani 2016"),
+    _sampled("bald", CLASSES, make.plain(Bald), "Houlsby et al. 2011; Gal et al. 2017"),
+    _sampled("epistemic", ALL, make.epistemic, "Kendall & Gal 2017"),
+    ScoreInfo(
+        "aleatoric",
+        (*CLASSES, "regression"),
+        make.aleatoric,
+        "holdout",
+        False,
+        False,
+        "many",
+        "Kendall & Gal 2017",
+    ),
+    _sampled("flip_consistency", MAPS, make.with_task(FlipConsistency), "this project", passes="two"),
+    _sampled("ensemble", ALL, make.ensemble, "Lakshminarayanan et al. 2017", needs="members"),
+    _closed("stacked", ALL, make.stacked(_components), "holdout", "logistic combination"),
 ]
 
 SCORES: dict[str, ScoreInfo] = {row.name: row for row in _ROWS}
@@ -89,7 +151,7 @@ def names_for(task: str, *, free: bool | None = None, exportable: bool | None = 
     """Names of the scores that serve a task, in registry order.
 
     >>> names_for("keypoints", free=True)
-    ['mean_peak', 'heatmap_entropy', 'multi_peak_entropy', 'self_residual']
+    ['mean_peak', 'heatmap_entropy', 'multi_peak_entropy', 'self_residual', 'egl_unweighted']
     """
     return [
         row.name
@@ -123,16 +185,17 @@ def build(
     stray = sorted(set(options) - set(names))
     if stray:
         raise ScoreError(f"options given for {', '.join(stray)}, which is not among the scores to build")
-    scores = []
-    for name in names:
-        info = SCORES.get(name)
-        if info is None:
-            raise ScoreError(f"unknown score {name!r}; for {task} there are {', '.join(names_for(task))}")
-        if task not in info.tasks:
-            raise ScoreError(f"{name} serves {', '.join(info.tasks)}, not {task}")
-        given = options.get(name, {})
-        try:
-            scores.append(info.make(Recipe(name, task, fit, holdout, given)))
-        except TypeError as error:
-            raise ScoreError(f"options {dict(given)} do not fit {name}: {error}") from error
-    return scores
+    return [_build_one(Recipe(name, task, fit, holdout, options.get(name, {}))) for name in names]
+
+
+def _build_one(recipe: Recipe) -> Score:
+    info = SCORES.get(recipe.name)
+    if info is None:
+        known = ", ".join(names_for(recipe.task))
+        raise ScoreError(f"unknown score {recipe.name!r}; for {recipe.task} there are {known}")
+    if recipe.task not in info.tasks:
+        raise ScoreError(f"{recipe.name} serves {', '.join(info.tasks)}, not {recipe.task}")
+    try:
+        return info.make(recipe)
+    except TypeError as error:
+        raise ScoreError(f"options {dict(recipe.options)} do not fit {recipe.name}: {error}") from error

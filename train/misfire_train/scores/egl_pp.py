@@ -1,0 +1,196 @@
+"""EGL++: expected squared last-layer gradient, where the label is drawn from the frame's neighbours' labels.
+
+    S(x) = sum_n q_n(x) ||grad l(x, y_n)||^2                                      (Shukla 2022, EGL++)
+
+With l = (1/2)||f - y||^2 and a last linear layer this is ||phi~||^2 [ ||f - ybar||^2 + tr Cov_q(y) ]: "bias"
+(the model disagrees with its neighbours) plus "spread" (the neighbours disagree). Heatmaps and label maps
+have the same form with pixels summed before the norm. The bank (embeddings and labels) lies in the graph.
+
+Values are squared norms over C (and over J P^2 for maps): fp16 holds them. Their scale follows the features:
+thresholds are quantiles measured on the deployed engine. `feature_norm=False` leaves ||phi~||^2 out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from misfire_train.heatmaps import SIGMA, render_gaussians
+from misfire_train.scores.errors import ScoreError
+from misfire_train.scores.last_layer import feature_energy, last_outputs, pooled, scaled_features
+from misfire_train.scores.neighbours import Neighbours
+from misfire_train.signals import Score, Signals
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The two addends of the score, and the squared distance to the nearest bank member: [N] each."""
+
+    bias: Tensor
+    spread: Tensor
+    nearest: Tensor
+
+
+class _BankScore(Score):
+    """A score with neighbours; embeddings are pooled features over sqrt(C)."""
+
+    name = "egl_pp"
+
+    def __init__(self, neighbours: Neighbours, *, feature_norm: bool, name: str) -> None:
+        super().__init__()
+        self.neighbours, self.feature_norm = neighbours, feature_norm
+        self.name = name or self.name
+        variant = "" if feature_norm else ", without the feature norm"
+        compat = ", as the published code" if neighbours.reference_compat else ""
+        self.definition = f"sum_n q_n ||grad l(x, y_n)||^2 over {neighbours.kept} neighbours{variant}{compat}"
+
+    def gradients(self, signals: Signals, places: Tensor) -> Tensor:
+        """One row per neighbour whose squared norm is that neighbour's share of the score: [N,k,D]."""
+        raise NotImplementedError
+
+    def forward(self, signals: Signals) -> Tensor:
+        """[N]."""
+        places, weights, _ = self.neighbours(bank_embedding(signals))
+        value: Tensor = (weights * self.gradients(signals, places).square().sum(2)).sum(1)
+        return value
+
+    def parts(self, signals: Signals) -> Parts:
+        """Bias and spread; they add up to the score where q sums to 1 (always, but for reference_compat)."""
+        places, weights, nearest = self.neighbours(bank_embedding(signals))
+        rows = self.gradients(signals, places)
+        mean = (weights[:, :, None] * rows).sum(1, keepdim=True)
+        spread = (weights * (rows - mean).square().sum(2)).sum(1)
+        return Parts(mean.square().sum((1, 2)), spread, nearest)
+
+
+def bank_embedding(signals: Signals) -> Tensor:
+    """[N,C]: pooled features over sqrt(C); the factor leaves q unchanged and keeps distances small."""
+    features = pooled(signals)
+    return features / math.sqrt(features.shape[1])
+
+
+class EglPP(_BankScore):
+    """For values [N,J] or logits [N,K].
+
+    labels: of the bank, [M,J] values, or class distributions [M,K] that the softmax is compared with.
+    """
+
+    labels: Tensor
+
+    def __init__(
+        self,
+        neighbours: Neighbours,
+        labels: Tensor,
+        *,
+        classification: bool,
+        feature_norm: bool = True,
+        name: str = "",
+    ) -> None:
+        super().__init__(neighbours, feature_norm=feature_norm, name=name)
+        if labels.ndim != 2 or len(labels) != len(neighbours.bank):
+            raise ScoreError(f"labels must be [{len(neighbours.bank)},J], got {tuple(labels.shape)}")
+        self.classification = classification
+        self.register_buffer("labels", labels.detach().to(neighbours.bank.dtype).clone())
+
+    def gradients(self, signals: Signals, places: Tensor) -> Tensor:
+        """(f - y_n) ||phi~||: [N,k,J]."""
+        answer = torch.softmax(signals.outputs, 1) if self.classification else signals.outputs
+        residual = answer[:, None] - self.labels[places]
+        if not self.feature_norm:
+            return residual
+        return residual * torch.sqrt(feature_energy(signals))[:, None, None]
+
+
+class HeatmapEglPP(_BankScore):
+    """For heatmaps [N,J,H,W] of a 1x1 last convolution.
+
+    joints: of the bank, [M,J,3] as (x, y, visible) in heatmap cells; an invisible joint adds nothing.
+    """
+
+    joints: Tensor
+
+    def __init__(
+        self,
+        neighbours: Neighbours,
+        joints: Tensor,
+        *,
+        sigma: float = SIGMA,
+        peak: float = 1.0,
+        feature_norm: bool = True,
+        name: str = "",
+    ) -> None:
+        super().__init__(neighbours, feature_norm=feature_norm, name=name)
+        if joints.ndim != 3 or joints.shape[2] != 3 or len(joints) != len(neighbours.bank):
+            raise ScoreError(f"joints must be [{len(neighbours.bank)},J,3], got {tuple(joints.shape)}")
+        self.sigma, self.peak = sigma, peak
+        self.register_buffer("joints", joints.detach().to(neighbours.bank.dtype).clone())
+
+    def gradients(self, signals: Signals, places: Tensor) -> Tensor:
+        """(H - Y_n) Phi~^T / P sqrt(J): [N,k,J (C+1)]; pixels are summed before any norm is taken."""
+        maps = last_outputs(signals) if self.feature_norm else signals.outputs
+        chosen = self.joints[places]
+        size = (maps.shape[2], maps.shape[3])
+        labels = self.peak * render_gaussians(chosen[..., :2], size=size, sigma=self.sigma)
+        visible = (chosen[..., 2] > 0).to(maps.dtype)[..., None]
+        residual = (maps[:, None].flatten(3) - labels.flatten(3)) * visible
+        joints, pixels = residual.shape[2], residual.shape[3]
+        if not self.feature_norm:
+            return residual.flatten(2) / math.sqrt(joints * pixels)
+        features = scaled_features(signals).transpose(1, 2) / pixels
+        product = torch.matmul(residual.flatten(1, 2), features)
+        return product.reshape(-1, places.shape[1], joints * features.shape[2]) / math.sqrt(joints)
+
+
+class SegmentationEglPP(_BankScore):
+    """For pixel logits [N,K,H,W] of a 1x1 last convolution.
+
+    maps: the bank's label maps at the logits' resolution, integer [M,H,W]; `ignore` marks unlabelled pixels.
+    """
+
+    maps: Tensor
+
+    def __init__(
+        self,
+        neighbours: Neighbours,
+        maps: Tensor,
+        *,
+        ignore: int = 255,
+        feature_norm: bool = True,
+        name: str = "",
+    ) -> None:
+        super().__init__(neighbours, feature_norm=feature_norm, name=name)
+        if maps.ndim != 3 or len(maps) != len(neighbours.bank):
+            raise ScoreError(f"label maps must be [{len(neighbours.bank)},H,W], got {tuple(maps.shape)}")
+        self.ignore = ignore
+        self.register_buffer("maps", maps.detach().to(torch.int32).clone())
+
+    def gradients(self, signals: Signals, places: Tensor) -> Tensor:
+        """(p - onehot(Y_n)) Phi~^T / valid pixels: [N,k,K (C+1)]."""
+        logits = last_outputs(signals)
+        labels = self.maps[places].flatten(2)
+        if labels.shape[2] != logits.shape[2] * logits.shape[3]:
+            raise ScoreError(
+                f"bank maps {tuple(self.maps.shape[1:])} and logits {tuple(logits.shape[2:])} differ"
+            )
+        valid = (labels != self.ignore).to(logits.dtype)
+        classes = torch.arange(logits.shape[1], device=labels.device, dtype=labels.dtype)
+        one_hot = (labels[:, :, None] == classes[:, None]).to(logits.dtype)
+        probability = torch.softmax(logits, 1).flatten(2)[:, None]
+        residual = (probability - one_hot) * valid[:, :, None]
+        count = valid.sum(2).clamp_min(1)[:, :, None, None]
+        if not self.feature_norm:
+            return (residual / torch.sqrt(count)).flatten(2)
+        features = scaled_features(signals).transpose(1, 2)
+        product = torch.matmul((residual / count).flatten(1, 2), features)
+        return product.reshape(-1, places.shape[1], logits.shape[1] * features.shape[2])
+
+
+def class_labels(targets: Tensor, classes: int) -> Tensor:
+    """Class indices [M] as one-hot rows [M,K]."""
+    if targets.ndim != 1 or bool((targets < 0).any()) or bool((targets >= classes).any()):
+        raise ScoreError(f"class targets must be [M] in 0..{classes - 1}")
+    return functional.one_hot(targets.long(), classes).float()

@@ -1,0 +1,99 @@
+"""Scores that run the model more than once per image, and the extra passes that they share.
+
+    dropout   T passes with dropout on and everything else, BatchNorm above all, in eval mode
+    flip      one pass over the mirrored image
+    image     whatever the score does with the image itself (other networks, an autoencoder)
+
+A `PassScore` says which by `extra`; `scores.compute` makes each kind of pass once per batch and hands it to
+all that want it. Such a score has no place in a one-pass graph: its `forward` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from misfire_train.scores.errors import ScoreError
+from misfire_train.signals import Probe, Score, Signals
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+class PassScore(Score):
+    """A score of several passes; `combine` takes the plain pass's signals and what `extra` names."""
+
+    exportable = False
+    extra: Literal["dropout", "flip", "image"] = "image"
+
+    def forward(self, signals: Signals) -> Tensor:
+        """Raises ScoreError: one pass is not enough."""
+        raise ScoreError(f"{self.name} needs more than one pass per image; score with scores.compute(...)")
+
+
+class ImageScore(PassScore):
+    """A score that looks at the image itself."""
+
+    extra = "image"
+
+    def combine(self, signals: Signals, image: Tensor) -> Tensor:
+        """[N] from the plain pass and the image [N,C,H,W]."""
+        raise NotImplementedError
+
+
+class DropoutScore(PassScore):
+    """A score of T stochastic answers.
+
+    passes: T.  rate: dropout put before the last layer of a model that has no dropout of its own.
+    """
+
+    extra = "dropout"
+
+    def __init__(self, *, passes: int = 10, rate: float = 0.1) -> None:
+        super().__init__()
+        if passes < 1 or not 0 < rate < 1:
+            raise ScoreError(f"passes is {passes} (at least 1), rate is {rate} (between 0 and 1)")
+        self.passes, self.rate = passes, rate
+
+    def combine(self, samples: Tensor) -> Tensor:
+        """[N] from T answers [T,N,...]."""
+        raise NotImplementedError
+
+
+@contextmanager
+def dropout_only(model: nn.Module, *, last: nn.Module | None = None, rate: float = 0.1) -> Iterator[None]:
+    """Eval mode but for dropout, within. BatchNorm keeps its running statistics, in use and in value.
+
+    A model without dropout layers gets dropout of `rate` on the input of `last`; without `last`, ScoreError.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    layers = [part for part in model.modules() if isinstance(part, _DROPOUT)]
+    if not layers and last is None:
+        raise ScoreError("the model has no dropout layer, and no last layer is named to put one before")
+    handle = None
+    if not layers and last is not None:
+        handle = last.register_forward_pre_hook(
+            lambda _module, inputs: (functional.dropout(inputs[0], rate, training=True), *inputs[1:])
+        )
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+        for part, training in modes:
+            part.training = training
+
+
+def dropout_samples(probe: Probe, image: Tensor, *, passes: int, rate: float = 0.1, seed: int = 0) -> Tensor:
+    """T stochastic answers [T,N,...], the same for the same seed; the global random state is left alone."""
+    last = probe.model.get_submodule(probe.last_layer)
+    with torch.random.fork_rng(devices=[]), dropout_only(probe.model, last=last, rate=rate):
+        torch.manual_seed(seed)
+        return torch.stack([probe.model(image) for _ in range(passes)])

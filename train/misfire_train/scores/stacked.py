@@ -1,0 +1,139 @@
+"""A small calibrated combination: logistic regression on the scores that a bundle carries anyway.
+
+    failure log-odds = intercept + sum_i w_i clip((s_i - mean_i) / std_i)
+
+Fitted on held-out data by Newton's method with an L2 penalty; its sigmoid is a failure probability. Clipping
+keeps one score that runs away on odd input from deciding alone. Its parts are shared in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from misfire_train.scores.errors import ScoreError
+from misfire_train.signals import Score, Signals
+
+LEAST_OF_EACH = 10
+
+
+class Stacked(Score):
+    """Log-odds of failure from component scores; `probability` is its sigmoid.
+
+    components: scores of one forward pass.  centre, spread, weight: [S]; intercept: a scalar.
+    """
+
+    name = "stacked"
+    centre: Tensor
+    spread: Tensor
+    weight: Tensor
+    intercept: Tensor
+
+    def __init__(
+        self,
+        components: Sequence[Score],
+        *,
+        centre: Tensor,
+        spread: Tensor,
+        weight: Tensor,
+        intercept: Tensor,
+        clip: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.components = nn.ModuleList(components)
+        for name, value in (
+            ("centre", centre),
+            ("spread", spread),
+            ("weight", weight),
+            ("intercept", intercept),
+        ):
+            self.register_buffer(name, value.detach().float().clone())
+        self.clip = clip
+        self.exportable = all(score.exportable for score in components)
+        self.free = all(score.free for score in components)
+        self.definition = "logistic combination of " + ", ".join(score.name for score in components)
+
+    @classmethod
+    def fit(
+        cls,
+        components: Sequence[Score],
+        signals: Signals,
+        failed: Tensor,
+        *,
+        penalty: float = 1.0,
+        clip: float = 4.0,
+    ) -> Stacked:
+        """signals: of held-out samples; failed: boolean [N].
+
+        Raises ScoreError without components, on scores that are not finite, and on fewer than 10 failures or
+        10 successes.
+        """
+        if not components:
+            raise ScoreError("stacked needs at least one component score")
+        failures = int(failed.sum())
+        if min(failures, len(failed) - failures) < LEAST_OF_EACH:
+            raise ScoreError(
+                f"stacked needs at least {LEAST_OF_EACH} failures and {LEAST_OF_EACH} successes, "
+                f"got {failures} and {len(failed) - failures}"
+            )
+        with torch.no_grad():
+            columns = torch.stack([score(signals) for score in components], 1).double()
+        if not bool(torch.isfinite(columns).all()):
+            bad = [
+                s.name
+                for s, c in zip(components, columns.T, strict=True)
+                if not bool(torch.isfinite(c).all())
+            ]
+            raise ScoreError(f"stacked: {', '.join(bad)} is not finite on the holdout")
+        centre, spread = columns.mean(0), columns.std(0)
+        spread = torch.where(spread > 0, spread, torch.ones_like(spread))
+        design = ((columns - centre) / spread).clamp(-clip, clip)
+        solution = logistic_regression(design, failed.double(), penalty=penalty)
+        return cls(
+            components, centre=centre, spread=spread, weight=solution[:-1], intercept=solution[-1], clip=clip
+        )
+
+    def forward(self, signals: Signals) -> Tensor:
+        """[N] log-odds."""
+        columns = torch.stack([score(signals) for score in self.components], 1)
+        design = ((columns - self.centre) / self.spread).clamp(-self.clip, self.clip)
+        return torch.matmul(design, self.weight) + self.intercept
+
+    def probability(self, signals: Signals) -> Tensor:
+        """[N] probability of failure, calibrated as well as the holdout is like the field."""
+        return torch.sigmoid(self(signals))
+
+
+def logistic_regression(design: Tensor, target: Tensor, *, penalty: float, steps: int = 50) -> Tensor:
+    """Weights and intercept [S+1] that minimise sum log-loss + penalty/2 ||w||^2, by Newton's method.
+
+    >>> x = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]], dtype=torch.double)
+    >>> w = logistic_regression(x, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.double), penalty=1e-6)
+    >>> w[0].item() > 0
+    True
+    """
+    full = torch.cat([design, torch.ones_like(design[:, :1])], 1)
+    ridge = torch.full((full.shape[1],), penalty, dtype=full.dtype)
+    ridge[-1] = 1e-6
+    weight = torch.zeros(full.shape[1], dtype=full.dtype)
+
+    def objective(w: Tensor) -> float:
+        margin = full @ w
+        return float(
+            (nn.functional.softplus(margin) - target * margin).sum() + (ridge * w.square()).sum() / 2
+        )
+
+    for _ in range(steps):
+        p = torch.sigmoid(full @ weight)
+        gradient = full.T @ (p - target) + ridge * weight
+        hessian = (full * (p * (1 - p))[:, None]).T @ full + torch.diag(ridge)
+        step = torch.linalg.solve(hessian, gradient)
+        size, before = 1.0, objective(weight)
+        while size > 1e-4 and objective(weight - size * step) > before:
+            size /= 2
+        weight = weight - size * step
+        if float(step.abs().max()) < 1e-9:
+            break
+    return weight
