@@ -1,0 +1,1 @@
+"""The whole loop on one machine: broker, collector, console, vehicles, labels, retraining."""
