@@ -99,7 +99,7 @@ class TargetRateTable(_TriggerTable):
     score: str | None = None
     rate: Rate = 0.02
     window: int = Field(default=2000, ge=50, le=1_000_000)
-    warm_up: int = Field(default=100, ge=2)
+    warm_up: int = Field(default=50, ge=2)
 
 
 class RuleTable(_TriggerTable):
@@ -264,7 +264,7 @@ def parse_config(text: str, *, file: str = "configuration") -> VehicleConfig:
     try:
         return VehicleConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, text, file)) from error
+        raise ConfigError(explain(error, text=text, file=file)) from error
 
 
 def read_config(path: Path) -> VehicleConfig:
@@ -277,7 +277,41 @@ def read_config(path: Path) -> VehicleConfig:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    return parse_config(text, file=str(path))
+    return _relative_to(parse_config(text, file=str(path)), path.parent)
+
+
+def _relative_to(config: VehicleConfig, folder: Path) -> VehicleConfig:
+    """Paths in a file mean: beside that file."""
+    update: dict[str, Any] = {"spool": config.spool.model_copy(update={"path": folder / config.spool.path})}
+    for name in ("bundle", "bundles"):
+        if getattr(config, name) is not None:
+            update[name] = folder / getattr(config, name)
+    update["source"] = tuple(
+        source.model_copy(update={"input": str(folder / source.input)}) if _is_path(source.input) else source
+        for source in config.source
+    )
+    if config.privacy is not None:
+        blurs = tuple(blur.model_copy(update={"model": folder / blur.model}) for blur in config.privacy.blur)
+        update["privacy"] = config.privacy.model_copy(update={"blur": blurs})
+    if config.context is not None:
+        named = {key: getattr(config.context, key) for key in ("socket", "file")}
+        paths = {key: folder / value for key, value in named.items() if value is not None}
+        update["context"] = config.context.model_copy(update=paths)
+    if not config.source:
+        del update["source"]
+    return config.model_copy(update=update)
+
+
+def _is_path(text: str) -> bool:
+    return "://" not in text and not text.startswith(("gst:", "v4l2:"))
+
+
+def validated(data: dict[str, Any], *, origin: str) -> VehicleConfig:
+    """Checks what did not come from a file's text. Raises ConfigError that begins with `origin`."""
+    try:
+        return VehicleConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, text="", file=origin)) from error
 
 
 def with_desired(config: VehicleConfig, wishes: dict[str, Any]) -> VehicleConfig:
@@ -291,14 +325,11 @@ def with_desired(config: VehicleConfig, wishes: dict[str, Any]) -> VehicleConfig
             f"desired configuration: the fleet cannot set {', '.join(foreign)}; only {', '.join(HOT)}"
         )
     base = config.model_dump(mode="json", exclude_unset=True)
-    try:
-        return VehicleConfig.model_validate({**base, **wishes})
-    except ValidationError as error:
-        raise ConfigError(_explain(error, "", "desired configuration")) from error
+    return validated({**base, **wishes}, origin="desired configuration")
 
 
-def _explain(error: ValidationError, text: str, file: str) -> str:
-    """One sentence per problem, the first five."""
+def explain(error: ValidationError, *, text: str, file: str) -> str:
+    """One sentence per problem, the first five: `file:line: key: what is wrong`. text: the TOML, or ""."""
     sentences = []
     for problem in error.errors(include_url=False)[:5]:
         loc = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))

@@ -186,18 +186,27 @@ class Vehicle:
 
     def apply(self, config: VehicleConfig) -> None:
         """Takes over `config` between two frames. Raises ConfigError; then nothing changes."""
-        with self._pending_lock:
-            scorer = self._pending[1] if self._pending is not None else self.scorer
-            self._pending = (config, scorer, self._make_chooser(config, scorer))
+        self._prepare(config, None)
 
     def use(self, scorer: Scorer) -> None:
         """Switches to a loaded and warmed-up scorer between two frames; the old one is closed after that.
 
         Raises ConfigError where the configured triggers do not fit its scores; then nothing changes.
         """
+        self._prepare(None, scorer)
+
+    def switch(self, config: VehicleConfig, scorer: Scorer) -> None:
+        """Both at once, so that triggers for scores which only the new bundle has are no error."""
+        self._prepare(config, scorer)
+
+    def _prepare(self, config: VehicleConfig | None, scorer: Scorer | None) -> None:
         with self._pending_lock:
-            config = self._pending[0] if self._pending is not None else self.config
-            self._pending = (config, scorer, self._make_chooser(config, scorer))
+            now = self._pending or (self.config, self.scorer, self.chooser)
+            config, kept = config or now[0], scorer or now[1]
+            chooser = self._make_chooser(config, kept)
+            if scorer is not None and now[1] is not self.scorer:
+                now[1].close()
+            self._pending = (config, kept, chooser)
 
     def credit(self, sample: str) -> None:
         """The fleet declined a sample: its cost goes back into the budget."""

@@ -30,7 +30,7 @@ class Scored:
     __slots__ = ("_outputs", "_prediction", "_scorer", "refused", "scores")
 
     def __init__(self, scorer: Scorer, outputs: Outputs) -> None:
-        """outputs: as the engine gave them for a batch of one. Raises EngineError on a score without a value."""
+        """outputs: of the engine, for a batch of one. Raises EngineError on a score without a value."""
         self._scorer = scorer
         self._outputs = outputs
         self._prediction: dict[str, Any] | None = None

@@ -27,7 +27,7 @@ def open_source(
 ) -> Source:
     """The source that reads `where`: a path, a URL, a device, or `gst:` and a pipeline.
 
-    name: what offers call it.  topic: image topic of an MCAP file, needed where it has several.
+    name: what offers call it.  topic: image topic of an MCAP file; None is the first.
     options: FFmpeg's options of a live source. Raises SourceError that says what is wrong with it.
     """
     if where.startswith("gst:"):

@@ -1,6 +1,6 @@
 """Recorded drives as sources: MCAP files, and the rosbag2 folders that hold them (extra `replay`).
 
-message --by its schema--> encoded image --> Frame. Understood are foxglove.CompressedImage (protobuf and JSON)
+message --by its schema--> encoded image --> Frame. Understood are foxglove.CompressedImage (protobuf, JSON)
 and sensor_msgs/CompressedImage (CDR, ROS 1 and ROS 2). The few fields are read straight off the wire, so no
 message classes have to be generated. Truncated and unindexed files are read as far as they go.
 """
@@ -30,7 +30,7 @@ class McapReplay:
     live = False
 
     def __init__(self, path: Path, *, name: str = "", topic: str | None = None) -> None:
-        """path: an .mcap file, or a folder of them (rosbag2). topic: needed where there are several of images.
+        """path: an .mcap file, or a folder of them (rosbag2). topic: the first with images where None.
 
         Raises MissingExtraError without the mcap package, SourceError where there is nothing to read.
         """

@@ -72,7 +72,7 @@ class TargetRate:
         rate: float,
         prior: float | None = None,
         window: int = 2000,
-        warm_up: int = 100,
+        warm_up: int = 50,
         priority: int = 5,
     ) -> None:
         """rate: share of frames, 0..1.  prior: threshold until `warm_up` frames were seen:
