@@ -15,15 +15,16 @@ from misfire_train.judge.ranking import Floats, as_losses, as_scores, rank_score
 
 
 def fit_loss_scale(score: ArrayLike, loss: ArrayLike) -> float:
-    """c such that the mean of c * exp(score) is the mean loss. Raises JudgeError where exp overflows."""
+    """c such that the mean of c * exp(score) is the mean loss. Raises JudgeError where it overflows."""
     scores, losses = as_scores(score).astype(np.float64), as_losses(loss)
     same_length(score=scores, loss=losses)
     shift = float(scores.max())
     if not np.isfinite(shift):
         raise JudgeError("an infinite score predicts no loss")
-    scale = losses.mean() / np.exp(scores - shift).mean() * np.exp(-shift)
+    with np.errstate(over="ignore"):
+        scale = losses.mean() / np.exp(scores - shift).mean() * np.exp(-shift)
     if not np.isfinite(scale):
-        raise JudgeError(f"scores up to {shift:g} are too large for predicted loss = c * exp(score)")
+        raise JudgeError(f"scores around {shift:g} are no log-loss: c of c * exp(score) is not a number")
     return float(scale)
 
 

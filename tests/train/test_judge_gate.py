@@ -1,0 +1,145 @@
+"""The release gate: a learned score passes only where it earns it on what was held out, and says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from misfire_train.judge.errors import JudgeError
+from misfire_train.judge.gate import choose_score, failures_needed
+
+
+def field(
+    seed: int, *, drives: int = 40, per_drive: int = 50, shifts: tuple[str, ...] = ("clean", "fog", "night")
+) -> dict[str, Any]:
+    """Rows of every drive under every shift; a frame and its corrupted copies share a name."""
+    rng = np.random.default_rng(seed)
+    count = drives * per_drive
+    failed = rng.random(count * len(shifts)) < 0.2
+    return {
+        "failed": failed,
+        "frames": np.tile(np.arange(count), len(shifts)),
+        "groups": np.tile(np.repeat(np.arange(drives), per_drive), len(shifts)),
+        "shifts": np.repeat(np.array(shifts), count),
+        "rng": rng,
+    }
+
+
+def noisy(rows: dict[str, Any], noise: float | np.ndarray) -> np.ndarray:
+    return rows["failed"] + noise * rows["rng"].normal(size=len(rows["failed"]))
+
+
+def judge(rows: dict[str, Any], scores: dict[str, np.ndarray], **options: Any) -> Any:
+    columns = {key: rows[key] for key in ("failed", "frames", "groups", "shifts")}
+    return choose_score(scores, **columns, free={"msp", "entropy"}, replicates=200, **options)
+
+
+def test_a_score_that_is_better_everywhere_wins() -> None:
+    rows = field(0)
+    result = judge(rows, {"msp": noisy(rows, 1.2), "entropy": noisy(rows, 1.0), "head": noisy(rows, 0.6)})
+    assert result.winner == "head"
+    assert result.passed
+    assert not result.winner_is_free
+    assert result.best_free == "entropy"
+    assert {view.kind for view in result.views} == {"groups", "corruptions"}
+    assert "beats the best free score (entropy)" in result.verdict
+    json.dumps(result.to_dict())
+
+
+def test_a_score_that_is_no_better_loses_to_the_free_one_and_the_verdict_says_so() -> None:
+    for seed in range(5):
+        rows = field(seed)
+        result = judge(rows, {"msp": noisy(rows, 1.0), **{f"head{i}": noisy(rows, 1.0) for i in range(8)}})
+        assert result.winner == "msp", seed
+        assert result.winner_is_free
+        assert "free score msp" in result.verdict
+        assert "did not earn its place" in result.verdict
+
+
+def test_a_score_that_fails_under_one_unseen_corruption_does_not_pass() -> None:
+    rows = field(1)
+    noise = np.where(rows["shifts"] == "fog", 3.0, 0.5)
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": noisy(rows, noise)})
+    assert result.winner == "msp"
+    assert "worse on corruptions fog" in result.verdict
+
+
+def test_a_score_that_fails_on_one_drive_of_few_does_not_pass_and_the_interval_is_qualified() -> None:
+    rows = field(2, drives=3, per_drive=600, shifts=("clean",))
+    noise = np.where(rows["groups"] == 2, 3.0, 0.3)
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": noisy(rows, noise)})
+    assert result.winner == "msp"
+    assert "worse on groups 2" in result.verdict
+    assert any("3 groups are too few" in note for note in result.notes)
+
+
+def test_a_head_refitted_without_a_corruption_is_judged_by_that_refit() -> None:
+    rows = field(3)
+    scores = {"msp": noisy(rows, 1.0), "head": noisy(rows, 0.5)}
+    assert judge(rows, scores).passed
+    without_fog = {"fog": {"head": noisy(rows, 2.0)}, "night": {"head": noisy(rows, 2.0)}}
+    assert not judge(rows, scores, refitted=without_fog).passed
+
+
+def test_too_few_failures_name_the_number_needed_and_leave_the_free_score() -> None:
+    failed = np.arange(500) < 6
+    result = choose_score({"msp": np.arange(500.0), "head": failed * 1.0}, failed=failed, free={"msp"})
+    assert result.winner == "msp"
+    assert result.needed == 30
+    assert "6 among 500" in result.verdict
+    assert "at least 30" in result.verdict
+    one_class = choose_score({"msp": np.arange(99.0)}, failed=np.zeros(99), free={"msp"})
+    assert "Too few held-out errors" in one_class.verdict
+    all_wrong = choose_score({"msp": np.arange(99.0)}, failed=np.ones(99), free={"msp"})
+    assert "Too few held-out successes" in all_wrong.verdict
+
+
+def test_an_undecided_gain_names_how_many_failures_would_show_it() -> None:
+    rows = field(4, drives=30, per_drive=12, shifts=("clean",))
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": noisy(rows, 0.92)})
+    pooled = result.views[0].pooled[0]
+    if pooled.difference > 0 and pooled.low < 0:
+        assert result.needed is not None
+        assert result.needed > result.failures
+        assert str(result.needed) in result.verdict
+    assert not result.passed
+
+
+def test_a_continuous_loss_is_judged_above_a_stated_threshold() -> None:
+    rng = np.random.default_rng(5)
+    loss = rng.exponential(size=3000)
+    scores = {"mean_peak": loss + 2 * rng.normal(size=3000), "per_joint": loss + rng.normal(size=3000)}
+    result = choose_score(scores, loss=loss, failure_threshold=1.5, free={"mean_peak"}, replicates=200)
+    assert result.winner == "per_joint"
+    assert result.failures == int((loss > 1.5).sum())
+    with pytest.raises(JudgeError, match="failure_threshold"):
+        choose_score(scores, loss=loss, free={"mean_peak"})
+
+
+def test_only_free_scores_or_none_are_said_plainly() -> None:
+    rows = field(6)
+    result = judge(rows, {"msp": noisy(rows, 1.0), "entropy": noisy(rows, 0.8)})
+    assert result.winner == "entropy"
+    assert "No learned score was offered" in result.verdict
+    with pytest.raises(JudgeError, match="needs a free score"):
+        choose_score({"head": noisy(rows, 1.0)}, failed=rows["failed"], free={"msp"})
+
+
+def test_the_result_is_the_same_for_the_same_seed() -> None:
+    rows = field(7)
+    scores = {"msp": noisy(rows, 1.0), "head": noisy(rows, 0.9)}
+    assert judge(rows, scores, seed=3) == judge(rows, scores, seed=3)
+
+
+def test_nan_is_named_by_frame() -> None:
+    score = np.array([0.0, np.nan, 1.0])
+    with pytest.raises(JudgeError, match=r"score 'msp' is NaN.*drive-2/7"):
+        choose_score({"msp": score}, failed=[0, 1, 0], frames=["a", "drive-2/7", "c"], free={"msp"})
+
+
+def test_failures_needed_follow_the_width_of_the_interval() -> None:
+    assert failures_needed(auroc=0.85, half_width=0.05) == 26
+    assert failures_needed(auroc=0.85, half_width=0.025) == pytest.approx(4 * 26, abs=4)
