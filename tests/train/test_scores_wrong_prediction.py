@@ -1,4 +1,4 @@
-"""S, S_a and error reduction against explicit SGD steps and autograd in float64, and their honest warnings."""
+"""S, S_a and error reduction against explicit SGD steps and autograd in float64, and what they warn of."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def compute(
 
 
 def score_batch(probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Tensor]:
-    """All scores of one batch [N,C,H,W], each kind of extra pass made once; in the mode the modules are in."""
+def score_batch(
+    probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: int = 0
+) -> dict[str, Tensor]:
     signals: Signals = probe(image)
     mirrored: Signals | None = None
     stochastic: dict[tuple[int, float], Tensor] = {}
@@ -88,7 +90,7 @@ def score_batch(probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: i
             value = score(signals)
         if value.shape != (len(image),):
             shape = tuple(value.shape)
-            raise ScoreError(f"score {score.name} gave {shape} for {len(image)} images")
+            raise ScoreError(f"{score.name} gave {shape} for {len(image)} images")
         result[score.name] = value.float()
     return result
 

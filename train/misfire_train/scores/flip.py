@@ -73,7 +73,7 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     log_a = torch.log_softmax(first, 1).clamp_min(-100)
     log_b = torch.log_softmax(second, 1).clamp_min(-100)
     a, b = torch.exp(log_a), torch.exp(log_b)
-    log_m = torch.log((a + b) / 2 + 1e-38)
+    log_m = torch.log(((a + b) / 2).clamp_min(1e-38))
     return ((a * (log_a - log_m)).sum(1) + (b * (log_b - log_m)).sum(1)).clamp_min(0) / 2
 
 

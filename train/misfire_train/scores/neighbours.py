@@ -35,7 +35,7 @@ def bandwidth(gaps: Tensor, *, entropy_nats: float, halvings: int = HALVINGS) ->
 
     gaps: [N,M] squared distances less each row's minimum. A row of equal distances keeps any sigma.
     """
-    widest = torch.log(gaps.amax(1, keepdim=True) + 1e-12)
+    widest = torch.log(gaps.amax(1, keepdim=True).clamp_min(1e-12))
     low, high = widest - 16, widest + 9
     for _ in range(halvings):
         middle = (low + high) / 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from misfire_train.heatmaps import SIGMA, render_gaussians
 from misfire_train.scores.last_layer import pseudo_residual
@@ -110,7 +109,8 @@ class HeatmapEntropy(OutputScore):
 
     def value(self, outputs: Tensor) -> Tensor:
         """[N] from heatmaps [N,J,H,W]; an all-zero map counts as uniform, log(H W)."""
-        mass = functional.relu(_maps(outputs)).flatten(2) + 1e-9
+        # A floor, not a sum: the exporter's optimiser drops an added constant below 1e-8.
+        mass = _maps(outputs).flatten(2).clamp_min(1e-9)
         share = mass / mass.sum(2, keepdim=True)
         return -(share * torch.log(share)).sum(2).mean(1)
 

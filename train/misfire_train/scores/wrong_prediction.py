@@ -94,7 +94,7 @@ class WrongPredictionApprox(Score):
         if logits.ndim == 2:
             return -(residual * torch.matmul(features, self.gradient.T)).sum(1)
         worse = torch.relu(-(residual.flatten(2) * torch.matmul(self.gradient, features)).sum(1))
-        return worse.sum(1) / ((worse > 0).to(worse.dtype).sum(1) + 1e-6)
+        return worse.sum(1) / (worse > 0).to(worse.dtype).sum(1).clamp_min(1)
 
 
 class WrongPrediction(Score):
