@@ -68,9 +68,7 @@ def compute(
 
 
 def score_batch(probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Tensor]:
-def score_batch(
-    probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: int = 0
-) -> dict[str, Tensor]:
+    """All scores of a batch [N,C,H,W], each kind of extra pass made once; in the mode the modules are in."""
     signals: Signals = probe(image)
     mirrored: Signals | None = None
     stochastic: dict[tuple[int, float], Tensor] = {}
