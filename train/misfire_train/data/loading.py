@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from misfire_train.data.catalogue import entries
+from misfire_train.data.coco import load_coco_keypoints, load_coco_pose_ccby
 from misfire_train.data.examples import Dataset
 from misfire_train.data.figures import load_figures
+from misfire_train.data.files import Options, parse_argument
+from misfire_train.data.folders import load_image_folder
+from misfire_train.data.masks import load_masks
 from misfire_train.data.published import (
     load_digits,
     load_fashion_mnist,
@@ -16,6 +20,7 @@ from misfire_train.data.published import (
     load_mnist,
     load_traffic_lights,
 )
+from misfire_train.data.tables import load_csv_regression
 from misfire_train.errors import DatasetError
 
 _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
@@ -26,31 +31,40 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "traffic-lights": load_traffic_lights,
     "figures": load_figures,
     "figure-parts": lambda root: load_figures(root, labels="parts"),
+    "coco-pose-ccby": load_coco_pose_ccby,
 }
-_READERS: dict[str, Callable[[Path], Dataset]] = {}
+_READERS: dict[str, Callable[[Path, Options], Dataset]] = {
+    "image-folder": load_image_folder,
+    "coco-keypoints": load_coco_keypoints,
+    "masks": load_masks,
+    "csv-regression": load_csv_regression,
+}
 
 
 def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     """The data set of that name, its files verified by checksum.
 
-    name: one of `misfire data list`; readers of your own files take their path after a colon.
+    name: one of `misfire data list`. Readers of your own files take a path after a colon, and after that
+    optionally `?size=WIDTHxHEIGHT&group=REGEX`.
     root: folder of the published sets; else MISFIRE_DATA, `../shared/data` beside the checkout, the cache.
-    Raises DatasetError: unknown name, missing or changed file, malformed content.
+    Raises DatasetError: unknown name, missing or changed file, malformed content; ConfigError: wrong option.
 
     >>> digits = load_dataset("digits")
     >>> len(digits.train), len(digits.test), digits.contract.height
-    (1347, 450, 8)
+    (1352, 445, 8)
     """
     reader, colon, argument = name.partition(":")
     if reader in _READERS:
         if not argument:
             raise DatasetError(f"{reader} needs a path: {reader}:PATH")
-        return _READERS[reader](Path(argument))
+        return _READERS[reader](*parse_argument(argument))
     if name in _NAMED:
         return _NAMED[name](root)
     if colon and reader in _NAMED:
         raise DatasetError(f"{reader} takes no path; use --data to say where its files are")
+    if name == "dashcam":
+        raise DatasetError("dashcam has no labels: it is a source for `misfire run`, not for training")
     known = [entry + (":PATH" if entry in _READERS else "") for entry in entries() if entry != "dashcam"]
     close = difflib.get_close_matches(reader, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise DatasetError(f"there is no data set {name!r}{hint} Known: {', '.join(known)}")
