@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter, deque
 
-from misfire_fleet.broker_client import BrokerConfig
 from misfire_fleet.collector_committer import Committer, Outlets
 from misfire_fleet.collector_desk import Desk, DeskRules
 from misfire_fleet.collector_housekeeping import Housekeeping
@@ -31,6 +30,7 @@ from misfire_fleet.collector_transfers import Ask, Excess, Transfers
 from misfire_fleet.store import Store
 from misfire_runtime.errors import MessageError
 from misfire_runtime.messages import Rejected, Send, State, Telemetry, Verdict, decode
+from misfire_runtime.uplink import BrokerConfig
 
 log = logging.getLogger(__name__)
 

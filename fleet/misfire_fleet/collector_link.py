@@ -19,11 +19,11 @@ from typing import Any
 
 import paho.mqtt.client as paho
 
-from misfire_fleet.broker_client import BrokerConfig, make_client
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.errors import CollectorError
 from misfire_runtime.errors import MessageError
 from misfire_runtime.messages import ROOT, Topics
+from misfire_runtime.uplink import BrokerConfig, make_client
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Link:
         self.packet_limit: int | None = None
         self.stalls = 0
         self.connects = 0
+        self.canaries = 0
 
     def start(self) -> None:
         """Connects in the background and keeps trying."""
@@ -112,12 +113,13 @@ class Link:
         self._epoch += 1
         client = make_client(self._broker, client_id=f"{self._name}-{self._epoch}-{secrets.token_hex(3)}")
         client.user_data_set(self._epoch)
+        client.reconnect_delay_set(1, 30)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         client.on_publish = self._on_publish
-        client.connect_async(self._broker.host, self._broker.port, keepalive=30)
+        client.connect_async(self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s)
         self._client = client
         client.loop_start()
 
@@ -222,6 +224,7 @@ class Link:
         with self._lock:
             if payload != self._nonce.encode():
                 return
+            self.canaries += 1
             self._flown_at, self._last_back, self._failed = None, time.monotonic(), 0
         if not self.ready.is_set():
             log.info(

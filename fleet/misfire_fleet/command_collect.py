@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from misfire_fleet.broker_client import parse_broker
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_endpoint import MetricsEndpoint
 from misfire_fleet.collector_settings import CollectorSettings
@@ -24,6 +23,7 @@ from misfire_fleet.command_options import (
     stop_on_signals,
 )
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.uplink import BrokerConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,12 +50,20 @@ def collect(
     ca_file: Annotated[Path | None, typer.Option(help="CA certificates for mqtts://.")] = None,
     cert_file: Annotated[Path | None, typer.Option(help="Client certificate for mqtts://.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="File with the password.")] = None,
 ) -> None:
     """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = read_settings(config)
-    address = parse_broker(broker, protocol=protocol, ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+    address = BrokerConfig.from_url(
+        broker,
+        protocol=protocol,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+        password_file=password_file,
+    )
     with open_store(fleet_dir, database, blobs) as store, stop_on_signals() as stop:
         collector = Collector(store, broker=address, fleet=fleet, name=name, settings=settings)
         endpoint = None

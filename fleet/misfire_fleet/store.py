@@ -170,7 +170,7 @@ class Store:
                 select(func.count(), func.sum(vehicles.c.online.cast(Integer)))
             ).one()
             query = select(refusals.c.verdict, func.sum(refusals.c["count"])).group_by(refusals.c.verdict)
-            refused = dict(connection.execute(query).tuples().all())
+            refused = {row[0]: row[1] for row in connection.execute(query)}
             deleted = connection.scalar(select(func.count()).select_from(tombstones))
         return Totals(
             samples=int(count),
