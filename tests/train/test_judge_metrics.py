@@ -1,4 +1,4 @@
-"""The judge's numbers: equal to scikit-learn's and SciPy's, to the definitions summed out, exact with ties."""
+"""The judge's numbers: equal to the reference libraries, to the definitions summed out, exact with ties."""
 
 from __future__ import annotations
 

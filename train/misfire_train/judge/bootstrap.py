@@ -22,7 +22,7 @@ from misfire_train.judge import detection, risk
 from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.ranking import (
     Floats,
-    Ranking,
+    Sums,
     as_failures,
     as_losses,
     as_scores,
@@ -30,27 +30,16 @@ from misfire_train.judge.ranking import (
     same_length,
 )
 
-_CELLS = 4_000_000
-"""Resamples are drawn in blocks of at most this many counts (32 MB of float64)."""
+_CELLS = 100_000
+"""Resamples are drawn in blocks of at most this many counts: what fits a cache is twice as fast."""
 
-RowMetric = Callable[[Ranking, NDArray[np.bool_], Floats, NDArray[Any] | None], Floats]
-
-
-def _on_failures(function: Callable[..., Floats], **options: Any) -> RowMetric:
-    return lambda ranking, failed, _loss, weights: function(ranking, failed, weights, **options)
-
-
-def _on_loss(function: Callable[..., Floats]) -> RowMetric:
-    return lambda ranking, _failed, loss, weights: function(ranking, loss, weights)
-
-
-ROW_METRICS: Mapping[str, RowMetric] = {
-    "auroc": _on_failures(detection.auroc_rows),
-    "average_precision": _on_failures(detection.average_precision_rows),
-    "fpr_at_95_tpr": _on_failures(detection.fpr_at_tpr_rows, tpr=0.95),
-    "aurc": _on_loss(risk.aurc_rows),
-    "e_aurc": _on_loss(risk.e_aurc_rows),
-    "augrc": _on_loss(risk.augrc_rows),
+ROW_METRICS: Mapping[str, Callable[[Sums], Floats]] = {
+    "auroc": detection.auroc_rows,
+    "average_precision": detection.average_precision_rows,
+    "fpr_at_95_tpr": detection.fpr_at_tpr_rows,
+    "aurc": risk.aurc_rows,
+    "e_aurc": risk.e_aurc_rows,
+    "augrc": risk.augrc_rows,
 }
 HIGHER_IS_BETTER = frozenset({"auroc", "average_precision"})
 """Of ROW_METRICS; for the others lower is better."""
@@ -134,11 +123,14 @@ def replicate(
     same_length(failed=failures, loss=losses, **arrays)
     rankings = {name: rank_scores(values) for name, values in arrays.items()}
     labels = np.arange(len(failures)) if groups is None else np.asarray(groups)
+    by_loss = rank_scores(losses)
     collected: dict[str, dict[str, list[Floats]]] = {name: {m: [] for m in metrics} for name in arrays}
     for weights in resample_weights(labels, replicates=replicates, seed=seed):
+        oracle = risk.aurc_rows(Sums(by_loss, loss=losses, weights=weights)) if "e_aurc" in metrics else None
         for name, ranking in rankings.items():
+            sums = Sums(ranking, failed=failures, loss=losses, weights=weights, oracle=oracle)
             for metric in metrics:
-                collected[name][metric].append(ROW_METRICS[metric](ranking, failures, losses, weights))
+                collected[name][metric].append(ROW_METRICS[metric](sums))
     return {name: {m: np.concatenate(rows) for m, rows in per.items()} for name, per in collected.items()}
 
 
@@ -146,7 +138,8 @@ def point(score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None,
     """The metric on the data as they are; NaN where it is undefined."""
     failures = as_failures(failed)
     losses = failures.astype(np.float64) if loss is None else as_losses(loss)
-    return float(ROW_METRICS[metric](rank_scores(as_scores(score)), failures, losses, None)[0])
+    sums = Sums(rank_scores(as_scores(score)), failed=failures, loss=losses)
+    return float(ROW_METRICS[metric](sums)[0])
 
 
 def estimate(value: float, replicates: Floats, *, confidence: float = 0.95) -> Estimate:

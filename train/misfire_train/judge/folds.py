@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from misfire_train.judge.bootstrap import HIGHER_IS_BETTER, ROW_METRICS, resample_weights
 from misfire_train.judge.evidence import CLEAN, Evidence
-from misfire_train.judge.ranking import Floats, Ranking, rank_scores
+from misfire_train.judge.ranking import Floats, Ranking, Sums, rank_scores
 
 MIN_PER_FOLD = 5
 """A fold with fewer failures (or successes) says nothing by itself and is left out."""
@@ -119,8 +119,10 @@ def tabulate(
         name: {m: np.full((replicates, len(usable)), np.nan) for m in metrics} for name in evidence.scores
     }
     rankings = [_rank_fold(fold, evidence, refitted.get(fold.name, {})) for fold in usable]
-    for index, name, metric in product(range(len(usable)), evidence.scores, metrics):
-        values[name][metric][index] = _value(metric, rankings[index][name], usable[index], evidence, None)[0]
+    for index, name in product(range(len(usable)), evidence.scores):
+        sums = _sums(rankings[index][name], usable[index], evidence, None)
+        for metric in metrics:
+            values[name][metric][index] = ROW_METRICS[metric](sums)[0]
     clusters, _ = evidence.clusters()
     start = 0
     for weights in resample_weights(clusters, replicates=replicates, seed=seed):
@@ -129,9 +131,10 @@ def tabulate(
         for index, fold in enumerate(usable):
             inner = np.ascontiguousarray(weights[:, fold.rows])
             drawn = inner.any(axis=1)
-            for name, metric in product(evidence.scores, metrics):
-                found = _value(metric, rankings[index][name], fold, evidence, inner[drawn])
-                rows[name][metric][block, index][drawn] = found
+            for name in evidence.scores:
+                sums = _sums(rankings[index][name], fold, evidence, inner[drawn])
+                for metric in metrics:
+                    rows[name][metric][block, index][drawn] = ROW_METRICS[metric](sums)
     return Table(usable, values, rows)
 
 
@@ -141,7 +144,5 @@ def _rank_fold(fold: Fold, evidence: Evidence, refitted: Mapping[str, NDArray[An
     }
 
 
-def _value(
-    metric: str, ranking: Ranking, fold: Fold, evidence: Evidence, weights: NDArray[Any] | None
-) -> Floats:
-    return ROW_METRICS[metric](ranking, evidence.failed[fold.rows], evidence.loss[fold.rows], weights)
+def _sums(ranking: Ranking, fold: Fold, evidence: Evidence, weights: Floats | None) -> Sums:
+    return Sums(ranking, failed=evidence.failed[fold.rows], loss=evidence.loss[fold.rows], weights=weights)

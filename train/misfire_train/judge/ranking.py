@@ -1,7 +1,7 @@
 """Sorting a score once, exactly and fast, and cumulating anything along that order.
 
 score [N] --rank_scores--> Ranking (ascending order, ends of tie groups)
-values [N], weights [B,N] --cumulate--> [B,G] sums up to the end of every tie group
+failures, losses [N], weights [B,N] --Sums--> [B,G] sums up to the end of every tie group
 
 Every metric of the judge is a formula on such cumulated sums, so a point estimate (one row of ones) and a
 thousand bootstrap replicates (rows of counts) are the same code, and tied scores are always one step.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -137,24 +138,64 @@ def _resort_runs(
     order[places], ordered[places] = order[inner], ordered[inner]
 
 
-def cumulate(ranking: Ranking, values: NDArray[Any], weights: NDArray[Any] | None = None) -> Floats:
-    """Weighted sums of `values` [N] up to the end of each tie group: [B,G]; B is 1 without weights [B,N]."""
-    ordered = values.take(ranking.order)[None].astype(np.float64, copy=False)
-    if weights is not None:
-        ordered = weights.take(ranking.order, axis=1) * ordered
-    sums = np.cumsum(ordered, axis=1)
-    return sums if ranking.distinct else sums[:, ranking.ends]
+class Sums:
+    """Cumulated counts, failures and losses along a ranking, for each row of weights [B,N]; each made once.
+
+    weights: whole counts, one row per resample; None is one row of ones.  oracle: AURC of a perfect score on
+    the same rows [B], where E-AURC is wanted.
+    """
+
+    def __init__(
+        self,
+        ranking: Ranking,
+        *,
+        failed: NDArray[np.bool_] | None = None,
+        loss: Floats | None = None,
+        weights: Floats | None = None,
+        oracle: Floats | None = None,
+    ) -> None:
+        self.ranking, self.weights, self.oracle = ranking, weights, oracle
+        self._failed, self._loss = failed, loss
+
+    @cached_property
+    def covered(self) -> Floats:
+        """[B,G] samples up to the end of each tie group."""
+        if self._ordered_weights is None:
+            return (self.ranking.ends + 1).astype(np.float64)[None]
+        return self._at_ends(self._ordered_weights)
+
+    @cached_property
+    def positive(self) -> Floats:
+        """[B,G] failures up to the end of each tie group."""
+        assert self._failed is not None
+        return self._cumulated(self._failed)
+
+    @cached_property
+    def lost(self) -> Floats:
+        """[B,G] summed loss up to the end of each tie group."""
+        return self._cumulated(self.loss)
+
+    @property
+    def loss(self) -> Floats:
+        """[N] losses in the order they were given."""
+        assert self._loss is not None
+        return self._loss
+
+    @cached_property
+    def _ordered_weights(self) -> Floats | None:
+        return None if self.weights is None else self.weights.take(self.ranking.order, axis=1)
+
+    def _cumulated(self, values: NDArray[Any]) -> Floats:
+        ordered = values.take(self.ranking.order)[None].astype(np.float64, copy=False)
+        return self._at_ends(ordered if self._ordered_weights is None else self._ordered_weights * ordered)
+
+    def _at_ends(self, ordered: Floats) -> Floats:
+        sums = np.cumsum(ordered, axis=1)
+        return sums if self.ranking.distinct else sums[:, self.ranking.ends]
 
 
-def counts(ranking: Ranking, weights: NDArray[Any] | None = None) -> Floats:
-    """How many (weighted) samples lie up to the end of each tie group: [B,G]."""
-    if weights is None:
-        return (ranking.ends + 1).astype(np.float64)[None]
-    sums = np.cumsum(weights.take(ranking.order, axis=1), axis=1, dtype=np.float64)
-    return sums if ranking.distinct else sums[:, ranking.ends]
-
-
-def steps(sums: Floats) -> tuple[Floats, Floats]:
-    """From cumulated [B,G]: (what was there before each group, what each group adds)."""
-    before = np.concatenate([np.zeros((len(sums), 1)), sums[:, :-1]], axis=1)
-    return before, sums - before
+def before(sums: Floats) -> Floats:
+    """What was there before each tie group: cumulated [B,G], one group later."""
+    shifted = np.zeros_like(sums)
+    shifted[:, 1:] = sums[:, :-1]
+    return shifted

@@ -14,40 +14,35 @@ For 0/1 losses with error rate e: AUGRC = e (1 - e) (1 - AUROC) + e^2 / 2. Lower
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from misfire_train.judge.ranking import (
     Floats,
     Ranking,
+    Sums,
     as_losses,
     as_scores,
-    counts,
-    cumulate,
+    before,
     rank_scores,
     same_length,
-    steps,
 )
 
 
 def aurc(score: ArrayLike, loss: ArrayLike) -> float:
     """Area under the risk-coverage curve. score, loss: [N]; loss >= 0, 0/1 failures are a loss too."""
-    ranking, losses = _prepare(score, loss)
-    return float(aurc_rows(ranking, losses)[0])
+    return float(aurc_rows(_prepare(score, loss))[0])
 
 
 def e_aurc(score: ArrayLike, loss: ArrayLike) -> float:
     """AURC above that of the oracle that knows the loss; 0 is perfect."""
-    ranking, losses = _prepare(score, loss)
-    return float(e_aurc_rows(ranking, losses)[0])
+    return float(e_aurc_rows(_prepare(score, loss))[0])
 
 
 def augrc(score: ArrayLike, loss: ArrayLike) -> float:
     """Area under the generalised risk-coverage curve: the mean loss that gets through undetected."""
-    ranking, losses = _prepare(score, loss)
-    return float(augrc_rows(ranking, losses)[0])
+    return float(augrc_rows(_prepare(score, loss))[0])
 
 
 @dataclass(frozen=True)
@@ -72,42 +67,41 @@ def augrc_references(loss: ArrayLike) -> References:
 
 def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200) -> tuple[Floats, Floats]:
     """(coverage, selective risk), both [points] at most, at the ends of tie groups, for drawing."""
-    ranking, losses = _prepare(score, loss)
-    covered, summed = counts(ranking)[0], cumulate(ranking, losses)[0]
+    sums = _prepare(score, loss)
+    covered, lost = sums.covered[0], sums.lost[0]
     keep = np.unique(np.linspace(0, len(covered) - 1, min(points, len(covered))).astype(np.intp))
-    return covered[keep] / len(losses), summed[keep] / covered[keep]
+    return covered[keep] / covered[-1], lost[keep] / covered[keep]
 
 
-def aurc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
-    """AURC of each row of weights [B,N] (whole counts): [B]."""
-    if weights is None:
-        risk = losses.take(ranking.order)
-        _share_ties(risk, ranking)
+def aurc_rows(sums: Sums) -> Floats:
+    """[B] AURC of each row of weights (whole counts)."""
+    if sums.weights is None:
+        risk = sums.loss.take(sums.ranking.order)
+        _share_ties(risk, sums.ranking)
         np.cumsum(risk, out=risk)
         risk /= np.arange(1.0, len(risk) + 1)
         return np.array([risk.mean()])
-    covered, summed = counts(ranking, weights), cumulate(ranking, losses, weights)
-    before, added = steps(covered)
-    loss_before, loss_added = steps(summed)
-    mean = np.divide(loss_added, added, out=np.zeros_like(added), where=added > 0)
-    harmonic = _harmonic(int(covered[:, -1].max()))
-    area = loss_added + (loss_before - before * mean) * (
-        harmonic[covered.astype(np.intp)] - harmonic[before.astype(np.intp)]
-    )
-    return np.asarray(area.sum(axis=1) / covered[:, -1])
+    # Within a tie group of mean loss m after n samples with loss S: sum_k (S + (k - n) m) / k.
+    earlier, lost_earlier = before(sums.covered), before(sums.lost)
+    added, lost_added = sums.covered - earlier, sums.lost - lost_earlier
+    mean = np.divide(lost_added, added, out=np.zeros_like(added), where=added > 0)
+    harmonic = _harmonic(int(sums.covered[:, -1].max()))[sums.covered.astype(np.intp)]
+    area = lost_added + (lost_earlier - earlier * mean) * (harmonic - before(harmonic))
+    return np.asarray(area.sum(axis=1) / sums.covered[:, -1])
 
 
-def e_aurc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
-    """E-AURC of each row of weights: [B]. The oracle is resampled with the data."""
-    return aurc_rows(ranking, losses, weights) - aurc_rows(rank_scores(losses), losses, weights)
+def e_aurc_rows(sums: Sums) -> Floats:
+    """[B] E-AURC of each row of weights. The oracle is resampled with the data."""
+    if sums.oracle is not None:
+        return aurc_rows(sums) - sums.oracle
+    return aurc_rows(sums) - aurc_rows(Sums(rank_scores(sums.loss), loss=sums.loss, weights=sums.weights))
 
 
-def augrc_rows(ranking: Ranking, losses: Floats, weights: NDArray[Any] | None = None) -> Floats:
-    """AUGRC of each row of weights [B,N]: [B]."""
-    covered, summed = counts(ranking, weights), cumulate(ranking, losses, weights)
-    _, added = steps(covered)
-    loss_before, _ = steps(summed)
-    return np.asarray((added * (loss_before + summed) / 2).sum(axis=1) / covered[:, -1] ** 2)
+def augrc_rows(sums: Sums) -> Floats:
+    """[B] AUGRC of each row of weights."""
+    added = sums.covered - before(sums.covered)
+    area = (added * (before(sums.lost) + sums.lost)).sum(axis=1) / 2
+    return np.asarray(area / sums.covered[:, -1] ** 2)
 
 
 def _share_ties(ordered: Floats, ranking: Ranking) -> None:
@@ -127,7 +121,7 @@ def _harmonic(count: int) -> Floats:
     return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))])
 
 
-def _prepare(score: ArrayLike, loss: ArrayLike) -> tuple[Ranking, Floats]:
+def _prepare(score: ArrayLike, loss: ArrayLike) -> Sums:
     scores, losses = as_scores(score), as_losses(loss)
     same_length(score=scores, loss=losses)
-    return rank_scores(scores), losses
+    return Sums(rank_scores(scores), loss=losses)
