@@ -1,0 +1,307 @@
+"""Aljundi et al. (WACV 2022), Table 1: what share of the samples that a score picks does the model get wrong?
+
+    per method and seed:  50 labelled -> train -> score the pool -> take 50, count the wrong -> label -> train on
+
+A two-layer network on balanced MNIST with 5 samples per class to start from and 5 per class held out, fixed;
+the holdout is both the early-stopping set and the V of S and S_a. Training goes on from the previous weights
+with a fresh optimiser. The paper leaves hidden width, learning rate, dropout and patience open; `Protocol`
+states ours. Entropy, margin and EGL, which the paper's table omits, are picked in the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from misfire_train.data import Dataset
+from misfire_train.scores.egl import Egl
+from misfire_train.scores.errors import ScoreError
+from misfire_train.scores.fitting import FitSet
+from misfire_train.scores.output_only import Entropy, Margin
+from misfire_train.scores.sampling import Bald, McDropout
+from misfire_train.scores.wrong_prediction import WrongPrediction, WrongPredictionApprox
+from misfire_train.signals import Signals
+
+METHODS = (
+    "wrong_prediction",
+    "wrong_prediction_approx",
+    "bald",
+    "mc_dropout",
+    "entropy",
+    "margin",
+    "egl",
+    "random",
+)
+STOCHASTIC = ("bald", "mc_dropout")
+"""Trained and scored with dropout; the others without."""
+PUBLISHED = {
+    "wrong_prediction": {"1": 90.0, "5": 74.0, "10": 70.0},
+    "wrong_prediction_approx": {"1": 91.8, "5": 67.2, "10": 62.0},
+    "bald": {"1": 72.2, "5": 57.6, "10": 56.6},
+    "mc_dropout": {"1": 70.4, "5": 62.2, "10": 60.6},
+}
+"""Aljundi et al., Table 1: % wrong among the selected, at steps 1, 5 and 10."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that the outcome depends on."""
+
+    seeds: int = 10
+    steps: int = 10
+    per_class: int = 5
+    holdout_per_class: int = 5
+    query: int = 50
+    pool: int = 20_000
+    hidden: int = 256
+    learning_rate: float = 1e-3
+    batch: int = 32
+    epochs: int = 60
+    patience: int = 10
+    dropout: float = 0.5
+    passes: int = 20
+    eta: float = 1e-3
+    sgd_steps: int = 3
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Flat images [N,D] and labels of one split."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def take(self, index: NDArray[np.int64]) -> Pixels:
+        """The samples at these positions."""
+        chosen = torch.from_numpy(index)
+        return Pixels(self.inputs[chosen], self.labels[chosen])
+
+
+@dataclass
+class Trace:
+    """One method, one seed: wrong % of each selection; test accuracy % before each step and at the end."""
+
+    wrong: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+
+
+def load_pixels(dataset: Dataset) -> tuple[Pixels, Pixels]:
+    """Train and test as flat float32. Raises ScoreError where the data set is no classification."""
+    if dataset.task != "classification":
+        raise ScoreError(f"{dataset.name} is {dataset.task}; this experiment classifies")
+
+    def flat(examples: Any) -> Pixels:
+        inputs = examples.batch(np.arange(len(examples)), dataset.contract).flatten(1).float()
+        return Pixels(inputs, torch.from_numpy(np.asarray(examples.targets, np.int64)))
+
+    return flat(dataset.train), flat(dataset.test)
+
+
+def network(inputs: int, classes: int, protocol: Protocol, *, dropout: bool) -> nn.Sequential:
+    """inputs-hidden-classes with ReLU; `[:3]` is phi, `[3]` the last layer."""
+    drop: nn.Module = nn.Dropout(protocol.dropout) if dropout else nn.Identity()
+    hidden = nn.Linear(inputs, protocol.hidden)
+    return nn.Sequential(hidden, nn.ReLU(), drop, nn.Linear(protocol.hidden, classes))
+
+
+def train(
+    model: nn.Module, data: Pixels, holdout: Pixels, protocol: Protocol, generator: torch.Generator
+) -> None:
+    """Adam from a fresh state; stops `patience` epochs after the best holdout loss and goes back to it."""
+    optimiser = torch.optim.Adam(model.parameters(), lr=protocol.learning_rate, fused=True)
+    best, best_state, waited = float("inf"), copy.deepcopy(model.state_dict()), 0
+    for _ in range(protocol.epochs):
+        model.train()
+        order = torch.randperm(len(data.labels), generator=generator)
+        for start in range(0, len(order), protocol.batch):
+            chosen = order[start : start + protocol.batch]
+            optimiser.zero_grad()
+            loss = functional.cross_entropy(model(data.inputs[chosen]), data.labels[chosen])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        model.eval()
+        with torch.no_grad():
+            held_out = float(functional.cross_entropy(model(holdout.inputs), holdout.labels))
+        waited += 1
+        if held_out < best:
+            best, best_state, waited = held_out, copy.deepcopy(model.state_dict()), 0
+        if waited >= protocol.patience:
+            break
+    model.load_state_dict(best_state)
+    model.eval()
+
+
+def signals_of(model: nn.Sequential, inputs: Tensor) -> Signals:
+    """Signals of the plain forward."""
+    hidden = model[:2](inputs)
+    last = model[3]
+    assert isinstance(last, nn.Linear)
+    return Signals(last(hidden), hidden, {}, last.weight, last.bias)
+
+
+def score_pool(
+    method: str,
+    model: nn.Sequential,
+    pool: Signals,
+    holdout: Pixels,
+    classes: int,
+    protocol: Protocol,
+    seed: int,
+) -> Tensor:
+    """[N] scores of the pool by the project's own modules; the highest are picked."""
+    if method == "random":
+        return torch.rand(len(pool.outputs), generator=torch.Generator().manual_seed(seed))
+    if method in STOCHASTIC:
+        samples = hidden_dropout(pool, protocol, seed=seed)
+        return (Bald() if method == "bald" else McDropout()).combine(samples)
+    if method in ("wrong_prediction", "wrong_prediction_approx"):
+        held = FitSet(signals_of(model, holdout.inputs), holdout.labels, pool.outputs.shape[1])
+        if method == "wrong_prediction_approx":
+            return _in_chunks(WrongPredictionApprox.fit(held), pool)
+        return _in_chunks(WrongPrediction.fit(held, eta=protocol.eta, steps=protocol.sgd_steps), pool)
+    plain = {"entropy": Entropy(), "margin": Margin(), "egl": Egl()}[method]
+    return _in_chunks(plain, pool)
+
+
+def _in_chunks(score: Callable[[Signals], Tensor], pool: Signals, size: int = 4000) -> Tensor:
+    parts = [
+        score(Signals(pool.outputs[i : i + size], pool.last_input[i : i + size]))
+        for i in range(0, len(pool.outputs), size)
+    ]
+    return torch.cat(parts)
+
+
+def hidden_dropout(pool: Signals, protocol: Protocol, *, seed: int) -> Tensor:
+    """T answers [T,N,K] with dropout on the hidden layer, computed from phi."""
+    assert pool.weight is not None
+    generator = torch.Generator().manual_seed(seed)
+    kept = 1 - protocol.dropout
+    answers = []
+    for _ in range(protocol.passes):
+        mask = torch.rand(pool.last_input.shape, generator=generator) < kept
+        answers.append(functional.linear(pool.last_input * mask / kept, pool.weight, pool.bias))
+    return torch.stack(answers)
+
+
+def draw(
+    labels: Tensor, protocol: Protocol, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Balanced, disjoint positions of initial set, holdout and pool. ScoreError where a class is too small."""
+    rng = np.random.default_rng(seed)
+    values = labels.numpy()
+    classes = int(values.max()) + 1
+    each = max(protocol.pool // classes, 1)
+    initial, holdout, pool = [], [], []
+    for label in range(classes):
+        members = rng.permutation(np.flatnonzero(values == label))
+        used = protocol.per_class + protocol.holdout_per_class
+        if len(members) <= used:
+            raise ScoreError(f"class {label} has {len(members)} samples; the protocol needs more than {used}")
+        initial.append(members[: protocol.per_class])
+        holdout.append(members[protocol.per_class : used])
+        pool.append(members[used : used + each])
+    return np.concatenate(initial), np.concatenate(holdout), rng.permutation(np.concatenate(pool))
+
+
+def run_seed(method: str, data: Pixels, test: Pixels, protocol: Protocol, seed: int) -> Trace:
+    """One method over all steps. Nothing is picked twice."""
+    if method not in METHODS:
+        raise ScoreError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    initial, holdout_index, pool_index = draw(data.labels, protocol, seed)
+    if protocol.query * protocol.steps > len(pool_index):
+        raise ScoreError(f"{protocol.steps} steps of {protocol.query} exceed the pool of {len(pool_index)}")
+    holdout = data.take(holdout_index)
+    classes = int(data.labels.max()) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network(data.inputs.shape[1], classes, protocol, dropout=method in STOCHASTIC)
+        generator = torch.Generator().manual_seed(seed)
+        labelled, trace = initial, Trace()
+        train(model, data.take(labelled), holdout, protocol, generator)
+        for step in range(protocol.steps):
+            with torch.no_grad():
+                trace.accuracy.append(accuracy(model, test))
+                pool = data.take(pool_index)
+                signals = signals_of(model, pool.inputs)
+                seed_now = seed * 1000 + step
+                score = score_pool(method, model, signals, holdout=holdout, protocol=protocol, seed=seed_now)
+                if not bool(torch.isfinite(score).all()):
+                    raise ScoreError(
+                        f"{method} gave scores that are not finite at step {step + 1}, seed {seed}"
+                    )
+                chosen = score.topk(protocol.query).indices
+                wrong = signals.outputs[chosen].argmax(1) != pool.labels[chosen]
+            trace.wrong.append(100 * float(wrong.float().mean()))
+            labelled = np.concatenate([labelled, pool_index[chosen.numpy()]])
+            pool_index = np.delete(pool_index, chosen.numpy())
+            train(model, data.take(labelled), holdout, protocol, generator)
+        with torch.no_grad():
+            trace.accuracy.append(accuracy(model, test))
+    return trace
+
+
+def accuracy(model: nn.Module, data: Pixels) -> float:
+    """Percent right."""
+    return 100 * float((model(data.inputs).argmax(1) == data.labels).float().mean())
+
+
+def run(
+    dataset: Dataset,
+    *,
+    protocol: Protocol | None = None,
+    methods: Sequence[str] = METHODS,
+    progress: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """The whole table: per method, mean and standard deviation over seeds of wrong % and accuracy % per step.
+
+    Result keys: protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong), published,
+    gate (see `gate`).
+    """
+    protocol = protocol or Protocol()
+    data, test = load_pixels(dataset)
+    table: dict[str, Any] = {}
+    for method in methods:
+        traces = [run_seed(method, data, test, protocol, seed) for seed in range(protocol.seeds)]
+        wrong = np.array([trace.wrong for trace in traces])
+        right = np.array([trace.accuracy for trace in traces])
+        table[method] = {
+            "wrong_mean": _rounded(wrong.mean(0)),
+            "wrong_std": _rounded(wrong.std(0, ddof=1) if len(wrong) > 1 else wrong.std(0)),
+            "accuracy_mean": _rounded(right.mean(0)),
+            "accuracy_std": _rounded(right.std(0, ddof=1) if len(right) > 1 else right.std(0)),
+            "wrong": [_rounded(row) for row in wrong],
+        }
+        progress(f"{method:<24} wrong % by step: {table[method]['wrong_mean']}")
+    return {"protocol": asdict(protocol), "methods": table, "published": PUBLISHED, "gate": gate(table)}
+
+
+def gate(table: dict[str, Any]) -> dict[str, bool]:
+    """What a reproduction must show; empty where a method or step 5 is missing.
+
+    Step 1: S and S_a at least 80 % wrong, each above BALD and MC-dropout. Step 5: S 5 points above BALD.
+    """
+    needed = METHODS[:4]
+    if not all(name in table and len(table[name]["wrong_mean"]) >= 5 for name in needed):
+        return {}
+    first = {name: table[name]["wrong_mean"][0] for name in needed}
+    fifth = {name: table[name]["wrong_mean"][4] for name in needed}
+    stochastic = max(first["bald"], first["mc_dropout"])
+    return {
+        "step1_s_at_least_80": first["wrong_prediction"] >= 80,
+        "step1_s_a_at_least_80": first["wrong_prediction_approx"] >= 80,
+        "step1_s_above_bald_and_mc_dropout": first["wrong_prediction"] > stochastic,
+        "step1_s_a_above_bald_and_mc_dropout": first["wrong_prediction_approx"] > stochastic,
+        "step5_s_5_points_above_bald": fifth["wrong_prediction"] >= fifth["bald"] + 5,
+    }
+
+
+def _rounded(values: NDArray[Any]) -> list[float]:
+    return [round(float(value), 2) for value in values]
