@@ -46,20 +46,22 @@ class _Spent:
 
 
 @dataclass(frozen=True)
-class _Times:
+class Times:
+    """One reading of all clocks."""
+
     wall: float
     monotonic: float
     boot: str
 
 
-def _now() -> _Times:
-    return _Times(wall_time(), time.monotonic(), boot_id())
+def _now() -> Times:
+    return Times(wall_time(), time.monotonic(), boot_id())
 
 
 class Budget:
     """Counts what was taken in the last hour and day. Safe to call from several threads."""
 
-    def __init__(self, path: Path, *, limits: Limits, now: Callable[[], _Times] = _now) -> None:
+    def __init__(self, path: Path, *, limits: Limits, now: Callable[[], Times] = _now) -> None:
         """path: its file, written at every spending. A damaged one is set aside and an empty book begun."""
         self.limits = limits
         self._path = path
@@ -140,7 +142,7 @@ class Budget:
     def _load(self) -> None:
         try:
             state = json.loads(self._path.read_text(encoding="utf-8"))
-            saved = _Times(float(state["wall"]), float(state["monotonic"]), str(state["boot"]))
+            saved = Times(float(state["wall"]), float(state["monotonic"]), str(state["boot"]))
             spent = [(str(sample), _Spent(float(at), int(size))) for sample, at, size in state["spent"]]
             clock = float(state["clock"])
         except FileNotFoundError:
@@ -154,7 +156,7 @@ class Budget:
         self._advance()
 
 
-def _elapsed(before: _Times, now: _Times) -> float:
+def _elapsed(before: Times, now: Times) -> float:
     """Seconds between two readings: monotonic within a boot, wall time across boots, within [0, one day]."""
     if before.boot == now.boot and now.monotonic >= before.monotonic:
         return now.monotonic - before.monotonic

@@ -1,0 +1,139 @@
+"""Budgets hold over any window, survive restarts and wrong clocks, and take declined samples back."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from misfire_runtime.triggers.budget import Budget, Limits, Times
+
+
+@dataclass
+class Clock:
+    wall: float = 1.7e9
+    monotonic: float = 100.0
+    boot: str = "a"
+    log: list[Any] = field(default_factory=list)
+
+    def __call__(self) -> Times:
+        return Times(self.wall, self.monotonic, self.boot)
+
+    def pass_time(self, seconds: float) -> None:
+        self.wall += seconds
+        self.monotonic += seconds
+
+
+def fill(budget: Budget, count: int, *, size: int = 10, prefix: str = "s") -> int:
+    """Spends until refused; how many went."""
+    for number in range(count):
+        if budget.refusal(size) is not None:
+            return number
+        budget.spend(f"{prefix}{number}", size)
+    return count
+
+
+def test_samples_and_bytes_per_hour_and_day(tmp_path: Path) -> None:
+    clock = Clock()
+    budget = Budget(tmp_path / "b.json", limits=Limits(samples_per_hour=5, bytes_per_day=80), now=clock)
+    assert fill(budget, 100) == 5
+    assert budget.refusal(10) == "5 samples per hour are spent"
+    clock.pass_time(3599)
+    assert budget.refusal(10) is not None
+    clock.pass_time(2)
+    assert fill(budget, 100, prefix="t") == 3
+    assert budget.refusal(10) == "80 bytes per day are spent"
+    clock.pass_time(86400)
+    assert fill(budget, 100, prefix="u") == 5
+
+
+def test_a_restart_does_not_renew_a_budget(tmp_path: Path) -> None:
+    clock = Clock()
+    limits = Limits(samples_per_hour=3)
+    assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9) == 3
+    clock.pass_time(60)
+    assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9) == 0
+    clock.boot, clock.monotonic = "b", 5.0
+    clock.wall += 60
+    assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9) == 0
+    clock.pass_time(3600)
+    assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9, prefix="x") == 3
+
+
+def test_a_wall_clock_that_jumps_changes_nothing_while_the_machine_is_up(tmp_path: Path) -> None:
+    for jump in (3.2e8, -3.2e8):
+        clock = Clock()
+        budget = Budget(tmp_path / f"{jump}.json", limits=Limits(samples_per_hour=3), now=clock)
+        assert fill(budget, 9) == 3
+        clock.wall += jump
+        assert fill(budget, 9) == 0
+        clock.pass_time(3601)
+        assert fill(budget, 9, prefix="x") == 3
+
+
+def test_a_reboot_with_the_clock_set_back_does_not_lose_the_book(tmp_path: Path) -> None:
+    clock, limits = Clock(), Limits(samples_per_hour=3)
+    assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9) == 3
+    clock.boot, clock.monotonic, clock.wall = "b", 1.0, 0.0
+    assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9) == 0
+
+
+def test_a_declined_sample_gives_back_what_it_cost(tmp_path: Path) -> None:
+    clock = Clock()
+    budget = Budget(tmp_path / "b.json", limits=Limits(bytes_per_hour=100), now=clock)
+    budget.spend("big", 90)
+    assert budget.refusal(20) is not None
+    assert budget.credit("big")
+    assert not budget.credit("big")
+    assert budget.refusal(100) is None
+    again = Budget(tmp_path / "b.json", limits=Limits(bytes_per_hour=100), now=clock)
+    assert again.refusal(100) is None
+
+
+def test_a_damaged_book_is_set_aside(tmp_path: Path) -> None:
+    file = tmp_path / "b.json"
+    file.write_text('{"spent": [[')
+    budget = Budget(file, limits=Limits(samples_per_day=1), now=Clock())
+    assert fill(budget, 5) == 1
+    assert (tmp_path / "b.damaged").exists()
+
+
+def test_a_budget_of_nothing_allows_nothing_and_none_allows_all(tmp_path: Path) -> None:
+    assert fill(Budget(tmp_path / "a.json", limits=Limits(samples_per_day=0), now=Clock()), 5) == 0
+    assert fill(Budget(tmp_path / "b.json", limits=Limits(), now=Clock()), 500) == 500
+    assert not (tmp_path / "b.json").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(0, 4000).map(lambda s: ("wait", s)),
+            st.integers(1, 60).map(lambda n: ("spend", n)),
+            st.just(("restart", 0)),
+            st.floats(-4e8, 4e8).map(lambda s: ("jump", s)),
+        ),
+        max_size=40,
+    )
+)
+def test_no_hour_ever_holds_more_than_its_budget(steps: list[tuple[str, Any]]) -> None:
+    clock, limits, spent = Clock(), Limits(bytes_per_hour=100), []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "b.json"
+        budget = Budget(file, limits=limits, now=clock)
+        for number, (what, value) in enumerate(steps):
+            if what == "wait":
+                clock.pass_time(value)
+            elif what == "jump":
+                clock.wall += value
+            elif what == "restart":
+                budget = Budget(file, limits=limits, now=clock)
+            elif budget.refusal(value) is None:
+                budget.spend(str(number), value)
+                spent.append((clock.monotonic, value))
+    for start, _size in spent:
+        assert sum(size for at, size in spent if start <= at < start + 3600) <= 100
