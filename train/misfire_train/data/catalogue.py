@@ -50,12 +50,20 @@ _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _KMNIST = "http://codh.rois.ac.jp/kmnist/dataset/kmnist/"
 _COCO = "http://images.cocodataset.org/train2017/"
+_UDACITY = "https://raw.githubusercontent.com/udacity/"
 
 
 def _files(folder: str, base: str, sums: dict[str, str]) -> tuple[DataFile, ...]:
     return tuple(
         DataFile(f"{folder}/{name}", value, base + name if base else "") for name, value in sums.items()
     )
+
+
+def _still_url(name: str) -> str:
+    """Stills are kept under the name of their project and their own: advlane_test1.jpg."""
+    project, _, own = name.partition("_")
+    repository = "CarND-Advanced-Lane-Lines" if project == "advlane" else "CarND-LaneLines-P1"
+    return f"{_UDACITY}{repository}/master/test_images/{own}"
 
 
 MNIST_FILES = _files(
@@ -139,14 +147,20 @@ _STILL_SUMS = {
     "lanelines_solidYellowLeft.jpg": "0b4186b893df94d642b9f67d8f363ebb9277753b21263309957b649121f1bd6e",
     "lanelines_whiteCarLaneSwitch.jpg": "6482b96813475cc0b92f0bdcb3bbe6ca39411bc8270701ddaf9d5938cc5af8b1",
 }
-STILLS = _files("dashcam/stills", "", _STILL_SUMS)
-CLIPS = _files(
-    "dashcam",
-    "",
-    {
-        "solidWhiteRight.mp4": "2d8e14b46fe89afbc8ad1f718685cf09b83e85a324095031c38186a9f0535417",
-        "vehicle_test_video.mp4": "6d809d2bc58d837b2a7c53e6da5c75f4476dac64370c0adc245107b592853aa8",
-    },
+STILLS = tuple(
+    DataFile(f"dashcam/stills/{name}", value, _still_url(name)) for name, value in _STILL_SUMS.items()
+)
+CLIPS = (
+    DataFile(
+        "dashcam/solidWhiteRight.mp4",
+        "2d8e14b46fe89afbc8ad1f718685cf09b83e85a324095031c38186a9f0535417",
+        f"{_UDACITY}CarND-LaneLines-P1/master/test_videos/solidWhiteRight.mp4",
+    ),
+    DataFile(
+        "dashcam/vehicle_test_video.mp4",
+        "6d809d2bc58d837b2a7c53e6da5c75f4476dac64370c0adc245107b592853aa8",
+        f"{_UDACITY}CarND-Vehicle-Detection/master/test_video.mp4",
+    ),
 )
 
 _ENTRIES = (

@@ -40,6 +40,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if len(data) < 4 or data[0] != 0 or data[1] != 0 or data[2] != _IDX_TYPE_UINT8:
         raise DatasetError(f"{path}: not an idx file of unsigned bytes")
     dimensions = data[3]
+    if len(data) < 4 + 4 * dimensions:
+        raise DatasetError(f"{path}: ends within its header")
     shape = tuple(int(n) for n in np.frombuffer(data[4 : 4 + 4 * dimensions], ">u4"))
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     if values.size != int(np.prod(shape, dtype=np.int64)):
