@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from misfire_runtime.bundle import (
     hash_files,
     write_manifest,
 )
+from misfire_runtime.errors import DiskFullError
+from misfire_runtime.messages import Counters, Offer, decode, encode
 from misfire_runtime.preprocess import InputContract, decode_image, to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -162,3 +167,52 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def clip() -> Path:
     """221 real frames, 960x540, 25 per second."""
     return data_root() / "dashcam" / "solidWhiteRight.mp4"
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Any:
+    """`make_bundle(path, size=64, seed=0, version="1.0.0", poison=None)` writes a bundle and opens it."""
+    return write_bundle
+
+
+class MemoryStore:
+    """A spool in memory, for tests of what comes before it; `full` makes the disk full."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, tuple[bytes, Offer]] = {}
+        self.counted: Counter[str] = Counter()
+        self.full = False
+        self.slow_s = 0.0
+
+    def add(self, payload: bytes, offer: Offer, *, priority: int) -> bool:
+        time.sleep(self.slow_s)
+        if self.full:
+            raise DiskFullError("no room on the disk")
+        assert hashlib.sha256(payload).hexdigest() == offer.id and len(payload) == offer.size
+        assert priority == offer.priority
+        if offer.id in self.samples:
+            return False
+        self.samples[offer.id] = (payload, decode(Offer, encode(offer)))
+        return True
+
+    def count(self, **increments: int) -> None:
+        self.counted.update(increments)
+
+    def counters(self) -> Counters:
+        return Counters(captured=len(self.samples), pending=len(self.samples), **self.counted)
+
+    @property
+    def offers(self) -> list[Offer]:
+        return sorted((offer for _payload, offer in self.samples.values()), key=lambda offer: offer.frame)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """An empty store."""
+    return MemoryStore()
+
+
+@pytest.fixture
+def new_store() -> type[MemoryStore]:
+    """Makes empty stores."""
+    return MemoryStore

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -94,17 +95,14 @@ def test_unreadable_images_are_skipped_counted_and_named(tmp_path: Path) -> None
 
 def test_a_truncated_video_gives_what_it_has_and_says_what_is_missing(tmp_path: Path) -> None:
     whole = (data_root() / "dashcam" / "vehicle_test_video.mp4").read_bytes()
-    moov_last = whole.find(b"moov") > len(whole) // 2
-    import av
-
     remuxed = tmp_path / "whole.mkv"
-    with av.open(str(data_root() / "dashcam" / "solidWhiteRight.mp4")) as source_file:
-        with av.open(str(remuxed), "w") as target:
-            stream = target.add_stream_from_template(source_file.streams.video[0])
-            for packet in source_file.demux(source_file.streams.video[0]):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
+    clip = data_root() / "dashcam" / "solidWhiteRight.mp4"
+    with av.open(str(clip)) as given, av.open(str(remuxed), "w") as target:
+        stream = target.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(remuxed.read_bytes()[: remuxed.stat().st_size // 2])
     frames = read_all(FrameReader([open_source(str(cut))]))
@@ -113,7 +111,7 @@ def test_a_truncated_video_gives_what_it_has_and_says_what_is_missing(tmp_path: 
     headless.write_bytes(whole[: len(whole) // 3])
     source = open_source(str(headless))
     assert len(read_all(FrameReader([source]))) < 38
-    assert source.counts.unreadable > 0, f"moov at the end: {moov_last}"
+    assert source.counts.unreadable > 0
     assert "headless.mp4" in source.counts.problems[0]
 
 
