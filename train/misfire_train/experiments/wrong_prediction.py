@@ -1,6 +1,6 @@
 """Aljundi et al. (WACV 2022), Table 1: what share of the samples that a score picks does the model get wrong?
 
-    per method and seed:  50 labelled -> train -> score the pool -> take 50, count the wrong -> label -> train on
+    per method and seed:  50 labelled -> train -> score the pool -> take 50, count the wrong -> label -> on
 
 A two-layer network on balanced MNIST with 5 samples per class to start from and 5 per class held out, fixed;
 the holdout is both the early-stopping set and the V of S and S_a. Training goes on from the previous weights
@@ -148,13 +148,7 @@ def signals_of(model: nn.Sequential, inputs: Tensor) -> Signals:
 
 
 def score_pool(
-    method: str,
-    model: nn.Sequential,
-    pool: Signals,
-    holdout: Pixels,
-    classes: int,
-    protocol: Protocol,
-    seed: int,
+    method: str, model: nn.Sequential, pool: Signals, *, holdout: Pixels, protocol: Protocol, seed: int
 ) -> Tensor:
     """[N] scores of the pool by the project's own modules; the highest are picked."""
     if method == "random":
@@ -194,7 +188,7 @@ def hidden_dropout(pool: Signals, protocol: Protocol, *, seed: int) -> Tensor:
 def draw(
     labels: Tensor, protocol: Protocol, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Balanced, disjoint positions of initial set, holdout and pool. ScoreError where a class is too small."""
+    """Balanced, disjoint positions of initial set, holdout, pool. ScoreError where a class is too small."""
     rng = np.random.default_rng(seed)
     values = labels.numpy()
     classes = int(values.max()) + 1
@@ -262,7 +256,8 @@ def run(
 ) -> dict[str, Any]:
     """The whole table: per method, mean and standard deviation over seeds of wrong % and accuracy % per step.
 
-    Result keys: protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong), published,
+    Result keys: protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong),
+    published,
     gate (see `gate`).
     """
     protocol = protocol or Protocol()
