@@ -1,10 +1,12 @@
 """Selection by distance, one point at a time: k-center, k-means++ (and so BADGE), score-weighted diversity.
 
 Each keeps one column of squared distances to the nearest centre and folds one new column in per step:
-O(k N D) time, two columns of memory beside the pool. Rows that may not be chosen stand at -1 and stay there.
+O(k N D) time, a few columns of memory beside the pool. Rows that may not be chosen are at -1 for good.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from misfire_train.selection.points import EuclideanPoints, Floats, Points
 from misfire_train.selection.pool import Pool
 
 _CLOSED = np.float32(-1)
+_MOST_AHEAD = 12
 
 
 class NearestCentre:
@@ -30,6 +33,10 @@ class NearestCentre:
         self._points.squared_distances_to(index, self._column)
         np.minimum(self.squared, self._column, out=self.squared)
 
+    def fold(self, column: Floats) -> None:
+        """A point whose distances are known already becomes a centre."""
+        np.minimum(self.squared, column, out=self.squared)
+
     def add_outside(self, points: EuclideanPoints, vectors: NDArray[np.float32]) -> None:
         """Points [M,D] outside the pool become centres."""
         for vector in vectors:
@@ -41,6 +48,38 @@ class NearestCentre:
         self.squared[rows] = _CLOSED
 
 
+class LookAhead:
+    """Distance columns of the likely next choices, computed together: one reading of the pool for many steps.
+
+    A new centre rarely changes who is farthest, so the next maxima are mostly among the present ones. Which
+    point is chosen does not depend on it; where the guesses go wrong, fewer are made. The columns take at
+    most a tenth of the pool's memory.
+    """
+
+    def __init__(self, points: EuclideanPoints) -> None:
+        self._points = points
+        self._most = max(1, min(_MOST_AHEAD, points.values.shape[1] // 10))
+        self._width = self._most
+        self._columns: dict[int, Floats] = {}
+        self._made = 0
+
+    def column(self, index: int, gain: NDArray[np.floating[Any]]) -> Floats:
+        """Squared distances [N] to point `index`; gain: [N], what the next choice will maximise."""
+        if index not in self._columns:
+            used = self._made - len(self._columns)
+            self._width = min(self._most, 2 * used) if self._made else self._most
+            self._columns = self._compute(index, gain)
+            self._made = len(self._columns)
+        return self._columns.pop(index)
+
+    def _compute(self, index: int, gain: NDArray[np.floating[Any]]) -> dict[int, Floats]:
+        width = min(self._width, len(gain))
+        guesses = np.argpartition(gain, len(gain) - width)[-width:]
+        guesses = np.unique(np.append(guesses[gain[guesses] > 0], index))
+        self._columns = {}
+        return dict(zip(guesses.tolist(), self._points.squared_distances_to_many(guesses), strict=True))
+
+
 def start(points: Points, pool: Pool, labelled: NDArray[np.int64]) -> NearestCentre:
     """Distances to the rows that are labelled already."""
     nearest = NearestCentre(points, pool)
@@ -49,12 +88,16 @@ def start(points: Points, pool: Pool, labelled: NDArray[np.int64]) -> NearestCen
     return nearest
 
 
-def k_center(points: Points, pool: Pool, nearest: NearestCentre, *, rng: np.random.Generator) -> None:
+def k_center(
+    points: EuclideanPoints, pool: Pool, nearest: NearestCentre, *, rng: np.random.Generator
+) -> None:
     """Sener & Savarese 2018, greedy: always the farthest point. The first is drawn if nothing is labelled."""
     if np.isinf(nearest.squared).any():
         take(pool, nearest, int(rng.choice(np.flatnonzero(pool.available))))
+    ahead = LookAhead(points)
     while pool.open:
-        take(pool, nearest, int(nearest.squared.argmax()))
+        index = int(nearest.squared.argmax())
+        take(pool, nearest, index, column=ahead.column(index, nearest.squared))
 
 
 def k_means_plus_plus(
@@ -90,7 +133,7 @@ def draw(weights: Floats, pool: Pool, rng: np.random.Generator) -> int:
 
 
 def score_diversity(
-    points: Points, pool: Pool, nearest: NearestCentre, *, scores: NDArray[np.float64], power: float
+    points: EuclideanPoints, pool: Pool, nearest: NearestCentre, *, scores: NDArray[np.float64], power: float
 ) -> None:
     """Greedy maximum of rank(score)^power x squared distance: telling frames that are unlike one another.
 
@@ -106,16 +149,20 @@ def score_diversity(
     weight[order] = (ends[inverse] / len(scores)) ** power
     if np.isinf(nearest.squared).any():
         take(pool, nearest, int(np.where(pool.available, weight, -1).argmax()))
+    ahead = LookAhead(points)
     while pool.open:
         gain = nearest.squared * weight
         best = int(gain.argmax())
         if gain[best] <= 0:
             best = int(np.where(pool.available, weight, -1).argmax())
-        take(pool, nearest, best)
+        take(pool, nearest, best, column=ahead.column(best, gain))
 
 
-def take(pool: Pool, nearest: NearestCentre, index: int) -> None:
-    """Chooses a row, folds its distances in, and closes what its quota closes."""
+def take(pool: Pool, nearest: NearestCentre, index: int, *, column: Floats | None = None) -> None:
+    """Chooses a row, folds its distances in (computed where not given), closes what its quota closes."""
     closed = pool.take(index)
-    nearest.add(index)
+    if column is None:
+        nearest.add(index)
+    else:
+        nearest.fold(column)
     nearest.close(closed)

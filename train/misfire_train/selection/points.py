@@ -20,6 +20,8 @@ from misfire_train.selection.errors import SelectionError
 Floats = NDArray[np.float32]
 BLOCK_BYTES = 32 * 1024 * 1024
 """How much of a memory map, or of a pool in another precision, is looked at in one go."""
+_TILE_ROWS = 4096
+"""Rows whose products with a few centres stay in the processor's cache until they are stored."""
 
 
 class Points(Protocol):
@@ -50,6 +52,19 @@ class EuclideanPoints:
     def squared_distances_to(self, index: int, out: Floats) -> None:
         """Squared Euclidean distances to pool point `index`, into out [N]."""
         self.squared_distances_to_vector(working_precision(self.values[index]), out)
+
+    def squared_distances_to_many(self, indices: NDArray[np.intp]) -> Floats:
+        """Squared Euclidean distances [M,N] to several pool points, for one reading of the pool."""
+        centres = working_precision(np.asarray(self.values[indices]))
+        centres = np.ascontiguousarray(-2 * centres.T)
+        columns = np.empty((len(indices), len(self)), np.float32)
+        for rows, block in blocks(self.values):
+            for start in range(0, len(block), _TILE_ROWS):
+                tile = block[start : start + _TILE_ROWS]
+                columns[:, rows.start + start : rows.start + start + len(tile)] = (tile @ centres).T
+        columns += self.squared_norms
+        columns += self.squared_norms[indices, None]
+        return np.maximum(columns, np.float32(0), out=columns)
 
     def squared_distances_to_vector(self, vector: NDArray[Any], out: Floats) -> None:
         """Squared Euclidean distances to any point [D], into out [N]."""
