@@ -1,0 +1,265 @@
+"""Fits the task network: batches -> forward -> task loss -> AdamW, epoch by epoch, and can be killed any time.
+
+Everything random in an epoch comes from (seed, epoch) alone: order, shifts, corruptions, dropout. So one file
+written after each epoch (weights, optimiser, best weights so far, history) is all that a resumed run needs to
+end where an uninterrupted one ends, bit for bit on one machine. accelerate places it on what hardware is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.augment import Augmentation
+from misfire_train.data import Examples
+from misfire_train.progress import Reporter
+from misfire_train.runs import write_tensors
+from misfire_train.signals import Probe, Signals
+from misfire_train.tasks import Task
+from misfire_train.train_config import TrainingTable
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class JointObjective(Protocol):
+    """A head that trains along with the network and may send gradients into it."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser takes over."""
+        ...
+
+    def loss(self, signals: Signals, losses: Tensor, *, epoch: int) -> Tensor:
+        """A scalar from a batch's signals and its [N] task losses."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What a network is fitted on. repeats: [N] how often each training example is seen in an epoch."""
+
+    train: Examples
+    validation: Examples
+    contract: InputContract
+    repeats: NDArray[np.int64] | None = None
+
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Positions of one epoch, shuffled."""
+        positions = np.arange(len(self.train))
+        if self.repeats is not None:
+            positions = np.repeat(positions, self.repeats)
+        return generator.permutation(positions)
+
+
+@dataclass
+class Progressed:
+    """Where a fit stands. best: validation loss and its epoch (from 0); bad: epochs since."""
+
+    epoch: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: bool = False
+
+
+def fit_network(
+    probe: Probe,
+    data: FitData,
+    *,
+    task: Task,
+    table: TrainingTable,
+    seed: int,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    key: str = "",
+    joint: JointObjective | None = None,
+    reporter: Reporter | None = None,
+) -> Progressed:
+    """Trains `probe.model` in place and leaves it in eval mode with the weights of its best epoch.
+
+    checkpoint: file to write after every epoch.  resume: start from it where it exists.
+    key: identifies what is trained; a checkpoint of something else is refused with ConfigError.
+    Raises ConfigError where the loss becomes NaN (the learning rate is too high).
+    """
+    reporter = reporter or Reporter(quiet=True)
+    accelerator = Accelerator()
+    parameters = [*probe.model.parameters(), *(joint.parameters() if joint else [])]
+    optimizer = torch.optim.AdamW(parameters, lr=table.learning_rate, weight_decay=table.weight_decay)
+    probe, optimizer = accelerator.prepare(probe, optimizer)
+    model = accelerator.unwrap_model(probe).model
+    state = Progressed()
+    best = _snapshot(model)
+    if resume and checkpoint is not None and checkpoint.is_file():
+        state, best = _restore(checkpoint, model, optimizer, joint, key=key)
+        reporter.line(f"resumed after epoch {state.epoch} of {table.epochs}")
+    augmentation = Augmentation.of(table, task=task.name, contract=data.contract)
+    with reporter.steps("training", table.epochs - state.epoch) as steps:
+        while state.epoch < table.epochs and not state.stopped:
+            train_loss = _train_epoch(
+                accelerator, probe, optimizer, data, task, table, augmentation, seed, state.epoch, joint
+            )
+            loss, accuracy = evaluate(model, data.validation, task=task, contract=data.contract)
+            if not (math.isfinite(train_loss) and math.isfinite(loss)):
+                raise ConfigError(
+                    f"the loss is not finite after epoch {state.epoch + 1}; lower training.learning_rate "
+                    f"(now {table.learning_rate})"
+                )
+            state.history.append({"train_loss": train_loss, "validation_loss": loss, "accuracy": accuracy})
+            if loss < state.best_loss:
+                state.best_loss, state.best_epoch, best = loss, state.epoch, _snapshot(model)
+            state.epoch += 1
+            state.stopped = state.epoch - 1 - state.best_epoch >= table.patience
+            steps.advance()
+            reporter.line(
+                f"epoch {state.epoch}/{table.epochs}  loss {train_loss:.4f}  validation {loss:.4f}  "
+                f"accuracy {100 * accuracy:.2f} %"
+                + ("  (stops: no better for a while)" if state.stopped else "")
+            )
+            if checkpoint is not None and accelerator.is_main_process:
+                _save(checkpoint, model, optimizer, joint, state, best, key=key)
+    model.load_state_dict(best)
+    model.eval()
+    return state
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, examples: Examples, *, task: Task, contract: InputContract, batch: int = 256
+) -> tuple[float, float]:
+    """Mean sample loss and accuracy, in eval mode; the mode that was set is restored."""
+    device = next(model.parameters()).device
+    outputs, targets = [], []
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(examples), batch):
+            positions = np.arange(start, min(start + batch, len(examples)))
+            outputs.append(model(examples.batch(positions, contract).to(device)).float().cpu())
+            targets.append(torch.as_tensor(examples.targets[positions]))
+    finally:
+        model.train(training)
+    joined, truth = torch.cat(outputs), torch.cat(targets)
+    return float(task.sample_loss(joined, truth).mean()), float(task.accuracy(joined, truth))
+
+
+def _train_epoch(
+    accelerator: Accelerator,
+    probe: nn.Module,
+    optimizer: Any,
+    data: FitData,
+    task: Task,
+    table: TrainingTable,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    joint: JointObjective | None,
+) -> float:
+    torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    generator = np.random.default_rng([seed, epoch])
+    order = data.order(generator)
+    batches = list(_batches(order, table.batch, accelerator))
+    probe.train()
+    total = torch.zeros((), device=accelerator.device)
+    for number, positions in enumerate(batches):
+        images, targets = augmentation.batch(data.train, positions, generator)
+        images, targets = images.to(accelerator.device), targets.to(accelerator.device)
+        rate = _rate(table, (epoch + number / len(batches)) / table.epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        signals = probe(images)
+        loss = task.training_loss(signals.outputs, targets)
+        whole = loss
+        if joint is not None:
+            whole = loss + joint.loss(signals, task.sample_loss(signals.outputs, targets), epoch=epoch)
+        optimizer.zero_grad()
+        accelerator.backward(whole)
+        accelerator.clip_grad_norm_(probe.parameters(), 5.0)
+        optimizer.step()
+        total += loss.detach()
+    probe.eval()
+    return float(total / max(1, len(batches)))
+
+
+def _batches(order: NDArray[np.int64], size: int, accelerator: Accelerator) -> Iterator[NDArray[np.int64]]:
+    """This process's batches; a last one of a single example is left out: batch norm cannot use it."""
+    mine = order[accelerator.process_index :: accelerator.num_processes]
+    mine = mine[: len(order) // accelerator.num_processes]
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
+        if len(part) > 1:
+            yield part
+
+
+def _rate(table: TrainingTable, at: float) -> float:
+    """Linear warm-up over the first share of the run, then half a cosine to zero. at: 0..1."""
+    if at < table.warm_up:
+        return table.learning_rate * (0.1 + 0.9 * at / table.warm_up)
+    return table.learning_rate * 0.5 * (1 + math.cos(math.pi * (at - table.warm_up) / (1 - table.warm_up)))
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: Any,
+    joint: JointObjective | None,
+    state: Progressed,
+    best: Mapping[str, Tensor],
+    *,
+    key: str,
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors.update({f"best.{name}": value for name, value in best.items()})
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in moments.items()})
+    if joint is not None:
+        tensors.update({f"joint.{i}": value for i, value in enumerate(joint.parameters())})
+    kept = {"epoch": state.epoch, "best_epoch": state.best_epoch, "stopped": state.stopped, "key": key}
+    words = json.dumps({**kept, "best_loss": state.best_loss, "history": state.history})
+    write_tensors(path, tensors, metadata={"state": words})
+
+
+def _restore(
+    path: Path, model: nn.Module, optimizer: Any, joint: JointObjective | None, *, key: str
+) -> tuple[Progressed, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            words = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is not a checkpoint: {error}; remove it to start again") from error
+    if words.pop("key") != key:
+        raise ConfigError(
+            f"{path} belongs to another configuration; --resume needs the options of the interrupted run"
+        )
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+
+    model.load_state_dict(under("model."))
+    if joint is not None:
+        with torch.no_grad():
+            for i, parameter in enumerate(joint.parameters()):
+                parameter.copy_(tensors[f"joint.{i}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in under("optimizer.").items():
+        index, _, which = name.partition(".")
+        moments.setdefault(int(index), {})[which] = value
+    held = optimizer.state_dict()
+    optimizer.load_state_dict({"state": moments, "param_groups": held["param_groups"]})
+    return Progressed(**words), under("best.")

@@ -1,0 +1,103 @@
+"""Recipes by name: which head, which objective, on which losses.
+
+| name                   | head     | objective           | the network while it trains           |
+|------------------------|----------|---------------------|---------------------------------------|
+| learning-loss-pp       | residual | learning-loss-pp    | frozen; held-out losses, corruptions  |
+| learning-loss          | gap      | learning-loss       | trained along on its training losses  |
+| learning-loss-pp-paper | conv     | learning-loss-pp    | frozen; held-out losses               |
+| rank-bce               | gap      | rank-bce            | frozen; held-out losses               |
+| log-loss-regression    | gap      | log-loss-regression | frozen; held-out losses               |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from misfire_runtime.errors import ConfigError
+from misfire_train.heads.base import LossHead
+from misfire_train.heads.published import ConvHead, GapHead
+from misfire_train.heads.residual import ResidualHead
+from misfire_train.train_config import HeadTable
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """How a head is trained.
+
+    kind: residual, gap or conv.  wrong_weight: of the cross-entropy on "was it wrong", beside the objective.
+    copies: corrupted copies of each held-out image, beside the clean one.  mixed: share of them with two
+    corruptions.  joint: the network trains along, with gradients of the head until after `detach_epoch`,
+    which None puts at three fifths of the epochs.
+    """
+
+    name: str
+    kind: str
+    objective: str
+    copies: int = 0
+    mixed: float = 0.0
+    steps: int = 700
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    batch: int = 256
+    wrong_weight: float = 0.0
+    joint: bool = False
+    detach_epoch: int | None = None
+    families: tuple[str, ...] | None = None
+
+    def with_table(self, table: HeadTable) -> HeadRecipe:
+        """The recipe with what a config sets laid over it."""
+        given = {
+            "objective": table.objective,
+            "copies": table.copies,
+            "steps": table.steps,
+            "learning_rate": table.learning_rate,
+            "weight_decay": table.weight_decay,
+            "batch": table.batch,
+            "joint": table.joint,
+            "detach_epoch": table.detach_epoch,
+            "families": table.families,
+        }
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+
+RECIPES: dict[str, HeadRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        HeadRecipe(
+            "learning-loss-pp", "residual", "learning-loss-pp", copies=4, mixed=0.25, wrong_weight=1.0
+        ),
+        HeadRecipe("learning-loss", "gap", "learning-loss", joint=True, weight_decay=5e-4),
+        HeadRecipe(
+            "learning-loss-pp-paper", "conv", "learning-loss-pp", learning_rate=3e-4, weight_decay=0.0
+        ),
+        HeadRecipe("rank-bce", "gap", "rank-bce"),
+        HeadRecipe("log-loss-regression", "gap", "log-loss-regression"),
+    )
+}
+
+_KINDS: dict[str, type[LossHead]] = {"residual": ResidualHead, "gap": GapHead, "conv": ConvHead}
+
+
+def recipe_named(name: str) -> HeadRecipe:
+    """The recipe. Raises ConfigError with the names that exist."""
+    if name not in RECIPES:
+        raise ConfigError(f"there is no head recipe {name!r}; there are {', '.join(RECIPES)}, and none")
+    return RECIPES[name]
+
+
+def build_head_from_state(recipe: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> LossHead:
+    """A trained head from its record and its tensors. Raises ConfigError where they do not fit."""
+    kind = _KINDS[recipe_named(recipe).kind]
+    try:
+        head = kind(**options)
+        head.load_state_dict(dict(state))
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"the head's weights do not fit its record: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    head.recipe = recipe
+    return head

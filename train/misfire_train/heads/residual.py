@@ -1,0 +1,214 @@
+"""The default head: the best free score, corrected by a small committee that starts as no correction at all.
+
+score of a unit = scale * base + bias + mean over members of MLP(standardised statistics)
+
+The last layers start at zero, so the head starts as the free score and cannot start worse. A unit is where
+the loss lives: the frame of a classifier, a joint, a tile of a segmenter, a value of a regressor. One network
+serves all units; joints and values are told apart by a one-hot. Statistics are clipped at six deviations, so
+that a shift nobody trained on cannot drive the correction without bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from misfire_train.heads.base import LossHead, Parts
+from misfire_train.heads.memory import Memory
+from misfire_train.heads.statistics import (
+    TILES,
+    class_statistics,
+    joint_residual,
+    joint_statistics,
+    log_odds,
+    map_statistics,
+    tile_statistics,
+)
+from misfire_train.signals import Signals
+
+CLIP = 6.0
+
+
+def _tiles_of(values: Tensor) -> Tensor:
+    grid = (min(TILES[0], values.shape[1]), min(TILES[1], values.shape[2]))
+    return functional.adaptive_avg_pool2d(values[:, None], grid).flatten(1)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits, 1).clamp_min(-30)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+BASES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "classification": {
+        "msp": lambda out: log_odds(out)[:, None],
+        "entropy": lambda out: torch.log(_entropy(out).clamp_min(1e-9))[:, None],
+    },
+    "segmentation": {
+        "entropy": lambda out: torch.log(_tiles_of(_entropy(out)).clamp_min(1e-9)),
+        "energy": lambda out: -_tiles_of(torch.logsumexp(out, 1)),
+    },
+    "keypoints": {
+        "self_residual": joint_residual,
+        "mean_peak": lambda out: -out.flatten(2).amax(2),
+    },
+    "regression": {"none": lambda out: torch.zeros_like(out)},
+    "custom": {"none": lambda out: out.new_zeros(len(out), 1)},
+}
+"""Free scores per unit, [N,U], on the scale of a log-loss; the best on held-out data becomes the base."""
+
+
+class Committee(nn.Module):
+    """`members` small networks [.., D] -> [..], averaged; two batched products. Last layers start at zero."""
+
+    def __init__(self, width: int, *, hidden: int, members: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.empty(members, width, hidden))
+        self.first_bias = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.second = nn.Parameter(torch.empty(members, hidden, hidden))
+        self.second_bias = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.last = nn.Parameter(torch.zeros(members, hidden, 1))
+        for weight in (self.first, self.second):
+            nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R,D] to each member's [members,R]."""
+        hidden = functional.silu(torch.matmul(x, self.first) + self.first_bias)
+        hidden = functional.silu(torch.matmul(hidden, self.second) + self.second_bias)
+        return torch.matmul(hidden, self.last)[..., 0]
+
+
+class ResidualHead(LossHead):
+    """LearningLoss++ as a correction of a free score.
+
+    outputs: classes, joints or values.  maps: names and channels of feature maps whose statistics it reads.
+    embedding: width of the last layer's input.  rows: of the memory.  base: a name of BASES[task].
+    """
+
+    recipe = "learning-loss-pp"
+    center: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        outputs: int,
+        base: str,
+        embedding: int,
+        maps: tuple[str, ...] = (),
+        width: int,
+        rows: int,
+        hidden: int = 32,
+        members: int = 4,
+        sees_embedding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.task, self.outputs, self.base, self.embedding = task, outputs, base, embedding
+        self.maps, self.hidden, self.members = tuple(maps), hidden, members
+        self.sees_embedding = sees_embedding
+        self.memory = Memory(rows, embedding, outputs if task == "classification" else 0)
+        self.committee = Committee(width, hidden=hidden, members=members)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.definition = f"log-loss predicted as {base} + correction from output statistics"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments that build a head of the same shapes."""
+        return {
+            "task": self.task,
+            "outputs": self.outputs,
+            "base": self.base,
+            "embedding": self.embedding,
+            "maps": list(self.maps),
+            "width": len(self.center),
+            "rows": self.memory.rows,
+            "hidden": self.hidden,
+            "members": self.members,
+            "sees_embedding": self.sees_embedding,
+        }
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Feature maps that it reads."""
+        return self.maps
+
+    def extract(self, signals: Signals) -> Parts:
+        """(base [N,U], statistics [N,U,D])."""
+        base = BASES[self.task][self.base](signals.outputs)
+        return base, unit_statistics(
+            self.task, signals, self.memory, maps=self.maps, sees_embedding=self.sees_embedding
+        )
+
+    def predict(self, parts: Parts) -> Tensor:
+        """[N,U]."""
+        return self.predict_members(parts).mean(0)
+
+    def predict_members(self, parts: Parts) -> Tensor:
+        """Each member's answer, [members,N,U]: members are trained apart and averaged when used."""
+        base, x = parts
+        z = ((x - self.center) / self.spread).clamp(-CLIP, CLIP)
+        correction = self.committee(z.flatten(0, 1)).unflatten(1, (-1, x.shape[1]))
+        return self.scale * base + self.bias + correction
+
+    @torch.no_grad()
+    def standardise(self, parts: Parts, losses: Tensor, *, eps: float) -> None:
+        """Sets mean and deviation of the statistics, and the base's line through the log-losses.
+
+        parts: of the fitting set.  losses: [N,U], NaN where a unit is missing.
+        """
+        base, x = parts
+        flat = x.flatten(0, 1)
+        self.center.copy_(flat.mean(0))
+        # A column that never varied says nothing: its first other value must not become a huge one.
+        deviation = flat.std(0)
+        self.spread.copy_(torch.where(deviation > 1e-5, deviation, torch.full_like(deviation, 1e3)))
+        there = ~losses.isnan()
+        wanted, known = torch.log(losses[there] + eps), base[there]
+        centred = known - known.mean()
+        slope = (centred * (wanted - wanted.mean())).mean() / centred.square().mean().clamp_min(1e-9)
+        self.scale.copy_(slope.clamp(0.05, 20.0) if bool(centred.abs().max() > 1e-6) else slope.new_ones(()))
+        self.bias.copy_(wanted.mean() - self.scale * known.mean())
+
+
+def unit_statistics(
+    task: str, signals: Signals, memory: Memory, *, maps: tuple[str, ...], sees_embedding: bool
+) -> Tensor:
+    """[N,U,D]: what the correction looks at.
+
+    Own statistics of each unit; their mean over units where there are several; who it is (joints, values);
+    distances to the training set; statistics of feature maps and the embedding where asked for.
+    """
+    outputs, embedding = signals.outputs, signals.embedding
+    if task == "classification":
+        units = class_statistics(outputs)[:, None]
+    elif task == "segmentation":
+        units = tile_statistics(outputs)
+    elif task == "keypoints":
+        units = joint_statistics(outputs)
+    else:
+        values = outputs.flatten(1)
+        units = torch.stack((values, values.abs()), 2) if task == "regression" else values[:, None]
+    count = units.shape[1]
+    columns = [units]
+    if count > 1:
+        columns.append(units.mean(1, keepdim=True).expand(-1, count, -1))
+    if task in ("keypoints", "regression"):
+        who = torch.eye(count, device=units.device, dtype=units.dtype)
+        columns.append(who[None].expand(len(units), -1, -1))
+    flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)
+    frame = [memory(embedding, outputs), torch.log(flat.square().sum(1, keepdim=True).clamp_min(1e-12))]
+    if sees_embedding:
+        frame.append(embedding)
+    if maps:
+        frame.append(map_statistics({name: signals.features[name] for name in maps}))
+    columns.append(torch.cat(frame, 1)[:, None].expand(-1, count, -1))
+    return torch.cat(columns, 2)

@@ -1,0 +1,110 @@
+"""What a head is told about an answer: numbers per unit (frame, joint, tile, value) that any network has.
+
+classes  [N,K]        -> [N,1,D]  sorted log-probabilities, entropy, log-odds, energy, norms, probabilities
+tiles    [N,K,H,W]    -> [N,T,D]  the same, averaged over each tile, with its highest values
+joints   [N,J,h,w]    -> [N,J,D]  peaks and their ratio, entropy, spread, residual, place
+values   [N,J]        -> [N,J,D]  the values themselves and their distance from the usual
+maps     {name: map}  -> [N,D]    mean and deviation of every feature channel
+
+Only plain arithmetic, TopK and pooling: all of it exports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from misfire_train.heatmaps import SIGMA, render_gaussians
+from misfire_train.scores.peaks import cells, local_maxima
+
+TOP = 5
+TILES = (4, 4)
+_FLOOR = -30.0
+
+
+def class_statistics(logits: Tensor) -> Tensor:
+    """[N,K,...] to [N,D,...], D = min(5,K) + 5 + K, along dim 1."""
+    log_p = torch.log_softmax(logits, 1).clamp_min(_FLOOR)
+    p = log_p.exp()
+    top = log_p.topk(min(TOP, logits.shape[1]), dim=1).values
+    entropy = -(p * log_p).sum(1, keepdim=True)
+    energy = torch.logsumexp(logits, 1, keepdim=True)
+    odds = log_odds(logits)[:, None]
+    gap = top[:, :1] - top[:, 1:2] if top.shape[1] > 1 else torch.zeros_like(entropy)
+    log_entropy = torch.log(entropy.clamp_min(1e-9))
+    return torch.cat((top, entropy, log_entropy, odds, energy, gap, p), 1)
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """log (1 - p_max) / p_max along dim 1, from the logits of the others: exact where p_max rounds to 1."""
+    if logits.shape[1] == 1:
+        return -logits[:, 0]
+    top = logits.topk(logits.shape[1], dim=1).values
+    return (torch.logsumexp(top[:, 1:], 1) - top[:, 0]).clamp(_FLOOR, -_FLOOR)
+
+
+def tile_statistics(logits: Tensor, *, tiles: tuple[int, int] = TILES) -> Tensor:
+    """[N,K,H,W] to [N,T,D]: each tile's mean, and the highest of its entropy, log-odds and energy."""
+    values = class_statistics(logits)
+    grid = (min(tiles[0], logits.shape[2]), min(tiles[1], logits.shape[3]))
+    top = min(TOP, logits.shape[1])
+    mean = functional.adaptive_avg_pool2d(values, grid)
+    highest = functional.adaptive_max_pool2d(values[:, top : top + 3], grid)
+    lowest = -functional.adaptive_max_pool2d(-values[:, top + 3 : top + 4], grid)
+    return torch.cat((mean, highest, lowest), 1).flatten(2).transpose(1, 2)
+
+
+def joint_statistics(heatmaps: Tensor) -> Tensor:
+    """[N,J,h,w] to [N,J,14]: what one heatmap says about itself."""
+    size = (heatmaps.shape[2], heatmaps.shape[3])
+    flat = heatmaps.flatten(2)
+    peaks, places = local_maxima(heatmaps, radius=2, peaks=3)
+    peaks = peaks.clamp_min(-1.0)
+    best = flat.amax(2)
+    decoded = cells(flat.argmax(2), width=size[1], like=heatmaps)
+    rendered = render_gaussians(decoded, size=size, sigma=SIGMA).flatten(2)
+    energy = rendered.square().sum(2).clamp_min(1e-6)
+    residual = (flat - rendered).square().sum(2) / energy
+    rescaled = (flat - rendered * best[..., None]).square().sum(2) / energy
+    mass = functional.relu(flat) + 1e-9
+    total = mass.sum(2)
+    share = mass / total[..., None]
+    entropy = -(share * share.log()).sum(2)
+    spread = (_positions(size, heatmaps) - decoded[..., None, :]).square().sum(3)
+    variance = (share * spread).sum(2)
+    second = cells(places[..., 1], width=size[1], like=heatmaps)
+    apart = (second - decoded).square().sum(2).sqrt() * (peaks[..., 1] > 0)
+    limits = torch.tensor([size[1] - 1.0, size[0] - 1.0], device=heatmaps.device).clamp_min(1)
+    place = decoded / limits * 2 - 1
+    edge = 1 - place.abs().amax(2)
+    columns = (
+        best, peaks[..., 1], peaks[..., 2], peaks[..., 1] / best.clamp_min(0.05), residual.clamp_min(1e-4).log(),
+        rescaled.clamp_min(1e-4).log(), entropy, total.clamp_min(1e-4).log(), variance.clamp_min(1e-3).log(), apart,
+        flat.amin(2), place[..., 0], place[..., 1], edge,
+    )  # fmt: skip
+    return torch.stack(columns, 2)
+
+
+def joint_residual(heatmaps: Tensor) -> Tensor:
+    """[N,J]: log of `joint_losses` against the map's own decoded joint, the self residual of one joint."""
+    return joint_statistics(heatmaps)[..., 4]
+
+
+def map_statistics(features: Mapping[str, Tensor]) -> Tensor:
+    """Mean and standard deviation over pixels of each channel of each [N,C,H,W], joined to [N,D]."""
+    columns = []
+    for maps in features.values():
+        flat = maps.flatten(2) if maps.ndim > 2 else maps[..., None]
+        mean = flat.mean(2)
+        variance = flat.square().mean(2) - mean.square()
+        columns += [mean, torch.sqrt(variance.clamp_min(0) + 1e-8)]
+    return torch.cat(columns, 1)
+
+
+def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
+    """(x, y) of every cell, [h*w,2]."""
+    places = torch.arange(size[0] * size[1], device=like.device)
+    return cells(places, width=size[1], like=like)

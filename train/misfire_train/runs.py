@@ -1,0 +1,267 @@
+"""A training run on disk: what it was told, what it became, and how to have it back.
+
+    RUN/run.json            RunRecord: config, versions, seeds, data, metrics, sha256 of the files below
+    RUN/model.safetensors   the task network
+    RUN/head.safetensors    its failure score, where one was trained
+    RUN/splits.json         ids of every part: train, validation, holdout, calibration, field
+
+run.json is written last and whole: a folder without it is a run that did not finish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from misfire_runtime.bundle import sha256_file
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Dataset, Examples
+from misfire_train.heads import build_head_from_state
+from misfire_train.models import BuiltModel, build_model
+from misfire_train.signals import Probe, Score
+from misfire_train.tasks import Task, get_task
+
+RECORD = "run.json"
+MODEL_FILE = "model.safetensors"
+HEAD_FILE = "head.safetensors"
+SPLITS_FILE = "splits.json"
+SCHEMA_VERSION = 1
+PARTS = ("train", "validation", "holdout", "calibration", "field")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class DatasetRecord(_Part):
+    """What was trained on. counts: examples per part; uploads: from the fleet, beside the data set."""
+
+    name: str
+    sha256: str
+    licence: str = ""
+    counts: dict[str, int] = {}
+    uploads: dict[str, int] = {}
+
+
+class ModelRecord(_Part):
+    """Enough to build the network again."""
+
+    name: str
+    options: dict[str, Any] = {}
+    outputs: int
+
+
+class HeadRecord(_Part):
+    """Enough to build the head again. options: its shapes and what it stands on."""
+
+    recipe: str
+    options: dict[str, Any] = {}
+
+
+class RunRecord(_Part):
+    """run.json: everything needed to repeat and to use a run. metrics: numbers by name, all measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    parent_run_id: str | None = None
+    created_at: str
+    command: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    git_commit: str | None = None
+    seeds: dict[str, int]
+    dataset: DatasetRecord
+    model: ModelRecord
+    contract: InputContract
+    task: str
+    classes: tuple[str, ...]
+    last_layer: str
+    feature_layers: tuple[str, ...]
+    head: HeadRecord | None = None
+    metrics: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+    files: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run. probe: eval mode, frozen.  head: the learned failure score, None where there is none."""
+
+    path: Path
+    record: RunRecord
+    probe: Probe
+    head: Score | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The task network."""
+        return self.probe.model
+
+    @property
+    def task(self) -> Task:
+        """What it does."""
+        return get_task(self.record.task)
+
+    @property
+    def contract(self) -> InputContract:
+        """What it expects of an image."""
+        return self.record.contract
+
+
+def rebuild_model(record: RunRecord) -> BuiltModel:
+    """The run's network with fresh weights."""
+    return build_model(
+        record.model.name,
+        task=record.task,
+        outputs=record.model.outputs,
+        channels=record.contract.channels,
+        **record.model.options,
+    )
+
+
+def read_record(path: Path) -> RunRecord:
+    """run.json of a run folder. Raises ConfigError where there is none, or it is of another making."""
+    file = Path(path) / RECORD
+    if not file.is_file():
+        hint = (
+            "; training was interrupted: continue with --resume"
+            if (Path(path) / "checkpoint.safetensors").is_file()
+            else ""
+        )
+        raise ConfigError(f"{path} is not a finished run: it has no {RECORD}{hint}")
+    try:
+        record = RunRecord.model_validate_json(file.read_bytes())
+    except (ValidationError, ValueError) as error:
+        raise ConfigError(f"{file} is not a run's record: {str(error).splitlines()[0]}") from error
+    if record.schema_version != SCHEMA_VERSION:
+        raise ConfigError(f"{file} has schema {record.schema_version}; this version reads {SCHEMA_VERSION}")
+    return record
+
+
+def load_run(path: Path) -> Run:
+    """The run, its weights verified by checksum, in eval mode and frozen.
+
+    Raises ConfigError naming what is missing, changed, or does not fit.
+    """
+    path = Path(path)
+    record = read_record(path)
+    for name, expected in record.files.items():
+        file = path / name
+        if not file.is_file():
+            raise ConfigError(f"{path}: {name} is missing")
+        if sha256_file(file) != expected:
+            raise ConfigError(f"{file} is not what {RECORD} says (sha256 differs); the run was changed")
+    built = rebuild_model(record)
+    _load_into(built.module, read_tensors(path / MODEL_FILE), where=path / MODEL_FILE)
+    probe = Probe(built.module, last_layer=record.last_layer, features=record.feature_layers)
+    probe.eval().requires_grad_(False)
+    head = None
+    if record.head is not None:
+        state = read_tensors(path / HEAD_FILE)
+        head = build_head_from_state(record.head.recipe, record.head.options, state)
+        head.eval().requires_grad_(False)
+    return Run(path, record, probe, head)
+
+
+def run_splits(run: Run, dataset: Dataset) -> dict[str, Examples]:
+    """Exactly the examples that were train, validation, holdout, calibration and field, and "test".
+
+    `field` is there only where some were set aside. Raises ConfigError on another data set,
+    DatasetError where an example is gone.
+    """
+    if dataset.name != run.record.dataset.name or dataset.sha256 != run.record.dataset.sha256:
+        raise ConfigError(
+            f"{run.path} was trained on {run.record.dataset.name} ({run.record.dataset.sha256[:12]}), "
+            f"this is {dataset.name} ({dataset.sha256[:12]})"
+        )
+    ids = read_splits(run.path)
+    parts = {name: dataset.train.take(dataset.train.positions(ids[name])) for name in PARTS if ids.get(name)}
+    return {**parts, "test": dataset.test}
+
+
+def read_splits(path: Path) -> dict[str, list[str]]:
+    """Ids by part."""
+    try:
+        loaded = json.loads((path / SPLITS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path / SPLITS_FILE} cannot be read: {error}") from error
+    return {str(name): [str(i) for i in ids] for name, ids in loaded.items()}
+
+
+def write_splits(path: Path, ids: Mapping[str, tuple[str, ...]]) -> None:
+    """Ids by part, whole or not at all."""
+    write_whole(path / SPLITS_FILE, json.dumps({name: list(part) for name, part in ids.items()}).encode())
+
+
+def write_run(
+    path: Path,
+    record: RunRecord,
+    *,
+    model: nn.Module,
+    head: nn.Module | None,
+    splits: Mapping[str, tuple[str, ...]],
+) -> RunRecord:
+    """Writes all files of a run, the record last; returns it with run_id and checksums set."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_tensors(path / MODEL_FILE, model.state_dict())
+    if head is not None:
+        write_tensors(path / HEAD_FILE, head.state_dict())
+    else:
+        (path / HEAD_FILE).unlink(missing_ok=True)
+    write_splits(path, splits)
+    names = [MODEL_FILE, SPLITS_FILE, *([HEAD_FILE] if head is not None else [])]
+    files = {name: sha256_file(path / name) for name in names}
+    identity = hashlib.sha256(
+        json.dumps([files, record.config, record.parent_run_id], sort_keys=True).encode()
+    )
+    finished = record.model_copy(update={"files": files, "run_id": identity.hexdigest()[:16]})
+    write_whole(path / RECORD, (finished.model_dump_json(indent=2) + "\n").encode())
+    return finished
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_whole(path, save(plain, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ConfigError where the file is missing or broken."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read as weights: {error}") from error
+    return tensors
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file, whole or not at all, on the disk when this returns."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path) -> None:
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{where} does not fit the network: {str(error).splitlines()[-1].strip()}"
+        ) from error

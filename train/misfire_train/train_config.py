@@ -1,0 +1,183 @@
+"""What a training run is told: TOML checked by pydantic, every error with file, line and what was expected.
+
+file --read_train_config--> TrainConfig; the command line's options are laid over it. The whole config stands
+in run.json, so that a run can be repeated from its own record.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.toml_lines import line_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_CONFIG_BYTES = 1024 * 1024
+
+
+class Table(BaseModel):
+    """Base of all tables: a key that is not known is an error, not silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelTable(Table):
+    """The task network. name: None takes the task's small default; options go to the architecture."""
+
+    name: str | None = None
+    options: dict[str, Any] = {}
+
+
+class SplitTable(Table):
+    """Shares of the data set's training half; they are scaled to what `field` leaves over.
+
+    train: fits the network.  validation: stops it.  holdout: losses for the head, which the network never
+    fitted.  calibration: quantiles and thresholds of the export.  field: set aside, as if still out there.
+    by_group: keeps a drive or track in one part.  limit: use only this many examples, None all.
+    """
+
+    train: float = Field(default=0.58, gt=0, le=1)
+    validation: float = Field(default=0.07, gt=0, le=1)
+    holdout: float = Field(default=0.22, gt=0, le=1)
+    calibration: float = Field(default=0.13, gt=0, le=1)
+    field: float = Field(default=0.0, ge=0, lt=0.9)
+    by_group: bool = True
+    limit: int | None = Field(default=None, ge=20)
+
+    def fractions(self) -> dict[str, float]:
+        """Shares by part, summing to 1; `field` only where there is one."""
+        parts = {name: getattr(self, name) for name in ("train", "validation", "holdout", "calibration")}
+        rest = (1 - self.field) / sum(parts.values())
+        scaled = {name: value * rest for name, value in parts.items()}
+        return {**scaled, "field": self.field} if self.field > 0 else scaled
+
+
+class TrainingTable(Table):
+    """How the network is fitted: AdamW, a short warm-up, then a cosine to zero.
+
+    patience: epochs without a better validation loss before it stops.  shift: largest random shift in
+    pixels, None a fourteenth of the side.  flip: random mirror images (not for what has a left and a right).
+    corrupt: share of training images that get a random corruption.
+    """
+
+    epochs: int = Field(default=12, ge=1, le=10_000)
+    batch: int = Field(default=128, ge=2, le=65536)
+    learning_rate: float = Field(default=2e-3, gt=0, le=10)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warm_up: float = Field(default=0.1, ge=0, lt=1)
+    patience: int = Field(default=5, ge=1)
+    shift: int | None = Field(default=None, ge=0)
+    flip: bool = False
+    corrupt: float = Field(default=0.0, ge=0, le=1)
+
+
+Objective = Literal["learning-loss", "learning-loss-pp", "rank-bce", "log-loss-regression"]
+
+
+class HeadTable(Table):
+    """How the failure score is fitted; see docs/detectors.md. None takes what the recipe says.
+
+    recipe: learning-loss-pp (the default), or a paper's own by name; "none" trains no head.
+    layers: the task network's layers to attach to; empty takes the architecture's own.
+    families: corruption library; None takes all, an empty list none.  copies: corrupted copies per image.
+    joint: let the head's gradients into the task network, until after `detach_epoch` (Yoo & Kweon).
+    folds: 2 or more fits the head on cross-fitted losses of that many networks instead of a holdout.
+    """
+
+    recipe: str = "learning-loss-pp"
+    objective: Objective | None = None
+    layers: tuple[str, ...] = ()
+    families: tuple[str, ...] | None = None
+    copies: int | None = Field(default=None, ge=0, le=64)
+    steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    weight_decay: float | None = Field(default=None, ge=0)
+    batch: int | None = Field(default=None, ge=2)
+    joint: bool | None = None
+    joint_weight: float = Field(default=1.0, ge=0)
+    detach_epoch: int | None = Field(default=None, ge=0)
+    folds: int = Field(default=0, ge=0, le=20)
+
+
+class TrainConfig(Table):
+    """Everything that decides a run. data: folder of the published sets; None looks in the usual places."""
+
+    dataset: str = "digits"
+    data: Path | None = None
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    model: ModelTable = ModelTable()
+    split: SplitTable = SplitTable()
+    training: TrainingTable = TrainingTable()
+    head: HeadTable = HeadTable()
+
+    @model_validator(mode="after")
+    def _folds_make_sense(self) -> TrainConfig:
+        if self.head.folds == 1:
+            raise ValueError("head.folds is 1; expected 0 (a holdout) or at least 2")
+        return self
+
+
+def read_train_config(path: Path, *, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """A config file with options laid over it. Raises ConfigError with file, line, key and what was expected.
+
+    overrides: by dotted key, such as {"training.epochs": 3}; None values are left out.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: {len(raw)} bytes; a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        text = raw.decode("utf-8")
+        values = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return parse_train_config(values, overrides=overrides, source=str(path), text=text)
+
+
+def parse_train_config(
+    values: dict[str, Any],
+    *,
+    overrides: dict[str, Any] | None = None,
+    source: str = "options",
+    text: str = "",
+) -> TrainConfig:
+    """Checks values of a file and of options together. Raises ConfigError as read_train_config does."""
+    merged: dict[str, Any] = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
+    }
+    for dotted, value in (overrides or {}).items():
+        if value is None:
+            continue
+        *tables, key = dotted.split(".")
+        place = merged
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{source}: {table} must be a table")
+        place[key] = value
+    try:
+        return TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source=source, text=text)) from error
+
+
+def _explain(error: ValidationError, *, source: str, text: str) -> str:
+    lines = []
+    for problem in error.errors()[:5]:
+        place = problem["loc"]
+        number = line_of(text, place) if text else None
+        key = ".".join(str(part) for part in place) or "the file"
+        given = "" if problem["type"] in ("missing", "extra_forbidden") else f", not {problem['input']!r}"
+        message = "there is no such key" if problem["type"] == "extra_forbidden" else problem["msg"]
+        lines.append(f"{source}{f':{number}' if number else ''}: {key}: {message}{given}")
+    return "; ".join(lines)
