@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,9 @@ class Spool:
         self._flushed_at = time.monotonic()
         self._writing = 0
         self._closed = False
-        self.added = threading.Condition()
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
+        self._version = 0
         self._files = SampleFiles(self.path)
         self._owner = _own(self.path / "lock")
         try:
@@ -112,8 +114,7 @@ class Spool:
             with self._lock:
                 self._writing -= need
         if added:
-            with self.added:
-                self.added.notify_all()
+            self._announce()
         return added
 
     def next_offers(self, limit: int, *, skip: Collection[str] = (), min_priority: int = 0) -> list[Pending]:
@@ -154,6 +155,7 @@ class Spool:
                 news = [verdict for verdict in verdicts if self._ledger.settle(verdict)]
             for verdict in news:
                 self._files.remove(verdict.id)
+        self._announce()
         return news
 
     def count(self, **increments: int) -> None:
@@ -191,6 +193,26 @@ class Spool:
         with self._lock:
             self._usable()
             return self._ledger.disk_bytes
+
+    @property
+    def version(self) -> int:
+        """Rises with every sample added or settled."""
+        return self._version
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called, on any thread, after samples came or went; it must return at once."""
+        self._listeners.append(callback)
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        """Waits until nothing is pending; False after `timeout_s`."""
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while self.counters().pending:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, 1.0))
+        return True
 
     @property
     def session(self) -> int:
@@ -299,6 +321,13 @@ class Spool:
                     self._files.remove(sample)
                 except OSError as error:
                     _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
+
+    def _announce(self) -> None:
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+        for callback in self._listeners:
+            callback()
 
     def _free_bytes(self) -> int:
         disk = os.statvfs(self.path)

@@ -1,7 +1,377 @@
-"""What the rest of the vehicle, and the fleet's side of the link, import to speak to the broker."""
+"""The uplink: carries what is in the spool to the fleet, over a broker, until the fleet says it has it.
+
+spool --Pending--> Machine --actions--> Connection --> broker --replies, receipts--> Machine --> spool
+
+One thread does everything. The Machine decides (uplink_machine.py), the Connection moves bytes; here the two
+meet the spool and the rest of the vehicle. Nothing is lost when this thread, or the process, ends anywhere.
+"""
 
 from __future__ import annotations
 
-from misfire_runtime.uplink_client import BrokerConfig, make_client
+import logging
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 
-__all__ = ["BrokerConfig", "make_client"]
+from misfire_runtime import __version__, clock
+from misfire_runtime.backoff import full_jitter
+from misfire_runtime.bandwidth import Bandwidth, TokenBucket
+from misfire_runtime.errors import MessageError, MisfireError, SpoolError
+from misfire_runtime.messages import (
+    Declined,
+    Desired,
+    Reply,
+    Reported,
+    State,
+    Telemetry,
+    Topics,
+    decode,
+    encode,
+)
+from misfire_runtime.spool import Spool, Terminal
+from misfire_runtime.uplink_client import BrokerConfig, make_client
+from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
+from misfire_runtime.uplink_machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
+from misfire_runtime.uplink_settings import UplinkSettings
+from misfire_runtime.uplink_side import DesiredWorker, Identity, fit_offer
+
+__all__ = ["BrokerConfig", "Uplink", "make_client"]
+
+_LOG = logging.getLogger(__name__)
+_MAX_WAIT_S = 1.0
+
+
+class Uplink:
+    """One vehicle's uplink. `start` runs it on a thread of its own, `run` on the caller's.
+
+    on_desired: gets the fleet's wishes on a thread of its own and answers what became of them.
+    on_declined: gets the id of a sample that the fleet declined, so that its cost can be given back.
+    on_clone: gets the boot id of another machine that speaks as this vehicle.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        fleet: str,
+        vehicle: str,
+        broker: BrokerConfig,
+        stop: threading.Event | None = None,
+        settings: UplinkSettings | None = None,
+        bandwidth: Bandwidth | None = None,
+        bundle: str = "",
+        on_desired: Callable[[Desired], Reported] | None = None,
+        on_declined: Callable[[str], None] | None = None,
+        on_clone: Callable[[str], None] | None = None,
+        boot_id: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._spool, self._broker = spool, broker
+        self._topics = Topics(fleet, vehicle)
+        self._stop = stop or threading.Event()
+        self._settings = settings or UplinkSettings()
+        self._bandwidth = bandwidth or Bandwidth()
+        self._metered = self._bandwidth.metered
+        self._on_declined = on_declined
+        self._rng = random.Random(seed)
+        self._bucket = TokenBucket(burst=self._bandwidth.burst_bytes, now=time.monotonic())
+        self._machine = Machine(self._settings, self._bucket, self._rng)
+        self._identity = Identity(boot_id or clock.boot_id(), on_clone=on_clone)
+        self._birth = State(
+            online=True,
+            boot_id=self._identity.boot_id,
+            session=spool.session,
+            bundle=bundle,
+            software=__version__,
+        )
+        self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
+        self._attributes = {"specversion": "1.0", "type": "misfire.offer.v1", "source": self._topics.base}
+        self._desired = DesiredWorker(on_desired, self._publish_reported) if on_desired else None
+        self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
+        self._tokens: dict[int, int] = {}
+        self._offers: dict[str, bytes] = {}
+        self._verdicts: list[Terminal] = []
+        self._verdicts_since = 0.0
+        self._bytes_sent = 0
+        self._seen_version = -1
+        self._rate_checked_at = float("-inf")
+        self._failures = 0
+        self._online = threading.Event()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._thread: threading.Thread | None = None
+        self.connects = 0
+        spool.listen(self._wake)
+
+    # ---- for the rest of the vehicle, from any thread
+
+    @property
+    def online(self) -> bool:
+        """True while connected and subscribed."""
+        return self._online.is_set()
+
+    @property
+    def clones(self) -> tuple[str, ...]:
+        """Boot ids of other machines that spoke as this vehicle."""
+        return self._identity.clones
+
+    def wait_online(self, timeout_s: float) -> bool:
+        """Waits until connected; False after `timeout_s`."""
+        return self._online.wait(timeout_s)
+
+    def start(self) -> None:
+        """Runs on a thread of its own until `close` or the stop event."""
+        self._thread = threading.Thread(target=self.run, name="uplink", daemon=True)
+        self._thread.start()
+
+    def close(self, *, timeout_s: float = 10.0) -> None:
+        """Says good-bye to the broker and ends the thread. What is not yet stored stays in the spool."""
+        self._stop.set()
+        self._wake()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self._desired is not None:
+            self._desired.close()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Waits until nothing is pending; False after `timeout_s`."""
+        return self._spool.wait_empty(timeout_s)
+
+    def publish_telemetry(self, telemetry: Telemetry) -> bool:
+        """Sends a heartbeat; False, and nothing kept, where there is no connection now."""
+        return self._enqueue(self._topics.telemetry, encode(telemetry), qos=0, retain=False)
+
+    def set_metered(self, metered: bool) -> None:
+        """Whether the link costs money now: see Bandwidth."""
+        self._metered = metered
+        self._rate_checked_at = float("-inf")
+        self._wake()
+
+    def set_bandwidth(self, bandwidth: Bandwidth) -> None:
+        """Takes over other limits."""
+        self._bandwidth = bandwidth
+        self._rate_checked_at = float("-inf")
+        self._wake()
+
+    def set_bundle(self, label: str) -> None:
+        """The vehicle switched to another bundle: says so in its state."""
+        self._birth = self._birth.model_copy(update={"bundle": label})
+        self._enqueue(self._topics.state, encode(self._birth), qos=1, retain=True)
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Connects, carries, connects again, until the stop event."""
+        while not self._stop.is_set():
+            try:
+                self._session()
+            except MisfireError as error:
+                _LOG.warning("uplink_down", extra={"fields": {"problem": str(error)}})
+            if not self._stop.is_set():
+                wait_s = full_jitter(
+                    self._failures,
+                    base_s=self._settings.reconnect_s,
+                    cap_s=self._settings.reconnect_max_s,
+                    rng=self._rng,
+                )
+                self._failures += 1
+                self._stop.wait(wait_s)
+        self._wake_read.close()
+
+    def _session(self) -> None:
+        death = encode(self._birth.model_copy(update={"online": False}))
+        connection = Connection(
+            self._broker,
+            client_id=self._client_id,
+            will=Will(self._topics.state, death),
+            subscriptions=(self._topics.reply, self._topics.desired, self._topics.state),
+        )
+        in_order = False
+        try:
+            connection.open(wake=self._wake_read.fileno())
+            self._up(connection)
+            while not self._stop.is_set():
+                self._step(connection)
+            self._settle(force=True)
+            connection.publish(self._topics.state, death, retain=True)
+            in_order = True
+        finally:
+            self._online.clear()
+            connection.close(in_order=in_order)
+            self._machine.disconnected(time.monotonic())
+            self._tokens.clear()
+            self._outbox.clear()
+            self._settle(force=True)
+            if connection.taken_over:
+                self._identity.taken_over()
+
+    def _up(self, connection: Connection) -> None:
+        self.connects += 1
+        self._machine.connected(time.monotonic(), packet_limit=connection.packet_limit)
+        connection.publish(self._topics.state, encode(self._birth), retain=True)
+        self._seen_version = -1
+        self._online.set()
+        _LOG.info(
+            "uplink_up",
+            extra={"fields": {"broker": self._broker.url, "pending": self._spool.counters().pending}},
+        )
+
+    def _step(self, connection: Connection) -> None:
+        """Waits for something to happen, then does all that follows from it."""
+        now = time.monotonic()
+        self._limit(now)
+        self._supply(now)
+        for action in self._machine.actions(now):
+            self._perform(connection, action, now)
+        self._settle()
+        connection.poll(self._timeout(time.monotonic()), wake=self._wake_read.fileno())
+        self._drain_wake()
+        now = time.monotonic()
+        for receipt in connection.receipts:
+            token = self._tokens.pop(receipt.mid, None)
+            if token is not None:
+                self._failures = 0
+                (self._machine.acked if receipt.accepted else self._machine.refused)(token, now)
+        connection.receipts.clear()
+        for message in connection.inbox:
+            self._take(connection, message, now)
+        connection.inbox.clear()
+        while self._outbox:
+            topic, payload, qos, retain = self._outbox.popleft()
+            connection.publish(topic, payload, qos=qos, retain=retain)
+
+    def _timeout(self, now: float) -> float:
+        until = min(self._machine.wake_at(now), now + _MAX_WAIT_S)
+        if self._verdicts:
+            until = min(until, self._verdicts_since + self._settings.settle_wait_s)
+        return max(0.0, until - now)
+
+    def _supply(self, now: float) -> None:
+        """Fills the window, unless the spool was asked before and has not changed."""
+        wanted = self._machine.wanted()
+        version = self._spool.version
+        if not wanted or version == self._seen_version:
+            return
+        least = self._bandwidth.metered_min_priority if self._metered else 0
+        found = self._spool.next_offers(wanted, skip=self._machine.ids, min_priority=least)
+        if len(found) < wanted:
+            self._seen_version = version
+        for sample in found:
+            self._offers[sample.id] = sample.offer
+        self._machine.supply(found, now)
+
+    def _perform(self, connection: Connection, action: Action, now: float) -> None:
+        if isinstance(action, PublishChunk):
+            self._publish_chunk(connection, action)
+        elif isinstance(action, PublishOffer):
+            payload = fit_offer(self._offers[action.id], connection.packet_limit)
+            attributes = {**self._attributes, "id": action.id}
+            self._tokens[connection.publish(self._topics.offer, payload, attributes=attributes)] = (
+                action.token
+            )
+            self._bytes_sent += len(payload)
+        elif isinstance(action, Settle):
+            if not self._verdicts:
+                self._verdicts_since = now
+            self._verdicts.extend(action.verdicts)
+        elif isinstance(action, Reconnect):
+            raise LinkError(f"{self._broker.url}: {action.reason}")
+
+    def _publish_chunk(self, connection: Connection, action: PublishChunk) -> None:
+        try:
+            data = self._spool.read(action.id, action.offset, action.size)
+        except SpoolError as error:
+            _LOG.error("sample_unreadable", extra={"fields": {"sample": action.id, "problem": str(error)}})
+            self._machine.refused(action.token, time.monotonic())
+            return
+        if data is None:
+            self._machine.refused(action.token, time.monotonic())
+            self._forget(action.id)
+            return
+        topic = self._topics.data(action.collector, action.id, action.offset)
+        self._tokens[connection.publish(topic, data)] = action.token
+        self._bytes_sent += len(data) + len(topic)
+
+    def _settle(self, *, force: bool = False) -> None:
+        """Books verdicts in groups: one synced commit for many."""
+        if not self._verdicts:
+            return
+        waited = time.monotonic() - self._verdicts_since
+        if (
+            not force
+            and len(self._verdicts) < self._settings.settle_group
+            and waited < self._settings.settle_wait_s
+        ):
+            return
+        verdicts, self._verdicts = self._verdicts, []
+        try:
+            self._spool.count(bytes_sent=self._bytes_sent)
+            self._bytes_sent = 0
+            news = self._spool.settle_many(verdicts)
+        except SpoolError as error:
+            _LOG.error(
+                "verdicts_not_booked", extra={"fields": {"count": len(verdicts), "problem": str(error)}}
+            )
+            self._machine.unsettled([v.id for v in verdicts], time.monotonic())
+            return
+        self._machine.settled([v.id for v in verdicts])
+        for verdict in verdicts:
+            self._offers.pop(verdict.id, None)
+        for verdict in news:
+            if isinstance(verdict, Declined) and self._on_declined is not None:
+                self._on_declined(verdict.id)
+
+    def _take(self, connection: Connection, message: Arrived, now: float) -> None:
+        try:
+            if message.topic == self._topics.reply and not message.retained:
+                self._machine.replied(decode(Reply, message.payload).verdicts, now)
+            elif message.topic == self._topics.desired and self._desired is not None and message.payload:
+                self._desired.put(decode(Desired, message.payload))
+            elif message.topic == self._topics.state and not message.retained and message.payload:
+                stranger = self._identity.sees(decode(State, message.payload))
+                if stranger:
+                    connection.publish(self._topics.state, encode(self._birth), retain=True)
+        except MessageError as error:
+            _LOG.warning("message_refused", extra={"fields": {"topic": message.topic, "problem": str(error)}})
+
+    def _limit(self, now: float) -> None:
+        if now - self._rate_checked_at < _MAX_WAIT_S:
+            return
+        self._rate_checked_at = now
+        rate = self._bandwidth.rate_at(clock.wall_time(), metered=self._metered)
+        if rate != self._bucket.rate:
+            self._bucket.set(rate=rate, burst=self._bandwidth.burst_bytes, now=now)
+            self._seen_version = -1
+
+    def _forget(self, sample: str) -> None:
+        self._machine.gone(sample)
+        self._offers.pop(sample, None)
+
+    def _publish_reported(self, reported: Reported) -> None:
+        self._enqueue(self._topics.reported, encode(reported), qos=1, retain=True)
+
+    def _enqueue(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> bool:
+        if not self.online:
+            return False
+        self._outbox.append((topic, payload, qos, retain))
+        self._wake()
+        return True
+
+    def _wake(self) -> None:
+        try:
+            self._wake_write.send(b"\0")
+        except OSError:
+            return
+
+    def _drain_wake(self) -> None:
+        try:
+            while os.read(self._wake_read.fileno(), 4096):
+                continue
+        except BlockingIOError:
+            return

@@ -1,0 +1,122 @@
+"""How fast the uplink may send: a token bucket, its rate from a schedule and a metered-link flag.
+
+Bandwidth --rate_at(wall clock)--> TokenBucket --take(bytes, monotonic now)--> now, or wait until
+
+The wall clock only picks a line of the schedule; the bucket fills by the monotonic clock alone, so a clock
+that jumps by years can neither stop the link nor burst it.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, tzinfo
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_TIME = r"^([01]\d|2[0-3]):[0-5]\d$"
+Rate = Annotated[float, Field(ge=0)]
+
+
+class Window(BaseModel):
+    """A time of day, on some days, with its own rate; `until` before `since` goes past midnight."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    since: Annotated[str, Field(pattern=_TIME)]
+    until: Annotated[str, Field(pattern=_TIME)]
+    days: tuple[Day, ...] = _DAYS
+    bytes_per_s: Rate | None = None
+    """None is no limit, 0 is closed."""
+
+    def holds(self, moment: datetime) -> bool:
+        """True within the window; after midnight the day before counts."""
+        clock = moment.strftime("%H:%M")
+        today, before = _DAYS[moment.weekday()], _DAYS[moment.weekday() - 1]
+        if self.since <= self.until:
+            return today in self.days and self.since <= clock < self.until
+        return (today in self.days and clock >= self.since) or (before in self.days and clock < self.until)
+
+
+class Bandwidth(BaseModel):
+    """Limits of a vehicle's uplink. The first window that holds decides, else `bytes_per_s`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes_per_s: Rate | None = None
+    """None is no limit, 0 is closed."""
+    burst_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
+    windows: tuple[Window, ...] = ()
+    metered: bool = False
+    """What a link is until told otherwise."""
+    metered_bytes_per_s: Rate | None = None
+    """Upper bound on a metered link."""
+    metered_min_priority: Annotated[int, Field(ge=0, le=9)] = 0
+    """On a metered link, samples below this priority wait."""
+
+    def rate_at(self, wall: float, *, metered: bool, zone: tzinfo | None = None) -> float:
+        """Bytes per second, inf for no limit. wall: seconds since 1970; zone: local time where None."""
+        rate = self.bytes_per_s
+        if self.windows:
+            moment = _moment(wall, zone)
+            rate = next((window.bytes_per_s for window in self.windows if window.holds(moment)), rate)
+        limits = [
+            limit for limit in (rate, self.metered_bytes_per_s if metered else None) if limit is not None
+        ]
+        return min(limits, default=math.inf)
+
+
+def _moment(wall: float, zone: tzinfo | None) -> datetime:
+    try:
+        return datetime.fromtimestamp(wall, zone) if zone else datetime.fromtimestamp(wall).astimezone()
+    except (OverflowError, OSError, ValueError):
+        return datetime(1970, 1, 1, tzinfo=zone).astimezone()
+
+
+class TokenBucket:
+    """Tokens are bytes. A message above the burst passes when the bucket is full, and leaves a debt."""
+
+    def __init__(self, *, rate: float = math.inf, burst: float = 256 * 1024, now: float = 0.0) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._level = burst
+        self._at = now
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second; inf for no limit."""
+        return self._rate
+
+    def set(self, *, rate: float, burst: float, now: float) -> None:
+        """Changes the limits; what was saved or owed stays."""
+        self._fill(now)
+        self._rate, self._burst = rate, burst
+        self._level = min(self._level, burst)
+
+    def take(self, size: int, now: float) -> bool:
+        """Takes `size` bytes if they are there."""
+        if math.isinf(self._rate):
+            return True
+        self._fill(now)
+        if self._level < min(size, self._burst):
+            return False
+        self._level -= size
+        return True
+
+    def ready_at(self, size: int, now: float) -> float:
+        """When `take(size)` will succeed: `now` or later, inf where the link is closed."""
+        if math.isinf(self._rate):
+            return now
+        self._fill(now)
+        missing = min(size, self._burst) - self._level
+        if missing <= 0:
+            return now
+        return now + missing / self._rate if self._rate > 0 else math.inf
+
+    def _fill(self, now: float) -> None:
+        elapsed = max(0.0, now - self._at)
+        self._at = max(self._at, now)
+        if not math.isinf(self._rate):
+            self._level = min(self._burst, self._level + elapsed * self._rate)

@@ -1,0 +1,203 @@
+"""One connection to the broker on the caller's thread: paho's external loop, no background thread.
+
+open -> CONNACK -> subscriptions granted -> up;  poll() moves bytes and fills `inbox` and `receipts`
+
+A connection is used once. What paho still holds when it breaks is thrown away with it, because the machine
+above offers again; so nothing stale is ever sent on a new connection.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from misfire_runtime.errors import MisfireError
+from misfire_runtime.uplink_client import BrokerConfig, make_client
+
+MAX_MESSAGE_BYTES = 128 * 1024
+"""Of what a vehicle accepts; said to the broker where the protocol can."""
+_TAKEN_OVER = 0x8E
+
+
+class LinkError(MisfireError):
+    """The connection could not be made or broke; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message from the broker."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker acknowledged a message, or refused it."""
+
+    mid: int
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker says when the connection dies."""
+
+    topic: str
+    payload: bytes
+
+
+class Connection:
+    """Not thread-safe. Raises LinkError from `open` and `poll` when there is no connection (any more)."""
+
+    def __init__(
+        self, broker: BrokerConfig, *, client_id: str, will: Will, subscriptions: tuple[str, ...]
+    ) -> None:
+        self._broker = broker
+        self._v5 = broker.protocol == "5"
+        self._subscriptions = subscriptions
+        self._failure: str | None = None
+        self._granted = False
+        self._accepted = False
+        self.taken_over = False
+        self.packet_limit: int | None = None
+        self.inbox: list[Arrived] = []
+        self.receipts: list[Receipt] = []
+        self._client = make_client(broker, client_id=client_id)
+        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        self._client.on_publish = self._on_publish
+
+    def open(self, *, wake: int) -> None:
+        """Connects and subscribes; takes at most about three times `connect_timeout_s`.
+
+        wake: a file descriptor that becomes readable where waiting is to end early (see `poll`).
+        """
+        try:
+            self._client.connect(
+                self._broker.host,
+                self._broker.port,
+                keepalive=self._broker.keepalive_s,
+                properties=self._connect_properties(),
+            )
+        except (OSError, ValueError) as error:
+            raise LinkError(f"{self._broker.url}: {error}") from error
+        until = time.monotonic() + 2 * self._broker.connect_timeout_s
+        while not self._granted:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise LinkError(
+                    f"{self._broker.url}: no answer within {2 * self._broker.connect_timeout_s:g} s"
+                )
+            self.poll(min(left, 0.2), wake=None)
+
+    def poll(self, timeout_s: float, *, wake: int | None) -> None:
+        """Waits for the network, `wake`, or the time, then moves what can be moved."""
+        sock: Any = self._client.socket()
+        if sock is None:
+            self._raise("closed")
+        pending = getattr(sock, "pending", None)
+        if pending is not None and pending():
+            timeout_s = 0.0
+        reading = [sock] if wake is None else [sock, wake]
+        writing = [sock] if self._client.want_write() else []
+        try:
+            readable, writable, _ = select.select(reading, writing, [], timeout_s)
+            if sock in readable or timeout_s == 0.0:
+                self._client.loop_read()
+            if (sock in writable or self._client.want_write()) and self._client.socket() is not None:
+                self._client.loop_write()
+            self._client.loop_misc()
+        except (OSError, ValueError) as error:
+            self._raise(str(error))
+        if self._client.socket() is None or self._failure is not None:
+            self._raise("closed by the broker")
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        attributes: dict[str, str] | None = None,
+    ) -> int:
+        """Hands a message over; the id under which a `Receipt` comes for QoS 1."""
+        properties = None
+        if attributes and self._v5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.UserProperty = list(attributes.items())
+        return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
+
+    def close(self, *, in_order: bool, timeout_s: float = 1.0) -> None:
+        """Ends the connection; in order, the broker says no Will, and what was handed over gets out."""
+        if not in_order:
+            sock: Any = self._client.socket()
+            if sock is not None:
+                sock.close()
+            return
+        until = time.monotonic() + timeout_s
+        try:
+            while self._client.want_write() and time.monotonic() < until:
+                self.poll(0.05, wake=None)
+            self._client.disconnect()
+            while self._client.socket() is not None and time.monotonic() < until:
+                self.poll(0.05, wake=None)
+        except LinkError:
+            return
+
+    def _raise(self, reason: str) -> None:
+        raise LinkError(f"{self._broker.url}: {self._failure or reason}")
+
+    def _connect_properties(self) -> Properties | None:
+        if not self._v5:
+            return None
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = MAX_MESSAGE_BYTES
+        return properties
+
+    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._failure = f"connection refused ({reason})"
+            return
+        self.packet_limit = getattr(properties, "MaximumPacketSize", None)
+        if self._v5:
+            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
+        else:
+            client.subscribe([(topic, 1) for topic in self._subscriptions])
+
+    def _on_subscribe(
+        self, _client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any
+    ) -> None:
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        if refused:
+            self._failure = f"subscription refused ({refused[0]})"
+        self._granted = not refused
+
+    def _on_disconnect(
+        self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
+    ) -> None:
+        self.taken_over = getattr(reason, "value", 0) == _TAKEN_OVER
+        if self._failure is None:
+            self._failure = str(reason)
+
+    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        self.inbox.append(Arrived(topic, bytes(message.payload), bool(message.retain)))
+
+    def _on_publish(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        self.receipts.append(Receipt(mid, not getattr(reason, "is_failure", False)))

@@ -1,0 +1,101 @@
+"""What travels beside the samples: who speaks as it, what the fleet wants, offers that must shrink."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from misfire_runtime.errors import MisfireError
+from misfire_runtime.messages import Desired, Reported, State
+
+_LOG = logging.getLogger(__name__)
+_MAX_CLONES = 16
+_OFFER_ROOM = 512
+"""Topic, header and properties of an offer."""
+_OPTIONAL = ("embedding", "context", "prediction", "privacy", "percentiles")
+
+
+class Identity:
+    """Notices when another machine uses this vehicle's name: its live birth names another boot."""
+
+    def __init__(self, boot_id: str, *, on_clone: Callable[[str], None] | None) -> None:
+        self.boot_id = boot_id
+        self._on_clone = on_clone
+        self._clones: list[str] = []
+
+    @property
+    def clones(self) -> tuple[str, ...]:
+        """Other boots, in the order of their appearance."""
+        return tuple(self._clones)
+
+    def sees(self, state: State) -> bool:
+        """A live state on our own topic. True for a boot not met before: it shall hear of us, once."""
+        if not state.online or state.boot_id in ("", self.boot_id, *self._clones):
+            return False
+        if len(self._clones) >= _MAX_CLONES:
+            return False
+        self._found(state.boot_id)
+        return True
+
+    def taken_over(self) -> None:
+        """The broker gave our session to another client with our id."""
+        if "session taken over" not in self._clones:
+            self._found("session taken over")
+
+    def _found(self, other: str) -> None:
+        self._clones.append(other)
+        _LOG.error("clone", extra={"fields": {"boot_id": self.boot_id, "other": other}})
+        if self._on_clone is not None:
+            self._on_clone(other)
+
+
+class DesiredWorker:
+    """Applies the fleet's wishes on a thread of its own: loading a model must not stop the uplink.
+
+    Only the newest wish waits; one that is older than what was taken is the callback's to refuse.
+    """
+
+    def __init__(self, apply: Callable[[Desired], Reported], report: Callable[[Reported], None]) -> None:
+        self._apply, self._report = apply, report
+        self._wishes: queue.Queue[Desired | None] = queue.Queue(maxsize=1)
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="desired", daemon=True)
+        self._thread.start()
+
+    def put(self, desired: Desired | None) -> None:
+        """Replaces what waits."""
+        with self._lock:
+            with contextlib.suppress(queue.Empty):
+                self._wishes.get_nowait()
+            self._wishes.put_nowait(desired)
+
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        """Ends the thread after the wish it works on."""
+        self.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (desired := self._wishes.get()) is not None:
+            try:
+                self._report(self._apply(desired))
+            except MisfireError as error:
+                _LOG.error(
+                    "desired_failed", extra={"fields": {"version": desired.version, "problem": str(error)}}
+                )
+
+
+def fit_offer(offer: bytes, packet_limit: int | None) -> bytes:
+    """The offer without what can be spared, the largest first, until it fits a packet of the broker."""
+    if packet_limit is None or len(offer) + _OFFER_ROOM <= packet_limit:
+        return offer
+    fields = json.loads(offer)
+    for name in _OPTIONAL:
+        fields.pop(name, None)
+        smaller = json.dumps(fields, separators=(",", ":")).encode()
+        if len(smaller) + _OFFER_ROOM <= packet_limit:
+            return smaller
+    return smaller
