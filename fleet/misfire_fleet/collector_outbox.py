@@ -49,7 +49,6 @@ class Outbox:
         self._waiting: OrderedDict[str, OrderedDict[str, Verdict]] = OrderedDict()
         self._count = 0
         self._in_flight: dict[object, tuple[str, list[Verdict]]] = {}
-        self._early: set[object] = set()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self.dropped = 0
         self._thread.start()
@@ -102,14 +101,12 @@ class Outbox:
         if isinstance(event, _Put):
             self._add(event.vehicle, event.verdict, replace=True)
         elif isinstance(event, _Acked):
-            if self._in_flight.pop(event.ticket, None) is None:
-                self._early.add(event.ticket)
+            self._in_flight.pop(event.ticket, None)  # a canary's ticket is not ours
         else:
             for vehicle, verdicts in self._in_flight.values():
                 for verdict in verdicts:
                     self._add(vehicle, verdict, replace=False)
             self._in_flight.clear()
-            self._early.clear()
 
     def _add(self, vehicle: str, verdict: Verdict, *, replace: bool) -> None:
         mine = self._waiting.setdefault(vehicle, OrderedDict())
@@ -136,7 +133,4 @@ class Outbox:
                 for verdict in verdicts:
                     self._add(vehicle, verdict, replace=False)
                 return
-            if ticket in self._early:
-                self._early.discard(ticket)
-            else:
-                self._in_flight[ticket] = (vehicle, verdicts)
+            self._in_flight[ticket] = (vehicle, verdicts)

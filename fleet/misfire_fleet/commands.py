@@ -7,6 +7,7 @@ import typer
 from misfire_fleet.command_care import audit, delete, hold, holds, release, retention, status
 from misfire_fleet.command_collect import collect
 from misfire_fleet.command_serve import serve
+from misfire_fleet.command_simulate import simulate
 
 app = typer.Typer(
     name="fleet",
@@ -15,5 +16,5 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _command in (collect, serve, status, delete, hold, release, holds, retention, audit):
+for _command in (collect, serve, simulate, status, delete, hold, release, holds, retention, audit):
     app.command()(_command)

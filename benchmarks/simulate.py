@@ -1,0 +1,85 @@
+"""500 simulated vehicles on one collector at 20 samples/s: how long from the first offer to `stored`?
+
+    python benchmarks/simulate.py --json --out benchmarks/results/simulate.json
+
+Real Mosquitto, one collector process on SQLite and a folder, samples of about 100 KB (frames of the dash-cam
+clip); everything runs on this one machine. `--bundle` draws the scores from a real bundle's calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from fleet_bench import broker, clip_pictures, collector, publish, record
+
+from misfire_fleet.command_simulate import report
+from misfire_fleet.simulate import Swarm
+from misfire_fleet.simulate_car import Plan
+from misfire_fleet.simulate_samples import Mint
+from misfire_fleet.store import Store
+from misfire_runtime.bundle import read_manifest
+from misfire_runtime.uplink import BrokerConfig
+
+FLEET = "bench"
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One run; the store is read afterwards, to see that it holds what vehicles were told is stored."""
+    pictures = clip_pictures(width=960, height=540, quality=86)
+    manifest = None if options.bundle is None else read_manifest(options.bundle)
+    plan = Plan(
+        fleet=FLEET,
+        vehicles=options.vehicles,
+        rate=options.rate,
+        duration_s=options.seconds,
+        seed=options.seed,
+    )
+    with broker(folder) as running, collector(running, folder, fleet=FLEET):
+        time.sleep(2.0)
+        swarm = Swarm(
+            BrokerConfig(port=running.port), plan, mint=Mint(pictures, manifest=manifest, seed=options.seed)
+        )
+        swarm.run(threading.Event())
+    with Store.open_folder(folder / "fleet") as store:
+        in_store = store.totals().samples
+    counted = report(swarm)
+    lost = counted["stored"] - in_store
+    mean_bytes = sum(len(picture.data) for picture in pictures) / len(pictures)
+    return {
+        "seconds": options.seconds,
+        "rate_per_s": options.rate,
+        "sample_bytes": round(mean_bytes),
+        "scores": "uniform percentiles" if manifest is None else manifest.label,
+        **counted,
+        "rows_in_store": in_store,
+        "lost": lost,
+        "p99_below_2_s": counted["p99_s"] is not None and counted["p99_s"] < 2.0,
+    }
+
+
+def main() -> None:
+    """Parses options, measures, publishes; exit status 1 where the goal is missed or a sample is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--vehicles", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="misfire-simulate-") as folder:
+        result = measure(Path(folder), options)
+    argv = [arg for arg in sys.argv[1:] if not Path(arg).is_absolute()]
+    publish(record("simulate", result, seed=options.seed, argv=argv), as_json=options.json, out=options.out)
+    sys.exit(0 if result["p99_below_2_s"] and result["lost"] == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

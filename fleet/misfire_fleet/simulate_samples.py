@@ -1,0 +1,111 @@
+"""Samples for simulated vehicles: real pictures, each made unique, with scores as a real bundle deals them.
+
+A picture becomes another sample by a comment inside its file: other bytes, other hash, the same pixels, and
+no time spent on encoding. Scores are drawn through the quantile tables of the bundle's calibration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from misfire_runtime.bundle import Manifest
+from misfire_runtime.clock import boot_id, wall_time
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.messages import Clock, Offer, Trigger, pack_embedding
+
+_KINDS = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
+_PNG_HEADER = 33
+RANDOM_SHARE = 1 / 3
+"""Of the uploads of a vehicle that chooses 2 % of its frames beside a random stream of 1 %."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded image and its kind."""
+
+    data: bytes
+    media_type: str
+
+    def numbered(self, number: int) -> bytes:
+        """The same picture as another file, different for every number."""
+        note = f"misfire simulation {number}".encode()
+        if self.media_type == "image/jpeg":
+            return self.data[:2] + b"\xff\xfe" + struct.pack(">H", len(note) + 2) + note + self.data[2:]
+        body = b"tEXt" + b"Comment\0" + note
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return self.data[:_PNG_HEADER] + chunk + self.data[_PNG_HEADER:]
+
+
+def read_pictures(folder: Path, *, limit: int = 256) -> list[Picture]:
+    """The JPEG and PNG files below a folder, at most `limit`. Raises ConfigError where there are none."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _KINDS)[:limit]
+    if not files:
+        raise ConfigError(f"--images {folder}: there is no JPEG or PNG file in this folder")
+    return [Picture(file.read_bytes(), _KINDS[file.suffix.lower()]) for file in files]
+
+
+class Mint:
+    """Makes samples. The same seed makes the same samples, but for their time of capture."""
+
+    def __init__(self, pictures: Sequence[Picture], *, manifest: Manifest | None, seed: int) -> None:
+        self._pictures = pictures
+        self._manifest = manifest
+        self._random = random.Random(seed)
+        self._seed = seed
+        # Drawing a vector per sample would cost more than all else; a few hundred scenes serve as well.
+        scenes = np.random.default_rng(seed).normal(size=(512, 64)).astype(np.float32)
+        scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
+        self._scenes = [pack_embedding(scene) for scene in scenes]
+        self._boot = boot_id()
+
+    def bytes_of(self, number: int) -> bytes:
+        """The bytes of sample `number`."""
+        picture = self._pictures[number % len(self._pictures)]
+        return picture.numbered(self._seed * 1_000_000_007 + number)
+
+    def offer(self, number: int, *, vehicle: str, monotonic: float) -> Offer:
+        """The offer of sample `number`."""
+        data = self.bytes_of(number)
+        chance = self._random.random() < RANDOM_SHARE
+        level = self._random.random() if chance else 0.98 + 0.02 * self._random.random()
+        scores, percentiles = self._scores(level)
+        return Offer(
+            id=hashlib.sha256(data).hexdigest(),
+            vehicle=vehicle,
+            size=len(data),
+            media_type=self._pictures[number % len(self._pictures)].media_type,
+            captured_at=Clock(wall=wall_time(), monotonic=monotonic, boot_id=self._boot),
+            bundle="simulation@0.0.0" if self._manifest is None else self._manifest.label,
+            scores=scores,
+            percentiles=percentiles,
+            trigger=Trigger(name="random" if chance else "target-rate", random=chance),
+            prediction=self._prediction(),
+            embedding=self._random.choice(self._scenes),
+            source="simulation",
+            frame=number,
+        )
+
+    def _scores(self, level: float) -> tuple[dict[str, float], dict[str, float]]:
+        """All scores of a frame agree roughly: each lies near the same level of its own distribution."""
+        if self._manifest is None:
+            return {"simulated": level}, {"simulated": level}
+        scores, percentiles = {}, {}
+        for spec in self._manifest.scores:
+            own = min(1.0, max(0.0, level + self._random.gauss(0, 0.05)))
+            table = spec.calibration.quantiles
+            scores[spec.name] = float(np.interp(own, table.levels, table.values))
+            percentiles[spec.name] = own
+        return scores, percentiles
+
+    def _prediction(self) -> dict[str, object]:
+        if self._manifest is None or not self._manifest.classes:
+            return {}
+        return {"class": self._random.choice(self._manifest.classes), "confidence": self._random.random()}
