@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.engine import Provider
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
 from misfire_runtime.toml_lines import line_of
+from misfire_runtime.uplink_settings import UplinkSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -235,7 +237,8 @@ class VehicleConfig(Table):
     engine: EngineTable = EngineTable()
     spool: SpoolTable = SpoolTable()
     broker: dict[str, Any] | None = None
-    bandwidth: dict[str, Any] | None = None
+    bandwidth: Bandwidth = Bandwidth()
+    uplink: UplinkSettings = UplinkSettings()
     random: RandomTable = RandomTable()
     triggers: dict[Name, TriggerTable] = {"target-rate": TargetRateTable(kind="target-rate")}
     novelty: NoveltyTable | None = None

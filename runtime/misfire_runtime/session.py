@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config import VehicleConfig, explain
 from misfire_runtime.context import Context, ContextListener
@@ -30,7 +31,7 @@ from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import Source, open_source
 from misfire_runtime.spool import Spool
 from misfire_runtime.telemetry import TelemetryServer, heartbeat
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.uplink import BrokerConfig, Uplink
 
 _LOG = logging.getLogger(__name__)
 STATE_FOLDER = "vehicle"
@@ -111,8 +112,9 @@ class _Session:
             on_tick=lambda _vehicle: self._tick(),
         )
         stack.callback(self.vehicle.close)
-        self._uplink: Any = None
+        self._uplink: Uplink | None = None
         self._upload_stop = threading.Event()
+        self._told: tuple[str, Bandwidth, bool] | None = None
 
     def watch(
         self,
@@ -161,6 +163,8 @@ class _Session:
                 self._hang_up.clear()
                 self._live.reload()
             self._live.reload_if_changed()
+        if self._uplink is not None:
+            self._tell(self._uplink)
         now = time.monotonic()
         if self._uplink is not None and now >= self._next_heartbeat_s:
             self._next_heartbeat_s = now + self._config.telemetry.heartbeat_s
@@ -168,14 +172,25 @@ class _Session:
         if self._watcher is not None:
             self._watcher(self.vehicle, self._spool)
 
-    def _beat(self, uplink: Any) -> None:
+    def _tell(self, uplink: Uplink) -> None:
+        """Hands the uplink what changed: bundle, bandwidth, and whether the link costs money."""
+        bundle, bandwidth = self.vehicle.scorer.label, self.vehicle.config.bandwidth
+        metered = self.vehicle.context.snapshot().get("metered", bandwidth.metered) is True
+        told = (bundle, bandwidth, metered)
+        if told == self._told:
+            return
+        uplink.set_bandwidth(bandwidth)
+        uplink.set_metered(metered)
+        if self._told is not None and self._told[0] != bundle:
+            uplink.set_bundle(bundle)
+        self._told = told
+
+    def _beat(self, uplink: Uplink) -> None:
         """Hands over a heartbeat; the sketches begin anew only where the broker got them."""
         if uplink.publish_telemetry(heartbeat(self.vehicle, self._spool.counters(), disk=self._spool.path)):
             self.vehicle.statistics.begin_stretch()
 
     def _start_uplink(self, broker: BrokerConfig) -> None:
-        from misfire_runtime.uplink import Uplink
-
         assert self._live is not None
         self._uplink = Uplink(
             self._spool,
@@ -183,6 +198,8 @@ class _Session:
             vehicle=self._config.vehicle,
             broker=broker,
             stop=self._upload_stop,
+            settings=self._config.uplink,
+            bandwidth=self.vehicle.config.bandwidth,
             on_desired=self._live.take_desired,
             on_declined=self.vehicle.credit,
             bundle=self.vehicle.scorer.label,

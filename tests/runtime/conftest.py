@@ -30,8 +30,8 @@ from misfire_runtime.errors import DiskFullError
 from misfire_runtime.messages import Counters, Offer, decode, encode
 from misfire_runtime.preprocess import InputContract, decode_image, to_tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from services import data_root
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
+from services import data_root  # noqa: E402
 
 CLASSES = ("road", "sky", "tree", "car")
 

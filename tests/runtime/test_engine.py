@@ -81,7 +81,7 @@ def test_a_provider_that_is_listed_but_does_not_load_is_an_error(
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused(make_bundle: Any, tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "b")
     output = made.manifest.outputs[0].model_copy(update={"name": "boxes"})
-    with pytest.raises(EngineError, match="no output boxes; it has embedding, logits, score.entropy"):
+    with pytest.raises(EngineError, match=r"no output boxes; it has embedding, logits, score\.entropy"):
         load_engine(remade(made.path, outputs=(output, *made.manifest.outputs[1:])))
     contract = made.manifest.input.model_copy(update={"name": "pixels"})
     with pytest.raises(EngineError, match="no input 'pixels'; it has image"):
@@ -98,7 +98,7 @@ def test_a_bundle_that_was_changed_does_not_open(make_bundle: Any, tmp_path: Pat
     made = make_bundle(tmp_path / "b")
     model = made.path / MODEL
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
-    with pytest.raises(BundleError, match="model.onnx is not what the manifest says"):
+    with pytest.raises(BundleError, match=r"model\.onnx is not what the manifest says"):
         Bundle.open(made.path)
     text = json.loads((made.path / MANIFEST).read_text())
     text["schema_version"] = 99

@@ -1,4 +1,4 @@
-"""The frame path as a whole: every frame, the right bytes, nothing lost in silence, changes between frames."""
+"""The frame path as a whole: every frame, the right bytes, nothing lost in silence, swaps between frames."""
 
 from __future__ import annotations
 
@@ -11,38 +11,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from vehicle_support import EVERY, NONE, make, run
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config import VehicleConfig, parse_config
 from misfire_runtime.errors import ConfigError, EngineError
 from misfire_runtime.messages import unpack_embedding
-from misfire_runtime.pipeline import Vehicle
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
 from misfire_runtime.scoring import Scorer
-from misfire_runtime.sources import Frame, SourceCounts, open_source
+from misfire_runtime.sources import Frame, SourceCounts
 from services import data_root
-
-EVERY = '[triggers.all]\nkind = "threshold"\nabove = -1e9\n'
-NONE = '[triggers.none]\nkind = "threshold"\nabove = 1e9\n[random]\nrate = 0.0\n'
-
-
-def make(bundle: Bundle, store: Any, folder: Path, source: Any, text: str = EVERY, **options: Any) -> Vehicle:
-    config = parse_config(text)
-    sources = [open_source(str(source))] if isinstance(source, Path) else list(source)
-    return Vehicle(
-        config,
-        scorer=Scorer.load(bundle),
-        store=store,
-        sources=sources,
-        state_dir=folder / "state",
-        **options,
-    )
-
-
-def run(vehicle: Vehicle, stop: threading.Event | None = None) -> Any:
-    report = vehicle.run(stop or threading.Event())
-    vehicle.close()
-    return report
 
 
 def pictures(folder: Path, count: int, *, size: int = 16) -> Path:
@@ -72,18 +50,19 @@ def test_a_clip_is_scored_frame_by_frame(bundle: Bundle, store: Any, tmp_path: P
 def test_images_arrive_as_their_original_bytes(bundle: Bundle, store: Any, tmp_path: Path) -> None:
     stills = data_root() / "dashcam" / "stills"
     report = run(make(bundle, store, tmp_path, stills))
-    originals = {path.read_bytes() for path in stills.iterdir() if path.suffix in (".jpg", ".png")}
+    files = [path for path in stills.iterdir() if path.suffix in (".jpg", ".png")]
+    originals = {path.read_bytes() for path in files}
     assert {payload for payload, _offer in store.samples.values()} == originals
     assert report.frames == len(originals)
-    assert {offer.source for offer in store.offers} == {
-        p.name for p in stills.iterdir() if p.suffix in (".jpg", ".png")
-    }
+    assert {offer.source for offer in store.offers} == {path.name for path in files}
 
 
 def test_the_same_drive_gives_the_same_choices(
     bundle: Bundle, new_store: Any, tmp_path: Path, clip: Path
 ) -> None:
-    text = '[random]\nrate=0.02\nseed=3\n[triggers.t]\nkind="target-rate"\nrate=0.1\ncool_down_s=0.4\n[novelty]\n'
+    text = (
+        '[random]\nrate=0.02\nseed=3\n[novelty]\n[triggers.t]\nkind="target-rate"\nrate=0.1\ncool_down_s=0.4'
+    )
     chosen = []
     for attempt in ("a", "b"):
         store = new_store()

@@ -1,0 +1,104 @@
+"""Frames before and after a chosen one: which, with what times, and as a video that plays."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from vehicle_support import make, run
+
+from misfire_runtime.preprocess import decode_image
+
+AROUND_100 = """
+[random]
+rate = 0.0
+[triggers.once]
+kind = "rule"
+when = "context.never > 1"
+[clips]
+before_s = 1.0
+after_s = 0.8
+fps = 5
+format = "%s"
+"""
+
+
+class _At:
+    """Fires on given frames alone."""
+
+    name = "once"
+
+    def __init__(self, *counts: int) -> None:
+        self._counts = counts
+
+    def look(self, observation: Any) -> Any:
+        from misfire_runtime.triggers import Firing
+
+        return Firing("once", "by index", 7) if observation.count in self._counts else None
+
+    def taken(self, observation: Any) -> None:
+        pass
+
+
+def drive(
+    bundle: Any, store: Any, folder: Path, source: Path, form: str, *counts: int, more: str = ""
+) -> Any:
+    vehicle = make(bundle, store, folder, source, AROUND_100 % form + more)
+    vehicle.chooser.triggers = (_At(*counts),)
+    return run(vehicle)
+
+
+def test_frames_before_and_after_are_samples_tied_together(
+    bundle: Any, store: Any, tmp_path: Path, clip: Path
+) -> None:
+    report = drive(bundle, store, tmp_path, clip, "frames", 100)
+    key = next(offer for offer in store.offers if offer.trigger.name == "once")
+    around = [offer for offer in store.offers if offer.trigger.name == "clip"]
+    assert key.frame == 100 and report.chosen == {"once": 1, "clip": len(around)}
+    offsets = [offer.context["clip_offset_s"] for offer in around]
+    assert len([o for o in offsets if o < 0]) == 5 and len([o for o in offsets if o > 0]) == 4
+    assert min(offsets) >= -1.0 and max(offsets) <= 0.81
+    assert {offer.context["clip"] for offer in around} == {key.id[:16]}
+    assert not any(offer.trigger.random for offer in around)
+    assert all(decode_image(store.samples[offer.id][0]).shape == (540, 960, 3) for offer in around)
+
+
+def test_a_video_plays_with_the_times_of_the_drive(
+    bundle: Any, store: Any, tmp_path: Path, clip: Path
+) -> None:
+    drive(bundle, store, tmp_path, clip, "video", 100)
+    offer = next(offer for offer in store.offers if offer.trigger.name == "clip")
+    assert offer.media_type == "video/mp4" and offer.context["clip_frames"] == 10
+    with av.open(io.BytesIO(store.samples[offer.id][0])) as container:
+        pictures = list(container.decode(video=0))
+    assert len(pictures) == 10
+    assert np.diff([picture.time for picture in pictures]) == pytest.approx(0.2, abs=0.09)
+    key = next(o for o in store.offers if o.trigger.name == "once")
+    still = decode_image(store.samples[key.id][0]).astype(int)
+    shown = min(pictures, key=lambda p: abs(p.time - 1.0)).to_ndarray(format="rgb24").astype(int)
+    assert np.abs(still - shown).mean() < 3
+
+
+def test_a_second_firing_prolongs_a_clip_and_the_end_of_the_drive_completes_it(
+    bundle: Any, store: Any, tmp_path: Path, clip: Path
+) -> None:
+    drive(bundle, store, tmp_path, clip, "video", 200, 212)
+    clips = [offer for offer in store.offers if offer.trigger.name == "clip"]
+    assert len(clips) == 1
+    assert clips[0].context["clip_frames"] >= 9
+
+
+def test_the_ring_is_bounded_in_bytes(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> None:
+    more = "max_bytes = 130_000\n"
+    drive(bundle, store, tmp_path, clip, "frames", 100, more=more)
+    before = [o for o in store.offers if o.trigger.name == "clip" and o.context["clip_offset_s"] < 0]
+    assert 1 <= len(before) <= 2
+
+
+def test_clips_pay_from_the_budget(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> None:
+    report = drive(bundle, store, tmp_path, clip, "frames", 100, more="[limits]\nsamples_per_day = 3\n")
+    assert report.spooled == 3 and report.lost["budget"] > 0

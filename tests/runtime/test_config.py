@@ -1,0 +1,132 @@
+"""A configuration says where it is wrong, and the fleet may change what is chosen and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from misfire_runtime.config import parse_config, read_config, with_desired
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.toml_lines import line_of
+
+FULL = """
+version = 3
+fleet = "north"
+vehicle = "bus-12"
+bundle = "bundles/current"
+
+[[source]]
+name = "front"
+input = "drive"
+[[source]]
+name = "rear"
+input = "rtsp://10.0.0.2/stream"
+
+[spool]
+path = "spool"
+
+[triggers.night]
+kind = "target-rate"
+rate = 0.02
+cool_down_s = 2
+
+[triggers."rare"]
+kind = "rule"
+when = "entropy > 0.5"
+
+[limits]
+bytes_per_day = 500_000_000
+
+[[privacy.blur]]
+model = "faces.onnx"
+label = "faces"
+
+[context]
+socket = "/run/misfire/context.sock"
+file = "gps.txt"
+"""
+
+
+def test_a_whole_file_is_read_and_its_paths_are_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "v.toml").write_text(FULL)
+    config = read_config(tmp_path / "v.toml")
+    assert config.bundle == tmp_path / "bundles/current"
+    assert config.source[0].input == str(tmp_path / "drive")
+    assert config.source[1].input == "rtsp://10.0.0.2/stream"
+    assert config.spool.path == tmp_path / "spool"
+    assert config.privacy is not None and config.privacy.blur[0].model == tmp_path / "faces.onnx"
+    assert config.context is not None
+    assert config.context.socket == Path("/run/misfire/context.sock")
+    assert config.context.file == tmp_path / "gps.txt"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("rate = 0.02", "rate = 2", r"v.toml:19: triggers.night.rate: .*less than or equal to 1, got 2"),
+        ('name = "rear"', 'name = "front"', r"several sources need a `name` each, all different"),
+        ("cool_down_s = 2", "cooldown = 2", r"v.toml:20: triggers.night.cooldown: unknown key"),
+        ('kind = "rule"', 'kind = "rules"', r"v.toml:22: triggers.rare: .*'target-rate'.*"),
+        ("bytes_per_day = 500_000_000", "bytes_per_day = -1", r"v.toml:27: limits.bytes_per_day: .*got -1"),
+        ('fleet = "north"', 'fleet = "a/b"', r"v.toml:3: fleet: .*pattern.*got 'a/b'"),
+        ('input = "drive"', "", r"v.toml:7: source.0.input: Field required"),
+        ('label = "faces"', 'label = "f:f"', r"v.toml:31: privacy.blur.0.label"),
+        ("version = 3", "version = 'x'", r"v.toml:2: version: .*integer.*got 'x'"),
+        ("version = 3", "version =", r"v.toml: .*line 2"),
+        ("version = 3", "nonsense = 3", r"v.toml:2: nonsense: unknown key"),
+    ],
+)
+def test_an_error_names_file_line_key_and_what_was_expected(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    assert old in FULL
+    (tmp_path / "v.toml").write_text(FULL.replace(old, new))
+    with pytest.raises(ConfigError, match=says):
+        read_config(tmp_path / "v.toml")
+
+
+def test_a_file_that_is_not_there_not_text_or_huge_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_config(tmp_path / "gone.toml")
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_config(tmp_path / "b.toml")
+    (tmp_path / "h.toml").write_text("#" * 2_000_000)
+    with pytest.raises(ConfigError, match="larger than"):
+        read_config(tmp_path / "h.toml")
+
+
+def test_lines_are_found_in_nested_and_repeated_tables() -> None:
+    text = 'a = 1\n[b]\n"c d".e = 2\n[[f]]\nx = 1\n[[f]]\n[f.g] # note\ny = 2\n[[f.h]]\nz = 3\n'
+    assert line_of(text, ("a",)) == 1
+    assert line_of(text, ("b", "c d", "e")) == 3
+    assert line_of(text, ("f", 0, "x")) == 5
+    assert line_of(text, ("f", 1, "g", "y")) == 8
+    assert line_of(text, ("f", 1, "h", 0, "z")) == 10
+    assert line_of(text, ("f", 1, "missing")) == 6
+    assert line_of(text, ("nowhere",)) is None
+
+
+def test_the_fleet_replaces_whole_hot_tables() -> None:
+    config = parse_config(FULL)
+    wished = with_desired(
+        config,
+        {"triggers": {"fog": {"kind": "percentile", "level": 0.9}}, "limits": {"samples_per_day": 5}},
+    )
+    assert list(wished.triggers) == ["fog"]
+    assert wished.limits.samples_per_day == 5 and wished.limits.bytes_per_day is None
+    assert wished.privacy == config.privacy and wished.source == config.source
+
+
+@pytest.mark.parametrize(
+    "table", ["privacy", "broker", "source", "spool", "bundle", "vehicle", "context", "x"]
+)
+def test_the_fleet_cannot_touch_what_is_not_its_own(table: str) -> None:
+    with pytest.raises(ConfigError, match=f"the fleet cannot set {table}"):
+        with_desired(parse_config(FULL), {table: {}})
+
+
+def test_a_wish_that_is_wrong_names_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"desired configuration: random.rate: .*got 7"):
+        with_desired(parse_config(FULL), {"random": {"rate": 7}})

@@ -1,0 +1,180 @@
+"""Metrics and health over real HTTP, mergeable sketches, log lines, and the ladder."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ddsketch import DDSketch
+from ddsketch.pb.ddsketch_pb2 import DDSketch as SketchMessage
+from ddsketch.pb.proto import DDSketchProto
+from prometheus_client.parser import text_string_to_metric_families
+from vehicle_support import EVERY, make
+
+from misfire_runtime.config import DegradeTable
+from misfire_runtime.degrade import STEPS, Ladder
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.logs import JsonLines, set_up_logs
+from misfire_runtime.messages import Telemetry, decode, encode
+from misfire_runtime.notify import ServiceNotifier
+from misfire_runtime.statistics import SKETCH_ACCURACY
+from misfire_runtime.telemetry import TelemetryServer, health, heartbeat
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture
+def driven(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> Any:
+    """A vehicle that has seen the clip."""
+    vehicle = make(bundle, store, tmp_path, clip, "[random]\nrate = 0.05\nseed = 1")
+    vehicle.run(threading.Event())
+    yield vehicle
+    vehicle.close()
+
+
+def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
+    server = TelemetryServer(driven, counters=store.counters, host="127.0.0.1", port=0)
+    try:
+        status, text = get(server.port, "/metrics")
+        assert status == 200
+        samples = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        assert samples["misfire_frames_total",] == 221
+        assert samples["misfire_captured_total",] == len(store.samples)
+        assert samples["misfire_pending",] == len(store.samples)
+        assert samples["misfire_source_total", "read", "solidWhiteRight.mp4"] == 221
+        assert samples["misfire_score", "0.5", "entropy"] > 0
+        assert samples["misfire_latency_ms", "0.99"] >= samples["misfire_latency_ms", "0.5"] > 0
+        status, body = get(server.port, "/healthz")
+        assert status == 200 and json.loads(body)["ok"]
+        driven.statistics.last_frame_s -= 100
+        status, body = get(server.port, "/healthz")
+        assert status == 503 and "no frame was scored for 100 s" in json.loads(body)["problems"][0]
+        assert get(server.port, "/secret")[0] == 404
+    finally:
+        server.close()
+
+
+def test_a_port_that_is_taken_is_said(driven: Any, store: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="cannot listen"):
+            TelemetryServer(driven, counters=store.counters, host="127.0.0.1", port=taken.getsockname()[1])
+
+
+def test_a_heartbeats_sketches_merge_across_vehicles(driven: Any, store: Any, tmp_path: Path) -> None:
+    beat = decode(Telemetry, encode(heartbeat(driven, store.counters(), disk=tmp_path)))
+    assert beat.counters.frames == 221 and beat.disk_free_bytes > 0 and beat.latency_ms_p99 > 0
+    merged = DDSketch(relative_accuracy=SKETCH_ACCURACY)
+    for _vehicle in range(3):
+        message = SketchMessage()
+        message.ParseFromString(base64.b64decode(beat.sketches["entropy"]))
+        merged.merge(DDSketchProto.from_proto(message))
+    assert merged.count == 3 * 221
+    driven.statistics.begin_stretch()
+    assert heartbeat(driven, store.counters(), disk=tmp_path).sketches == {}
+
+
+def test_a_sketch_answers_within_its_accuracy(driven: Any) -> None:
+    driven.statistics.begin_stretch()
+    values = np.random.default_rng(0).gamma(2.0, 1.0, 5000)
+    for value in values:
+        driven.statistics.frame({"s": float(value)}, latency_s=0.001)
+    for level in (0.1, 0.5, 0.99):
+        assert driven.statistics.quantiles(level)["s"] == pytest.approx(np.quantile(values, level), rel=0.03)
+
+
+def test_health_names_a_closed_privacy_stage_and_a_full_disk(
+    bundle: Any, store: Any, tmp_path: Path, clip: Path
+) -> None:
+    vehicle = make(bundle, store, tmp_path, clip, EVERY + '[[privacy.blur]]\nmodel = "gone.onnx"\n')
+    try:
+        state = health(vehicle)
+        assert not state["ok"] and "gone.onnx is not there" in state["problems"][0]
+    finally:
+        vehicle.close()
+
+
+def test_log_lines_are_json_or_plain_and_hold_their_fields() -> None:
+    for form in ("json", "plain"):
+        stream = io.StringIO()
+        handler = set_up_logs(stream, form=form)  # type: ignore[arg-type]
+        logger = logging.getLogger("misfire_runtime.test")
+        try:
+            logger.warning("source_lost", extra={"fields": {"source": "front", "path": Path("x")}})
+        finally:
+            logging.getLogger("misfire_runtime").removeHandler(handler)
+            logging.getLogger("misfire_runtime").propagate = True
+        line = stream.getvalue()
+        if form == "json":
+            parsed = json.loads(line)
+            assert (parsed["event"], parsed["source"], parsed["level"]) == ("source_lost", "front", "warning")
+        else:
+            assert "warning source_lost source=front path=x" in line
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "crash", None, sys.exc_info())
+    assert "ValueError: bad" in json.loads(JsonLines().format(record))["exception"]
+
+
+def test_systemd_hears_ready_alive_and_stopping(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(5)
+        notifier = ServiceNotifier({"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "30000000"})
+        assert notifier.watchdog_s == 30.0
+        assert notifier.ready() and systemd.recv(99) == b"READY=1"
+        assert notifier.alive("5 frames") and systemd.recv(99) == b"WATCHDOG=1\nSTATUS=5 frames"
+        assert notifier.stopping() and systemd.recv(99) == b"STOPPING=1"
+    assert not notifier.alive()
+    assert not ServiceNotifier({}).ready()
+
+
+def test_the_ladder_is_climbed_step_by_step_and_left_when_it_is_over(tmp_path: Path) -> None:
+    now = [0.0]
+    heat = tmp_path / "temp"
+    heat.write_text("95000\n")
+    table = DegradeTable(latency_ms=50, temperature_c=90, temperature_file=heat, hold_s=10)
+    ladder = Ladder(table, now=lambda: now[0])
+    steps = []
+    for _ in range(6):
+        steps.append(ladder.update(latency_ms=5, queue_fill=0.0))
+        now[0] += 10
+    assert steps == [1, 2, 3, 4, 4, 4] and ladder.random_only
+    heat.write_text("80000\n")
+    assert ladder.update(latency_ms=5, queue_fill=0.0) == 4
+    heat.write_text("40000\n")
+    assert ladder.update(latency_ms=45, queue_fill=0.0) == 4
+    assert ladder.update(latency_ms=5, queue_fill=0.0) == 3
+    assert ladder.update(latency_ms=500, queue_fill=0.0) == 3
+    now[0] += 10
+    assert ladder.update(latency_ms=500, queue_fill=0.0) == 4
+    assert [Ladder(table).step, len(STEPS)] == [0, 5]
+    ladder.step = 2
+    assert [ladder.scores(i) for i in range(4)] == [True, False, True, False]
+    ladder.step = 4
+    assert not any(ladder.scores(i) for i in range(8))
