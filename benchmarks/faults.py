@@ -1,0 +1,233 @@
+"""The long run of the fault suite: real processes, a real broker, thousands of faults, and a comparison at the end.
+
+    python benchmarks/faults.py --faults 10000 --json
+
+Several vehicles (MQTT 5 and 3.1.1) capture and upload to two collectors that share one store, every link through
+a chaos proxy. Faults go on until so many have happened: messages lost although acknowledged, repeated, overtaken,
+chunks with a flipped bit; links cut and half-open; vehicles, collectors and the broker killed with -9, collectors
+also at named steps of their work; disks that are full in the middle of a file; clocks that jump ten years. Then
+the trouble ends, everything comes to rest, and what was chosen is compared with what was stored. A vehicle with a
+small spool makes evictions, one with broken pictures makes rejections, a fleet-wide quota makes declines: those are
+counted and explained, which is what the spool promises; lost and duplicated must be 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.faults.audit import Audit  # noqa: E402
+from tests.faults.chaos_proxy import Trouble  # noqa: E402
+from tests.faults.collector_process import STEPS  # noqa: E402
+from tests.faults.proving_ground import Member, ProvingGround  # noqa: E402
+
+ENDLESS = 10_000_000
+MESSAGES = Trouble(lose=0.06, repeat=0.05, reorder=0.05, spoil=0.02)
+
+
+def main() -> None:
+    """Runs, prints, and writes the results file unless told otherwise."""
+    options = _options()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="misfire-faults-") as folder:
+        result, faults, quiet = _run(Path(folder), options)
+    report = _report(result, faults, quiet, options, time.monotonic() - began)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    if options.json:
+        print(json.dumps(report))
+    else:
+        for name in ("faults", "chosen", "stored", "lost", "duplicated", "evicted", "declined", "rejected"):
+            print(f"{name:11}{report[name]:>9}")
+    sys.exit(0 if result.sound and quiet else 1)
+
+
+def _run(folder: Path, options: argparse.Namespace) -> tuple[Audit, Counter[str], bool]:
+    with ProvingGround(folder, seed=options.seed) as ground:
+        for _ in range(2):
+            ground.add_collector(settings=options.collector)
+        for number in range(options.vehicles):
+            ground.add_vehicle(**_vehicle(number, options))
+        for member in ground.vehicles:
+            member.proxy.trouble = Trouble(**vars(MESSAGES))
+        _mistreat(ground, options)
+        ground.calm()
+        for member in [*ground.vehicles, *ground.collectors]:
+            ground.kill(member)
+        for member in ground.collectors:
+            ground.revive(member, die_at=None)
+        for member in ground.vehicles:
+            ground.revive(member, count=0)
+        quiet = ground.settle(timeout_s=300)
+        result = ground.audit()
+        faults = ground.faults + ground.message_faults() + result.own_faults
+    return result, faults, quiet
+
+
+def _vehicle(number: int, options: argparse.Namespace) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "protocol": "5" if number % 2 else "3.1.1",
+        "count": ENDLESS,
+        "rate": options.rate,
+        "full": 0.01,
+        "jump": 0.01,
+        "spool": {"reserve_bytes": 0, "max_bytes": 64 << 20},
+    }
+    if number == 0:
+        config["spool"] = {"reserve_bytes": 0, "max_bytes": 150_000}
+    if number == 1:
+        config["broken"] = 20
+    return config
+
+
+def _mistreat(ground: ProvingGround, options: argparse.Namespace) -> None:
+    """One thing after the other, at random, until enough has happened."""
+    rng, told = ground.rng, time.monotonic()
+    weights = {
+        _kill_vehicle: 12,
+        _cut: 14,
+        _half_open: 3,
+        _kill_collector: 3,
+        _kill_at_step: 3,
+        _kill_broker: 1,
+    }
+    while (done := _faults_so_far(ground)) < options.faults:
+        deed = rng.choices(list(weights), list(weights.values()))[0]
+        deed(ground, rng)
+        _revive_dead(ground)
+        if time.monotonic() - told > 15:
+            told = time.monotonic()
+            print(
+                f"{done} faults: {dict(ground.faults + ground.message_faults())}", file=sys.stderr, flush=True
+            )
+        time.sleep(rng.expovariate(1 / options.pause_s))
+
+
+def _faults_so_far(ground: ProvingGround) -> int:
+    return sum(ground.faults.values()) + sum(ground.message_faults().values())
+
+
+def _kill_vehicle(ground: ProvingGround, rng: random.Random) -> None:
+    ground.kill(rng.choice(ground.vehicles))
+
+
+def _cut(ground: ProvingGround, rng: random.Random) -> None:
+    # Mostly vehicles: a collector that comes back must first prove that messages reach it.
+    everybody = ground.vehicles * 4 + ground.collectors
+    ground.cut(rng.choice(everybody))
+
+
+def _half_open(ground: ProvingGround, rng: random.Random) -> None:
+    member = rng.choice(ground.vehicles)
+    trouble = member.proxy.trouble
+    trouble.half_open = not trouble.half_open
+    ground.faults["link half-open"] += trouble.half_open
+    for other in ground.vehicles:
+        if other is not member:
+            other.proxy.trouble.half_open = False
+
+
+def _kill_collector(ground: ProvingGround, rng: random.Random) -> None:
+    ground.kill(rng.choice(ground.collectors))
+
+
+def _kill_at_step(ground: ProvingGround, rng: random.Random) -> None:
+    """Killed now, and the next one kills itself at a step of its work."""
+    member = rng.choice(ground.collectors)
+    ground.kill(member)
+    ground.revive(member, die_at=rng.choice(STEPS), die_after=rng.randint(0, 20))
+
+
+def _kill_broker(ground: ProvingGround, rng: random.Random) -> None:
+    ground.restart_broker(down_s=rng.uniform(0, 0.3))
+
+
+def _revive_dead(ground: ProvingGround) -> None:
+    for member in ground.collectors:
+        if not member.alive:
+            if member.config.get("die_at"):
+                ground.faults[f"collector killed at {member.config['die_at']}"] += 1
+            _start(ground, member, die_at=None)
+    for member in ground.vehicles:
+        if not member.alive:
+            _start(ground, member)
+
+
+def _start(ground: ProvingGround, member: Member, **changes: Any) -> None:
+    ready = member.config.pop("ready", None)
+    ground.revive(member, **changes)
+    if ready:
+        member.config["ready"] = ready
+
+
+def _report(
+    result: Audit, faults: Counter[str], quiet: bool, options: argparse.Namespace, seconds: float
+) -> dict[str, Any]:
+    return {
+        "faults": sum(faults.values()),
+        "chosen": result.chosen,
+        "stored": result.stored,
+        "lost": result.lost,
+        "duplicated": result.duplicated,
+        "evicted": result.evicted,
+        "declined": result.declined,
+        "rejected": result.rejected,
+        "pending": result.pending,
+        "damaged": result.damaged,
+        "came_to_rest": quiet,
+        "problems": result.problems,
+        "faults_by_kind": dict(sorted(faults.items())),
+        "seconds": round(seconds, 1),
+        "command": " ".join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
+        "seed": options.seed,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {
+            "misfire": version("misfire"),
+            "paho-mqtt": version("paho-mqtt"),
+            "mosquitto": _mosquitto_version(),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _mosquitto_version() -> str:
+    from tests.services import find_program
+
+    program = find_program("mosquitto", install="apt-get install mosquitto")
+    return subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--faults", type=int, default=10_000)
+    parser.add_argument("--vehicles", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=8.0, help="samples per second and vehicle")
+    parser.add_argument(
+        "--pause-s", type=float, default=0.2, help="mean time between faults of processes and links"
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--out", type=Path, help="results file; benchmarks/results/faults.json for the record"
+    )
+    options = parser.parse_args()
+    options.collector = {"quotas": {"samples_per_day": 100_000}, "near_duplicates": None}
+    return options
+
+
+if __name__ == "__main__":
+    main()

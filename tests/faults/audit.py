@@ -1,0 +1,90 @@
+"""What everything here ends with: what vehicles chose against what the fleet has, sample by sample."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from misfire_fleet.store import Store
+from misfire_runtime.spool import Spool
+
+
+@dataclass
+class Audit:
+    """Sums over vehicles. `lost`: the spool had taken it, and it is neither in the fleet nor in the books."""
+
+    chosen: int = 0
+    stored: int = 0
+    pending: int = 0
+    declined: int = 0
+    rejected: int = 0
+    evicted: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    damaged: int = 0
+    own_faults: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return not (self.lost or self.duplicated or self.damaged or self.problems)
+
+
+def audit(store: Store, folders: Iterable[Path]) -> Audit:
+    """Compares the journals and spools of stopped vehicles with the fleet's rows and blobs.
+
+    duplicated: rows above one per id. damaged: blobs whose bytes are not those of their id.
+    """
+    result = Audit()
+    rows = Counter(sample.id for sample in store.newest(10_000_000))
+    result.duplicated += sum(count - 1 for count in rows.values())
+    booked = 0
+    for folder in folders:
+        booked += _vehicle(folder, set(rows), result)
+    for name in rows:
+        if hashlib.sha256(store.read_blob(name)).hexdigest() != name:
+            result.damaged += 1
+    orphans = set(store.blobs.names()) - set(rows)
+    if booked != len(rows):
+        result.problems.append(f"{booked} booked as stored by vehicles, {len(rows)} rows in the fleet")
+    if orphans:
+        result.problems.append(f"{len(orphans)} blobs without a row")
+    return result
+
+
+def _vehicle(folder: Path, rows: set[str], result: Audit) -> int:
+    with Spool(folder / "spool", max_bytes=1 << 40, reserve_bytes=0) as spool:
+        books = spool.counters()
+    settled = dict(
+        sqlite3.connect(folder / "spool" / "spool.sqlite").execute("SELECT id, verdict FROM settled")
+    )
+    pending = {
+        row[0] for row in sqlite3.connect(folder / "spool" / "spool.sqlite").execute("SELECT id FROM samples")
+    }
+    lines = (folder / "journal").read_text().splitlines()
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        if kind == "f":
+            result.own_faults[rest] += 1
+        elif kind == "d":
+            sample = rest.split()[1]
+            verdict = settled.get(sample)
+            if sample not in pending and (verdict is None or (verdict == "stored" and sample not in rows)):
+                result.lost += 1
+    result.chosen += books.captured
+    result.stored += books.stored
+    result.pending += books.pending
+    result.declined += books.declined
+    result.rejected += books.rejected
+    result.evicted += books.evicted
+    explained = books.stored + books.pending + books.declined + books.rejected + books.evicted
+    result.lost += max(0, books.captured - explained)
+    if books.captured != explained:
+        result.problems.append(f"{folder.name}: {books}")
+    if (folder / "violation").exists():
+        result.problems.append((folder / "violation").read_text())
+    return books.stored

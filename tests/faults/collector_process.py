@@ -1,0 +1,71 @@
+"""A collector as a process to be killed, at random or at a named step of its own work.
+
+die_at names one of STEPS: the process kills itself with SIGKILL there, when it has passed `die_after` times.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from misfire_fleet.collector import Collector
+from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.store import Store
+from misfire_runtime.uplink import BrokerConfig
+
+STEPS = ("blobs.before", "blobs.after", "rows.after", "verdict.before", "verdict.after")
+
+
+def run_collector(config: dict[str, Any]) -> None:
+    """Keys: folder (or database and blobs), broker, settings, name, die_at, die_after."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    store = Store.open_folder(Path(config["folder"]))
+    settings = CollectorSettings.model_validate({"drain_s": 1.0, **config.get("settings", {})})
+    collector = Collector(
+        store,
+        broker=BrokerConfig.model_validate(config["broker"]),
+        fleet=str(config.get("fleet", "faults")),
+        name=config.get("name"),
+        settings=settings,
+    )
+    if config.get("die_at"):
+        _arm(collector, store, str(config["die_at"]), int(config.get("die_after", 0)))
+    collector.start(wait_s=20.0)
+    if config.get("ready"):
+        Path(config["ready"]).touch()
+    stop.wait()
+    collector.close()
+    store.close()
+
+
+def _arm(collector: Collector, store: Store, step: str, passes: int) -> None:
+    left = [passes]
+
+    def die() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrapped(call: Callable[..., Any], when: str) -> Callable[..., Any]:
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            if when == "before":
+                die()
+            result = call(*arguments, **keywords)
+            if when == "after":
+                die()
+            return result
+
+        return run
+
+    where, when = step.split(".")
+    holder, name = {
+        "blobs": (store.blobs, "put_many"),
+        "rows": (store, "add_many"),
+        "verdict": (collector.link, "publish"),
+    }[where]
+    setattr(holder, name, wrapped(getattr(holder, name), when))

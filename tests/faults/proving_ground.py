@@ -1,0 +1,197 @@
+"""A fleet to be mistreated: a real broker; collectors and vehicles, each a process behind its own proxy.
+
+add_collector, add_vehicle -> kill, revive, cut, restart_broker, troubles of links -> settle -> audit
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.faults.audit import Audit, audit
+from tests.faults.chaos_proxy import ChaosProxy, Trouble
+from tests.faults.zygote import Child, Zygote
+from tests.services import Mosquitto, mosquitto
+
+from misfire_fleet.store import Store
+
+IMPATIENT = {
+    "reoffer_s": 0.5,
+    "reoffer_max_s": 4.0,
+    "ack_timeout_s": 3.0,
+    "stale_s": 2.0,
+    "reconnect_s": 0.1,
+    "reconnect_max_s": 0.5,
+}
+"""Timers of the uplink for tests: the same logic in a shorter time."""
+BRISK = {"stall_s": 1.0, "abandon_s": 6.0, "canary_s": 1.0, "watchdog_s": 3.0, "drain_s": 1.0}
+"""Timers of the collector for tests."""
+BROKER_OPTIONS = "max_queued_messages 0\nmax_inflight_messages 0"
+
+
+@dataclass
+class Member:
+    """A vehicle or collector: how to start it, its link, and the process while there is one."""
+
+    kind: str
+    config: dict[str, Any]
+    proxy: ChaosProxy
+    child: Child | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config["folder"])
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.child.alive
+
+
+@dataclass
+class ProvingGround:
+    """Use as a context; everything that was started ends with it."""
+
+    folder: Path
+    seed: int = 0
+    broker_options: str = BROKER_OPTIONS
+    faults: Counter[str] = field(default_factory=Counter)
+    vehicles: list[Member] = field(default_factory=list)
+    collectors: list[Member] = field(default_factory=list)
+
+    def __enter__(self) -> ProvingGround:
+        self._stack = ExitStack()
+        self.rng = random.Random(self.seed)
+        self.broker: Mosquitto = self._stack.enter_context(
+            mosquitto(self.folder / "broker", options=self.broker_options)
+        )
+        self._zygote = self._stack.enter_context(Zygote(self.folder / "processes.log"))
+        Store.open_folder(self.folder / "fleet").close()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for member in [*self.vehicles, *self.collectors]:
+            if member.child is not None:
+                member.child.kill()
+        self._stack.close()
+
+    def add_collector(self, *, protocol: str = "5", **config: Any) -> Member:
+        """Starts one more collector on the shared store and waits until it is ready."""
+        number = len(self.collectors)
+        ready = self.folder / f"collector-{number}.ready"
+        member = self._member("collector", protocol, {"folder": str(self.folder / "fleet"), **config})
+        member.config["settings"] = {**BRISK, **config.get("settings", {})}
+        member.config["ready"] = str(ready)
+        self.collectors.append(member)
+        self.revive(member)
+        return member
+
+    def add_vehicle(self, *, protocol: str = "5", **config: Any) -> Member:
+        """Starts one more vehicle; `config` as vehicle_process takes it."""
+        name = f"car-{len(self.vehicles)}"
+        folder = self.folder / name
+        folder.mkdir()
+        member = self._member("vehicle", protocol, {"folder": str(folder), "vehicle": name, **config})
+        member.config["uplink"] = {**IMPATIENT, **config.get("uplink", {})}
+        member.config.setdefault("spool", {"reserve_bytes": 0})
+        self.vehicles.append(member)
+        self.revive(member)
+        return member
+
+    def revive(self, member: Member, **changes: Any) -> None:
+        """Starts the process again, with changes to its configuration."""
+        member.config.update(changes)
+        ready = member.config.get("ready")
+        if ready:
+            Path(ready).unlink(missing_ok=True)
+        member.child = self._zygote.spawn(member.kind, member.config)
+        until = time.monotonic() + 20
+        while ready and not Path(ready).exists() and member.alive and time.monotonic() < until:
+            time.sleep(0.01)
+
+    def kill(self, member: Member) -> None:
+        """kill -9."""
+        assert member.child is not None
+        self.faults[f"{member.kind} killed"] += member.alive
+        member.child.kill()
+
+    def cut(self, member: Member) -> None:
+        """Resets the member's connection."""
+        self.faults["link cut"] += member.proxy.cut() > 0
+
+    def restart_broker(self, *, down_s: float = 0.0) -> None:
+        """kill -9 of the broker: sessions, queues and retained messages are gone."""
+        self.broker.kill()
+        time.sleep(down_s)
+        self.broker.start()
+        self.faults["broker killed"] += 1
+
+    def message_faults(self) -> Counter[str]:
+        """What the proxies did to messages, and counted."""
+        total: Counter[str] = Counter()
+        for member in [*self.vehicles, *self.collectors]:
+            total += member.proxy.faults
+        del total["cut"]
+        return total
+
+    def calm(self) -> None:
+        """No more trouble on any link."""
+        for member in [*self.vehicles, *self.collectors]:
+            member.proxy.trouble = Trouble()
+
+    def pending(self, member: Member) -> int:
+        """Samples in the vehicle's spool, read beside its process."""
+        database = member.folder / "spool" / "spool.sqlite"
+        if not database.exists():
+            return -1
+        connection = sqlite3.connect(database, timeout=10)
+        try:
+            return int(connection.execute("SELECT count(*) FROM samples").fetchone()[0])
+        except sqlite3.OperationalError:
+            return -1
+        finally:
+            connection.close()
+
+    def captured(self, member: Member) -> int:
+        """Samples that the vehicle has captured, by its journal."""
+        journal = member.folder / "journal"
+        return (
+            sum(line.startswith("d ") for line in journal.read_text().splitlines()) if journal.exists() else 0
+        )
+
+    def settle(self, *, timeout_s: float = 60.0) -> bool:
+        """Waits until every vehicle has captured all it shall, and nothing is pending; False if never."""
+        until = time.monotonic() + timeout_s
+        for member in self.vehicles:
+            while self.captured(member) < int(member.config["count"]) or self.pending(member) != 0:
+                if time.monotonic() > until or not member.alive:
+                    return False
+                time.sleep(0.05)
+        return True
+
+    def audit(self) -> Audit:
+        """Stops everybody in order, then compares."""
+        for member in [*self.vehicles, *self.collectors]:
+            if member.child is not None:
+                member.child.stop()
+        with Store.open_folder(self.folder / "fleet") as store:
+            return audit(store, [member.folder for member in self.vehicles])
+
+    def _member(self, kind: str, protocol: str, config: dict[str, Any]) -> Member:
+        seed = self.seed * 1000 + len(self.vehicles) * 10 + len(self.collectors)
+        proxy = self._stack.enter_context(ChaosProxy(self.broker.port, seed=seed))
+        config["broker"] = {
+            "port": proxy.port,
+            "protocol": protocol,
+            "connect_timeout_s": 2.0,
+            "keepalive_s": 5,
+        }
+        return Member(kind, config, proxy)

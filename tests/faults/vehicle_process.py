@@ -1,0 +1,135 @@
+"""A vehicle as a process to be killed: captures numbered samples, uploads them, and writes down what it did.
+
+The journal holds `i N ID` before a sample is given to the spool, `d N ID` after the spool took it, `f WHAT`
+for a fault that the process made itself. What stands under `d` must reach the fleet or be explained.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.faults.samples import make_offer, make_payload
+
+from misfire_runtime import clock, spool_files
+from misfire_runtime.bandwidth import Bandwidth
+from misfire_runtime.errors import DiskFullError
+from misfire_runtime.spool import Spool
+from misfire_runtime.uplink import BrokerConfig, Uplink
+from misfire_runtime.uplink_settings import UplinkSettings
+
+TEN_YEARS_S = 10 * 365.25 * 86400
+
+
+class Journal:
+    """Append-only lines; what the kernel took survives a kill -9."""
+
+    def __init__(self, path: Path) -> None:
+        self.next_number = 0
+        if path.exists():
+            lines = path.read_text().splitlines()
+            begun = [int(line.split()[1]) for line in lines if line.startswith("i ")]
+            done = {int(line.split()[1]) for line in lines if line.startswith("d ")}
+            self.next_number = max(begun, default=-1) + 1
+            if begun and begun[-1] not in done:
+                self.next_number = begun[-1]
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def write(self, line: str) -> None:
+        os.write(self._handle, f"{line}\n".encode())
+
+
+def run_vehicle(config: dict[str, Any]) -> None:
+    """Keys: folder, vehicle, broker; count, rate, size, ...; spool, uplink, bandwidth: their options."""
+    folder, vehicle = Path(config["folder"]), str(config["vehicle"])
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    rng = random.Random(os.getpid())
+    spool = Spool(folder / "spool", **config.get("spool", {}))
+    books = spool.counters()
+    if books.captured != books.stored + books.pending + books.declined + books.rejected + books.evicted:
+        (folder / "violation").write_text(f"books after start: {books}\n")
+    journal = Journal(folder / "journal")
+    uplink = Uplink(
+        spool,
+        fleet=str(config.get("fleet", "faults")),
+        vehicle=vehicle,
+        broker=BrokerConfig.model_validate(config["broker"]),
+        stop=stop,
+        settings=UplinkSettings.model_validate(config.get("uplink", {})),
+        bandwidth=Bandwidth.model_validate(config.get("bandwidth", {})),
+    )
+    uplink.start()
+    _capture(spool, journal, config, rng, stop)
+    stop.wait()
+    uplink.close()
+    spool.close()
+
+
+def _capture(
+    spool: Spool, journal: Journal, config: dict[str, Any], rng: random.Random, stop: threading.Event
+) -> None:
+    vehicle, sizes = str(config["vehicle"]), config.get("size", [3000, 12000])
+    number = journal.next_number
+    while number < int(config["count"]) and not stop.is_set():
+        size = random.Random(number).randint(*sizes)
+        payload = make_payload(vehicle, number, size=size)
+        if config.get("broken") and number % int(config["broken"]) == 0:
+            payload = b"no picture " + payload[11:]
+        offer = make_offer(payload, vehicle=vehicle, number=number, priority=number % 10)
+        journal.write(f"i {number} {offer.id}")
+        _jump(journal, config, rng)
+        try:
+            with _Full(journal, rng.random() < float(config.get("full", 0.0))):
+                spool.add(payload, offer)
+        except DiskFullError:
+            continue
+        journal.write(f"d {number} {offer.id}")
+        number += 1
+        stop.wait(rng.expovariate(float(config.get("rate", 50.0))))
+
+
+def _jump(journal: Journal, config: dict[str, Any], rng: random.Random) -> None:
+    """The wall clock goes ten years forth or back."""
+    if rng.random() < float(config.get("jump", 0.0)):
+        journal.write("f clock jump")
+        offset = rng.choice((-TEN_YEARS_S, TEN_YEARS_S))
+        clock.wall_time = lambda: time.time() + offset
+
+
+class _Full:
+    """For one write, the disk is full after some bytes."""
+
+    def __init__(self, journal: Journal, active: bool) -> None:
+        self._journal, self._active = journal, active
+
+    def __enter__(self) -> None:
+        if self._active:
+            self._journal.write("f disk full")
+            spool_files.os = _FullDisk()  # type: ignore[attr-defined]
+
+    def __exit__(self, *_: object) -> None:
+        spool_files.os = os  # type: ignore[attr-defined]
+
+
+class _FullDisk:
+    """The module `os`, with a disk that takes 1000 bytes more."""
+
+    def __init__(self) -> None:
+        self._left = 1000
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, handle: int, data: memoryview) -> int:
+        if self._left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = os.write(handle, data[: self._left])
+        self._left -= written
+        return written
