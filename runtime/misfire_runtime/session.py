@@ -93,6 +93,8 @@ class _Session:
         self._hang_up: threading.Event | None = None
         self._next_heartbeat_s = 0.0
         self._stack = stack
+        self._broker = broker_config(config)
+        scorer, sources = _load_scorer(config), _open_sources(config)
         self._state_dir = config.spool.path / STATE_FOLDER
         self._spool = Spool(
             config.spool.path, max_bytes=config.spool.max_bytes, reserve_bytes=config.spool.reserve_bytes
@@ -103,9 +105,9 @@ class _Session:
             stack.callback(ContextListener(context, config.context).close)
         self.vehicle = Vehicle(
             config,
-            scorer=_load_scorer(config),
+            scorer=scorer,
             store=self._spool,
-            sources=_open_sources(config),
+            sources=sources,
             state_dir=self._state_dir,
             context=context,
             resume=resume,
@@ -135,9 +137,8 @@ class _Session:
             )
             self._stack.callback(server.close)
             _LOG.info("telemetry", extra={"fields": {"host": table.host, "port": server.port}})
-        broker = broker_config(self._config)
-        if broker is not None:
-            self._start_uplink(broker)
+        if self._broker is not None:
+            self._start_uplink(self._broker)
 
     def run(self, stop: threading.Event, *, until_empty: bool) -> RunResult:
         """Frames, then what is left to upload."""
