@@ -5,12 +5,16 @@ Without a service its tests skip and say what to install; with MISFIRE_REQUIRE_S
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,3 +153,94 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+
+
+@dataclass
+class Postgres:
+    """A running PostgreSQL of its own; `stop` and `start` let a test take it away and bring it back."""
+
+    folder: Path
+    port: int
+    user: list[str]
+    """What to put before a command so that it does not run as root, which PostgreSQL refuses."""
+
+    @property
+    def url(self) -> str:
+        """As `--database` takes it."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def control(self, *arguments: str) -> None:
+        """Runs pg_ctl and waits for it."""
+        program = find_program("pg_ctl", install="apt-get install postgresql")
+        log = self.folder / "log"
+        command = [*self.user, program, "-D", str(self.folder / "data"), "-w", "-l", str(log), *arguments]
+        quiet = subprocess.DEVNULL
+        done = subprocess.run(command, stdin=quiet, stdout=quiet, cwd="/", check=False)
+        assert done.returncode == 0, log.read_text() if log.exists() else command
+
+    def start(self) -> None:
+        """Starts and waits until it answers."""
+        options = f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        self.control("-o", options, "start")
+
+    def stop(self) -> None:
+        """Ends it at once; clients lose their connections."""
+        self.control("-m", "immediate", "stop")
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL on a free port with an empty database, as another user where this one is root."""
+    initdb = find_program("initdb", install="apt-get install postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="misfire-postgres-"))
+    user: list[str] = []
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+        user = [find_program("runuser", install="apt-get install util-linux"), "-u", "postgres", "--"]
+    server = Postgres(folder, free_port(), user)
+    command = [*user, initdb, "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "--no-sync"]
+    try:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class ObjectStore:
+    """A running S3 stand-in with one bucket."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    url: str = "s3://misfire"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What obstore needs to reach it."""
+        return {
+            "aws_endpoint": f"http://127.0.0.1:{self.port}",
+            "aws_access_key_id": "test",
+            "aws_secret_access_key": "test",
+            "aws_region": "us-east-1",
+        }
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """moto's server as S3, on a free port, with the bucket `misfire`."""
+    if importlib.util.find_spec("moto") is None:
+        missing("moto", "pip install 'moto[s3,server]'")
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/misfire", method="PUT")
+        with urllib.request.urlopen(request, timeout=20):
+            yield ObjectStore(port, process)
+    finally:
+        stop_process(process)

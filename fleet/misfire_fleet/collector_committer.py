@@ -26,7 +26,7 @@ from misfire_runtime.messages import Declined, Rejected, Stored, Verdict
 
 log = logging.getLogger(__name__)
 
-_MAX_SPOILED = 1
+_MAX_SPOILED = 2
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 

@@ -26,6 +26,7 @@ from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, S
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
 from misfire_runtime.clock import wall_time
+from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Offer
 
 _MANY = 500
@@ -50,7 +51,12 @@ class Store:
         (s3://bucket/prefix, ...). Raises StoreError, StoreUnavailableError.
         """
         url = str(database) if "://" in str(database) else f"sqlite:///{database}"
-        return cls(Database(url), open_blobs(blobs, options=blob_options))
+        opened = Database(url)
+        try:
+            return cls(opened, open_blobs(blobs, options=blob_options))
+        except MisfireError:
+            opened.close()
+            raise
 
     @classmethod
     def open_folder(cls, folder: Path) -> Store:

@@ -174,14 +174,14 @@ class ObjectBlobs:
         import obstore
         from obstore.exceptions import BaseError
 
-        self.url = url
+        self.url, self.options = url, dict(options)
         self._obstore = obstore
         self._error = BaseError
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="blob")
         try:
             self._store: Any = obstore.store.from_url(
                 url,
-                config=cast(Any, dict(options)),
+                config=cast(Any, self.options),
                 client_options={"timeout": "30s", "connect_timeout": "5s", "allow_http": True},
                 retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=15)},
             )

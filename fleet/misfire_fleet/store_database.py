@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_runtime.errors import MisfireError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0001"
@@ -35,8 +36,12 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _create(url)
         self.dialect = self.engine.dialect.name
-        with _translated(self.engine.url.render_as_string(hide_password=True)):
-            self._migrate()
+        try:
+            with _translated(self.engine.url.render_as_string(hide_password=True)):
+                self._migrate()
+        except MisfireError:
+            self.engine.dispose()
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
