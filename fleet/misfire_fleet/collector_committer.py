@@ -6,6 +6,7 @@ While a group is being written the next one gathers: groups grow with the load, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
@@ -136,11 +137,9 @@ class Committer:
 
     def _commit(self, group: list[_Whole]) -> None:
         """Tries until the store takes the group, or until the end."""
-        attempt = 0
-        while True:
-            self._began = time.monotonic()
+        for attempt in itertools.count():
             try:
-                outcomes = self._store.add_many([whole.sample for whole in group])
+                outcomes = self._add(group)
             except StoreUnavailableError as error:
                 self.failing.set()
                 self._metrics.store_failures.inc()
@@ -148,19 +147,22 @@ class Committer:
                 if self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
                     self._give_up(group)
                     return
-                attempt += 1
-                continue
             except StoreError as error:
                 self._split(group, error)
                 return
-            finally:
-                took = time.monotonic() - self._began
-                self._began = None
-            self.failing.clear()
-            self._metrics.commit_seconds.observe(took)
-            self._metrics.group_size.observe(len(group))
-            self._finish(group, outcomes)
-            return
+            else:
+                self.failing.clear()
+                self._metrics.group_size.observe(len(group))
+                self._finish(group, outcomes)
+                return
+
+    def _add(self, group: list[_Whole]) -> list[Outcome]:
+        began = self._began = time.monotonic()
+        try:
+            return self._store.add_many([whole.sample for whole in group])
+        finally:
+            self._began = None
+            self._metrics.commit_seconds.observe(time.monotonic() - began)
 
     def _split(self, group: list[_Whole], error: StoreError) -> None:
         """One sample that the database does not take must not keep the others out."""

@@ -1,0 +1,240 @@
+"""Reassembly and the outbox as properties: any order, any repetition, any loss; memory within its budget."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fleet.conftest import eventually, make_offer
+
+from misfire_fleet.collector_outbox import MAX_IN_FLIGHT, Outbox
+from misfire_fleet.collector_transfers import Ask, Excess, Transfer, Transfers
+from misfire_fleet.collector_verify import dimensions, verify
+from misfire_runtime.errors import ImageError
+from misfire_runtime.messages import Reply, Send, Stored, decode
+
+CHUNK = 7
+
+
+def opened(transfers: Transfers, data: bytes, *, vehicle: str = "car-1", now: float = 0.0) -> Transfer:
+    transfer = transfers.open(make_offer(data, vehicle=vehicle), now)
+    assert isinstance(transfer, Transfer)
+    return transfer
+
+
+@given(
+    data=st.binary(min_size=1, max_size=100),
+    order=st.lists(st.integers(min_value=0, max_value=110), max_size=60),
+    sizes=st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=60),
+)
+def test_whatever_order_chunks_come_in_only_the_whole_sample_comes_out(
+    data: bytes, order: list[int], sizes: list[int]
+) -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=10_000)
+    transfer = opened(transfers, data)
+    completed = 0
+    for step, at in enumerate([*order, *range(0, len(data), CHUNK)]):
+        size = sizes[step % len(sizes)] if step < len(order) else CHUNK
+        event = transfers.chunk(
+            "car-1", transfer.offer.id, min(at, len(data)), data[at : at + size], float(10 * step)
+        )
+        completed += event is transfer
+        if isinstance(event, Ask):
+            assert event.offset == transfer.received < at
+        assert not isinstance(event, Excess)
+    assert completed == 1
+    assert transfer.take() == data
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["open", "chunk", "close", "sweep"]),
+            st.integers(0, 3),
+            st.integers(0, 5),
+            st.integers(0, 40),
+        ),
+        max_size=80,
+    )
+)
+def test_what_is_reserved_is_always_what_is_open_and_within_the_budget(
+    steps: list[tuple[str, int, int, int]],
+) -> None:
+    transfers = Transfers(max_transfers=5, max_bytes=100)
+    payloads = [bytes([n]) * (10 + 8 * n) for n in range(6)]
+    for clock, (what, car, number, amount) in enumerate(steps):
+        data, vehicle = payloads[number], f"car-{car}"
+        key = (vehicle, hashlib.sha256(data).hexdigest())
+        if what == "open":
+            transfers.open(make_offer(data, vehicle=vehicle), float(clock))
+        elif what == "chunk":
+            transfers.chunk(*key, amount, data[amount : amount + 9], float(clock))
+        elif what == "close":
+            transfers.close(key)
+        else:
+            transfers.stalled(float(clock), stall_s=2.0, abandon_s=float(amount))
+        assert len(transfers) <= 5
+        assert 0 <= transfers.reserved_bytes <= 100
+        assert (len(transfers) == 0) == (transfers.reserved_bytes == 0)
+        per_car = [
+            sum(transfers.find(f"car-{c}", hashlib.sha256(p).hexdigest()) is not None for p in payloads)
+            for c in range(4)
+        ]
+        assert sum(per_car) == len(transfers)
+        assert max(per_car) <= 2, "one vehicle holds at most half"
+
+
+def test_a_gap_is_asked_for_once_however_many_chunks_lie_behind_it() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=1000)
+    data = bytes(range(100))
+    sample = opened(transfers, data).offer.id
+    transfers.chunk("car-1", sample, 0, data[:10], 0.1)
+    events = [transfers.chunk("car-1", sample, at, data[at : at + 10], 0.2) for at in range(20, 100, 10)]
+    assert [event for event in events if event is not None] == [Ask("car-1", sample, 10)]
+    assert transfers.chunk("car-1", sample, 50, data[50:60], 5.0) == Ask("car-1", sample, 10)
+
+
+def test_a_stall_is_asked_for_less_and_less_often_until_it_is_given_up() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=1000)
+    sample = opened(transfers, b"x" * 50).offer.id
+    asked = []
+    for second in range(1, 200):
+        asks, abandoned = transfers.stalled(float(second), stall_s=10.0, abandon_s=120.0)
+        asked += [second for _ in asks]
+        if abandoned:
+            assert abandoned == [("car-1", sample)]
+            assert second == 121
+            break
+    assert asked == [11, 32, 73]
+    assert len(transfers) == 0
+
+
+def test_a_transfer_that_is_being_committed_is_never_swept() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=1000)
+    transfer = opened(transfers, b"x" * 10)
+    assert transfers.chunk("car-1", transfer.offer.id, 0, b"x" * 10, 0.0) is transfer
+    assert transfers.chunk("car-1", transfer.offer.id, 0, b"x" * 10, 0.0) is None
+    assert transfers.stalled(1e9, stall_s=1.0, abandon_s=1.0) == ([], [])
+
+
+class Wire:
+    """Takes what the outbox publishes; acknowledges when told to."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, str, list[str]]] = []
+        self.open = True
+        self.lock = threading.Lock()
+
+    def publish(self, vehicle: str, reply: bytes) -> object | None:
+        with self.lock:
+            if not self.open:
+                return None
+            self.sent.append((len(self.sent), vehicle, [v.id for v in decode(Reply, reply).verdicts]))
+            return len(self.sent) - 1
+
+    def ids(self) -> list[str]:
+        with self.lock:
+            return [key for _, _, ids in self.sent for key in ids]
+
+
+def sample_id(number: int) -> str:
+    return f"{number:064x}"
+
+
+def test_the_outbox_hands_over_few_messages_and_merges_the_rest() -> None:
+    wire = Wire()
+    outbox = Outbox(wire.publish)
+    for number in range(3000):
+        outbox.put("car-1", Stored(id=sample_id(number)))
+    assert eventually(lambda: len(wire.sent) == MAX_IN_FLIGHT)
+    time.sleep(0.1)
+    assert len(wire.sent) == MAX_IN_FLIGHT
+    acknowledged = 0
+    while len(set(wire.ids())) < 3000:
+        if acknowledged < len(wire.sent):
+            outbox.acknowledged(acknowledged)
+            acknowledged += 1
+        time.sleep(0.001)
+    assert len(wire.sent) < 300
+    for ticket in range(acknowledged, len(wire.sent)):
+        outbox.acknowledged(ticket)
+    assert eventually(lambda: outbox.pending == 0)
+    outbox.close()
+
+
+def test_verdicts_wait_while_the_broker_is_away_and_the_last_word_wins() -> None:
+    wire = Wire()
+    wire.open = False
+    outbox = Outbox(wire.publish)
+    outbox.put("car-1", Send(id=sample_id(1), collector="c"))
+    outbox.put("car-1", Stored(id=sample_id(1)))
+    outbox.put("car-2", Stored(id=sample_id(2)))
+    time.sleep(0.1)
+    wire.open = True
+    assert eventually(lambda: sorted(wire.ids()) == [sample_id(1), sample_id(2)])
+    outbox.close(timeout_s=0.1)
+
+
+def test_what_was_in_flight_when_the_client_was_lost_goes_out_again() -> None:
+    wire = Wire()
+    outbox = Outbox(wire.publish)
+    outbox.put("car-1", Stored(id=sample_id(1)))
+    assert eventually(lambda: len(wire.sent) == 1)
+    outbox.lost()
+    assert eventually(lambda: wire.ids() == [sample_id(1)] * 2)
+    outbox.acknowledged(1)
+    assert eventually(lambda: outbox.pending == 0)
+    outbox.close()
+
+
+def test_the_outbox_is_bounded_and_counts_what_it_drops() -> None:
+    wire = Wire()
+    wire.open = False
+    outbox = Outbox(wire.publish, max_verdicts=10)
+    for number in range(25):
+        outbox.put("car-1", Stored(id=sample_id(number)))
+    assert eventually(lambda: outbox.dropped == 15)
+    outbox.close(timeout_s=0.1)
+
+
+def encoded(suffix: str, *, width: int = 37, height: int = 21) -> bytes:
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    return bytes(cv2.imencode(suffix, image)[1])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".jpg", "image/jpeg"), (".png", "image/png"), (".webp", "image/webp")]
+)
+def test_dimensions_are_read_from_the_header_alone(suffix: str, kind: str) -> None:
+    data = encoded(suffix)
+    assert dimensions(data) == (kind, 37, 21)
+    found = verify(data, sample=hashlib.sha256(data).hexdigest(), media_type=kind, max_pixels=1000)
+    assert (found.width, found.height) == (37, 21)
+    with pytest.raises(ImageError, match="above the limit of 776"):
+        verify(data, sample=hashlib.sha256(data).hexdigest(), media_type=kind, max_pixels=776)
+
+
+@settings(max_examples=200)
+@given(
+    suffix=st.sampled_from([".jpg", ".png", ".webp"]),
+    cut=st.integers(0, 2000),
+    flips=st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 255)), max_size=5),
+)
+def test_damaged_images_are_refused_or_decode_but_never_crash(
+    suffix: str, cut: int, flips: list[tuple[int, int]]
+) -> None:
+    data = bytearray(encoded(suffix))
+    for at, flip in flips:
+        data[at % len(data)] ^= flip
+    payload = bytes(data[: max(1, len(data) - cut)])
+    kind = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}[suffix]
+    try:
+        verify(payload, sample=hashlib.sha256(payload).hexdigest(), media_type=kind, max_pixels=10_000)
+    except ImageError as error:
+        assert str(error)
