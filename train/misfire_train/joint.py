@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from misfire_runtime.preprocess import InputContract
 from misfire_train.backbone import Progressed
 from misfire_train.data import Examples
-from misfire_train.head_training import Fitted, candidate_heads, check_head, collect
+from misfire_train.head_data import collect
+from misfire_train.head_training import Fitted, candidate_heads, check_head
 from misfire_train.heads import HeadRecipe, LossHead
 from misfire_train.objectives import OBJECTIVES, ratio_eps
 from misfire_train.signals import Probe, Signals

@@ -47,6 +47,10 @@ class LossHead(Score):
         """[N,U] scores of units; U is 1 where the frame is the unit."""
         raise NotImplementedError
 
+    def predict_members(self, parts: Parts) -> Tensor:
+        """[members,N,U]: answers that are trained apart and averaged when used; most heads are one."""
+        return self.predict(parts)[None]
+
     def pool(self, units: Tensor) -> Tensor:
         """[N,U] to [N]: log of the mean of exp, so that predicted losses average as losses do."""
         if units.shape[1] == 1:

@@ -14,6 +14,8 @@ from misfire_train.scores.neighbours import squared_distances
 
 NEIGHBOURS = 10
 BANK_ROWS = 2048
+_NEAR = 1e-4
+"""Under the root: two engines' rounding of a distance near zero must not become a difference in the score."""
 
 
 class Memory(nn.Module):
@@ -71,8 +73,8 @@ class Memory(nn.Module):
         squared, places = squared_distances(embedding, self.bank).topk(
             min(NEIGHBOURS, self.rows), dim=1, largest=False
         )
-        distance = torch.sqrt(squared + 1e-12)
-        centre = torch.sqrt(squared_distances(embedding, self.prototypes) + 1e-12)
+        distance = torch.sqrt(squared + _NEAR)
+        centre = torch.sqrt(squared_distances(embedding, self.prototypes) + _NEAR)
         columns = [distance[:, :1], distance.mean(1, keepdim=True), centre.amin(1, keepdim=True)]
         if self.classes:
             weights = torch.softmax(-squared / self.temperature, 1)

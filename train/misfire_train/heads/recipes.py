@@ -30,7 +30,8 @@ class HeadRecipe:
 
     kind: residual, gap or conv.  wrong_weight: of the cross-entropy on "was it wrong", beside the objective.
     copies: corrupted copies of each held-out image, beside the clean one.  mixed: share of them with two
-    corruptions.  joint: the network trains along, with gradients of the head until after `detach_epoch`,
+    corruptions.  clean_share: of the rows of a batch.  sees_features: a residual head reads the embedding and
+    feature statistics too.  hidden, members: of its committee.  joint: the network trains along, with gradients of the head until after `detach_epoch`,
     which None puts at three fifths of the epochs.
     """
 
@@ -44,6 +45,10 @@ class HeadRecipe:
     weight_decay: float = 0.1
     batch: int = 256
     wrong_weight: float = 0.0
+    clean_share: float = 0.2
+    sees_features: bool = True
+    hidden: int = 32
+    members: int = 4
     joint: bool = False
     detach_epoch: int | None = None
     families: tuple[str, ...] | None = None

@@ -153,7 +153,7 @@ class ResidualHead(LossHead):
         return self.predict_members(parts).mean(0)
 
     def predict_members(self, parts: Parts) -> Tensor:
-        """Each member's answer, [members,N,U]: members are trained apart and averaged when used."""
+        """Each member's answer, [members,N,U]."""
         base, x = parts
         z = ((x - self.center) / self.spread).clamp(-CLIP, CLIP)
         correction = self.committee(z.flatten(0, 1)).unflatten(1, (-1, x.shape[1]))
