@@ -1,0 +1,267 @@
+"""From a graph and what is known of it to a bundle folder: checked, measured, written whole or not at all.
+
+Source(graph, task, scores, reference) --check, parity, precision, measure, calibrate--> manifest + files
+
+Every way in (a run, a torch module, a foreign graph) ends here, so every bundle was checked alike. The folder
+is built beside its destination and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from torch import nn
+
+from misfire_export.calibrating import calibrate, operating_points, report, require_frames
+from misfire_export.checking import check_graph
+from misfire_export.errors import ExportError
+from misfire_export.golden import write_golden
+from misfire_export.lowering import Target, lower
+from misfire_export.measuring import Measurement, measure, open_session
+from misfire_export.parity import TOLERANCE, check_parity
+from misfire_runtime.bundle import (
+    MANIFEST,
+    MODEL,
+    Bundle,
+    Lineage,
+    Manifest,
+    OutputSpec,
+    Parity,
+    ScoreSpec,
+    hash_files,
+    write_manifest,
+)
+from misfire_runtime.clock import utc_text, wall_time
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples
+from misfire_train.judge.errors import JudgeError
+from misfire_train.judge.gate import choose_score
+from misfire_train.tasks import Task
+
+Precision = Literal["fp32", "fp16", "int8"]
+ENGINE = "onnxruntime-cpu"
+"""The engine that calibration runs on, by the name that the vehicle's engine gives itself."""
+LEARNED_LOSS = ("learning_loss_pp",)
+"""Scores that predict the logarithm of the loss up to a constant."""
+_KINDS = {"logits": "logits", "values": "values", "heatmaps": "heatmaps", "segmentation": "segmentation"}
+
+
+@dataclass(frozen=True)
+class GraphScore:
+    """A score in the graph: its output is `score.<name>`."""
+
+    name: str
+    definition: str
+    free: bool
+
+    @property
+    def predicts_loss(self) -> bool:
+        """c * exp(score) is the predicted loss."""
+        return self.name in LEARNED_LOSS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph and what must be known of it.
+
+    output: the task's output.  reference: the trained module that gives {output: tensor} for a batch in the
+    contract's form; None where there is none to compare with.
+    """
+
+    graph: onnx.ModelProto
+    contract: InputContract
+    task: Task
+    output: str
+    scores: tuple[GraphScore, ...]
+    lineage: Lineage
+    classes: tuple[str, ...] = ()
+    reference: nn.Module | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to bundle. default_score: forces the trigger score; else the gate chooses."""
+
+    name: str
+    version: str
+    precision: Precision = "fp32"
+    target: Target = "onnxruntime-x86"
+    tolerance: float = TOLERANCE
+    default_score: str | None = None
+    failure_threshold: float | None = None
+    seed: int = 0
+
+
+def assemble(source: Source, *, calibration: Examples, out: Path, options: Options) -> Bundle:
+    """Checks, measures and writes a bundle; returns it opened, so verified once more.
+
+    Raises an ExportError and leaves `out` as it was where anything is wrong. An older bundle at `out` is
+    replaced; any other folder is not touched.
+    """
+    require_free(out)
+    require_frames(len(calibration))
+    check_graph(source.graph, source.contract, outputs=[source.output, *_score_outputs(source)])
+    session = open_session(source.graph)
+    parity = _parity(source, session, calibration, options)
+    graph, reports = source.graph, dict(source.extra)
+    if options.precision != "fp32":
+        graph, reports["precision"] = lower(
+            source.graph,
+            precision=options.precision,
+            target=options.target,
+            calibration=calibration,
+            contract=source.contract,
+            task=source.task,
+            output=source.output,
+            scores=[score.name for score in source.scores],
+            failure_threshold=options.failure_threshold,
+        )
+        session = open_session(graph)
+    measured = measure(
+        session,
+        calibration,
+        contract=source.contract,
+        task=source.task,
+        output=source.output,
+        scores=[score.name for score in source.scores],
+        threshold=options.failure_threshold,
+    )
+    specs, reports["scores"] = _score_specs(source, measured, options)
+    default, reports["gate"] = _default_score(source, measured, options)
+    reports["calibration"] = {
+        "frames": len(measured),
+        "failures": int(measured.failed.sum()),
+        "failure_threshold": measured.threshold,
+        "accuracy": measured.accuracy,
+        "target": options.target,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        work = Path(folder) / "bundle"
+        work.mkdir()
+        (work / MODEL).write_bytes(graph.SerializeToString(deterministic=True))
+        write_golden(work, session, calibration, contract=source.contract, seed=options.seed)
+        manifest = Manifest(
+            name=options.name,
+            version=options.version,
+            task=source.task.name,
+            created_at=utc_text(wall_time()),
+            precision=options.precision,
+            input=source.contract,
+            outputs=_outputs(graph, source),
+            classes=source.classes,
+            scores=specs,
+            default_score=default,
+            parity=parity,
+            lineage=source.lineage,
+            extra=reports,
+            files=hash_files(work),
+        )
+        write_manifest(work, manifest)
+        Bundle.open(work)
+        _replace(work, out)
+    return Bundle.open(out)
+
+
+def _parity(source: Source, session: Any, calibration: Examples, options: Options) -> Parity | None:
+    if source.reference is None:
+        return None
+    return check_parity(
+        source.reference, session, calibration, contract=source.contract, tolerance=options.tolerance
+    )
+
+
+def _score_specs(
+    source: Source, measured: Measurement, options: Options
+) -> tuple[tuple[ScoreSpec, ...], dict[str, Any]]:
+    specs, reports = [], {}
+    for score in source.scores:
+        calibration = calibrate(
+            score.name,
+            measured,
+            engine=ENGINE,
+            precision=options.precision,
+            predicts_loss=score.predicts_loss,
+        )
+        specs.append(
+            ScoreSpec(
+                name=score.name,
+                definition=score.definition,
+                free=score.free,
+                calibration=calibration,
+                operating_points=operating_points(score.name, measured, seed=options.seed),
+            )
+        )
+        reports[score.name] = report(score.name, measured, loss_scale=calibration.loss_scale)
+    return tuple(specs), reports
+
+
+def _default_score(source: Source, measured: Measurement, options: Options) -> tuple[str, dict[str, Any]]:
+    """The trigger score: asked for, or the gate's winner among what this engine measured."""
+    names = [score.name for score in source.scores]
+    if options.default_score is not None:
+        if options.default_score not in names:
+            raise ExportError(
+                f"default score {options.default_score!r} is not in the bundle; it has {', '.join(names)}"
+            )
+        return options.default_score, {"verdict": "chosen by hand"}
+    free = {score.name for score in source.scores if score.free}
+    if not free:
+        return names[0], {"verdict": f"no free score in the bundle to compare with: trigger on {names[0]}"}
+    preferred = source.task.default_free_score
+    try:
+        result = choose_score(
+            measured.scores,
+            failed=measured.failed,
+            loss=measured.loss,
+            groups=measured.groups,
+            free=free,
+            fallback=preferred if preferred in free else None,
+            seed=options.seed,
+        )
+    except JudgeError as error:
+        fallback = preferred if preferred in free else next(name for name in names if name in free)
+        return fallback, {"verdict": f"{error}; trigger on the free score {fallback}"}
+    return result.winner, result.to_dict()
+
+
+def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:
+    specs = []
+    for value in graph.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
+        if value.name == source.output:
+            kind = _KINDS.get(source.task.output_name, "other")
+        elif value.name.startswith("score."):
+            kind = "score"
+        else:
+            kind = "embedding" if value.name == "embedding" else "other"
+        specs.append(OutputSpec(name=value.name, kind=kind, shape=shape))
+    return tuple(specs)
+
+
+def _score_outputs(source: Source) -> list[str]:
+    return [f"score.{score.name}" for score in source.scores]
+
+
+def require_free(out: Path) -> None:
+    """Raises ExportError where a folder is there that is not a bundle."""
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not a bundle; choose another --out")
+
+
+def _replace(work: Path, out: Path) -> None:
+    """Moves a finished folder to its place; an older bundle goes only once the new one stands."""
+    old = work.parent / "old"
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    if old.exists():
+        shutil.rmtree(old)

@@ -1,0 +1,108 @@
+"""Is this graph one that a vehicle can run? Everything is looked at before anything is measured.
+
+Self-contained, a known input in the contract's layout, the promised outputs, and only operators that the
+engine has. Each refusal names the node, input or output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from misfire_export.errors import GraphError
+from misfire_runtime.preprocess import InputContract
+
+MAX_GRAPH_BYTES = 1_900_000_000
+"""A protobuf message ends at 2 GiB."""
+_STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+_TYPES = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
+
+
+def check_graph(model: onnx.ModelProto, contract: InputContract, *, outputs: Sequence[str]) -> None:
+    """Raises GraphError where the graph is not self-contained, or input, outputs or operators do not fit."""
+    require_self_contained(model)
+    require_input(model, contract)
+    require_operators(model)
+    present = {output.name for output in model.graph.output}
+    missing = [name for name in outputs if name not in present]
+    if missing:
+        raise GraphError(f"the graph has no output {', '.join(missing)}; it has {', '.join(sorted(present))}")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise GraphError(f"not a valid ONNX graph: {str(error).strip().splitlines()[0]}") from error
+
+
+def require_self_contained(model: onnx.ModelProto) -> None:
+    """Raises GraphError where weights lie outside the file, or the file would be too large."""
+    outside = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise GraphError(
+            f"weights lie outside the graph ({outside[0]} and {len(outside) - 1} more); save one file"
+        )
+    if model.ByteSize() > MAX_GRAPH_BYTES:
+        raise GraphError(
+            f"the graph has {model.ByteSize() / 1e9:.1f} GB; one file holds at most "
+            f"{MAX_GRAPH_BYTES / 1e9:.1f} GB: use a smaller bank or network"
+        )
+
+
+def require_input(model: onnx.ModelProto, contract: InputContract) -> None:
+    """Raises GraphError where the image input is missing, of another type, or laid out otherwise."""
+    held = {item.name for item in model.graph.initializer}
+    inputs = {item.name: item for item in model.graph.input if item.name not in held}
+    if contract.name not in inputs:
+        raise GraphError(f"the graph has no input {contract.name!r}; it has {', '.join(inputs) or 'none'}")
+    if len(inputs) > 1:
+        extra = ", ".join(name for name in inputs if name != contract.name)
+        raise GraphError(f"the graph wants more than an image: {extra}")
+    tensor = inputs[contract.name].type.tensor_type
+    if tensor.elem_type != _TYPES[contract.dtype]:
+        found = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise GraphError(f"input {contract.name} is {found}; the input contract says {contract.dtype}")
+    require_layout([d.dim_value for d in tensor.shape.dim], contract)
+
+
+def require_layout(dims: Sequence[int], contract: InputContract) -> None:
+    """dims: of the graph's input, 0 where dynamic. Raises GraphError on anything but [N,C,H,W] as agreed."""
+    wanted = (contract.channels, contract.height, contract.width)
+    if len(dims) != 4:
+        raise GraphError(f"input {contract.name} has {len(dims)} dimensions; expected [N,C,H,W]")
+    if dims[3] == contract.channels and dims[1] != contract.channels:
+        raise GraphError(
+            f"input {contract.name} is [N,H,W,C] {list(dims)}; a bundle takes [N,C,H,W], so transpose it"
+        )
+    if any(found not in (0, want) for found, want in zip(dims[1:], wanted, strict=True)):
+        raise GraphError(f"input {contract.name} is {list(dims)}; the input contract says {['N', *wanted]}")
+    if dims[0] not in (0, 1):
+        raise GraphError(
+            f"input {contract.name} takes batches of {dims[0]} only; make the batch dynamic, or 1"
+        )
+
+
+def require_operators(model: onnx.ModelProto) -> None:
+    """Raises GraphError naming every operator that no engine here has, and its first node."""
+    local = {(function.domain, function.name) for function in model.functions}
+    versions = {item.domain: item.version for item in model.opset_import}
+    unknown: dict[str, str] = {}
+    for node in model.graph.node:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (node.domain, node.op_type) in local or domain == "com.microsoft":
+            continue
+        if node.domain not in _STANDARD_DOMAINS or not _exists(
+            node.op_type, versions.get(node.domain, 1), domain
+        ):
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            unknown.setdefault(name, node.name or node.output[0])
+    if unknown:
+        listed = ", ".join(f"{name} (node {node})" for name, node in unknown.items())
+        raise GraphError(f"unsupported operators: {listed}")
+
+
+def _exists(op_type: str, version: int, domain: str) -> bool:
+    try:
+        onnx.defs.get_schema(op_type, max_inclusive_version=version, domain=domain)
+    except onnx.defs.SchemaError:
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""What export refuses, and why.
+
+ExportError (a MisfireError)   catch this; nothing was written
+├── TraceError                 a torch model cannot become a graph: names the layer or operator
+├── GraphError                 an ONNX graph cannot be used: names the node, input or output
+├── OutputError                an output holds NaN or infinity: names the output and the image
+├── ParityError                graph and trained model differ: names the output and the image
+├── CalibrationError           too few frames to calibrate on: says how many are needed
+├── PrecisionError             a graph cannot be made fp16 or int8
+└── ConformanceError           TensorRT's parser or builder refuses the graph: names the node
+"""
+
+from __future__ import annotations
+
+from misfire_runtime.errors import MisfireError
+
+
+class ExportError(MisfireError):
+    """Base of all; nothing was written."""
+
+
+class TraceError(ExportError):
+    """A torch model cannot become a graph."""
+
+
+class GraphError(ExportError):
+    """An ONNX graph cannot be used."""
+
+
+class OutputError(ExportError):
+    """An output holds NaN or infinity."""
+
+
+class ParityError(ExportError):
+    """The graph's answers are not the trained model's."""
+
+
+class CalibrationError(ExportError):
+    """Too few frames to calibrate on."""
+
+
+class PrecisionError(ExportError):
+    """A graph cannot be made fp16 or int8."""
+
+
+class ConformanceError(ExportError):
+    """TensorRT's parser or builder refuses the graph."""

@@ -1,0 +1,133 @@
+"""Leaves in a graph what runs, and nothing else; rewrites the few patterns that cost a vehicle time.
+
+Dropped: node metadata, doc strings and value infos of the exporter (they hold paths of the machine that
+traced), unused initialisers. Rewritten: a mean over both image axes becomes GlobalAveragePool, which stays in
+the blocked layout of ONNX Runtime's convolutions, while ReduceMean makes it copy the whole map first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+PRODUCER = "misfire"
+
+
+def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same computation without ballast; in place, and returned."""
+    _drop_metadata(model)
+    pool_means(model.graph)
+    share_initialisers(model.graph)
+    drop_unused(model.graph)
+    model.producer_name, model.producer_version = PRODUCER, ""
+    return model
+
+
+def pool_means(graph: onnx.GraphProto) -> None:
+    """ReduceMean over axes (2, 3) of a 4-d map becomes GlobalAveragePool (and Flatten without keepdims)."""
+    constants = constant_values(graph)
+    ranks = _ranks(graph)
+    nodes = []
+    for node in graph.node:
+        if not _is_pixel_mean(node, constants, ranks):
+            nodes.append(node)
+            continue
+        keep = {a.name: a.i for a in node.attribute}.get("keepdims", 1)
+        if keep:
+            nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], node.name))
+        else:
+            inner = f"{node.output[0]}/pooled"
+            nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [inner], node.name))
+            nodes.append(helper.make_node("Flatten", [inner], [node.output[0]], axis=1))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def share_initialisers(graph: onnx.GraphProto) -> None:
+    """One initialiser for equal values: the last layer's weight is often there twice."""
+    first: dict[tuple[object, ...], str] = {}
+    alias: dict[str, str] = {}
+    for item in graph.initializer:
+        value = numpy_helper.to_array(item)
+        key = (value.dtype.str, value.shape, value.tobytes())
+        alias[item.name] = first.setdefault(key, item.name)
+    outputs = {output.name for output in graph.output}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in alias and name not in outputs:
+                node.input[position] = alias[name]
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Drops nodes and initialisers that no output depends on."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(name for name in node.input if name)
+            needed.update(_captured(node))
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    used = [item for item in graph.initializer if item.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+
+
+def constant_values(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    """Initialisers and Constant nodes by name."""
+    values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return values
+
+
+def _is_pixel_mean(node: onnx.NodeProto, constants: dict[str, NDArray[Any]], ranks: dict[str, int]) -> bool:
+    if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4:
+        return False
+    axes: list[int] | None = None
+    if len(node.input) > 1 and node.input[1] in constants:
+        axes = [int(axis) for axis in constants[node.input[1]].reshape(-1)]
+    for attribute in node.attribute:
+        if attribute.name == "axes":
+            axes = list(attribute.ints)
+    return axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
+    known = [*graph.input, *graph.output, *graph.value_info]
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in known if v.type.tensor_type.HasField("shape")}
+    for node in graph.node:
+        if node.op_type in ("Conv", "MaxPool", "AveragePool", "BatchNormalization"):
+            ranks.setdefault(node.output[0], 4)
+    return ranks
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that a node's subgraphs take from outside."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        for sub in [attribute.g, *attribute.graphs]:
+            for inner in sub.node:
+                names.update(name for name in inner.input if name)
+                names.update(_captured(inner))
+    return names
+
+
+def _drop_metadata(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for item in model.graph.initializer:
+        del item.metadata_props[:]
+        item.doc_string = ""

@@ -1,0 +1,204 @@
+"""One HTML page about a bundle: thresholds, risk by coverage, score histogram, reliability of predicted loss.
+
+manifest --> sections of tables and SVG curves --> one file without scripts, fonts or links to elsewhere
+
+Drawn by hand, so that a vehicle without a plotting library can make it. Every text is escaped: manifests
+come from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from misfire_runtime.bundle import Manifest, ScoreSpec
+
+WIDTH, HEIGHT, MARGIN = 360, 220, 44
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2733; --soft: #64748b; --line: #d7dde5;
+  --a: #2563a8; --b: #c2410c; --bg: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e9ef; --soft: #94a3b8; --line: #334155; --a: #60a5fa; --b: #fb923c; --bg: #10161d; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg);
+  max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.15rem; margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+table { border-collapse: collapse; margin: .6rem 0; }
+th, td { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; }
+th { color: var(--soft); font-weight: 500; }
+td.n { font-variant-numeric: tabular-nums; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; max-width: 100%; }
+figcaption { color: var(--soft); font-size: .9rem; max-width: 22rem; }
+svg { max-width: 100%; height: auto; }
+svg text { fill: var(--soft); font-size: 11px; }
+.axis { stroke: var(--line); }
+.a { stroke: var(--a); fill: none; stroke-width: 2; }
+.fa { fill: var(--a); opacity: .55; }
+.fb { fill: var(--b); opacity: .75; }
+.guide { stroke: var(--soft); stroke-dasharray: 4 4; fill: none; }
+.dot { fill: var(--a); }
+.whisker { stroke: var(--a); }
+"""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Maps data to the drawing: x and y spans to the area inside the margins."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Pixel position of a data point, kept inside."""
+        across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1.0)
+        up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1.0)
+        inner = (WIDTH - MARGIN - 10, HEIGHT - MARGIN - 10)
+        return MARGIN + min(max(across, 0.0), 1.0) * inner[0], 10 + (1 - min(max(up, 0.0), 1.0)) * inner[1]
+
+
+def render_page(manifest: Manifest) -> str:
+    """The whole page as HTML text."""
+    reports = manifest.extra.get("scores")
+    known = reports if isinstance(reports, dict) else {}
+    ordered = sorted(manifest.scores, key=lambda score: score.name != manifest.default_score)
+    sections = "".join(_score_section(score, known.get(score.name), manifest) for score in ordered)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(manifest.label)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(manifest.label)}</h1>{_facts(manifest)}{sections}</body></html>\n"
+    )
+
+
+def _facts(manifest: Manifest) -> str:
+    gate = manifest.extra.get("gate")
+    image = manifest.input
+    rows = [
+        ("Task", manifest.task),
+        ("Precision", manifest.precision),
+        ("Created", manifest.created_at),
+        (
+            "Input",
+            f"{image.name} [N,{image.channels},{image.height},{image.width}] {image.dtype}, {image.color}",
+        ),
+        ("Trigger score", manifest.default_score),
+        ("Why", str(gate.get("verdict", "")) if isinstance(gate, dict) else ""),
+        ("Data", f"{manifest.lineage.dataset}, run {manifest.lineage.run_id}"),
+    ]
+    if manifest.parity is not None:
+        largest = max(manifest.parity.max_abs.values(), default=0.0)
+        rows.append(("Parity", f"max abs difference {largest:.1e} on {manifest.parity.images} images"))
+    body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows if text)
+    return f"<table>{body}</table>"
+
+
+def _score_section(score: ScoreSpec, report: Any, manifest: Manifest) -> str:
+    plots = ""
+    if isinstance(report, dict):
+        plots = _risk_coverage(report) + _histogram(report) + _reliability(report)
+    mark = " (trigger)" if score.name == manifest.default_score else ""
+    found = report.get("auroc") if isinstance(report, dict) else None
+    auroc = f"; failure AUROC {found:.3f}" if isinstance(found, float) else ""
+    return (
+        f"<h2>{escape(score.name)}{mark}</h2><p>{escape(score.definition)}"
+        f"{' (free)' if score.free else ''}{auroc}</p>{_points(score)}<div class=plots>{plots}</div>"
+    )
+
+
+def _points(score: ScoreSpec) -> str:
+    if not score.operating_points:
+        return "<p>No operating points: the calibration frames hold no failures, or nothing else.</p>"
+    rows = ""
+    for point in score.operating_points:
+        recall, precision = point.failure_recall, point.failure_precision
+        rows += (
+            f"<tr><td class=n>{point.upload_rate:.1%}</td><td class=n>{point.threshold:.4g}</td>"
+            f"<td class=n>{recall.value:.0%} [{recall.low:.0%}, {recall.high:.0%}]</td>"
+            f"<td class=n>{precision.value:.0%} [{precision.low:.0%}, {precision.high:.0%}]</td></tr>"
+        )
+    head = "<tr><th>uploads</th><th>threshold</th><th>failures found</th><th>precision</th></tr>"
+    return f"<table>{head}{rows}</table>"
+
+
+def _risk_coverage(report: dict[str, Any]) -> str:
+    curve = report.get("risk_coverage") or {}
+    coverage, risk = _numbers(curve.get("coverage")), _numbers(curve.get("risk"))
+    if len(coverage) < 2 or len(coverage) != len(risk):
+        return ""
+    frame = Frame((0.0, 1.0), (0.0, max([*risk, 1e-12])))
+    mean = risk[-1]
+    guide = _path(frame, [0.0, 1.0], [mean, mean], "guide")
+    return _figure(
+        "Mean loss of the frames kept, by share kept", frame, guide + _path(frame, coverage, risk, "a")
+    )
+
+
+def _histogram(report: dict[str, Any]) -> str:
+    table = report.get("histogram") or {}
+    edges, right, failed = (_numbers(table.get(key)) for key in ("edges", "right", "failed"))
+    if len(edges) < 2 or len(right) != len(edges) - 1 or len(failed) != len(right):
+        return ""
+    totals = sum(right) or 1.0, sum(failed) or 1.0
+    shares = [
+        [count / total for count in counts] for counts, total in zip((right, failed), totals, strict=True)
+    ]
+    frame = Frame((edges[0], edges[-1]), (0.0, max([*shares[0], *shares[1], 1e-12])))
+    bars = ""
+    for values, style in zip(shares, ("fa", "fb"), strict=True):
+        for left, end, share in zip(edges, edges[1:], values, strict=False):
+            (x0, y0), (x1, y1) = frame.place(left, share), frame.place(end, 0.0)
+            size = f'width="{max(x1 - x0, 0.5):.1f}" height="{y1 - y0:.1f}"'
+            bars += f'<rect class="{style}" x="{x0:.1f}" y="{y0:.1f}" {size}/>'
+    return _figure("Score of right (blue) and failed (orange) frames, share of each", frame, bars)
+
+
+def _reliability(report: dict[str, Any]) -> str:
+    bins = [b for b in (report.get("reliability") or {}).get("bins", []) if isinstance(b, dict)]
+    if not bins:
+        return ""
+    predicted, observed = _numbers([b["predicted"] for b in bins]), _numbers([b["observed"] for b in bins])
+    top = max([*predicted, *observed, 1e-12])
+    frame = Frame((0.0, top), (0.0, top))
+    marks = _path(frame, [0.0, top], [0.0, top], "guide")
+    for b in bins:
+        (x, low), (_, high) = frame.place(b["predicted"], b["low"]), frame.place(b["predicted"], b["high"])
+        y = frame.place(b["predicted"], b["observed"])[1]
+        marks += f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+        marks += f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
+    return _figure("True loss by predicted loss c exp(score), tenths of the frames", frame, marks)
+
+
+def _figure(caption: str, frame: Frame, inside: str) -> str:
+    (left, bottom), (right, top) = frame.place(frame.x[0], frame.y[0]), frame.place(frame.x[1], frame.y[1])
+    axes = (
+        f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>'
+        f'<line class="axis" x1="{left}" y1="{bottom}" x2="{left}" y2="{top}"/>'
+    )
+    labels = "".join(
+        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{value:.3g}</text>'
+        for x, y, anchor, value in (
+            (left, bottom + 16, "start", frame.x[0]),
+            (right, bottom + 16, "end", frame.x[1]),
+            (left - 6, bottom, "end", frame.y[0]),
+            (left - 6, top + 8, "end", frame.y[1]),
+        )
+    )
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+    svg = f'<svg {size} role="img">{axes}{inside}{labels}</svg>'
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float], style: str) -> str:
+    points = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in zip(xs, ys, strict=True))
+    return f'<polyline class="{style}" points="{points}"/>'
+
+
+def _numbers(values: Any) -> list[float]:
+    """Finite numbers, or nothing: a manifest's extra part is not validated."""
+    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+        return []
+    return [float(value) for value in values]

@@ -1,0 +1,53 @@
+"""One small run, trained on the real bundled digits, that the export tests share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from misfire_runtime.bundle import Bundle
+from misfire_train.data import Dataset, Examples, load_dataset
+from misfire_train.loop import train_run
+from misfire_train.runs import Run, run_splits
+from misfire_train.train_config import parse_train_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two epochs: bad enough to have failures, good enough to have successes."""
+    config = parse_train_config({"dataset": "digits", "seed": 3, "training": {"epochs": 2}})
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    return train_run(config, out=out)
+
+
+@pytest.fixture(scope="session")
+def digits_parts(digits_run: Run, digits: Dataset) -> dict[str, Examples]:
+    return run_splits(digits_run, digits)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(
+    digits_run: Run, digits_parts: dict[str, Examples], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    from misfire_export.exporting import export_run
+
+    out = tmp_path_factory.mktemp("bundles") / "digits"
+    return export_run(
+        digits_run, calibration=digits_parts["calibration"], out=out, name="digits", version="1.0.0"
+    )
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "bundle"
