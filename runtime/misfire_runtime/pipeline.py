@@ -139,10 +139,7 @@ class Vehicle:
         self._reader = reader
         try:
             while not stop.is_set():
-                frame = reader.next(0.2)
-                if frame is not None:
-                    self._process(frame, stop)
-                elif reader.ended:
+                if not self._next_frame(reader, stop) and reader.ended:
                     break
                 if time.monotonic() >= self._next_tick_s:
                     self._tick()
@@ -218,6 +215,13 @@ class Vehicle:
             self._reader.close()
         self.writer.close()
         self.scorer.close()
+
+    def _next_frame(self, reader: FrameReader, stop: threading.Event) -> bool:
+        """Takes and processes one frame, and keeps nothing of it: its memory serves the next."""
+        frame = reader.next(0.2)
+        if frame is not None:
+            self._process(frame, stop)
+        return frame is not None
 
     def _process(self, frame: Frame, stop: threading.Event) -> None:
         if self._pending is not None:

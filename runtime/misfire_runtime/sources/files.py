@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from misfire_runtime.errors import ImageError, SourceError
-from misfire_runtime.preprocess import MAX_PIXELS, decode_image
+from misfire_runtime.preprocess import MAX_PIXELS, Image, decode_image
 from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -117,15 +117,19 @@ class RecordedFiles:
                 index += 1
                 if index <= start:
                     continue
-                image = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
                 self.counts.read += 1
-                yield Frame(image, self.name, index - 1, label, pts_s=picture.time)
+                # No name is kept here: the picture's memory is free for the next one as soon as it is used.
+                yield Frame(_rgb(picture), self.name, index - 1, label, pts_s=picture.time)
         missing = max(damaged, stream.frames - (index - first))
         if missing > 0:
             self.counts.skip(
                 f"{label}: truncated or damaged, {missing} frames cannot be read", frames=missing
             )
         return index
+
+
+def _rgb(picture: av.VideoFrame) -> Image:
+    return np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
 
 
 def _list(path: Path) -> list[Path]:

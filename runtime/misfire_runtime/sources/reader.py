@@ -2,9 +2,11 @@
 
 source --own thread--> feed --> `FrameReader.next` (taken by the pipeline, in turn)
 
-A feed of a recorded source holds a few frames and makes its thread wait: nothing is lost. A feed of a live
-source holds the newest frame alone: what it replaces is counted as dropped. A live source that gives nothing
-for `stall_s` is stalled (counted, reported, not ended); only a recorded source ends.
+A single recorded source is read by the pipeline's own thread: where all cores are busy, handing every frame
+from thread to thread under Python's lock costs more than decoding ahead gains. Several recorded sources have
+feeds that hold a few frames and make their threads wait: nothing is lost. The feed of a live source holds the
+newest frame alone: what it replaces is counted as dropped. A live source that gives nothing for `stall_s` is
+stalled (counted, reported, not ended); only a recorded source ends.
 """
 
 from __future__ import annotations
@@ -66,6 +68,28 @@ class _Feed:
         return not self._stop.is_set()
 
 
+class _Inline:
+    """A recorded source, read by whoever asks for its frames."""
+
+    def __init__(self, source: Source, *, stop: threading.Event, start: int) -> None:
+        self.source = source
+        self.ended = False
+        self.error: Exception | None = None
+        self._frames = iter(source.frames(stop, start=start))
+
+    def take(self) -> Frame | None:
+        """The next frame; None at the end, or where the source failed."""
+        if self.ended:
+            return None
+        try:
+            return next(self._frames)
+        except StopIteration:
+            self.ended = True
+        except Exception as error:  # noqa: BLE001  (as in _Feed: raised by FrameReader.next)
+            self.ended, self.error = True, error
+        return None
+
+
 class FrameReader:
     """Frames of all sources, taken in turn. Frames of one source keep their order."""
 
@@ -82,6 +106,11 @@ class FrameReader:
         self._ready = threading.Condition()
         self._stop = threading.Event()
         at = start or {}
+        self._inline: _Inline | None = None
+        if len(self.sources) == 1 and not self.sources[0].live:
+            source = self.sources[0]
+            self._inline = _Inline(source, stop=self._stop, start=at.get(source.name, 0))
+            sources = ()
         self._feeds = [
             _Feed(source, ready=self._ready, stop=self._stop, start=at.get(source.name, 0))
             for source in sources
@@ -95,6 +124,11 @@ class FrameReader:
 
         Raises SourceError once every source has ended and at least one of them by an error.
         """
+        if self._inline is not None:
+            frame = self._inline.take()
+            if frame is None:
+                self._raise_error()
+            return frame
         with self._ready:
             frame = self._take()
             if frame is None and not self._all_ended():
@@ -110,14 +144,15 @@ class FrameReader:
     @property
     def ended(self) -> bool:
         """All sources ended and every frame was taken."""
+        if self._inline is not None:
+            return self._inline.ended
         with self._ready:
             return self._all_ended()
 
     def finished(self, name: str) -> bool:
         """That source came to its own end (not by an error, not by `close`)."""
-        return any(f.source.name == name and f.ended and f.error is None for f in self._feeds) and not (
-            self._stop.is_set()
-        )
+        own_end = any(r.source.name == name and r.ended and r.error is None for r in self._readers())
+        return own_end and not self._stop.is_set()
 
     @property
     def stalled(self) -> tuple[str, ...]:
@@ -131,8 +166,9 @@ class FrameReader:
         self._stop.set()
         with self._ready:
             self._ready.notify_all()
+        for source in self.sources:
+            source.close()
         for feed in self._feeds:
-            feed.source.close()
             feed.thread.join(5.0)
 
     def _take(self) -> Frame | None:
@@ -157,10 +193,13 @@ class FrameReader:
                 feed.source.counts.stalls += 1
                 _LOG.warning("source_stalled", extra={"fields": {"source": feed.source.name}})
 
+    def _readers(self) -> list[_Feed | _Inline]:
+        return [*self._feeds, self._inline] if self._inline is not None else list(self._feeds)
+
     def _raise_error(self) -> None:
-        for feed in self._feeds:
-            if feed.error is not None:
-                error, feed.error = feed.error, None
+        for reader in self._readers():
+            if reader.error is not None:
+                error = reader.error
                 if isinstance(error, SourceError):
                     raise error
-                raise SourceError(f"{feed.source.name}: {type(error).__name__}: {error}") from error
+                raise SourceError(f"{reader.source.name}: {type(error).__name__}: {error}") from error
