@@ -133,10 +133,11 @@ def _target(data: Path | None) -> Path:
 
 
 def _fetch_with_bar(entry: Entry, target: Path, *, quiet: bool) -> list[Path]:
-    if quiet:
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
         return fetch(entry, target=target)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def report(file: str, done: int) -> None:

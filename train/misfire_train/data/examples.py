@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from misfire_runtime.preprocess import Image, InputContract, normalise
 from misfire_train.data.images import ImageArray, ImageSubset, Indices, planes
 from misfire_train.errors import DatasetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Examples:
 
     def batch(self, indices: Indices, contract: InputContract) -> Tensor:
         """[n,C,H,W] float32 normalised (uint8 for a uint8 contract): what to_tensor gives for each image."""
+        import torch  # listing data sets need not wait for it
+
         pixels = planes(self.images, indices, contract)
         return torch.from_numpy(pixels if contract.dtype == "uint8" else normalise(pixels, contract))
 

@@ -93,7 +93,7 @@ class KeypointNet(nn.Module):
 
 
 def unet_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> UNet:
-    """About 0.5 million parameters."""
+    """About 0.4 million parameters."""
     return UNet(outputs, channels=channels, width=width, dropout=dropout)
 
 
