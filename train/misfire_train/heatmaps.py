@@ -52,7 +52,7 @@ def render_targets(
 def peak_cells(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     """The highest cell of each map and its value: (x, y) [N,J,2] and [N,J].
 
-    The cell is moved by a quarter towards its higher neighbour; at the border, where one is missing, it stays.
+    The cell is moved by a quarter towards its higher neighbour; on the border, where one lacks, it stays.
     """
     height, width = heatmaps.shape[2:]
     value, place = heatmaps.flatten(2).max(2)
@@ -63,8 +63,10 @@ def peak_cells(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
         where = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
         return flat.gather(2, where[..., None])[..., 0]
 
-    shift_x = 0.25 * torch.sign(at(x + 1, y) - at(x - 1, y)) * ((x > 0) & (x < width - 1))
-    shift_y = 0.25 * torch.sign(at(x, y + 1) - at(x, y - 1)) * ((y > 0) & (y < height - 1))
+    inner_x = ((x > 0) & (x < width - 1)).to(heatmaps.dtype)
+    inner_y = ((y > 0) & (y < height - 1)).to(heatmaps.dtype)
+    shift_x = 0.25 * inner_x * torch.sign(at(x + 1, y) - at(x - 1, y))
+    shift_y = 0.25 * inner_y * torch.sign(at(x, y + 1) - at(x, y - 1))
     return torch.stack((x + shift_x, y + shift_y), dim=2), value
 
 

@@ -98,5 +98,5 @@ def unet_small(outputs: int, *, channels: int, width: int = 16, dropout: float =
 
 
 def keypoint_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> KeypointNet:
-    """About 0.3 million parameters; 30 million multiply-adds at 96x96."""
+    """About 0.3 million parameters; 35 million multiply-adds at 96x96."""
     return KeypointNet(outputs, channels=channels, width=width, dropout=dropout)
