@@ -109,6 +109,7 @@ def retrain_from_store(
 
 
 def retrain(
+    *,
     run: Annotated[Path, typer.Argument(help="The current run's folder.")],
     labels: Annotated[Path, typer.Option(help="CSV with the columns id and label.")],
     out: Annotated[Path, typer.Option(help="Folder for the new run.")],
@@ -150,19 +151,17 @@ def describe(outcome: Outcome) -> str:
     lines = [
         f"run {numbers['run_id']} in {numbers['run']}, child of {numbers['parent_run_id']}",
         f"uploads: {numbers['uploads_stored']} stored, {numbers['uploads_used']} labelled and used "
-        f"({numbers['uploads_train']} trained on, {numbers['uploads_holdout']} held out for the failure score), "
+        f"({numbers['uploads_train']} trained on, {numbers['uploads_holdout']} held out for the score), "
         f"{numbers['unlabelled']} without a label",
     ]
-    lines += [
-        f"skipped, {name.replace('_', ' ')}: {count}"
-        for name, count in outcome.uploads.skipped.items()
-        if count
-    ]
+    skipped = outcome.uploads.skipped.items()
+    lines += [f"skipped, {name.replace('_', ' ')}: {count}" for name, count in skipped if count]
     lines.append(f"{'accuracy on the test half':<28}{'before':>9}{'after':>9}   difference (95 % interval)")
     for view, (value, low, high) in outcome.retrained.difference.items():
         before, after = outcome.before[view], outcome.after[view]
         lines.append(
-            f"{view:<28}{100 * before:>8.2f}%{100 * after:>8.2f}%   {100 * value:+.2f} ({100 * low:+.2f} .. {100 * high:+.2f})"
+            f"{view:<28}{100 * before:>8.2f}%{100 * after:>8.2f}%   "
+            f"{100 * value:+.2f} ({100 * low:+.2f} .. {100 * high:+.2f})"
         )
     if outcome.bundle is not None:
         lines.append(f"bundle: {outcome.bundle}")

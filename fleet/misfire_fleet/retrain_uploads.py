@@ -42,7 +42,7 @@ class Uploads:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Label text by sample id. Raises ConfigError with file and line: no such column, two labels for one id."""
+    """Label text by sample id. Raises ConfigError with file and line: column missing, two labels."""
     try:
         size = path.stat().st_size
         if size > MAX_LABEL_BYTES:
@@ -100,7 +100,8 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
         chosen.append(sample)
     if not chosen:
         raise StoreError(
-            f"none of the {len(wanted)} labels in {labels} belongs to a usable image among {len(stored)} stored samples"
+            f"none of the {len(wanted)} labels in {labels} belongs to a usable image "
+            f"among {len(stored)} stored samples"
         )
     examples = Examples(
         images=DecodedImages(lambda i: _read(store, chosen[i]), count=len(chosen)),
@@ -142,7 +143,7 @@ def parse_label(text: str, *, run: Run, sample: str, beside: Path) -> NDArray[An
     expected = (len(record.classes), 3) if record.task == "keypoints" else (len(record.classes), 1)
     if values.shape != expected or not np.isfinite(values).all():
         raise ConfigError(
-            f"label of {sample[:16]}: {values.shape} numbers; {record.task} here needs {expected[0]} of {expected[1]}"
+            f"label of {sample[:16]}: {values.shape} numbers; {record.task} needs {expected[0]} of {expected[1]}"
         )
     return values if record.task == "keypoints" else values[:, 0]
 

@@ -1,6 +1,6 @@
 """A failure score for any network, in a notebook: attach to layers by name, fit on held-out data, score.
 
-model + layer names --attach--> Attached --fit(train, holdout)--> score(images) -> [N]; the model is untouched.
+model + layer names --attach--> Attached --fit(train, holdout)--> score(images) -> [N]; the model stays as it
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Attached:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """[N,C,H,W] to scores [N]; higher means that a failure is likelier. The network's mode is restored."""
+        """[N,C,H,W] to scores [N]; higher = likelier to fail. The network's mode is restored."""
         with evaluating(self.probe):
             value: Tensor = self.score(self.probe(images))
         return value
@@ -104,8 +104,9 @@ def attach(
 ) -> Attached:
     """Attaches a loss-predicting head to `model`, which stays bit-identical.
 
-    layers: names as in `model.named_modules()`, whose outputs the head may read; last_layer: the last Linear or
-    1x1 convolution, found where it is not named.  objective: a recipe (misfire_train.heads.RECIPES).
+    layers: names as in `model.named_modules()`, whose outputs the head may read.
+    last_layer: the last Linear or 1x1 convolution, found where it is not named.
+    objective: a recipe (misfire_train.heads.RECIPES).
     Raises ConfigError on an unknown recipe or layer.
 
     >>> import torch

@@ -1,8 +1,8 @@
-"""Fits the task network: batches -> forward -> task loss -> AdamW, epoch by epoch, and can be killed any time.
+"""Fits the task network: batches -> forward -> task loss -> AdamW, by epoch; it can be killed at any time.
 
 Everything random in an epoch comes from (seed, epoch) alone: order, shifts, corruptions, dropout. So one file
 written after each epoch (weights, optimiser, best weights so far, history) is all that a resumed run needs to
-end where an uninterrupted one ends, bit for bit on one machine. accelerate places it on what hardware is there.
+end where an uninterrupted one ends, bit for bit on one machine. accelerate picks the hardware.
 """
 
 from __future__ import annotations
@@ -108,7 +108,16 @@ def fit_network(
     with reporter.steps("training", table.epochs - state.epoch) as steps:
         while state.epoch < table.epochs and not state.stopped:
             train_loss = _train_epoch(
-                accelerator, probe, optimizer, data, task, table, augmentation, seed, state.epoch, joint
+                accelerator,
+                probe,
+                optimizer,
+                data=data,
+                task=task,
+                table=table,
+                augmentation=augmentation,
+                seed=seed,
+                epoch=state.epoch,
+                joint=joint,
             )
             loss, accuracy = evaluate(model, data.validation, task=task, contract=data.contract)
             if not (math.isfinite(train_loss) and math.isfinite(loss)):
@@ -128,7 +137,7 @@ def fit_network(
                 + ("  (stops: no better for a while)" if state.stopped else "")
             )
             if checkpoint is not None and accelerator.is_main_process:
-                _save(checkpoint, model, optimizer, joint, state, best, key=key)
+                _save(checkpoint, model, optimizer, joint=joint, state=state, best=best, key=key)
     model.load_state_dict(best)
     model.eval()
     return state
@@ -158,6 +167,7 @@ def _train_epoch(
     accelerator: Accelerator,
     probe: nn.Module,
     optimizer: Any,
+    *,
     data: FitData,
     task: Task,
     table: TrainingTable,
@@ -217,10 +227,10 @@ def _save(
     path: Path,
     model: nn.Module,
     optimizer: Any,
+    *,
     joint: JointObjective | None,
     state: Progressed,
     best: Mapping[str, Tensor],
-    *,
     key: str,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}

@@ -15,6 +15,7 @@ from misfire_train.train_config import parse_train_config, read_train_config
 
 
 def train(
+    *,
     out: Annotated[Path, typer.Option(help="Folder for the run.")],
     dataset: Annotated[str | None, typer.Option(help="See `misfire data list`; default digits.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the published data sets.")] = None,

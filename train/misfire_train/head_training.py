@@ -1,6 +1,6 @@
 """Trains a loss-predicting head on losses that the task network never fitted; the network stays as it is.
 
-LossSet --objective over random pairs of a batch (+ was it wrong?)--> head --checked on images set aside--> Fitted
+LossSet --objective over random pairs (+ was it wrong?)--> head --checked on images set aside--> Fitted
 
 The signals are gathered once; after that a step touches only the head, so hundreds take seconds on one core.
 """

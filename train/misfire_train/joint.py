@@ -1,6 +1,6 @@
 """A head that trains along with the task network, as Yoo & Kweon do: on its training losses.
 
-Until `detach_epoch` the head's gradients flow into the network; after it (epoch > detach_epoch, epochs from 0)
+Until `detach_epoch` the head's gradients flow into the network; after it (epoch > detach_epoch, from 0)
 features are detached. Kept for comparison: training losses vanish as the network memorises, and the gradients
 cost accuracy. The default recipe does neither.
 """

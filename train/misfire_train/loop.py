@@ -1,6 +1,6 @@
 """A training run from end to end: data -> parts -> task network -> failure score -> run folder.
 
-    load, split --fit_network (killable, resumable)--> network --fit_head (held-out losses)--> head --write_run-->
+    load, split --fit_network (resumable)--> network --fit_head (held-out losses)--> head --write_run--> RUN
 
 What decides the result stands in TrainConfig; run.json repeats it with versions, seeds and checksums.
 """
@@ -234,7 +234,7 @@ def make_record(
             licence=dataset.licence,
             counts={**numbers, "test": len(dataset.test)},
             uploads=dict(uploads or {}),
-        ),  # fmt: skip
+        ),
         model=ModelRecord(name=built.name, options=built.options, outputs=len(dataset.classes)),
         contract=dataset.contract,
         task=dataset.task,

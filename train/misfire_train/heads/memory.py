@@ -1,7 +1,7 @@
 """What the head remembers of the training set: embeddings to be near to, and what was true there.
 
 embedding [N,C] -> [N,D]: distances to the nearest of the bank and, where targets are classes, whether its
-neighbours' labels agree with the answer, and how far the prototypes are. The bank lies in the graph as a buffer.
+neighbours' labels agree with the answer, and how far the prototypes are. The bank is a buffer in the graph.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ ConvHead   maps merged from fine to coarse by strided convolutions, then an MLP 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ class GapHead(LossHead):
 class ConvHead(LossHead):
     """LearningLoss++: from the finest map down, halve with a strided convolution and add the next map.
 
-    Slimmed: maps finer than `side` are first averaged to it, and every map is reduced to `width` channels by a
-    1x1 convolution, so that it costs a few per cent of the network; the published one costs more than many
+    Slimmed: maps finer than `side` are first averaged to it, and every map is reduced to `width` channels by
+    a 1x1 convolution, so that it costs a few per cent of the network; the published one costs more than many
     networks. The skip is added after the ReLU, as in the reference.
     """
 
@@ -71,7 +72,7 @@ class ConvHead(LossHead):
         self.down = nn.ModuleList(nn.Conv2d(width, width, 2, stride=2) for _ in list(self.channels)[1:])
         sizes = (2 * width, 64, 32, 16)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 

@@ -31,8 +31,8 @@ class HeadRecipe:
     kind: residual, gap or conv.  wrong_weight: of the cross-entropy on "was it wrong", beside the objective.
     copies: corrupted copies of each held-out image, beside the clean one.  mixed: share of them with two
     corruptions.  clean_share: of the rows of a batch.  sees_features: a residual head reads the embedding and
-    feature statistics too.  hidden, members: of its committee.  joint: the network trains along, with gradients of the head until after `detach_epoch`,
-    which None puts at three fifths of the epochs.
+    statistics of feature maps too.  hidden, members: of its committee.  joint: the network trains along, with
+    gradients of the head until after `detach_epoch`, which None puts at three fifths of the epochs.
     """
 
     name: str

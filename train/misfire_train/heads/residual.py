@@ -29,6 +29,7 @@ from misfire_train.heads.statistics import (
     map_statistics,
     tile_statistics,
 )
+from misfire_train.scores.output_only import softmax_entropy
 from misfire_train.signals import Signals
 
 CLIP = 6.0
@@ -39,25 +40,20 @@ def _tiles_of(values: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(values[:, None], grid).flatten(1)
 
 
-def _entropy(logits: Tensor) -> Tensor:
-    log_p = torch.log_softmax(logits, 1).clamp_min(-30)
-    return -(log_p.exp() * log_p).sum(1)
-
-
 BASES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "classification": {
         "msp": lambda out: log_odds(out)[:, None],
-        "entropy": lambda out: torch.log(_entropy(out).clamp_min(1e-9))[:, None],
+        "entropy": lambda out: torch.log(softmax_entropy(out).clamp_min(1e-9))[:, None],
     },
     "segmentation": {
-        "entropy": lambda out: torch.log(_tiles_of(_entropy(out)).clamp_min(1e-9)),
+        "entropy": lambda out: torch.log(_tiles_of(softmax_entropy(out)).clamp_min(1e-9)),
         "energy": lambda out: -_tiles_of(torch.logsumexp(out, 1)),
     },
     "keypoints": {
         "self_residual": joint_residual,
         "mean_peak": lambda out: -out.flatten(2).amax(2),
     },
-    "regression": {"none": lambda out: torch.zeros_like(out)},
+    "regression": {"none": torch.zeros_like},
     "custom": {"none": lambda out: out.new_zeros(len(out), 1)},
 }
 """Free scores per unit, [N,U], on the scale of a log-loss; the best on held-out data becomes the base."""

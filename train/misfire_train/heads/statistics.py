@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from misfire_train.heatmaps import SIGMA, render_gaussians
+from misfire_train.scores.output_only import softmax_entropy
 from misfire_train.scores.peaks import cells, local_maxima
 
 TOP = 5
@@ -30,7 +31,7 @@ def class_statistics(logits: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits, 1).clamp_min(_FLOOR)
     p = log_p.exp()
     top = log_p.topk(min(TOP, logits.shape[1]), dim=1).values
-    entropy = -(p * log_p).sum(1, keepdim=True)
+    entropy = softmax_entropy(logits)[:, None]
     energy = torch.logsumexp(logits, 1, keepdim=True)
     odds = log_odds(logits)[:, None]
     gap = top[:, :1] - top[:, 1:2] if top.shape[1] > 1 else torch.zeros_like(entropy)
@@ -81,10 +82,11 @@ def joint_statistics(heatmaps: Tensor) -> Tensor:
     place = decoded / limits * 2 - 1
     edge = 1 - place.abs().amax(2)
     columns = (
-        best, peaks[..., 1], peaks[..., 2], peaks[..., 1] / best.clamp_min(0.05), residual.clamp_min(1e-4).log(),
-        rescaled.clamp_min(1e-4).log(), entropy, total.clamp_min(1e-4).log(), variance.clamp_min(1e-3).log(), apart,
-        flat.amin(2), place[..., 0], place[..., 1], edge,
-    )  # fmt: skip
+        *(best, peaks[..., 1], peaks[..., 2], peaks[..., 1] / best.clamp_min(0.05)),
+        *(residual.clamp_min(1e-4).log(), rescaled.clamp_min(1e-4).log(), entropy),
+        *(total.clamp_min(1e-4).log(), variance.clamp_min(1e-3).log(), apart, flat.amin(2)),
+        *(place[..., 0], place[..., 1], edge),
+    )
     return torch.stack(columns, 2)
 
 
