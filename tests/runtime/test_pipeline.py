@@ -277,11 +277,17 @@ def test_context_goes_into_rules_and_offers(bundle: Bundle, store: Any, tmp_path
     assert store.offers[0].context == {"speed": 30.5, "gear": 3.0, "raining": True, "city": "Ulm"}
 
 
-def test_a_gray_and_a_large_picture_go_through(bundle: Bundle, store: Any, tmp_path: Path) -> None:
+def test_gray_large_and_old_kinds_of_pictures_go_through(bundle: Bundle, store: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "gray.png"), np.full((8, 8), 80, np.uint8))
+    cv2.imwrite(str(tmp_path / "in" / "old.bmp"), np.full((8, 8, 3), 90, np.uint8))
     (tmp_path / "in" / "large.jpg").write_bytes(encode_jpeg(np.zeros((2000, 3000, 3), np.uint8)))
-    assert run(make(bundle, store, tmp_path, tmp_path / "in")).spooled == 2
+    assert run(make(bundle, store, tmp_path, tmp_path / "in")).spooled == 3
+    assert {offer.source: offer.media_type for offer in store.offers} == {
+        "gray.png": "image/png",
+        "large.jpg": "image/jpeg",
+        "old.bmp": "image/jpeg",
+    }
 
 
 def test_ticks_come_from_the_living_frame_path(bundle: Bundle, store: Any, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_sudden_shift_costs_a_bounded_number_of_frames() -> None:
         if trigger.look(observation) is not None:
             trigger.taken(observation)
             taken += 1
-    assert taken <= 0.02 * 3000 + 0.02 * 1000
+    assert 0.01 * 3000 <= taken <= 0.02 * 3000 + 2
 
 
 def test_the_calibration_stands_in_until_enough_was_seen(scorer: Scorer) -> None:

@@ -82,15 +82,14 @@ class Source(Protocol):
 
 
 def sniff_media_type(data: bytes) -> str:
-    """The media type of encoded image bytes by their first bytes; "" where unknown."""
+    """The media type of encoded image bytes by their first bytes; "" for a kind that collectors do not take.
+
+    Pictures of other kinds (BMP, TIFF, ...) are read all the same, and encoded anew where they are chosen.
+    """
     if data[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "image/png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    if data[:2] == b"BM":
-        return "image/bmp"
-    if data[:4] in (b"II*\x00", b"MM\x00*"):
-        return "image/tiff"
     return ""

@@ -13,6 +13,8 @@ from misfire_runtime.triggers.observation import Firing, Observation
 
 _ACCURACY = 0.002
 _BINS = 8192
+_TINY = 1e-12
+"""Below it a score is zero: the sketch's bins are for what can be told apart."""
 _REFRESH_FRAMES = 16
 
 
@@ -91,13 +93,14 @@ class TargetRate:
         self._newer = _sketch()
         self._seen = 0
         self._burst = max(2.0, rate * window)
-        self._tokens = self._burst
+        self._tokens = min(self._burst, max(1.0, rate * warm_up))
 
     def look(self, observation: Observation) -> Firing | None:
         """See Trigger. The frame is compared with the threshold of the frames before it."""
         value = observation.scored.scores.get(self._score)
         if value is None:
             return None
+        value = 0.0 if abs(value) < _TINY else value
         fires = value >= self.threshold and self._tokens >= 1.0
         reason = f"{self._score} {value:.4g} in the top {self._rate:.3g} of recent frames" if fires else ""
         self._learn(value)
@@ -117,7 +120,8 @@ class TargetRate:
         if self._seen >= self._warm_up and self._seen % _REFRESH_FRAMES == 0:
             level = self._older.get_quantile_value(1.0 - self._rate)
             if level is not None:
-                self.threshold = float(level)
+                # The sketch knows its quantile to within its accuracy: equal scores must not fall just below.
+                self.threshold = float(level) - 2 * _ACCURACY * abs(float(level))
 
 
 def _sketch() -> LogCollapsingLowestDenseDDSketch:
