@@ -26,6 +26,8 @@ class Audit:
     lost: int = 0
     duplicated: int = 0
     damaged: int = 0
+    unheard: int = 0
+    orphan_blobs: int = 0
     own_faults: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
@@ -37,26 +39,29 @@ class Audit:
 def audit(store: Store, folders: Iterable[Path]) -> Audit:
     """Compares the journals and spools of stopped vehicles with the fleet's rows and blobs.
 
-    duplicated: rows above one per id. damaged: blobs whose bytes are not those of their id.
+    duplicated: rows above one per id, or samples booked as stored more often than they are in the fleet.
+    damaged: blobs whose bytes are not those of their id. unheard: in the fleet, but evicted or declined on the
+    vehicle before the word came. orphan_blobs: bytes without a row, of a collector killed between the two.
     """
     result = Audit()
     rows = Counter(sample.id for sample in store.newest(10_000_000))
     result.duplicated += sum(count - 1 for count in rows.values())
-    booked = 0
+    booked: set[str] = set()
+    ended: set[str] = set()
     for folder in folders:
-        booked += _vehicle(folder, set(rows), result)
+        _vehicle(folder, set(rows), result, booked, ended)
     for name in rows:
         if hashlib.sha256(store.read_blob(name)).hexdigest() != name:
             result.damaged += 1
-    orphans = set(store.blobs.names()) - set(rows)
-    if booked != len(rows):
-        result.problems.append(f"{booked} booked as stored by vehicles, {len(rows)} rows in the fleet")
-    if orphans:
-        result.problems.append(f"{len(orphans)} blobs without a row")
+    result.orphan_blobs = len(set(store.blobs.names()) - set(rows))
+    result.unheard = len(set(rows) - booked)
+    unknown = set(rows) - booked - ended
+    if unknown:
+        result.problems.append(f"{len(unknown)} rows in the fleet that no vehicle's books explain")
     return result
 
 
-def _vehicle(folder: Path, rows: set[str], result: Audit) -> int:
+def _vehicle(folder: Path, rows: set[str], result: Audit, booked: set[str], ended: set[str]) -> None:
     with Spool(folder / "spool", max_bytes=1 << 40, reserve_bytes=0) as spool:
         books = spool.counters()
     settled = dict(
@@ -87,4 +92,7 @@ def _vehicle(folder: Path, rows: set[str], result: Audit) -> int:
         result.problems.append(f"{folder.name}: {books}")
     if (folder / "violation").exists():
         result.problems.append((folder / "violation").read_text())
-    return books.stored
+    mine = {sample for sample, verdict in settled.items() if verdict == "stored"}
+    result.duplicated += books.stored - len(mine) + len(mine & booked)
+    booked |= mine
+    ended |= set(settled) - mine
