@@ -1,7 +1,8 @@
-"""From whole transfers to `stored`: verified side by side, committed in groups, answered after the commit.
+"""From whole transfers to `stored`: verified side by side, made durable in groups, answered after the commit.
 
-whole -> decoders: hash, kind, pixels -> committer: blobs durable, rows committed -> `stored`
-While a group is being written the next one gathers: groups grow with the load, nobody waits for a timer.
+whole -> decoders: hash, kind, pixels -> writer: blobs durable -> committer: rows committed -> `stored`
+While one group's rows are committed the next one's blobs are written and a third gathers: groups grow with
+the load, and nobody waits for a timer.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_settings import CollectorSettings
@@ -47,7 +49,7 @@ class Outlets:
 
 
 class Committer:
-    """Owns the decoders and the thread that commits."""
+    """Owns the decoders and the two threads that write and commit."""
 
     def __init__(
         self,
@@ -63,14 +65,19 @@ class Committer:
         self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoder")
         self._whole: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
+        self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
-        self._began: float | None = None
+        self._threads = (
+            threading.Thread(target=self._write, name="writer", daemon=True),
+            threading.Thread(target=self._commit, name="committer", daemon=True),
+        )
+        self._began: dict[str, float] = {}
         self.failing = threading.Event()
 
     def start(self) -> None:
         """Begins to commit."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def put(self, transfer: Transfer) -> None:
         """Takes a transfer whose bytes are all here."""
@@ -78,21 +85,21 @@ class Committer:
 
     @property
     def alive(self) -> bool:
-        """False where the thread died."""
-        return self._thread.is_alive()
+        """False where a thread died."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def busy_s(self, now: float) -> float:
-        """How long the present commit has been running; 0 where none is."""
-        began = self._began
-        return 0.0 if began is None else now - began
+        """How long the present write or commit has been running; 0 where none is."""
+        return max((now - began for began in list(self._began.values())), default=0.0)
 
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
         self._stop.set()
         self._decoders.shutdown()
-        if self._thread.is_alive():
+        if self._threads[0].is_alive():
             self._whole.put(None)
-            self._thread.join(30.0)
+            for thread in self._threads:
+                thread.join(30.0)
 
     def _verify(self, transfer: Transfer) -> None:
         offer = transfer.offer
@@ -116,67 +123,84 @@ class Committer:
             sample = NewSample(offer, data, found.width, found.height, self._name)
             self._whole.put(_Whole(transfer, sample))
 
-    def _run(self) -> None:
-        more = True
-        while more:
-            first = self._whole.get()
-            if first is None:
-                return
-            group, size = [first], first.transfer.offer.size
+    def _write(self) -> None:
+        """Makes the blobs of a group durable and passes it on."""
+        for group in self._groups(self._whole):
+            blobs = [(whole.transfer.offer.id, whole.sample.data) for whole in group]
+            if self._persist("blobs", group, partial(self._store.blobs.put_many, blobs)):
+                for whole in group:
+                    self._durable.put(whole)
+        self._durable.put(None)
+
+    def _commit(self) -> None:
+        """Commits the rows of a group and answers."""
+        for group in self._groups(self._durable):
+            self._commit_group(group)
+
+    def _commit_group(self, group: list[_Whole]) -> None:
+        outcomes: list[Outcome] = []
+
+        def add() -> None:
+            outcomes.extend(self._store.add_many([whole.sample for whole in group], blobs_durable=True))
+
+        try:
+            if self._persist("rows", group, add):
+                self._metrics.group_size.observe(len(group))
+                self._finish(group, outcomes)
+        except StoreError as error:
+            self._split(group, error)
+
+    def _groups(self, source: queue.SimpleQueue[_Whole | None]) -> Iterator[list[_Whole]]:
+        """All that waits, at most a group's worth; ends with None."""
+        following: _Whole | None = source.get()
+        while following is not None:
+            group, size = [following], following.transfer.offer.size
+            following = None
             while len(group) < self._settings.group_samples and size < self._settings.group_bytes:
                 try:
-                    following = self._whole.get_nowait()
+                    following = source.get_nowait()
                 except queue.Empty:
+                    following = None
                     break
                 if following is None:
-                    more = False
-                    break
+                    yield group
+                    return
                 group.append(following)
                 size += following.transfer.offer.size
-            self._commit(group)
+            yield group
+            following = source.get()
 
-    def _commit(self, group: list[_Whole]) -> None:
-        """Tries until the store takes the group, or until the end."""
+    def _persist(self, stage: str, group: list[_Whole], work: Callable[[], None]) -> bool:
+        """Tries until the store takes the group; False where the end came first. StoreError passes."""
         for attempt in itertools.count():
+            began = self._began[stage] = time.monotonic()
             try:
-                outcomes = self._add(group)
+                work()
             except StoreUnavailableError as error:
                 self.failing.set()
                 self._metrics.store_failures.inc()
                 log.warning("%d samples wait for the store: %s", len(group), error)
-                if self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
-                    self._give_up(group)
-                    return
-            except StoreError as error:
-                self._split(group, error)
-                return
             else:
                 self.failing.clear()
-                self._metrics.group_size.observe(len(group))
-                self._finish(group, outcomes)
-                return
-
-    def _add(self, group: list[_Whole]) -> list[Outcome]:
-        began = self._began = time.monotonic()
-        try:
-            return self._store.add_many([whole.sample for whole in group])
-        finally:
-            self._began = None
-            self._metrics.commit_seconds.observe(time.monotonic() - began)
+                self._metrics.commit_seconds.labels(stage).observe(time.monotonic() - began)
+                return True
+            finally:
+                del self._began[stage]
+            if self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
+                break
+        for whole in group:
+            self._transfers.close(whole.transfer.key)
+            self._outlets.given_up(*whole.transfer.key)
+        return False
 
     def _split(self, group: list[_Whole], error: StoreError) -> None:
         """One sample that the database does not take must not keep the others out."""
         if len(group) > 1:
             for whole in group:
-                self._commit([whole])
+                self._commit_group([whole])
             return
         log.error("sample %s cannot be stored: %s", group[0].transfer.offer.id, error)
         self._reject(group[0].transfer, "unstorable", f"cannot be stored: {error}"[:256])
-
-    def _give_up(self, group: list[_Whole]) -> None:
-        for whole in group:
-            self._transfers.close(whole.transfer.key)
-            self._outlets.given_up(*whole.transfer.key)
 
     def _finish(self, group: list[_Whole], outcomes: list[Outcome]) -> None:
         now = time.monotonic()

@@ -131,7 +131,7 @@ class Desk:
         self._metrics.offers.inc(len(offers))
         ids = [offer.id for offer in offers]
         try:
-            known, buried = self._store.known(ids), self._store.buried(ids)
+            known, buried = self._store.known_and_buried(ids)
         except (StoreUnavailableError, StoreError) as error:
             log.warning("offers are put off: %s", error)
             for offer in offers:

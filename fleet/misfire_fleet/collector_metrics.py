@@ -39,7 +39,11 @@ class CollectorMetrics:
             "misfire_store_failures", "Commits that the store did not take.", registry=self.registry
         )
         self.commit_seconds = Histogram(
-            "misfire_commit_seconds", "Duration of a commit.", buckets=_SECONDS, registry=self.registry
+            "misfire_commit_seconds",
+            "Duration of writing a group's blobs, of committing its rows.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.group_size = Histogram(
             "misfire_group_size",

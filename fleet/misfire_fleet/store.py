@@ -10,13 +10,26 @@ bytes. A sample's id is the SHA-256 of its bytes; storing it twice, by whomever,
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Integer, Row, case, func, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Integer,
+    Row,
+    Select,
+    String,
+    Table,
+    bindparam,
+    case,
+    func,
+    select,
+)
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store_blobs import Blobs, open_blobs
@@ -40,6 +53,8 @@ class Store:
         self.blobs = blobs
         self.vehicles = VehicleBook(database)
         self.deletion = Deletions(database, blobs)
+        self._known = _ids_among(samples, database.dialect)
+        self._buried = _ids_among(tombstones, database.dialect)
 
     @classmethod
     def open(
@@ -74,37 +89,45 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add_many(self, new: Sequence[NewSample]) -> list[Outcome]:
+    def add_many(self, new: Sequence[NewSample], *, blobs_durable: bool = False) -> list[Outcome]:
         """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
 
-        Raises StoreUnavailableError: then no row of the group is there, and the same call may be repeated.
+        `blobs_durable`: the caller has already put the blobs. Raises StoreUnavailableError: then no row of
+        the group is there, and the same call may be repeated.
         """
-        gone = self.buried([sample.offer.id for sample in new])
-        wanted = {sample.offer.id: sample for sample in new if sample.offer.id not in gone}
-        self.blobs.put_many([(key, sample.data) for key, sample in wanted.items()])
+        wanted = {sample.offer.id: sample for sample in new}
+        if not blobs_durable:
+            self.blobs.put_many([(key, sample.data) for key, sample in wanted.items()])
         now = wall_time()
         with self.database.write() as connection:
-            late = set(connection.scalars(select(tombstones.c.id).where(tombstones.c.id.in_(wanted))))
-            rows = [_row_of(sample, now) for key, sample in wanted.items() if key not in late]
+            gone = set(connection.scalars(self._buried, self._among(list(wanted))))
+            rows = [_row_of(sample, now) for key, sample in wanted.items() if key not in gone]
             inserted = self.database.insert_new(connection, samples, rows)
-        if late:
-            self.blobs.delete_many(late)
+        if gone:
+            self.blobs.delete_many(gone)
         outcomes: list[Outcome] = []
         for sample in new:
             key = sample.offer.id
-            outcomes.append(
-                "deleted" if key in gone or key in late else "stored" if key in inserted else "duplicate"
-            )
+            outcomes.append("deleted" if key in gone else "stored" if key in inserted else "duplicate")
             inserted.discard(key)
         return outcomes
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""
-        return self._those(samples.c.id, ids)
+        return self.known_and_buried(ids)[0]
 
     def buried(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that were deleted and must not come back."""
-        return self._those(tombstones.c.id, ids)
+        return self.known_and_buried(ids)[1]
+
+    def known_and_buried(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
+        """Those of the ids that are stored, and those that were deleted, from one look."""
+        if not ids:
+            return set(), set()
+        with self.database.read() as connection:
+            known = set(connection.scalars(self._known, self._among(ids)))
+            buried = set(connection.scalars(self._buried, self._among(ids)))
+        return known, buried
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
         """The latest stored first."""
@@ -189,12 +212,17 @@ class Store:
             deleted=int(deleted or 0),
         )
 
-    def _those(self, column: ColumnElement[str], ids: Sequence[str]) -> set[str]:
-        found: set[str] = set()
-        with self.database.read() as connection:
-            for start in range(0, len(ids), _MANY):
-                found.update(connection.scalars(select(column).where(column.in_(ids[start : start + _MANY]))))
-        return found
+    def _among(self, ids: Sequence[str]) -> dict[str, Any]:
+        """The parameter of `_ids_among`: one, whatever the number of ids, so one statement is prepared."""
+        return {"ids": list(ids) if self.database.dialect == "postgresql" else json.dumps(list(ids))}
+
+
+def _ids_among(table: Table, dialect: str) -> Select[Any]:
+    """The ids of a table that are among those of the parameter `ids`."""
+    if dialect == "postgresql":
+        return select(table.c.id).where(table.c.id == func.any(bindparam("ids", type_=ARRAY(String))))
+    asked = func.json_each(bindparam("ids", type_=String)).table_valued("value")
+    return select(table.c.id).where(table.c.id.in_(select(asked.c.value)))
 
 
 def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:

@@ -59,10 +59,15 @@ def open_blobs(where: str | Path, *, options: Mapping[str, str] | None = None) -
 
 
 class FolderBlobs:
-    """`root/ab/abcdef...`: one file per blob, spread over 256 folders."""
+    """`root/<id>`: one file per blob in one flat folder, and `root/tmp/` for those being written.
+
+    Flat, because a group of blobs then needs one fsync of one folder; spread over 256 folders the same group
+    took six times as long. Where a folder would hold more than some millions of files, use an object store.
+    """
 
     def __init__(self, root: Path, *, writers: int = 8) -> None:
         self.root = root
+        self._tmp = root / _TMP
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="blob")
         try:
             (root / _TMP).mkdir(parents=True, exist_ok=True)
@@ -71,15 +76,13 @@ class FolderBlobs:
             raise StoreError(f"blob folder {root}: {error.strerror}") from error
 
     def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        """Files are synced side by side (the disk merges them), folders once per group."""
-        fresh = [(sample, data) for sample, data in blobs if not self._whole(sample, len(data))]
+        """Files are synced side by side (the disk merges them), then named, then the folder is synced."""
+        fresh = [blob for blob in blobs if not self._whole(blob[0], len(blob[1]))]
         try:
-            if len(fresh) == 1:
-                self._write(*fresh[0])
-            else:
-                list(self._pool.map(lambda blob: self._write(*blob), fresh))
-            for folder in {self._path(sample).parent for sample, _ in blobs}:
-                _sync_folder(folder)
+            written = self._pool.map(self._write, fresh) if len(fresh) > 1 else map(self._write, fresh)
+            for temporary, (sample, _) in zip(list(written), fresh, strict=True):
+                temporary.rename(self.root / sample)
+            _sync_folder(self.root)
         except OSError as error:
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
 
@@ -90,7 +93,7 @@ class FolderBlobs:
         except FileNotFoundError as error:
             raise SampleGoneError(f"sample {sample}: no blob in {self.root}") from error
         except OSError as error:
-            raise StoreUnavailableError(f"blob {self._path(sample)}: {error.strerror}") from error
+            raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
 
     def exists(self, sample: str) -> bool:
         """True where the file is there."""
@@ -106,21 +109,16 @@ class FolderBlobs:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise StoreUnavailableError(f"blob {self._path(sample)}: {error.strerror}") from error
+                raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
         return removed
 
     def names(self) -> Iterator[str]:
-        """Every file but temporaries."""
-        for folder in self.root.iterdir():
-            if len(folder.name) == 2:
-                yield from (file.name for file in folder.iterdir())
+        """Every blob."""
+        return (entry.name for entry in os.scandir(self.root) if entry.is_file())
 
     def close(self) -> None:
         """Ends the writers."""
         self._pool.shutdown()
-
-    def _path(self, sample: str) -> Path:
-        return self.root / sample[:2] / sample
 
     def _whole(self, sample: str, size: int) -> bool:
         try:
@@ -128,9 +126,14 @@ class FolderBlobs:
         except OSError:
             return False
 
-    def _write(self, sample: str, data: bytes) -> None:
-        final = self._path(sample)
-        temporary = self.root / _TMP / f"{sample}.{secrets.token_hex(4)}"
+    def _path(self, sample: str) -> Path:
+        if len(sample) != 64 or not sample.isalnum():
+            raise SampleGoneError(f"sample {sample[:64]!r}: this is no SHA-256")
+        return self.root / sample
+
+    def _write(self, blob: tuple[str, bytes]) -> Path:
+        sample, data = blob
+        temporary = self._tmp / f"{sample}.{secrets.token_hex(4)}"
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
         try:
             view = memoryview(data)
@@ -142,12 +145,7 @@ class FolderBlobs:
             raise
         finally:
             os.close(handle)
-        try:
-            temporary.rename(final)
-        except FileNotFoundError:
-            final.parent.mkdir(exist_ok=True)
-            temporary.rename(final)
-            _sync_folder(self.root)
+        return temporary
 
 
 def _remove_abandoned(folder: Path) -> None:

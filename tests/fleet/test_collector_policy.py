@@ -16,7 +16,7 @@ from misfire_fleet.collector_settings import CollectorSettings, NearDuplicates, 
 from misfire_fleet.command_collect import read_settings
 from misfire_fleet.errors import StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample
+from misfire_fleet.store_records import NewSample, Outcome
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Trigger, Verdict, pack_embedding
 
@@ -120,10 +120,10 @@ class Failing:
         self._add = store.add_many
         store.add_many = self.add_many  # type: ignore[method-assign]
 
-    def add_many(self, new: list[NewSample]) -> list[str]:
+    def add_many(self, new: list[NewSample], **options: bool) -> list[Outcome]:
         if self.error is not None:
             raise self.error
-        return list(self._add(new))
+        return self._add(new, **options)
 
 
 def test_a_store_that_is_away_makes_busy_and_loses_nothing(
@@ -150,10 +150,10 @@ def test_one_sample_that_the_database_does_not_take_keeps_no_other_out(
     real = store.add_many
     bad = make_offer(jpeg(3)).id
 
-    def picky(new: list[NewSample]) -> list[str]:
+    def picky(new: list[NewSample], **options: bool) -> list[Outcome]:
         if any(sample.offer.id == bad for sample in new):
             raise StoreError("value out of range")
-        return list(real(new))
+        return real(new, **options)
 
     store.add_many = picky  # type: ignore[method-assign, assignment]
     start_collector()
