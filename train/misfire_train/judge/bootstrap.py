@@ -40,8 +40,13 @@ ROW_METRICS: Mapping[str, Callable[[Sums], Floats]] = {
     "aurc": risk.aurc_rows,
     "e_aurc": risk.e_aurc_rows,
     "augrc": risk.augrc_rows,
+    **{f"recall_at_{b:.1%}": partial(detection.recall_at_budget_rows, budget=b) for b in detection.BUDGETS},
+    **{
+        f"precision_at_{b:.1%}": partial(detection.precision_at_budget_rows, budget=b)
+        for b in detection.BUDGETS
+    },
 }
-HIGHER_IS_BETTER = frozenset({"auroc", "average_precision"})
+HIGHER_IS_BETTER = frozenset(ROW_METRICS) - {"fpr_at_95_tpr", "aurc", "e_aurc", "augrc"}
 """Of ROW_METRICS; for the others lower is better."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -70,7 +71,7 @@ def budget_table(
     for budget in budgets:
         if not 0 < budget <= 1:
             raise JudgeError(f"an upload budget is a share in (0, 1], got {budget}")
-        frames = max(1, round(budget * total))
+        frames = _frames(budget, sums)
         found = float(found_rows(sums, frames=frames)[0])
         threshold = float(scores[sums.ranking.order[total - frames]])
         rows.append(BudgetRow(budget, frames, threshold, found / failures, found / frames))
@@ -108,13 +109,31 @@ def fpr_at_tpr_rows(sums: Sums, *, tpr: float = 0.95) -> Floats:
 
 
 def found_rows(sums: Sums, *, frames: int) -> Floats:
-    """[B] expected number of failures among the `frames` highest scores."""
-    kept = sums.covered[:, -1] - frames
-    below = [
-        float(np.interp(k, np.concatenate([[0.0], c]), np.concatenate([[0.0], p])))
-        for k, c, p in zip(kept, sums.covered, sums.positive, strict=True)
-    ]
-    return np.asarray(sums.positive[:, -1] - np.array(below))
+    """[B] expected number of failures among the `frames` highest scores; ties at the cut are drawn fairly."""
+    kept = sums.covered[:, -1:] - frames
+    cut = np.minimum((sums.covered < kept).sum(axis=1, keepdims=True), sums.covered.shape[1] - 1)
+    pick = partial(np.take_along_axis, indices=cut, axis=1)
+    start, stop = pick(before(sums.covered)), pick(sums.covered)
+    positive_start, positive_stop = pick(before(sums.positive)), pick(sums.positive)
+    share = np.divide(kept - start, stop - start, out=np.zeros_like(start), where=stop > start)
+    below = positive_start + share * (positive_stop - positive_start)
+    return np.asarray((sums.positive[:, -1:] - below)[:, 0])
+
+
+def recall_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
+    """[B] share of all failures among the top `budget` share of frames; NaN in rows without failures."""
+    total = sums.positive[:, -1]
+    return _ratio(found_rows(sums, frames=_frames(budget, sums)), total, total > 0)
+
+
+def precision_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
+    """[B] share of failures among the top `budget` share of frames."""
+    frames = _frames(budget, sums)
+    return found_rows(sums, frames=frames) / frames
+
+
+def _frames(budget: float, sums: Sums) -> int:
+    return max(1, round(budget * len(sums.ranking.order)))
 
 
 def _ratio(above: Floats, below: Floats, valid: NDArray[np.bool_]) -> Floats:

@@ -23,11 +23,15 @@ MIN_CLUSTERS = 20
 
 @dataclass(frozen=True)
 class Evidence:
-    """Equal-length columns: scores {name: [N]}, failed [N] bool, loss [N] >= 0, groups, frames, shifts."""
+    """Equal-length columns: scores {name: [N]}, failed [N] bool, loss [N] >= 0, groups, frames, shifts.
+
+    risk: [N] what risk curves add up: the loss where a failure is a loss above a threshold, else failures.
+    """
 
     scores: Mapping[str, NDArray[Any]]
     failed: NDArray[np.bool_]
     loss: Floats
+    risk: Floats
     groups: NDArray[Any]
     frames: NDArray[Any]
     shifts: NDArray[Any]
@@ -68,6 +72,7 @@ class Evidence:
             scores=arrays,
             failed=failures,
             loss=failures.astype(np.float64) if losses is None else losses,
+            risk=failures.astype(np.float64) if losses is None or failed is not None else losses,
             groups=frame_labels if groups is None else np.asarray(groups),
             frames=frame_labels,
             shifts=np.full(count, CLEAN) if shifts is None else np.asarray(shifts),

@@ -145,4 +145,4 @@ def _rank_fold(fold: Fold, evidence: Evidence, refitted: Mapping[str, NDArray[An
 
 
 def _sums(ranking: Ranking, fold: Fold, evidence: Evidence, weights: Floats | None) -> Sums:
-    return Sums(ranking, failed=evidence.failed[fold.rows], loss=evidence.loss[fold.rows], weights=weights)
+    return Sums(ranking, failed=evidence.failed[fold.rows], loss=evidence.risk[fold.rows], weights=weights)

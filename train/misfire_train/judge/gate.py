@@ -73,7 +73,7 @@ def choose_score(
 ) -> GateResult:
     """Names the score to trigger on, from scores [N] of data that nothing was fitted on.
 
-    failed: [N]; or a `loss` [N] with `failure_threshold`. Without a loss the failures are the loss.
+    failed: [N]; or a `loss` [N] with `failure_threshold`, and then AURC is on the loss itself.
     groups: [N] drive, vehicle or track, never split between folds.  frames: [N] the photo a row shows (its
     corrupted copies share it).  shifts: [N] corruption family, "clean" for none.  free: the scores that cost
     nothing.  fallback: the free score to ship where nothing can be decided (else the first in `scores`).
@@ -97,6 +97,32 @@ def choose_score(
         frames=frames,
         shifts=shifts,
     )
+    return judge_evidence(
+        evidence,
+        free=free,
+        fallback=fallback,
+        refitted=refitted,
+        metrics=metrics,
+        replicates=replicates,
+        max_folds=max_folds,
+        min_failures=min_failures,
+        seed=seed,
+    )
+
+
+def judge_evidence(
+    evidence: Evidence,
+    *,
+    free: Collection[str],
+    fallback: str | None = None,
+    refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
+    metrics: Sequence[str] = ("auroc", "aurc"),
+    replicates: int = 1000,
+    max_folds: int = 10,
+    min_failures: int = MIN_FAILURES,
+    seed: int = 0,
+) -> GateResult:
+    """`choose_score` of what has been checked already."""
     free_names = [name for name in evidence.scores if name in free]
     learned_names = [name for name in evidence.scores if name not in free]
     if not free_names:

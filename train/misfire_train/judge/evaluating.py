@@ -1,0 +1,274 @@
+"""`evaluate`: from scores and truth to a Report, with nothing but arrays.
+
+scores, failures or losses, groups, shifts --Evidence--> every metric under every condition, with intervals
+                                            --judge_evidence--> which score to trigger on
+                                            --slice_report--> who fails and who is flagged
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from misfire_train.judge.bootstrap import ROW_METRICS, estimate, point, replicate
+from misfire_train.judge.calibration import fit_loss_scale, loss_reliability
+from misfire_train.judge.correlation import kendall, pair_accuracy, spearman
+from misfire_train.judge.detection import BUDGETS, budget_table
+from misfire_train.judge.errors import JudgeError
+from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.gate import judge_evidence
+from misfire_train.judge.report import ALL, Condition, Curve, FrameExample, LossCalibration, Report, ScoreRow
+from misfire_train.judge.risk import augrc_references, aurc_references, risk_coverage_curve
+from misfire_train.judge.slices import MIN_FRAMES, slice_report
+
+FLAG_BUDGET = 0.05
+_FRAMES_SHOWN = 8
+_CURVE_POINTS = 120
+
+
+def evaluate(
+    scores: Mapping[str, ArrayLike],
+    *,
+    failed: ArrayLike | None = None,
+    loss: ArrayLike | None = None,
+    failure_threshold: float | None = None,
+    groups: ArrayLike | None = None,
+    frames: ArrayLike | None = None,
+    shifts: ArrayLike | None = None,
+    slices: Mapping[str, ArrayLike] | None = None,
+    free: Collection[str],
+    fallback: str | None = None,
+    loss_scales: Mapping[str, float | None] | None = None,
+    loss_scales_from: str = "other frames",
+    refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
+    gate_metrics: Sequence[str] = ("auroc", "aurc"),
+    replicates: int = 300,
+    gate_replicates: int = 1000,
+    min_frames: int = MIN_FRAMES,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Judges scores [N] on data that neither the model nor a score was fitted on.
+
+    failed, loss, failure_threshold, groups, frames, shifts, free, fallback, refitted: as of
+    `choose_score`.
+    slices: {name: [N] labels} such as weather or camera, compared on clean rows.
+    loss_scales: scores that predict the loss as c * exp(score), with their c; None fits it on half of the
+    clean frames and judges it on the other half.  loss_scales_from: where given ones come from.
+    settings: kept in the report.
+    Raises JudgeError on NaN (named by frame), lengths that differ, or no free score.
+
+    >>> rng = np.random.default_rng(0)
+    >>> loss = rng.exponential(size=1000)
+    >>> scores = {"msp": loss + rng.normal(size=1000), "head": np.log(loss) + 0.3 * rng.normal(size=1000)}
+    >>> report = evaluate(scores, loss=loss, failure_threshold=2.0, free={"msp"}, loss_scales={"head": None},
+    ...                   replicates=50, gate_replicates=100)
+    >>> report.gate.winner, report.conditions[0].failures
+    ('head', 131)
+    >>> round(report.condition("clean").score("msp").metrics["auroc"].value, 2)
+    0.9
+    """
+    evidence = Evidence.of(
+        scores,
+        failed=failed,
+        loss=loss,
+        failure_threshold=failure_threshold,
+        groups=groups,
+        frames=frames,
+        shifts=shifts,
+    )
+    gate = judge_evidence(
+        evidence,
+        free=free,
+        fallback=fallback,
+        refitted=refitted,
+        metrics=gate_metrics,
+        replicates=gate_replicates,
+        seed=seed,
+    )
+    names = sorted({str(shift) for shift in evidence.shifts}, key=lambda name: (name != CLEAN, name))
+    rows = {name: np.flatnonzero(evidence.shifts == name) for name in names}
+    if len(names) > 1:
+        rows[ALL] = np.arange(len(evidence))
+    conditions = tuple(
+        _condition(name, evidence, where, free, replicates=replicates, seed=seed)
+        for name, where in rows.items()
+    )
+    first = rows[names[0]]
+    return Report(
+        settings=dict(settings or {}) | {"failure_threshold": failure_threshold, "seed": seed},
+        conditions=conditions,
+        gate=gate,
+        slices=_slices(
+            evidence,
+            first,
+            slices or {},
+            winner=gate.winner,
+            min_frames=min_frames,
+            replicates=replicates,
+            seed=seed,
+        ),
+        calibrations=tuple(
+            _calibration(name, evidence, first, scale=scale, source=loss_scales_from, seed=seed)
+            for name, scale in (loss_scales or {}).items()
+        ),
+        curves=tuple(
+            _curve(score, name, evidence, where)
+            for name, where in rows.items()
+            if name in (names[0], ALL)
+            for score in evidence.scores
+        ),
+        frames=find_frames(evidence, gate.winner),
+    )
+
+
+def _condition(
+    name: str,
+    evidence: Evidence,
+    rows: NDArray[np.intp],
+    free: Collection[str],
+    *,
+    replicates: int,
+    seed: int,
+) -> Condition:
+    failed, loss, risk = evidence.failed[rows], evidence.loss[rows], evidence.risk[rows]
+    clusters, _ = evidence.clusters()
+    parts = {score: values[rows] for score, values in evidence.scores.items()}
+    drawn = replicate(
+        parts,
+        failed=failed,
+        loss=risk,
+        groups=clusters[rows],
+        metrics=tuple(ROW_METRICS),
+        replicates=replicates,
+        seed=seed,
+    )
+    scores = tuple(
+        ScoreRow(
+            name=score,
+            free=score in free,
+            metrics={
+                metric: estimate(point(values, failed=failed, loss=risk, metric=metric), drawn[score][metric])
+                for metric in ROW_METRICS
+            },
+            agreement={
+                "spearman": spearman(values, loss),
+                "kendall": kendall(values, loss),
+                "pair_accuracy": pair_accuracy(values, loss),
+            },
+            budgets=budget_table(values, failed, budgets=BUDGETS)
+            if failed.any() and not failed.all()
+            else (),
+        )
+        for score, values in parts.items()
+    )
+    return Condition(
+        name=name,
+        samples=len(rows),
+        failures=int(failed.sum()),
+        mean_loss=float(loss.mean()),
+        aurc=aurc_references(risk),
+        augrc=augrc_references(risk),
+        scores=scores,
+    )
+
+
+def _slices(
+    evidence: Evidence,
+    rows: NDArray[np.intp],
+    slices: Mapping[str, ArrayLike],
+    *,
+    winner: str,
+    min_frames: int,
+    replicates: int,
+    seed: int,
+) -> tuple[Any, ...]:
+    score = evidence.scores[winner][rows]
+    threshold = float(np.quantile(score, 1 - FLAG_BUDGET))
+    clusters, _ = evidence.clusters()
+    found = []
+    for name, labels in slices.items():
+        column = np.asarray(labels)
+        if len(column) != len(evidence):
+            raise JudgeError(f"slice {name!r} has {len(column)} labels for {len(evidence)} rows")
+        found.append(
+            slice_report(
+                name,
+                column[rows],
+                score=score,
+                failed=evidence.failed[rows],
+                threshold=threshold,
+                clusters=clusters[rows],
+                min_frames=min_frames,
+                replicates=replicates,
+                seed=seed,
+            )
+        )
+    return tuple(found)
+
+
+def _calibration(
+    name: str, evidence: Evidence, rows: NDArray[np.intp], *, scale: float | None, source: str, seed: int
+) -> LossCalibration:
+    if name not in evidence.scores:
+        raise JudgeError(f"no score {name!r} to calibrate; there are {', '.join(evidence.scores)}")
+    score, loss = evidence.scores[name][rows], evidence.loss[rows]
+    if scale is not None:
+        return LossCalibration(name, scale, source, loss_reliability(score, loss, scale=scale))
+    labels, members = np.unique(evidence.clusters()[0][rows], return_inverse=True)
+    half = np.random.default_rng(seed).permutation(len(labels)) < len(labels) // 2
+    fitting = half[members]
+    if not fitting.any() or fitting.all():
+        raise JudgeError("one group cannot be halved: give the loss scale of another set")
+    fitted = fit_loss_scale(score[fitting], loss[fitting])
+    result = loss_reliability(score[~fitting], loss[~fitting], scale=fitted)
+    return LossCalibration(name, fitted, "the other half of the clean frames", result)
+
+
+def _curve(score: str, condition: str, evidence: Evidence, rows: NDArray[np.intp]) -> Curve:
+    coverage, risk = risk_coverage_curve(
+        evidence.scores[score][rows], evidence.risk[rows], points=_CURVE_POINTS
+    )
+    return Curve(score, condition, tuple(coverage.tolist()), tuple(risk.tolist()))
+
+
+def find_frames(evidence: Evidence, score: str, *, shown: int = _FRAMES_SHOWN) -> tuple[FrameExample, ...]:
+    """The worst frames, the surprising ones (high loss, low score), the false alarms; no photo twice."""
+    percentile = _percentiles(evidence.scores[score])
+    surprise = _percentiles(evidence.loss) - percentile
+    wrong = evidence.failed
+    rankings = {
+        "worst": np.lexsort((evidence.scores[score], -evidence.loss)),
+        "missed": np.argsort(np.where(wrong, -surprise, np.inf), kind="stable")[: int(wrong.sum())],
+        "false alarm": np.argsort(np.where(wrong, np.inf, surprise), kind="stable")[: int((~wrong).sum())],
+    }
+    found = []
+    for kind, order in rankings.items():
+        seen: set[str] = set()
+        for row in order:
+            frame = str(evidence.frames[row])
+            if frame in seen:
+                continue
+            seen.add(frame)
+            found.append(
+                FrameExample(
+                    kind=kind,
+                    frame=frame,
+                    shift=str(evidence.shifts[row]),
+                    loss=float(evidence.loss[row]),
+                    failed=bool(wrong[row]),
+                    percentile=float(percentile[row]),
+                )
+            )
+            if len(seen) == shown:
+                break
+    return tuple(found)
+
+
+def _percentiles(values: NDArray[Any]) -> NDArray[np.float64]:
+    """[N] share of values at or below each."""
+    ordered = np.sort(values)
+    return np.asarray(100 * np.searchsorted(ordered, values, side="right") / len(values))

@@ -1,0 +1,364 @@
+"""From a training run to what the judge needs: every score, the true loss, and where each row comes from.
+
+Run, Dataset --build (fitted on train and holdout)--> scores
+test images, clean and under each shift --compute, sample_loss--> columns --evaluate--> Report with pictures
+
+For each shift that the head's corruption library holds, the head is fitted again without that family, and
+that refit is what the gate judges there: else "held-out corruption" would be a corruption the head has seen.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from misfire_runtime.preprocess import Image, encode_png
+from misfire_train.data import Dataset, Examples
+from misfire_train.data.corruptions import FAMILIES, corrupt_all
+from misfire_train.head_training import fit_head
+from misfire_train.heads import recipe_named
+from misfire_train.judge.calibration import fit_loss_scale
+from misfire_train.judge.errors import JudgeError
+from misfire_train.judge.evaluating import evaluate
+from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.report import FrameExample, Report
+from misfire_train.runs import Run, run_splits
+from misfire_train.scores import SCORES, FitSet, ScoreError, build, compute, gather, names_for
+from misfire_train.scores.fitting import batches, evaluating
+from misfire_train.signals import Score
+from misfire_train.tasks import Task
+from misfire_train.train_config import TrainConfig
+
+_MAX_FIT = 20_000
+_PICTURE_SIDE = 320
+_PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
+_MAX_GROUPS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What to judge. scores: "all", "free", or names.  shifts: corruption families; severity: 1..5 of each.
+
+    part: "test", or a part of the run that nothing was fitted on ("field").  limit: frames at most, None all.
+    refit: fit the head again without each shift of its library.  failure_threshold: of tasks whose failure is
+    a loss; None takes the task's, else the worst fifth of the clean frames.  slices: {name: {id: label}}.
+    """
+
+    scores: Sequence[str] = ("all",)
+    shifts: Sequence[str] = ()
+    severity: int = 3
+    part: str = "test"
+    limit: int | None = None
+    refit: bool = True
+    failure_threshold: float | None = None
+    slices: Mapping[str, Mapping[str, str]] | None = None
+    replicates: int = 300
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One condition: scores {name: [N]}, loss and failures [N], and the answers in words."""
+
+    scores: Mapping[str, NDArray[Any]]
+    loss: NDArray[np.float64]
+    failed: NDArray[np.bool_] | None
+    predicted: tuple[str, ...]
+
+
+def judge_run(
+    run: Run, dataset: Dataset, judging: Judging, *, progress: Callable[[str], None] = lambda _text: None
+) -> tuple[Report, Evidence]:
+    """Judges a run on data that it never saw. progress: called with a line before each slow step.
+
+    Raises JudgeError on an unknown part or score, and whatever the scores or the data raise.
+    """
+    parts = run_splits(run, dataset)
+    examples = _part(parts, judging)
+    progress("fitting scores")
+    modules, skipped = _build_scores(run, parts, judging)
+    images = {CLEAN: examples} | {name: _shifted(examples, name, judging) for name in judging.shifts}
+    columns = {}
+    for name, rows in images.items():
+        progress(f"scoring {len(rows)} frames, {name}")
+        columns[name] = _column(run, rows, modules, seed=judging.seed)
+    refitted, notes = _refit(run, parts, images, judging, progress=progress) if judging.refit else ({}, ())
+    failed, threshold, meaning = _failures(run.task, columns, judging)
+    progress("judging")
+    stacked = {
+        m.name: np.concatenate([column.scores[m.name] for column in columns.values()]) for m in modules
+    }
+    loss = np.concatenate([column.loss for column in columns.values()])
+    count = len(columns)
+    common: dict[str, Any] = {
+        "loss": loss,
+        "failure_threshold": threshold,
+        "failed": failed,
+        "frames": np.tile(np.array(examples.ids), count),
+        "groups": np.tile(np.array(examples.groups), count),
+        "shifts": np.repeat(np.array(list(columns)), len(examples)),
+    }
+    report = evaluate(
+        stacked,
+        **common,
+        slices=_slices(run, examples, judging, count),
+        free={name for name, info in SCORES.items() if info.free},
+        fallback=run.task.default_free_score,
+        loss_scales=_loss_scales(run, parts, modules),
+        loss_scales_from="the run's calibration part",
+        refitted=_stack_refits(refitted, columns, stacked),
+        replicates=judging.replicates,
+        settings=_settings(run, dataset, judging, examples, meaning),
+        seed=judging.seed,
+    )
+    report = replace(
+        report,
+        skipped=skipped,
+        gate=replace(report.gate, notes=(*report.gate.notes, *_library_notes(run, judging), *notes)),
+        frames=tuple(_with_picture(frame, run, examples, images, columns) for frame in report.frames),
+    )
+    return report, Evidence.of(stacked, **common)
+
+
+def _part(parts: Mapping[str, Examples], judging: Judging) -> Examples:
+    if judging.part not in parts:
+        raise JudgeError(f"the run has no part {judging.part!r}; there are {', '.join(parts)}")
+    if judging.part in ("train", "validation", "holdout"):
+        raise JudgeError(f"model or scores were fitted on the {judging.part} part; judge on test or field")
+    examples = parts[judging.part]
+    if judging.limit is None or judging.limit >= len(examples):
+        return examples
+    rng = np.random.default_rng(judging.seed)
+    return examples.take(np.sort(rng.choice(len(examples), judging.limit, replace=False)))
+
+
+def _shifted(examples: Examples, family: str, judging: Judging) -> Examples:
+    return corrupt_all(examples, family, severity=judging.severity, seed=judging.seed)
+
+
+def _build_scores(
+    run: Run, parts: Mapping[str, Examples], judging: Judging
+) -> tuple[list[Score], dict[str, str]]:
+    """(score modules, {name: why it was left out})."""
+    wanted = list(dict.fromkeys(judging.scores))
+    everything = wanted in (["all"], ["free"])
+    names = names_for(run.record.task, free=True if wanted == ["free"] else None) if everything else wanted
+    head = run.head
+    fit, holdout = _fit_set(run, parts["train"]), _fit_set(run, parts["holdout"])
+    modules: list[Score] = []
+    skipped = {}
+    for name in names:
+        if head is not None and name == head.name:
+            continue
+        try:
+            modules.extend(build([name], task=run.record.task, fit=fit, holdout=holdout))
+        except ScoreError as error:
+            if not everything:
+                raise
+            skipped[name] = str(error)
+    if head is not None and (wanted == ["all"] or head.name in wanted):
+        modules.append(head)
+    if not any(SCORES[m.name].free for m in modules if m.name in SCORES):
+        raise JudgeError("the gate needs a free score to beat: add one of " + ", ".join(_free_names(run)))
+    return modules, skipped
+
+
+def _free_names(run: Run) -> list[str]:
+    return names_for(run.record.task, free=True)
+
+
+def _fit_set(run: Run, examples: Examples) -> FitSet:
+    chosen = examples
+    if len(examples) > _MAX_FIT:
+        chosen = examples.take(np.random.default_rng(0).choice(len(examples), _MAX_FIT, replace=False))
+    classes = len(run.record.classes) if run.record.task in ("classification", "segmentation") else None
+    return gather(run.probe, chosen, chosen.targets, classes=classes, contract=run.contract)
+
+
+def _column(run: Run, examples: Examples, modules: Sequence[Score], *, seed: int) -> _Column:
+    scores = compute(run, examples, modules, seed=seed) if modules else {}
+    losses, failed = [], []
+    predicted: list[str] = []
+    task = run.task
+    knows = task.failed_function is not None
+    with evaluating(run.probe), torch.no_grad():
+        for rows, image in batches(examples, contract=run.contract, size=256):
+            outputs = run.probe(image).outputs
+            targets = torch.as_tensor(examples.targets[rows])
+            losses.append(task.sample_loss(outputs, targets).double().numpy())
+            if knows:
+                failed.append(task.failed(outputs, targets).numpy())
+            if run.record.task == "classification":
+                predicted.extend(run.record.classes[i] for i in outputs.argmax(1).tolist())
+    return _Column(
+        scores, np.concatenate(losses), np.concatenate(failed) if knows else None, tuple(predicted)
+    )
+
+
+def _failures(
+    task: Task, columns: Mapping[str, _Column], judging: Judging
+) -> tuple[NDArray[np.bool_] | None, float | None, str]:
+    """(failures, or None and the threshold of the loss, what a failure is in words)."""
+    known = [column.failed for column in columns.values() if column.failed is not None]
+    if known and judging.failure_threshold is None:
+        return np.concatenate(known), None, "the answer is wrong"
+    if judging.failure_threshold is not None:
+        threshold = judging.failure_threshold
+        return None, threshold, f"loss above {threshold:g}"
+    if task.failure_threshold is not None:
+        return None, task.failure_threshold, f"loss above {task.failure_threshold:g}, the task's threshold"
+    threshold = float(np.quantile(columns[CLEAN].loss, 0.8))
+    return None, threshold, f"loss above {threshold:.4g}: the worst fifth of the clean frames"
+
+
+def _head_library(run: Run) -> tuple[str, ...]:
+    """Corruption families that the head was trained on."""
+    if run.head is None or run.record.head is None:
+        return ()
+    recipe = recipe_named(run.record.head.recipe).with_table(_config(run).head)
+    if recipe.copies == 0:
+        return ()
+    return tuple(FAMILIES) if recipe.families is None else recipe.families
+
+
+def _config(run: Run) -> TrainConfig:
+    return TrainConfig.model_validate(run.record.config)
+
+
+def _refit(
+    run: Run,
+    parts: Mapping[str, Examples],
+    images: Mapping[str, Examples],
+    judging: Judging,
+    *,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, dict[str, NDArray[Any]]], tuple[str, ...]]:
+    """{shift: {head: [n] scores of that condition by a head that never saw the family}}."""
+    library = _head_library(run)
+    seen = [name for name in judging.shifts if name in library]
+    if run.head is None or run.record.head is None or not seen:
+        return {}, ()
+    recipe = recipe_named(run.record.head.recipe).with_table(_config(run).head)
+    if recipe.joint:
+        return {}, (
+            "The head was trained along with the network, so it was not fitted again without a shift.",
+        )
+    found = {}
+    for name in seen:
+        progress(f"fitting the head without {name}")
+        fitted = fit_head(
+            run.probe,
+            task=run.task,
+            recipe=replace(recipe, families=tuple(family for family in library if family != name)),
+            train=parts["train"],
+            holdout=parts["holdout"],
+            contract=run.contract,
+            seed=judging.seed,
+        )
+        values = compute(run, images[name], [fitted.head], seed=judging.seed)
+        found[name] = {run.head.name: values[fitted.head.name]}
+    return found, (f"On {', '.join(seen)} the gate judges heads fitted without that corruption.",)
+
+
+def _stack_refits(
+    refitted: Mapping[str, Mapping[str, NDArray[Any]]],
+    columns: Mapping[str, _Column],
+    stacked: Mapping[str, NDArray[Any]],
+) -> dict[str, dict[str, NDArray[Any]]]:
+    result: dict[str, dict[str, NDArray[Any]]] = {}
+    starts = {name: index * len(column.loss) for index, (name, column) in enumerate(columns.items())}
+    for shift, scores in refitted.items():
+        for name, values in scores.items():
+            if name not in stacked:
+                continue
+            whole = stacked[name].copy()
+            whole[starts[shift] : starts[shift] + len(values)] = values
+            result.setdefault(shift, {})[name] = whole
+    return result
+
+
+def _library_notes(run: Run, judging: Judging) -> tuple[str, ...]:
+    seen = [name for name in judging.shifts if name in _head_library(run)]
+    if judging.refit or not seen:
+        return ()
+    return (
+        f"The head was trained on {', '.join(seen)} and not fitted again: these shifts are not held out.",
+    )
+
+
+def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Score]) -> dict[str, float]:
+    if run.head not in modules or run.record.head is None or "calibration" not in parts:
+        return {}
+    recipe = recipe_named(run.record.head.recipe).with_table(_config(run).head)
+    if recipe.objective not in _PREDICT_LOG_LOSS:
+        return {}
+    assert run.head is not None
+    column = _column(run, parts["calibration"], [run.head], seed=0)
+    return {run.head.name: fit_loss_scale(column.scores[run.head.name], column.loss)}
+
+
+def _slices(run: Run, examples: Examples, judging: Judging, repeats: int) -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {}
+    if run.record.task == "classification":
+        found["class"] = np.array([run.record.classes[int(t)] for t in examples.targets])
+    groups = np.unique(examples.groups)
+    if 1 < len(groups) <= _MAX_GROUPS_SHOWN:
+        found["group"] = np.array(examples.groups)
+    for name, labels in (judging.slices or {}).items():
+        missing = [identity for identity in examples.ids if identity not in labels]
+        if missing:
+            raise JudgeError(
+                f"slice {name!r} has no label for {missing[0]!r} ({len(missing)} frames without one)"
+            )
+        found[name] = np.array([labels[identity] for identity in examples.ids])
+    return {name: np.tile(labels, repeats) for name, labels in found.items()}
+
+
+def _settings(
+    run: Run, dataset: Dataset, judging: Judging, examples: Examples, meaning: str
+) -> dict[str, Any]:
+    return {
+        "run": run.record.run_id,
+        "dataset": dataset.name,
+        "dataset_sha256": dataset.sha256,
+        "part": judging.part,
+        "frames": len(examples),
+        "groups": len(set(examples.groups)),
+        "failure": meaning,
+        "shifts": ", ".join(judging.shifts) or "none",
+        "severity": judging.severity if judging.shifts else None,
+        "head": run.record.head.recipe if run.record.head else None,
+        "replicates": judging.replicates,
+        "data_notes": " ".join(dataset.notes) or None,
+    }
+
+
+def _with_picture(
+    frame: FrameExample,
+    run: Run,
+    examples: Examples,
+    images: Mapping[str, Examples],
+    columns: Mapping[str, _Column],
+) -> FrameExample:
+    row = int(examples.positions([frame.frame])[0])
+    picture = _data_url(images[frame.shift].images[row])
+    if run.record.task != "classification":
+        return replace(frame, picture=picture)
+    truth = run.record.classes[int(examples.targets[row])]
+    return replace(frame, picture=picture, truth=truth, predicted=columns[frame.shift].predicted[row])
+
+
+def _data_url(image: Image) -> str:
+    """A PNG as a data URL, shrunk to at most 320 pixels a side."""
+    factor = _PICTURE_SIDE / max(image.shape[:2])
+    if factor < 1:
+        size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
