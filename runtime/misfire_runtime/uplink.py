@@ -183,6 +183,7 @@ class Uplink:
                 self._failures += 1
                 self._stop.wait(wait_s)
         self._wake_read.close()
+        self._wake_write.close()
 
     def _session(self) -> None:
         death = encode(self._birth.model_copy(update={"online": False}))
