@@ -23,7 +23,7 @@ class Ladder:
 
     def __init__(self, table: DegradeTable, *, now: Callable[[], float] = time.monotonic) -> None:
         self.step = 0
-        self._table = table
+        self.table = table
         self._now = now
         self._changed_s = float("-inf")
 
@@ -32,11 +32,11 @@ class Ladder:
 
         latency_ms: recent median per frame.  queue_fill: of the writer, 0..1.
         """
-        if not self._table.enabled:
+        if not self.table.enabled:
             return 0
         strain = self._strain(latency_ms, queue_fill)
         now = self._now()
-        if now - self._changed_s >= self._table.hold_s:
+        if now - self._changed_s >= self.table.hold_s:
             if strain > 1.0 and self.step < len(STEPS) - 1:
                 self._move(self.step + 1, strain, now)
             elif strain < _LEAVE_AT and self.step > 0:
@@ -56,12 +56,12 @@ class Ladder:
 
     def _strain(self, latency_ms: float, queue_fill: float) -> float:
         strains = [queue_fill / 0.9]
-        if self._table.latency_ms is not None:
-            strains.append(latency_ms / self._table.latency_ms)
-        if self._table.temperature_c is not None:
-            heat = read_temperature_c(self._table.temperature_file)
+        if self.table.latency_ms is not None:
+            strains.append(latency_ms / self.table.latency_ms)
+        if self.table.temperature_c is not None:
+            heat = read_temperature_c(self.table.temperature_file)
             if heat is not None:
-                strains.append(heat / self._table.temperature_c)
+                strains.append(heat / self.table.temperature_c)
         return max(strains)
 
     def _move(self, step: int, strain: float, now: float) -> None:

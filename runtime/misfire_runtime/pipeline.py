@@ -111,12 +111,7 @@ class Vehicle:
         self._reader: FrameReader | None = None
         self.writer = SampleWriter(
             store,
-            options=WriterOptions(
-                vehicle=config.vehicle,
-                jpeg_quality=config.encode.jpeg_quality,
-                keep_original=config.encode.keep_original,
-                named_sources=any(source.name for source in config.source),
-            ),
+            options=_writer_options(config),
             statistics=self.statistics,
             progress=self._progress,
             privacy=self.privacy,
@@ -278,6 +273,9 @@ class Vehicle:
             self._pending = None
         chooser.suppressed = self.chooser.suppressed
         old = self.scorer
+        if (config.clips, config.encode) != (self.config.clips, self.config.encode):
+            self.writer.change(_writer_options(config), _clips(config))
+        self.ladder.table = config.degrade
         self.config, self.scorer, self.chooser, self._random = config, scorer, chooser, chooser.random
         self.budget.limits = Limits(**config.limits.model_dump())
         if scorer is not old:
@@ -315,6 +313,15 @@ class Vehicle:
         new = {name: value - self._counted[name] for name, value in now.items()}
         self._counted = now
         return new
+
+
+def _writer_options(config: VehicleConfig) -> WriterOptions:
+    return WriterOptions(
+        vehicle=config.vehicle,
+        jpeg_quality=config.encode.jpeg_quality,
+        keep_original=config.encode.keep_original,
+        named_sources=any(source.name for source in config.source),
+    )
 
 
 def _clips(config: VehicleConfig) -> ClipRecorder | None:

@@ -73,6 +73,14 @@ class Mark:
     done: threading.Event | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From here on, other options and another clip recorder."""
+
+    options: WriterOptions
+    clips: ClipRecorder | None
+
+
 @dataclass(frozen=True)
 class WriterOptions:
     """How pictures are written."""
@@ -105,7 +113,7 @@ class SampleWriter:
         self._statistics = statistics
         self._progress = progress
         self._privacy = privacy
-        self._queue: queue.Queue[Candidate | Mark | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[Candidate | Mark | Change | None] = queue.Queue(capacity)
         self.failure: MisfireError | None = None
         self._thread = threading.Thread(target=self._run, name="sample-writer", daemon=True)
         self._thread.start()
@@ -142,6 +150,10 @@ class SampleWriter:
             return False
         return True
 
+    def change(self, options: WriterOptions, clips: ClipRecorder | None) -> None:
+        """Takes over other options behind the frames that wait; clips that are open are finished first."""
+        self._queue.put(Change(options, clips))
+
     def flush(self, counts: dict[str, int], positions: dict[str, int]) -> None:
         """Waits until everything handed in before is in the spool."""
         done = threading.Event()
@@ -164,6 +176,9 @@ class SampleWriter:
                 return
             if isinstance(item, Mark):
                 self._settle(item)
+            elif isinstance(item, Change):
+                self._guard(self._end_clips)
+                self.options, self.clips = item.options, item.clips
             else:
                 self._guard(partial(self._handle, item))
 

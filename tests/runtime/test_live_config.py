@@ -110,3 +110,17 @@ def test_the_fleet_switches_to_a_bundle_on_this_machine(
     assert not refused.accepted and "model.onnx is not what the manifest says" in refused.reason
     report = vehicle.run(threading.Event())
     assert report.bundle == "small@1.1.0" and report.chosen == {"m": 20}
+
+
+def test_clips_and_encoding_change_while_it_runs(live: Any, store: Any) -> None:
+    config, vehicle, _file = live
+    wish = {
+        "random": {"rate": 1.0},
+        "encode": {"keep_original": False},
+        "clips": {},
+        "degrade": {"hold_s": 3},
+    }
+    assert config.take_desired(Desired(version=1, config=wish)).accepted
+    vehicle.run(threading.Event())
+    assert {offer.media_type for offer in store.offers} == {"image/jpeg"}
+    assert vehicle.writer.clips is not None and vehicle.ladder.table.hold_s == 3
