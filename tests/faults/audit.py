@@ -40,7 +40,7 @@ def audit(store: Store, folders: Iterable[Path]) -> Audit:
     """Compares the journals and spools of stopped vehicles with the fleet's rows and blobs.
 
     duplicated: rows above one per id, or samples booked as stored more often than they are in the fleet.
-    damaged: blobs whose bytes are not those of their id. unheard: in the fleet, but evicted or declined on the
+    damaged: blobs whose bytes are not those of their id. unheard: in the fleet, evicted or declined on the
     vehicle before the word came. orphan_blobs: bytes without a row, of a collector killed between the two.
     """
     result = Audit()
