@@ -8,6 +8,7 @@ loss-ranking       which objective ranks losses best, clean and shifted
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ import typer
 
 from misfire_runtime.errors import ConfigError
 from misfire_train import gamma
+from misfire_train.data import load_dataset
+from misfire_train.experiments import loss_ranking, plots, wrong_prediction
+from misfire_train.experiments.record import provenance, write_json
 
 app = typer.Typer(help="Reproduce published numbers.", no_args_is_help=True, rich_markup_mode=None)
 
 JSON = typer.Option(False, "--json", help="Print one JSON object.")
+DATA = typer.Option(None, "--data", help="Folder of the published data sets.")
+OUT = typer.Option(None, "--out", help="Folder for the JSON and the plot.")
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -54,6 +60,75 @@ def gamma_tables(
     if fit is not None:
         found = result["fit"]
         typer.echo(f"fit to {found['count']} losses: k = {found['shape']:.4f}, Theta = {found['scale']:.6f}")
+
+
+@app.command("wrong-prediction")
+def run_wrong_prediction(  # noqa: PLR0917 (a command's options)
+    dataset: str = typer.Option("mnist", help="A classification data set."),
+    data: Path | None = DATA,
+    seeds: int = typer.Option(10, min=1, help="Independent repetitions."),
+    steps: int = typer.Option(10, min=1, help="Selections of 50 samples."),
+    method: list[str] | None = typer.Option(None, help="Only these methods; may be repeated."),  # noqa: B008
+    pool: int = typer.Option(20_000, min=1, help="Samples to select from, balanced over classes."),
+    out: Path | None = OUT,
+    as_json: bool = JSON,
+) -> None:
+    """Share of wrong predictions among what each score selects; Aljundi et al. Table 1, and its gate."""
+    protocol = wrong_prediction.Protocol(seeds=seeds, steps=steps, pool=pool)
+    methods = method or list(wrong_prediction.METHODS)
+    result = {
+        **provenance(_command_line(), seeds=range(seeds), dataset=dataset),
+        **wrong_prediction.run(
+            load_dataset(dataset, root=data),
+            protocol=protocol,
+            methods=methods,
+            progress=lambda line: typer.echo(line, err=True),
+        ),
+    }
+    if out is not None:
+        write_json(result, out / "wrong_prediction.json")
+        plots.plot_wrong_prediction(result, out / "wrong_prediction.png")
+    if as_json:
+        _print_json(result)
+        return
+    typer.echo("% wrong among the selected, mean (standard deviation over seeds)")
+    for name, row in result["methods"].items():
+        shown = [f"{row['wrong_mean'][i]:5.1f} ({row['wrong_std'][i]:4.1f})" for i in (0, 4, 9) if i < steps]
+        typer.echo(f"{name:<24} {'  '.join(shown)}   accuracy at the end {row['accuracy_mean'][-1]:.1f}")
+    for name, passed in result["gate"].items():
+        typer.echo(f"{name:<40} {'yes' if passed else 'NO'}")
+
+
+@app.command("loss-ranking")
+def run_loss_ranking(
+    dataset: list[str] | None = typer.Option(None, help="By default fashion-mnist and traffic-lights."),  # noqa: B008
+    data: Path | None = DATA,
+    seeds: int = typer.Option(5, min=1, help="Independent repetitions."),
+    out: Path | None = OUT,
+    as_json: bool = JSON,
+) -> None:
+    """Spearman, pair accuracy, AURC and weight norm of four objectives, clean and shifted."""
+    protocol = loss_ranking.Protocol(seeds=seeds)
+    names = dataset or ["fashion-mnist", "traffic-lights"]
+    result = {**provenance(_command_line(), seeds=range(seeds), dataset=", ".join(names)), "datasets": {}}
+    for name in names:
+        result["datasets"][name] = loss_ranking.run(
+            load_dataset(name, root=data), protocol=protocol, progress=lambda line: typer.echo(line, err=True)
+        )
+    if out is not None:
+        write_json(result, out / "loss_ranking.json")
+    if as_json:
+        _print_json(result)
+        return
+    for name, found in result["datasets"].items():
+        typer.echo(f"{name}: mean over {seeds} seeds (standard deviation)")
+        for line in loss_ranking.table_lines(found["table"]):
+            typer.echo("  " + line)
+
+
+def _command_line() -> str:
+    """The command as typed, without the folder of the program."""
+    return " ".join(["misfire", *sys.argv[1:]])
 
 
 def load_losses(path: Path) -> np.ndarray[Any, Any]:

@@ -1,0 +1,97 @@
+"""The experiments run end to end on small real data, and say what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from misfire_train.data import load_dataset
+from misfire_train.experiments import wrong_prediction as wp
+from misfire_train.experiments.commands import app
+from misfire_train.scores import ScoreError
+
+TINY = wp.Protocol(seeds=1, steps=2, query=10, pool=200, hidden=16, epochs=8, patience=3, passes=3)
+
+
+def test_every_method_selects_and_learns_on_real_digits() -> None:
+    result = wp.run(load_dataset("digits"), protocol=TINY)
+    assert list(result["methods"]) == list(wp.METHODS)
+    for row in result["methods"].values():
+        assert len(row["wrong_mean"]) == 2
+        assert len(row["accuracy_mean"]) == 3
+        assert all(0 <= value <= 100 for value in row["wrong_mean"])
+        assert row["accuracy_mean"][-1] > 15, "more than chance"
+    assert result["gate"] == {}, "no verdict without step 5"
+
+
+def test_a_seed_repeats_exactly_and_leaves_the_global_state() -> None:
+    data, test = wp.load_pixels(load_dataset("digits"))
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    first = wp.run_seed("mc_dropout", data, test, TINY, 3)
+    assert torch.equal(torch.rand(2), expected)
+    assert first == wp.run_seed("mc_dropout", data, test, TINY, 3)
+    assert first != wp.run_seed("mc_dropout", data, test, TINY, 4)
+
+
+def test_initial_holdout_and_pool_are_balanced_and_disjoint() -> None:
+    labels = torch.arange(1000) % 10
+    initial, holdout, pool = wp.draw(labels, wp.Protocol(pool=400), 0)
+    assert len(initial) == len(holdout) == 50
+    assert len(pool) == 400
+    everything = np.concatenate([initial, holdout, pool])
+    assert len(set(everything.tolist())) == 500
+    for part in (initial, holdout, pool):
+        counts = np.bincount(labels.numpy()[part])
+        assert counts.min() == counts.max()
+
+
+def test_a_class_too_small_and_steps_beyond_the_pool_are_errors() -> None:
+    with pytest.raises(ScoreError, match="class 1 has 3 samples"):
+        wp.draw(torch.tensor([0] * 50 + [1] * 3), wp.Protocol(), 0)
+    data, test = wp.load_pixels(load_dataset("digits"))
+    with pytest.raises(ScoreError, match="exceed the pool of 200"):
+        wp.run_seed("entropy", data, test, wp.Protocol(steps=21, query=10, pool=200), 0)
+    with pytest.raises(ScoreError, match="unknown method 'luck'"):
+        wp.run_seed("luck", data, test, TINY, 0)
+
+
+def test_the_gate_reads_the_table() -> None:
+    def row(first: float, fifth: float) -> dict[str, list[float]]:
+        return {"wrong_mean": [first, 0, 0, 0, fifth]}
+
+    good = {
+        "wrong_prediction": row(90, 72),
+        "wrong_prediction_approx": row(88, 66),
+        "bald": row(64, 51),
+        "mc_dropout": row(77, 70),
+    }
+    assert all(wp.gate(good).values())
+    assert not wp.gate({**good, "mc_dropout": row(89, 70)})["step1_s_a_above_bald_and_mc_dropout"]
+    assert not wp.gate({**good, "bald": row(64, 68)})["step5_s_5_points_above_bald"]
+    assert wp.gate({"bald": row(1, 1)}) == {}
+
+
+def test_command_writes_json_and_plot(tmp_path: Path) -> None:
+    arguments = ["wrong-prediction", "--dataset", "digits", "--seeds", "1", "--steps", "1", "--pool", "100"]
+    only = ["--method", "entropy", "--method", "random"]
+    done = CliRunner().invoke(app, [*arguments, *only, "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    written = json.loads((tmp_path / "wrong_prediction.json").read_text())
+    assert printed["methods"] == written["methods"]
+    assert written["seeds"] == [0]
+    assert {"command", "date", "versions", "protocol", "published"} <= set(written)
+    assert (tmp_path / "wrong_prediction.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_command_refuses_a_task_that_does_not_classify() -> None:
+    done = CliRunner().invoke(app, ["wrong-prediction", "--dataset", "figures", "--seeds", "1"])
+    assert done.exit_code != 0
+    assert "this experiment classifies" in str(done.exception)
