@@ -30,7 +30,7 @@ def split(
     >>> from misfire_train.data import load_dataset
     >>> digits = load_dataset("digits").train
     >>> {name: len(part) for name, part in split(digits, fractions={"a": 0.5, "b": 0.5}, seed=0).items()}
-    {'a': 674, 'b': 673}
+    {'a': 676, 'b': 676}
     """
     _check_fractions(fractions)
     names = list(fractions)
