@@ -1,4 +1,4 @@
-"""`misfire train`: repeatable, killable, resumable; configuration errors that help; runs that know themselves."""
+"""`misfire train`: repeatable, killable, resumable; errors that help; runs that know themselves."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ BASES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "mean_peak": lambda out: -out.flatten(2).amax(2),
     },
     "regression": {"none": torch.zeros_like},
-    "custom": {"none": lambda out: out.new_zeros(len(out), 1)},
+    "custom": {"none": lambda out: out.new_zeros(out.shape[0], 1)},
 }
 """Free scores per unit, [N,U], on the scale of a log-loss; the best on held-out data becomes the base."""
 
@@ -199,7 +199,7 @@ def unit_statistics(
         columns.append(units.mean(1, keepdim=True).expand(-1, count, -1))
     if task in ("keypoints", "regression"):
         who = torch.eye(count, device=units.device, dtype=units.dtype)
-        columns.append(who[None].expand(len(units), -1, -1))
+        columns.append(who[None].expand(units.shape[0], -1, -1))
     flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)
     frame = [memory(embedding, outputs), torch.log(flat.square().sum(1, keepdim=True).clamp_min(1e-12))]
     if sees_embedding:
