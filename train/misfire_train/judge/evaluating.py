@@ -26,7 +26,7 @@ from misfire_train.judge.slices import MIN_FRAMES, slice_report
 
 FLAG_BUDGET = 0.05
 _FRAMES_SHOWN = 8
-_CURVE_POINTS = 120
+_CURVE_POINTS = 80
 
 
 def evaluate(

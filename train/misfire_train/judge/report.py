@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from misfire_train.judge.risk import References
 from misfire_train.judge.slices import SliceReport
 
 ALL = "all conditions"
+_WIDE = 110
 
 
 @dataclass(frozen=True)
@@ -137,36 +138,38 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     """One table per condition, the best AUROC first, and the gate's verdict."""
     out = console or Console()
     for condition in report.conditions:
-        out.print(condition_table(condition, winner=report.gate.winner))
+        out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
     for name, reason in (report.skipped or {}).items():
-        out.print(f"left out: {name}: {reason}", markup=False, highlight=False)
+        out.print(f"left out: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for note in report.gate.notes:
         out.print(note, markup=False, highlight=False)
     out.print(report.gate.verdict, style="bold", markup=False, highlight=False)
 
 
-def condition_table(condition: Condition, *, winner: str) -> Table:
-    """AUROC with its interval, AP, FPR at 95 % TPR, AURC, AUGRC, recall at 1 and 5 % uploads, Spearman."""
-    table = Table(
-        title=f"{condition.name}: {condition.failures} failures among {condition.samples}",
-        title_justify="left",
-    )
-    for heading in ("score", "AUROC", "AP", "FPR95", "AURC", "AUGRC", "recall@1%", "recall@5%", "Spearman"):
-        table.add_column(
-            heading, justify="left" if heading == "score" else "right", no_wrap=heading == "score"
-        )
+def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
+    """AUROC with interval, AP, AURC, recall at 1 and 5 % uploads; FPR95, AUGRC and Spearman where wide."""
+    columns: dict[str, Callable[[ScoreRow], str]] = {
+        "score": lambda row: row.name + (" (free)" if row.free else ""),
+        "AUROC": lambda row: f"{row.metrics['auroc'].value:.3f}",
+        "95 %": lambda row: f"{row.metrics['auroc'].low:.3f}-{row.metrics['auroc'].high:.3f}",
+        "AP": lambda row: f"{row.metrics['average_precision'].value:.3f}",
+        "AURC": lambda row: f"{row.metrics['aurc'].value:.4f}",
+        "at 1 %": lambda row: f"{100 * row.metrics['recall_at_1.0%'].value:.0f} %",
+        "at 5 %": lambda row: f"{100 * row.metrics['recall_at_5.0%'].value:.0f} %",
+    }
+    if wide:
+        columns |= {
+            "FPR95": lambda row: f"{row.metrics['fpr_at_95_tpr'].value:.3f}",
+            "AUGRC": lambda row: f"{row.metrics['augrc'].value:.4f}",
+            "Spearman": lambda row: f"{row.agreement['spearman']:.3f}",
+        }
+    failures = f"{condition.failures} failures among {condition.samples}; recall at 1 and 5 % uploads"
+    table = Table(title=f"{condition.name}: {failures}", title_justify="left", box=None, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
     for row in by_auroc(condition):
-        label = row.name + (" (free)" if row.free else "")
         style = "bold" if row.name == winner else None
-        table.add_row(
-            label,
-            interval_text(row.metrics["auroc"], digits=3),
-            *(f"{row.metrics[name].value:.3f}" for name in ("average_precision", "fpr_at_95_tpr")),
-            *(f"{row.metrics[name].value:.4f}" for name in ("aurc", "augrc")),
-            *(f"{100 * row.metrics[name].value:.0f} %" for name in ("recall_at_1.0%", "recall_at_5.0%")),
-            f"{row.agreement['spearman']:.3f}",
-            style=style,
-        )
+        table.add_row(*(cell(row) for cell in columns.values()), style=style)
     return table
 
 
@@ -178,11 +181,6 @@ def by_auroc(condition: Condition) -> list[ScoreRow]:
             -row.metrics["auroc"].value if math.isfinite(row.metrics["auroc"].value) else math.inf
         ),
     )
-
-
-def interval_text(found: Estimate, *, digits: int) -> str:
-    """0.912 [0.901, 0.923]."""
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _json_value(value: Any) -> Any:
