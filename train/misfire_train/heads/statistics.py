@@ -100,9 +100,10 @@ def map_statistics(features: Mapping[str, Tensor]) -> Tensor:
     columns = []
     for maps in features.values():
         flat = maps.flatten(2) if maps.ndim > 2 else maps[..., None]
-        mean = flat.mean(2)
-        variance = flat.square().mean(2) - mean.square()
-        columns += [mean, torch.sqrt(variance.clamp_min(0) + 1e-8)]
+        mean = flat.mean(2, keepdim=True)
+        # Two passes and a floor: E[x^2] - E[x]^2 cancels, and the graph's optimiser drops tiny addends.
+        variance = (flat - mean).square().mean(2)
+        columns += [mean[..., 0], torch.sqrt(variance.clamp_min(1e-6))]
     return torch.cat(columns, 1)
 
 
