@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from misfire_train.judge.report import Condition, Curve, LossCalibration, by_auroc
 
 INK, FAINT, FREE, LEARNED, BAD = "#1c2733", "#9aa7b4", "#3b6ea8", "#c2571a", "#b3261e"
+_CHANCE = 0.5
 _LINES = ("#c2571a", "#3b6ea8", "#2f8f5b", "#8a56ac", "#b08900", "#4aa3b5")
 _STYLE: Any = {
     "svg.hashsalt": "misfire",
@@ -60,6 +61,13 @@ def forest(condition: Condition, *, winner: str) -> str:
     for label in axes.get_yticklabels():
         if label.get_text() == winner:
             label.set_fontweight("bold")
+    lowest = min((row.metrics["auroc"].low for row in rows), default=1.0)
+    if lowest < _CHANCE:
+        # A score worse than chance would squeeze all others together: it stays at the edge, as an arrow.
+        axes.set_xlim(left=_CHANCE - 0.02)
+        for place, row in enumerate(reversed(rows)):
+            if row.metrics["auroc"].value < _CHANCE:
+                axes.plot(_CHANCE - 0.01, place, "<", color=FREE if row.free else LEARNED, ms=6)
     axes.set_xlabel("failure AUROC, 95 % interval")
     axes.set_title(condition.name, loc="left", fontsize=10.5)
     axes.grid(axis="x", color="#e8ecf0", lw=0.8)
