@@ -32,7 +32,9 @@ COMMANDS = {
     "demo": Command("misfire_fleet.demo.command:demo", "all", "Run the whole loop on embedded defaults."),
     "data": Command("misfire_train.data.commands:app", "train", "List, fetch and inspect datasets."),
     "train": Command("misfire_train.commands:train", "train", "Train a model and its failure score."),
-    "evaluate": Command("misfire_train.judge.command:evaluate", "train", "Judge failure scores on held-out data."),
+    "evaluate": Command(
+        "misfire_train.judge.command:evaluate", "train", "Judge failure scores on held-out data."
+    ),
     "select": Command("misfire_train.selection.command:select", "train", "Choose what to label next."),
     "experiment": Command("misfire_train.experiments.commands:app", "train", "Reproduce published numbers."),
     "export": Command("misfire_export.command:export", "export", "Turn a model into a verified bundle."),
@@ -40,7 +42,9 @@ COMMANDS = {
     "bench": Command("misfire_runtime.bench:bench", "cpu", "Measure what a bundle's scores cost."),
     "run": Command("misfire_runtime.run:run", "cpu", "Score frames and upload the telling ones."),
     "doctor": Command("misfire_runtime.doctor:doctor", "cpu", "Check this machine for what a vehicle needs."),
-    "schemas": Command("misfire_runtime.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."),
+    "schemas": Command(
+        "misfire_runtime.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."
+    ),
     "fleet": Command("misfire_fleet.commands:app", "fleet", "Collect, show and simulate uploads."),
     "retrain": Command("misfire_fleet.retrain:retrain", "all", "Train on with what the fleet uploaded."),
 }
@@ -65,7 +69,7 @@ def load(name: str) -> Any:
         ) from error
     if isinstance(target, typer.Typer):
         return get_command(target)
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name)(target)
     return get_command(app)
 
@@ -95,7 +99,13 @@ class LazyGroup(TyperGroup):
         self.format_options(ctx, formatter)
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 def _print_version(value: bool) -> None:
@@ -106,7 +116,9 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print and exit."
+    ),
 ) -> None:
     """Find the frames that a vehicle's perception model gets wrong, and turn them into a better model."""
 

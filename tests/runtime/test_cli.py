@@ -41,7 +41,9 @@ def test_a_missing_library_becomes_one_line_that_names_the_extra(monkeypatch: py
         cli.load("train")
 
 
-def test_a_missing_module_of_misfire_itself_is_not_blamed_on_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_misfire_itself_is_not_blamed_on_an_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(cli.COMMANDS, "train", cli.Command("misfire_nowhere.x:train", "train", ""))
     with pytest.raises(ModuleNotFoundError):
         cli.load("train")

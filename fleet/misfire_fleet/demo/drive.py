@@ -39,7 +39,9 @@ def write_drive(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     dry = min(frames // 2, len(examples))
-    order = np.concatenate([rng.permutation(len(examples))[:dry], rng.integers(0, len(examples), frames - dry)])
+    order = np.concatenate(
+        [rng.permutation(len(examples))[:dry], rng.integers(0, len(examples), frames - dry)]
+    )
     written: dict[str, Frame] = {}
     for position, index in enumerate(order):
         image = examples.images[int(index)]
@@ -47,7 +49,9 @@ def write_drive(
         if wet:
             progress = (position - dry) / max(1, frames - dry)
             family = weather[int(rng.integers(len(weather)))]
-            image = corrupt(image, family, severity=1 + round(progress * (severity - 1)), seed=seed + position)
+            image = corrupt(
+                image, family, severity=1 + round(progress * (severity - 1)), seed=seed + position
+            )
         data = encode_png(image)
         file = folder / f"{position:06d}.png"
         sample = hashlib.sha256(data).hexdigest()

@@ -1,50 +1,37 @@
-"""What the demo does with each data set: how it is divided, how much is driven, which weather comes.
+"""What the demo does with each data set: how much is trained on and driven, and which weather comes.
 
 The model is small and trained on little on purpose: a demo of failure detection needs a model that fails.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from misfire_runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings for one data set. `split` gives shares of its training half; the test half stays frozen."""
+    """Settings for one data set.
 
-    split: dict[str, float]
+    limit: examples of its training half that are used; field: the share of them that only vehicles see.
+    The test half stays frozen. severity: the worst of the bad weather, 1 to 5.
+    """
+
+    field: float
     frames_per_vehicle: int
     epochs: int
-    retrain_epochs: int
+    severity: int
+    limit: int | None = None
     weather: tuple[str, ...] = ("noise", "blur", "night", "fog", "glare")
-    severity: int = 3
     upload_rate: float = 0.10
-    vehicles: int = 3
-    options: dict[str, object] = field(default_factory=dict)
 
 
 PLANS = {
-    "digits": Plan(
-        split={"train": 0.30, "holdout": 0.20, "calibration": 0.12, "field": 0.38},
-        frames_per_vehicle=340,
-        epochs=30,
-        retrain_epochs=15,
-        severity=2,
-    ),
-    "traffic-lights": Plan(
-        split={"train": 0.30, "holdout": 0.20, "calibration": 0.12, "field": 0.38},
-        frames_per_vehicle=300,
-        epochs=12,
-        retrain_epochs=8,
-    ),
+    "digits": Plan(field=0.45, frames_per_vehicle=400, epochs=25, severity=2),
+    "traffic-lights": Plan(field=0.45, frames_per_vehicle=320, epochs=12, severity=3),
     "fashion-mnist": Plan(
-        split={"train": 0.05, "holdout": 0.03, "calibration": 0.02, "field": 0.10},
-        frames_per_vehicle=600,
-        epochs=8,
-        retrain_epochs=5,
-        severity=2,
+        field=0.35, frames_per_vehicle=600, epochs=8, severity=2, limit=9000, upload_rate=0.06
     ),
 }
 

@@ -1,0 +1,89 @@
+"""`misfire demo`: the whole loop on embedded defaults, ending in one table."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from misfire_fleet.demo.broker import find_mosquitto
+from misfire_fleet.demo.loop import Demo, Result
+from misfire_fleet.demo.plan import plan_for
+from misfire_runtime.errors import ConfigError
+
+
+def demo(
+    dataset: Annotated[str, typer.Option(help="digits, traffic-lights or fashion-mnist.")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets; else MISFIRE_DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep all files in this empty folder.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the console up until Ctrl-C.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded-broker", help="Use amqtt even where a mosquitto is installed.")
+    ] = False,
+) -> None:
+    """Run the whole loop on embedded defaults."""
+    plan = plan_for(dataset)
+    progress = Console(stderr=True, highlight=False)
+    with ExitStack() as stack:
+        folder = (
+            _folder(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="misfire-")))
+        )
+        loop = Demo(
+            folder,
+            dataset=dataset,
+            plan=plan,
+            data=data,
+            seed=seed,
+            mosquitto=None if embedded else find_mosquitto(),
+            say=lambda text: progress.print(f"[dim]·[/dim] {text}"),
+        )
+        with loop.running() as result:
+            if as_json:
+                typer.echo(json.dumps(result.as_dict()))
+            else:
+                Console().print(_table(result))
+            if keep:
+                progress.print("the console stays up; Ctrl-C ends it")
+                threading.Event().wait()
+
+
+def _folder(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: expected a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _table(result: Result) -> Table:
+    table = Table(title=f"misfire demo: {result.dataset}", title_justify="left", show_header=False)
+    ratio = result.failures_uploaded / result.failures_random if result.failures_random else float("inf")
+    rows = [
+        ("frames seen", f"{result.frames:,}"),
+        ("uploaded, stored", f"{result.uploaded:,}, {result.stored:,}  ({result.bytes / 1024:,.1f} KiB)"),
+        ("failures among the uploaded", f"{result.failures_uploaded:,}"),
+        (
+            "... in a random sample of that size",
+            f"{result.failures_random:,.1f}  (uploads hold {ratio:.1f}x)",
+        ),
+        ("accuracy, clean: before, after", _pair(result.accuracy_before_clean, result.accuracy_after_clean)),
+        (
+            "accuracy, shifted: before, after",
+            _pair(result.accuracy_before_shifted, result.accuracy_after_shifted),
+        ),
+    ]
+    for label, value in rows:
+        table.add_row(label, value)
+    return table
+
+
+def _pair(before: float, after: float) -> str:
+    return f"{before:.1%}, {after:.1%}  ({100 * (after - before):+.1f} points)"

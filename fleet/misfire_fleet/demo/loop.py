@@ -1,0 +1,232 @@
+"""One turn of the loop, every part of it real: train, export, drive, upload, label, retrain, re-export.
+
+data set --split--> train | holdout | calibration | field --write_drive--> three folders of frames
+train --> run --> bundle --> three `misfire run` processes --MQTT--> collector --> store --> console
+store + true labels --> retrained run --> new bundle; accuracy on the frozen test half, clean and shifted
+"""
+
+from __future__ import annotations
+
+import csv
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from misfire_export.exporting import export_run
+from misfire_fleet.collector import Collector
+from misfire_fleet.command_serve import listen
+from misfire_fleet.demo.broker import Broker, embedded_broker
+from misfire_fleet.demo.counting import Findings, count, failing_samples
+from misfire_fleet.demo.drive import Frame, write_drive
+from misfire_fleet.demo.plan import Plan
+from misfire_fleet.demo.vehicles import Assignment, running_vehicles
+from misfire_fleet.retrain import retrain_from_store
+from misfire_fleet.serve import create_app
+from misfire_fleet.store import Store
+from misfire_train.data import Dataset, Examples, load_dataset
+from misfire_train.loop import train_run
+from misfire_train.runs import Run, run_splits
+from misfire_train.train_config import TrainConfig, parse_train_config
+
+FLEET = "demo"
+VEHICLES = 3
+_DRIVE_TIMEOUT_S = 180.0
+_ALL = 1_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """The demo in numbers; `bytes` is what was uploaded and stored."""
+
+    dataset: str
+    frames: int
+    uploaded: int
+    stored: int
+    bytes: int
+    failures_uploaded: int
+    failures_random: float
+    accuracy_before_clean: float
+    accuracy_after_clean: float
+    accuracy_before_shifted: float
+    accuracy_after_shifted: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Demo:
+    """Runs the loop in `out`. `say` hears one sentence per step."""
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        dataset: str,
+        plan: Plan,
+        data: Path | None,
+        seed: int,
+        mosquitto: str | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.out = out
+        self.plan = plan
+        self.seed = seed
+        self.mosquitto = mosquitto
+        self.say = say
+        self.config = _train_config(dataset, plan, data=data, seed=seed)
+        self.dataset = load_dataset(dataset, root=data)
+
+    @contextmanager
+    def running(self) -> Iterator[Result]:
+        """Runs everything, then leaves broker, collector and console up until the block ends."""
+        with ExitStack() as stack:
+            broker = stack.enter_context(embedded_broker(self.out / "broker", mosquitto=self.mosquitto))
+            store = stack.enter_context(Store.open_folder(self.out / "fleet"))
+            self.say(f"broker: {broker.name} on port {broker.port}, MQTT {broker.protocol}")
+            self.say(f"console: {stack.enter_context(_console(store))}")
+            stack.enter_context(_collector(store, broker))
+            yield self._turn(store, broker)
+
+    def _turn(self, store: Store, broker: Broker) -> Result:
+        self.say(f"training a small network on {self.dataset.name}, and its failure score on held-out losses")
+        run = train_run(self.config, out=self.out / "run", command="misfire demo")
+        parts = run_splits(run, self.dataset)
+        self.say(
+            f"trained on {len(parts['train'])} images: {run.record.metrics['test_accuracy']:.1%} right on the test half"
+        )
+        bundle = export_run(
+            run,
+            calibration=parts["calibration"],
+            out=self.out / "bundle",
+            name=f"demo-{self.dataset.name}",
+            version="1.0.0",
+        )
+        trigger = bundle.manifest.default_score
+        self.say(f"exported {bundle.manifest.label}; it triggers on {trigger}")
+        drives = self._write_drives(parts["field"])
+        self.say(f"{VEHICLES} vehicles drive {sum(map(len, drives))} frames; bad weather comes half way")
+        reports = self._drive(bundle.path, broker)
+        truth = {frame.sample: frame for drive in drives for frame in drive}
+        failing = failing_samples(bundle.path, list(truth.values()), self.dataset.classes)
+        stored = store.newest(_ALL)
+        findings = count(stored, truth, failing, self.dataset.classes)
+        labels = write_labels(
+            self.out / "labels.csv", {s.id: truth[s.id].label for s in stored}, self.dataset
+        )
+        self.say(f"{findings.uploads} uploads stored and labelled; retraining on them")
+        outcome = retrain_from_store(
+            run,
+            store,
+            labels=labels,
+            dataset=self.dataset,
+            out=self.out / "run-2",
+            bundle_out=self.out / "bundle-2",
+        )
+        return self._result(reports, findings, outcome.before, outcome.after)
+
+    def _write_drives(self, field: Examples) -> list[list[Frame]]:
+        deal = np.random.default_rng(self.seed).permutation(len(field))
+        return [
+            write_drive(
+                self.out / "drives" / f"vehicle-{number + 1}",
+                field.take(deal[number::VEHICLES]),
+                weather=self.plan.weather,
+                severity=self.plan.severity,
+                frames=self.plan.frames_per_vehicle,
+                seed=self.seed + 1000 * (number + 1),
+            )
+            for number in range(VEHICLES)
+        ]
+
+    def _drive(self, bundle: Path, broker: Broker) -> list[Mapping[str, Any]]:
+        (self.out / "vehicles").mkdir(exist_ok=True)
+        assignments = [
+            Assignment(
+                name=f"vehicle-{number}",
+                bundle=bundle,
+                source=self.out / "drives" / f"vehicle-{number}",
+                spool=self.out / "vehicles" / f"vehicle-{number}",
+                rate=self.plan.upload_rate,
+                seed=self.seed + number,
+            )
+            for number in range(1, VEHICLES + 1)
+        ]
+        with running_vehicles(assignments, broker, fleet=FLEET) as vehicles:
+            return [vehicle.result(timeout_s=_DRIVE_TIMEOUT_S) for vehicle in vehicles]
+
+    def _result(
+        self,
+        reports: list[Mapping[str, Any]],
+        findings: Findings,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+    ) -> Result:
+        return Result(
+            dataset=self.dataset.name,
+            frames=sum(report["frames"] for report in reports),
+            uploaded=sum(report["counters"]["stored"] for report in reports),
+            stored=findings.uploads,
+            bytes=findings.bytes,
+            failures_uploaded=findings.failures_uploaded,
+            failures_random=findings.failures_random,
+            accuracy_before_clean=round(before["clean"], 4),
+            accuracy_after_clean=round(after["clean"], 4),
+            accuracy_before_shifted=round(before["shifted"], 4),
+            accuracy_after_shifted=round(after["shifted"], 4),
+        )
+
+
+def write_labels(file: Path, labels: Mapping[str, int], dataset: Dataset) -> Path:
+    """labels.csv with columns id and label (the class's name), as `misfire retrain` reads it."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "label"])
+        writer.writerows([sample, dataset.classes[label]] for sample, label in sorted(labels.items()))
+    return file
+
+
+def _train_config(dataset: str, plan: Plan, *, data: Path | None, seed: int) -> TrainConfig:
+    return parse_train_config(
+        {"dataset": dataset, "data": data, "seed": seed},
+        overrides={
+            "split.field": plan.field,
+            "split.limit": plan.limit,
+            "training.epochs": plan.epochs,
+        },
+        source=f"the demo's plan for {dataset}",
+    )
+
+
+@contextmanager
+def _collector(store: Store, broker: Broker) -> Iterator[Collector]:
+    from misfire_runtime.uplink import BrokerConfig
+
+    address = BrokerConfig(host="127.0.0.1", port=broker.port, protocol=broker.protocol)
+    collector = Collector(store, broker=address, fleet=FLEET, name="demo-collector")
+    collector.start()
+    try:
+        yield collector
+    finally:
+        collector.close()
+
+
+@contextmanager
+def _console(store: Store) -> Iterator[str]:
+    """The console in a thread on a free port; gives its address."""
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning", server_header=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="console")
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()

@@ -1,0 +1,131 @@
+"""`misfire demo`: the whole loop, through its command line, on both brokers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from misfire_fleet.demo.counting import count
+from misfire_fleet.demo.drive import write_drive
+from misfire_fleet.demo.plan import plan_for
+from misfire_fleet.store import Store
+from misfire_runtime.errors import ConfigError
+from misfire_train.data import load_dataset
+
+from tests.services import find_program
+
+KEYS = (
+    "frames",
+    "uploaded",
+    "stored",
+    "bytes",
+    "failures_uploaded",
+    "failures_random",
+    "accuracy_before_clean",
+    "accuracy_after_clean",
+    "accuracy_before_shifted",
+    "accuracy_after_shifted",
+)
+
+
+def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "misfire_runtime.cli", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+def check(result: dict[str, Any], out: Path) -> None:
+    assert set(KEYS) <= set(result)
+    assert result["uploaded"] == result["stored"] > 20
+    assert result["failures_uploaded"] >= 2 * result["failures_random"] > 0
+    with Store.open_folder(out / "fleet") as store:
+        rows = store.newest(10_000)
+        assert len(rows) == result["stored"]
+        assert sum(row.size for row in rows) == result["bytes"]
+        on_disk = {file.read_bytes() for file in (out / "drives").rglob("*.png")}
+        assert all(store.read_blob(row.id) in on_disk for row in rows)
+
+
+@pytest.mark.slow
+def test_the_loop_closes_over_mosquitto(tmp_path: Path) -> None:
+    find_program("mosquitto", install="apt-get install mosquitto")
+    done = run_demo("--json", "--out", str(tmp_path / "demo"))
+    assert done.returncode == 0, done.stderr
+    check(json.loads(done.stdout), tmp_path / "demo")
+    assert "mosquitto" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_loop_closes_over_the_broker_that_pip_installs(tmp_path: Path) -> None:
+    done = run_demo("--embedded-broker", "--out", str(tmp_path / "demo"))
+    assert done.returncode == 0, done.stderr
+    assert "amqtt" in done.stderr
+    for row in ("frames seen", "uploaded, stored", "failures among the uploaded", "accuracy, shifted"):
+        assert row in done.stdout
+
+
+def test_an_out_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    done = run_demo("--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "expected a new or empty folder" in done.stderr
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_an_unknown_dataset_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="digits, traffic-lights, fashion-mnist"):
+        plan_for("roads")
+
+
+def test_a_drive_repeats_with_its_seed_and_turns_bad_half_way(tmp_path: Path) -> None:
+    field = load_dataset("digits").train.take(np.arange(60))
+    settings = {"weather": ("night",), "severity": 3, "frames": 100, "seed": 5}
+    first = write_drive(tmp_path / "a", field, **settings)  # type: ignore[arg-type]
+    again = write_drive(tmp_path / "b", field, **settings)  # type: ignore[arg-type]
+    assert [frame.sample for frame in first] == [frame.sample for frame in again]
+    weather = [frame.bad_weather for frame in first]
+    assert weather == sorted(weather)
+    assert 40 <= sum(weather) <= 50
+    assert len({frame.sample for frame in first}) == len(first)
+
+
+def test_a_random_sample_is_expected_to_hold_the_failure_rate() -> None:
+    findings = count([], {"a": object(), "b": object()}, {"a"}, ("x",))  # type: ignore[dict-item]
+    assert findings.failure_rate == 0.5
+    assert findings.failures_random == 0
+
+
+def test_keep_serves_the_console_until_interrupted(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "misfire_runtime.cli",
+        "demo",
+        "--json",
+        "--keep",
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            result = json.loads(process.stdout.readline())
+            os.set_blocking(process.stderr.fileno(), False)
+            time.sleep(0.5)
+            said = process.stderr.read() or ""
+            address = next(word for word in said.split() if word.startswith("http://127.0.0.1"))
+            page = urllib.request.urlopen(address, timeout=20).read().decode()
+            assert "vehicle-1" in page
+            assert result["stored"] > 0
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+    assert process.returncode == 130
