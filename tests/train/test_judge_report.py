@@ -156,6 +156,9 @@ def test_slices_tell_a_real_gap_from_chance_and_list_small_groups_apart() -> Non
     assert not gaps["flag_rate"].beyond_chance
     assert found.too_small == ("hail",)
     assert [row.value for row in found.rows] == ["dry", "snow"]
+    perfect = slice_report("all", ["a"] * 44, score=np.arange(44.0), failed=np.zeros(44), threshold=40.0)
+    assert perfect.rows[0].error.low == 0
+    assert perfect.rows[0].error.high == pytest.approx(0.080, abs=0.001)
 
 
 def test_equal_groups_are_rarely_called_unequal() -> None:

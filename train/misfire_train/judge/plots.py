@@ -41,7 +41,7 @@ def risk_coverage(curves: Sequence[Curve], *, oracle: float, random: float, titl
     for index, curve in enumerate(curves):
         axes.plot(curve.coverage, curve.risk, color=_LINES[index % len(_LINES)], lw=1.8, label=curve.score)
     axes.axhline(random, color=FAINT, ls=":", lw=1.2, label="chance")
-    axes.set(xlabel="coverage: share of frames kept, lowest scores first", ylabel="mean loss of what is kept")
+    axes.set(xlabel="coverage: share of frames kept, lowest scores first", ylabel="mean risk of what is kept")
     axes.set_title(f"{title} (oracle's AURC {oracle:.4f})", loc="left", fontsize=10.5)
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)

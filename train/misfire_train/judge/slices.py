@@ -8,7 +8,7 @@ give (`by_chance`, the 95 % quantile). Groups below a stated number of frames ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,10 +158,21 @@ def _row(
         value=str(value),
         samples=count,
         failures=failed,
-        error=estimate(failed / count, drawn["error"]),
-        flag_rate=estimate(float(flagged[inside].mean()), drawn["flag_rate"]),
+        error=_share(failed, count, drawn["error"]),
+        flag_rate=_share(int(flagged[inside].sum()), count, drawn["flag_rate"]),
         flag_recall=float(flagged[inside & failures].mean()) if failed else None,
         auroc=auroc(scores[inside], failures[inside]) if 0 < failed < count else None,
+    )
+
+
+def _share(hits: int, count: int, drawn: Floats) -> Estimate:
+    """A share with the wider of the bootstrap's and Wilson's intervals: no hits do not mean an error of 0."""
+    found = estimate(hits / count, drawn)
+    z2 = 1.96**2
+    centre = (hits + z2 / 2) / (count + z2)
+    half = 1.96 / (count + z2) * float(np.sqrt(hits * (count - hits) / count + z2 / 4))
+    return replace(
+        found, low=min(found.low, max(centre - half, 0.0)), high=max(found.high, min(centre + half, 1.0))
     )
 
 
