@@ -276,3 +276,27 @@ def test_ids_of_every_part_are_written(run: Run) -> None:
     assert {name: len(part) for name, part in ids.items()} == {
         name: count for name, count in run.record.dataset.counts.items() if name != "test"
     }
+
+
+def test_cross_fitted_heads_need_no_holdout(tmp_path: Path) -> None:
+    run = train_run(small(**{"head.folds": 2, "training.epochs": 2}), out=tmp_path / "run")
+    report = run.record.metrics["head"]
+    pool = run.record.dataset.counts["train"] + run.record.dataset.counts["holdout"]
+    assert report["samples"] == 2 * pool  # every image once clean and once corrupted
+    assert "holdout_accuracy" not in run.record.metrics
+    assert run.head is not None and run.head.options["sees_embedding"] is False
+    with pytest.raises(ConfigError, match="feature maps, which differ"):
+        train_run(
+            small(**{"head.folds": 2, "head.recipe": "rank-bce", "training.epochs": 1}), out=tmp_path / "r2"
+        )
+    with pytest.raises(ConfigError, match="folds"):
+        small(**{"head.folds": 1})
+
+
+def test_the_papers_recipe_trains_along_and_is_checked_on_held_out_images(tmp_path: Path) -> None:
+    run = train_run(small(**{"head.recipe": "learning-loss"}), out=tmp_path / "run")
+    alone = train_run(small(**{"head.recipe": "none"}), out=tmp_path / "alone")
+    assert run.record.files[MODEL_FILE] != alone.record.files[MODEL_FILE]  # its gradients reached the network
+    frozen = train_run(small(), out=tmp_path / "frozen")
+    assert frozen.record.files[MODEL_FILE] == alone.record.files[MODEL_FILE]  # the default's never do
+    assert run.record.metrics["head"]["pair_accuracy"] >= 0

@@ -7,6 +7,7 @@ What decides the result stands in TrainConfig; run.json repeats it with versions
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
@@ -21,12 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.errors import ConfigError
 from misfire_train.backbone import CHECKPOINT, FitData, Progressed, evaluate, fit_network
+from misfire_train.cross_fitting import cross_fit_head
 from misfire_train.data import Dataset, Examples, load_dataset, split
+from misfire_train.data.examples import join
 from misfire_train.head_training import Fitted, fit_head
 from misfire_train.heads import recipe_named
 from misfire_train.joint import JointHead
@@ -56,6 +58,7 @@ class Trained:
     built: BuiltModel
     state: Progressed
     fitted: Fitted | None
+    cross_fitted: bool = False
 
 
 def train_run(
@@ -147,6 +150,8 @@ def _train(
         None if config.head.recipe == "none" else recipe_named(config.head.recipe).with_table(config.head)
     )
     joint = None
+    if recipe is not None and recipe.joint and config.head.folds:
+        raise ConfigError("head.folds: a head that trains along with the network has no folds; set it to 0")
     if recipe is not None and recipe.joint:
         joint = JointHead.attach(
             probe,
@@ -155,7 +160,11 @@ def _train(
             weight=config.head.joint_weight,
             epochs=config.training.epochs,
         )
-    data = FitData(parts["train"], parts["validation"], dataset.contract)
+    folds = config.head.folds
+    # Cross-fitted losses need no holdout, so the network may have those images too.
+    pool = join([parts["train"], parts["holdout"]]) if folds else parts["train"]
+    fresh = copy.deepcopy(built.module) if folds else None
+    data = FitData(pool, parts["validation"], dataset.contract)
     state = fit_network(
         probe, data, task=task, table=config.training, seed=config.seed, checkpoint=checkpoint, resume=resume,
         key=key, joint=joint, reporter=reporter,
@@ -163,16 +172,36 @@ def _train(
     probe.requires_grad_(False)
     if recipe is None:
         return Trained(built, state, None)
-    if joint is not None:
+    if fresh is not None:
+        fitted = cross_fit_head(
+            probe,
+            fresh,
+            task=task,
+            recipe=recipe,
+            pool=pool,
+            validation=parts["validation"],
+            contract=dataset.contract,
+            table=config.training,
+            folds=folds,
+            seed=config.seed,
+            reporter=reporter,
+        )
+    elif joint is not None:
         fitted = joint.finish(
             probe, task=task, holdout=parts["holdout"], contract=dataset.contract, state=state
         )
     else:
         fitted = fit_head(
-            probe, task=task, recipe=recipe, train=parts["train"], holdout=parts["holdout"],
-            contract=dataset.contract, seed=config.seed, reporter=reporter,
-        )  # fmt: skip
-    return Trained(built, state, fitted)
+            probe,
+            task=task,
+            recipe=recipe,
+            train=pool,
+            holdout=parts["holdout"],
+            contract=dataset.contract,
+            seed=config.seed,
+            reporter=reporter,
+        )
+    return Trained(built, state, fitted, cross_fitted=bool(folds))
 
 
 def probe_of(built: BuiltModel, layers: tuple[str, ...]) -> Probe:
@@ -189,7 +218,8 @@ def measure(
     """Accuracy on parts that the network was not fitted on, and what the head's training showed."""
     model, contract = trained.built.module, dataset.contract
     metrics: dict[str, Any] = {"epochs": trained.state.epoch, "best_epoch": trained.state.best_epoch + 1}
-    for name in ("holdout", "calibration"):
+    unseen = ("calibration",) if trained.cross_fitted else ("holdout", "calibration")
+    for name in unseen:
         loss, accuracy = evaluate(model, parts[name], task=task, contract=contract)
         metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = loss, accuracy
     loss, accuracy = evaluate(model, dataset.test, task=task, contract=contract)
@@ -273,8 +303,3 @@ def git_commit() -> str | None:
 def command_line() -> str:
     """The command as it was typed."""
     return " ".join(["misfire", *sys.argv[1:]])
-
-
-def parameters_of(module: nn.Module) -> int:
-    """How many numbers it has."""
-    return sum(p.numel() for p in module.parameters())

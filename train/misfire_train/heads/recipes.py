@@ -45,7 +45,7 @@ class HeadRecipe:
     weight_decay: float = 0.1
     batch: int = 256
     wrong_weight: float = 0.0
-    clean_share: float = 0.2
+    clean_share: float = 0.5
     sees_features: bool = True
     hidden: int = 32
     members: int = 4
