@@ -27,7 +27,10 @@ from misfire_train.signals import Probe, Signals
 class ImageSet(Protocol):
     """What `misfire_train.data.Examples` offers to a scorer."""
 
-    ids: tuple[str, ...]
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Names of the images."""
+        ...
 
     def __len__(self) -> int: ...
 
