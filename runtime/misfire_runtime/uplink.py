@@ -200,7 +200,8 @@ class Uplink:
             while not self._stop.is_set():
                 self._step(connection)
             self._settle(force=True)
-            connection.publish(self._topics.state, death, retain=True)
+            farewell = encode(self._birth.model_copy(update={"online": False}))
+            connection.publish(self._topics.state, farewell, retain=True)
             in_order = True
         finally:
             self._online.clear()
@@ -334,7 +335,10 @@ class Uplink:
                 self._machine.replied(decode(Reply, message.payload).verdicts, now)
             elif message.topic == self._topics.desired and self._desired is not None and message.payload:
                 self._desired.put(decode(Desired, message.payload))
-            elif message.topic == self._topics.state and not message.retained and message.payload:
+            elif message.topic == self._topics.state and message.payload:
+                # Before our first birth, a retained state is the one of an earlier boot, or tells nothing.
+                if message.retained and self.connects < 2:
+                    return
                 stranger = self._identity.sees(decode(State, message.payload))
                 if stranger:
                     connection.publish(self._topics.state, encode(self._birth), retain=True)

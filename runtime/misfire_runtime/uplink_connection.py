@@ -188,7 +188,7 @@ class Connection:
     def _on_disconnect(
         self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
     ) -> None:
-        self.taken_over = getattr(reason, "value", 0) == _TAKEN_OVER
+        self.taken_over |= getattr(reason, "value", 0) == _TAKEN_OVER
         if self._failure is None:
             self._failure = str(reason)
 

@@ -20,7 +20,7 @@ _OPTIONAL = ("embedding", "context", "prediction", "privacy", "percentiles")
 
 
 class Identity:
-    """Notices when another machine uses this vehicle's name: its live birth names another boot."""
+    """Notices when another machine uses this vehicle's name: a birth or death names another boot."""
 
     def __init__(self, boot_id: str, *, on_clone: Callable[[str], None] | None) -> None:
         self.boot_id = boot_id
@@ -33,8 +33,8 @@ class Identity:
         return tuple(self._clones)
 
     def sees(self, state: State) -> bool:
-        """A live state on our own topic. True for a boot not met before: it shall hear of us, once."""
-        if not state.online or state.boot_id in ("", self.boot_id, *self._clones):
+        """A state on our own topic that is not from before our time. True for a boot not met before: it shall hear of us, once."""
+        if state.boot_id in ("", self.boot_id, *self._clones):
             return False
         if len(self._clones) >= _MAX_CLONES:
             return False

@@ -1,0 +1,435 @@
+"""The uplink against a real Mosquitto and the real collector."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from tests.faults.proving_ground import BROKER_OPTIONS, IMPATIENT
+from tests.faults.samples import make_offer, make_payload
+from tests.services import Mosquitto, free_port, mosquitto
+
+from misfire_fleet.collector import Collector
+from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.store import Store
+from misfire_runtime.bandwidth import Bandwidth
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.messages import (
+    Clock,
+    Counters,
+    Desired,
+    Reported,
+    State,
+    Telemetry,
+    Topics,
+    decode,
+    encode,
+)
+from misfire_runtime.spool import Spool
+from misfire_runtime.uplink import BrokerConfig, Uplink, make_client
+from misfire_runtime.uplink_settings import UplinkSettings
+
+FLEET = "uplink-tests"
+QUICK = UplinkSettings.model_validate(IMPATIENT)
+TOPICS = Topics(FLEET, "car")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    with mosquitto(tmp_path_factory.mktemp("broker"), options=BROKER_OPTIONS) as running:
+        yield running
+
+
+@pytest.fixture
+def address(broker: Mosquitto) -> BrokerConfig:
+    return BrokerConfig(port=broker.port)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    with Spool(tmp_path / "spool", reserve_bytes=0) as opened:
+        yield opened
+
+
+@contextmanager
+def collecting(folder: Path, broker: BrokerConfig, **settings: Any) -> Iterator[Store]:
+    with Store.open_folder(folder) as store:
+        chosen = CollectorSettings.model_validate(
+            {"drain_s": 0.5, "stall_s": 1.0, "canary_s": 1.0, **settings}
+        )
+        collector = Collector(store, broker=broker, fleet=FLEET, settings=chosen)
+        assert collector.start(wait_s=20)
+        try:
+            yield store
+        finally:
+            collector.close()
+
+
+@contextmanager
+def uplinked(spool: Spool, broker: BrokerConfig, **options: Any) -> Iterator[Uplink]:
+    uplink = Uplink(spool, fleet=FLEET, vehicle="car", broker=broker, **{"settings": QUICK, **options})
+    uplink.start()
+    try:
+        yield uplink
+    finally:
+        uplink.close()
+
+
+@contextmanager
+def listening(broker: BrokerConfig, topic: str) -> Iterator[list[paho.MQTTMessage]]:
+    heard: list[paho.MQTTMessage] = []
+    ready = threading.Event()
+    client = make_client(broker, client_id="listener")
+    client.on_connect = lambda c, *_: c.subscribe(topic, qos=1)
+    client.on_subscribe = lambda *_: ready.set()
+    client.on_message = lambda _c, _d, message: heard.append(message)
+    client.connect(broker.host, broker.port)
+    client.loop_start()
+    assert ready.wait(10)
+    try:
+        yield heard
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def eventually(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> bool:
+    until = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()
+
+
+def fill(spool: Spool, count: int, *, size: int = 20_000, start: int = 0) -> dict[str, bytes]:
+    payloads = {}
+    for number in range(start, start + count):
+        payload = make_payload("uplink", number, size=size)
+        offer = make_offer(payload, number=number)
+        assert spool.add(payload, offer)
+        payloads[offer.id] = payload
+    return payloads
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_everything_arrives_byte_for_byte(
+    tmp_path: Path, broker: Mosquitto, spool: Spool, protocol: str
+) -> None:
+    address = BrokerConfig(port=broker.port, protocol=protocol)  # type: ignore[arg-type]
+    payloads = fill(spool, 40) | fill(spool, 2, size=700_000, start=100)
+    with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+        assert uplink.drain(60)
+        assert {s.id for s in store.newest(100)} == set(payloads)
+        assert all(store.read_blob(sample) == payload for sample, payload in payloads.items())
+    books = spool.counters()
+    assert books.stored == 42 and books.bytes_stored == sum(map(len, payloads.values()))
+    assert sum(map(len, payloads.values())) <= books.bytes_sent < 1.2 * sum(map(len, payloads.values()))
+
+
+def test_samples_added_while_it_runs_go_at_once(tmp_path: Path, address: BrokerConfig, spool: Spool) -> None:
+    with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+        assert uplink.wait_online(20)
+        for number in range(5):
+            fill(spool, 1, start=number)
+            assert uplink.drain(20)
+        assert store.count() == 5
+
+
+def test_without_a_broker_it_waits_and_then_delivers(tmp_path: Path, spool: Spool) -> None:
+    fill(spool, 3)
+    nobody = BrokerConfig(port=free_port())
+    with uplinked(spool, nobody) as uplink:
+        assert not uplink.drain(1.0) and not uplink.online
+        heartbeat = Telemetry(at=Clock(wall=0, monotonic=0, boot_id=""), bundle="", counters=Counters())
+        assert not uplink.publish_telemetry(heartbeat)
+    assert spool.counters().pending == 3
+
+
+def test_without_a_collector_it_keeps_offering(tmp_path: Path, address: BrokerConfig, spool: Spool) -> None:
+    fill(spool, 3)
+    with uplinked(spool, address) as uplink:
+        assert uplink.wait_online(20) and not uplink.drain(1.5)
+        with collecting(tmp_path / "fleet", address) as store:
+            assert uplink.drain(30)
+            assert store.count() == 3
+
+
+def test_says_birth_and_good_bye(address: BrokerConfig, spool: Spool) -> None:
+    with listening(address, TOPICS.state) as heard:
+
+        def live() -> list[State]:
+            return [decode(State, message.payload) for message in heard if not message.retain]
+
+        with uplinked(spool, address, bundle="lights@1") as uplink:
+            assert eventually(lambda: len(live()) == 1)
+            uplink.set_bundle("lights@2")
+            assert eventually(lambda: len(live()) == 2)
+        assert eventually(lambda: len(live()) == 3)
+    assert [(s.online, s.bundle) for s in live()] == [
+        (True, "lights@1"),
+        (True, "lights@2"),
+        (False, "lights@2"),
+    ]
+    assert {s.session for s in live()} == {spool.session}
+
+
+def test_notices_a_clone_on_both_sides(tmp_path: Path, address: BrokerConfig, spool: Spool) -> None:
+    with Spool(tmp_path / "other", reserve_bytes=0) as other:
+        seen: list[str] = []
+        with uplinked(spool, address, boot_id="boot-one", on_clone=seen.append) as first:
+            assert first.wait_online(20)
+            with uplinked(other, address, boot_id="boot-two") as second:
+                assert eventually(lambda: first.clones == ("boot-two",))
+                assert eventually(lambda: second.clones == ("boot-one",))
+        assert seen == ["boot-two"]
+
+
+def test_two_clients_with_one_id_notice_and_go_on(tmp_path: Path, broker: Mosquitto, spool: Spool) -> None:
+    address = BrokerConfig(port=broker.port, client_id="the-same")
+    with Spool(tmp_path / "other", reserve_bytes=0) as other:
+        with uplinked(spool, address, boot_id="a") as first, uplinked(other, address, boot_id="b") as second:
+            assert eventually(lambda: "b" in first.clones or "a" in second.clones)
+        fill(spool, 2)
+    with collecting(tmp_path / "fleet", BrokerConfig(port=broker.port)) as store:
+        with uplinked(spool, address) as uplink:
+            assert uplink.drain(30)
+        assert store.count() == 2
+
+
+def test_hands_over_wishes_and_reports_what_became_of_them(address: BrokerConfig, spool: Spool) -> None:
+    wishes: list[Desired] = []
+
+    def take(desired: Desired) -> Reported:
+        wishes.append(desired)
+        return Reported(version=desired.version, bundle="b@1", accepted=desired.version < 5, reason="")
+
+    with listening(address, TOPICS.reported) as heard:
+        client = make_client(address, client_id="operator")
+        client.connect(address.host, address.port)
+        client.loop_start()
+        client.publish(TOPICS.desired, encode(Desired(version=3)), qos=1, retain=True).wait_for_publish(10)
+        with uplinked(spool, address, on_desired=take):
+            assert eventually(lambda: len(heard) >= 1)
+            client.publish(TOPICS.desired, b"{not json", qos=1).wait_for_publish(10)
+            client.publish(TOPICS.desired, encode(Desired(version=7)), qos=1, retain=True).wait_for_publish(
+                10
+            )
+            assert eventually(lambda: len(heard) >= 2)
+        client.publish(TOPICS.desired, b"", qos=1, retain=True).wait_for_publish(10)
+        client.publish(TOPICS.reported, b"", qos=1, retain=True).wait_for_publish(10)
+        client.disconnect()
+        client.loop_stop()
+        reports = [decode(Reported, m.payload) for m in heard if m.payload]
+    assert [w.version for w in wishes] == [3, 7]
+    assert [(r.version, r.accepted) for r in reports] == [(3, True), (7, False)]
+
+
+def test_sends_heartbeats(address: BrokerConfig, spool: Spool) -> None:
+    beat = Telemetry(at=Clock(wall=0, monotonic=0, boot_id="b"), bundle="x@1", counters=Counters(frames=3))
+    with listening(address, TOPICS.telemetry) as heard, uplinked(spool, address) as uplink:
+        assert uplink.wait_online(20) and uplink.publish_telemetry(beat)
+        assert eventually(lambda: bool(heard))
+        assert decode(Telemetry, heard[0].payload) == beat
+
+
+def test_gives_back_what_was_declined(tmp_path: Path, address: BrokerConfig, spool: Spool) -> None:
+    payloads, declined = fill(spool, 5), []
+    quotas = {"samples_per_day": 2}
+    with collecting(tmp_path / "fleet", address, quotas=quotas) as store:
+        with uplinked(spool, address, on_declined=declined.append) as uplink:
+            assert uplink.drain(30)
+        assert store.count() == 2
+    assert spool.counters().declined == len(declined) == 3 and set(declined) < set(payloads)
+
+
+def test_samples_that_lie_are_rejected_with_the_reason_and_the_rest_arrives(
+    tmp_path: Path, address: BrokerConfig, spool: Spool
+) -> None:
+    good = fill(spool, 2)
+    noise = b"no picture at all " * 100
+    spool.add(noise, make_offer(noise))
+    clip = make_payload("lie", 1)
+    spool.add(clip, make_offer(clip, media_type="image/png"))
+    bomb = (
+        bytes.fromhex("89504e470d0a1a0a0000000d49484452")
+        + (100_000).to_bytes(4, "big") * 2
+        + b"\x08\x06" * 20
+    )
+    bomb += b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    spool.add(bomb, make_offer(bomb, media_type="image/png"))
+    large = make_payload("large", 1, size=300_000)
+    spool.add(large, make_offer(large))
+    with collecting(tmp_path / "fleet", address, max_sample_bytes=200_000) as store:
+        with uplinked(spool, address) as uplink:
+            assert uplink.drain(30)
+        assert {s.id for s in store.newest(10)} == set(good)
+    assert spool.counters().rejected == 4
+    reasons = " ".join(line.reason for line in spool.account())
+    assert all(word in reasons for word in ("JPEG", "image/png", "pixels", "limit of 200000"))
+
+
+@pytest.mark.parametrize("limit", [2600, 20_000])
+def test_a_broker_with_a_small_packet_limit_is_respected(tmp_path: Path, spool: Spool, limit: int) -> None:
+    payloads = fill(spool, 3, size=30_000)
+    options = f"{BROKER_OPTIONS}\nmax_packet_size {limit}"
+    with mosquitto(tmp_path / "broker", options=options) as small:
+        address = BrokerConfig(port=small.port)
+        with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+            assert uplink.drain(60)
+            assert uplink.connects == 1
+            assert {s.id for s in store.newest(10)} == set(payloads)
+
+
+def test_a_limited_link_is_not_exceeded_and_a_closed_one_is_not_used(
+    tmp_path: Path, address: BrokerConfig, spool: Spool
+) -> None:
+    fill(spool, 6, size=20_000)
+    slow = Bandwidth(bytes_per_s=30_000, burst_bytes=1024)
+    with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address, bandwidth=slow) as uplink:
+        began = time.monotonic()
+        assert uplink.drain(60)
+        assert time.monotonic() - began > 3.0
+        uplink.set_bandwidth(Bandwidth(bytes_per_s=0))
+        time.sleep(0.2)
+        fill(spool, 1, start=50)
+        assert not uplink.drain(1.0)
+        uplink.set_bandwidth(Bandwidth(metered=False, metered_bytes_per_s=0))
+        assert uplink.drain(30)
+        uplink.set_metered(True)
+        time.sleep(0.2)
+        fill(spool, 1, start=60)
+        assert not uplink.drain(1.0)
+        uplink.set_metered(False)
+        assert uplink.drain(30) and store.count() == 8
+
+
+def test_a_metered_link_carries_what_matters_only(
+    tmp_path: Path, address: BrokerConfig, spool: Spool
+) -> None:
+    low, high = make_payload("low", 0), make_payload("high", 1)
+    spool.add(low, make_offer(low, priority=2))
+    spool.add(high, make_offer(high, priority=8))
+    frugal = Bandwidth(metered=True, metered_min_priority=5)
+    with (
+        collecting(tmp_path / "fleet", address) as store,
+        uplinked(spool, address, bandwidth=frugal) as uplink,
+    ):
+        assert eventually(lambda: spool.counters().stored == 1)
+        assert not uplink.drain(0.5)
+        assert [s.id for s in store.newest(5)] == [make_offer(high).id]
+
+
+def _certificates(folder: Path) -> dict[str, Path]:
+    """An authority, and certificates of a server and a client that it signed."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    files: dict[str, Path] = {}
+    for who in ("ca", "server", "client"):
+        key = ca_key if who == "ca" else ec.generate_private_key(ec.SECP256R1())
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name(who))
+            .issuer_name(name("ca"))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=who == "ca", path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+            )
+        )
+        if who == "ca":
+            usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+            builder = builder.add_extension(usage, critical=True)
+        signed = builder.sign(ca_key, hashes.SHA256())
+        files[who], files[f"{who}_key"] = folder / f"{who}.pem", folder / f"{who}.key"
+        files[who].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        files[f"{who}_key"].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        files[f"{who}_key"].chmod(0o644)
+    return files
+
+
+# paho leaves the socket of a failed TLS handshake to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+)
+def test_speaks_tls_with_a_client_certificate_and_refuses_to_without(tmp_path: Path, spool: Spool) -> None:
+    files = _certificates(tmp_path)
+    tmp_path.chmod(0o755)
+    options = "\n".join(
+        [
+            BROKER_OPTIONS,
+            f"cafile {files['ca']}",
+            f"certfile {files['server']}",
+            f"keyfile {files['server_key']}",
+            "require_certificate true",
+            "user root",
+        ]
+    )
+    payloads = fill(spool, 10, size=150_000)
+    with mosquitto(tmp_path / "broker", options=options) as secure:
+        address = BrokerConfig.from_url(
+            f"mqtts://127.0.0.1:{secure.port}",
+            ca_file=files["ca"],
+            cert_file=files["client"],
+            key_file=files["client_key"],
+        )
+        stranger = address.model_copy(update={"cert_file": None, "key_file": None})
+        with uplinked(spool, stranger) as refused:
+            assert not refused.wait_online(1.5)
+        distrustful = BrokerConfig.from_url(f"mqtts://127.0.0.1:{secure.port}")
+        with uplinked(spool, distrustful) as refused:
+            assert not refused.wait_online(1.0)
+        with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+            assert uplink.drain(60)
+            assert {s.id for s in store.newest(20)} == set(payloads)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "complaint"),
+    [
+        ("http://broker", {}, "expected mqtt://"),
+        ("mqtt://", {}, "expected mqtt://"),
+        ("mqtt://h:99999", {}, "expected mqtt://"),
+        ("mqtt://h/path", {}, "expected mqtt://"),
+        ("mqtt://h", {"protocol": "4"}, "protocol"),
+        ("mqtt://h", {"ca_file": "x.pem"}, "need tls"),
+        ("mqtt://h", {"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_address_is_a_clear_error(url: str, options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        BrokerConfig.from_url(url, **options)
+
+
+def test_a_missing_certificate_is_a_clear_error(tmp_path: Path) -> None:
+    address = BrokerConfig.from_url("mqtts://h", ca_file=tmp_path / "absent.pem")
+    with pytest.raises(ConfigError, match="absent"):
+        make_client(address, client_id="x")
+
+
+def test_credentials_in_the_address_are_kept_out_of_texts() -> None:
+    address = BrokerConfig.from_url("mqtts://user:se%20cret@broker.example:1234")
+    assert (address.username, address.password, address.port) == ("user", "se cret", 1234)
+    assert "cret" not in address.url + repr(address)
