@@ -23,7 +23,7 @@ from misfire_runtime.preprocess import InputContract
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 ENGINE_CACHE = "engine"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 Task = Literal["classification", "regression", "keypoints", "segmentation", "custom"]
@@ -160,7 +160,13 @@ class Manifest(_Part):
     def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
             parts = Path(name).parts
-            if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or parts[0] == ENGINE_CACHE:
+            if (
+                not parts
+                or Path(name).is_absolute()
+                or ".." in parts
+                or "\\" in name
+                or parts[0] == ENGINE_CACHE
+            ):
                 raise ValueError(f"file name {name!r} leaves the bundle")
         if MODEL not in files:
             raise ValueError(f"{MODEL} is not listed")
@@ -222,7 +228,9 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{file}: {where or 'manifest'}: {first['msg']} ({error.error_count()} errors)") from error
+        raise BundleError(
+            f"{file}: {where or 'manifest'}: {first['msg']} ({error.error_count()} errors)"
+        ) from error
 
 
 def verify_files(path: Path, manifest: Manifest) -> list[str]:

@@ -1,4 +1,4 @@
-"""Time, three ways: the wall clock for people, the monotonic clock for timers, the boot id to tell them apart.
+"""Time, three ways: wall clock for people, monotonic clock for timers, boot id to tell boots apart.
 
 Everything that waits or measures uses `time.monotonic`; wall time is only ever recorded.
 """

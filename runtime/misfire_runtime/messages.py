@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from misfire_runtime.errors import MessageError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 64 * 1024
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
 DEFAULT_CHUNK_BYTES = 64 * 1024
@@ -252,7 +252,7 @@ class Topics:
     def __init__(self, fleet: str, vehicle: str) -> None:
         for name in (fleet, vehicle):
             if not _NAME.fullmatch(name):
-                raise MessageError(f"{name!r} cannot be part of a topic; allowed: letters, digits, '_', '.', '-'")
+                raise MessageError(f"{name!r} cannot be in a topic; allowed: letters, digits, '_', '.', '-'")
         self.base = f"{ROOT}/{fleet}/{vehicle}"
 
     @property

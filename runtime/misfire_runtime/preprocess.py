@@ -77,13 +77,17 @@ def decode_image(data: bytes, *, name: str = "image") -> Image:
     if image is None:
         raise ImageError(f"{name}: not an image that OpenCV can decode")
     if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise ImageError(f"{name}: {image.shape[1]}x{image.shape[0]} is above the limit of {MAX_PIXELS} pixels")
+        raise ImageError(
+            f"{name}: {image.shape[1]}x{image.shape[0]} is above the limit of {MAX_PIXELS} pixels"
+        )
     return np.asarray(image, np.uint8)
 
 
 def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
     """RGB [H,W,3] uint8 to JPEG bytes."""
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    ok, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
     if not ok:
         raise ImageError(f"JPEG encoding failed for shape {image.shape}")
     return bytes(data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from misfire_runtime.bundle import Manifest
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Desired, Offer, Reply, Reported, State, Telemetry
 
+DEFAULT_OUT = Path("docs/schemas")
 CONTRACTS: dict[str, type[BaseModel]] = {
     "manifest": Manifest,
     "offer": Offer,
@@ -35,8 +36,8 @@ def schema_text(contract: type[BaseModel]) -> str:
 
 
 def schemas(
-    out: Path = typer.Option(Path("docs/schemas"), help="Folder to write to."),
-    check: bool = typer.Option(False, "--check", help="Write nothing; fail where a file differs."),
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = DEFAULT_OUT,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a file differs.")] = False,
 ) -> None:
     """Write the JSON Schemas of bundle and messages."""
     stale = []

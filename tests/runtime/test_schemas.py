@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Clock, Offer, Trigger
 from misfire_runtime.schemas import CONTRACTS, schema_text, schemas

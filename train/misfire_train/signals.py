@@ -75,7 +75,9 @@ class Probe(nn.Module):
                 raise ValueError(f"the model has no layer {name!r}; it has {known}")
         self._last = modules[last_layer]
         if not isinstance(self._last, nn.Linear | nn.Conv2d):
-            raise ValueError(f"last layer {last_layer!r} is {type(self._last).__name__}, not Linear or Conv2d")
+            raise ValueError(
+                f"last layer {last_layer!r} is {type(self._last).__name__}, not Linear or Conv2d"
+            )
         self._taps = {name: modules[name] for name in self.feature_names}
 
     def forward(self, image: Tensor) -> Signals:

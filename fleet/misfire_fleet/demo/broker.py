@@ -1,6 +1,6 @@
 """A broker for the demo: the `mosquitto` of this machine, or amqtt, which pip installs.
 
-Both run as a process of their own on a free loopback port, so that the demo's clients talk over a real socket.
+Both run as a process of their own on a free loopback port: the demo's clients talk over a real socket.
 amqtt speaks MQTT 3.1.1 only and delivers nothing to shared subscriptions, hence one collector.
 """
 

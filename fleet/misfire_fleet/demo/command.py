@@ -20,6 +20,7 @@ from misfire_runtime.errors import ConfigError
 
 
 def demo(
+    *,
     dataset: Annotated[str, typer.Option(help="digits, traffic-lights or fashion-mnist.")] = "digits",
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets; else MISFIRE_DATA.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep all files in this empty folder.")] = None,

@@ -31,7 +31,7 @@ from misfire_fleet.serve import create_app
 from misfire_fleet.store import Store
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.loop import train_run
-from misfire_train.runs import Run, run_splits
+from misfire_train.runs import run_splits
 from misfire_train.train_config import TrainConfig, parse_train_config
 
 FLEET = "demo"
@@ -98,9 +98,8 @@ class Demo:
         self.say(f"training a small network on {self.dataset.name}, and its failure score on held-out losses")
         run = train_run(self.config, out=self.out / "run", command="misfire demo")
         parts = run_splits(run, self.dataset)
-        self.say(
-            f"trained on {len(parts['train'])} images: {run.record.metrics['test_accuracy']:.1%} right on the test half"
-        )
+        right = run.record.metrics["test_accuracy"]
+        self.say(f"trained on {len(parts['train'])} images: {right:.1%} right on the test half")
         bundle = export_run(
             run,
             calibration=parts["calibration"],
