@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from misfire_runtime.preprocess import to_tensor
 from misfire_train.data import load_dataset
+from misfire_train.experiments import loss_ranking
 from misfire_train.experiments import wrong_prediction as wp
 from misfire_train.experiments.commands import app
 from misfire_train.scores import ScoreError
@@ -91,7 +94,57 @@ def test_command_writes_json_and_plot(tmp_path: Path) -> None:
     assert (tmp_path / "wrong_prediction.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_command_refuses_a_task_that_does_not_classify() -> None:
-    done = CliRunner().invoke(app, ["wrong-prediction", "--dataset", "figures", "--seeds", "1"])
-    assert done.exit_code != 0
-    assert "this experiment classifies" in str(done.exception)
+def test_both_refuse_a_task_that_does_not_classify() -> None:
+    other = dataclasses.replace(load_dataset("digits"), task="regression")
+    for run in (wp.run, loss_ranking.run):
+        with pytest.raises(ScoreError, match="digits is regression; this experiment classifies"):
+            run(other)
+
+
+SMALL = loss_ranking.Protocol(
+    seeds=2, train=400, test=100, epochs=2, width=4, steps=30, long_steps=60, batch=64, hidden=8
+)
+
+
+def test_loss_ranking_judges_every_objective_and_the_free_scores_clean_and_shifted() -> None:
+    result = loss_ranking.run(load_dataset("digits"), protocol=SMALL)
+    table = result["table"]
+    for name in (*loss_ranking.OBJECTIVES, *loss_ranking.FREE):
+        for condition in loss_ranking.CONDITIONS:
+            row = table[name][condition]
+            assert -1 <= row["spearman"]["mean"] <= 1
+            assert 0 <= row["pair_accuracy"]["mean"] <= 1
+            assert row["aurc"]["std"] >= 0
+    assert all(table[name]["weight_norm_long"]["mean"] > 0 for name in loss_ranking.OBJECTIVES)
+    lines = loss_ranking.table_lines(table)
+    assert len(lines) == 1 + 2 * 6
+    assert not set(result["seen"]) & set(result["unseen"]), "judged on shifts that the head never saw"
+
+
+def test_loss_ranking_repeats_exactly_per_seed() -> None:
+    digits = load_dataset("digits")
+    tests = {"clean": loss_ranking.tensors(digits.test.take(np.arange(50)), digits)}
+    first = loss_ranking.run_seed(digits, tests, SMALL, 1)
+    assert first == loss_ranking.run_seed(digits, tests, SMALL, 1)
+
+
+def test_pitfall_19_train_and_test_images_go_through_one_normalisation() -> None:
+    digits = load_dataset("digits")
+    for examples in (digits.train, digits.test):
+        ours = loss_ranking.tensors(examples.take([3]), digits).images
+        np.testing.assert_array_equal(ours.numpy(), to_tensor(examples.images[3], digits.contract))
+
+
+def test_loss_ranking_command_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_ranking, "Protocol", lambda seeds: dataclasses.replace(SMALL, seeds=seeds))
+    arguments = ["loss-ranking", "--dataset", "digits", "--seeds", "1", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "learning-loss-pp" in done.stdout
+    written = json.loads((tmp_path / "loss_ranking.json").read_text())
+    assert written["datasets"]["digits"]["protocol"]["train"] == 400
+
+
+def test_an_unknown_objective_is_named() -> None:
+    with pytest.raises(ScoreError, match="unknown objective 'hinge'"):
+        loss_ranking.objective_of("hinge", torch.ones(3))

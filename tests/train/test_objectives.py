@@ -142,6 +142,15 @@ def test_pitfall_3_empty_and_single_batches_are_an_error(objective: object, coun
         objective(torch.zeros(count), torch.zeros(count), pairs=pairs)  # type: ignore[operator]
 
 
+def test_pitfall_4_all_pairs_do_not_depend_on_the_order_of_the_batch_and_halves_do() -> None:
+    scores, losses = torch.randn(16, dtype=torch.float64), torch.rand(16, dtype=torch.float64).sort().values
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    for objective in RANKING:
+        in_order, shuffled = (objective(scores[i], losses[i], pairs="all") for i in (slice(None), order))
+        torch.testing.assert_close(in_order, shuffled)
+        assert not torch.isclose(objective(scores, losses), objective(scores[order], losses[order]))
+
+
 def test_pitfall_5_ties_have_one_meaning_each() -> None:
     assert gradient(learning_loss, [2.0, 0.0], [1.0, 1.0]) == [0.0, 0.0]
     assert float(learning_loss(torch.tensor([2.0, 0.0]), torch.ones(2))) == 1.0

@@ -241,7 +241,7 @@ def run(
 ) -> dict[str, Any]:
     """Mean and standard deviation over seeds of every metric, nested as `run_seed` gives them.
 
-    Raises ScoreError where the data set is no classification, or the network makes no mistake on the test set.
+    Raises ScoreError where the data set is no classification.
     """
     protocol = protocol or Protocol()
     if dataset.task != "classification":

@@ -87,6 +87,11 @@ def train_vaal(
     labelled, unlabelled: images [N,C,H,W].  ranks: r of each of both sets, [N] in 0..1 (`RankerScore.rank`).
     Deterministic per seed; the global random state is left alone. Raises ScoreError on sets below 2 images,
     shapes that differ, and ranks outside 0..1.
+
+    >>> labelled, pool = torch.zeros(4, 1, 8, 8), torch.ones(6, 1, 8, 8)
+    >>> trained = train_vaal(labelled, pool, config=VaalConfig(steps=2, size=8, width=2, latent=2))
+    >>> trained.vae.training, 0 <= trained.report.accuracy <= 1
+    (False, True)
     """
     config = config or VaalConfig()
     _check(labelled, unlabelled, ranks)
