@@ -21,6 +21,7 @@ from misfire_train.judge.bootstrap import HIGHER_IS_BETTER
 from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
+from misfire_train.judge.plain import json_value
 from misfire_train.judge.ranking import as_scores
 from misfire_train.judge.views import Candidate, View, build_view, list_candidates
 
@@ -50,7 +51,8 @@ class GateResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and a manifest's `extra`."""
-        return asdict(self)
+        values: dict[str, Any] = json_value(asdict(self))
+        return values
 
 
 def choose_score(

@@ -19,6 +19,7 @@ from misfire_train.judge.bootstrap import Estimate
 from misfire_train.judge.calibration import Reliability
 from misfire_train.judge.detection import BudgetRow
 from misfire_train.judge.gate import GateResult
+from misfire_train.judge.plain import json_value
 from misfire_train.judge.risk import References
 from misfire_train.judge.slices import SliceReport
 
@@ -124,7 +125,7 @@ class Report:
         if not pictures:
             for frame in values["frames"]:
                 del frame["picture"]
-        cleaned: dict[str, Any] = _json_value(values)
+        cleaned: dict[str, Any] = json_value(values)
         return cleaned
 
     def write_json(self, path: Path) -> None:
@@ -181,15 +182,3 @@ def by_auroc(condition: Condition) -> list[ScoreRow]:
             -row.metrics["auroc"].value if math.isfinite(row.metrics["auroc"].value) else math.inf
         ),
     )
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "item"):
-        return _json_value(value.item())
-    return value
