@@ -1,4 +1,4 @@
-"""The shipped broker configuration in a real Mosquitto: TLS, names by certificate, nobody speaks for another."""
+"""The shipped broker configuration in a real Mosquitto: TLS, and nobody speaks for another."""
 
 from __future__ import annotations
 
