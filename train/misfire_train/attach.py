@@ -139,7 +139,7 @@ def find_last_layer(model: nn.Module) -> str:
     ]
     if not found:
         raise ConfigError("attach: the model has no Linear and no 1x1 convolution; name last_layer")
-    return found[-1]
+    return str(found[-1])
 
 
 def _as_set(given: Labelled) -> Examples | TensorSet:

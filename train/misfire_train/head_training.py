@@ -243,11 +243,11 @@ def optimise(
 ) -> None:
     """AdamW with a cosine to zero over random batches; clean rows are drawn as often as the recipe says."""
     line = nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.AdamW(
-        [{"params": head.parameters()}, {"params": [line], "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": list(head.parameters())},
+        {"params": [line], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     weights = row_weights(data.clean, share=recipe.clean_share)
     head.train()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Reporter:
@@ -32,7 +32,7 @@ class Reporter:
     def steps(self, what: str, total: int) -> Iterator[Steps]:
         """A bar of `total` steps on a terminal; nothing elsewhere."""
         if self.quiet or not self.stream.isatty():
-            yield Steps(None, 0)
+            yield Steps(None, TaskID(0))
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(file=self.stream), transient=True)
@@ -47,7 +47,7 @@ class Reporter:
 class Steps:
     """Counts steps on a bar, or nowhere."""
 
-    def __init__(self, bar: Progress | None, task: int) -> None:
+    def __init__(self, bar: Progress | None, task: TaskID) -> None:
         self._bar, self._task = bar, task
 
     def advance(self, count: int = 1) -> None:

@@ -55,7 +55,7 @@ class HeadRecipe:
 
     def with_table(self, table: HeadTable) -> HeadRecipe:
         """The recipe with what a config sets laid over it."""
-        given = {
+        given: dict[str, Any] = {
             "objective": table.objective,
             "copies": table.copies,
             "steps": table.steps,

@@ -153,7 +153,8 @@ class ResidualHead(LossHead):
         base, x = parts
         z = ((x - self.center) / self.spread).clamp(-CLIP, CLIP)
         correction = self.committee(z.flatten(0, 1)).unflatten(1, (-1, x.shape[1]))
-        return self.scale * base + self.bias + correction
+        answers: Tensor = self.scale * base + self.bias + correction
+        return answers
 
     @torch.no_grad()
     def standardise(self, parts: Parts, losses: Tensor, *, eps: float) -> None:
