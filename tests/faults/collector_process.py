@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.errors import StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_runtime.uplink import BrokerConfig
 
@@ -35,12 +37,40 @@ def run_collector(config: dict[str, Any]) -> None:
     )
     if config.get("die_at"):
         _arm(collector, store, str(config["die_at"]), int(config.get("die_after", 0)))
+    if config.get("trouble"):
+        _disturb(store, **config["trouble"])
     collector.start(wait_s=20.0)
     if config.get("ready"):
         Path(config["ready"]).touch()
     stop.wait()
     collector.close()
     store.close()
+
+
+def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:
+    """From the first write on, the blob store or the database fails, or is slow, for some seconds.
+
+    "full" fails after half of a group was written, as a disk without room does; "down" as a server away.
+    """
+    holder: Any = store.blobs if part == "blobs" else store.database
+    name = "put_many" if part == "blobs" else "insert_new"
+    call = getattr(holder, name)
+    until: list[float] = []
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        if not until:
+            until.append(time.monotonic() + seconds)
+        if time.monotonic() < until[0]:
+            if what == "slow":
+                time.sleep(0.5)
+            elif what == "full":
+                result = call(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2], **keywords)
+                raise StoreUnavailableError(f"no space left on device after {result}")
+            else:
+                raise StoreUnavailableError("connection refused")
+        return call(*arguments, **keywords)
+
+    setattr(holder, name, run)
 
 
 def _arm(collector: Collector, store: Store, step: str, passes: int) -> None:

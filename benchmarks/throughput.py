@@ -1,0 +1,133 @@
+"""What the promise costs: uploads against a bare loop, bytes on the wire, frames per second.
+
+    python benchmarks/throughput.py --json [--quick]
+
+upload       samples of 100 KB from a filled spool to `stored`, both sides durable, over the rate of a bare
+             loop that publishes the same bytes at QoS 1 to a loop that writes and fsyncs each on arrival, with
+             the collector's grouping. Broker, publisher and receiver are processes of their own in both.
+wire         TCP bytes in both directions over bytes of payload, offers, verdicts and headers included.
+runtime_fps  frames per second of a vehicle's pipeline on the dash-cam clip, over a bare loop that decodes,
+             preprocesses as the contract says, and calls session.run (a network of ResNet-18's shape).
+
+Rounds of both alternate in one run; each ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.throughput_frames import run_rounds  # noqa: E402
+from benchmarks.throughput_parts import BarePublisher, fill_spool  # noqa: E402
+from tests.faults.chaos_proxy import ChaosProxy  # noqa: E402
+from tests.faults.proving_ground import BROKER_OPTIONS  # noqa: E402
+from tests.faults.samples import make_payload  # noqa: E402
+from tests.faults.zygote import Zygote  # noqa: E402
+from tests.services import mosquitto  # noqa: E402
+
+from misfire_runtime.spool import Spool  # noqa: E402
+from misfire_runtime.uplink import BrokerConfig, Uplink  # noqa: E402
+
+SAMPLE_BYTES = 100_000
+
+
+def main() -> None:
+    """Measures, prints, and writes a results file where `--out` names one."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="misfire-throughput-", dir=options.folder) as folder:
+        uploads = _uploads(Path(folder), samples=options.samples, rounds=options.rounds)
+        frames = run_rounds(Path(folder), rounds=options.frame_rounds)
+    ratios = {
+        "upload": statistics.median(uploads["misfire"]) / statistics.median(uploads["bare"]),
+        "wire": uploads["wire"],
+        "runtime_fps": statistics.median(frames["misfire"]) / statistics.median(frames["bare"]),
+    }
+    report = {
+        "ratios": {name: round(value, 4) for name, value in ratios.items()},
+        "samples_per_s": uploads,
+        "frames_per_s": frames,
+        "samples": options.samples,
+        "sample_bytes": SAMPLE_BYTES,
+        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {
+            **{name: version(name) for name in ("misfire", "paho-mqtt", "onnxruntime", "av")},
+            "python": platform.python_version(),
+        },
+    }
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report) if options.json else json.dumps(report["ratios"], indent=2))
+
+
+def _uploads(folder: Path, *, samples: int, rounds: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"misfire": [], "bare": []}
+    with mosquitto(folder / "broker", options=BROKER_OPTIONS) as broker, Zygote(folder / "log") as zygote:
+        address = {"port": broker.port}
+        ready = folder / "ready"
+        config = {"folder": str(folder / "fleet"), "broker": address, "fleet": "bench", "ready": str(ready)}
+        collector = zygote.spawn("collector", config)
+        while not ready.exists():
+            time.sleep(0.05)
+        with BarePublisher(broker.port, folder / "bare") as bare:
+            for number in range(rounds + 1):
+                payloads = [make_payload(f"round {number}", n, size=SAMPLE_BYTES) for n in range(samples)]
+                rates = {
+                    "bare": bare.rate(payloads),
+                    "misfire": _upload_rate(folder / f"vehicle-{number}", payloads, BrokerConfig(**address)),
+                }
+                if number:  # the first round warms up
+                    for name, rate in rates.items():
+                        result[name].append(round(rate, 1))
+        result["wire"] = _wire(folder, broker.port)
+        collector.stop()
+    return result
+
+
+def _upload_rate(folder: Path, payloads: list[bytes], broker: BrokerConfig) -> float:
+    """Samples per second from the first offer to the last verdict booked."""
+    with Spool(folder, reserve_bytes=0) as spool:
+        fill_spool(spool, payloads)
+        uplink = Uplink(spool, fleet="bench", vehicle="car", broker=broker)
+        began = time.perf_counter()
+        uplink.start()
+        assert uplink.drain(300), "the spool did not become empty"
+        took = time.perf_counter() - began
+        uplink.close()
+        assert spool.counters().stored == len(payloads)
+    return len(payloads) / took
+
+
+def _wire(folder: Path, port: int) -> float:
+    payloads = [make_payload("wire", n, size=SAMPLE_BYTES) for n in range(100)]
+    with ChaosProxy(port) as proxy:
+        _upload_rate(folder / "wire", payloads, BrokerConfig(port=proxy.port))
+        return sum(proxy.bytes.values()) / sum(map(len, payloads))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer samples and rounds")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the disk is that shall be measured")
+    options = parser.parse_args()
+    options.samples = 100 if options.quick else 400
+    options.rounds = 3 if options.quick else 7
+    options.frame_rounds = 3 if options.quick else 7
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The bare loops that benchmarks/throughput.py compares with, and what it prepares."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import paho.mqtt.client as paho
+from tests.faults.samples import make_offer
+
+from misfire_runtime.spool import Spool
+from misfire_runtime.uplink import BrokerConfig, make_client
+
+GROUP = 64
+"""As CollectorSettings.group_samples."""
+
+
+def fill_spool(spool: Spool, payloads: list[bytes]) -> None:
+    """Not part of what is measured."""
+    for number, payload in enumerate(payloads):
+        assert spool.add(payload, make_offer(payload, number=number))
+
+
+class BarePublisher:
+    """Publishes at QoS 1, at most eight messages unacknowledged; the receiver is a process of its own."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ready: Event = context.Event()
+        self._receiver = context.Process(target=_receive, args=(port, str(folder), self._ready), daemon=True)
+        self._broker = BrokerConfig(port=port)
+        self._slots = threading.Semaphore(8)
+        self._durable = 0
+        self._all = threading.Event()
+
+    def __enter__(self) -> BarePublisher:
+        self._receiver.start()
+        assert self._ready.wait(30)
+        self._client = make_client(self._broker, client_id="bare-publisher")
+        self._client.on_connect = lambda client, *_: client.subscribe("bare/durable", qos=1)
+        subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.on_publish = lambda *_: self._slots.release()
+        self._client.on_message = self._on_durable
+        self._client.connect("127.0.0.1", self._broker.port)
+        self._client.loop_start()
+        assert subscribed.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._receiver.terminate()
+        self._receiver.join(10)
+
+    def rate(self, payloads: list[bytes]) -> float:
+        """Messages per second, from the first publish until the receiver says that all are on its disk."""
+        self._expected, self._durable = len(payloads), 0
+        self._all.clear()
+        began = time.perf_counter()
+        for number, payload in enumerate(payloads):
+            self._slots.acquire()
+            self._client.publish(f"bare/data/{number}", payload, qos=1)
+        assert self._all.wait(300)
+        return len(payloads) / (time.perf_counter() - began)
+
+    def _on_durable(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        self._durable += int(message.payload)
+        if self._durable >= self._expected:
+            self._all.set()
+
+
+def _receive(port: int, folder: str, ready: Event) -> None:
+    """Writes and fsyncs each message; one answer, and one fsync of the folder, per group."""
+    root = Path(folder)
+    root.mkdir()
+    arrived: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+    client = make_client(BrokerConfig(port=port), client_id="bare-receiver")
+    client.on_connect = lambda c, *_: c.subscribe("bare/data/#", qos=1)
+    client.on_subscribe = lambda *_: ready.set()
+    client.on_message = lambda _c, _d, message: arrived.put(
+        (message.topic.rsplit("/", 1)[1], message.payload)
+    )
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    while True:
+        group = [arrived.get()]
+        while len(group) < GROUP:
+            try:
+                group.append(arrived.get_nowait())
+            except queue.Empty:
+                break
+        for number, data in group:
+            _write(root / number, data)
+        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(handle)
+        os.close(handle)
+        client.publish("bare/durable", str(len(group)), qos=1)
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+    os.write(handle, data)
+    os.fsync(handle)
+    os.close(handle)

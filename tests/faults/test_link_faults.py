@@ -1,0 +1,91 @@
+"""Rows of the fault suite that the network makes: links cut, half-open, slow, gone; messages of every kind lost
+although acknowledged, repeated, overtaken, spoiled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.faults.chaos_proxy import Trouble
+from tests.faults.proving_ground import ProvingGround
+from tests.faults.zygote import ROOT
+from tests.services import missing
+
+
+@pytest.mark.parametrize("trouble", ["lose", "repeat", "reorder", "spoil"])
+def test_messages_of_every_kind(tmp_path: Path, trouble: str) -> None:
+    with ProvingGround(tmp_path, seed=21) as ground:
+        ground.add_collector()
+        car = ground.add_vehicle(
+            count=60, rate=1000, protocol="5" if trouble in ("lose", "spoil") else "3.1.1"
+        )
+        car.proxy.trouble = Trouble(**{trouble: 0.3})
+        assert ground.settle(timeout_s=90)
+        faults = dict(car.proxy.faults)
+        result = ground.audit()
+        assert result.sound and result.stored == 60, result
+        kinds = {name.split()[1] for name in faults}
+        assert kinds == ({"data"} if trouble == "spoil" else {"offer", "data", "reply"}), faults
+
+
+def test_links_cut_again_and_again_on_both_sides(tmp_path: Path) -> None:
+    with ProvingGround(tmp_path, seed=22) as ground:
+        collector = ground.add_collector()
+        car = ground.add_vehicle(count=80, rate=40)
+        for number in range(20):
+            time.sleep(0.12)
+            ground.cut(collector if number % 7 == 3 else car)
+        assert ground.settle()
+        result = ground.audit()
+        assert result.sound and result.stored == 80, result
+
+
+@pytest.mark.parametrize("side", ["vehicle", "collector"])
+def test_a_half_open_connection_is_noticed_and_made_anew(tmp_path: Path, side: str) -> None:
+    with ProvingGround(tmp_path, seed=23) as ground:
+        collector = ground.add_collector()
+        car = ground.add_vehicle(count=40, rate=20)
+        time.sleep(0.5)
+        member = car if side == "vehicle" else collector
+        member.proxy.trouble.half_open = True
+        time.sleep(4.0)
+        member.proxy.trouble.half_open = False
+        assert ground.settle()
+        result = ground.audit()
+        assert result.sound and result.stored == 40, result
+
+
+def test_a_slow_and_late_link(tmp_path: Path) -> None:
+    with ProvingGround(tmp_path, seed=24) as ground:
+        ground.add_collector()
+        car = ground.add_vehicle(count=10, rate=1000, size=[20_000, 40_000])
+        car.proxy.trouble = Trouble(delay_s=0.1, bytes_per_s=200_000)
+        assert ground.settle()
+        result = ground.audit()
+        assert result.sound and result.stored == 10, result
+
+
+def test_a_network_that_is_gone_for_seconds(tmp_path: Path) -> None:
+    """In a network namespace of its own: the interface goes down under all connections, and up again."""
+    unshare = shutil.which("unshare")
+    if unshare is None or shutil.which("ip") is None:
+        missing("unshare and ip", "apt-get install util-linux iproute2")
+    if os.geteuid() != 0:
+        pytest.skip("a network namespace needs root")
+    inside = f"ip link set lo up && exec {sys.executable} -m tests.faults.outage {tmp_path}"
+    done = subprocess.run(
+        [str(unshare), "-n", "sh", "-c", inside],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("this container may not make a network namespace")
+    assert done.returncode == 0, done.stdout + done.stderr
