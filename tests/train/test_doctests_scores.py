@@ -5,8 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
+
+from misfire_train.scores import SCORES
 
 PACKAGES = ("misfire_train.scores", "misfire_train.vaal", "misfire_train.experiments")
 WITH_EXAMPLES = (
@@ -32,3 +35,9 @@ def test_examples_in_docstrings_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
     assert result.attempted > 0 or name not in WITH_EXAMPLES
+
+
+def test_the_documentation_lists_every_score() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
+    missing = [name for name in (*SCORES, "vaal", "ta_vaal", "ta_vaal_ranker") if f"`{name}`" not in page]
+    assert not missing

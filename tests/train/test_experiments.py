@@ -18,7 +18,7 @@ from misfire_train.experiments import wrong_prediction as wp
 from misfire_train.experiments.commands import app
 from misfire_train.scores import ScoreError
 
-TINY = wp.Protocol(seeds=1, steps=2, query=10, pool=200, hidden=16, epochs=8, patience=3, passes=3)
+TINY = wp.Protocol(seeds=1, steps=2, query=10, pool=200, hidden=16, epochs=6, patience=3, passes=3)
 
 
 def test_every_method_selects_and_learns_on_real_digits() -> None:

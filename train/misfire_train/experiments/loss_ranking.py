@@ -44,12 +44,12 @@ class Protocol:
 
     seeds: int = 5
     train: int = 4000
-    test: int = 5000
+    test: int = 3000
     epochs: int = 6
     width: int = 8
     severity: int = 3
     steps: int = 500
-    long_steps: int = 2000
+    long_steps: int = 1500
     batch: int = 256
     hidden: int = 64
     learning_rate: float = 2e-3
