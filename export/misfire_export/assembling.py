@@ -20,6 +20,7 @@ from torch import nn
 
 from misfire_export.calibrating import calibrate, operating_points, report, require_frames
 from misfire_export.checking import check_graph
+from misfire_export.conformance import check_conformance
 from misfire_export.errors import ExportError
 from misfire_export.golden import write_golden
 from misfire_export.lowering import Target, lower
@@ -124,6 +125,8 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             failure_threshold=options.failure_threshold,
         )
         session = open_session(graph)
+    if options.target == "tensorrt":
+        reports["tensorrt"] = check_conformance(graph)
     measured = measure(
         session,
         calibration,

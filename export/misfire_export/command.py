@@ -13,9 +13,18 @@ from misfire_runtime.errors import ConfigError
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    run: Annotated[Path | None, typer.Argument(help="Folder of a training run.")] = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
+    torch: Annotated[str, typer.Option(help="Instead of a run: module:factory of any nn.Module.")] = "",
+    weights: Annotated[Path | None, typer.Option(help="With --torch: a safetensors file.")] = None,
+    features: Annotated[str, typer.Option(help="With --torch: layers that a learned head reads.")] = "",
+    last_layer: Annotated[str, typer.Option(help="With --torch: name of the last layer.")] = "",
+    onnx: Annotated[Path | None, typer.Option(help="Instead of a run: a foreign ONNX graph.")] = None,
+    output: Annotated[str, typer.Option(help="With --onnx: which output is the answer.")] = "",
+    dataset: Annotated[str, typer.Option(help="With --torch or --onnx: labelled frames.")] = "",
+    task: Annotated[str, typer.Option(help="With --torch or --onnx; default: the data set's.")] = "",
+    image: Annotated[str, typer.Option(help="Input contract as JSON; default: the data set's.")] = "",
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets (else MISFIRE_DATA).")] = None,
     scores: Annotated[str, typer.Option(help="Comma-separated; default: the head and free scores.")] = "",
     name: Annotated[str, typer.Option(help="Name of the bundle; default: the data set's.")] = "",
@@ -27,33 +36,63 @@ def export(
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a verified, calibrated bundle."""
-    from misfire_export.exporting import export_run
-    from misfire_train.data import load_dataset
-    from misfire_train.runs import load_run, run_splits
+    """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
+    from misfire_export import foreign, inputs
+    from misfire_export.assembling import Options
 
     _require_choice("--precision", precision, ("fp32", "fp16", "int8"))
     _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
-    loaded = load_run(run)
-    splits = run_splits(loaded, load_dataset(loaded.record.dataset.name, root=data))
-    if "calibration" not in splits:
-        raise ConfigError(f"{run} set no calibration part aside; train with a calibration share above 0")
-    bundle = export_run(
-        loaded,
-        calibration=splits["calibration"],
-        out=out,
-        name=name or bundle_name(loaded.record.dataset.name),
+    if sum((run is not None, bool(torch), onnx is not None)) != 1:
+        raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
+    wanted = _listed(scores) or None
+    if run is not None:
+        material = inputs.of_run(run, data=data)
+    else:
+        if not dataset:
+            raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
+        material = inputs.of_dataset(dataset, data=data, image=image, task=task)
+    options = Options(
+        name=name or bundle_name(material.dataset[0]),
         version=version,
-        scores=[part.strip() for part in scores.split(",") if part.strip()] or None,
         precision=precision,  # type: ignore[arg-type]
         target=target,  # type: ignore[arg-type]
-        fit=splits.get("train"),
-        holdout=splits.get("holdout"),
+        tolerance=tolerance,
         default_score=default_score or None,
         failure_threshold=failure_threshold,
-        tolerance=tolerance,
     )
+    if material.run is not None:
+        bundle = inputs.export_material(material, out=out, options=options, scores=wanted)
+    elif onnx is not None:
+        bundle = foreign.export_onnx(
+            onnx,
+            contract=material.contract,
+            calibration=material.calibration,
+            out=out,
+            options=options,
+            task=material.task,
+            classes=material.classes,
+            scores=wanted,
+            fit=material.fit,
+            holdout=material.holdout,
+            output=output,
+            dataset=material.dataset,
+        )
+    else:
+        bundle = inputs.export_torch(
+            torch,
+            material,
+            out=out,
+            options=options,
+            weights=weights,
+            features=_listed(features),
+            last_layer=last_layer or None,
+            scores=wanted,
+        )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def bundle_name(dataset: str) -> str:

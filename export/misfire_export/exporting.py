@@ -65,6 +65,8 @@ def export_run(
     fit, holdout: the run's training and holdout parts, for scores that need them (`misfire_train.scores`).
     Raises an ExportError (too few frames, parity, operators, NaN) or ScoreError; `out` then stays as it was.
     """
+    require_free(Path(out))
+    require_frames(len(calibration))
     names = (
         tuple(scores) if scores is not None else default_scores(run.record.task, head=run.head is not None)
     )

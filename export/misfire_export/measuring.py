@@ -70,6 +70,8 @@ def answers(
 ) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
     """(positions, {output: array}) by batch. Raises OutputError on NaN or infinity, naming the image."""
     wanted = list(names) if names is not None else [output.name for output in session.get_outputs()]
+    fixed = session.get_inputs()[0].shape[0]
+    batch = fixed if isinstance(fixed, int) else batch
     for start in range(0, len(examples), batch):
         part = slice(start, min(start + batch, len(examples)))
         images = examples.batch(np.arange(part.start, part.stop), contract).numpy()

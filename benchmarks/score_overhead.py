@@ -1,0 +1,211 @@
+"""What failure scores cost: ResNet-18 at 224x224 with scores in the graph against the same network without.
+
+    python -m benchmarks.score_overhead --json
+
+One thread, ONNX Runtime on the CPU. All graphs are sessions of one process; each round runs every graph once
+on the same real frame, in changing order, so that load and clock hit all alike. `ratios` are those of
+medians to the bare network's, of the processor time of the one thread: on an idle machine that is the
+latency, on a busy one it leaves out the turns of other programs (`wall_ms` has them in). The network's
+weights are random (seeded): they cost what trained ones cost; banks and gradients are fitted on its features
+of real images. The cost grows with the number of classes: S_a is one product with a [K,513] matrix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from misfire_export.measuring import open_session
+from misfire_export.tracing import trace
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples, load_dataset
+from misfire_train.heads import ResidualHead
+from misfire_train.heads.memory import Memory
+from misfire_train.heads.residual import unit_statistics
+from misfire_train.models import build_model
+from misfire_train.scores import FitSet, build, gather
+from misfire_train.signals import Probe, Score, ScoredModel, Signals
+
+CONTRACT = InputContract(
+    height=224, width=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="letterbox"
+)
+LIMITS = {
+    "output_only": 1.01,
+    "wrong_prediction_approx": 1.01,
+    "learning_loss_pp": 1.02,
+    "egl_pp": 1.03,
+    "all": 1.05,
+}
+OUTPUT_ONLY = ("msp", "entropy", "margin", "energy", "max_logit")
+BANK, IMAGES = 1024, 256
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table or JSON; exit 1 where a ratio is above its limit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--data", type=Path, default=None, help="folder of the data sets")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None, help="also write the result to this file")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    result = measure(chosen.data, classes=chosen.classes, rounds=chosen.rounds, seed=chosen.seed)
+    text = json.dumps(result, indent=2)
+    if chosen.out is not None:
+        chosen.out.write_text(text + "\n", encoding="utf-8")
+    if chosen.json:
+        print(text)
+    else:
+        for name, ratio in result["ratios"].items():
+            print(f"{name:26} {ratio:.4f}  (limit {LIMITS[name]})")
+    return 0 if all(result["ratios"][name] <= limit for name, limit in LIMITS.items()) else 1
+
+
+def measure(data: Path | None, *, classes: int, rounds: int, seed: int) -> dict[str, Any]:
+    """Builds the graphs, runs them interleaved, and reports."""
+    dataset = load_dataset("traffic-lights", root=data)
+    graphs = build_graphs(dataset.train, classes=classes, seed=seed)
+    frames = [dataset.test.batch([i], CONTRACT).numpy() for i in range(16)]
+    sessions = {name: open_session(graph) for name, graph in graphs.items()}
+    nodes = {name: len(graph.graph.node) for name, graph in graphs.items()}
+    times, wall = interleave(sessions, frames, rounds=rounds, seed=seed)
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return {
+        "benchmark": "score_overhead",
+        "command": "python -m benchmarks.score_overhead --json",
+        "model": f"resnet18, 224x224, {classes} classes",
+        "rounds": rounds,
+        "seed": seed,
+        "bank": BANK,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "versions": {
+            "python": platform.python_version(),
+            "onnxruntime": ort.__version__,
+            "torch": torch.__version__,
+        },
+        "machine": f"{platform.machine()}, one thread, ONNX Runtime CPU",
+        "median_ms": {name: 1000 * value for name, value in medians.items()},
+        "wall_ms": {name: 1000 * float(np.median(values)) for name, values in wall.items()},
+        "nodes": nodes,
+        "ratios": {name: medians[name] / medians["bare"] for name in LIMITS},
+        "limits": LIMITS,
+    }
+
+
+def build_graphs(train: Examples, *, classes: int, seed: int) -> dict[str, Any]:
+    """One graph per set of scores, all of the same network."""
+    torch.manual_seed(seed)
+    built = build_model("resnet18", task="classification", outputs=classes, channels=3)
+    probe = Probe(built.module.eval(), last_layer=built.last_layer).eval()
+    fit = fit_set(probe, train, classes=classes, seed=seed)
+    free = build(OUTPUT_ONLY, task="classification")
+    approx, egl_pp = build(
+        ["wrong_prediction_approx", "egl_pp"],
+        task="classification",
+        fit=fit,
+        holdout=fit.take(range(200)),
+        egl_pp={"size": BANK, "sigma": "auto"},
+    )
+    head = loss_head(fit, classes=classes)
+    sets: dict[str, list[Score]] = {
+        "bare": [],
+        "output_only": [*free],
+        "wrong_prediction_approx": [*free, approx],
+        "learning_loss_pp": [head],
+        "egl_pp": [egl_pp],
+        "all": [*free, approx, head, egl_pp],
+    }
+    return {name: _graph(probe, scores, embedding=name == "all") for name, scores in sets.items()}
+
+
+def fit_set(probe: Probe, train: Examples, *, classes: int, seed: int) -> FitSet:
+    """Features of IMAGES real frames and, to fill the bank, of mixtures of two of them; labels are drawn."""
+    rng = np.random.default_rng(seed)
+    images = train.take(np.arange(IMAGES))
+    real = gather(probe, images, np.zeros(IMAGES, np.int64), classes=classes, contract=CONTRACT, batch=16)
+    pairs = torch.from_numpy(rng.integers(0, IMAGES, (2, BANK - IMAGES)))
+    share = torch.from_numpy(rng.random((BANK - IMAGES, 1)).astype(np.float32))
+    signals = real.signals
+
+    def fill(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values, share * values[pairs[0]] + (1 - share) * values[pairs[1]]])
+
+    filled = Signals(fill(signals.outputs), fill(signals.last_input), {}, signals.weight, signals.bias)
+    return FitSet(filled, torch.from_numpy(rng.integers(0, classes, BANK)), classes)
+
+
+def loss_head(fit: FitSet, *, classes: int) -> ResidualHead:
+    """A LearningLoss++ head of the default recipe's shape, on the same bank; its weights are drawn."""
+    with torch.no_grad():
+        memory = Memory.fit(fit.signals.embedding, fit.targets, classes=classes, rows=BANK)
+        statistics = unit_statistics("classification", fit.signals, memory, maps=(), sees_embedding=True)
+        head = ResidualHead(
+            task="classification",
+            outputs=classes,
+            base="msp",
+            embedding=memory.width,
+            width=int(statistics.shape[2]),
+            rows=memory.rows,
+        )
+        head.memory.load_state_dict(memory.state_dict())
+        torch.nn.init.normal_(head.committee.last, std=0.1)
+        losses = torch.nn.functional.cross_entropy(fit.signals.outputs, fit.targets, reduction="none")
+        head.standardise(head.extract(fit.signals), losses[:, None], eps=1e-3)
+    return head.eval()
+
+
+def interleave(
+    sessions: dict[str, ort.InferenceSession], frames: Sequence[Any], *, rounds: int, seed: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """(processor, wall) seconds per call, `rounds` of each in changing order; the first tenth warms up."""
+    rng = np.random.default_rng(seed)
+    names = list(sessions)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    warm_up = max(3, rounds // 10)
+    gc.disable()
+    for i in range(rounds + warm_up):
+        frame = {"image": frames[i % len(frames)]}
+        for index in rng.permutation(len(names)):
+            name = names[index]
+            begun, started = time.perf_counter(), time.thread_time()
+            sessions[name].run(None, frame)
+            spent, passed = time.thread_time() - started, time.perf_counter() - begun
+            if i >= warm_up:
+                times[name].append(spent)
+                wall[name].append(passed)
+    gc.enable()
+    return times, wall
+
+
+def _graph(probe: Probe, scores: Sequence[Score], *, embedding: bool) -> Any:
+    """The traced graph; without the embedding output unless asked for, which the bare network lacks too."""
+    graph = trace(ScoredModel(probe, scores).eval(), contract=CONTRACT)
+    if not embedding:
+        kept = [output for output in graph.graph.output if output.name != "embedding"]
+        del graph.graph.output[:]
+        graph.graph.output.extend(kept)
+        _drop_unused(graph)
+    return graph
+
+
+def _drop_unused(graph: Any) -> None:
+    from misfire_export.tidying import drop_unused
+
+    drop_unused(graph.graph)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

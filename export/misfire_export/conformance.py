@@ -1,0 +1,107 @@
+"""Does TensorRT take this graph? Its parser and builder are asked, on a machine without a GPU.
+
+graph --OnnxParser (TensorRT-RTX)--> network --Builder, ahead of time for a compute capability--> engine bytes
+
+The engine is thrown away: it cannot run here, and a Jetson builds its own (misfire_runtime.tensorrt_engine).
+What this proves is that every node is parsed and that a whole engine can be built from them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import onnx
+
+from misfire_export.errors import ConformanceError
+from misfire_runtime.errors import MissingExtraError
+
+MAX_BATCH = 8
+CAPABILITY = "SM86"
+_WORKSPACE_BYTES = 2 << 30
+
+
+def check_conformance(
+    model: onnx.ModelProto, *, max_batch: int = MAX_BATCH, capability: str = CAPABILITY
+) -> dict[str, Any]:
+    """Parses and builds the graph for batches 1..max_batch; returns a report for the manifest.
+
+    Raises ConformanceError naming the nodes that are refused, MissingExtraError without TensorRT-RTX.
+    """
+    trt = _tensorrt()
+    logger = _Log(trt)
+    builder = trt.Builder(logger)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model.SerializeToString()):
+        raise ConformanceError(f"TensorRT's parser refuses the graph: {_parse_errors(parser)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    _add_profile(builder, network, config, max_batch=max_batch)
+    started = time.monotonic()
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ConformanceError(f"TensorRT's builder refuses the graph: {logger.last or 'no reason given'}")
+    return {
+        "checked_with": f"tensorrt-rtx {trt.__version__}",
+        "capability": capability,
+        "max_batch": max_batch,
+        "layers": network.num_layers,
+        "engine_bytes": engine.nbytes,
+        "build_s": round(time.monotonic() - started, 2),
+        "executed": False,
+    }
+
+
+def _tensorrt() -> Any:
+    try:
+        import tensorrt_rtx
+    except ImportError as error:
+        raise MissingExtraError(
+            "--target tensorrt checks the graph with TensorRT-RTX, which is not installed: "
+            "pip install 'misfire[tensorrt-check]' -c constraints.txt"
+        ) from error
+    return tensorrt_rtx
+
+
+def _Log(trt: Any) -> Any:  # noqa: N802  (a class made at run time: its base is in an optional package)
+    """A logger that keeps the last error and prints nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.last = message.strip().splitlines()[0][:300] if message.strip() else ""
+
+    return Log()
+
+
+def _parse_errors(parser: Any) -> str:
+    """Each refused node with its operator and the parser's reason, at most three."""
+    texts = []
+    for i in range(min(parser.num_errors, 3)):
+        error = parser.get_error(i)
+        texts.append(f"{error.node_operator()} (node {error.node_name()}): {error.desc()[:200]}")
+    more = f" and {parser.num_errors - 3} more" if parser.num_errors > 3 else ""
+    return "; ".join(texts) + more
+
+
+def _add_profile(builder: Any, network: Any, config: Any, *, max_batch: int) -> None:
+    """Batches 1 to max_batch where the batch is dynamic."""
+    profile, dynamic = builder.create_optimization_profile(), False
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 not in shape:
+            continue
+        dynamic = True
+        low, best, high = (tuple(size if d < 0 else d for d in shape) for size in (1, 1, max_batch))
+        profile.set_shape(tensor.name, low, best, high)
+    if dynamic:
+        config.add_optimization_profile(profile)

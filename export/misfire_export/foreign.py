@@ -1,0 +1,212 @@
+"""A foreign ONNX classifier or segmenter becomes a bundle: `misfire export --onnx model.onnx`.
+
+file --adapt--> one image input --find--> logits, last layer --measure phi--> fit scores --graft--> assemble
+
+What could not be found is said in the manifest's notes. Parity compares with the file as it was given: its
+answers by ONNX Runtime, and the scores that torch computes from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from misfire_export.adapting import adapt, load_graph
+from misfire_export.assembling import GraphScore, Options, Source, assemble, require_free
+from misfire_export.calibrating import require_frames
+from misfire_export.errors import ExportError, GraphError
+from misfire_export.last_layer import Found, choose_output, find_last_layer
+from misfire_export.measuring import answers, open_session
+from misfire_export.surgery import ScoreHead, append_scores, expose, hide
+from misfire_runtime.bundle import Bundle, Lineage, sha256_file
+from misfire_runtime.preprocess import InputContract
+from misfire_train import scores as scoring
+from misfire_train.data import Examples
+from misfire_train.signals import Signals
+from misfire_train.tasks import Task, get_task
+
+TASKS = ("classification", "segmentation")
+MAX_FIT = 2_000
+OUTPUT_ONLY = ("entropy", "msp", "margin", "energy", "max_logit")
+WITH_LAYER = ("egl",)
+WITH_HOLDOUT = ("wrong_prediction_approx",)
+
+
+class ForeignReference(nn.Module):
+    """The file as given, run by ONNX Runtime, and scores computed from its answers in torch."""
+
+    def __init__(self, session: ort.InferenceSession, head: ScoreHead, *, output: str, image: str) -> None:
+        super().__init__()
+        self.session, self.head, self.output, self.image = session, head, output, image
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """{output: tensor} of a batch."""
+        names = [value.name for value in self.session.get_outputs()]
+        rows: list[list[Any]] = [self.session.run(names, {self.image: part[None].numpy()}) for part in image]
+        joined = {
+            name: torch.from_numpy(np.concatenate(v))
+            for name, v in zip(names, zip(*rows, strict=True), strict=True)
+        }
+        features = joined.pop("phi", None)
+        return {**joined, **self.head(joined[self.output], features)}
+
+
+def export_onnx(
+    path: Path,
+    *,
+    contract: InputContract,
+    calibration: Examples,
+    out: Path,
+    options: Options,
+    task: str = "classification",
+    classes: Sequence[str] = (),
+    scores: Sequence[str] | None = None,
+    fit: Examples | None = None,
+    holdout: Examples | None = None,
+    output: str = "",
+    dataset: tuple[str, str] = ("unknown", "0" * 64),
+    score_options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Bundle:
+    """Writes a bundle of a foreign graph and returns it opened.
+
+    contract: what its input expects of an image; the input may have any name.  scores: default, all that can
+    be computed from what was found.  fit, holdout: labelled frames for banks and for gradients.
+    output: which of the graph's outputs is the answer.  dataset: name and sha256 of the frames' source.
+    Raises an ExportError; `out` then stays as it was.
+    """
+    require_free(Path(out))
+    require_frames(len(calibration))
+    if task not in TASKS:
+        raise ExportError(f"a foreign graph can be a {' or a '.join(TASKS)} network, not {task!r}")
+    graph, notes = adapt(load_graph(Path(path)), contract)
+    kind = get_task(task)
+    found = find_last_layer(graph, choose_output(graph, output))
+    exposed = expose(graph, found, output=kind.output_name)
+    session = open_session(_with_phi(exposed, found))
+    sets = {
+        key: _gather(session, part, found, contract=contract, task=kind)
+        for key, part in (("fit", fit), ("holdout", holdout))
+    }
+    names = _names(scores, found, sets, task=task)
+    built = scoring.build(
+        names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
+    )
+    head = ScoreHead(built, found=found).eval()
+    scored = _graft(exposed, session, head, found, calibration, contract=contract, task=kind)
+    if found.layer is not None:
+        hide(scored, "phi")
+    source = Source(
+        graph=scored,
+        contract=contract,
+        task=kind,
+        output=kind.output_name,
+        scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
+        lineage=_lineage(Path(path), dataset),
+        classes=tuple(classes),
+        reference=ForeignReference(session, head, output=kind.output_name, image=contract.name),
+        extra={"notes": [*notes, *found.notes, *_told(found)], "surgery": _report(found)},
+    )
+    return assemble(source, calibration=calibration, out=Path(out), options=replace(options))
+
+
+def _with_phi(model: onnx.ModelProto, found: Found) -> onnx.ModelProto:
+    """The exposed graph with phi among its outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if found.layer is not None:
+        copy.graph.output.append(onnx.helper.make_tensor_value_info("phi", onnx.TensorProto.FLOAT, None))
+    return copy
+
+
+def _gather(
+    session: ort.InferenceSession, part: Examples | None, found: Found, *, contract: InputContract, task: Task
+) -> scoring.FitSet | None:
+    """Signals of labelled frames through the graph; None without frames or without a last layer."""
+    if part is None or not len(part) or found.layer is None:
+        return None
+    chosen = part.take(np.unique(np.linspace(0, len(part) - 1, min(MAX_FIT, len(part))).astype(int)))
+    outputs, inputs = [], []
+    for _, values in answers(session, chosen, contract=contract, names=[task.output_name, "phi"]):
+        outputs.append(torch.from_numpy(values[task.output_name]))
+        inputs.append(torch.from_numpy(values["phi"]))
+    weight, bias = torch.from_numpy(found.layer.weight), torch.from_numpy(found.layer.bias)
+    signals = Signals(torch.cat(outputs), torch.cat(inputs), {}, weight, bias)
+    return scoring.FitSet(signals, torch.as_tensor(chosen.targets), int(signals.outputs.shape[1]))
+
+
+def _names(
+    wanted: Sequence[str] | None, found: Found, sets: Mapping[str, scoring.FitSet | None], *, task: str
+) -> list[str]:
+    """The scores to append. Raises ExportError where one needs what was not found or given."""
+    chosen = list(OUTPUT_ONLY)
+    if found.layer is not None:
+        chosen += WITH_LAYER
+        if sets["holdout"] is not None:
+            chosen += WITH_HOLDOUT
+    if wanted is None:
+        return chosen
+    for name in wanted:
+        info = scoring.SCORES.get(name)
+        if info is None or task not in info.tasks or not info.exportable:
+            raise ExportError(f"score {name!r} cannot be appended; there are {', '.join(chosen)} and more")
+        if name not in OUTPUT_ONLY and name != "egl_unweighted" and found.layer is None:
+            raise ExportError(f"score {name} needs the last layer: {' '.join(found.notes)}")
+    return list(wanted)
+
+
+def _graft(
+    exposed: onnx.ModelProto,
+    session: ort.InferenceSession,
+    head: ScoreHead,
+    found: Found,
+    examples: Examples,
+    *,
+    contract: InputContract,
+    task: Task,
+) -> onnx.ModelProto:
+    image = examples.batch([0], contract).numpy()
+    answer = session.run([task.output_name], {contract.name: image})[0]
+    if answer.ndim not in (2, 4) or answer.shape[1] < 2:
+        raise GraphError(
+            f"the answer has shape {list(answer.shape)}; expected [N,K] or [N,K,H,W] with K >= 2"
+        )
+    phi = session.run(["phi"], {contract.name: image})[0] if found.layer is not None else None
+    return append_scores(exposed, head, answer=answer, phi=phi, output=task.output_name)
+
+
+def _told(found: Found) -> list[str]:
+    if found.layer is None:
+        return []
+    what = "linear layer" if found.layer.kind == "linear" else "1x1 convolution"
+    classes, channels = found.layer.weight.shape
+    return [f"last layer: {what} {found.layer.node}, {channels} features to {classes} classes"]
+
+
+def _report(found: Found) -> dict[str, Any]:
+    layer = found.layer
+    return {
+        "output": found.output,
+        "logits": found.logits,
+        "from_probabilities": found.probabilities,
+        "last_layer": None
+        if layer is None
+        else {"node": layer.node, "kind": layer.kind, "features": layer.features},
+    }
+
+
+def _lineage(path: Path, dataset: tuple[str, str]) -> Lineage:
+    """A foreign graph's run is the file itself."""
+    return Lineage(
+        run_id=f"onnx-{sha256_file(path)[:16]}",
+        dataset=dataset[0],
+        dataset_sha256=dataset[1],
+        config={"onnx": path.name},
+    )

@@ -1,0 +1,137 @@
+"""What `misfire export` works from: a run with its own parts, or a data set for a model trained elsewhere.
+
+A run says which frames were its training, holdout and calibration parts. A foreign model has presumably been
+trained on the data set's training half, so its holdout and calibration frames come from the test half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from misfire_export.assembling import Options
+from misfire_export.exporting import export_run
+from misfire_export.modules import export_module_bundle, load_module, module_lineage
+from misfire_runtime.bundle import Bundle
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples, load_dataset, split
+from misfire_train.runs import Run, load_run, run_splits
+
+HOLDOUT_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Material:
+    """Frames by use, and what is known of them. dataset: name and sha256."""
+
+    contract: InputContract
+    task: str
+    classes: tuple[str, ...]
+    calibration: Examples
+    fit: Examples | None
+    holdout: Examples | None
+    dataset: tuple[str, str]
+    run: Run | None = None
+
+
+def of_run(path: Path, *, data: Path | None) -> Material:
+    """A run and its own parts. Raises ConfigError where it set no calibration frames aside."""
+    run = load_run(path)
+    record = run.record
+    splits = run_splits(run, load_dataset(record.dataset.name, root=data))
+    if "calibration" not in splits:
+        raise ConfigError(f"{path} set no calibration part aside; train with a calibration share above 0")
+    return Material(
+        contract=run.contract,
+        task=record.task,
+        classes=tuple(record.classes),
+        calibration=splits["calibration"],
+        fit=splits.get("train"),
+        holdout=splits.get("holdout"),
+        dataset=(record.dataset.name, record.dataset.sha256),
+        run=run,
+    )
+
+
+def of_dataset(name: str, *, data: Path | None, image: str = "", task: str = "", seed: int = 0) -> Material:
+    """A data set's halves for a model that was trained elsewhere.
+
+    image: the model's input contract as JSON, laid over the data set's own. Raises ConfigError where it is none.
+    """
+    dataset = load_dataset(name, root=data)
+    contract = dataset.contract
+    if image:
+        try:
+            given = InputContract.model_validate_json(image).model_dump(exclude_unset=True)
+            contract = InputContract.model_validate({**contract.model_dump(), **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"--image: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+    parts = split(
+        dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
+    )
+    return Material(
+        contract=contract,
+        task=task or dataset.task,
+        classes=dataset.classes,
+        calibration=parts["calibration"],
+        fit=dataset.train,
+        holdout=parts["holdout"],
+        dataset=(dataset.name, dataset.sha256),
+    )
+
+
+def export_material(
+    material: Material, *, out: Path, options: Options, scores: Sequence[str] | None
+) -> Bundle:
+    """A run's bundle."""
+    if material.run is None:
+        raise ConfigError("there is no run to export")
+    return export_run(
+        material.run,
+        calibration=material.calibration,
+        out=out,
+        name=options.name,
+        version=options.version,
+        scores=scores,
+        precision=options.precision,
+        target=options.target,
+        fit=material.fit,
+        holdout=material.holdout,
+        default_score=options.default_score,
+        failure_threshold=options.failure_threshold,
+        tolerance=options.tolerance,
+    )
+
+
+def export_torch(
+    target: str,
+    material: Material,
+    *,
+    out: Path,
+    options: Options,
+    weights: Path | None,
+    features: Sequence[str],
+    last_layer: str | None,
+    scores: Sequence[str] | None,
+) -> Bundle:
+    """A torch module's bundle."""
+    return export_module_bundle(
+        load_module(target, weights=weights),
+        contract=material.contract,
+        calibration=material.calibration,
+        out=out,
+        options=options,
+        task=material.task,
+        classes=material.classes,
+        features=features,
+        last_layer=last_layer,
+        scores=scores,
+        fit=material.fit,
+        holdout=material.holdout,
+        lineage=module_lineage(target, weights, material.dataset),
+    )
