@@ -152,6 +152,10 @@ def test_every_free_score_builds_from_its_name() -> None:
         assert all(score.free and score.exportable and score.definition for score in built)
 
 
+def test_a_custom_task_has_the_distances_and_no_score_that_knows_its_outputs() -> None:
+    assert names_for("custom") == ["knn_distance", "mahalanobis"]
+
+
 def test_registry_rows_agree_with_their_names_and_say_their_source() -> None:
     assert all(name == info.name and info.source and info.tasks for name, info in SCORES.items())
 

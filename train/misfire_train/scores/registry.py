@@ -31,6 +31,7 @@ CLASSES = ("classification", "segmentation")
 MAPS = ("classification", "keypoints", "segmentation")
 VALUES = ("regression", "keypoints")
 ALL = ("classification", "regression", "keypoints", "segmentation")
+ANY = (*ALL, "custom")
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ _ROWS = [
     _closed(
         "error_reduction", ("classification",), make.fitted(ErrorReduction), "fit", "Roy & McCallum 2001"
     ),
-    _closed("knn_distance", ALL, make.fitted(KnnDistance), "fit", "Sun et al. 2022"),
-    _closed("mahalanobis", ALL, make.fitted(Mahalanobis), "fit", "Lee et al. 2018"),
+    _closed("knn_distance", ANY, make.fitted(KnnDistance), "fit", "Sun et al. 2022"),
+    _closed("mahalanobis", ANY, make.fitted(Mahalanobis), "fit", "Lee et al. 2018"),
     _sampled("mc_dropout", ALL, make.with_task(McDropout), "Gal & Ghahramani 2016"),
     _sampled("bald", CLASSES, make.plain(Bald), "Houlsby et al. 2011; Gal et al. 2017"),
     _sampled("epistemic", ALL, make.epistemic, "Kendall & Gal 2017"),
