@@ -67,6 +67,15 @@ def test_a_score_that_fails_under_one_unseen_corruption_does_not_pass() -> None:
     assert "worse on corruptions fog" in result.verdict
 
 
+def test_the_nominee_of_a_corruption_is_not_chosen_on_that_corruption() -> None:
+    rows = field(8, shifts=("clean", "fog"))
+    foggy = rows["shifts"] == "fog"
+    lucky = noisy(rows, np.where(foggy, 0.3, 1.5))
+    result = judge(rows, {"msp": noisy(rows, 1.0), "steady": noisy(rows, 0.8), "lucky": lucky})
+    corruptions = next(view for view in result.views if view.kind == "corruptions")
+    assert [fold.learned for fold in corruptions.folds] == ["steady"]
+
+
 def test_a_score_that_fails_on_one_drive_of_few_does_not_pass_and_the_interval_is_qualified() -> None:
     rows = field(2, drives=3, per_drive=600, shifts=("clean",))
     noise = np.where(rows["groups"] == 2, 3.0, 0.3)

@@ -82,17 +82,31 @@ class Table:
     @property
     def weights(self) -> Floats:
         """[F] share of the failures."""
-        failures = np.array([fold.failures for fold in self.folds], np.float64)
-        return np.asarray(failures / failures.sum())
+        return np.asarray(self._failures / self._failures.sum())
 
-    def best(self, names: Sequence[str], metric: str, *, without: int | None = None) -> str:
-        """The score with the best failure-weighted mean over folds, one left out; the first on a tie."""
-        keep = np.ones(len(self.folds), np.bool_)
-        if without is not None and len(self.folds) > 1:
-            keep[without] = False
-        weights = self.weights[keep]
+    @property
+    def _failures(self) -> Floats:
+        return np.array([fold.failures for fold in self.folds], np.float64)
+
+    def best(
+        self, names: Sequence[str], metric: str, *, without: int | None = None, beside: Table | None = None
+    ) -> str:
+        """The score with the best failure-weighted mean over folds; the first on a tie.
+
+        without: a fold that must not count.  beside: a table whose folds count too. Where that leaves no fold
+        at all, the one there is has to nominate for itself.
+        """
+        keep = np.arange(len(self.folds)) != (-1 if without is None else without)
+        if beside is None and not keep.any():
+            keep[:] = True
+        counts = self._failures[keep] if beside is None else np.append(self._failures[keep], beside._failures)
         sign = 1 if metric in HIGHER_IS_BETTER else -1
-        means = [sign * float(self.values[name][metric][keep] @ weights) for name in names]
+        means = []
+        for name in names:
+            values = self.values[name][metric][keep]
+            if beside is not None:
+                values = np.append(values, beside.values[name][metric])
+            means.append(sign * float(values @ counts / counts.sum()))
         return names[int(np.argmax(means))]
 
     def mean(self, name: str, metric: str) -> float:

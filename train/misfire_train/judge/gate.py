@@ -153,7 +153,14 @@ def judge_evidence(
     if not tables:
         return _undecided(default, evidence, "No group or corruption with enough failures can be held out.")
     views = tuple(
-        build_view(table, free=free_names, learned=learned_names, metrics=metrics, left_out=missing)
+        build_view(
+            table,
+            free=free_names,
+            learned=learned_names,
+            metrics=metrics,
+            left_out=missing,
+            beside=tables[0] if table is not tables[0] else None,
+        )
         for table, missing in zip(tables, left_out, strict=True)
         if learned_names
     )

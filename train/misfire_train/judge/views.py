@@ -65,12 +65,19 @@ def build_view(
     learned: Sequence[str],
     metrics: Sequence[str],
     left_out: tuple[str, ...],
+    beside: Table | None = None,
 ) -> View:
-    """Nominates on the other folds by the first metric, and compares on each fold in all metrics."""
+    """Nominates on the other folds by the first metric, and compares on each fold in all metrics.
+
+    beside: what nominates too (the clean folds, where corruptions are held out).
+    """
     # A single fold's interval is widened so that all folds together keep the 5 % chance of a false alarm.
     confidence = 1 - 0.05 / len(table.folds)
     pairs = [
-        (table.best(free, metrics[0], without=i), table.best(learned, metrics[0], without=i))
+        (
+            table.best(free, metrics[0], without=i, beside=beside),
+            table.best(learned, metrics[0], without=i, beside=beside),
+        )
         for i in range(len(table.folds))
     ]
     folds = tuple(
