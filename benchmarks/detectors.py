@@ -4,11 +4,12 @@
 
 Per seed: a small ResNet is trained on a share of 12,000 Fashion-MNIST images and a head on others of the
 12,000, which the network never saw. Then all 10,000 test images are scored: clean, and once under each
-corruption family (severity 1 to 5 drawn per image). `library`: the head knew all families. `left out`: for each
-family a head that never saw it. Differences to entropy and MSP are paired on the same bootstrap resamples of
-test images, drawn with all their corrupted copies, and averaged over seeds. Nothing is chosen on the test half:
-recipes were tuned on other seeds and other training images (docs/detectors.md). Intermediate results are kept
-in --work, so that an interrupted benchmark goes on where it stopped. --quick: a small part, to see that it runs.
+corruption family (severity 1 to 5 drawn per image). `library`: the head knew all families. `left out`: for
+each family a head that never saw it. Differences to entropy and MSP are paired on the same bootstrap
+resamples of test images, drawn with all their corrupted copies, and averaged over seeds. Nothing is chosen
+on the test half: recipes were tuned on other seeds and other training images (docs/detectors.md).
+Intermediate results are kept in --work, so that an interrupted benchmark goes on where it stopped. --quick:
+a small part, to see that it runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection_table import Observed, differences, markdown, points, pool
+from detection_table import Observed, differences, markdown, plain, points, pool
 from numpy.typing import NDArray
 
 from misfire_runtime.clock import utc_text, wall_time
@@ -244,9 +245,9 @@ def main() -> None:
     }
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
     shown = {view: result["tables"][view] for view in GOALS}
-    print(json.dumps(result) if options.json else markdown(shown, metrics=("auroc", "aurc")))
+    print(json.dumps(plain(result)) if options.json else markdown(shown, metrics=("auroc", "aurc")))
 
 
 if __name__ == "__main__":

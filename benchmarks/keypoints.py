@@ -2,12 +2,12 @@
 
     python benchmarks/keypoints.py --seeds 0 1 2 --json --out benchmarks/results/keypoints.json
 
-Data: `figures`, articulated figures drawn over real photographs (made, not photographed); the test half stands
-on other photographs than the training half. Per seed a small heatmap network is trained, then the per-joint
-head on images that it never saw, clean and corrupted. Scored: the test half, clean and with every image under
-one corruption family at a random severity (`shifted`: families known; `left out`: heads of three groups of
-families, each judged on the group that it never saw). AURC is of the loss; a failure is a loss above the
-task's threshold. --quick: a small part, to see that it runs.
+Data: `figures`, articulated figures drawn over real photographs (made, not photographed); the test half
+stands on other photographs than the training half. Per seed a small heatmap network is trained, then the
+per-joint head on images that it never saw, clean and corrupted. Scored: the test half, clean and with every
+image under one corruption family at a random severity (`shifted`: families known; `left out`: heads of
+three groups of families, each judged on the group that it never saw). AURC is of the loss; a failure is a
+loss above the task's threshold. --quick: a small part, to see that it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detection_table import Observed, differences, markdown, points, pool
+from detection_table import Observed, differences, markdown, plain, points, pool
 
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Dataset, Examples, load_dataset
@@ -170,8 +170,8 @@ def main() -> None:
     }
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result) if options.json else markdown(tables, metrics=METRICS))
+        options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(plain(result)) if options.json else markdown(tables, metrics=METRICS))
 
 
 if __name__ == "__main__":
