@@ -3,7 +3,7 @@
     python benchmarks/throughput.py --json [--quick]
 
 upload       samples of 100 KB from a filled spool to `stored`, both sides durable, over the rate of a bare
-             loop that publishes the same bytes at QoS 1 to a loop that writes and fsyncs each on arrival, with
+             loop that publishes the same bytes at QoS 1 to one that writes and fsyncs each on arrival, in
              the collector's grouping. Broker, publisher and receiver are processes of their own in both.
 wire         TCP bytes in both directions over bytes of payload, offers, verdicts and headers included.
 runtime_fps  frames per second of a vehicle's pipeline on the dash-cam clip, over a bare loop that decodes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import av
@@ -148,14 +149,14 @@ def _resnet18() -> onnx.ModelProto:
 
 
 def run_rounds(folder: Path, *, rounds: int) -> dict[str, list[float]]:
-    """Frames per second of both, alternating, after one round to warm up; and per second of processor time."""
+    """Frames per second of both, alternating, after a round to warm up; and per second of processor time."""
     bundle = write_bundle(folder / "bundle")
     clip = data_root() / "dashcam" / CLIP
     result: dict[str, list[float]] = {"misfire": [], "bare": [], "misfire_cpu": [], "bare_cpu": []}
     for number in range(rounds + 1):
         order = [
-            ("bare", lambda: _bare(bundle, clip)),
-            ("misfire", lambda: _vehicle(bundle, clip, folder, number)),
+            ("bare", partial(_bare, bundle, clip)),
+            ("misfire", partial(_vehicle, bundle, clip, folder, number)),
         ]
         for name, run in order if number % 2 else reversed(order):
             wall, processor = time.perf_counter(), time.process_time()

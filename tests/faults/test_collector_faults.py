@@ -1,4 +1,4 @@
-"""Rows of the fault suite that the fleet makes: collectors killed at every step, two at once, failing stores."""
+"""Rows of the fault suite that the fleet makes: collectors killed at every step, two at once, bad stores."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Rows of the fault suite that the network makes: links cut, half-open, slow, gone; messages of every kind lost
-although acknowledged, repeated, overtaken, spoiled."""
+"""Rows of the fault suite that the network makes: links cut, half-open, slow, gone; messages of every kind
+lost although acknowledged, repeated, overtaken, spoiled."""
 
 from __future__ import annotations
 
