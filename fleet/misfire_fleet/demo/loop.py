@@ -29,6 +29,7 @@ from misfire_fleet.demo.vehicles import Assignment, running_vehicles
 from misfire_fleet.retrain import retrain_from_store
 from misfire_fleet.serve import create_app
 from misfire_fleet.store import Store
+from misfire_runtime.uplink import BrokerConfig
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.loop import train_run
 from misfire_train.runs import run_splits
@@ -205,8 +206,6 @@ def _train_config(dataset: str, plan: Plan, *, data: Path | None, seed: int) -> 
 
 @contextmanager
 def _collector(store: Store, broker: Broker) -> Iterator[Collector]:
-    from misfire_runtime.uplink import BrokerConfig
-
     address = BrokerConfig(host="127.0.0.1", port=broker.port, protocol=broker.protocol)
     collector = Collector(store, broker=address, fleet=FLEET, name="demo-collector")
     collector.start()
