@@ -94,6 +94,35 @@ def test_command_writes_json_and_plot(tmp_path: Path) -> None:
     assert (tmp_path / "wrong_prediction.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_stopped_run_is_continued_and_one_of_another_protocol_is_not(tmp_path: Path) -> None:
+    base = [
+        "wrong-prediction",
+        "--dataset",
+        "digits",
+        "--pool",
+        "100",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    only = ["--method", "entropy", "--method", "random"]
+    path = tmp_path / "wrong_prediction.json"
+    assert CliRunner().invoke(app, [*base, "--seeds", "1", "--method", "entropy"]).exit_code == 0
+    marked = json.loads(path.read_text())
+    marked["methods"]["entropy"]["wrong_mean"] = [12.5]
+    path.write_text(json.dumps(marked))
+    assert CliRunner().invoke(app, [*base, "--seeds", "1", *only]).exit_code == 0
+    continued = json.loads(path.read_text())["methods"]
+    assert continued["entropy"]["wrong_mean"] == [12.5], "taken over"
+    assert set(continued) == {"entropy", "random"}
+    assert CliRunner().invoke(app, [*base, "--seeds", "2", *only]).exit_code == 0
+    assert json.loads(path.read_text())["methods"]["entropy"]["wrong_mean"] != [12.5], "run again"
+    path.write_text("{")
+    done = CliRunner().invoke(app, [*base, "--seeds", "2", *only])
+    assert "move it away" in str(done.exception)
+
+
 def test_both_refuse_a_task_that_does_not_classify() -> None:
     other = dataclasses.replace(load_dataset("digits"), task="regression")
     for run in (wp.run, loss_ranking.run):

@@ -20,7 +20,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_train import gamma
 from misfire_train.data import load_dataset
 from misfire_train.experiments import loss_ranking, plots, wrong_prediction
-from misfire_train.experiments.record import provenance, write_json
+from misfire_train.experiments.record import provenance, read_json, same_setting, write_json
 
 app = typer.Typer(help="Reproduce published numbers.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -73,21 +73,32 @@ def run_wrong_prediction(  # noqa: PLR0917 (a command's options)
     out: Path | None = OUT,
     as_json: bool = JSON,
 ) -> None:
-    """Share of wrong predictions among what each score selects; Aljundi et al. Table 1, and its gate."""
+    """Share of wrong predictions among what each score selects; Aljundi et al. Table 1, and its gate.
+
+    A result in --out of the same protocol, seeds and versions is continued: its methods are not run again.
+    """
     protocol = wrong_prediction.Protocol(seeds=seeds, steps=steps, pool=pool)
-    methods = method or list(wrong_prediction.METHODS)
-    result = {
-        **provenance(_command_line(), seeds=range(seeds), dataset=dataset),
-        **wrong_prediction.run(
-            load_dataset(dataset, root=data),
-            protocol=protocol,
-            methods=methods,
-            progress=lambda line: typer.echo(line, err=True),
-        ),
-    }
-    if out is not None:
-        write_json(result, out / "wrong_prediction.json")
-        plots.plot_wrong_prediction(result, out / "wrong_prediction.png")
+    record = provenance(_command_line(), seeds=range(seeds), dataset=dataset)
+    path = None if out is None else out / "wrong_prediction.json"
+    earlier = {} if path is None else read_json(path)
+    known = earlier.get("methods") if same_setting(earlier, record, asdict(protocol)) else None
+
+    def keep(found: dict[str, Any]) -> None:
+        if path is not None:
+            write_json({**record, **found}, path)
+
+    found = wrong_prediction.run(
+        load_dataset(dataset, root=data),
+        protocol=protocol,
+        methods=method or list(wrong_prediction.METHODS),
+        done=known,
+        progress=lambda line: typer.echo(line, err=True),
+        finished=keep,
+    )
+    result = {**record, **found}
+    keep(found)
+    if path is not None:
+        plots.plot_wrong_prediction(result, path.with_suffix(".png"))
     if as_json:
         _print_json(result)
         return
@@ -115,8 +126,8 @@ def run_loss_ranking(
         result["datasets"][name] = loss_ranking.run(
             load_dataset(name, root=data), protocol=protocol, progress=lambda line: typer.echo(line, err=True)
         )
-    if out is not None:
-        write_json(result, out / "loss_ranking.json")
+        if out is not None:
+            write_json(result, out / "loss_ranking.json")
     if as_json:
         _print_json(result)
         return

@@ -95,7 +95,7 @@ def train_network(data: FitData, dataset: Dataset, protocol: Protocol) -> Probe:
     )
     model = built.module
     total = protocol.epochs * max(1, len(data.labels) // 128)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
     model.train()
     step = 0
@@ -181,7 +181,7 @@ def train_head(
 ) -> None:
     """Adam without weight decay on random batches of even size."""
     objective = objective_of(name, data.loss)
-    optimiser = torch.optim.Adam(head.parameters(), lr=protocol.learning_rate)
+    optimiser = torch.optim.Adam(head.parameters(), lr=protocol.learning_rate, fused=True)
     size = min(protocol.batch, len(data.loss)) // 2 * 2
     for _ in range(steps):
         chosen = torch.randperm(len(data.loss), generator=generator)[:size]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from misfire_runtime.clock import utc_text, wall_time
+from misfire_runtime.errors import ConfigError
 
 
 def provenance(command: str, *, seeds: Sequence[int], dataset: str) -> dict[str, Any]:
@@ -24,6 +25,23 @@ def provenance(command: str, *, seeds: Sequence[int], dataset: str) -> dict[str,
             **{name: version(name) for name in ("numpy", "torch")},
         },
     }
+
+
+def same_setting(earlier: dict[str, Any], record: dict[str, Any], protocol: dict[str, Any]) -> bool:
+    """Whether an earlier result was made by the same protocol, seeds, data set and library versions."""
+    now = {**{key: record[key] for key in ("dataset", "seeds", "versions")}, "protocol": protocol}
+    return all(earlier.get(key) == value for key, value in now.items())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An earlier result, empty where there is none. Raises ConfigError where the file is no JSON object."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a result of an experiment ({error}); move it away") from error
+    return found if isinstance(found, dict) else {}
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:

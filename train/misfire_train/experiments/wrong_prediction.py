@@ -10,7 +10,7 @@ open; `Protocol` states ours. Entropy, margin and EGL, which the paper's table o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -251,30 +251,50 @@ def run(
     *,
     protocol: Protocol | None = None,
     methods: Sequence[str] = METHODS,
+    done: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda _line: None,
+    finished: Callable[[dict[str, Any]], None] = lambda _result: None,
 ) -> dict[str, Any]:
     """The whole table: per method, mean and standard deviation over seeds of wrong % and accuracy % per step.
 
+    done: rows of an earlier run of the same protocol, taken as they are.  finished: called with the result so
+    far after each method, so that a long run that is stopped loses one method at most.
     Result keys: protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong),
-    published,
-    gate (see `gate`).
+    published, gate (see `gate`).
     """
     protocol = protocol or Protocol()
     data, test = load_pixels(dataset)
-    table: dict[str, Any] = {}
+    table: dict[str, Any] = {name: row for name, row in (done or {}).items() if name in methods}
+    result: dict[str, Any] = {
+        "protocol": asdict(protocol),
+        "methods": table,
+        "published": PUBLISHED,
+        "gate": {},
+    }
     for method in methods:
-        traces = [run_seed(method, data, test, protocol, seed) for seed in range(protocol.seeds)]
-        wrong = np.array([trace.wrong for trace in traces])
-        right = np.array([trace.accuracy for trace in traces])
-        table[method] = {
-            "wrong_mean": _rounded(wrong.mean(0)),
-            "wrong_std": _rounded(wrong.std(0, ddof=1) if len(wrong) > 1 else wrong.std(0)),
-            "accuracy_mean": _rounded(right.mean(0)),
-            "accuracy_std": _rounded(right.std(0, ddof=1) if len(right) > 1 else right.std(0)),
-            "wrong": [_rounded(row) for row in wrong],
-        }
+        if method not in table:
+            table[method] = _row(
+                [run_seed(method, data, test, protocol, seed) for seed in range(protocol.seeds)]
+            )
+            finished(result)
         progress(f"{method:<24} wrong % by step: {table[method]['wrong_mean']}")
-    return {"protocol": asdict(protocol), "methods": table, "published": PUBLISHED, "gate": gate(table)}
+    result["methods"] = {name: table[name] for name in methods}
+    result["gate"] = gate(table)
+    return result
+
+
+def _row(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, and every seed's wrong %."""
+    wrong = np.array([trace.wrong for trace in traces])
+    right = np.array([trace.accuracy for trace in traces])
+    freedom = 1 if len(traces) > 1 else 0
+    return {
+        "wrong_mean": _rounded(wrong.mean(0)),
+        "wrong_std": _rounded(wrong.std(0, ddof=freedom)),
+        "accuracy_mean": _rounded(right.mean(0)),
+        "accuracy_std": _rounded(right.std(0, ddof=freedom)),
+        "wrong": [_rounded(row) for row in wrong],
+    }
 
 
 def gate(table: dict[str, Any]) -> dict[str, bool]:
