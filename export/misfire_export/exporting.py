@@ -155,7 +155,7 @@ def _gather(run: Run, part: Examples) -> scoring.FitSet:
     classes = len(run.record.classes) if run.record.task == "classification" else None
     return scoring.gather(
         run.probe,
-        part,  # type: ignore[arg-type]
+        part,
         part.targets,
         classes=classes,
         contract=run.contract,

@@ -60,7 +60,7 @@ def of_run(path: Path, *, data: Path | None) -> Material:
 def of_dataset(name: str, *, data: Path | None, image: str = "", task: str = "", seed: int = 0) -> Material:
     """A data set's halves for a model that was trained elsewhere.
 
-    image: the model's input contract as JSON, laid over the data set's own. Raises ConfigError where it is none.
+    image: the model's input contract as JSON, laid over the data set's. Raises ConfigError on another text.
     """
     dataset = load_dataset(name, root=data)
     contract = dataset.contract

@@ -158,4 +158,4 @@ def _gather(probe: Probe, part: Examples | None, contract: InputContract) -> sco
     if part is None or not len(part):
         return None
     with torch.no_grad():
-        return scoring.gather(probe, part, part.targets, contract=contract, batch=64)  # type: ignore[arg-type]
+        return scoring.gather(probe, part, part.targets, contract=contract, batch=64)

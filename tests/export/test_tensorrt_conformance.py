@@ -1,0 +1,88 @@
+"""TensorRT's own parser and builder take every kind of graph, in fp32 and int8, without a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_cases import examples_of, seeded_images
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from misfire_export.conformance import check_conformance
+from misfire_export.errors import ConformanceError
+from misfire_export.quantizing import quantize
+from misfire_export.tracing import trace
+from misfire_runtime.preprocess import InputContract
+from misfire_train.scores import build, gather, names_for
+from misfire_train.signals import Probe, ScoredModel
+from misfire_train.tasks import get_task
+
+if os.environ.get("MISFIRE_REQUIRE_SERVICES") != "1":
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")
+
+CONTRACT = InputContract(height=16, width=16)
+OUTPUTS = 3
+
+
+def network(task: str) -> nn.Module:
+    torch.manual_seed(0)
+    body: list[nn.Module] = [
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+    ]
+    if task in ("classification", "regression"):
+        return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, OUTPUTS)).eval()
+    return nn.Sequential(*body, nn.Conv2d(8, OUTPUTS, 1)).eval()
+
+
+def targets(task: str, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if task == "classification":
+        return torch.arange(count) % OUTPUTS
+    if task == "regression":
+        return torch.randn(count, OUTPUTS, generator=generator)
+    if task == "keypoints":
+        places = torch.rand(count, OUTPUTS, 2, generator=generator) * 15
+        return torch.cat([places, torch.ones(count, OUTPUTS, 1)], 2)
+    return torch.randint(0, OUTPUTS, (count, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+def graph_of(task: str) -> onnx.ModelProto:
+    """A graph with every exportable score of a task."""
+    model = network(task)
+    last = str(len(model) - 1)  # type: ignore[arg-type]
+    probe = Probe(model, last_layer=last)
+    fit = gather(probe, torch.randn(60, 3, 16, 16), targets(task, 60))
+    names = [name for name in names_for(task, exportable=True) if name != "stacked"]
+    scores = build(names, task=task, fit=fit, holdout=fit)
+    return trace(ScoredModel(probe, scores, output_name=get_task(task).output_name), contract=CONTRACT)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "keypoints", "segmentation"])
+def test_every_kind_of_graph_is_parsed_and_built_in_fp32_and_int8(task: str) -> None:
+    graph = graph_of(task)
+    report = check_conformance(graph)
+    assert report["engine_bytes"] > 0 and report["layers"] >= 5 and report["executed"] is False
+    frames = examples_of(seeded_images(32), np.zeros(32, np.int64))
+    output = get_task(task).output_name
+    lowered = quantize(graph, target="tensorrt", calibration=frames, contract=CONTRACT, output=output)
+    assert check_conformance(lowered)["engine_bytes"] > 0
+
+
+def test_an_operator_that_tensorrt_lacks_is_named_with_its_node() -> None:
+    node = helper.make_node("Det", ["image"], ["answer"], name="the_determinant")
+    graph = helper.make_graph(
+        [node],
+        "odd",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(ConformanceError, match=r"Det \(node the_determinant\)"):
+        check_conformance(model)
