@@ -18,9 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/misfire demo
 
-# moto's server stands in for S3; it is installed in a step of its own because one resolve with the rest does not end.
+# What only tests need. moto's server stands in for S3, and has a step of its own: one resolve with the rest
+# does not end. TensorRT-RTX parses and builds exported graphs without a GPU; it is for Linux on x86 alone.
 $(VENV)/.services: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'moto[server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-check]'
 	touch $@
 
 test: install $(VENV)/.services
