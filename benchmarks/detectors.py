@@ -124,7 +124,13 @@ def gather_seed(
     for number, family in enumerate(FAMILIES):
         copy = weather(test, (family,), seed=7_000_000 + 1000 * seed + number)
         views[family] = observe(run, copy, head, scorers, clean=False)
-    result = {"fitting": fitting, "views": views, "options": head.options, "memory": head.memory.state_dict()}
+    result = {
+        "fitting": fitting,
+        "views": views,
+        "options": head.options,
+        "memory": head.memory.state_dict(),
+        "opinions": head.opinions.state_dict(),
+    }
     torch.save(result, cache)
     return result
 
@@ -133,6 +139,8 @@ def fresh_head(gathered: dict[str, Any]) -> ResidualHead:
     """An untrained head of the seed's shapes and memory."""
     head = ResidualHead(**gathered["options"])
     head.memory.load_state_dict(gathered["memory"])
+    head.opinions.load_state_dict(gathered["opinions"])
+    head.opinions.requires_grad_(False)
     return head
 
 

@@ -428,3 +428,19 @@ def test_attached_heads_work_on_examples() -> None:
     report = attached.fit(train=train, holdout=holdout, contract=digits.contract, copies=1)
     assert report.samples == 200 and report.base in ("msp", "entropy")
     assert np.isfinite(report.aurc)
+
+
+def test_a_second_opinion_knows_the_classes_and_disagrees_with_wrong_answers() -> None:
+    from misfire_train.heads.second_opinion import SecondOpinion
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (600,), generator=generator)
+    statistics = nn.functional.one_hot(labels, 3) + 0.3 * torch.randn(600, 3, generator=generator)
+    statistics = torch.cat((statistics, torch.randn(600, 5, generator=generator)), 1)
+    torch.manual_seed(0)
+    opinion = SecondOpinion(3, 3).fit(statistics, labels)
+    right = 9.0 * nn.functional.one_hot(labels, 3)
+    agreed, objected = opinion(statistics, right)[:, 0], opinion(statistics, right.roll(1, 1))[:, 0]
+    assert float((agreed > objected).float().mean()) > 0.95
+    assert torch.isfinite(opinion(1e9 * statistics, right)).all()
+    assert not any(parameter.requires_grad for parameter in opinion.parameters())

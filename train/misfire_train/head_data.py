@@ -24,7 +24,7 @@ from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.residual import ResidualHead
 from misfire_train.objectives import check_losses
 from misfire_train.scores.fitting import evaluating
-from misfire_train.signals import Probe
+from misfire_train.signals import Probe, Signals
 from misfire_train.tasks import Task
 
 BATCH = 256
@@ -142,9 +142,9 @@ def collect(
     outputs: list[Tensor] = []
     with evaluating(probe, head):
         for images in image_batches(examples, contract):
-            signals = probe(images.to(device))
-            parts.append(tuple(part.cpu() for part in head.extract(signals)))
-            outputs.append(signals.outputs.cpu())
+            signals = on_cpu(probe(images.to(device)))
+            parts.append(head.extract(signals))
+            outputs.append(signals.outputs)
     joined, targets = torch.cat(outputs), torch.as_tensor(examples.targets)
     frame = checked_losses(task, joined, targets, ids=examples.ids)
     # A head that answers for the frame learns the frame's loss; one that answers for units, theirs.
@@ -158,6 +158,14 @@ def collect(
         image=torch.arange(len(examples)),
         clean=torch.full((len(examples),), clean),
     )
+
+
+def on_cpu(signals: Signals) -> Signals:
+    """The same signals where heads are trained."""
+    features = {name: maps.cpu() for name, maps in signals.features.items()}
+    weight = None if signals.weight is None else signals.weight.cpu()
+    bias = None if signals.bias is None else signals.bias.cpu()
+    return Signals(signals.outputs.cpu(), signals.last_input.cpu(), features, weight, bias)
 
 
 def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequence[str]) -> Tensor:

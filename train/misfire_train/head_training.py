@@ -27,16 +27,19 @@ from misfire_train.head_data import (
     corrupted_copies,
     image_batches,
     join_sets,
+    on_cpu,
 )
 from misfire_train.heads.base import LossHead
 from misfire_train.heads.memory import Memory
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.residual import BASES, ResidualHead, unit_statistics
+from misfire_train.heads.second_opinion import SecondOpinion
+from misfire_train.heads.statistics import map_statistics
 from misfire_train.judge.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import OBJECTIVES, ratio_eps
 from misfire_train.progress import Reporter
-from misfire_train.scores.fitting import FitSet, evaluating, gather
+from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task
 
@@ -128,14 +131,33 @@ def require_enough(holdout: LabelledSet) -> None:
         )
 
 
-def gather_train(probe: Probe, train: LabelledSet, *, contract: InputContract, seed: int) -> FitSet:
-    """Signals of at most 8,192 training images: plenty for a memory of 2,048."""
+@dataclass(frozen=True)
+class TrainFacts:
+    """What a head may know of the training set. embeddings: [N,C]; statistics: [N,D] of feature maps."""
+
+    embeddings: Tensor
+    statistics: Tensor | None
+    targets: Tensor
+
+
+@torch.no_grad()
+def gather_train(
+    probe: Probe, train: LabelledSet, *, contract: InputContract, maps: tuple[str, ...], seed: int
+) -> TrainFacts:
+    """Of at most 8,192 training images: plenty for a memory of 2,048."""
     if len(train) > 8192:
         train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:8192]))
     device = next(probe.parameters()).device
-    if device.type == "cpu":
-        return gather(probe, train, torch.as_tensor(train.targets), contract=contract)
-    raise ConfigError("move the network to the CPU to fit a head: its memory is built there")
+    embeddings, statistics = [], []
+    with evaluating(probe):
+        for images in image_batches(train, contract):
+            signals = probe(images.to(device))
+            embeddings.append(signals.embedding.cpu())
+            if maps:
+                statistics.append(map_statistics({name: signals.features[name] for name in maps}).cpu())
+    return TrainFacts(
+        torch.cat(embeddings), torch.cat(statistics) if maps else None, torch.as_tensor(train.targets)
+    )
 
 
 @torch.no_grad()
@@ -154,7 +176,7 @@ def candidate_heads(
     """
     blank = torch.zeros(1, contract.channels, contract.height, contract.width)
     with evaluating(probe):
-        signals = probe(blank.to(next(probe.parameters()).device))
+        signals = on_cpu(probe(blank.to(next(probe.parameters()).device)))
     channels = {name: int(signals.features[name].shape[1]) for name in probe.feature_names}
     if recipe.kind != "residual" and not channels:
         raise ConfigError(f"{recipe.name} reads feature maps: name the layers to attach to")
@@ -164,16 +186,20 @@ def candidate_heads(
         return [ConvHead(channels=channels)]
     if task is None or train is None:
         raise ConfigError(f"{recipe.name} stands on a task and on the training set")
-    fit = gather_train(probe, train, contract=contract, seed=seed)
-    classes = task.name == "classification"
-    memory = Memory.fit(
-        fit.signals.embedding, fit.targets if classes else None, classes=fit.classes, seed=seed
-    )
     # Pooled features overfit where units are many and frames are few; there the output map tells enough.
     whole_frame = task.name in ("classification", "regression", "custom")
     maps = tuple(channels) if recipe.sees_features and whole_frame else ()
-    sees_embedding = recipe.sees_features and whole_frame
-    statistics = unit_statistics(task.name, signals, memory, maps=maps, sees_embedding=sees_embedding)
+    facts = gather_train(probe, train, contract=contract, maps=maps, seed=seed)
+    classes = int(signals.outputs.shape[1]) if task.name == "classification" else 0
+    memory = Memory.fit(facts.embeddings, facts.targets if classes else None, classes=classes, seed=seed)
+    opinions = nn.ModuleList()
+    if classes and facts.statistics is not None:
+        widths = [2 * channels[name] for name in maps]
+        for width in sorted({sum(widths[:-1]) or sum(widths), sum(widths)}):
+            opinions.append(SecondOpinion(width, classes).fit(facts.statistics, facts.targets, seed=seed))
+    statistics = unit_statistics(
+        task.name, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions
+    )
     heads: list[LossHead] = []
     for base in BASES[task.name]:
         head = ResidualHead(
@@ -184,11 +210,14 @@ def candidate_heads(
             maps=maps,
             width=int(statistics.shape[2]),
             rows=memory.rows,
-            sees_embedding=sees_embedding,
+            sees_embedding=bool(maps),
+            opinions=tuple(int(opinion.width) for opinion in opinions),
             hidden=recipe.hidden,
             members=recipe.members,
         )
         head.memory.load_state_dict(memory.state_dict())
+        head.opinions.load_state_dict(opinions.state_dict())
+        head.opinions.requires_grad_(False)
         heads.append(head)
     return heads
 
@@ -244,7 +273,7 @@ def optimise(
     """AdamW with a cosine to zero over random batches; clean rows are drawn as often as the recipe says."""
     line = nn.Parameter(torch.zeros(2))
     groups: list[dict[str, Any]] = [
-        {"params": list(head.parameters())},
+        {"params": [p for p in head.parameters() if p.requires_grad]},
         {"params": [line], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)

@@ -11,7 +11,7 @@ that a shift nobody trained on cannot drive the correction without bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from misfire_train.heads.base import LossHead, Parts
 from misfire_train.heads.memory import Memory
+from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.heads.statistics import (
     TILES,
     class_statistics,
@@ -84,6 +85,7 @@ class ResidualHead(LossHead):
 
     outputs: classes, joints or values.  maps: names and channels of feature maps whose statistics it reads.
     embedding: width of the last layer's input.  rows: of the memory.  base: a name of BASES[task].
+    opinions: for classes, how many of the map statistics each second opinion sees.
     """
 
     recipe = "learning-loss-pp"
@@ -103,12 +105,14 @@ class ResidualHead(LossHead):
         hidden: int = 32,
         members: int = 4,
         sees_embedding: bool = True,
+        opinions: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.task, self.outputs, self.base, self.embedding = task, outputs, base, embedding
         self.maps, self.hidden, self.members = tuple(maps), hidden, members
         self.sees_embedding = sees_embedding
         self.memory = Memory(rows, embedding, outputs if task == "classification" else 0)
+        self.opinions = nn.ModuleList(SecondOpinion(count, outputs) for count in opinions)
         self.committee = Committee(width, hidden=hidden, members=members)
         self.scale = nn.Parameter(torch.ones(()))
         self.bias = nn.Parameter(torch.zeros(()))
@@ -130,6 +134,7 @@ class ResidualHead(LossHead):
             "hidden": self.hidden,
             "members": self.members,
             "sees_embedding": self.sees_embedding,
+            "opinions": [opinion.width for opinion in self.opinions],
         }
 
     @property
@@ -141,7 +146,12 @@ class ResidualHead(LossHead):
         """(base [N,U], statistics [N,U,D])."""
         base = BASES[self.task][self.base](signals.outputs)
         return base, unit_statistics(
-            self.task, signals, self.memory, maps=self.maps, sees_embedding=self.sees_embedding
+            self.task,
+            signals,
+            self.memory,
+            maps=self.maps,
+            sees_embedding=self.sees_embedding,
+            opinions=self.opinions,
         )
 
     def predict(self, parts: Parts) -> Tensor:
@@ -177,12 +187,19 @@ class ResidualHead(LossHead):
 
 
 def unit_statistics(
-    task: str, signals: Signals, memory: Memory, *, maps: tuple[str, ...], sees_embedding: bool
+    task: str,
+    signals: Signals,
+    memory: Memory,
+    *,
+    maps: tuple[str, ...],
+    sees_embedding: bool,
+    opinions: Iterable[nn.Module] = (),
 ) -> Tensor:
     """[N,U,D]: what the correction looks at.
 
     Own statistics of each unit; their mean over units where there are several; who it is (joints, values);
-    distances to the training set; statistics of feature maps and the embedding where asked for.
+    distances to the training set; where asked for, the embedding, statistics of feature maps, and what
+    second opinions make of them.
     """
     outputs, embedding = signals.outputs, signals.embedding
     if task == "classification":
@@ -206,6 +223,7 @@ def unit_statistics(
     if sees_embedding:
         frame.append(embedding)
     if maps:
-        frame.append(map_statistics({name: signals.features[name] for name in maps}))
+        seen = map_statistics({name: signals.features[name] for name in maps})
+        frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]
     columns.append(torch.cat(frame, 1)[:, None].expand(-1, count, -1))
     return torch.cat(columns, 2)
