@@ -30,7 +30,7 @@ class Ladder:
     def update(self, *, latency_ms: float, queue_fill: float) -> int:
         """The step after looking at the load; moves at most one step per `hold_s`.
 
-        latency_ms: recent median per frame.  queue_fill: of the writer, 0..1.
+        latency_ms: of recent frames.  queue_fill: of the writer, 0..1.
         """
         if not self.table.enabled:
             return 0

@@ -172,6 +172,11 @@ class Vehicle:
         )
 
     @property
+    def finished(self) -> bool:
+        """Every source came to its end; what is left to do is uploading."""
+        return self._finished
+
+    @property
     def stalled(self) -> tuple[str, ...]:
         """Live sources that give nothing."""
         return self._reader.stalled if self._reader is not None else ()
@@ -295,7 +300,7 @@ class Vehicle:
 
     def _tick(self) -> None:
         self._next_tick_s = time.monotonic() + TICK_S
-        self.ladder.update(latency_ms=self.statistics.latency_ms()[0], queue_fill=self.writer.fill)
+        self.ladder.update(latency_ms=self.statistics.recent_latency_ms, queue_fill=self.writer.fill)
         counts = self._new_counts()
         if not self.writer.mark(counts, dict(self._positions)):
             for name, value in counts.items():

@@ -145,7 +145,9 @@ def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading
     stop, hang_up = threading.Event(), threading.Event()
     previous = {}
 
-    def end(_number: int, _frame: FrameType | None) -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait; the spool bears it
         stop.set()
 
     for number, handler in (

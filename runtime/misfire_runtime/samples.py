@@ -214,7 +214,12 @@ class SampleWriter:
                 mark.done.set()
 
     def _handle(self, candidate: Candidate) -> None:
-        encoded = self._encode(candidate.frame)
+        try:
+            encoded = self._encode(candidate.frame)
+        except (PrivacyError, ImageError):
+            if candidate.choice is None:  # it was for a clip's ring alone: nothing that was chosen is lost
+                return
+            raise
         sample = None
         if candidate.choice is not None:
             sample = self._keep(candidate, encoded, candidate.choice)

@@ -17,6 +17,7 @@ from ddsketch.pb.proto import DDSketchProto
 
 SKETCH_ACCURACY = 0.01
 _BINS = 2048
+_RECENT_FRAMES = 20
 
 
 class Statistics:
@@ -37,6 +38,8 @@ class Statistics:
         self._lock = threading.Lock()
         self._scores: dict[str, LogCollapsingLowestDenseDDSketch] = {}
         self._latency = _sketch()
+        self.recent_latency_ms = 0.0
+        """Of about the last twenty frames: what the degradation ladder looks at."""
 
     def frame(self, scores: Mapping[str, float], *, latency_s: float) -> None:
         """Counts a scored frame. latency_s: from the start of preprocessing to the decision."""
@@ -45,6 +48,7 @@ class Statistics:
             self.scored += 1
             self.last_frame_s = time.monotonic()
             self._latency.add(latency_s * 1000.0)
+            self.recent_latency_ms += (latency_s * 1000.0 - self.recent_latency_ms) / _RECENT_FRAMES
             for name, value in scores.items():
                 if name not in self._scores:
                     self._scores[name] = _sketch()

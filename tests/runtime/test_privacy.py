@@ -171,7 +171,11 @@ def test_a_closed_vehicle_scores_on_and_counts_what_it_held_back(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "plate.png").write_bytes(encode_png(scene()))
-    text = EVERY + f'[[privacy.blur]]\nmodel="{tmp_path / "gone.onnx"}"\n[clips]\n'
-    report = run(make(bundle, store, tmp_path, tmp_path / "in", text))
-    assert report.frames == 1 and report.spooled == 0 and store.samples == {}
+    (tmp_path / "in" / "zebra.png").write_bytes(encode_png(scene()[::-1].copy()))
+    text = '[random]\nrate = 0.5\nseed = 0\n[triggers.none]\nkind = "threshold"\nabove = 1e9\n'
+    text += f'[[privacy.blur]]\nmodel="{tmp_path / "gone.onnx"}"\n[clips]\n'
+    vehicle = make(bundle, store, tmp_path, tmp_path / "in", text)
+    assert [vehicle.chooser.random.takes("in", index) for index in range(2)].count(True) == 1
+    report = run(vehicle)
+    assert report.frames == 2 and report.spooled == 0 and store.samples == {}
     assert report.lost == {"privacy": 1}

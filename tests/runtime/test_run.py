@@ -154,14 +154,18 @@ def test_without_a_broker_samples_wait_and_until_empty_waits_for_it(bundle: Any,
         folder = pictures(tmp_path / "in", 20)
         result = misfire_run(bundle, folder, tmp_path / "s", "--random-rate", "1", "--broker", url)
         assert result["counters"]["pending"] == 20 and not result["empty"]
-        process = subprocess.Popen(
-            command(bundle, folder, tmp_path / "s", "--broker", url, "--until-empty"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
-        )
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(3)
+        log = tmp_path / "run.log"
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                command(bundle, folder, tmp_path / "s", "--broker", url, "--until-empty"),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=ENVIRONMENT,
+            )
+        deadline = time.monotonic() + 60
+        while log.read_bytes().count(b"uplink_down") < 3 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=30)
         assert process.returncode == 0 and not json.loads(out)["empty"]

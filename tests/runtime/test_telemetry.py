@@ -69,6 +69,8 @@ def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
         status, body = get(server.port, "/healthz")
         assert status == 200 and json.loads(body)["ok"]
         driven.statistics.last_frame_s -= 100
+        assert get(server.port, "/healthz")[0] == 200, "a recording at its end is not ill"
+        driven._finished = False
         status, body = get(server.port, "/healthz")
         assert status == 503 and "no frame was scored for 100 s" in json.loads(body)["problems"][0]
         assert get(server.port, "/secret")[0] == 404

@@ -1,0 +1,141 @@
+"""Frames per second of the whole vehicle pipeline, over a bare loop of decode, preprocess and session.run.
+
+    python benchmarks/runtime_fps.py --json [--bundle BUNDLE] [--rounds 9]
+
+misfire  Vehicle.run on the dash-cam clip: decode, preprocess, engine, triggers (2 % by score, and a random
+         stream of 3 %), sketches, JPEG and a durable spool; timed until every chosen frame is on the disk.
+bare     PyAV decodes the same clip, the same preprocessing, session.run with the same options; nothing else.
+
+Rounds alternate in one process; the ratio is that of the medians. `cpu` is the same ratio in processor time,
+which other programs on the machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import onnxruntime as ort
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.runtime.conftest import write_bundle  # noqa: E402
+from tests.services import data_root  # noqa: E402
+
+from misfire_runtime.bundle import Bundle  # noqa: E402
+from misfire_runtime.clock import utc_text, wall_time  # noqa: E402
+from misfire_runtime.config import parse_config  # noqa: E402
+from misfire_runtime.pipeline import Vehicle  # noqa: E402
+from misfire_runtime.preprocess import to_tensor  # noqa: E402
+from misfire_runtime.scoring import Scorer  # noqa: E402
+from misfire_runtime.sources import open_source  # noqa: E402
+from misfire_runtime.spool import Spool  # noqa: E402
+
+SEED = 1
+
+
+def main() -> None:
+    """Measures, prints, and writes a results file where `--out` names one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bundle", type=Path, help="a real bundle; else a small convolution at 224x224")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="misfire-fps-") as folder:
+        bundle = Bundle.open(options.bundle) if options.bundle else write_bundle(Path(folder) / "b", size=224)
+        rounds = run_rounds(Path(folder), bundle=bundle, rounds=options.rounds)
+    report = {
+        "ratios": ratios(rounds),
+        "rounds": rounds,
+        "bundle": bundle.manifest.label,
+        "command": " ".join(["python", "benchmarks/runtime_fps.py", *sys.argv[1:]]),
+        "seed": SEED,
+        "date": utc_text(wall_time()),
+        "versions": {
+            name: version(name) for name in ("misfire", "onnxruntime", "av", "opencv-python-headless")
+        },
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(f"misfire / bare: {report['ratios']['fps']:.3f} in frames per second, "
+              f"{report['ratios']['cpu']:.3f} in processor time per frame (bare / misfire)")  # fmt: skip
+
+
+def run_rounds(folder: Path, *, bundle: Bundle, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Frames per second and processor milliseconds per frame of each round, after one that warms up."""
+    cv2.setNumThreads(1)
+    clip = data_root() / "dashcam" / "solidWhiteRight.mp4"
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"fps": [], "cpu_ms": []} for name in ("misfire", "bare")
+    }
+    for number in range(rounds + 1):
+        measured = {
+            "misfire": misfire_round(folder / f"spool-{number}", bundle=bundle, clip=clip),
+            "bare": bare_round(bundle=bundle, clip=clip),
+        }
+        for name, (fps, cpu_ms) in measured.items() if number else ():
+            found[name]["fps"].append(round(fps, 2))
+            found[name]["cpu_ms"].append(round(cpu_ms, 3))
+    return found
+
+
+def ratios(rounds: dict[str, dict[str, list[float]]]) -> dict[str, float]:
+    """Above 1 the vehicle is the faster, in both."""
+    fps = {name: statistics.median(values["fps"]) for name, values in rounds.items()}
+    cpu = {name: statistics.median(values["cpu_ms"]) for name, values in rounds.items()}
+    return {"fps": round(fps["misfire"] / fps["bare"], 4), "cpu": round(cpu["bare"] / cpu["misfire"], 4)}
+
+
+def misfire_round(spool_dir: Path, *, bundle: Bundle, clip: Path) -> tuple[float, float]:
+    """Frames per second, and processor milliseconds per frame, of a vehicle on a fresh spool."""
+    config = parse_config(f"[random]\nrate = 0.03\nseed = {SEED}\n")
+    with Spool(spool_dir) as spool:
+        vehicle = Vehicle(
+            config,
+            scorer=Scorer.load(bundle),
+            store=spool,
+            sources=[open_source(str(clip))],
+            state_dir=spool_dir / "vehicle",
+        )
+        began, cpu = time.perf_counter(), time.process_time()
+        report = vehicle.run(threading.Event())
+        elapsed, used = time.perf_counter() - began, time.process_time() - cpu
+        vehicle.close()
+    assert report.frames == 221 and report.spooled > 0, report
+    return report.frames / elapsed, used / report.frames * 1000
+
+
+def bare_round(*, bundle: Bundle, clip: Path) -> tuple[float, float]:
+    """The same of the loop that anybody would write."""
+    options: Any = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+    contract, frames = bundle.manifest.input, 0
+    began, cpu = time.perf_counter(), time.process_time()
+    with av.open(str(clip)) as container:
+        for picture in container.decode(container.streams.video[0]):
+            session.run(None, {contract.name: to_tensor(picture.to_ndarray(format="rgb24"), contract)})
+            frames += 1
+    elapsed, used = time.perf_counter() - began, time.process_time() - cpu
+    return frames / elapsed, used / frames * 1000
+
+
+if __name__ == "__main__":
+    main()
