@@ -187,8 +187,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     overrides = {
         "dataset": "digits",
         "training.epochs": 2,
-        "split.limit": 500,
-        "head.steps": 60,
+        "split.limit": 300,
+        "head.steps": 30,
         "head.copies": 1,
         "head.families": ["noise", "fog"],
     }
@@ -203,8 +203,10 @@ def test_a_run_is_judged_on_its_test_images_with_refits_and_pictures(run: Run) -
         scores=("msp", "entropy", "learning_loss_pp"), shifts=("fog", "glare"), limit=200, replicates=50
     )
     report, evidence = judge_run(run, dataset, judging)
-    assert len(evidence) == 600
+    assert len(evidence) == 300
     assert {condition.name for condition in report.conditions} == {"clean", "fog", "glare", "all conditions"}
+    assert report.condition("fog").score("learning_loss_pp without fog").metrics["auroc"].usable > 0
+    assert not any("without" in row.name for row in report.condition("glare").scores)
     assert any("fitted without that corruption" in note and "fog" in note for note in report.gate.notes)
     assert all(
         frame.picture and frame.picture.startswith("data:image/png;base64,") for frame in report.frames

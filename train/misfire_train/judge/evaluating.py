@@ -59,6 +59,7 @@ def evaluate(
     loss_scales: scores that predict the loss as c * exp(score), with their c; None fits it on half of the
     clean frames and judges it on the other half.  loss_scales_from: where given ones come from.
     settings: kept in the report.
+    A refitted score stands in its condition's table beside the original, as "NAME without SHIFT".
     Raises JudgeError on NaN (named by frame), lengths that differ, or no free score.
 
     >>> rng = np.random.default_rng(0)
@@ -94,7 +95,17 @@ def evaluate(
     if len(names) > 1:
         rows[ALL] = np.arange(len(evidence))
     conditions = tuple(
-        _condition(name, evidence, where, free, replicates=replicates, seed=seed)
+        _condition(
+            name,
+            evidence,
+            where,
+            free,
+            refitted={
+                f"{s} without {name}": np.asarray(v) for s, v in (refitted or {}).get(name, {}).items()
+            },
+            replicates=replicates,
+            seed=seed,
+        )
         for name, where in rows.items()
     )
     first = rows[names[0]]
@@ -131,12 +142,13 @@ def _condition(
     rows: NDArray[np.intp],
     free: Collection[str],
     *,
+    refitted: Mapping[str, NDArray[Any]],
     replicates: int,
     seed: int,
 ) -> Condition:
     failed, loss, risk = evidence.failed[rows], evidence.loss[rows], evidence.risk[rows]
     clusters, _ = evidence.clusters()
-    parts = {score: values[rows] for score, values in evidence.scores.items()}
+    parts = {score: values[rows] for score, values in {**evidence.scores, **refitted}.items()}
     drawn = replicate(
         parts,
         failed=failed,
