@@ -6,15 +6,18 @@ engine has. Each refusal names the node, input or output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx
+from torch import nn
 
 from misfire_export.errors import GraphError
 from misfire_runtime.preprocess import InputContract
 
 MAX_GRAPH_BYTES = 1_900_000_000
 """A protobuf message ends at 2 GiB."""
+MAX_SCORE_BYTES = 256_000_000
+"""Of one score: read on every frame, so a bank of this size would cost more than most networks."""
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _TYPES = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
 
@@ -46,6 +49,18 @@ def require_self_contained(model: onnx.ModelProto) -> None:
             f"the graph has {model.ByteSize() / 1e9:.1f} GB; one file holds at most "
             f"{MAX_GRAPH_BYTES / 1e9:.1f} GB: use a smaller bank or network"
         )
+
+
+def require_small_scores(scores: Iterable[nn.Module], *, most: int = MAX_SCORE_BYTES) -> None:
+    """Raises GraphError where a score's bank would not fit on a vehicle, naming it and its size."""
+    for score in scores:
+        tensors = [*score.buffers(), *score.parameters()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if size > most:
+            raise GraphError(
+                f"score {getattr(score, 'name', '?')} carries {size / 1e6:.0f} MB of constants; at most "
+                f"{most / 1e6:.0f} MB go into a graph: use a smaller bank (option size)"
+            )
 
 
 def require_input(model: onnx.ModelProto, contract: InputContract) -> None:

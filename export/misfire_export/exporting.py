@@ -16,6 +16,7 @@ import torch
 
 from misfire_export.assembling import GraphScore, Options, Precision, Source, assemble, require_free
 from misfire_export.calibrating import require_frames
+from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError
 from misfire_export.lowering import Target
 from misfire_export.parity import TOLERANCE
@@ -71,6 +72,7 @@ def export_run(
         tuple(scores) if scores is not None else default_scores(run.record.task, head=run.head is not None)
     )
     built = build_scores(names, run, fit=fit, holdout=holdout, options=score_options or {})
+    require_small_scores(built)
     task = run.task
     model = ScoredModel(run.probe, built, output_name=task.output_name).eval()
     graph = trace(model, contract=run.contract)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from misfire_export.adapting import adapt, load_graph
 from misfire_export.assembling import GraphScore, Options, Source, assemble, require_free
 from misfire_export.calibrating import require_frames
+from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError, GraphError
 from misfire_export.last_layer import Found, choose_output, find_last_layer
 from misfire_export.measuring import answers, open_session
@@ -99,6 +100,7 @@ def export_onnx(
     built = scoring.build(
         names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
     )
+    require_small_scores(built)
     head = ScoreHead(built, found=found).eval()
     scored = _graft(exposed, session, head, found, calibration, contract=contract, task=kind)
     if found.layer is not None:

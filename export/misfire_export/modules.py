@@ -17,6 +17,7 @@ from torch import nn
 
 from misfire_export.assembling import GraphScore, Options, Source, assemble, require_free
 from misfire_export.calibrating import require_frames
+from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError, TraceError
 from misfire_export.tracing import PixelInput, trace
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
@@ -109,6 +110,7 @@ def export_module_bundle(
     ]
     if HEAD in names and not learned:
         raise ExportError(f"{HEAD} needs --features: the layers that its head reads")
+    require_small_scores(built)
     scored = ScoredModel(probe, built, output_name=kind.output_name).eval()
     source = Source(
         graph=trace(scored, contract=contract),

@@ -1,0 +1,131 @@
+"""Any torch module: loaded by name, scored with and without a learned head, refused where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from export_cases import lineage
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from misfire_export.assembling import Options
+from misfire_export.checking import require_small_scores
+from misfire_export.errors import ExportError, GraphError, TraceError
+from misfire_export.modules import export_module_bundle, load_module
+from misfire_runtime.cli import app
+from misfire_runtime.errors import ConfigError
+from misfire_train.data import Dataset, Examples, split
+from misfire_train.scores.density import KnnDistance
+
+OPTIONS = Options(name="module", version="1.0.0")
+SOURCE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(32, 10))
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "their_network.py").write_text(SOURCE)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def parts(digits: Dataset) -> dict[str, Examples]:
+    return split(digits.test, fractions={"holdout": 0.6, "calibration": 0.4}, seed=0)
+
+
+def test_the_command_exports_a_module_with_a_learned_head(source: Path) -> None:
+    torch.manual_seed(1)
+    network = load_module("their_network:build")
+    save_file({name: t + 0.01 for name, t in network.state_dict().items()}, source / "w.safetensors")
+    arguments = ["export", "--torch", "their_network:build", "--weights", str(source / "w.safetensors")]
+    arguments += ["--features", "1", "--dataset", "digits", "--out", str(source / "bundle"), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.exception
+    found = json.loads(result.stdout)
+    assert found["scores"] == ["learning_loss_pp", "entropy", "msp"]
+    assert max(found["parity_max_abs"].values()) <= 1e-4
+    assert found["notes"] == ["last layer: 4"]
+
+
+def test_what_cannot_be_loaded_says_why(source: Path) -> None:
+    for target, text in (
+        ("their_network", "expected module:factory"),
+        ("their_network:missing", "AttributeError"),
+        ("no_such_module:build", "ModuleNotFoundError"),
+        ("their_network:number", "gave int"),
+    ):
+        with pytest.raises(ExportError, match=text):
+            load_module(target)
+    save_file({"4.weight": torch.zeros(2, 2)}, source / "bad.safetensors")
+    with pytest.raises(ExportError, match="does not fit"):
+        load_module("their_network:build", weights=source / "bad.safetensors")
+
+
+def test_a_module_without_a_last_layer_is_refused(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    with pytest.raises(TraceError, match="no recognisable last layer"):
+        export_module_bundle(
+            nn.Sequential(nn.Flatten()),
+            contract=digits.contract,
+            calibration=parts["calibration"],
+            out=out,
+            options=OPTIONS,
+            lineage=lineage(),
+        )
+
+
+class Branching(nn.Module):
+    """Looks at its data to choose its way: no graph can hold that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        flat = image.flatten(1)
+        return self.fc(flat) if bool(flat.sum() > 0) else self.fc(-flat)
+
+
+def test_a_module_that_cannot_be_traced_is_refused_in_one_line(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    with pytest.raises(TraceError) as caught:
+        export_module_bundle(
+            Branching().eval(),
+            contract=digits.contract,
+            calibration=parts["calibration"],
+            out=out,
+            options=replace(OPTIONS),
+            lineage=lineage(),
+        )
+    assert "\n" not in str(caught.value) and not out.exists()
+
+
+def test_a_bank_too_large_for_a_vehicle_is_refused_with_its_size() -> None:
+    score = KnnDistance(torch.zeros(1000, 64))
+    with pytest.raises(GraphError, match=r"knn_distance carries 0 MB .* smaller bank"):
+        require_small_scores([score], most=100_000)
+
+
+def test_exactly_one_thing_is_exported(out: Path) -> None:
+    for arguments in ([], ["run", "--onnx", "m.onnx"], ["--onnx", "m.onnx"]):
+        result = CliRunner().invoke(app, ["export", *arguments, "--out", str(out)])
+        assert isinstance(result.exception, ConfigError)
