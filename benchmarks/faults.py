@@ -65,6 +65,7 @@ def _run(folder: Path, options: argparse.Namespace) -> tuple[Audit, Counter[str]
             ground.add_vehicle(**_vehicle(number, options))
         for member in ground.vehicles:
             member.proxy.trouble = Trouble(**vars(MESSAGES))
+        _kill_vehicles(ground, options)
         _mistreat(ground, options)
         ground.calm()
         for member in [*ground.vehicles, *ground.collectors]:
@@ -93,6 +94,15 @@ def _vehicle(number: int, options: argparse.Namespace) -> dict[str, Any]:
     if number == 1:
         config["broken"] = 20
     return config
+
+
+def _kill_vehicles(ground: ProvingGround, options: argparse.Namespace) -> None:
+    """kill -9 at random instants, one after the other, while links and collectors are well."""
+    while ground.faults["vehicle killed"] < options.kills:
+        member = ground.rng.choice(ground.vehicles)
+        ground.kill(member)
+        ground.revive(member)
+        time.sleep(ground.rng.uniform(0.0, 0.2))
 
 
 def _mistreat(ground: ProvingGround, options: argparse.Namespace) -> None:
@@ -219,6 +229,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=10_000)
     parser.add_argument("--vehicles", type=int, default=4)
     parser.add_argument("--rate", type=float, default=8.0, help="samples per second and vehicle")
+    parser.add_argument("--kills", type=int, default=300, help="vehicle kills before the mixed faults")
     parser.add_argument("--quota", type=int, default=1500, help="samples per day and vehicle, then declines")
     parser.add_argument(
         "--pause-s", type=float, default=0.2, help="mean time between faults of processes and links"

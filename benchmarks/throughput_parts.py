@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +32,13 @@ def fill_spool(spool: Spool, payloads: list[bytes]) -> None:
 class BarePublisher:
     """Publishes at QoS 1, at most eight messages unacknowledged; the receiver is a process of its own."""
 
-    def __init__(self, port: int, folder: Path) -> None:
+    def __init__(self, port: int, folder: Path, *, writers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._ready: Event = context.Event()
-        self._receiver = context.Process(target=_receive, args=(port, str(folder), self._ready), daemon=True)
+        self._receiver = context.Process(
+            target=_receive, args=(port, str(folder), writers, self._ready), daemon=True
+        )
+        self._root = f"{folder.name}-{writers}"
         self._broker = BrokerConfig(port=port)
         self._slots = threading.Semaphore(8)
         self._durable = 0
@@ -43,8 +47,8 @@ class BarePublisher:
     def __enter__(self) -> BarePublisher:
         self._receiver.start()
         assert self._ready.wait(30)
-        self._client = make_client(self._broker, client_id="bare-publisher")
-        self._client.on_connect = lambda client, *_: client.subscribe("bare/durable", qos=1)
+        self._client = make_client(self._broker, client_id=f"publisher-{self._root}")
+        self._client.on_connect = lambda client, *_: client.subscribe(f"{self._root}/durable", qos=1)
         subscribed = threading.Event()
         self._client.on_subscribe = lambda *_: subscribed.set()
         self._client.on_publish = lambda *_: self._slots.release()
@@ -69,7 +73,7 @@ class BarePublisher:
         began = time.perf_counter()
         for number, payload in enumerate(payloads):
             self._slots.acquire()
-            self._client.publish(f"bare/data/{number}", payload, qos=1)
+            self._client.publish(f"{self._root}/data/{number}", payload, qos=1)
         assert self._all.wait(300)
         return len(payloads) / (time.perf_counter() - began)
 
@@ -79,19 +83,21 @@ class BarePublisher:
             self._all.set()
 
 
-def _receive(port: int, folder: str, ready: Event) -> None:
+def _receive(port: int, folder: str, writers: int, ready: Event) -> None:
     """Writes and fsyncs each message; one answer, and one fsync of the folder, per group."""
     root = Path(folder)
+    prefix = f"{root.name}-{writers}"
     root.mkdir()
     arrived: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-    client = make_client(BrokerConfig(port=port), client_id="bare-receiver")
-    client.on_connect = lambda c, *_: c.subscribe("bare/data/#", qos=1)
+    client = make_client(BrokerConfig(port=port), client_id=f"receiver-{prefix}")
+    client.on_connect = lambda c, *_: c.subscribe(f"{prefix}/data/#", qos=1)
     client.on_subscribe = lambda *_: ready.set()
     client.on_message = lambda _c, _d, message: arrived.put(
         (message.topic.rsplit("/", 1)[1], message.payload)
     )
     client.connect("127.0.0.1", port)
     client.loop_start()
+    pool = ThreadPoolExecutor(writers)
     while True:
         group = [arrived.get()]
         while len(group) < GROUP:
@@ -99,12 +105,15 @@ def _receive(port: int, folder: str, ready: Event) -> None:
                 group.append(arrived.get_nowait())
             except queue.Empty:
                 break
-        for number, data in group:
-            _write(root / number, data)
+        if writers > 1:
+            list(pool.map(lambda item: _write(root / item[0], item[1]), group))
+        else:
+            for number, data in group:
+                _write(root / number, data)
         handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         os.fsync(handle)
         os.close(handle)
-        client.publish("bare/durable", str(len(group)), qos=1)
+        client.publish(f"{prefix}/durable", str(len(group)), qos=1)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -33,7 +33,7 @@ class Identity:
         return tuple(self._clones)
 
     def sees(self, state: State) -> bool:
-        """A state on our topic, not from before our time. True for a boot not met before: it shall hear of us."""
+        """A state on our topic since our birth. True for a boot not met before, which shall hear of us."""
         if state.boot_id in ("", self.boot_id, *self._clones):
             return False
         if len(self._clones) >= _MAX_CLONES:
