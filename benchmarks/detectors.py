@@ -168,8 +168,15 @@ def observed(view: View, heads: dict[str, LossHead]) -> Observed:
     return Observed({**view.scores, **learned}, failed, failed.astype(np.float64), view.data.image.numpy())
 
 
-def judge_seed(gathered: dict[str, Any], *, seed: int, recipe: HeadRecipe) -> dict[str, Observed]:
-    """The three views of a seed: clean, library, left out; and every family by itself."""
+def judge_seed(
+    gathered: dict[str, Any], *, seed: int, recipe: HeadRecipe, cache: Path
+) -> dict[str, Observed]:
+    """The three views of a seed: clean, library, left out; and every family by itself. Kept in `cache`."""
+    if cache.is_file():
+        kept: dict[str, Any] = torch.load(cache, weights_only=False)
+        if kept["recipe"] == recipe:
+            judged: dict[str, Observed] = kept["views"]
+            return judged
     head = fit(gathered, left_out=None, recipe=recipe, seed=seed)
     views: dict[str, View] = gathered["views"]
     known = {name: observed(view, {"learning_loss_pp": head}) for name, view in views.items()}
@@ -181,6 +188,7 @@ def judge_seed(gathered: dict[str, Any], *, seed: int, recipe: HeadRecipe) -> di
     result = {"clean": known["clean"], "library": library, "left out": pool(apart)}
     result |= {f"library {family}": known[family] for family in FAMILIES}
     result |= {f"left out {family}": one for family, one in zip(FAMILIES, apart, strict=True)}
+    torch.save({"recipe": recipe, "views": result}, cache)
     return result
 
 
@@ -230,32 +238,43 @@ def main() -> None:
     test = dataset.test.take(range(300)) if options.quick else dataset.test
     recipe = recipe_named("learning-loss-pp")
     recipe = replace(recipe, steps=40) if options.quick else recipe
-    judged = []
+    judged: list[dict[str, Observed]] = []
+    result: dict[str, Any] = {}
     options.work.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         limit, epochs = (1200, 2) if options.quick else (12_000, options.epochs)
         run = train(seed, work=options.work, data=options.data, epochs=epochs, limit=limit)
         cache = options.work / f"signals-{seed}.pt"
         gathered = gather_seed(run, dataset, seed=seed, test=test, versions_per_family=1, cache=cache)
-        judged.append(judge_seed(gathered, seed=seed, recipe=recipe))
+        judged.append(
+            judge_seed(gathered, seed=seed, recipe=recipe, cache=options.work / f"judged-{seed}.pt")
+        )
         print(f"seed {seed} judged", file=sys.stderr, flush=True)
-    result = {
+        del gathered
+        result = report(judged, options, test_images=len(test))
+        if options.out is not None:  # after every seed: an interrupted benchmark has something to show
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
+    shown = {view: result["tables"][view] for view in GOALS}
+    print(json.dumps(plain(result)) if options.json else markdown(shown, metrics=("auroc", "aurc")))
+
+
+def report(
+    judged: Sequence[dict[str, Observed]], options: argparse.Namespace, *, test_images: int
+) -> dict[str, Any]:
+    """Everything that the JSON holds."""
+    return {
         "command": " ".join(["python", *sys.argv]),
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),
         "versions": versions(),
-        "seeds": options.seeds,
+        "seeds": options.seeds[: len(judged)],
         "quick": options.quick,
-        "test_images": len(test),
+        "test_images": test_images,
         "accuracy": [float(1 - s["clean"].failed.mean()) for s in judged],
         "replicates": options.replicates,
         **summarise(judged, replicates=options.replicates),
     }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
-    shown = {view: result["tables"][view] for view in GOALS}
-    print(json.dumps(plain(result)) if options.json else markdown(shown, metrics=("auroc", "aurc")))
 
 
 if __name__ == "__main__":
