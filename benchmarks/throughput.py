@@ -136,7 +136,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.samples = 100 if options.quick else 400
     options.rounds = 3 if options.quick else 7
-    options.frame_rounds = 3 if options.quick else 7
+    options.frame_rounds = 2 if options.quick else 7
     return options
 
 

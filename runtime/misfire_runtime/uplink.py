@@ -136,6 +136,8 @@ class Uplink:
         self._wake()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        else:
+            self._close_wake()
         if self._desired is not None:
             self._desired.close()
 
@@ -182,7 +184,7 @@ class Uplink:
                 )
                 self._failures += 1
                 self._stop.wait(wait_s)
-        self._wake_read.close()
+        self._close_wake()
         self._wake_write.close()
 
     def _session(self) -> None:
@@ -373,6 +375,10 @@ class Uplink:
             self._wake_write.send(b"\0")
         except OSError:
             return
+
+    def _close_wake(self) -> None:
+        self._wake_read.close()
+        self._wake_write.close()
 
     def _drain_wake(self) -> None:
         try:

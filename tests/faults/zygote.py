@@ -86,7 +86,11 @@ class Zygote:
                 child.kill()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
         self._process.stdout.close()
 
     def spawn(self, kind: str, config: dict[str, Any]) -> Child:

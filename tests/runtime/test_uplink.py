@@ -74,8 +74,8 @@ def collecting(folder: Path, broker: BrokerConfig, **settings: Any) -> Iterator[
 
 
 @contextmanager
-def uplinked(spool: Spool, broker: BrokerConfig, **options: Any) -> Iterator[Uplink]:
-    uplink = Uplink(spool, fleet=FLEET, vehicle="car", broker=broker, **{"settings": QUICK, **options})
+def uplinked(spool: Spool, broker: BrokerConfig, *, vehicle: str = "car", **options: Any) -> Iterator[Uplink]:
+    uplink = Uplink(spool, fleet=FLEET, vehicle=vehicle, broker=broker, **{"settings": QUICK, **options})
     uplink.start()
     try:
         yield uplink
@@ -162,12 +162,12 @@ def test_without_a_collector_it_keeps_offering(tmp_path: Path, address: BrokerCo
 
 
 def test_says_birth_and_good_bye(address: BrokerConfig, spool: Spool) -> None:
-    with listening(address, TOPICS.state) as heard:
+    with listening(address, Topics(FLEET, "newborn").state) as heard:
 
         def live() -> list[State]:
             return [decode(State, message.payload) for message in heard if not message.retain]
 
-        with uplinked(spool, address, bundle="lights@1") as uplink:
+        with uplinked(spool, address, vehicle="newborn", bundle="lights@1") as uplink:
             assert eventually(lambda: len(live()) == 1)
             uplink.set_bundle("lights@2")
             assert eventually(lambda: len(live()) == 2)
