@@ -147,7 +147,9 @@ def test_loss_ranking_judges_every_objective_and_the_free_scores_clean_and_shift
     assert all(table[name]["weight_norm_long"]["mean"] > 0 for name in loss_ranking.OBJECTIVES)
     lines = loss_ranking.table_lines(table)
     assert len(lines) == 1 + 2 * 6
-    assert not set(result["seen"]) & set(result["unseen"]), "judged on shifts that the head never saw"
+    assert not set(result["setting"]["seen"]) & set(result["setting"]["unseen"]), (
+        "judged on shifts that the head never saw"
+    )
 
 
 def test_loss_ranking_repeats_exactly_per_seed() -> None:
@@ -171,7 +173,7 @@ def test_loss_ranking_command_writes_json(tmp_path: Path, monkeypatch: pytest.Mo
     assert done.exit_code == 0, done.output
     assert "learning-loss-pp" in done.stdout
     written = json.loads((tmp_path / "loss_ranking.json").read_text())
-    assert written["datasets"]["digits"]["protocol"]["train"] == 400
+    assert written["datasets"]["digits"]["setting"]["protocol"]["train"] == 400
 
 
 def test_an_unknown_objective_is_named() -> None:

@@ -118,16 +118,25 @@ def run_loss_ranking(
     out: Path | None = OUT,
     as_json: bool = JSON,
 ) -> None:
-    """Spearman, pair accuracy, AURC and weight norm of four objectives, clean and shifted."""
+    """Spearman, pair accuracy, AURC and weight norm of four objectives, clean and shifted.
+
+    A result in --out of the same protocol keeps the data sets that this call does not name.
+    """
     protocol = loss_ranking.Protocol(seeds=seeds)
     names = dataset or ["fashion-mnist", "traffic-lights"]
-    result = {**provenance(_command_line(), seeds=range(seeds), dataset=", ".join(names)), "datasets": {}}
+    record = provenance(_command_line(), seeds=range(seeds), dataset=", ".join(names))
+    path = None if out is None else out / "loss_ranking.json"
+    earlier = {} if path is None else read_json(path).get("datasets", {})
+    kept = {
+        name: row for name, row in earlier.items() if row.get("setting") == loss_ranking.setting(protocol)
+    }
+    result: dict[str, Any] = {**record, "datasets": kept}
     for name in names:
         result["datasets"][name] = loss_ranking.run(
             load_dataset(name, root=data), protocol=protocol, progress=lambda line: typer.echo(line, err=True)
         )
-        if out is not None:
-            write_json(result, out / "loss_ranking.json")
+        if path is not None:
+            write_json(result, path)
     if as_json:
         _print_json(result)
         return

@@ -44,12 +44,12 @@ class Protocol:
 
     seeds: int = 5
     train: int = 4000
-    test: int = 3000
+    test: int = 2000
     epochs: int = 6
     width: int = 8
     severity: int = 3
     steps: int = 500
-    long_steps: int = 1500
+    long_steps: int = 1000
     batch: int = 256
     hidden: int = 64
     learning_rate: float = 2e-3
@@ -256,7 +256,12 @@ def run(
         rows.append(run_seed(dataset, tests, protocol, seed))
         found = {name: round(rows[-1][name]["clean"]["spearman"], 3) for name in (*OBJECTIVES, *FREE)}
         progress(f"{dataset.name} seed {seed}: clean Spearman {found}")
-    return {"protocol": asdict(protocol), "table": _merge(rows), "seen": SEEN, "unseen": UNSEEN}
+    return {"setting": setting(protocol), "table": _merge(rows)}
+
+
+def setting(protocol: Protocol) -> dict[str, Any]:
+    """Protocol and shifts as JSON holds them."""
+    return {"protocol": asdict(protocol), "seen": list(SEEN), "unseen": list(UNSEEN)}
 
 
 def _merge(rows: Sequence[Any]) -> Any:
