@@ -264,7 +264,8 @@ def report(
 ) -> dict[str, Any]:
     """Everything that the JSON holds."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/detectors.py --seeds {' '.join(map(str, options.seeds))} "
+        f"--epochs {options.epochs} --replicates {options.replicates}" + " --quick" * options.quick,
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),
         "versions": versions(),

@@ -154,7 +154,8 @@ def main() -> None:
     }
     met = {view: all(paired[view][name]["aurc"]["wins"] for name in REFERENCES) for view in VIEWS}
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python benchmarks/keypoints.py --seeds {' '.join(map(str, options.seeds))} "
+        f"--epochs {options.epochs} --replicates {options.replicates}" + " --quick" * options.quick,
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),
         "versions": versions(),
