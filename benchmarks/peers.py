@@ -3,8 +3,8 @@
     pip install 'misfire[peers]' -c constraints.txt
     python benchmarks/peers.py --quick --json
 
-Both sides run in one process, in turn, on the same float32 pool and one thread; a ratio is the median time of
-scikit-activeml over the median time of misfire (`aurc`: misfire's AURC of a million over one np.argsort).
+Both sides run in one process, in turn, on the same float32 pool and one thread; a ratio is the median
+processor time of scikit-activeml over that of misfire (`aurc`: misfire's AURC of a million over one argsort).
 scikit-activeml's BADGE asks a classifier for probabilities; it is given one that looks them up, so that its
 time is that of the selection alone. Without the extra only misfire itself is measured.
 """
@@ -36,13 +36,16 @@ RESULT = Path(__file__).parent / "results" / "peers.json"
 
 
 def interleave(calls: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, all of them once per round, in turn."""
+    """Processor seconds of each call, all of them once per round, in turn.
+
+    Not wall time: on a machine that others use too, that would measure the others.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 
