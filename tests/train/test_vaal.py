@@ -108,7 +108,9 @@ def test_a_summed_divergence_collapses_the_code_and_the_mean_does_not(trained: T
     labelled, unlabelled = stripes(60, upright=True, seed=0), stripes(60, upright=False, seed=1)
     summed = float(CONFIG.batch * CONFIG.latent)
     as_summed = VaalConfig(steps=40, batch=24, latent=6, size=8, width=4, beta=summed, adversary=0.0)
-    assert train_vaal(labelled, unlabelled, config=as_summed).report.divergence < 0.1 * trained.report.divergence
+    assert (
+        train_vaal(labelled, unlabelled, config=as_summed).report.divergence < 0.1 * trained.report.divergence
+    )
 
 
 def test_training_is_the_same_for_the_same_seed_and_leaves_the_global_state() -> None:
