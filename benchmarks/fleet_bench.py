@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -57,18 +60,33 @@ def broker(folder: Path) -> Iterator[Broker]:
 def collector(
     running: Broker, folder: Path, *, fleet: str, settings: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`misfire fleet collect` on SQLite and a folder."""
+    """`misfire fleet collect` on SQLite and a folder, once it says that it is ready."""
     config = folder / "collector.toml"
     config.write_text(settings, encoding="utf-8")
     command = [sys.executable, "-m", "misfire_runtime.cli", "fleet", "collect", "--broker", running.url]
     command += ["--fleet", fleet, "--fleet-dir", str(folder / "fleet"), "--config", str(config)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with (folder / "collector.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen([*command, "--metrics-port", str(port)], stdout=log, stderr=log)
     try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/healthz")
         yield process
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _wait_until_healthy(url: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    sys.exit("the collector did not become ready in two minutes")
 
 
 def record(name: str, result: dict[str, Any], *, seed: int, argv: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     pictures = clip_pictures(width=640, height=360, quality=70)
     seconds = options.minutes * 60
     with broker(folder) as running, collector(running, folder, fleet=FLEET) as process:
-        time.sleep(2.0)
         probe = swarm(running.port, pictures, options, rate=2000.0, seconds=options.probe, seed=options.seed)
         probe.run(threading.Event())
         capacity = probe.tally.stored / options.probe

@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ FLEET = "bench"
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One run; the store is read afterwards, to see that it holds what vehicles were told is stored."""
-    pictures = clip_pictures(width=960, height=540, quality=86)
+    pictures = clip_pictures(width=960, height=540, quality=96)
     manifest = None if options.bundle is None else read_manifest(options.bundle)
     plan = Plan(
         fleet=FLEET,
@@ -41,7 +40,6 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         seed=options.seed,
     )
     with broker(folder) as running, collector(running, folder, fleet=FLEET):
-        time.sleep(2.0)
         swarm = Swarm(
             BrokerConfig(port=running.port), plan, mint=Mint(pictures, manifest=manifest, seed=options.seed)
         )
