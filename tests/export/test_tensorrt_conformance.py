@@ -65,6 +65,7 @@ def graph_of(task: str) -> onnx.ModelProto:
     return trace(ScoredModel(probe, scores, output_name=get_task(task).output_name), contract=CONTRACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "regression", "keypoints", "segmentation"])
 def test_every_kind_of_graph_is_parsed_and_built_in_fp32_and_int8(task: str) -> None:
     graph = graph_of(task)
