@@ -14,7 +14,7 @@ from torch import Tensor
 from misfire_train.heatmaps import peak_cells
 from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.passes import PassScore
-from misfire_train.signals import Probe, Score, ScoredModel, Signals
+from misfire_train.signals import Score, ScoredModel, Signals
 
 
 class FlipConsistency(PassScore):
@@ -79,9 +79,6 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
 
 class FlipScoredModel(ScoredModel):
     """A ScoredModel with a second pass over the mirrored image, for the scores that want it."""
-
-    def __init__(self, probe: Probe, scores: Iterable[Score], *, output_name: str = "logits") -> None:
-        super().__init__(probe, scores, output_name=output_name)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """As ScoredModel, two passes."""
