@@ -58,7 +58,7 @@ def measure(
     rounds: int = 300,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Latencies and memory of the bundle and of its task alone. frames: [1,C,H,W] each, as the graph takes it."""
+    """Latencies and memory of the bundle and of its task alone. frames: [1,C,H,W] each, as in the graph."""
     before = resident_bytes()
     engine = load_engine(bundle, options=options)
     with_scores = resident_bytes()
