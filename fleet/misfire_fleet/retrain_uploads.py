@@ -142,9 +142,7 @@ def parse_label(text: str, *, run: Run, sample: str, beside: Path) -> NDArray[An
         raise ConfigError(f"label of {sample[:16]}: {text!r} is not a list of numbers") from None
     expected = (len(record.classes), 3) if record.task == "keypoints" else (len(record.classes), 1)
     if values.shape != expected or not np.isfinite(values).all():
-        raise ConfigError(
-            f"label of {sample[:16]}: {values.shape} numbers; {record.task} needs {expected[0]} x {expected[1]}"
-        )
+        raise ConfigError(f"label of {sample[:16]}: {values.shape} numbers; {record.task} needs {expected}")
     return values if record.task == "keypoints" else values[:, 0]
 
 

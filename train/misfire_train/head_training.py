@@ -192,7 +192,7 @@ def candidate_heads(
     facts = gather_train(probe, train, contract=contract, maps=maps, seed=seed)
     classes = int(signals.outputs.shape[1]) if task.name == "classification" else 0
     memory = Memory.fit(facts.embeddings, facts.targets if classes else None, classes=classes, seed=seed)
-    opinions = nn.ModuleList()
+    opinions: list[SecondOpinion] = []
     if classes and facts.statistics is not None:
         widths = [2 * channels[name] for name in maps]
         for width in sorted({sum(widths[:-1]) or sum(widths), sum(widths)}):
@@ -211,12 +211,12 @@ def candidate_heads(
             width=int(statistics.shape[2]),
             rows=memory.rows,
             sees_embedding=bool(maps),
-            opinions=tuple(int(opinion.width) for opinion in opinions),
+            opinions=tuple(opinion.width for opinion in opinions),
             hidden=recipe.hidden,
             members=recipe.members,
         )
         head.memory.load_state_dict(memory.state_dict())
-        head.opinions.load_state_dict(opinions.state_dict())
+        head.opinions.load_state_dict(nn.ModuleList(opinions).state_dict())
         head.opinions.requires_grad_(False)
         heads.append(head)
     return heads
