@@ -61,9 +61,7 @@ def page() -> Iterator[Page]:
 
 def pictures_shown(page: Page) -> int:
     return int(
-        page.evaluate(
-            "[...document.querySelectorAll('main img')].filter(i => i.complete && i.naturalWidth > 100).length"
-        )
+        page.evaluate("[...document.querySelectorAll('main img')].filter(i => i.naturalWidth > 100).length")
     )
 
 

@@ -1,4 +1,4 @@
-"""`misfire fleet ...` as a person or a supervisor runs it: processes, signals, exit codes, one-line errors."""
+"""`misfire fleet ...` as a person or a supervisor runs it: processes, signals, exit codes, errors."""
 
 from __future__ import annotations
 
