@@ -203,7 +203,7 @@ def test_a_run_is_judged_on_its_test_images_with_refits_and_pictures(run: Run) -
         scores=("msp", "entropy", "learning_loss_pp"), shifts=("fog", "glare"), limit=200, replicates=50
     )
     report, evidence = judge_run(run, dataset, judging)
-    assert len(evidence) == 300
+    assert len(evidence) == 600
     assert {condition.name for condition in report.conditions} == {"clean", "fog", "glare", "all conditions"}
     assert report.condition("fog").score("learning_loss_pp without fog").metrics["auroc"].usable > 0
     assert not any("without" in row.name for row in report.condition("glare").scores)
