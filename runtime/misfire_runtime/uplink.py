@@ -195,7 +195,7 @@ class Uplink:
             will=Will(self._topics.state, death),
             subscriptions=(self._topics.reply, self._topics.desired, self._topics.state),
         )
-        in_order = False
+        last: int | None = None
         try:
             connection.open(wake=self._wake_read.fileno())
             self._up(connection)
@@ -203,11 +203,10 @@ class Uplink:
                 self._step(connection)
             self._settle(force=True)
             farewell = encode(self._birth.model_copy(update={"online": False}))
-            connection.publish(self._topics.state, farewell, retain=True)
-            in_order = True
+            last = connection.publish(self._topics.state, farewell, retain=True)
         finally:
             self._online.clear()
-            connection.close(in_order=in_order)
+            connection.close(in_order=last is not None, last=last)
             self._machine.disconnected(time.monotonic())
             self._tokens.clear()
             self._outbox.clear()

@@ -140,8 +140,11 @@ class Connection:
             properties.UserProperty = list(attributes.items())
         return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
 
-    def close(self, *, in_order: bool, timeout_s: float = 1.0) -> None:
-        """Ends the connection; in order, the broker says no Will, and what was handed over gets out."""
+    def close(self, *, in_order: bool, last: int | None = None, timeout_s: float = 2.0) -> None:
+        """Ends the connection; in order, the broker says no Will, and what was handed over gets out.
+
+        last: id of a message whose acknowledgement is waited for before the connection ends.
+        """
         if not in_order:
             sock: Any = self._client.socket()
             if sock is not None:
@@ -149,13 +152,17 @@ class Connection:
             return
         until = time.monotonic() + timeout_s
         try:
-            while self._client.want_write() and time.monotonic() < until:
+            while self._unsaid(last) and time.monotonic() < until:
                 self.poll(0.05, wake=None)
             self._client.disconnect()
             while self._client.socket() is not None and time.monotonic() < until:
                 self.poll(0.05, wake=None)
         except LinkError:
             return
+
+    def _unsaid(self, last: int | None) -> bool:
+        acknowledged = last is None or any(receipt.mid == last for receipt in self.receipts)
+        return not acknowledged or self._client.want_write()
 
     def _raise(self, reason: str) -> None:
         raise LinkError(f"{self._broker.url}: {self._failure or reason}")
