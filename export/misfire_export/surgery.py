@@ -23,6 +23,8 @@ from misfire_export.tracing import MAX_BATCH, export_module
 from misfire_train.signals import Score, Signals
 
 PREFIX = "misfire/"
+_SCORES = "misfire/scores/"
+"""Of grafted names only: torch calls a node "log" as readily as we do."""
 
 
 class ScoreHead(nn.Module):
@@ -115,7 +117,7 @@ def graft(model: onnx.ModelProto, small: onnx.ModelProto, *, shared: Sequence[st
     public = {value.name for value in small.graph.output} | set(shared)
 
     def renamed(name: str) -> str:
-        return name if not name or name in public else PREFIX + name
+        return name if not name or name in public else _SCORES + name
 
     for item in small.graph.initializer:
         copy = model.graph.initializer.add()
@@ -124,7 +126,7 @@ def graft(model: onnx.ModelProto, small: onnx.ModelProto, *, shared: Sequence[st
     for node in small.graph.node:
         new = model.graph.node.add()
         new.CopyFrom(node)
-        new.name = PREFIX + (node.name or node.output[0])
+        new.name = _SCORES + (node.name or node.output[0])
         new.input[:] = [renamed(name) for name in node.input]
         new.output[:] = [renamed(name) for name in node.output]
     model.graph.output.extend(small.graph.output)
