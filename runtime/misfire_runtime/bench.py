@@ -59,6 +59,8 @@ def measure(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Latencies and memory of the bundle and of its task alone. frames: [1,C,H,W] each, as in the graph."""
+    if options.provider != "tensorrt":
+        import onnxruntime  # noqa: F401  (its library is no part of what the bundle takes)
     before = resident_bytes()
     engine = load_engine(bundle, options=options)
     with_scores = resident_bytes()

@@ -1,8 +1,9 @@
-"""TensorRT's own parser and builder take every kind of graph, in fp32 and int8, without a GPU."""
+"""TensorRT's own parser and builder take every kind of graph, in fp32, fp16 and int8, without a GPU."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 
 from misfire_export.conformance import check_conformance
 from misfire_export.errors import ConformanceError
+from misfire_export.exporting import export_run
+from misfire_export.halving import halve
 from misfire_export.quantizing import quantize
 from misfire_export.tracing import trace
 from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples
+from misfire_train.runs import Run
 from misfire_train.scores import build, gather, names_for
 from misfire_train.signals import Probe, ScoredModel
 from misfire_train.tasks import get_task
@@ -67,7 +72,7 @@ def graph_of(task: str) -> onnx.ModelProto:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "regression", "keypoints", "segmentation"])
-def test_every_kind_of_graph_is_parsed_and_built_in_fp32_and_int8(task: str) -> None:
+def test_every_kind_of_graph_is_parsed_and_built_in_every_precision(task: str) -> None:
     graph = graph_of(task)
     report = check_conformance(graph)
     assert report["engine_bytes"] > 0 and report["layers"] >= 5 and report["executed"] is False
@@ -75,6 +80,7 @@ def test_every_kind_of_graph_is_parsed_and_built_in_fp32_and_int8(task: str) -> 
     output = get_task(task).output_name
     lowered = quantize(graph, target="tensorrt", calibration=frames, contract=CONTRACT, output=output)
     assert check_conformance(lowered)["engine_bytes"] > 0
+    assert check_conformance(halve(graph, output=output))["engine_bytes"] > 0
 
 
 def test_an_operator_that_tensorrt_lacks_is_named_with_its_node() -> None:
@@ -88,3 +94,22 @@ def test_an_operator_that_tensorrt_lacks_is_named_with_its_node() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     with pytest.raises(ConformanceError, match=r"Det \(node the_determinant\)"):
         check_conformance(model)
+
+
+def test_a_bundle_for_tensorrt_carries_the_builders_report(
+    digits_run: Run, digits_parts: dict[str, Examples], out: Path
+) -> None:
+    bundle = export_run(
+        digits_run,
+        calibration=digits_parts["calibration"],
+        fit=digits_parts["train"].take(range(300)),
+        out=out,
+        name="digits",
+        version="1.0.0",
+        scores=["entropy", "egl_pp"],
+        precision="int8",
+        target="tensorrt",
+    )
+    report = bundle.manifest.extra["tensorrt"]
+    assert report["engine_bytes"] > 0 and report["executed"] is False
+    assert "tensorrt-rtx" in report["checked_with"]
