@@ -111,5 +111,8 @@ def test_the_loop_closes_over_mosquitto_and_keep_serves_the_console(tmp_path: Pa
             assert "vehicle-1" in page
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(30)
-    assert process.returncode == 130
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+    assert process.returncode == 0

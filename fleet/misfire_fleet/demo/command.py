@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -54,7 +55,15 @@ def demo(
                 Console().print(_table(result))
             if keep:
                 progress.print("the console stays up; Ctrl-C ends it")
-                threading.Event().wait()
+                _until_told_to_end()
+
+
+def _until_told_to_end() -> None:
+    """Waits for SIGINT or SIGTERM, also where the parent had SIGINT ignored (a background job of a shell)."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: told.set())
+    told.wait()
 
 
 def _folder(out: Path) -> Path:
