@@ -43,7 +43,7 @@ def main() -> int:
             print(f"{name}: failed\n{done.stderr[-2000:]}")
             continue
         result: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-        ratios = result.get("ratios", {})
+        ratios = result.get("ratios") or {"int8 speed-up": result["speed"]["speed_up"]}
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in ratios.items()))
         print(f"{'':{len(name)}}  goals: {GOALS[name]}")
     return failed
