@@ -33,6 +33,7 @@ from misfire_train.progress import Reporter
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import build
 from misfire_train.scores.fitting import evaluating
+from misfire_train.tasks import get_task
 from misfire_train.train_config import parse_train_config
 
 FREE = ("mean_peak", "self_residual", "multi_peak_entropy", "heatmap_entropy")
@@ -164,7 +165,7 @@ def main() -> None:
         "data": "figures drawn over real photographs; not photographs of people",
         "test_images": len(test),
         "pck_at_0.1": accuracy,
-        "failure_threshold": 0.5,
+        "failure_threshold": get_task("keypoints").failure_threshold,
         "tables": tables,
         "differences": paired,
         "goals_met": met,
