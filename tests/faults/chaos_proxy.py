@@ -35,6 +35,11 @@ class Trouble:
     kinds: tuple[str, ...] = ("offer", "data", "reply")
     """Topics' kinds that the chances apply to."""
 
+    @property
+    def active(self) -> bool:
+        """True where messages suffer."""
+        return self.lose + self.repeat + self.reorder + self.spoil > 0
+
 
 @dataclass
 class Packet:
@@ -82,6 +87,7 @@ class ChaosProxy:
         self.faults: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self._rng = random.Random(seed)
+        self._troubled: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -183,7 +189,12 @@ class ChaosProxy:
         if not kind or kind[0] not in self.trouble.kinds:
             pipe.writer.write(packet.raw)
             return
-        trouble, chance, name = self.trouble, self._rng.random(), kind[0]
+        # The first message of every kind suffers, so that no kind is spared by the luck of the draw.
+        trouble, name = self.trouble, kind[0]
+        first = trouble.active and name not in self._troubled
+        if first:
+            self._troubled.add(name)
+        chance = 0.0 if first else self._rng.random()
         if chance < trouble.lose:
             self.faults[f"lost {name}"] += 1
             pipe.back.write(bytes((_PUBACK << 4, 2)) + packet.packet_id)

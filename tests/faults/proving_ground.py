@@ -94,12 +94,13 @@ class ProvingGround:
         self.revive(member)
         return member
 
-    def add_vehicle(self, *, protocol: str = "5", **config: Any) -> Member:
-        """Starts one more vehicle; `config` as vehicle_process takes it."""
+    def add_vehicle(self, *, protocol: str = "5", link: Trouble | None = None, **config: Any) -> Member:
+        """Starts one more vehicle, its link with `link` from the first byte; `config`: see vehicle_process."""
         name = f"car-{len(self.vehicles)}"
         folder = self.folder / name
         folder.mkdir()
         member = self._member("vehicle", protocol, {"folder": str(folder), "vehicle": name, **config})
+        member.proxy.trouble = link or Trouble()
         member.config["uplink"] = {**IMPATIENT, **config.get("uplink", {})}
         member.config.setdefault("spool", {"reserve_bytes": 0})
         self.vehicles.append(member)

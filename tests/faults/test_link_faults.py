@@ -22,9 +22,11 @@ def test_messages_of_every_kind(tmp_path: Path, trouble: str) -> None:
     with ProvingGround(tmp_path, seed=21) as ground:
         ground.add_collector()
         car = ground.add_vehicle(
-            count=40, rate=1000, protocol="5" if trouble in ("lose", "spoil") else "3.1.1"
+            count=40,
+            rate=1000,
+            protocol="5" if trouble in ("lose", "spoil") else "3.1.1",
+            link=Trouble(**{trouble: 0.2}),
         )
-        car.proxy.trouble = Trouble(**{trouble: 0.2})
         assert ground.settle(timeout_s=90)
         faults = dict(car.proxy.faults)
         result = ground.audit()
