@@ -41,7 +41,7 @@ from misfire_runtime.bundle import (
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 from misfire_train.judge.gate import choose_score
 from misfire_train.tasks import Task
 

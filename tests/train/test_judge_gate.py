@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 from misfire_train.judge.gate import choose_score, failures_needed
 
 

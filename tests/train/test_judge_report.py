@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from misfire_runtime.cli import app
 from misfire_train.data import load_dataset
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 from misfire_train.judge.evaluating import evaluate, find_frames
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.metrics import aurc, auroc, budget_table

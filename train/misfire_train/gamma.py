@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 
 SHAPE = 4
 SCALE = 0.0666

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from misfire_train.data import Dataset
+from misfire_train.errors import ScoreError
 from misfire_train.scores.egl import Egl
-from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.output_only import Entropy, Margin
 from misfire_train.scores.sampling import Bald, McDropout

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from misfire_train.errors import JudgeError
 from misfire_train.judge import detection, risk
-from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.ranking import (
     Floats,
     Sums,

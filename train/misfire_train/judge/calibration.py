@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 from misfire_train.judge.ranking import Floats, as_losses, as_scores, rank_scores, same_length
 
 

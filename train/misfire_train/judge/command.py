@@ -12,7 +12,7 @@ from rich.console import Console
 
 from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 from misfire_train.judge.page import write_page
 from misfire_train.judge.report import print_report
 from misfire_train.judge.run_judging import Judging, judge_run

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from misfire_train.errors import JudgeError
 from misfire_train.judge.bootstrap import ROW_METRICS, estimate, point, replicate
 from misfire_train.judge.calibration import fit_loss_scale, loss_reliability
 from misfire_train.judge.correlation import kendall, pair_accuracy, spearman
 from misfire_train.judge.detection import BUDGETS, budget_table
-from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import judge_evidence
 from misfire_train.judge.report import ALL, Condition, Curve, FrameExample, LossCalibration, Report, ScoreRow

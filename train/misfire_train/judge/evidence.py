@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 from misfire_train.judge.ranking import Floats, as_failures, as_losses, as_scores, same_length
 
 CLEAN = "clean"

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from misfire_train.errors import JudgeError
 from misfire_train.judge.bootstrap import HIGHER_IS_BETTER
-from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
 from misfire_train.judge.plain import json_value

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from misfire_train.judge.errors import JudgeError
+from misfire_train.errors import JudgeError
 
 Floats = NDArray[np.float64]
 _PACKED_FROM = 4096

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from misfire_runtime.preprocess import Image, encode_png
 from misfire_train.data import Dataset, Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt_all
+from misfire_train.errors import JudgeError
 from misfire_train.head_training import fit_head
 from misfire_train.heads import recipe_named
 from misfire_train.judge.calibration import fit_loss_scale
-from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.report import FrameExample, Report

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from misfire_train.errors import JudgeError
 from misfire_train.judge.bootstrap import Estimate, estimate, resample_weights
 from misfire_train.judge.detection import auroc
-from misfire_train.judge.errors import JudgeError
 from misfire_train.judge.ranking import Floats, as_failures, as_scores, same_length
 
 MIN_FRAMES = 30

@@ -10,8 +10,8 @@ Every score is higher where a failure is likelier. `SCORES` lists all of them wi
 
 from __future__ import annotations
 
+from misfire_train.errors import HoldoutWarning, ScoreError
 from misfire_train.scores.computing import compute
-from misfire_train.scores.errors import HoldoutWarning, ScoreError
 from misfire_train.scores.fitting import FitSet, gather
 from misfire_train.scores.registry import SCORES, ScoreInfo, build, names_for
 

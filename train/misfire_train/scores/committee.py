@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import feature_energy, pooled
 from misfire_train.signals import Score, Signals

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import ImageSet, batches, evaluating
 from misfire_train.scores.flip import FlipConsistency
 from misfire_train.scores.passes import DropoutScore, ImageScore, dropout_samples

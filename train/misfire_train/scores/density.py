@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import pooled
 from misfire_train.scores.neighbours import squared_distances

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from misfire_train.errors import ScoreError
 from misfire_train.heatmaps import STRIDE, peak_cells, to_cells
 from misfire_train.scores.committee import Committee
 from misfire_train.scores.density import k_center
@@ -20,7 +21,6 @@ from misfire_train.scores.egl_pp import (
     bank_embedding,
     class_labels,
 )
-from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import label_maps, last_outputs
 from misfire_train.scores.neighbours import Neighbours

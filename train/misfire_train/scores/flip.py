@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from misfire_train.errors import ScoreError
 from misfire_train.heatmaps import peak_cells
-from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.passes import PassScore
 from misfire_train.signals import Score, ScoredModel, Signals
 

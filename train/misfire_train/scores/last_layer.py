@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 from misfire_train.signals import Signals
 
 

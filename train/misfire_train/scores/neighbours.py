@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 
 WAYS, ROUNDS = 16, 6
 REFERENCE_NEIGHBOURS = 30

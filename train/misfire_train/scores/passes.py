@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 from misfire_train.signals import Probe, Score, Signals
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from misfire_train.errors import ScoreError
 from misfire_train.scores import factories as make
 from misfire_train.scores import output_only
 from misfire_train.scores.committee import EglEnsemble, EglRegression
 from misfire_train.scores.density import KnnDistance, Mahalanobis, OutputDeviation
-from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.factories import Factory, Recipe
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.flip import FlipConsistency

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from misfire_train.errors import ScoreError
 from misfire_train.heatmaps import peak_cells
-from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.fitting import FitSet, evaluating
 from misfire_train.scores.last_layer import pooled
 from misfire_train.scores.passes import DropoutScore, ImageScore

@@ -18,8 +18,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from misfire_train.errors import HoldoutWarning, ScoreError
 from misfire_train.scores.egl_pp import class_labels
-from misfire_train.scores.errors import HoldoutWarning, ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import (
     exp_minus_one,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from misfire_train.errors import SelectionError
 from misfire_train.selection import greedy
-from misfire_train.selection.errors import SelectionError
 from misfire_train.selection.points import (
     EuclideanPoints,
     GradientPoints,

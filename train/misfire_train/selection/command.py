@@ -10,9 +10,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from misfire_train.errors import SelectionError
 from misfire_train.selection.choosing import METHODS
 from misfire_train.selection.choosing import select as choose
-from misfire_train.selection.errors import SelectionError
 from misfire_train.selection.files import read_column, read_matrix, write_chosen
 
 _SOURCE = "FILE.npy or FILE.parquet[:COLUMN]"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from misfire_train.selection.errors import SelectionError
+from misfire_train.errors import SelectionError
 from misfire_train.selection.points import BLOCK_BYTES, EuclideanPoints, working_precision
 from misfire_train.selection.pool import Pool
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misfire_train.selection.errors import SelectionError
+from misfire_train.errors import SelectionError
 
 _BATCH_ROWS = 65_536
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misfire_train.selection.errors import SelectionError
+from misfire_train.errors import SelectionError
 from misfire_train.selection.points import EuclideanPoints, Floats, Points
 from misfire_train.selection.pool import Pool
 

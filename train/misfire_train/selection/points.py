@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from misfire_train.selection.errors import SelectionError
+from misfire_train.errors import SelectionError
 
 Floats = NDArray[np.float32]
 BLOCK_BYTES = 32 * 1024 * 1024

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from misfire_train.selection.errors import SelectionError
+from misfire_train.errors import SelectionError
 
 
 class Pool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 
 
 class Vae(nn.Module):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from misfire_train.errors import ScoreError
 from misfire_train.objectives import check_losses, rank_bce
-from misfire_train.scores.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.passes import ImageScore
 from misfire_train.signals import Score, Signals

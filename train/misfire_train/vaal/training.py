@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from misfire_train.scores.errors import ScoreError
+from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import evaluating
 from misfire_train.vaal.networks import Discriminator, Vae, vae_loss
 
