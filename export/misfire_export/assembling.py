@@ -222,8 +222,10 @@ def _default_score(source: Source, measured: Measurement, options: Options) -> t
     try:
         result = choose_score(
             measured.scores,
-            failed=measured.failed,
+            # Where a failure is a loss above a threshold, AURC is of the loss itself, as in the judge.
+            failed=measured.failed if measured.threshold is None else None,
             loss=measured.loss,
+            failure_threshold=measured.threshold,
             groups=measured.groups,
             free=free,
             fallback=preferred if preferred in free else None,

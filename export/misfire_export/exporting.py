@@ -124,7 +124,9 @@ def build_scores(
         key: _gather(run, part) if part is not None and (key in needed or "stacked" in others) else None
         for key, part in sets.items()
     }
-    chosen = {name: value for name, value in options.items() if name in others}
+    chosen = {name: dict(value) for name, value in options.items() if name in others}
+    if "stacked" in others:
+        chosen["stacked"] = {"task": run.task, **chosen.get("stacked", {})}
     built = scoring.build(
         others, task=run.record.task, fit=fitted["fit"], holdout=fitted["holdout"], **chosen
     )

@@ -96,6 +96,9 @@ def export_onnx(
         key: _gather(session, part, found, contract=contract, task=kind)
         for key, part in (("fit", fit), ("holdout", holdout))
     }
+    held = sets["holdout"]
+    if held is not None and not kind.knows_failures:
+        kind = kind.with_worst(kind.sample_loss(held.signals.outputs, held.targets))
     names = _names(scores, found, sets, task=task)
     built = scoring.build(
         names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})

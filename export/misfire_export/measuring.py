@@ -125,12 +125,11 @@ def measure(
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in scores}
     losses, failures, right = [], [], 0.0
     wanted = [output, *(f"score.{name}" for name in scores)]
-    decides = task.failed_function is not None or task.failure_threshold is not None
     for part, values in answers(session, examples, contract=contract, names=wanted):
         outputs, targets = torch.from_numpy(values[output]).float(), torch.as_tensor(examples.targets[part])
         losses.append(task.sample_loss(outputs, targets).numpy().astype(np.float64))
         right += float(task.accuracy(outputs, targets)) * len(targets)
-        if decides and threshold is None:
+        if task.knows_failures and threshold is None:
             failures.append(task.failed(outputs, targets).numpy())
         for name in scores:
             columns[name].append(values[f"score.{name}"].astype(np.float64))

@@ -25,9 +25,11 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train import scores as scoring
 from misfire_train.attach import attach, find_last_layer
 from misfire_train.data import Examples
+from misfire_train.failures import settle_failures
 from misfire_train.runs import read_tensors
 from misfire_train.signals import Probe, Score, ScoredModel
-from misfire_train.tasks import get_task
+from misfire_train.tasks import Task, get_task
+from misfire_train.train_config import FailureTable
 
 HEAD = "learning_loss_pp"
 
@@ -94,8 +96,11 @@ def export_module_bundle(
     except Exception as error:
         raise TraceError(f"no recognisable last layer: {error}") from error
     kind = get_task(task)
+    if holdout is not None:
+        table = FailureTable(threshold=options.failure_threshold)
+        kind, _ = settle_failures(probe, kind, holdout, contract=contract, table=table)
     learned = (
-        [fit_head(probe, task=task, contract=contract, fit=fit, holdout=holdout, seed=seed)]
+        [fit_head(probe, task=kind, contract=contract, fit=fit, holdout=holdout, seed=seed)]
         if features
         else []
     )
@@ -129,7 +134,7 @@ def export_module_bundle(
 def fit_head(
     probe: Probe,
     *,
-    task: str,
+    task: Task,
     contract: InputContract,
     fit: Examples | None,
     holdout: Examples | None,

@@ -201,7 +201,7 @@ def _train(
     )
     probe.requires_grad_(False)
     if config.head.recipe == "none":
-        return Trained(built, state, None)
+        return Trained(built, state, None, failure=record.failure)
     recipe = recipe_named(config.head.recipe).with_table(config.head)
     fitted = fit_head(
         probe,
@@ -213,7 +213,8 @@ def _train(
         seed=config.seed,
         reporter=reporter,
     )
-    return Trained(built, state, fitted)
+    # The parent's failures stay the child's: before and after are counted by the same rule.
+    return Trained(built, state, fitted, failure=record.failure)
 
 
 def _metrics(trained: Trained) -> dict[str, Any]:
@@ -260,8 +261,7 @@ def _judge(run: Run, examples: Examples) -> tuple[NDArray[np.float64], float, fl
         outputs.append(run.model(examples.batch(positions, run.contract)))
     joined, targets = torch.cat(outputs), torch.as_tensor(examples.targets)
     accuracy = float(run.task.accuracy(joined, targets))
-    known = run.task.failed_function is not None or run.task.failure_threshold is not None
-    if not known:
+    if not run.task.knows_failures:
         return -run.task.sample_loss(joined, targets).double().numpy(), accuracy, None
     failed = run.task.failed(joined, targets).numpy()
     area = None

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
+from misfire_train.failures import settle_failures
 from misfire_train.head_data import LabelledSet, TensorSet, augmented
-from misfire_train.head_training import HeadReport, fit_head
+from misfire_train.head_training import HeadReport, fit_head, require_enough
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Score, ScoredModel
 from misfire_train.tasks import Task, get_task
+from misfire_train.train_config import FailureTable
 
 Labelled = Examples | tuple[Tensor, Any]
 
@@ -29,11 +31,12 @@ class Attached:
     """A network with a place for a failure score. The network keeps its mode, its weights and its statistics.
 
     probe: what captures the layers.  score: the fitted head, a `Score`; ConfigError before `fit`.
-    report: what its training showed.
+    report: what its training showed.  task: after `fit`, one that knows what a failure is: where nobody has
+    said so, a loss among the worst fifth of the clean holdout.
     """
 
     def __init__(self, probe: Probe, recipe: HeadRecipe, *, task: Task) -> None:
-        self.probe, self.recipe, self.task = probe, recipe, task
+        self.probe, self.recipe, self.task, self._given = probe, recipe, task, task
         self.report: HeadReport | None = None
         self._head: LossHead | None = None
 
@@ -68,6 +71,10 @@ class Attached:
             versions = augmented(unseen, augment, copies=recipe.copies) if augment is not None else []
         if contract is None:
             raise ConfigError("examples need contract=..., the InputContract of the network")
+        require_enough(unseen)
+        self.task, _ = settle_failures(
+            self.probe, self._given, unseen, contract=contract, table=FailureTable()
+        )
         fitted = fit_head(
             self.probe,
             task=self.task,

@@ -28,6 +28,13 @@ def train(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only so many training examples.")] = None,
     head: Annotated[str | None, typer.Option(help="Recipe of the failure score, or none.")] = None,
+    failure_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A loss above this is a failure (keypoints, segmentation, regression); "
+            "else the worst fifth of the clean held-out images."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -41,6 +48,7 @@ def train(
         "split.field": field,
         "split.limit": limit,
         "head.recipe": head,
+        "failure.threshold": failure_threshold,
     }
     chosen = (
         read_train_config(config, overrides=overrides)
@@ -61,6 +69,7 @@ def summary(run: Run) -> dict[str, Any]:
         "task": record.task,
         "model": record.model.name,
         "counts": record.dataset.counts,
+        "failure": None if record.failure is None else record.failure.model_dump(),
         "metrics": {key: value for key, value in record.metrics.items() if key != "history"},
         "warnings": list(record.warnings),
     }
@@ -74,6 +83,8 @@ def describe(run: Run) -> str:
         f"{record.model.name} on {record.dataset.name}: test accuracy {100 * metrics['test_accuracy']:.2f} % "
         f"after {metrics['epochs']} epochs (best {metrics['best_epoch']})",
     ]
+    if record.failure is not None:
+        lines.append(f"a failure is a loss above {record.failure.threshold:.4g}: {record.failure.source}")
     report = metrics.get("head")
     if report:
         stands = f" on {report['base']}" if report["base"] else ""

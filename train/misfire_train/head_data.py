@@ -149,12 +149,11 @@ def collect(
     frame = checked_losses(task, joined, targets, ids=examples.ids)
     # A head that answers for the frame learns the frame's loss; one that answers for units, theirs.
     losses = task.unit_losses(joined, targets).float() if isinstance(head, ResidualHead) else frame[:, None]
-    knows_failure = task.failed_function is not None or task.failure_threshold is not None
     return LossSet(
         parts=tuple(torch.cat(column) for column in zip(*parts, strict=True)),
         losses=losses,
         frame_losses=frame,
-        failed=task.failed(joined, targets) if knows_failure else None,
+        failed=task.failed(joined, targets) if task.knows_failures else None,
         image=torch.arange(len(examples)),
         clean=torch.full((len(examples),), clean),
     )

@@ -29,6 +29,7 @@ from misfire_train.backbone import CHECKPOINT, FitData, Progressed, evaluate, fi
 from misfire_train.cross_fitting import cross_fit_head
 from misfire_train.data import Dataset, Examples, load_dataset, split
 from misfire_train.data.examples import join
+from misfire_train.failures import settle_failures
 from misfire_train.head_training import Fitted, fit_head
 from misfire_train.heads import recipe_named
 from misfire_train.joint import JointHead
@@ -37,6 +38,7 @@ from misfire_train.progress import Reporter
 from misfire_train.runs import (
     RECORD,
     DatasetRecord,
+    FailureRecord,
     HeadRecord,
     ModelRecord,
     Run,
@@ -53,12 +55,13 @@ _VERSIONED = ("misfire", "torch", "numpy", "accelerate", "safetensors", "opencv-
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out, before it is written."""
+    """What came out, before it is written. failure: None where the task itself says what a failure is."""
 
     built: BuiltModel
     state: Progressed
     fitted: Fitted | None
     cross_fitted: bool = False
+    failure: FailureRecord | None = None
 
 
 def train_run(
@@ -170,8 +173,15 @@ def _train(
         key=key, joint=joint, reporter=reporter,
     )  # fmt: skip
     probe.requires_grad_(False)
+    # Cross-fitting trains the network on the holdout too: then only the calibration part is unseen.
+    part = "calibration" if folds else "holdout"
+    task, failure = settle_failures(
+        probe, task, parts[part], contract=dataset.contract, table=config.failure, part=part
+    )
+    if failure is not None:
+        reporter.line(f"a failure is a loss above {failure.threshold:.4g}: {failure.source}")
     if recipe is None:
-        return Trained(built, state, None)
+        return Trained(built, state, None, failure=failure)
     if fresh is not None:
         fitted = cross_fit_head(
             probe,
@@ -201,7 +211,7 @@ def _train(
             seed=config.seed,
             reporter=reporter,
         )
-    return Trained(built, state, fitted, cross_fitted=bool(folds))
+    return Trained(built, state, fitted, cross_fitted=bool(folds), failure=failure)
 
 
 def probe_of(built: BuiltModel, layers: tuple[str, ...]) -> Probe:
@@ -272,6 +282,7 @@ def make_record(
         last_layer=built.last_layer,
         feature_layers=config.head.layers or built.feature_layers,
         head=None if fitted is None else HeadRecord(recipe=fitted.report.recipe, options=fitted.head.options),
+        failure=trained.failure,
         metrics=metrics,
         warnings=warnings,
     )

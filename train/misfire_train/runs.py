@@ -69,8 +69,18 @@ class HeadRecord(_Part):
     options: dict[str, Any] = {}
 
 
+class FailureRecord(_Part):
+    """Above which loss a sample has failed, and where that number comes from, in words."""
+
+    threshold: float
+    source: str
+
+
 class RunRecord(_Part):
-    """run.json: everything needed to repeat and to use a run. metrics: numbers by name, all measured."""
+    """run.json: everything needed to repeat and to use a run. metrics: numbers by name, all measured.
+
+    failure: None where the task itself says what a failure is.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -89,6 +99,7 @@ class RunRecord(_Part):
     last_layer: str
     feature_layers: tuple[str, ...]
     head: HeadRecord | None = None
+    failure: FailureRecord | None = None
     metrics: dict[str, Any] = {}
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = {}
@@ -110,8 +121,9 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """What it does."""
-        return get_task(self.record.task)
+        """What it does, and what a failure is: above the run's own threshold where it has one."""
+        task, failure = get_task(self.record.task), self.record.failure
+        return task if failure is None else task.with_threshold(failure.threshold)
 
     @property
     def contract(self) -> InputContract:

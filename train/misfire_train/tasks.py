@@ -10,7 +10,8 @@ tile) where the failure lives, a yes or no per sample, and one accuracy. Losses 
 | keypoints      | heatmaps [N,J,h,w] | float32 [N,J,3]           | heatmap error of visible joints        |
 | segmentation   | logits [N,K,h,w]   | uint8 [N,H,W], 255 ignore | cross-entropy of labelled pixels       |
 
-The last three fail above a loss threshold, which the judge states beside every number.
+The last three fail above a loss threshold. None is built in: it is stated by whoever trains, or read off
+held-out losses (misfire_train.failures), and the judge names it beside every number.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from misfire_train.heatmaps import decode_heatmaps, render_targets
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 IGNORE = 255
+FAILED_SHARE = 0.2
+"""Share of clean held-out samples that count as failures where nobody stated a threshold."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Task:
 
     training_loss: a scalar.  sample_loss: [N], at least 0, without gradient scaling by the batch.
     unit_losses: [N,U], NaN where a sample has no such unit (an invisible joint, a tile without labels).
-    failed: bool [N].  failure_threshold: above which a sample's loss is a failure; None for classification.
+    failed: bool [N].  failure_threshold: above which a sample's loss is a failure; None where the answer
+    itself decides (classification), and where nobody has said yet.
     accuracy: a scalar in 0..1 for reports (R2, clipped at 0, for regression).
     default_free_score: the free score to beat (methods: misfire_train.scores), None where a task has none.
     """
@@ -58,9 +62,27 @@ class Task:
             raise ConfigError(f"{self.name}: say above which loss a sample has failed (with_threshold)")
         return self.sample_loss(outputs, targets) > self.failure_threshold
 
+    @property
+    def knows_failures(self) -> bool:
+        """Whether `failed` can be answered."""
+        return self.failed_function is not None or self.failure_threshold is not None
+
     def with_threshold(self, threshold: float) -> Task:
         """The same task, failing above this loss."""
         return replace(self, failure_threshold=float(threshold), failed_function=None)
+
+    def with_worst(self, losses: Tensor, *, share: float = FAILED_SHARE) -> Task:
+        """The same task, failing above the loss [N] that `share` of these samples exceed.
+
+        losses: of clean samples that the network never fitted, and never of a test half: what counts as a
+        failure there must not depend on what happened there.
+
+        >>> get_task("regression").with_worst(torch.arange(11.0)).failure_threshold
+        8.0
+        """
+        if not len(losses):
+            raise ConfigError(f"{self.name}: no held-out loss to read a failure threshold off")
+        return self.with_threshold(float(torch.quantile(losses.double(), 1 - share)))
 
 
 def get_task(name: str) -> Task:
@@ -229,7 +251,6 @@ _BUILT_IN = {
             unit_losses=joint_losses,
             accuracy=_joint_accuracy,
             default_free_score="self_residual",
-            failure_threshold=0.75,
         ),
         Task(
             name="segmentation",
@@ -239,7 +260,6 @@ _BUILT_IN = {
             unit_losses=tile_losses,
             accuracy=_pixel_accuracy,
             default_free_score="entropy",
-            failure_threshold=0.5,
         ),
     )
 }

@@ -79,6 +79,17 @@ class TrainingTable(Table):
     corrupt: float = Field(default=0.0, ge=0, le=1)
 
 
+class FailureTable(Table):
+    """What counts as a failure where the loss is a number: regression, keypoints, segmentation.
+
+    threshold: a loss above it is a failure.  None reads it off the clean held-out losses, of which `share`
+    then lie above it. Never off the test half.
+    """
+
+    threshold: float | None = Field(default=None, ge=0)
+    share: float = Field(default=0.2, gt=0, lt=1)
+
+
 Objective = Literal["learning-loss", "learning-loss-pp", "rank-bce", "log-loss-regression"]
 
 
@@ -116,6 +127,7 @@ class TrainConfig(Table):
     model: ModelTable = ModelTable()
     split: SplitTable = SplitTable()
     training: TrainingTable = TrainingTable()
+    failure: FailureTable = FailureTable()
     head: HeadTable = HeadTable()
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from misfire_runtime.preprocess import Image, encode_png
 from misfire_train.data import Dataset, Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt_all
 from misfire_train.errors import JudgeError
+from misfire_train.failures import settle_failures
 from misfire_train.head_training import fit_head
 from misfire_train.heads import recipe_named
 from misfire_train.judge.calibration import fit_loss_scale
@@ -34,7 +35,7 @@ from misfire_train.scores import SCORES, FitSet, ScoreError, build, compute, gat
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Score
 from misfire_train.tasks import Task
-from misfire_train.train_config import TrainConfig
+from misfire_train.train_config import FailureTable, TrainConfig
 
 _MAX_FIT = 20_000
 _PICTURE_SIDE = 320
@@ -48,7 +49,7 @@ class Judging:
 
     part: "test", or a part of the run that nothing was fitted on ("field").  limit: frames at most, None all.
     refit: fit the head again without each shift of its library.  failure_threshold: of tasks whose failure is
-    a loss; None takes the task's, else the worst fifth of the clean frames.  slices: {name: {id: label}}.
+    a loss; None takes the run's own.  slices: {name: {id: label}}.
     """
 
     scores: Sequence[str] = ("all",)
@@ -83,14 +84,16 @@ def judge_run(
     parts = run_splits(run, dataset)
     examples = _part(parts, judging)
     progress("fitting scores")
-    modules, skipped = _build_scores(run, parts, judging)
+    task, meaning = _failures(run, parts, judging)
+    modules, skipped = _build_scores(run, parts, task, judging)
     images = {CLEAN: examples} | {name: _shifted(examples, name, judging) for name in judging.shifts}
     columns = {}
     for name, rows in images.items():
         progress(f"scoring {len(rows)} frames, {name}")
-        columns[name] = _column(run, rows, modules, seed=judging.seed)
-    refitted, notes = _refit(run, parts, images, judging, progress=progress) if judging.refit else ({}, ())
-    failed, threshold, meaning = _failures(run.task, columns, judging)
+        columns[name] = _column(run, rows, modules, task=task, seed=judging.seed)
+    refitted, notes = (
+        _refit(run, task, parts, images, judging, progress=progress) if judging.refit else ({}, ())
+    )
     progress("judging")
     stacked = {
         m.name: np.concatenate([column.scores[m.name] for column in columns.values()]) for m in modules
@@ -99,8 +102,7 @@ def judge_run(
     count = len(columns)
     common: dict[str, Any] = {
         "loss": loss,
-        "failure_threshold": threshold,
-        "failed": failed,
+        **_truth(columns, task),
         "frames": np.tile(np.array(examples.ids), count),
         "groups": np.tile(np.array(examples.groups), count),
         "shifts": np.repeat(np.array(list(columns)), len(examples)),
@@ -110,7 +112,7 @@ def judge_run(
         **common,
         slices=_slices(run, examples, judging, count),
         free={name for name, info in SCORES.items() if info.free},
-        fallback=run.task.default_free_score,
+        fallback=task.default_free_score,
         loss_scales=_loss_scales(run, parts, modules),
         loss_scales_from="the run's calibration part",
         refitted=_stack_refits(refitted, columns, stacked),
@@ -144,7 +146,7 @@ def _shifted(examples: Examples, family: str, judging: Judging) -> Examples:
 
 
 def _build_scores(
-    run: Run, parts: Mapping[str, Examples], judging: Judging
+    run: Run, parts: Mapping[str, Examples], task: Task, judging: Judging
 ) -> tuple[list[Score], dict[str, str]]:
     """(score modules, {name: why it was left out})."""
     wanted = list(dict.fromkeys(judging.scores))
@@ -158,7 +160,8 @@ def _build_scores(
         if head is not None and name == head.name:
             continue
         try:
-            modules.extend(build([name], task=run.record.task, fit=fit, holdout=holdout))
+            options = {"stacked": {"task": task}} if name == "stacked" else {}
+            modules.extend(build([name], task=run.record.task, fit=fit, holdout=holdout, **options))
         except ScoreError as error:
             if not everything:
                 raise
@@ -182,11 +185,10 @@ def _fit_set(run: Run, examples: Examples) -> FitSet:
     return gather(run.probe, chosen, chosen.targets, classes=classes, contract=run.contract)
 
 
-def _column(run: Run, examples: Examples, modules: Sequence[Score], *, seed: int) -> _Column:
+def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
     scores = compute(run, examples, modules, seed=seed) if modules else {}
     losses, failed = [], []
     predicted: list[str] = []
-    task = run.task
     knows = task.failed_function is not None
     with evaluating(run.probe), torch.no_grad():
         for rows, image in batches(examples, contract=run.contract, size=256):
@@ -202,20 +204,31 @@ def _column(run: Run, examples: Examples, modules: Sequence[Score], *, seed: int
     )
 
 
-def _failures(
-    task: Task, columns: Mapping[str, _Column], judging: Judging
-) -> tuple[NDArray[np.bool_] | None, float | None, str]:
-    """(failures, or None and the threshold of the loss, what a failure is in words)."""
+def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tuple[Task, str]:
+    """(the task with its failures said, what a failure is in words). No judged frame has a say in it."""
+    stated = judging.failure_threshold
+    if stated is not None:
+        return run.task.with_threshold(stated), f"loss above {stated:g}, stated with this evaluation"
+    if run.record.failure is not None:
+        found = run.record.failure
+        return run.task, f"loss above {found.threshold:.4g}, of the run: {found.source}"
+    # A run that recorded none: by the default rule, on frames that its network never fitted.
+    part = "calibration" if _config(run).head.folds else "holdout"
+    task, settled = settle_failures(
+        run.probe, run.task, parts[part], contract=run.contract, table=FailureTable(), part=part
+    )
+    if settled is None:
+        return task, "the answer is wrong"
+    return task, f"loss above {settled.threshold:.4g}: {settled.source}"
+
+
+def _truth(columns: Mapping[str, _Column], task: Task) -> dict[str, Any]:
+    """failed and failure_threshold, one of them None."""
     known = [column.failed for column in columns.values() if column.failed is not None]
-    if known and judging.failure_threshold is None:
-        return np.concatenate(known), None, "the answer is wrong"
-    if judging.failure_threshold is not None:
-        threshold = judging.failure_threshold
-        return None, threshold, f"loss above {threshold:g}"
-    if task.failure_threshold is not None:
-        return None, task.failure_threshold, f"loss above {task.failure_threshold:g}, the task's threshold"
-    threshold = float(np.quantile(columns[CLEAN].loss, 0.8))
-    return None, threshold, f"loss above {threshold:.4g}: the worst fifth of the clean frames"
+    return {
+        "failed": np.concatenate(known) if known else None,
+        "failure_threshold": task.failure_threshold,
+    }
 
 
 def _head_library(run: Run) -> tuple[str, ...]:
@@ -234,6 +247,7 @@ def _config(run: Run) -> TrainConfig:
 
 def _refit(
     run: Run,
+    task: Task,
     parts: Mapping[str, Examples],
     images: Mapping[str, Examples],
     judging: Judging,
@@ -255,7 +269,7 @@ def _refit(
         progress(f"fitting the head without {name}")
         fitted = fit_head(
             run.probe,
-            task=run.task,
+            task=run.task if run.task.knows_failures else task,
             recipe=replace(recipe, families=tuple(family for family in library if family != name)),
             train=parts["train"],
             holdout=parts["holdout"],
@@ -300,7 +314,7 @@ def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Scor
     if recipe.objective not in _PREDICT_LOG_LOSS:
         return {}
     assert run.head is not None
-    column = _column(run, parts["calibration"], [run.head], seed=0)
+    column = _column(run, parts["calibration"], [run.head], task=run.task, seed=0)
     return {run.head.name: fit_loss_scale(column.scores[run.head.name], column.loss)}
 
 

@@ -195,7 +195,10 @@ def with_task(kind: Callable[..., Score]) -> Factory:
 
 
 def stacked(components_for: Callable[[Recipe], list[Score]]) -> Factory:
-    """Options: components (names or scores), task (a Task with a failure threshold), penalty, clip."""
+    """Options: components (names or scores), task (a Task, of a run its own), penalty, clip.
+
+    A task that does not say what a failure is fails on the worst fifth of the holdout.
+    """
 
     def make(recipe: Recipe) -> Score:
         options = dict(recipe.options)
@@ -203,6 +206,8 @@ def stacked(components_for: Callable[[Recipe], list[Score]]) -> Factory:
         task: Task = options.pop("task", None) or get_task(recipe.task)
         holdout = recipe.need_holdout()
         holdout.require(name="stacked", least=2)
+        if not task.knows_failures:
+            task = task.with_worst(task.sample_loss(holdout.signals.outputs, holdout.targets))
         failed = task.failed(holdout.signals.outputs, holdout.targets)
         return Stacked.fit(components_for(recipe), holdout.signals, failed, **options)
 

@@ -1,0 +1,59 @@
+"""What counts as a failure where the loss is a number, settled once per run and before anything is judged.
+
+    a threshold in the config -------------------------------+
+    clean held-out losses of the network --quantile(1-share)-+--> Task that fails above it, FailureRecord
+
+The record stands in run.json. The was-it-wrong term of the head, `misfire evaluate`, `misfire export` and
+retraining all take it from there (`Run.task`), so that they speak of the same failures. Test losses have no
+say in it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from misfire_runtime.preprocess import InputContract
+from misfire_train.head_data import LabelledSet, checked_losses, image_batches
+from misfire_train.runs import FailureRecord
+from misfire_train.scores.fitting import evaluating
+from misfire_train.signals import Probe
+from misfire_train.tasks import Task
+from misfire_train.train_config import FailureTable
+
+
+def settle_failures(
+    probe: Probe,
+    task: Task,
+    held_out: LabelledSet,
+    *,
+    contract: InputContract,
+    table: FailureTable,
+    part: str = "holdout",
+) -> tuple[Task, FailureRecord | None]:
+    """(the task with its failures said, the record for run.json; None where the task itself says them).
+
+    held_out: clean images that the network never fitted; part: what to call them.
+    Raises ConfigError where there is none, or where a loss is NaN or negative, naming the samples.
+    """
+    if table.threshold is not None:
+        settled = task.with_threshold(table.threshold)
+        return settled, FailureRecord(threshold=table.threshold, source="stated in the configuration")
+    if task.knows_failures:
+        return task, None
+    losses = clean_losses(probe, task, held_out, contract=contract)
+    settled = task.with_worst(losses, share=table.share)
+    assert settled.failure_threshold is not None
+    source = f"the worst {100 * table.share:g} % of {len(losses)} clean {part} images"
+    return settled, FailureRecord(threshold=settled.failure_threshold, source=source)
+
+
+@torch.no_grad()
+def clean_losses(probe: Probe, task: Task, examples: LabelledSet, *, contract: InputContract) -> Tensor:
+    """[N] sample losses in eval mode. Raises ConfigError naming samples whose loss is NaN or negative."""
+    device = next(probe.parameters()).device
+    with evaluating(probe):
+        outputs = [probe(images.to(device)).outputs.cpu() for images in image_batches(examples, contract)]
+    if not outputs:
+        return torch.empty(0)
+    return checked_losses(task, torch.cat(outputs), torch.as_tensor(examples.targets), ids=examples.ids)
