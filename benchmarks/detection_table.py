@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misfire_train.head_data import LossSet
 from misfire_train.judge.bootstrap import HIGHER_IS_BETTER, interval, point, replicate
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,14 @@ class Observed:
     failed: NDArray[np.bool_]
     loss: Floats
     image: NDArray[np.int64]
+
+
+@dataclass
+class View:
+    """Test images in one weather: parts for heads, one-pass scores, truth."""
+
+    data: LossSet
+    scores: dict[str, Floats]
 
 
 def pool(views: Sequence[Observed]) -> Observed:

@@ -17,15 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detection_table import Observed, differences, markdown, plain, points, pool
-from numpy.typing import NDArray
+from detection_table import Observed, View, differences, markdown, plain, points, pool
 
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Dataset, Examples, load_dataset
@@ -43,19 +42,19 @@ from misfire_train.train_config import parse_train_config
 FREE = ("entropy", "msp", "margin", "energy", "max_logit")
 FITTED = ("egl", "egl_unweighted", "knn_distance", "mahalanobis", "wrong_prediction_approx")
 REFERENCES = ("entropy", "msp")
-Scores = dict[str, NDArray[np.float64]]
 
 
-@dataclass
-class View:
-    """The test half in one weather: parts for heads, one-pass scores, truth."""
-
-    data: LossSet
-    scores: Scores
-
-
-def train(seed: int, *, work: Path, data: Path | None, epochs: int, limit: int) -> Run:
-    """The task network of a seed; an existing one is loaded."""
+def train(
+    seed: int,
+    *,
+    work: Path,
+    data: Path | None,
+    epochs: int,
+    limit: int,
+    head: str = "none",
+    name: str = "run",
+) -> Run:
+    """The task network of a seed, with a head of that recipe; an existing one is loaded."""
     config = parse_train_config(
         {"dataset": "fashion-mnist", "data": None if data is None else str(data), "seed": seed},
         overrides={
@@ -65,16 +64,37 @@ def train(seed: int, *, work: Path, data: Path | None, epochs: int, limit: int) 
             "split.holdout": 0.25,
             "split.calibration": 0.01,
             "training.epochs": epochs,
-            "head.recipe": "none",
+            "head.recipe": head,
         },
     )
-    return train_run(config, out=work / f"run-{seed}", resume=True, reporter=Reporter())
+    return train_run(config, out=work / f"{name}-{seed}", resume=True, reporter=Reporter())
 
 
 def weather(examples: Examples, families: tuple[str, ...], *, seed: int, mixed: float = 0.0) -> Examples:
     """Each image under one of the families (or two), at a severity of its own."""
     recipe = replace(recipe_named("learning-loss-pp"), copies=1, families=families, mixed=mixed)
     return corrupted_copies(examples, recipe, seed=seed)[0]
+
+
+def fitting_versions(
+    holdout: Examples, *, seed: int, versions_per_family: int
+) -> Iterator[tuple[str, Examples]]:
+    """What heads are fitted on beside the clean holdout: every family by itself, and six pairs."""
+    for number, family in enumerate(FAMILIES):
+        for version in range(versions_per_family):
+            copy = weather(holdout, (family,), seed=1000 * seed + 50 * version + number)
+            yield f"{family}#{version}", copy
+    generator = np.random.default_rng(seed)
+    for number in range(6):
+        pair = tuple(str(name) for name in generator.choice(list(FAMILIES), 2, replace=False))
+        yield "+".join(pair), weather(holdout, pair, seed=1000 * seed + 900 + number, mixed=1.0)
+
+
+def shifted_views(test: Examples, *, seed: int) -> Iterator[tuple[str, Examples]]:
+    """The test images clean, and once under each family."""
+    yield "clean", test
+    for number, family in enumerate(FAMILIES):
+        yield family, weather(test, (family,), seed=7_000_000 + 1000 * seed + number)
 
 
 def observe(run: Run, examples: Examples, head: LossHead, scorers: list[Any], *, clean: bool) -> View:
@@ -111,19 +131,12 @@ def gather_seed(
     )
     scorers = build([*FREE, *FITTED], task="classification", fit=fit, holdout=held)
     fitting = {"clean": collect(run.probe, head, parts["holdout"], task=run.task, contract=run.contract)}
-    for number, family in enumerate(FAMILIES):
-        for version in range(versions_per_family):
-            copy = weather(parts["holdout"], (family,), seed=1000 * seed + 50 * version + number)
-            fitting[f"{family}#{version}"] = observe(run, copy, head, [], clean=False).data
-    generator = np.random.default_rng(seed)
-    for number in range(6):
-        pair = tuple(str(name) for name in generator.choice(list(FAMILIES), 2, replace=False))
-        copy = weather(parts["holdout"], pair, seed=1000 * seed + 900 + number, mixed=1.0)
-        fitting[f"{pair[0]}+{pair[1]}"] = observe(run, copy, head, [], clean=False).data
-    views = {"clean": observe(run, test, head, scorers, clean=True)}
-    for number, family in enumerate(FAMILIES):
-        copy = weather(test, (family,), seed=7_000_000 + 1000 * seed + number)
-        views[family] = observe(run, copy, head, scorers, clean=False)
+    for key, copy in fitting_versions(parts["holdout"], seed=seed, versions_per_family=versions_per_family):
+        fitting[key] = observe(run, copy, head, [], clean=False).data
+    views = {
+        name: observe(run, copy, head, scorers, clean=name == "clean")
+        for name, copy in shifted_views(test, seed=seed)
+    }
     result = {
         "fitting": fitting,
         "views": views,
@@ -144,16 +157,16 @@ def fresh_head(gathered: dict[str, Any]) -> ResidualHead:
     return head
 
 
-def without(fitting: dict[str, LossSet], family: str | None) -> list[LossSet]:
+def without(fitting: dict[str, LossSet], family: str | None) -> LossSet:
     """The fitting sets in which a family does not occur."""
-    return [rows for key, rows in fitting.items() if family not in key.split("#")[0].split("+")]
+    return join_sets([rows for key, rows in fitting.items() if family not in key.split("#")[0].split("+")])
 
 
 def fit(gathered: dict[str, Any], *, left_out: str | None, recipe: HeadRecipe, seed: int) -> LossHead:
     """A head on everything but one family."""
     torch.manual_seed(seed)
     return fit_on_losses(
-        fresh_head(gathered), join_sets(without(gathered["fitting"], left_out)), recipe=recipe, seed=seed
+        fresh_head(gathered), without(gathered["fitting"], left_out), recipe=recipe, seed=seed
     ).head
 
 
@@ -169,14 +182,15 @@ def observed(view: View, heads: dict[str, LossHead]) -> Observed:
 
 
 def judge_seed(
-    gathered: dict[str, Any], *, seed: int, recipe: HeadRecipe, cache: Path
+    gather_signals: Callable[[], dict[str, Any]], *, seed: int, recipe: HeadRecipe, cache: Path
 ) -> dict[str, Observed]:
     """The three views of a seed: clean, library, left out; and every family by itself. Kept in `cache`."""
     if cache.is_file():
         kept: dict[str, Any] = torch.load(cache, weights_only=False)
-        if kept["recipe"] == recipe:
+        if replace(kept["recipe"], copies=recipe.copies) == recipe:  # copies are this benchmark's own
             judged: dict[str, Observed] = kept["views"]
             return judged
+    gathered = gather_signals()
     head = fit(gathered, left_out=None, recipe=recipe, seed=seed)
     views: dict[str, View] = gathered["views"]
     known = {name: observed(view, {"learning_loss_pp": head}) for name, view in views.items()}
@@ -222,9 +236,31 @@ def summarise(seeds: Sequence[dict[str, Observed]], *, replicates: int) -> dict[
     return {"tables": tables, "differences": paired, "goals_met": met}
 
 
-def main() -> None:
-    """Runs it and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def judge_default(
+    options: argparse.Namespace, *, seed: int, dataset: Dataset, test: Examples
+) -> tuple[Run, dict[str, Observed]]:
+    """The network of a seed, and the default head beside the one-pass scores in every view."""
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_named("learning-loss-pp")
+    recipe = replace(recipe, steps=40) if options.quick else recipe
+    run = train(seed, **sizes(options))
+
+    def signals() -> dict[str, Any]:
+        cache = work / f"signals-{seed}.pt"
+        return gather_seed(run, dataset, seed=seed, test=test, versions_per_family=1, cache=cache)
+
+    return run, judge_seed(signals, seed=seed, recipe=recipe, cache=work / f"judged-{seed}.pt")
+
+
+def sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """Where and on how much networks are trained."""
+    limit, epochs = (1200, 2) if options.quick else (12_000, options.epochs)
+    return {"work": options.work, "data": options.data, "epochs": epochs, "limit": limit}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that this benchmark shares with detectors_all.py."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("detectors-work"))
@@ -233,24 +269,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
+
+
+def main() -> None:
+    """Runs it and prints a table, or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_options(parser)
     options = parser.parse_args()
     dataset = load_dataset("fashion-mnist", root=options.data)
     test = dataset.test.take(range(300)) if options.quick else dataset.test
-    recipe = recipe_named("learning-loss-pp")
-    recipe = replace(recipe, steps=40) if options.quick else recipe
     judged: list[dict[str, Observed]] = []
     result: dict[str, Any] = {}
-    options.work.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
-        limit, epochs = (1200, 2) if options.quick else (12_000, options.epochs)
-        run = train(seed, work=options.work, data=options.data, epochs=epochs, limit=limit)
-        cache = options.work / f"signals-{seed}.pt"
-        gathered = gather_seed(run, dataset, seed=seed, test=test, versions_per_family=1, cache=cache)
-        judged.append(
-            judge_seed(gathered, seed=seed, recipe=recipe, cache=options.work / f"judged-{seed}.pt")
-        )
+        judged.append(judge_default(options, seed=seed, dataset=dataset, test=test)[1])
         print(f"seed {seed} judged", file=sys.stderr, flush=True)
-        del gathered
         result = report(judged, options, test_images=len(test))
         if options.out is not None:  # after every seed: an interrupted benchmark has something to show
             options.out.parent.mkdir(parents=True, exist_ok=True)

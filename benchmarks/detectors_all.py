@@ -1,0 +1,249 @@
+"""Every failure score on one table: registered scores, the papers' heads, ensembles, VAAL; losers too.
+
+    python benchmarks/detectors_all.py --seeds 0 1 2 --json --out benchmarks/results/detectors_all.json
+
+The networks, images, weather and default head are those of detectors.py, and its --work is shared. Scores of
+many passes are dear, so all scores are compared on the same random part of the test half (--frames), in the
+same views: clean, every family at a random severity (`library`), and the same for heads that never saw the
+family they are judged on (`left out`; a score that was fitted on no weather is the same there). Learning Loss
+as published trains its own network along, so it is judged on that network's failures and compared with that
+network's MSP. Mean and standard deviation over seeds; paired intervals over images. Nothing is chosen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detection_table import Observed, differences, plain, points, pool
+from detector_scores import (
+    JOINT,
+    LIBRARY_HEAD,
+    PASSES,
+    REGISTERED,
+    build_scores,
+    joint_run,
+    library_heads,
+    named,
+    train_members,
+)
+from detectors import add_options, judge_default, shifted_views, sizes
+from numpy.typing import NDArray
+
+from misfire_runtime.clock import utc_text, wall_time
+from misfire_train.data import Examples, load_dataset
+from misfire_train.data.corruptions import FAMILIES
+from misfire_train.loop import git_commit, versions
+from misfire_train.runs import Run, run_splits
+from misfire_train.scores import SCORES, compute
+from misfire_train.scores.fitting import batches, evaluating
+
+DEFAULT = "learning_loss_pp"
+METRICS = ("auroc", "aurc", "average_precision")
+VIEWS = ("clean", "library", "left out")
+Floats = NDArray[np.float64]
+Columns = dict[str, dict[str, Floats]]
+
+
+def score_views(run: Run, dataset: Any, test: Examples, *, seed: int, work: Path) -> Columns:
+    """{view: {score: [N]}} of everything but the default head; kept in `work`."""
+    cache = work / f"others-{seed}-{len(test)}.pt"
+    if cache.is_file():
+        kept: Columns = torch.load(cache, weights_only=False)
+        return kept
+    parts = run_splits(run, dataset)
+    members = train_members(run, parts, seed=seed, work=work)
+    print(f"seed {seed}: members are ready", file=sys.stderr, flush=True)
+    modules = build_scores(run, parts, members=members, seed=seed)
+    heads = library_heads(run, parts["holdout"], seed=seed)
+    print(f"seed {seed}: scores are fitted", file=sys.stderr, flush=True)
+    columns: Columns = {}
+    for view, images in shifted_views(test, seed=seed):
+        extra = [named(heads[None], LIBRARY_HEAD)]
+        if view != "clean":
+            extra.append(named(heads[view], f"{LIBRARY_HEAD}, left out"))
+        found = compute(run, images, [*modules, *extra], seed=seed)
+        columns[view] = {name: values.astype(np.float64) for name, values in found.items()}
+        print(f"seed {seed}: {view} scored", file=sys.stderr, flush=True)
+    torch.save(columns, cache)
+    return columns
+
+
+def joint_views(options: argparse.Namespace, test: Examples, *, seed: int) -> dict[str, Observed]:
+    """Learning Loss as published, and its own network's MSP, on that network's failures; kept in --work."""
+    cache = options.work / f"joint-{seed}-{len(test)}.pt"
+    if cache.is_file():
+        kept: dict[str, Observed] = torch.load(cache, weights_only=False)
+        return kept
+    run = joint_run(seed, **sizes(options))
+    assert run.head is not None
+    views = {}
+    for view, images in shifted_views(test, seed=seed):
+        found = compute(run, images, [named(run.head, JOINT), "msp"])
+        failed = failures(run, images)
+        scores = {name: values.astype(np.float64) for name, values in found.items()}
+        views[view] = Observed(scores, failed, failed.astype(np.float64), np.arange(len(images)))
+    result = {"clean": views["clean"], "library": pool([views[family] for family in FAMILIES])}
+    torch.save(result, cache)
+    return result
+
+
+@torch.no_grad()
+def failures(run: Run, images: Examples) -> NDArray[np.bool_]:
+    """[N]: is the network's answer wrong?"""
+    found = []
+    with evaluating(run.probe):
+        for rows, batch in batches(images, contract=run.contract, size=256):
+            targets = torch.as_tensor(images.targets[rows])
+            found.append(run.task.failed(run.probe(batch).outputs, targets).numpy())
+    return np.concatenate(found)
+
+
+def merge(judged: Mapping[str, Observed], columns: Columns, rows: NDArray[np.intp]) -> dict[str, Observed]:
+    """The default head's scores beside all others, on the same frames: three views, and each family."""
+    known = {"clean": _merge_one(judged["clean"], columns["clean"], rows, left_out=False)}
+    apart = {}
+    for family in FAMILIES:
+        known[family] = _merge_one(judged[f"library {family}"], columns[family], rows, left_out=False)
+        apart[family] = _merge_one(judged[f"left out {family}"], columns[family], rows, left_out=True)
+    result = {
+        "clean": known["clean"],
+        "library": pool([known[family] for family in FAMILIES]),
+        "left out": pool(list(apart.values())),
+    }
+    result |= {f"library {family}": known[family] for family in FAMILIES}
+    return result | {f"left out {family}": apart[family] for family in FAMILIES}
+
+
+def _merge_one(
+    judged: Observed, columns: Mapping[str, Floats], rows: NDArray[np.intp], *, left_out: bool
+) -> Observed:
+    if not np.allclose(judged.scores["msp"][rows], columns["msp"], rtol=1e-3, atol=1e-4):
+        raise SystemExit("the kept scores are of other networks or images; remove others-*.pt from --work")
+    scores = dict(columns)
+    apart = scores.pop(f"{LIBRARY_HEAD}, left out", None)
+    if left_out and apart is not None:
+        scores[LIBRARY_HEAD] = apart
+    scores[DEFAULT] = judged.scores[DEFAULT][rows]
+    return Observed(scores, judged.failed[rows], judged.loss[rows], judged.image[rows])
+
+
+def spread(seeds: Sequence[Observed]) -> dict[str, dict[str, float]]:
+    """{score: {metric: standard deviation over seeds}}."""
+    each = [points([observed], metrics=METRICS) for observed in seeds]
+    return {
+        name: {metric: float(np.std([table[name][metric] for table in each], ddof=1)) for metric in METRICS}
+        for name in each[0]
+    }
+
+
+def tables(seeds: Sequence[dict[str, Observed]]) -> dict[str, Any]:
+    """{view: {score: {metric: mean, metric_sd: spread}}}; the spread from two seeds on."""
+    result: dict[str, Any] = {}
+    for view in seeds[0]:
+        observed = [one[view] for one in seeds]
+        table = points(observed, metrics=METRICS)
+        if len(seeds) > 1:
+            for name, deviations in spread(observed).items():
+                table[name] |= {f"{metric}_sd": value for metric, value in deviations.items()}
+        result[view] = table
+    return result
+
+
+def mean_of_families(table: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """{score: AUROC within a family, averaged}: telling one weather from another earns nothing here."""
+    return {
+        name: float(np.mean([table[f"{kind} {family}"][name]["auroc"] for family in FAMILIES]))
+        for name in table["clean"]
+    }
+
+
+def report(
+    seeds: Sequence[dict[str, Observed]], joint: Sequence[dict[str, Observed]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Everything that the JSON holds."""
+    table = tables(seeds)
+    others = [name for name in seeds[0]["clean"].scores if name != DEFAULT]
+    paired = {
+        view: differences(
+            [one[view] for one in seeds],
+            winner=DEFAULT,
+            references=others,
+            metrics=("auroc", "aurc"),
+            replicates=options.replicates,
+        )
+        for view in VIEWS
+    }
+    return {
+        "command": f"python benchmarks/detectors_all.py --seeds {' '.join(map(str, options.seeds))} "
+        f"--frames {options.frames} --replicates {options.replicates}" + " --quick" * options.quick,
+        "date": utc_text(wall_time()),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "seeds": options.seeds[: len(seeds)],
+        "frames": len(seeds[0]["clean"].failed),
+        "failures": {view: [int(one[view].failed.sum()) for one in seeds] for view in VIEWS},
+        "passes": PASSES,
+        "free": [column.name for column in REGISTERED if SCORES[column.score].free],
+        "tables": table,
+        "mean_of_families": {kind: mean_of_families(table, kind) for kind in ("library", "left out")},
+        "default_against": paired,
+        "learning_loss_as_published": {
+            "accuracy": [float(1 - one["clean"].failed.mean()) for one in joint],
+            "tables": tables(joint),
+        },
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """One row per score, best clean AUROC first: AUROC and AURC in per cent, AUROC with its spread."""
+    table = result["tables"]
+    heading = " | ".join(f"{view} AUROC | AURC" for view in VIEWS)
+    lines = [f"| score | passes | {heading} | within a family, left out |", "|---" * 9 + "|"]
+    names = sorted(table["clean"], key=lambda name: -table["clean"][name]["auroc"])
+    for name in names:
+        cells = []
+        for view in VIEWS:
+            row = table[view][name]
+            deviation = f" ± {100 * row['auroc_sd']:.1f}" if "auroc_sd" in row else ""
+            cells += [f"{100 * row['auroc']:.1f}{deviation}", f"{100 * row['aurc']:.2f}"]
+        within = result["mean_of_families"]["left out"][name]
+        lines.append(
+            f"| {name} | {result['passes'][name]} | " + " | ".join(cells) + f" | {100 * within:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs it and prints a table, or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--frames", type=int, default=3000, help="Test images that all scores share.")
+    options = parser.parse_args()
+    dataset = load_dataset("fashion-mnist", root=options.data)
+    whole = dataset.test.take(range(300)) if options.quick else dataset.test
+    options.frames = min(options.frames, len(whole))
+    rows = np.sort(np.random.default_rng(0).permutation(len(whole))[: options.frames])
+    test = whole.take(rows)
+    merged, joint = [], []
+    result: dict[str, Any] = {}
+    for seed in options.seeds:
+        run, judged = judge_default(options, seed=seed, dataset=dataset, test=whole)
+        columns = score_views(run, dataset, test, seed=seed, work=options.work)
+        merged.append(merge(judged, columns, rows))
+        joint.append(joint_views(options, test, seed=seed))
+        result = report(merged, joint, options)
+        if options.out is not None:  # after every seed: an interrupted benchmark has something to show
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(plain(result)) if options.json else markdown(result))
+
+
+if __name__ == "__main__":
+    main()
