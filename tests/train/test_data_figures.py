@@ -11,7 +11,7 @@ from tests.services import data_root
 
 from misfire_train.data import Dataset
 from misfire_train.data.drawing import sample_wardrobe
-from misfire_train.data.figures import PARTS, keypoints_of, load_figures, render, sample_scene
+from misfire_train.data.figures import BOX, PARTS, keypoints_of, load_figures, render, sample_scene
 from misfire_train.data.poses import (
     HEAD,
     JOINTS,
@@ -128,3 +128,18 @@ def test_part_masks_belong_to_the_same_pictures_as_the_keypoints(figures: Datase
     assert parts.train.targets.shape == (10, 96, 96)
     assert np.array_equal(parts.train.images[3], figures.train.images[3])
     assert 0.05 < (parts.train.targets > 0).mean() < 0.5
+
+
+def test_a_box_holds_every_joint_that_is_inside_the_picture(figures: Dataset) -> None:
+    boxes = load_figures(data_root(), labels="boxes", train=40, test=5)
+    assert (boxes.name, boxes.task, boxes.classes) == ("figure-boxes", "regression", BOX)
+    assert boxes.train.targets.dtype == np.float32
+    assert np.array_equal(boxes.train.images[3], figures.train.images[3])
+    for (x, y, width, height), joints in zip(boxes.train.targets, figures.train.targets, strict=False):
+        inside = joints[joints[:, 2] > 0, :2] / 96
+        assert (inside[:, 0] >= x - width / 2 - 1e-5).all()
+        assert (inside[:, 0] <= x + width / 2 + 1e-5).all()
+        assert (inside[:, 1] >= y - height / 2 - 1e-5).all()
+        assert (inside[:, 1] <= y + height / 2 + 1e-5).all()
+        assert 0 <= x - width / 2 + 1e-6
+        assert y + height / 2 <= 1 + 1e-6

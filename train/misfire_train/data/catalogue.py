@@ -220,6 +220,14 @@ _ENTRIES = (
         size_bytes=4_457_390,
     ),
     Entry(
+        "figure-boxes",
+        "regression",
+        "as figures",
+        "the same figures with the box around their joints, 4 values; made, not photographed",
+        STILLS + COCO_PHOTOS,
+        size_bytes=4_457_390,
+    ),
+    Entry(
         "coco-pose-ccby",
         "keypoints",
         "photos CC BY 2.0 / CC BY-SA 2.0 (per image in the JSON), annotations CC BY 4.0",

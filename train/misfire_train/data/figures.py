@@ -1,4 +1,4 @@
-"""Articulated figures drawn over real photographs: keypoints and part masks where nobody is labelled.
+"""Articulated figures drawn over real photographs: keypoints, part masks and boxes where nobody is labelled.
 
 The figures are made, the photographs are not: dash-cam stills and COCO photos, whose own people stay in the
 picture, unlabelled. Limbs, clothing, light, occluders and a second figure vary, and some clothing takes its
@@ -24,6 +24,8 @@ from misfire_train.data.images import DecodedImages
 from misfire_train.data.poses import JOINTS, Pose, sample_pose
 
 PARTS = ("background", "head", "torso", "arms", "legs")
+BOX = ("centre_x", "centre_y", "width", "height")
+Labels = Literal["keypoints", "parts", "boxes"]
 _SUPERSAMPLING = 2
 NOTE = "figures are drawn over real photographs; they are not photographs of people"
 
@@ -51,17 +53,17 @@ class Scene:
 def load_figures(
     root: Path | None = None,
     *,
-    labels: Literal["keypoints", "parts"] = "keypoints",
+    labels: Labels = "keypoints",
     side: int = 96,
     train: int = 5000,
     test: int = 2000,
     seed: int = 0,
 ) -> Dataset:
-    """Figures with 14 keypoints, or with a mask of body parts.
+    """Figures with 14 keypoints, with a mask of body parts, or with the box around their joints to regress.
 
     side: of the square pictures, in pixels.  train, test: how many.  The same seed gives the same bytes.
     """
-    name = "figures" if labels == "keypoints" else "figure-parts"
+    name, task, classes = _KINDS[labels]
     entry = find_entry(name)
     photos = [
         Photo(file.path, decode_image(open_file(file, name=name, root=root).read_bytes(), name=file.path))
@@ -75,8 +77,8 @@ def load_figures(
     }
     return Dataset(
         name=name,
-        task="keypoints" if labels == "keypoints" else "segmentation",
-        classes=JOINTS if labels == "keypoints" else PARTS,
+        task=task,
+        classes=classes,
         contract=InputContract(height=side, width=side, mean=(0.45, 0.45, 0.44), std=(0.25, 0.25, 0.26)),
         train=made["train"],
         test=made["test"],
@@ -86,7 +88,15 @@ def load_figures(
     )
 
 
-def _make(part: str, photos: list[Photo], *, count: int, side: int, seed: int, labels: str) -> Examples:
+_KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "keypoints": ("figures", "keypoints", JOINTS),
+    "parts": ("figure-parts", "segmentation", PARTS),
+    "boxes": ("figure-boxes", "regression", BOX),
+}
+"""Name of the data set, its task, and what its outputs are called, by kind of label."""
+
+
+def _make(part: str, photos: list[Photo], *, count: int, side: int, seed: int, labels: Labels) -> Examples:
     scenes = [
         sample_scene((seed, int(part == "test"), i), photos=len(photos), side=side) for i in range(count)
     ]
@@ -97,6 +107,8 @@ def _make(part: str, photos: list[Photo], *, count: int, side: int, seed: int, l
 
     if labels == "keypoints":
         targets: NDArray[np.generic] = np.stack([keypoints_of(scene, side=side) for scene in scenes])
+    elif labels == "boxes":
+        targets = np.stack([box_of(scene, side=side) for scene in scenes])
     else:
         blank = np.zeros((1, 1, 3), np.uint8)
         targets = np.stack([render(scene, blank, side=side)[1] for scene in scenes])
@@ -130,6 +142,12 @@ def keypoints_of(scene: Scene, *, side: int) -> NDArray[np.float32]:
         seen[(np.abs(x - centre_x) < width / 2) & (np.abs(y - centre_y) < height / 2)] = 1
     seen[(x < 0) | (y < 0) | (x > side - 1) | (y > side - 1)] = 0
     return np.column_stack((scene.points, seen)).astype(np.float32)
+
+
+def box_of(scene: Scene, *, side: int) -> NDArray[np.float32]:
+    """[4]: centre x and y, width and height of the box around all joints inside the picture, over its side."""
+    low, high = (np.clip(corner / side, 0, 1) for corner in (scene.points.min(0), scene.points.max(0)))
+    return np.concatenate(((low + high) / 2, high - low)).astype(np.float32)
 
 
 def render(scene: Scene, photo: Image, *, side: int) -> tuple[Image, NDArray[np.uint8]]:

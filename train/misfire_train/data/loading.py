@@ -31,6 +31,7 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "traffic-lights": load_traffic_lights,
     "figures": load_figures,
     "figure-parts": lambda root: load_figures(root, labels="parts"),
+    "figure-boxes": lambda root: load_figures(root, labels="boxes"),
     "coco-pose-ccby": load_coco_pose_ccby,
 }
 _READERS: dict[str, Callable[[Path, Options], Dataset]] = {
