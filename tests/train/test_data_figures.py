@@ -141,5 +141,5 @@ def test_a_box_holds_every_joint_that_is_inside_the_picture(figures: Dataset) ->
         assert (inside[:, 0] <= x + width / 2 + 1e-5).all()
         assert (inside[:, 1] >= y - height / 2 - 1e-5).all()
         assert (inside[:, 1] <= y + height / 2 + 1e-5).all()
-        assert 0 <= x - width / 2 + 1e-6
+        assert x - width / 2 + 1e-6 >= 0
         assert y + height / 2 <= 1 + 1e-6
