@@ -108,9 +108,7 @@ def measure_speed(data: Path | None, *, rounds: int, seed: int) -> dict[str, Any
     scores = build(["entropy", "msp"], task="classification")
     graph = trace(ScoredModel(probe, scores).eval(), contract=CONTRACT)
     frames = dataset.train.take(np.arange(64))
-    lowered = quantize(
-        graph, target="onnxruntime-x86", calibration=frames, contract=CONTRACT, output="logits"
-    )
+    lowered = quantize(graph, target="onnxruntime-x86", frames=frames, contract=CONTRACT, output="logits")
     sessions = {"fp32": open_session(graph), "int8": open_session(lowered)}
     inputs = [dataset.test.batch([i], CONTRACT).numpy() for i in range(16)]
     times, wall = interleave(sessions, inputs, rounds=rounds, seed=seed)

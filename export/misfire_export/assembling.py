@@ -22,10 +22,13 @@ from misfire_export.calibrating import calibrate, operating_points, report, requ
 from misfire_export.checking import check_graph
 from misfire_export.conformance import check_conformance
 from misfire_export.errors import ExportError
+from misfire_export.folds import Folds, deal
 from misfire_export.golden import write_golden
 from misfire_export.lowering import Target, lower
 from misfire_export.measuring import Measurement, measure, open_session
 from misfire_export.parity import TOLERANCE, check_parity
+from misfire_export.refitting import Refit
+from misfire_export.triggering import Shifts, choose_trigger
 from misfire_runtime.bundle import (
     MANIFEST,
     MODEL,
@@ -41,8 +44,6 @@ from misfire_runtime.bundle import (
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
-from misfire_train.errors import JudgeError
-from misfire_train.judge.gate import choose_score
 from misfire_train.tasks import Task
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -72,7 +73,8 @@ class Source:
     """A graph and what must be known of it.
 
     output: the task's output.  reference: the trained module that gives {output: tensor} for a batch in the
-    contract's form; None where there is none to compare with.
+    contract's form; None where there is none to compare with.  refit: how to fit the learned head again, for
+    the gate.  ranges: frames that int8's activation ranges are read off; None takes the calibration frames.
     """
 
     graph: onnx.ModelProto
@@ -83,12 +85,14 @@ class Source:
     lineage: Lineage
     classes: tuple[str, ...] = ()
     reference: nn.Module | None = None
+    refit: Refit | None = None
+    ranges: Examples | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to bundle. default_score: forces the trigger score; else the gate chooses."""
+    """How to bundle. default_score: forces the trigger score; else the gate chooses, holding out `shifts`."""
 
     name: str
     version: str
@@ -97,6 +101,7 @@ class Options:
     tolerance: float = TOLERANCE
     default_score: str | None = None
     failure_threshold: float | None = None
+    shifts: Shifts = field(default_factory=Shifts)
     seed: int = 0
 
 
@@ -108,6 +113,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     """
     require_free(out)
     require_frames(len(calibration))
+    _require_options(source, options)
     check_graph(source.graph, source.contract, outputs=[source.output, *_score_outputs(source)])
     session = open_session(source.graph)
     parity = _parity(source, session, calibration, options)
@@ -117,6 +123,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             source.graph,
             precision=options.precision,
             target=options.target,
+            ranges=source.ranges or calibration,
             calibration=calibration,
             contract=source.contract,
             task=source.task,
@@ -127,19 +134,13 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         session = open_session(graph)
     if options.target == "tensorrt":
         reports["tensorrt"] = check_conformance(graph)
-    measured = measure(
-        session,
-        calibration,
-        contract=source.contract,
-        task=source.task,
-        output=source.output,
-        scores=[score.name for score in source.scores],
-        threshold=options.failure_threshold,
-    )
-    specs, reports["scores"] = _score_specs(source, measured, options)
-    default, reports["gate"] = _default_score(source, measured, options)
+    measured = _measure(source, session, calibration, threshold=options.failure_threshold)
+    folds = deal(measured.groups, seed=options.seed)
+    specs, reports["scores"] = _score_specs(source, measured, folds, options)
+    default, reports["gate"] = _default_score(source, measured, calibration, session, options)
     reports["calibration"] = {
         "frames": len(measured),
+        "cross_fitted": folds.about,
         "failures": int(measured.failed.sum()),
         "failure_threshold": measured.threshold,
         "accuracy": measured.accuracy,
@@ -173,6 +174,16 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     return Bundle.open(out)
 
 
+def _require_options(source: Source, options: Options) -> None:
+    """Raises ExportError before anything slow is done."""
+    options.shifts.require_known()
+    names = [score.name for score in source.scores]
+    if options.default_score is not None and options.default_score not in names:
+        raise ExportError(
+            f"default score {options.default_score!r} is not in the bundle; it has {', '.join(names)}"
+        )
+
+
 def _parity(source: Source, session: Any, calibration: Examples, options: Options) -> Parity | None:
     if source.reference is None:
         return None
@@ -182,7 +193,7 @@ def _parity(source: Source, session: Any, calibration: Examples, options: Option
 
 
 def _score_specs(
-    source: Source, measured: Measurement, options: Options
+    source: Source, measured: Measurement, folds: Folds, options: Options
 ) -> tuple[tuple[ScoreSpec, ...], dict[str, Any]]:
     specs, reports = [], {}
     for score in source.scores:
@@ -199,42 +210,48 @@ def _score_specs(
                 definition=score.definition,
                 free=score.free,
                 calibration=calibration,
-                operating_points=operating_points(score.name, measured, seed=options.seed),
+                operating_points=operating_points(score.name, measured, folds=folds, seed=options.seed),
             )
         )
-        reports[score.name] = report(score.name, measured, loss_scale=calibration.loss_scale)
+        reports[score.name] = report(
+            score.name, measured, folds=folds, predicts_loss=calibration.loss_scale is not None
+        )
     return tuple(specs), reports
 
 
-def _default_score(source: Source, measured: Measurement, options: Options) -> tuple[str, dict[str, Any]]:
+def _default_score(
+    source: Source, measured: Measurement, calibration: Examples, session: Any, options: Options
+) -> tuple[str, dict[str, Any]]:
     """The trigger score: asked for, or the gate's winner among what this engine measured."""
     names = [score.name for score in source.scores]
     if options.default_score is not None:
-        if options.default_score not in names:
-            raise ExportError(
-                f"default score {options.default_score!r} is not in the bundle; it has {', '.join(names)}"
-            )
         return options.default_score, {"verdict": "chosen by hand"}
     free = {score.name for score in source.scores if score.free}
     if not free:
         return names[0], {"verdict": f"no free score in the bundle to compare with: trigger on {names[0]}"}
     preferred = source.task.default_free_score
-    try:
-        result = choose_score(
-            measured.scores,
-            # Where a failure is a loss above a threshold, AURC is of the loss itself, as in the judge.
-            failed=measured.failed if measured.threshold is None else None,
-            loss=measured.loss,
-            failure_threshold=measured.threshold,
-            groups=measured.groups,
-            free=free,
-            fallback=preferred if preferred in free else None,
-            seed=options.seed,
-        )
-    except JudgeError as error:
-        fallback = preferred if preferred in free else next(name for name in names if name in free)
-        return fallback, {"verdict": f"{error}; trigger on the free score {fallback}"}
-    return result.winner, result.to_dict()
+    return choose_trigger(
+        measured,
+        calibration,
+        measure=lambda frames: _measure(source, session, frames, threshold=measured.threshold),
+        free=free,
+        fallback=preferred if preferred in free else None,
+        refit=source.refit,
+        shifts=options.shifts,
+        seed=options.seed,
+    )
+
+
+def _measure(source: Source, session: Any, frames: Examples, *, threshold: float | None) -> Measurement:
+    return measure(
+        session,
+        frames,
+        contract=source.contract,
+        task=source.task,
+        output=source.output,
+        scores=[score.name for score in source.scores],
+        threshold=threshold,
+    )
 
 
 def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:

@@ -3,26 +3,30 @@
 Measurement --quantile_table--> percentiles        --operating_points--> threshold, recall, precision
             --fit_loss_scale--> c of c * exp(score)
 
-Another engine or precision shifts every value, so all of this is measured anew on each.
+What ships is set on all frames. What is said about it (recall, precision, reliability) is cross-fitted: each
+fold of the frames is judged by thresholds and by a c that the other folds set. Another engine or precision
+shifts every value, so all of this is measured anew on each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misfire_export.errors import CalibrationError
+from misfire_export.folds import Folds
 from misfire_export.measuring import Measurement
 from misfire_runtime.bundle import Calibration, Interval, OperatingPoint, QuantileTable
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.metrics import (
     auroc,
     fit_loss_scale,
-    loss_reliability,
+    reliability,
     resample_weights,
     risk_coverage_curve,
 )
@@ -65,20 +69,29 @@ def calibrate(
 
 
 def operating_points(
-    name: str, measured: Measurement, *, rates: Sequence[float] = RATES, replicates: int = 1000, seed: int = 0
+    name: str,
+    measured: Measurement,
+    *,
+    folds: Folds,
+    rates: Sequence[float] = RATES,
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> tuple[OperatingPoint, ...]:
     """Thresholds for these upload rates, with recall and precision and their 95 % bootstrap intervals.
 
-    Whole groups are resampled where there are enough of them. Rates finer than one frame are left out;
-    without failures (or with nothing else) recall means nothing, and there are no points.
+    threshold: set on all frames.  upload_rate, recall, precision: of frames judged by thresholds that the
+    other folds set. Whole groups are resampled where there are enough of them. Rates finer than one frame are
+    left out; without failures (or with nothing else) recall means nothing, and there are no points.
     """
     values, failed = measured.scores[name], measured.failed
     if failed.all() or not failed.any():
         return ()
-    usable = [rate for rate in rates if rate * len(values) >= 1]
-    ordered = np.sort(values)
-    thresholds = np.array([ordered[len(values) - round(rate * len(values))] for rate in usable])
-    flagged = values[None, :] >= thresholds[:, None]
+    least = min(int(others.sum()) for _, others in folds)
+    usable = [rate for rate in rates if rate * least >= 1]
+    thresholds = _thresholds(values, usable)
+    flagged = np.zeros((len(usable), len(values)), bool)
+    for inside, others in folds:
+        flagged[:, inside] = values[None, inside] >= _thresholds(values[others], usable)[:, None]
     counts = _counts(flagged, failed, np.ones((1, len(values))))
     drawn = [
         _counts(flagged, failed, weights)
@@ -99,7 +112,13 @@ def operating_points(
     return tuple(points)
 
 
-def report(name: str, measured: Measurement, *, loss_scale: float | None) -> dict[str, Any]:
+def _thresholds(values: NDArray[np.float64], rates: Sequence[float]) -> NDArray[np.float64]:
+    """For each rate the value that this share of the frames reaches."""
+    ordered = np.sort(values)
+    return np.array([ordered[len(values) - max(1, round(rate * len(values)))] for rate in rates])
+
+
+def report(name: str, measured: Measurement, *, folds: Folds, predicts_loss: bool) -> dict[str, Any]:
     """What a person wants to see of a score: AUROC, risk by coverage, histogram, reliability of its loss."""
     values, failed = measured.scores[name], measured.failed
     both = bool(failed.any() and not failed.all())
@@ -114,25 +133,26 @@ def report(name: str, measured: Measurement, *, loss_scale: float | None) -> dic
             "failed": np.histogram(values[failed], edges)[0].tolist(),
         },
     }
-    if loss_scale is not None:
-        curve = loss_reliability(values, measured.loss, scale=loss_scale)
-        result["reliability"] = {
-            "error": curve.error,
-            "relative_error": curve.relative_error,
-            "bias": curve.bias,
-            "bins": [
-                {
-                    "count": b.count,
-                    "predicted": b.predicted,
-                    "observed": b.observed,
-                    "low": b.low,
-                    "high": b.high,
-                }
-                for b in curve.bins
-                if math.isfinite(b.low)
-            ],
-        }
+    if predicts_loss:
+        result["reliability"] = _reliability(values, measured.loss, folds)
     return result
+
+
+def _reliability(values: NDArray[np.float64], loss: NDArray[np.float64], folds: Folds) -> dict[str, Any]:
+    """Predicted against true loss, each fold's prediction with the c of the other folds."""
+    scales, predicted = [], np.zeros(len(values))
+    for inside, others in folds:
+        scales.append(fit_loss_scale(values[others], loss[others]))
+        predicted[inside] = scales[-1] * np.exp(values[inside])
+    curve = reliability(predicted, loss)
+    return {
+        "cross_fitted": folds.about,
+        "scales": scales,
+        "error": curve.error,
+        "relative_error": curve.relative_error,
+        "bias": curve.bias,
+        "bins": [asdict(b) for b in curve.bins if math.isfinite(b.low)],
+    }
 
 
 def _clusters(measured: Measurement) -> NDArray[Any]:
@@ -154,9 +174,12 @@ def _counts(
 def _interval(
     hits: float, total: float, hit_rows: NDArray[np.float64], total_rows: NDArray[np.float64]
 ) -> Interval:
-    """A share with its bootstrap interval, or Wilson's where no resample differs from another."""
+    """A share with its bootstrap interval, or Wilson's where no resample differs from another.
+
+    Of nothing (no fold's threshold was reached) it is 0, and may be anything.
+    """
     shares = hit_rows[total_rows > 0] / total_rows[total_rows > 0]
-    value = hits / total
+    value = hits / total if total else 0.0
     low, high = np.quantile(shares, [0.025, 0.975]) if shares.size else (value, value)
     if low == high:
         low, high = _wilson(hits, total)
@@ -164,6 +187,8 @@ def _interval(
 
 
 def _wilson(hits: float, total: float, *, z: float = 1.96) -> tuple[float, float]:
+    if not total:
+        return 0.0, 1.0
     share, square = hits / total, z * z / total
     centre = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from misfire_export.triggering import Shifts
 
 
 def export(
@@ -33,6 +36,10 @@ def export(
     target: Annotated[str, typer.Option(help="onnxruntime-x86 or tensorrt.")] = "onnxruntime-x86",
     default_score: Annotated[str, typer.Option(help="Trigger on this score, not on the gate's.")] = "",
     failure_threshold: Annotated[float | None, typer.Option(help="Loss above which a frame fails.")] = None,
+    shifts: Annotated[
+        str, typer.Option(help="Corruptions that the gate holds out, or none; default: one of each kind.")
+    ] = "",
+    severity: Annotated[int, typer.Option(min=1, max=5, help="How bad each of them is.")] = 3,
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -59,6 +66,7 @@ def export(
         tolerance=tolerance,
         default_score=default_score or None,
         failure_threshold=failure_threshold,
+        shifts=_shifts(shifts, severity),
     )
     if material.run is not None:
         bundle = inputs.export_material(material, out=out, options=options, scores=wanted)
@@ -89,6 +97,14 @@ def export(
             scores=wanted,
         )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
+
+
+def _shifts(text: str, severity: int) -> Shifts:
+    from misfire_export.triggering import Shifts
+
+    if text == "none":
+        return Shifts(())
+    return Shifts(tuple(_listed(text)), severity) if text else Shifts(severity=severity)
 
 
 def _listed(text: str) -> list[str]:

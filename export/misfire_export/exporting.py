@@ -20,12 +20,15 @@ from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError
 from misfire_export.lowering import Target
 from misfire_export.parity import TOLERANCE
+from misfire_export.refitting import refit_of_run
 from misfire_export.tracing import PixelInput, trace
+from misfire_export.triggering import Shifts
 from misfire_runtime.bundle import Bundle, Lineage
 from misfire_train import scores as scoring
 from misfire_train.data import Examples
 from misfire_train.runs import Run
 from misfire_train.signals import Score, ScoredModel
+from misfire_train.tasks import Task
 
 HEAD = "learning_loss_pp"
 MAX_FIT = 20_000
@@ -55,6 +58,7 @@ def export_run(
     score_options: Mapping[str, Mapping[str, Any]] | None = None,
     default_score: str | None = None,
     failure_threshold: float | None = None,
+    shifts: Shifts | None = None,
     tolerance: float = TOLERANCE,
     snapshot_id: str | None = None,
     seed: int = 0,
@@ -63,7 +67,9 @@ def export_run(
 
     calibration: held-out frames with labels; nothing may have been trained on them.
     scores: names, by default the run's head and the free scores of its task.
-    fit, holdout: the run's training and holdout parts, for scores that need them (`misfire_train.scores`).
+    fit, holdout: the run's training and holdout parts, for scores that need them (`misfire_train.scores`) and
+    for fitting the head again without a corruption that the gate holds out.
+    shifts: those corruptions; None takes one of each kind.
     Raises an ExportError (too few frames, parity, operators, NaN) or ScoreError; `out` then stays as it was.
     """
     require_free(Path(out))
@@ -71,9 +77,9 @@ def export_run(
     names = (
         tuple(scores) if scores is not None else default_scores(run.record.task, head=run.head is not None)
     )
-    built = build_scores(names, run, fit=fit, holdout=holdout, options=score_options or {})
+    task = run.task if failure_threshold is None else run.task.with_threshold(failure_threshold)
+    built = build_scores(names, run, task=task, fit=fit, holdout=holdout, options=score_options or {})
     require_small_scores(built)
-    task = run.task
     model = ScoredModel(run.probe, built, output_name=task.output_name).eval()
     graph = trace(model, contract=run.contract)
     source = Source(
@@ -85,6 +91,8 @@ def export_run(
         lineage=lineage_of(run, snapshot_id=snapshot_id),
         classes=tuple(run.record.classes),
         reference=PixelInput(model, contract=run.contract) if run.contract.dtype == "uint8" else model,
+        refit=refit_of_run(run, train=fit, holdout=holdout),
+        ranges=fit,
     )
     options = Options(
         name=name,
@@ -94,6 +102,7 @@ def export_run(
         tolerance=tolerance,
         default_score=default_score,
         failure_threshold=failure_threshold,
+        shifts=shifts or Shifts(),
         seed=seed,
     )
     return assemble(source, calibration=calibration, out=Path(out), options=options)
@@ -103,11 +112,15 @@ def build_scores(
     names: Sequence[str],
     run: Run,
     *,
+    task: Task,
     fit: Examples | None,
     holdout: Examples | None,
     options: Mapping[str, Mapping[str, Any]],
 ) -> list[Score]:
-    """The run's head and registry scores by name, fitted. Raises ExportError on a name twice, or none."""
+    """The run's head and registry scores by name, fitted. Raises ExportError on a name twice, or none.
+
+    task: says what a failure is, to scores that learn from failures.
+    """
     if not names or len(set(names)) != len(names):
         raise ExportError(
             f"scores must be named once each, and at least one: got {', '.join(names) or 'none'}"
@@ -126,7 +139,7 @@ def build_scores(
     }
     chosen = {name: dict(value) for name, value in options.items() if name in others}
     if "stacked" in others:
-        chosen["stacked"] = {"task": run.task, **chosen.get("stacked", {})}
+        chosen["stacked"] = {"task": task, **chosen.get("stacked", {})}
     built = scoring.build(
         others, task=run.record.task, fit=fitted["fit"], holdout=fitted["holdout"], **chosen
     )

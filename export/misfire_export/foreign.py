@@ -117,6 +117,7 @@ def export_onnx(
         lineage=_lineage(Path(path), dataset),
         classes=tuple(classes),
         reference=ForeignReference(session, head, output=kind.output_name, image=contract.name),
+        ranges=fit,
         extra={"notes": [*notes, *found.notes, *_told(found)], "surgery": _report(found)},
     )
     return assemble(source, calibration=calibration, out=Path(out), options=replace(options))

@@ -104,6 +104,7 @@ def export_material(
         holdout=material.holdout,
         default_score=options.default_score,
         failure_threshold=options.failure_threshold,
+        shifts=options.shifts,
         tolerance=options.tolerance,
     )
 

@@ -33,6 +33,7 @@ def lower(
     *,
     precision: str,
     target: Target,
+    ranges: Examples,
     calibration: Examples,
     contract: InputContract,
     task: Task,
@@ -40,11 +41,14 @@ def lower(
     scores: Sequence[str],
     failure_threshold: float | None = None,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The lowered graph and its report. Raises PrecisionError where it cannot be made."""
+    """The lowered graph and its report. Raises PrecisionError where it cannot be made.
+
+    ranges: frames that int8's activation ranges are read off.  calibration: frames that the report is on.
+    """
     if precision == "fp16":
         lowered = halve(graph, output=output)
     elif precision == "int8":
-        lowered = quantize(graph, target=target, calibration=calibration, contract=contract, output=output)
+        lowered = quantize(graph, target=target, frames=ranges, contract=contract, output=output)
     else:
         raise PrecisionError(f"unknown precision {precision!r}; expected fp32, fp16 or int8")
     measured: list[Measurement] = []

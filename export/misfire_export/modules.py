@@ -19,6 +19,7 @@ from misfire_export.assembling import GraphScore, Options, Source, assemble, req
 from misfire_export.calibrating import require_frames
 from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError, TraceError
+from misfire_export.refitting import Refit
 from misfire_export.tracing import PixelInput, trace
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_runtime.preprocess import InputContract
@@ -26,12 +27,14 @@ from misfire_train import scores as scoring
 from misfire_train.attach import attach, find_last_layer
 from misfire_train.data import Examples
 from misfire_train.failures import settle_failures
+from misfire_train.heads import recipe_named
 from misfire_train.runs import read_tensors
 from misfire_train.signals import Probe, Score, ScoredModel
-from misfire_train.tasks import Task, get_task
+from misfire_train.tasks import get_task
 from misfire_train.train_config import FailureTable
 
 HEAD = "learning_loss_pp"
+RECIPE = "learning-loss-pp"
 
 
 def load_module(target: str, *, weights: Path | None = None) -> nn.Module:
@@ -99,11 +102,9 @@ def export_module_bundle(
     if holdout is not None:
         table = FailureTable(threshold=options.failure_threshold)
         kind, _ = settle_failures(probe, kind, holdout, contract=contract, table=table)
-    learned = (
-        [fit_head(probe, task=kind, contract=contract, fit=fit, holdout=holdout, seed=seed)]
-        if features
-        else []
-    )
+    recipe = recipe_named(RECIPE)
+    refit = Refit(HEAD, probe, kind, recipe, contract, train=fit, holdout=holdout, seed=seed)
+    learned = [fit_head(refit, layers=features)] if features else []
     names = list(scores) if scores is not None else _default_names(task)
     sets = {key: _gather(probe, part, contract) for key, part in (("fit", fit), ("holdout", holdout))}
     others = [name for name in names if name != HEAD]
@@ -126,25 +127,20 @@ def export_module_bundle(
         lineage=lineage or Lineage(run_id="module", dataset="unknown", dataset_sha256="0" * 64),
         classes=tuple(classes),
         reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,
+        refit=refit if learned else None,
+        ranges=fit,
         extra={"notes": [f"last layer: {last}"]},
     )
     return assemble(source, calibration=calibration, out=Path(out), options=options)
 
 
-def fit_head(
-    probe: Probe,
-    *,
-    task: Task,
-    contract: InputContract,
-    fit: Examples | None,
-    holdout: Examples | None,
-    seed: int,
-) -> Score:
-    """A LearningLoss++ head on the probe's features. Raises ExportError without frames to fit it on."""
-    if fit is None or holdout is None:
+def fit_head(refit: Refit, *, layers: Sequence[str]) -> Score:
+    """A LearningLoss++ head on these layers. Raises ExportError without frames to fit it on."""
+    if refit.train is None or refit.holdout is None:
         raise ExportError(f"{HEAD} is fitted on held-out frames and knows the training frames; give both")
-    attached = attach(probe.model, layers=probe.feature_names, last_layer=probe.last_layer, task=task)
-    attached.fit(train=fit, holdout=holdout, contract=contract, seed=seed)
+    probe = refit.probe
+    attached = attach(probe.model, layers=layers, last_layer=probe.last_layer, task=refit.task)
+    attached.fit(train=refit.train, holdout=refit.holdout, contract=refit.contract, seed=refit.seed)
     return attached.score.eval().requires_grad_(False)
 
 

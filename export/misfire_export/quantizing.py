@@ -36,9 +36,12 @@ _BATCH = 16
 
 
 def quantize(
-    graph: onnx.ModelProto, *, target: str, calibration: Examples, contract: InputContract, output: str
+    graph: onnx.ModelProto, *, target: str, frames: Examples, contract: InputContract, output: str
 ) -> onnx.ModelProto:
-    """An int8 copy for a target. Raises PrecisionError with nothing to quantise, or a refusal of the tool."""
+    """An int8 copy for a target; at most 256 of `frames` give the ranges of activations.
+
+    Raises PrecisionError with nothing to quantise, or a refusal of the tool.
+    """
     if target not in ("onnxruntime-x86", "tensorrt"):
         raise PrecisionError(f"unknown target {target!r}; expected onnxruntime-x86 or tensorrt")
     model = onnx.ModelProto()
@@ -59,7 +62,7 @@ def quantize(
             quantize_static(
                 source,
                 result,
-                _Frames(calibration, contract),
+                _Frames(frames, contract),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -83,7 +86,7 @@ def _options(*, symmetric: bool) -> dict[str, Any]:
 
 
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds real frames, spread evenly over the calibration set."""
+    """Feeds real frames, spread evenly over what was given."""
 
     def __init__(self, examples: Examples, contract: InputContract) -> None:
         self._chosen = np.unique(np.linspace(0, len(examples) - 1, min(FRAMES, len(examples))).astype(int))

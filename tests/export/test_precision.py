@@ -71,7 +71,7 @@ def test_fp16_refuses_weights_beyond_its_range(graph: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("target", ["onnxruntime-x86", "tensorrt"])
 def test_int8_is_built_for_its_target(graph: onnx.ModelProto, target: str) -> None:
-    lowered = quantize(graph, target=target, calibration=FRAMES, contract=CONTRACT, output="logits")
+    lowered = quantize(graph, target=target, frames=FRAMES, contract=CONTRACT, output="logits")
     zero_points = {
         item.name: item.data_type for item in lowered.graph.initializer if item.name.endswith("_zero_point")
     }
@@ -92,7 +92,7 @@ def test_int8_of_a_network_with_one_layer_is_refused() -> None:
         ScoredModel(Probe(model, last_layer="1"), build(["msp"], task="classification")), contract=CONTRACT
     )
     with pytest.raises(PrecisionError, match="nothing to quantise"):
-        quantize(graph, target="tensorrt", calibration=FRAMES, contract=CONTRACT, output="logits")
+        quantize(graph, target="tensorrt", frames=FRAMES, contract=CONTRACT, output="logits")
 
 
 @pytest.mark.parametrize(("precision", "goal"), [("fp16", 0.999), ("int8", 0.98)])

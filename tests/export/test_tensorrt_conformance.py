@@ -59,12 +59,12 @@ def targets(task: str, count: int) -> Tensor:
 
 
 def graph_of(task: str) -> onnx.ModelProto:
-    """A graph with every exportable score of a task."""
+    """A graph with every exportable score of a task, `stacked` of others among them."""
     model = network(task)
     last = str(len(model) - 1)  # type: ignore[arg-type]
     probe = Probe(model, last_layer=last)
     fit = gather(probe, torch.randn(60, 3, 16, 16), targets(task, 60))
-    names = [name for name in names_for(task, exportable=True) if name != "stacked"]
+    names = names_for(task, exportable=True)
     # One EGL++ searches its bandwidth in the graph, the other has it fixed: both forms are built.
     scores = build(names, task=task, fit=fit, holdout=fit, egl_pp_unweighted={"sigma": "auto"})
     return trace(ScoredModel(probe, scores, output_name=get_task(task).output_name), contract=CONTRACT)
@@ -78,22 +78,35 @@ def test_every_kind_of_graph_is_parsed_and_built_in_every_precision(task: str) -
     assert report["engine_bytes"] > 0 and report["layers"] >= 5 and report["executed"] is False
     frames = examples_of(seeded_images(32), np.zeros(32, np.int64))
     output = get_task(task).output_name
-    lowered = quantize(graph, target="tensorrt", calibration=frames, contract=CONTRACT, output=output)
+    lowered = quantize(graph, target="tensorrt", frames=frames, contract=CONTRACT, output=output)
     assert check_conformance(lowered)["engine_bytes"] > 0
     assert check_conformance(halve(graph, output=output))["engine_bytes"] > 0
 
 
-def test_an_operator_that_tensorrt_lacks_is_named_with_its_node() -> None:
-    node = helper.make_node("Det", ["image"], ["answer"], name="the_determinant")
+def one_node(operator: str, name: str) -> onnx.ModelProto:
     graph = helper.make_graph(
-        [node],
-        "odd",
+        [helper.make_node(operator, ["image"], ["answer"], name=name)],
+        "small",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 4, 4])],
-        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, None)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_a_build_that_does_not_end_is_stopped_and_refused() -> None:
+    """A tenth of a second is less than TensorRT needs to load: whatever hangs, the export does not."""
+    with pytest.raises(ConformanceError, match=r"graph of 1 nodes within 0\.1 s"):
+        check_conformance(one_node("Relu", "a"), time_limit_s=0.1)
+
+
+def test_a_build_that_crashes_is_refused_with_what_it_said() -> None:
+    with pytest.raises(ConformanceError, match=r"exit status 1\): AttributeError.*SM00"):
+        check_conformance(one_node("Relu", "a"), capability="SM00")
+
+
+def test_an_operator_that_tensorrt_lacks_is_named_with_its_node() -> None:
     with pytest.raises(ConformanceError, match=r"Det \(node the_determinant\)"):
-        check_conformance(model)
+        check_conformance(one_node("Det", "the_determinant"))
 
 
 def test_a_bundle_for_tensorrt_carries_the_builders_report(
