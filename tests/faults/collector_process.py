@@ -5,6 +5,7 @@ die_at names one of STEPS: the process kills itself with SIGKILL there, when it 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -19,14 +20,15 @@ from misfire_fleet.errors import StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_runtime.uplink import BrokerConfig
 
-STEPS = ("blobs.before", "blobs.after", "rows.after", "verdict.before", "verdict.after")
+STEPS = ("stage.before", "stage.after", "blobs.after", "rows.after", "verdict.before", "verdict.after")
 
 
 def run_collector(config: dict[str, Any]) -> None:
-    """Keys: folder (or database and blobs), broker, settings, name, die_at, die_after."""
+    """Keys: home (see homes.Home.config), broker, settings, name, die_at, die_after, trouble, ready."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    store = Store.open_folder(Path(config["folder"]))
+    home = config["home"]
+    store = Store.open(home["database"], home["blobs"], blob_options=home.get("blob_options"))
     settings = CollectorSettings.model_validate({"drain_s": 1.0, **config.get("settings", {})})
     collector = Collector(
         store,
@@ -50,12 +52,14 @@ def run_collector(config: dict[str, Any]) -> None:
 def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:
     """From the first write on, the blob store or the database fails, or is slow, for some seconds.
 
-    "full" fails after half of a group was written, as a disk without room does; "down" as a server away.
+    "full" fails every second blob, or after half of a group's rows, as a disk without room does; "down" as a
+    server that is away.
     """
     holder: Any = store.blobs if part == "blobs" else store.database
-    name = "put_many" if part == "blobs" else "insert_new"
+    name = _blob_call(store, "stage") if part == "blobs" else "insert_new"
     call = getattr(holder, name)
     until: list[float] = []
+    turns = itertools.count()
 
     def run(*arguments: Any, **keywords: Any) -> Any:
         if not until:
@@ -63,14 +67,20 @@ def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:
         if time.monotonic() < until[0]:
             if what == "slow":
                 time.sleep(0.5)
-            elif what == "full":
-                result = call(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2], **keywords)
-                raise StoreUnavailableError(f"no space left on device after {result}")
-            else:
+            elif what == "down":
                 raise StoreUnavailableError("connection refused")
+            elif part == "rows":
+                call(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2], **keywords)
+                raise StoreUnavailableError("no space left on device")
+            elif next(turns) % 2 == 0:
+                raise StoreUnavailableError("no space left on device")
         return call(*arguments, **keywords)
 
     setattr(holder, name, run)
+
+
+def _blob_call(store: Store, name: str) -> str:
+    return name if hasattr(store.blobs, name) else "put_many"
 
 
 def _arm(collector: Collector, store: Store, step: str, passes: int) -> None:
@@ -94,7 +104,8 @@ def _arm(collector: Collector, store: Store, step: str, passes: int) -> None:
 
     where, when = step.split(".")
     holder, name = {
-        "blobs": (store.blobs, "put_many"),
+        "stage": (store.blobs, _blob_call(store, "stage")),
+        "blobs": (store.blobs, _blob_call(store, "publish")),
         "rows": (store, "add_many"),
         "verdict": (collector.link, "publish"),
     }[where]

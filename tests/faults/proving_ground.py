@@ -9,14 +9,17 @@ import random
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.faults.audit import Audit, audit
 from tests.faults.chaos_proxy import ChaosProxy, Trouble
+from tests.faults.homes import FolderHome, Home
 from tests.faults.zygote import Child, Zygote
 from tests.services import Mosquitto, mosquitto
 
@@ -61,6 +64,8 @@ class ProvingGround:
     folder: Path
     seed: int = 0
     broker_options: str = BROKER_OPTIONS
+    home: Home | None = None
+    """Where the fleet's store is; None: SQLite and blobs in a folder of the ground's own."""
     faults: Counter[str] = field(default_factory=Counter)
     vehicles: list[Member] = field(default_factory=list)
     collectors: list[Member] = field(default_factory=list)
@@ -72,7 +77,8 @@ class ProvingGround:
             mosquitto(self.folder / "broker", options=self.broker_options)
         )
         self._zygote = self._stack.enter_context(Zygote(self.folder / "processes.log"))
-        Store.open_folder(self.folder / "fleet").close()
+        self.home = self.home or FolderHome(self.folder / "fleet")
+        self.home.open().close()
         return self
 
     def __exit__(
@@ -87,7 +93,8 @@ class ProvingGround:
         """Starts one more collector on the shared store and waits until it is ready."""
         number = len(self.collectors)
         ready = self.folder / f"collector-{number}.ready"
-        member = self._member("collector", protocol, {"folder": str(self.folder / "fleet"), **config})
+        assert self.home is not None
+        member = self._member("collector", protocol, {"home": self.home.config, **config})
         member.config["settings"] = {**BRISK, **config.get("settings", {})}
         member.config["ready"] = str(ready)
         self.collectors.append(member)
@@ -95,7 +102,7 @@ class ProvingGround:
         return member
 
     def add_vehicle(self, *, protocol: str = "5", link: Trouble | None = None, **config: Any) -> Member:
-        """Starts one more vehicle, its link with `link` from the first byte; `config`: see vehicle_process."""
+        """Starts one more vehicle, with `link` from the first byte on; `config`: see vehicle_process."""
         name = f"car-{len(self.vehicles)}"
         folder = self.folder / name
         folder.mkdir()
@@ -168,22 +175,40 @@ class ProvingGround:
             sum(line.startswith("d ") for line in journal.read_text().splitlines()) if journal.exists() else 0
         )
 
-    def settle(self, *, timeout_s: float = 60.0) -> bool:
-        """Waits until every vehicle has captured all it shall, and nothing is pending; False if never."""
+    def wait(self, holds: Callable[[], bool], *, timeout_s: float = 120.0) -> bool:
+        """Waits for something that must come, however slow the machine is; False if it never does."""
         until = time.monotonic() + timeout_s
-        for member in self.vehicles:
-            while self.captured(member) < int(member.config["count"]) or self.pending(member) != 0:
-                if time.monotonic() > until or not member.alive:
-                    return False
-                time.sleep(0.05)
+        while not holds():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
         return True
+
+    def at_rest(self, member: Member) -> bool:
+        """The vehicle has captured all it shall, and nothing is pending."""
+        return self.captured(member) >= int(member.config["count"]) and self.pending(member) == 0
+
+    def settle(self, *, timeout_s: float = 120.0) -> bool:
+        """Waits until every vehicle is at rest; False where one never is, or has died."""
+        return all(
+            self.wait(partial(self._ended, member), timeout_s=timeout_s) and self.at_rest(member)
+            for member in self.vehicles
+        )
+
+    def _ended(self, member: Member) -> bool:
+        return self.at_rest(member) or not member.alive
+
+    def store(self) -> Store:
+        """The fleet's store, opened once more."""
+        assert self.home is not None
+        return self.home.open()
 
     def audit(self) -> Audit:
         """Stops everybody in order, then compares."""
         for member in [*self.vehicles, *self.collectors]:
             if member.child is not None:
                 member.child.stop()
-        with Store.open_folder(self.folder / "fleet") as store:
+        with self.store() as store:
             return audit(store, [member.folder for member in self.vehicles])
 
     def _member(self, kind: str, protocol: str, config: dict[str, Any]) -> Member:

@@ -1,4 +1,5 @@
-"""Rows of the fault suite that the fleet makes: collectors killed at every step, two at once, bad stores."""
+"""Rows of the fault suite that the fleet makes, on SQLite and a folder and on PostgreSQL and S3: collectors
+killed at every step, two at once, stores that fail (what servers themselves suffer: test_server_faults)."""
 
 from __future__ import annotations
 
@@ -8,45 +9,46 @@ from pathlib import Path
 import pytest
 from tests.faults.chaos_proxy import Trouble
 from tests.faults.collector_process import STEPS
+from tests.faults.homes import FolderHome, Home, ServerHome
 from tests.faults.proving_ground import ProvingGround
+from tests.faults.small_disk import small_disk
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_before_or_after_a_step_of_its_work(tmp_path: Path, step: str) -> None:
-    with ProvingGround(tmp_path, seed=31) as ground:
-        collector = ground.add_collector(die_at=step, die_after=2)
-        ground.add_vehicle(count=40, rate=100)
-        until = time.monotonic() + 30
-        while collector.alive and time.monotonic() < until:
-            time.sleep(0.02)
-        assert not collector.alive, f"it never reached {step}"
+def test_killed_before_or_after_a_step_of_its_work(tmp_path: Path, home: Home, step: str) -> None:
+    """Two vehicles one after the other make every step happen twice at least, however work is grouped."""
+    with ProvingGround(tmp_path, seed=31, home=home) as ground:
+        collector = ground.add_collector(die_at=step, die_after=1)
+        first = ground.add_vehicle(count=20, rate=200)
+        assert ground.wait(lambda: ground.at_rest(first) or not collector.alive)
+        ground.add_vehicle(count=20, rate=200)
+        assert ground.wait(lambda: not collector.alive), f"it never reached {step}"
         ground.revive(collector, die_at=None)
         assert ground.settle()
         result = ground.audit()
         assert result.sound and result.stored == 40, result
 
 
-def test_killed_at_random_while_another_goes_on(tmp_path: Path) -> None:
-    with ProvingGround(tmp_path, seed=32) as ground:
+def test_killed_at_random_while_another_goes_on(tmp_path: Path, home: Home) -> None:
+    with ProvingGround(tmp_path, seed=32, home=home) as ground:
         collectors = [ground.add_collector() for _ in range(2)]
         ground.add_vehicle(count=80, rate=20)
         for number in range(6):
             time.sleep(ground.rng.uniform(0.1, 0.5))
             ground.kill(collectors[number % 2])
             ground.revive(collectors[number % 2])
-        assert ground.settle(timeout_s=90)
+        assert ground.settle()
         result = ground.audit()
         assert result.sound and result.stored == 80, result
 
 
-def test_two_collectors_that_finish_the_same_sample(tmp_path: Path) -> None:
+def test_two_collectors_that_finish_the_same_sample(tmp_path: Path, home: Home) -> None:
     """Every offer is repeated, so that both collectors ask for it; every message arrives twice."""
-    with ProvingGround(tmp_path, seed=33) as ground:
+    with ProvingGround(tmp_path, seed=33, home=home) as ground:
         for _ in range(2):
             ground.add_collector()
-        car = ground.add_vehicle(count=60, rate=1000)
-        car.proxy.trouble = Trouble(repeat=1.0)
-        assert ground.settle(timeout_s=90)
+        ground.add_vehicle(count=60, rate=1000, link=Trouble(repeat=1.0))
+        assert ground.settle()
         result = ground.audit()
         assert result.sound and result.stored == 60, result
 
@@ -54,9 +56,36 @@ def test_two_collectors_that_finish_the_same_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["down", "slow", "full"])
 @pytest.mark.parametrize("part", ["blobs", "rows"])
 def test_a_store_that_fails_for_a_while(tmp_path: Path, part: str, what: str) -> None:
-    with ProvingGround(tmp_path, seed=34) as ground:
-        ground.add_collector(trouble={"part": part, "what": what, "seconds": 2.0})
+    _with_trouble(ProvingGround(tmp_path, seed=34), part=part, what=what)
+
+
+def test_an_object_store_that_refuses_every_second_blob(tmp_path: Path, server_home: ServerHome) -> None:
+    """A quota of an object store cannot be brought about on demand; what it answers can."""
+    _with_trouble(ProvingGround(tmp_path, seed=36, home=server_home), part="blobs", what="full")
+
+
+def _with_trouble(proving_ground: ProvingGround, *, part: str, what: str) -> None:
+    with proving_ground as ground:
+        ground.add_collector(trouble={"part": part, "what": what, "seconds": 1.0})
         ground.add_vehicle(count=40, rate=100)
         assert ground.settle()
         result = ground.audit()
         assert result.sound and result.stored == 40, result
+
+
+def test_a_disk_that_is_really_full_under_rows_and_blobs(tmp_path: Path) -> None:
+    """SQLite and the folder on a small file system without a byte left, then with room again."""
+    with small_disk(tmp_path / "disk", mib=8) as disk:
+        if disk is None:
+            pytest.skip("mounting a small file system needs root")
+        with ProvingGround(tmp_path, seed=35, home=FolderHome(disk.mount / "fleet")) as ground:
+            ground.add_collector()
+            disk.fill()
+            car = ground.add_vehicle(count=40, rate=1000)
+            log = tmp_path / "processes.log"
+            assert ground.wait(lambda: "No space left on device" in log.read_text())
+            assert ground.captured(car) > 0
+            disk.free()
+            assert ground.settle()
+            result = ground.audit()
+            assert result.sound and result.stored == 40, result

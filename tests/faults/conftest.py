@@ -1,0 +1,31 @@
+"""The homes of a fleet: a test that asks for `home` runs on SQLite and a folder, and on real servers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.faults.homes import FolderHome, Home, ServerHome, Servers, servers
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """A PostgreSQL and an S3 for the whole session; whoever breaks them mends them."""
+    with servers(tmp_path_factory.mktemp("servers")) as found:
+        yield found
+
+
+@pytest.fixture
+def server_home(running: Servers) -> ServerHome:
+    """A fresh database and a fresh prefix."""
+    return ServerHome(running, f"fleet-{secrets.token_hex(4)}")
+
+
+@pytest.fixture(params=["folder", "postgres"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """A fresh home of either kind."""
+    if request.param == "folder":
+        return FolderHome(tmp_path / "fleet")
+    return request.getfixturevalue("server_home")  # type: ignore[no-any-return]

@@ -1,0 +1,202 @@
+"""Where a fleet under test lives: SQLite and a folder, or PostgreSQL and S3 servers that can be mistreated.
+
+    with servers(folder) as running: home = ServerHome(running, "a-test");  home = FolderHome(folder)
+
+Both give a collector process its configuration, open the store for the audit, and say what went wrong for
+real: a database killed or stopped dead, an object store killed or stopped dead, a disk with no room.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+from tests.faults.small_disk import SmallDisk, small_disk
+from tests.faults.zygote import ROOT
+from tests.services import Postgres, free_port, postgres, stop_process, wait_for_port
+
+from misfire_fleet.store import Store
+
+_DATABASE_MIB = 128
+
+
+class Home(Protocol):
+    """A place for one fleet's store."""
+
+    kind: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For a collector process: database, blobs, blob_options."""
+        ...
+
+    def open(self) -> Store:
+        """The store, as the audit and the console see it."""
+        ...
+
+
+@dataclass
+class FolderHome:
+    """`fleet.sqlite` and `blobs/` in a folder."""
+
+    folder: Path
+    kind: str = "folder"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See Home."""
+        return {"database": str(self.folder / "fleet.sqlite"), "blobs": str(self.folder / "blobs")}
+
+    def open(self) -> Store:
+        """See Home."""
+        return Store.open_folder(self.folder)
+
+
+@dataclass
+class S3:
+    """tests.faults.s3_server as a process; `kill` and `start` keep what it had acknowledged."""
+
+    file: Path
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What obstore needs to reach it."""
+        return {
+            "aws_endpoint": f"http://127.0.0.1:{self.port}",
+            "aws_access_key_id": "test",
+            "aws_secret_access_key": "test",
+            "aws_region": "us-east-1",
+        }
+
+    def start(self) -> None:
+        """Starts and waits until it listens."""
+        command = [sys.executable, "-W", "ignore", "-m", "tests.faults.s3_server", str(self.port)]
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen([*command, str(self.file)], cwd=ROOT, stdout=quiet, stderr=quiet)
+        wait_for_port(self.port, timeout_s=60)
+
+    def make_bucket(self) -> None:
+        """The bucket `misfire`."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/misfire", method="PUT")
+        urllib.request.urlopen(request, timeout=20).close()
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+
+@dataclass
+class Servers:
+    """A PostgreSQL and an S3 that several homes share, one database and one prefix each."""
+
+    database: Postgres
+    blobs: S3
+    disk: SmallDisk | None
+
+    def kill_database(self) -> None:
+        """Ends it without a checkpoint: every connection breaks, and its start replays the log."""
+        self.database.stop()
+
+    def freeze(self, part: str, seconds: float) -> None:
+        """Stops the processes of "database" or "blobs" dead, and lets them go on."""
+        assert self.blobs.process is not None
+        pids = [self.blobs.process.pid] if part == "blobs" else self._database_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            for pid in reversed(pids):
+                os.kill(pid, signal.SIGCONT)
+
+    def database_runs(self) -> bool:
+        """False where it ended itself, as it does when its log finds no room."""
+        url = f"host=127.0.0.1 port={self.database.port} user=postgres dbname=postgres connect_timeout=2"
+        try:
+            psycopg.connect(url).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _database_pids(self) -> list[int]:
+        leader = int((self.database.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(leader)], capture_output=True, text=True, check=False
+        )
+        return [leader, *(int(pid) for pid in children.stdout.split())]
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[Servers]:
+    """Real servers on free ports; the database's files lie on a small disk, where one can be mounted."""
+    with ExitStack() as stack:
+        database = stack.enter_context(postgres())
+        disk = stack.enter_context(_moved(database))
+        s3 = S3(folder / "s3.jsonl")
+        s3.start()
+        stack.callback(lambda: stop_process(s3.process) if s3.process else None)
+        s3.make_bucket()
+        yield Servers(database, s3, disk)
+
+
+@contextmanager
+def _moved(database: Postgres) -> Iterator[SmallDisk | None]:
+    """The database's files on a small disk while this lasts; it must have stopped when that goes."""
+    data = database.folder / "data"
+    database.control("-m", "fast", "stop")
+    aside = data.rename(database.folder / "aside")
+    with small_disk(data, mib=_DATABASE_MIB) as disk:
+        if disk is None:
+            data.rmdir()
+            aside.rename(data)
+        else:
+            subprocess.run(["cp", "-a", f"{aside}/.", str(data)], check=True)
+            shutil.rmtree(aside)
+        database.start()
+        yield disk
+        database.stop()
+
+
+@dataclass
+class ServerHome:
+    """One database and one prefix of the bucket."""
+
+    servers: Servers
+    name: str
+    kind: str = "postgres"
+
+    def __post_init__(self) -> None:
+        with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{self.name}"')
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See Home."""
+        return {
+            "database": self._address(self.name),
+            "blobs": f"s3://misfire/{self.name}",
+            "blob_options": self.servers.blobs.options,
+        }
+
+    def open(self) -> Store:
+        """See Home."""
+        config = self.config
+        return Store.open(config["database"], config["blobs"], blob_options=config["blob_options"])
+
+    def _address(self, database: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.servers.database.port}/{database}"

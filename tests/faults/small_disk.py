@@ -1,0 +1,49 @@
+"""A file system of a few MiB that can really be full: a tmpfs, where this process may mount one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_BLOCK = 4096
+
+
+@dataclass
+class SmallDisk:
+    """A mounted one; `fill` leaves not a byte, `free` takes the ballast away again."""
+
+    mount: Path
+
+    @property
+    def _ballast(self) -> Path:
+        return self.mount / "ballast"
+
+    def fill(self) -> None:
+        """Writes until the kernel says that there is no space left."""
+        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
+            while True:
+                ballast.write(b"\0" * _BLOCK)
+
+    def free(self) -> None:
+        """Makes room."""
+        self._ballast.unlink(missing_ok=True)
+
+
+@contextmanager
+def small_disk(mount: Path, *, mib: int) -> Iterator[SmallDisk | None]:
+    """Mounts one on an empty or new folder; None where that needs rights that this process has not."""
+    mount.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0755", "misfire-test", str(mount)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield SmallDisk(mount)
+    finally:
+        # Lazily: a process that was killed may not be gone in this instant.
+        subprocess.run(["umount", "-l", str(mount)], check=True)

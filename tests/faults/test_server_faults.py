@@ -1,0 +1,72 @@
+"""Rows of the fault suite that real servers make: PostgreSQL and S3 killed and restarted, standing still,
+without room. Nothing here is pretended: the processes are killed and stopped, the disk is full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.faults.homes import ServerHome, Servers
+from tests.faults.proving_ground import ProvingGround
+
+
+def _down_and_up(servers: Servers, part: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    if part == "database":
+        return servers.kill_database, servers.database.start
+    return servers.blobs.kill, servers.blobs.start
+
+
+@pytest.mark.parametrize("part", ["database", "blobs"])
+def test_a_server_killed_and_restarted(tmp_path: Path, server_home: ServerHome, part: str) -> None:
+    """A group fails while it is away; what was acknowledged before and after is there in the end."""
+    down, up = _down_and_up(server_home.servers, part)
+    with ProvingGround(tmp_path, seed=41, home=server_home) as ground:
+        ground.add_collector()
+        first = ground.add_vehicle(count=20, rate=1000)
+        assert ground.wait(lambda: ground.at_rest(first))
+        down()
+        try:
+            ground.add_vehicle(count=20, rate=1000)
+            log, felt = tmp_path / "processes.log", "offers are put off" if part == "database" else "wait for"
+            assert ground.wait(lambda: felt in log.read_text())
+        finally:
+            up()
+        assert ground.settle()
+        result = ground.audit()
+        assert result.sound and result.stored == 40, result
+
+
+@pytest.mark.parametrize("part", ["database", "blobs"])
+def test_a_server_that_stands_still(tmp_path: Path, server_home: ServerHome, part: str) -> None:
+    """It takes connections and answers nothing for a while: not down, only endlessly slow."""
+    with ProvingGround(tmp_path, seed=42, home=server_home) as ground:
+        ground.add_collector()
+        car = ground.add_vehicle(count=60, rate=30)
+        assert ground.wait(lambda: ground.captured(car) > 5)
+        server_home.servers.freeze(part, 1.5)
+        assert ground.settle()
+        result = ground.audit()
+        assert result.sound and result.stored == 60, result
+
+
+def test_a_database_whose_disk_is_full(tmp_path: Path, server_home: ServerHome) -> None:
+    """Not a page can be added, then there is room again; where it ended itself for it, it is started."""
+    servers = server_home.servers
+    if servers.disk is None:
+        pytest.skip("mounting a small file system needs root")
+    with ProvingGround(tmp_path, seed=43, home=server_home) as ground:
+        ground.add_collector()
+        log = tmp_path / "processes.log"
+        servers.disk.fill()
+        try:
+            ground.add_vehicle(count=60, rate=1000, size=[3000, 4000])
+            assert ground.wait(lambda: "No space left on device" in log.read_text())
+        finally:
+            servers.disk.free()
+        if not servers.database_runs():
+            servers.database.stop()
+            servers.database.start()
+        assert ground.settle()
+        result = ground.audit()
+        assert result.sound and result.stored == 60, result
