@@ -85,6 +85,55 @@ def test_a_score_that_fails_on_one_drive_of_few_does_not_pass_and_the_interval_i
     assert any("3 groups are too few" in note for note in result.notes)
 
 
+def test_few_failures_without_groups_still_judge_the_clean_frames() -> None:
+    rows = field(9, drives=300, per_drive=1, shifts=("clean", "fog"))
+    clean = rows["shifts"] == "clean"
+    assert 30 <= rows["failed"][clean].sum() < 80  # ten folds of them would say nothing
+    head = noisy(rows, np.where(clean, 3.0, 0.3))
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": head})
+    groups = next(view for view in result.views if view.kind == "groups")
+    assert sum(fold.failures for fold in groups.folds) == rows["failed"][clean].sum()
+    assert groups.left_out == ()
+    assert not result.passed
+
+
+def test_frames_of_a_single_drive_are_judged_clean_too() -> None:
+    rows = field(10, drives=1, per_drive=800, shifts=("clean", "fog"))
+    head = noisy(rows, np.where(rows["shifts"] == "clean", 3.0, 0.3))
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": head})
+    assert {view.kind for view in result.views} == {"groups", "corruptions"}
+    assert not result.passed
+    assert result.winner == "msp"
+
+
+def test_drives_with_few_failures_each_are_dealt_together_but_never_divided() -> None:
+    rows = field(11, drives=8, per_drive=20, shifts=("clean",))
+    rows["failed"] = np.arange(160) % 5 == 0  # 4 failures in each of 8 drives
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": noisy(rows, 0.2)})
+    (view,) = result.views
+    assert [fold.failures for fold in view.folds] == [16, 16]
+    assert [fold.samples for fold in view.folds] == [80, 80]
+    assert result.passed
+
+
+def test_no_score_wins_by_what_another_nominee_showed() -> None:
+    """One is good on clean frames, one in weather: each is nominated where it shines, neither is shipped."""
+    rows = field(12, shifts=("clean", "fog", "night", "rain"))
+    clean = rows["shifts"] == "clean"
+    scores = {
+        "msp": noisy(rows, 1.0),
+        "fair weather": noisy(rows, np.where(clean, 0.4, 1.0)),
+        "foul weather": noisy(rows, np.where(clean, 1.0, 0.4)),
+    }
+    result = judge(rows, scores)
+    assert all(view.passed for view in result.views)
+    assert result.winner == "msp"
+    assert not result.passed
+    assert "no single learned score" in result.verdict
+    both = judge(rows, {**scores, "all weather": noisy(rows, 0.45)})
+    assert both.winner == "all weather"
+
+
 def test_a_head_refitted_without_a_corruption_is_judged_by_that_refit() -> None:
     rows = field(3)
     scores = {"msp": noisy(rows, 1.0), "head": noisy(rows, 0.5)}

@@ -23,6 +23,8 @@ from misfire_train.judge.ranking import Floats, Ranking, Sums, rank_scores
 
 MIN_PER_FOLD = 5
 """A fold with fewer failures (or successes) says nothing by itself and is left out."""
+GOOD_PER_FOLD = 15
+"""Failures of a fold where folds are dealt: a few that say something rather than many that do not."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,39 @@ class Fold:
 
 
 def group_folds(evidence: Evidence, *, most: int, seed: int) -> tuple[Fold, ...]:
-    """Clean rows, one fold per group; more than `most` are dealt into `most` folds of like failures."""
+    """Clean rows, one fold per group; more than `most` are dealt into at most `most` folds of like failures.
+
+    Groups are dealt together, too, where fewer than two of them have enough failures by themselves. A single
+    group is divided by its frames: it holds nothing out, but no score is nominated on what it is judged on.
+    """
     rows = evidence.clean
-    labels, members = np.unique(evidence.groups[rows], return_inverse=True)
-    if len(labels) < 2:
+    labels = evidence.groups[rows]
+    if len(np.unique(labels)) < 2:
+        labels = evidence.frames[rows]
+    names, members = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
         return ()
-    if len(labels) <= most:
-        dealt, names = members, [str(label) for label in labels]
-    else:
-        failures = np.bincount(members, weights=evidence.failed[rows], minlength=len(labels))
-        shuffled = np.random.default_rng(seed).permutation(len(labels))
-        by_failures = shuffled[np.argsort(-failures[shuffled], kind="stable")]
-        fold_of_group = np.empty(len(labels), np.intp)
-        fold_of_group[by_failures] = np.arange(len(labels)) % most
-        dealt, names = fold_of_group[members], [f"fold {i + 1}" for i in range(most)]
-    return tuple(_fold(name, "groups", rows[dealt == i], evidence) for i, name in enumerate(names))
+    if len(names) <= most:
+        folds = tuple(
+            _fold(str(name), "groups", rows[members == i], evidence) for i, name in enumerate(names)
+        )
+        if sum(fold.usable for fold in folds) > 1:
+            return folds
+    return _dealt(rows, members, evidence, most=most, seed=seed)
+
+
+def _dealt(
+    rows: NDArray[np.intp], members: NDArray[np.intp], evidence: Evidence, *, most: int, seed: int
+) -> tuple[Fold, ...]:
+    """Whole groups in turn, those with the most failures first, into as many folds as their failures fill."""
+    failures = np.bincount(members, weights=evidence.failed[rows])
+    count = int(min(most, len(failures), max(2, failures.sum() // GOOD_PER_FOLD)))
+    shuffled = np.random.default_rng(seed).permutation(len(failures))
+    by_failures = shuffled[np.argsort(-failures[shuffled], kind="stable")]
+    fold_of_group = np.empty(len(failures), np.intp)
+    fold_of_group[by_failures] = np.arange(len(failures)) % count
+    dealt = fold_of_group[members]
+    return tuple(_fold(f"fold {i + 1}", "groups", rows[dealt == i], evidence) for i in range(count))
 
 
 def shift_folds(evidence: Evidence) -> tuple[Fold, ...]:

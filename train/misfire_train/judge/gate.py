@@ -152,26 +152,20 @@ def judge_evidence(
             left_out.append(tuple(fold.name for fold in folds if not fold.usable))
     if not tables:
         return _undecided(default, evidence, "No group or corruption with enough failures can be held out.")
-    views = tuple(
-        build_view(
-            table,
-            free=free_names,
-            learned=learned_names,
-            metrics=metrics,
-            left_out=missing,
-            beside=tables[0] if table is not tables[0] else None,
-        )
-        for table, missing in zip(tables, left_out, strict=True)
-        if learned_names
-    )
-    best_free = _overall(tables, free_names, metrics[0])
-    best_learned = _overall(tables, learned_names, metrics[0]) if learned_names else None
-    passed = bool(views) and all(view.passed for view in views)
-    verdict, needed = _verdict(views, best_free, best_learned)
+    contest = _Contest(tuple(tables), tuple(left_out), tuple(free_names), tuple(metrics))
+    views = contest.views(learned_names) if learned_names else ()
+    best_free = contest.ranked(free_names)[0]
+    ranked = contest.ranked(learned_names)
+    earned = None
+    if views and all(view.passed for view in views):
+        # Nominees differ from fold to fold; what a bundle triggers on has to hold everywhere by itself.
+        earned = next((n for n in ranked if all(view.passed for view in contest.views([n]))), None)
+    best_learned = earned or (ranked[0] if ranked else None)
+    verdict, needed = _verdict(views, best_free, best_learned, earned=earned)
     return GateResult(
-        winner=best_learned if passed and best_learned is not None else best_free,
-        winner_is_free=not passed,
-        passed=passed,
+        winner=earned or best_free,
+        winner_is_free=earned is None,
+        passed=earned is not None,
         verdict=verdict,
         best_free=best_free,
         best_learned=best_learned,
@@ -224,18 +218,47 @@ def _undecided(default: str, evidence: Evidence, why: str, *, needed: int | None
     )
 
 
-def _overall(tables: Sequence[Table], names: Sequence[str], metric: str) -> str:
-    """Best by the mean over views, each view counting once."""
-    means = [np.mean([table.mean(name, metric) for table in tables]) for name in names]
-    return names[int(np.argmax(means) if metric in HIGHER_IS_BETTER else np.argmin(means))]
+@dataclass(frozen=True)
+class _Contest:
+    """What the gate compares on: a table per kind of held-out data, and the folds that were too small."""
+
+    tables: tuple[Table, ...]
+    left_out: tuple[tuple[str, ...], ...]
+    free: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    def views(self, learned: Sequence[str]) -> tuple[View, ...]:
+        """The best of these learned scores against the best free one, in each view."""
+        return tuple(
+            build_view(
+                table,
+                free=self.free,
+                learned=learned,
+                metrics=self.metrics,
+                left_out=missing,
+                beside=self.tables[0] if table is not self.tables[0] else None,
+            )
+            for table, missing in zip(self.tables, self.left_out, strict=True)
+        )
+
+    def ranked(self, names: Sequence[str]) -> list[str]:
+        """Best first by the mean over views, each view counting once."""
+        metric = self.metrics[0]
+        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        means = {name: sign * np.mean([table.mean(name, metric) for table in self.tables]) for name in names}
+        return sorted(names, key=lambda name: float(means[name]))
 
 
-def _verdict(views: Sequence[View], free: str, learned: str | None) -> tuple[str, int | None]:
+def _verdict(
+    views: Sequence[View], free: str, learned: str | None, *, earned: str | None
+) -> tuple[str, int | None]:
     if learned is None:
         return f"No learned score was offered: trigger on the free score {free}, the best of its kind.", None
-    if all(view.passed for view in views):
+    if earned is not None:
         where = " and ".join(f"held-out {view.kind}" for view in views)
-        return f"Trigger on {learned}: it beats the best free score ({free}) on {where}.", None
+        return f"Trigger on {earned}: it beats the best free score ({free}) on {where}.", None
+    if all(view.passed for view in views):
+        return f"Trigger on the free score {free}: no single learned score holds up everywhere.", None
     reasons, needed = [], []
     for view in views:
         for pooled in view.pooled:
@@ -252,6 +275,11 @@ def _verdict(views: Sequence[View], free: str, learned: str | None) -> tuple[str
                 )
         reasons.extend(f"worse on {view.kind} {name}" for name in view.worse)
     text = f"Trigger on the free score {free}: {learned} did not earn its place ({'; '.join(reasons)})."
+    won = [
+        f"{c.metric} on held-out {v.kind}: {c.difference:+.4f}" for v in views for c in v.pooled if c.a_wins
+    ]
+    if won:
+        text += f" It does win in {', '.join(won)}."
     if needed:
         text += f" A gain of this size would need about {max(needed)} held-out failures to show."
     return text, max(needed) if needed else None
