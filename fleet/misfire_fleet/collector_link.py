@@ -63,6 +63,7 @@ class Link:
         self._flown_at: float | None = None
         self._failed = 0
         self._last_back = 0.0
+        self._restated_at = 0.0
         self._draining = False
         self.shared = settings.shared != "never"
         self.ready = threading.Event()
@@ -101,6 +102,8 @@ class Link:
         client = self._client
         if client is None or not client.is_connected() or self._draining:
             return
+        if now - self._restated_at > self._settings.restate_s:
+            self._subscribe_states(client, now)
         if self._flown_at is None:
             if self.ready.is_set() and now - self._last_back > self._settings.watchdog_s:
                 self._fly(client)
@@ -136,10 +139,15 @@ class Link:
         self.packet_limit = getattr(properties, "MaximumPacketSize", None)
         base = f"{ROOT}/{self._fleet}/+"
         client.subscribe(f"{base}/data/{self._name}/#", qos=1)
-        client.subscribe(f"{base}/state", qos=1)
+        self._subscribe_states(client, time.monotonic())
         self.shared = self._settings.shared != "never"
         self._failed = 0
         self._subscribe_offers(client)
+
+    def _subscribe_states(self, client: paho.Client, now: float) -> None:
+        """Has the broker send the retained states of all vehicles: a death that was lost is made good."""
+        self._restated_at = now
+        client.subscribe(f"{ROOT}/{self._fleet}/+/state", qos=1)
 
     def _subscribe_offers(self, client: paho.Client) -> None:
         if not self._draining:

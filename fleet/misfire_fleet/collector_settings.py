@@ -62,5 +62,7 @@ class CollectorSettings(BaseModel):
     """How long a canary may take to come back."""
     watchdog_s: float = Field(default=30.0, gt=0)
     """How often the canary flies once the collector works."""
+    restate_s: float = Field(default=300.0, gt=0)
+    """How often the broker is asked for the states of all vehicles again."""
     quotas: Quotas = Quotas()
     near_duplicates: NearDuplicates | None = None

@@ -146,7 +146,11 @@ class Uplink:
         return self._spool.wait_empty(timeout_s)
 
     def publish_telemetry(self, telemetry: Telemetry) -> bool:
-        """Sends a heartbeat; False, and nothing kept, where there is no connection now."""
+        """Sends a heartbeat; False, and nothing kept, where there is no connection now.
+
+        The birth goes with it: one that was lost, or overtaken by an older death, is made good.
+        """
+        self._enqueue(self._topics.state, encode(self._birth), qos=1, retain=True)
         return self._enqueue(self._topics.telemetry, encode(telemetry), qos=0, retain=False)
 
     def set_metered(self, metered: bool) -> None:
@@ -337,11 +341,10 @@ class Uplink:
             elif message.topic == self._topics.desired and self._desired is not None and message.payload:
                 self._desired.put(decode(Desired, message.payload))
             elif message.topic == self._topics.state and message.payload:
-                # Before our first birth, a retained state is the one of an earlier boot, or tells nothing.
+                state = decode(State, message.payload)
                 if message.retained and self.connects < 2:
-                    return
-                stranger = self._identity.sees(decode(State, message.payload))
-                if stranger:
+                    self._identity.follows(state)
+                elif self._identity.sees(state):
                     connection.publish(self._topics.state, encode(self._birth), retain=True)
         except MessageError as error:
             _LOG.warning("message_refused", extra={"fields": {"topic": message.topic, "problem": str(error)}})

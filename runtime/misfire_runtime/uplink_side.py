@@ -24,6 +24,7 @@ class Identity:
 
     def __init__(self, boot_id: str, *, on_clone: Callable[[str], None] | None) -> None:
         self.boot_id = boot_id
+        self._predecessor = boot_id
         self._on_clone = on_clone
         self._clones: list[str] = []
 
@@ -32,8 +33,17 @@ class Identity:
         """Other boots, in the order of their appearance."""
         return tuple(self._clones)
 
+    def follows(self, state: State) -> None:
+        """The state that was retained before our first birth: who spoke as this vehicle until now."""
+        self._predecessor = state.boot_id
+
     def sees(self, state: State) -> bool:
-        """A state on our topic since our birth. True for a boot not met before, which shall hear of us."""
+        """A state on our topic since our birth. True where our birth must be said again: to a boot not met
+        before, and after a Will that came late, ours or our predecessor's, and says that we are gone.
+        """
+        if not state.online and state.boot_id in ("", self.boot_id, self._predecessor):
+            self._predecessor = self.boot_id  # it dies once
+            return True
         if state.boot_id in ("", self.boot_id, *self._clones):
             return False
         if len(self._clones) >= _MAX_CLONES:
