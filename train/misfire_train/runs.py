@@ -197,6 +197,12 @@ def run_splits(run: Run, dataset: Dataset) -> dict[str, Examples]:
             f"{run.path} was trained on {run.record.dataset.name} ({run.record.dataset.sha256[:12]}), "
             f"this is {dataset.name} ({dataset.sha256[:12]})"
         )
+    if dataset.contract != run.contract:
+        raise ConfigError(
+            f"{run.path} was trained on {run.contract.width}x{run.contract.height} {run.contract.color}, "
+            f"{dataset.name} was read as {dataset.contract.width}x{dataset.contract.height} "
+            f"{dataset.contract.color}: name it with the options that it was trained with"
+        )
     ids = read_splits(run.path)
     parts = {name: dataset.train.take(dataset.train.positions(ids[name])) for name in PARTS if ids.get(name)}
     return {**parts, "test": dataset.test}

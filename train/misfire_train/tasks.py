@@ -173,15 +173,20 @@ def mean_of_units(losses: Tensor) -> Tensor:
     return torch.where(present, losses, torch.zeros_like(losses)).sum(1) / present.sum(1).clamp_min(1)
 
 
-def _joint_accuracy(heatmaps: Tensor, targets: Tensor) -> Tensor:
-    """PCK@0.1: visible joints decoded within a tenth of the figure's larger side."""
+def joints_found(heatmaps: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(found, visible), bool [N,J]. Found as in PCK@0.1: within a tenth of the figure's larger side."""
     found, visible = decode_heatmaps(heatmaps)[..., :2], targets[..., 2] > 0
     distance = (found - targets[..., :2]).square().sum(2).sqrt()
     shown = torch.where(visible[..., None], targets[..., :2], torch.nan)
     low = torch.nan_to_num(shown, nan=torch.inf).amin(1)
     high = torch.nan_to_num(shown, nan=-torch.inf).amax(1)
     side = (high - low).amax(1, keepdim=True).clamp_min(1.0)
-    return ((distance <= 0.1 * side) & visible).sum() / visible.sum().clamp_min(1)
+    return (distance <= 0.1 * side) & visible, visible
+
+
+def _joint_accuracy(heatmaps: Tensor, targets: Tensor) -> Tensor:
+    found, visible = joints_found(heatmaps, targets)
+    return found.sum() / visible.sum().clamp_min(1)
 
 
 def pixel_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,12 +218,17 @@ def _pixel_mean(logits: Tensor, targets: Tensor) -> Tensor:
     return (losses * valid).sum() / valid.sum().clamp_min(1)
 
 
-def _pixel_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+def pixel_answers(logits: Tensor, targets: Tensor) -> Tensor:
+    """The likeliest class of each pixel at the targets' size, int64 [N,H,W]."""
     if logits.shape[2:] != targets.shape[1:]:
         size = (targets.shape[1], targets.shape[2])
         logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return logits.argmax(1)
+
+
+def _pixel_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     valid = targets != IGNORE
-    return ((logits.argmax(1) == targets.long()) & valid).sum() / valid.sum().clamp_min(1)
+    return ((pixel_answers(logits, targets) == targets.long()) & valid).sum() / valid.sum().clamp_min(1)
 
 
 _BUILT_IN = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from misfire_train.data.catalogue import entries
@@ -58,7 +59,8 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     if reader in _READERS:
         if not argument:
             raise DatasetError(f"{reader} needs a path: {reader}:PATH")
-        return _READERS[reader](*parse_argument(argument))
+        # The name keeps the options: whoever reads the set again by its name must get the same pictures.
+        return replace(_READERS[reader](*parse_argument(argument)), name=name)
     if name in _NAMED:
         return _NAMED[name](root)
     if colon and reader in _NAMED:

@@ -22,7 +22,7 @@ _CURVES_SHOWN = 5
 _KINDS = {
     "missed": "Most surprising: high loss, low score",
     "worst": "Worst: highest loss",
-    "false alarm": "False alarms: high score, right answer",
+    "false alarm": "False alarms: high score, no failure",
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from misfire_train.judge.report import Condition, Curve, LossCalibration, by_auroc
@@ -44,8 +45,10 @@ def risk_coverage(curves: Sequence[Curve], *, oracle: float, random: float, titl
     axes.set(xlabel="coverage: share of frames kept, lowest scores first", ylabel="mean risk of what is kept")
     axes.set_title(f"{title} (oracle's AURC {oracle:.4f})", loc="left", fontsize=10.5)
     axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    lowest = min((min(curve.risk) for curve in curves), default=0.0)
+    # Losses of maps have a floor that no score gets below; from zero, all curves would be one line.
+    axes.set_ylim(bottom=0 if lowest < random / 2 else lowest - 0.1 * (random - lowest))
+    axes.legend(frameon=False, fontsize=9, loc="best")
     return _svg(figure)
 
 
@@ -81,7 +84,7 @@ def histogram(score: NDArray[Any], failed: NDArray[np.bool_], *, name: str) -> s
     low, high = np.quantile(score[np.isfinite(score)], [0.001, 0.999])
     bins = np.linspace(low, high if high > low else low + 1, 50)
     clipped = np.clip(score, low, bins[-1])
-    for where, colour, label in ((~failed, FREE, "right"), (failed, BAD, "wrong")):
+    for where, colour, label in ((~failed, FREE, "no failure"), (failed, BAD, "failure")):
         if where.any():
             axes.hist(
                 clipped[where],
@@ -109,6 +112,10 @@ def reliability(calibration: LossCalibration) -> str:
     axes.plot(limits, limits, color=FAINT, ls=":", lw=1.2)
     axes.errorbar(predicted, observed, yerr=spread, fmt="o", color=LEARNED, ms=4.5, lw=1.4, capsize=2)
     axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="predicted loss, mean of a tenth", ylabel="true loss, mean and 95 % interval")
     axes.set_title(calibration.score, loc="left", fontsize=10.5)
     return _svg(figure)

@@ -88,7 +88,7 @@ class Curve:
 class FrameExample:
     """A frame worth a look. kind: worst (highest loss), missed (high loss, low score), false alarm.
 
-    picture: JPEG or PNG as a data URL, or None.
+    truth, predicted: in words.  picture: PNG as a data URL, or None.
     """
 
     kind: str
@@ -103,8 +103,20 @@ class FrameExample:
 
 
 @dataclass(frozen=True)
+class Legend:
+    """How to read the pictures. colours: (name, "#rrggbb") of a mask's classes.  drawn: lines lie over it."""
+
+    text: str
+    colours: tuple[tuple[str, str], ...] = ()
+    drawn: bool = True
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything that was measured. settings: what it was measured on and how, so that it can be repeated."""
+    """Everything that was measured. settings: what it was measured on and how, so that it can be repeated.
+
+    legend: how to read what is drawn into the frames' pictures, None where nothing is.
+    """
 
     settings: Mapping[str, Any]
     conditions: tuple[Condition, ...]
@@ -114,6 +126,7 @@ class Report:
     curves: tuple[Curve, ...] = ()
     frames: tuple[FrameExample, ...] = ()
     skipped: Mapping[str, str] | None = None
+    legend: Legend | None = None
 
     def condition(self, name: str) -> Condition:
         """The condition of that name."""
@@ -138,6 +151,8 @@ class Report:
 def print_report(report: Report, *, console: Console | None = None) -> None:
     """One table per condition, the best AUROC first, and the gate's verdict."""
     out = console or Console()
+    if report.settings.get("failure"):
+        out.print(f"a failure: {report.settings['failure']}", markup=False, highlight=False)
     for condition in report.conditions:
         out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
     for name, reason in (report.skipped or {}).items():

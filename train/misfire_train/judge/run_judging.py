@@ -9,17 +9,14 @@ that refit is what the gate judges there: else "held-out corruption" would be a 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from misfire_runtime.preprocess import Image, encode_png
 from misfire_train.data import Dataset, Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt_all
 from misfire_train.errors import JudgeError
@@ -29,6 +26,7 @@ from misfire_train.heads import recipe_named
 from misfire_train.judge.calibration import fit_loss_scale
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.pictures import draw, legend_of
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import SCORES, FitSet, ScoreError, build, compute, gather, names_for
@@ -38,7 +36,6 @@ from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable, TrainConfig
 
 _MAX_FIT = 20_000
-_PICTURE_SIDE = 320
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
 _MAX_GROUPS_SHOWN = 40
 
@@ -66,12 +63,11 @@ class Judging:
 
 @dataclass(frozen=True)
 class _Column:
-    """One condition: scores {name: [N]}, loss and failures [N], and the answers in words."""
+    """One condition: scores {name: [N]}, loss [N], and failures [N] where the answer itself decides."""
 
     scores: Mapping[str, NDArray[Any]]
     loss: NDArray[np.float64]
     failed: NDArray[np.bool_] | None
-    predicted: tuple[str, ...]
 
 
 def judge_run(
@@ -124,7 +120,8 @@ def judge_run(
         report,
         skipped=skipped,
         gate=replace(report.gate, notes=(*report.gate.notes, *_library_notes(run, judging), *notes)),
-        frames=tuple(_with_picture(frame, run, examples, images, columns) for frame in report.frames),
+        frames=tuple(_with_picture(frame, run, examples, images) for frame in report.frames),
+        legend=legend_of(run.record.task, run.record.classes),
     )
     return report, Evidence.of(stacked, **common)
 
@@ -188,7 +185,6 @@ def _fit_set(run: Run, examples: Examples) -> FitSet:
 def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
     scores = compute(run, examples, modules, seed=seed) if modules else {}
     losses, failed = [], []
-    predicted: list[str] = []
     knows = task.failed_function is not None
     with evaluating(run.probe), torch.no_grad():
         for rows, image in batches(examples, contract=run.contract, size=256):
@@ -197,11 +193,7 @@ def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Tas
             losses.append(task.sample_loss(outputs, targets).double().numpy())
             if knows:
                 failed.append(task.failed(outputs, targets).numpy())
-            if run.record.task == "classification":
-                predicted.extend(run.record.classes[i] for i in outputs.argmax(1).tolist())
-    return _Column(
-        scores, np.concatenate(losses), np.concatenate(failed) if knows else None, tuple(predicted)
-    )
+    return _Column(scores, np.concatenate(losses), np.concatenate(failed) if knows else None)
 
 
 def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tuple[Task, str]:
@@ -355,24 +347,19 @@ def _settings(
 
 
 def _with_picture(
-    frame: FrameExample,
-    run: Run,
-    examples: Examples,
-    images: Mapping[str, Examples],
-    columns: Mapping[str, _Column],
+    frame: FrameExample, run: Run, examples: Examples, images: Mapping[str, Examples]
 ) -> FrameExample:
+    """The frame as the network saw it, with truth and answer; the network looks at it once more."""
+    shown = images[frame.shift]
     row = int(examples.positions([frame.frame])[0])
-    picture = _data_url(images[frame.shift].images[row])
-    if run.record.task != "classification":
-        return replace(frame, picture=picture)
-    truth = run.record.classes[int(examples.targets[row])]
-    return replace(frame, picture=picture, truth=truth, predicted=columns[frame.shift].predicted[row])
-
-
-def _data_url(image: Image) -> str:
-    """A PNG as a data URL, shrunk to at most 320 pixels a side."""
-    factor = _PICTURE_SIDE / max(image.shape[:2])
-    if factor < 1:
-        size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+    with evaluating(run.probe), torch.no_grad():
+        outputs = run.probe(shown.batch(np.array([row]), run.contract)).outputs
+    drawing = draw(
+        run.record.task,
+        shown.images[row],
+        outputs,
+        examples.targets[row],
+        classes=run.record.classes,
+        contract=run.contract,
+    )
+    return replace(frame, picture=drawing.picture, truth=drawing.truth, predicted=drawing.predicted)
