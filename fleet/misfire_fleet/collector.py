@@ -23,7 +23,6 @@ from misfire_fleet.collector_housekeeping import Housekeeping
 from misfire_fleet.collector_link import Handlers, Link, chunk_bytes
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_novelty import Novelty
-from misfire_fleet.collector_outbox import Outbox
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Excess, Transfers
@@ -70,7 +69,6 @@ class Collector:
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._states: dict[str, State] = {}
         self._beats: deque[tuple[str, Telemetry]] = deque(maxlen=_MAX_NOTES)
-        self.outbox = Outbox(self._publish)
         self.committer = Committer(
             store,
             name=self.name,
@@ -131,7 +129,7 @@ class Collector:
             waiting.wait(0.02)
         self.desk.close()
         self.committer.close()
-        self.outbox.close()
+        self.link.outbox.wait_empty()
         self._housekeeping.close()
         self.link.close()
 
@@ -144,7 +142,7 @@ class Collector:
             found.append("the store does not take samples")
         if self.committer.busy_s(time.monotonic()) > _STUCK_S:
             found.append(f"a commit has been running for more than {_STUCK_S:g} s")
-        if not (self.desk.alive and self.committer.alive and self._housekeeping.alive):
+        if not all(part.alive for part in (self.link, self.desk, self.committer, self._housekeeping)):
             found.append("a thread died; see the log")
         return found
 
@@ -154,13 +152,8 @@ class Collector:
             offer=self.desk.put,
             state=self._on_state,
             telemetry=self._on_telemetry,
-            acknowledged=self.outbox.acknowledged,
-            lost=self.outbox.lost,
             malformed=lambda kind: self.metrics.malformed.labels(kind).inc(),
         )
-
-    def _publish(self, vehicle: str, reply: bytes) -> object | None:
-        return self.link.publish(vehicle, reply)
 
     def _on_chunk(self, vehicle: str, sample: str, offset: int, payload: bytes) -> None:
         self.metrics.chunks.inc()
@@ -204,7 +197,7 @@ class Collector:
         if verdict.verdict in {"declined", "rejected"}:
             with self._lock:
                 self._refused[(vehicle, verdict.verdict, cause)] += 1
-        self.outbox.put(vehicle, verdict)
+        self.link.outbox.put(vehicle, verdict)
 
     def _ask(self, ask: Ask) -> None:
         self.metrics.asked_again.inc()
@@ -229,11 +222,10 @@ class Collector:
         for key in abandoned:
             self.metrics.abandoned.inc()
             self._given_up(*key)
-        self.link.tick(now)
         self.metrics.transfers.set(len(self.transfers))
         self.metrics.transfer_bytes.set(self.transfers.reserved_bytes)
         self.metrics.offers_waiting.set(self.desk.waiting)
-        self.metrics.verdicts_waiting.set(self.outbox.pending)
+        self.metrics.verdicts_waiting.set(self.link.outbox.pending)
         self.metrics.ready.set(self.link.ready.is_set())
         self.metrics.reconnects.set(self.link.stalls)
 

@@ -1,8 +1,8 @@
-"""From whole transfers to `stored`: verified side by side, made durable in groups, answered after the commit.
+"""From whole transfers to `stored`: verified and written side by side, named and committed in groups.
 
-whole -> decoders: hash, kind, pixels -> writer: blobs durable -> committer: rows committed -> `stored`
-While one group's rows are committed the next one's blobs are written and a third gathers: groups grow with
-the load, and nobody waits for a timer.
+whole -> workers: hash, kind, pixels, bytes durable -> committer: names and rows durable -> `stored`
+One worker does all that is done to one sample, so that it passes between threads once. While a group is
+committed the next one gathers: groups grow with the load, and nobody waits for a timer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Transfer, Transfers
-from misfire_fleet.collector_verify import HashMismatchError, verify
+from misfire_fleet.collector_verify import HashMismatchError, Verified, verify
 from misfire_fleet.errors import StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
+from misfire_fleet.store_blobs import Staged
 from misfire_fleet.store_records import NewSample, Outcome
 from misfire_runtime.errors import ImageError
 from misfire_runtime.messages import Declined, Rejected, Stored, Verdict
@@ -37,6 +37,7 @@ _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 class _Whole:
     transfer: Transfer
     sample: NewSample
+    staged: Staged
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Outlets:
 
 
 class Committer:
-    """Owns the decoders and the two threads that write and commit."""
+    """Owns the workers and the thread that commits."""
 
     def __init__(
         self,
@@ -63,49 +64,61 @@ class Committer:
     ) -> None:
         self._store, self._name, self._settings = store, name, settings
         self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
-        self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoder")
-        self._whole: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
+        self._workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
         self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._threads = (
-            threading.Thread(target=self._write, name="writer", daemon=True),
-            threading.Thread(target=self._commit, name="committer", daemon=True),
-        )
-        self._began: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._commit, name="committer", daemon=True)
+        self._began: dict[int, float] = {}
+        self._seconds = {stage: metrics.commit_seconds.labels(stage) for stage in ("blobs", "rows")}
         self.failing = threading.Event()
 
     def start(self) -> None:
         """Begins to commit."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def put(self, transfer: Transfer) -> None:
         """Takes a transfer whose bytes are all here."""
-        self._decoders.submit(self._verify, transfer)
+        self._workers.submit(self._keep, transfer)
 
     @property
     def alive(self) -> bool:
-        """False where a thread died."""
-        return all(thread.is_alive() for thread in self._threads)
+        """False where the committing thread died."""
+        return self._thread.is_alive()
 
     def busy_s(self, now: float) -> float:
-        """How long the present write or commit has been running; 0 where none is."""
+        """How long the longest of the present writes and commits has been running; 0 where none is."""
         return max((now - began for began in list(self._began.values())), default=0.0)
 
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
         self._stop.set()
-        self._decoders.shutdown()
-        if self._threads[0].is_alive():
-            self._whole.put(None)
-            for thread in self._threads:
-                thread.join(30.0)
+        self._workers.shutdown()
+        if self._thread.is_alive():
+            self._durable.put(None)
+            self._thread.join(30.0)
 
-    def _verify(self, transfer: Transfer) -> None:
-        offer = transfer.offer
+    def _keep(self, transfer: Transfer) -> None:
+        """Checks a sample, makes its bytes durable, and hands it to the committer."""
         data = transfer.take()
+        found = self._verified(transfer, data)
+        if found is None:
+            return
+        staged: list[Staged] = []
         try:
-            found = verify(
+            if self._persist(
+                "blobs", [transfer], lambda: staged.append(self._store.blobs.stage(transfer.offer.id, data))
+            ):
+                sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
+                self._durable.put(_Whole(transfer, sample, staged[0]))
+        except Exception:
+            log.exception("sample %s: cannot be kept, for an unforeseen reason", transfer.offer.id)
+            self._reject(transfer, "unstorable", "cannot be stored")
+
+    def _verified(self, transfer: Transfer, data: bytes) -> Verified | None:
+        """What was found, or None after the vehicle was told what is wrong."""
+        offer = transfer.offer
+        try:
+            return verify(
                 data, sample=offer.id, media_type=offer.media_type, max_pixels=self._settings.max_pixels
             )
         except HashMismatchError as error:
@@ -119,39 +132,30 @@ class Committer:
         except Exception:
             log.exception("sample %s: the check failed in an unforeseen way", offer.id)
             self._reject(transfer, "image", "image: the payload cannot be checked")
-        else:
-            sample = NewSample(offer, data, found.width, found.height, self._name)
-            self._whole.put(_Whole(transfer, sample))
-
-    def _write(self) -> None:
-        """Makes the blobs of a group durable and passes it on."""
-        for group in self._groups(self._whole):
-            blobs = [(whole.transfer.offer.id, whole.sample.data) for whole in group]
-            if self._persist("blobs", group, partial(self._store.blobs.put_many, blobs)):
-                for whole in group:
-                    self._durable.put(whole)
-        self._durable.put(None)
+        return None
 
     def _commit(self) -> None:
-        """Commits the rows of a group and answers."""
-        for group in self._groups(self._durable):
+        """Commits group after group and answers."""
+        for group in self._groups():
             self._commit_group(group)
 
     def _commit_group(self, group: list[_Whole]) -> None:
         outcomes: list[Outcome] = []
 
         def add() -> None:
-            outcomes.extend(self._store.add_many([whole.sample for whole in group], blobs_durable=True))
+            samples = [whole.sample for whole in group]
+            outcomes.extend(self._store.add_many(samples, staged=[whole.staged for whole in group]))
 
         try:
-            if self._persist("rows", group, add):
+            if self._persist("rows", [whole.transfer for whole in group], add):
                 self._metrics.group_size.observe(len(group))
                 self._finish(group, outcomes)
         except StoreError as error:
             self._split(group, error)
 
-    def _groups(self, source: queue.SimpleQueue[_Whole | None]) -> Iterator[list[_Whole]]:
+    def _groups(self) -> Iterator[list[_Whole]]:
         """All that waits, at most a group's worth; ends with None."""
+        source = self._durable
         following: _Whole | None = source.get()
         while following is not None:
             group, size = [following], following.transfer.offer.size
@@ -170,10 +174,11 @@ class Committer:
             yield group
             following = source.get()
 
-    def _persist(self, stage: str, group: list[_Whole], work: Callable[[], None]) -> bool:
+    def _persist(self, stage: str, group: list[Transfer], work: Callable[[], None]) -> bool:
         """Tries until the store takes the group; False where the end came first. StoreError passes."""
+        me = threading.get_ident()
         for attempt in itertools.count():
-            began = self._began[stage] = time.monotonic()
+            began = self._began[me] = time.monotonic()
             try:
                 work()
             except StoreUnavailableError as error:
@@ -182,15 +187,15 @@ class Committer:
                 log.warning("%d samples wait for the store: %s", len(group), error)
             else:
                 self.failing.clear()
-                self._metrics.commit_seconds.labels(stage).observe(time.monotonic() - began)
+                self._seconds[stage].observe(time.monotonic() - began)
                 return True
             finally:
-                del self._began[stage]
+                del self._began[me]
             if self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
                 break
-        for whole in group:
-            self._transfers.close(whole.transfer.key)
-            self._outlets.given_up(*whole.transfer.key)
+        for transfer in group:
+            self._transfers.close(transfer.key)
+            self._outlets.given_up(*transfer.key)
         return False
 
     def _split(self, group: list[_Whole], error: StoreError) -> None:

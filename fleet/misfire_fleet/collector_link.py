@@ -4,26 +4,30 @@ connect -> subscribe -> canary offer -> (some collector echoes it on our data to
 A canary that does not come back means a broker that grants shared subscriptions without serving them (then
 a plain subscription is tried) or a connection that only looks alive (then it is made anew). Sessions are
 clean: a dead persistent member of a shared group would keep swallowing its share.
+
+One thread reads, writes and waits; what it hands out must return at once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import random
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import paho.mqtt.client as paho
-
+from misfire_fleet.collector_outbox import Outbox
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.errors import CollectorError
-from misfire_runtime.errors import MessageError
+from misfire_runtime.backoff import full_jitter
+from misfire_runtime.errors import MessageError, MisfireError
 from misfire_runtime.messages import ROOT, Topics
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.uplink_connection import Arrived, Connection, LinkError
+from misfire_runtime.waking import Waking
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +36,23 @@ CANARY = "_canary"
 GROUP = "collectors"
 _MAX_CANARY_BYTES = 512
 _TOPIC_ROOM = 512
+_TICK_S = 0.2
+_RECONNECT_S, _RECONNECT_MAX_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """Called on the network thread: they must return at once."""
+    """Called on the link's thread: they must return at once."""
 
     chunk: Callable[[str, str, int, bytes], None]
     offer: Callable[[str, bytes], None]
     state: Callable[[str, bytes], None]
     telemetry: Callable[[str, bytes], None]
-    acknowledged: Callable[[object], None]
-    lost: Callable[[], None]
     malformed: Callable[[str], None]
 
 
 class Link:
-    """One client with its subscriptions; `tick` must be called a few times per second."""
+    """One connection after the other, each with its subscriptions and its canary."""
 
     def __init__(
         self, broker: BrokerConfig, *, fleet: str, name: str, settings: CollectorSettings, handlers: Handlers
@@ -56,143 +60,126 @@ class Link:
         Topics(fleet, name)
         self._broker, self._fleet, self._name = broker, fleet, name
         self._settings, self._handlers = settings, handlers
-        self._lock = threading.Lock()
-        self._client: paho.Client | None = None
-        self._epoch = 0
-        self._nonce = ""
-        self._flown_at: float | None = None
-        self._failed = 0
-        self._last_back = 0.0
-        self._restated_at = 0.0
-        self._draining = False
+        self._waking = Waking()
+        self.outbox = Outbox(self._waking.wake)
+        self._canary = _Canary(settings)
+        self._stop = threading.Event()
+        self._draining = threading.Event()
+        self._failures = 0
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self.shared = settings.shared != "never"
         self.ready = threading.Event()
         self.packet_limit: int | None = None
         self.stalls = 0
         self.connects = 0
-        self.canaries = 0
+
+    @property
+    def alive(self) -> bool:
+        """False where the thread died."""
+        return self._thread.is_alive()
+
+    @property
+    def canaries(self) -> int:
+        """How many came home."""
+        return self._canary.home
 
     def start(self) -> None:
         """Connects in the background and keeps trying."""
-        self._open()
+        self._thread.start()
 
     def stop_offers(self) -> None:
         """No new offers come here from now on; chunks still do."""
-        self._draining = True
-        client = self._client
-        if client is not None:
-            for topic in self._offer_topics():
-                client.unsubscribe(topic)
+        self._draining.set()
+        self._waking.wake()
 
     def close(self) -> None:
         """Disconnects in order."""
-        self._drop(self._client)
-        self._client = None
+        self._stop.set()
+        self._waking.wake()
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+        self._waking.close()
 
-    def publish(self, vehicle: str, reply: bytes) -> object | None:
-        """Sends a reply at QoS 1; the ticket comes back through `Handlers.acknowledged`."""
-        client, epoch = self._client, self._epoch
-        if client is None or not client.is_connected():
-            return None
-        info = client.publish(Topics(self._fleet, vehicle).reply, reply, qos=1)
-        return (epoch, info.mid)
+    def publish(self, connection: Connection, vehicle: str, reply: bytes) -> int:
+        """Sends a reply at QoS 1; the ticket comes back to the outbox when the broker has it."""
+        return connection.publish(Topics(self._fleet, vehicle).reply, reply)
 
-    def tick(self, now: float) -> None:
-        """Judges the canary: fall back, connect anew, or fly the next one."""
-        client = self._client
-        if client is None or not client.is_connected() or self._draining:
-            return
-        if now - self._restated_at > self._settings.restate_s:
-            self._subscribe_states(client, now)
-        if self._flown_at is None:
-            if self.ready.is_set() and now - self._last_back > self._settings.watchdog_s:
-                self._fly(client)
-            return
-        if now - self._flown_at < self._settings.canary_s:
-            return
-        self._canary_failed(client)
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._session()
+            except MisfireError as error:
+                log.warning("collector %s has no broker (%s); connecting again", self._name, error)
+            except Exception:  # a message that nobody foresaw must not end the collector
+                log.exception("collector %s: the connection is made anew", self._name)
+            wait_s = full_jitter(
+                self._failures, base_s=_RECONNECT_S, cap_s=_RECONNECT_MAX_S, rng=random.Random()
+            )
+            self._failures += 1
+            self._stop.wait(wait_s)
 
-    def _open(self) -> None:
-        self._epoch += 1
-        client = make_client(self._broker, client_id=f"{self._name}-{self._epoch}-{secrets.token_hex(3)}")
-        client.user_data_set(self._epoch)
-        client.reconnect_delay_set(1, 30)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.connect_async(self._broker.host, self._broker.port, keepalive=self._broker.keepalive_s)
-        self._client = client
-        client.loop_start()
-
-    def _drop(self, client: paho.Client | None) -> None:
-        if client is not None:
-            client.disconnect()
-            client.loop_stop()
-
-    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
-        if reason.is_failure:
-            log.error("broker refuses the collector: %s", reason)
-            return
-        self.connects += 1
-        self.packet_limit = getattr(properties, "MaximumPacketSize", None)
+    def _session(self) -> None:
         base = f"{ROOT}/{self._fleet}/+"
-        client.subscribe(f"{base}/data/{self._name}/#", qos=1)
-        self._subscribe_states(client, time.monotonic())
-        self.shared = self._settings.shared != "never"
-        self._failed = 0
-        self._subscribe_offers(client)
-
-    def _subscribe_states(self, client: paho.Client, now: float) -> None:
-        """Has the broker send the retained states of all vehicles: a death that was lost is made good."""
-        self._restated_at = now
-        client.subscribe(f"{ROOT}/{self._fleet}/+/state", qos=1)
-
-    def _subscribe_offers(self, client: paho.Client) -> None:
-        if not self._draining:
-            for topic in self._offer_topics():
-                client.subscribe(topic, qos=1)
-            self._fly(client)
-
-    def _offer_topics(self) -> list[str]:
-        prefix = f"$share/{GROUP}/" if self.shared else ""
-        return [f"{prefix}{ROOT}/{self._fleet}/+/{kind}" for kind in ("telemetry", "offer")]
-
-    def _on_subscribe(
-        self, _client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any
-    ) -> None:
-        for reason in reasons:
-            if reason.is_failure:
-                log.error("broker refuses a subscription of collector %s: %s", self._name, reason)
-
-    def _on_disconnect(
-        self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
-    ) -> None:
-        self.ready.clear()
-        with self._lock:
-            self._flown_at = None
-        if reason.is_failure:
-            log.warning("collector %s lost its broker (%s); connecting again", self._name, reason)
-
-    def _on_publish(self, _client: paho.Client, epoch: Any, mid: int, _reason: Any, _properties: Any) -> None:
-        self._handlers.acknowledged((epoch, mid))
-
-    def _on_message(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        connection = Connection(
+            self._broker,
+            client_id=f"{self._name}-{self.connects}-{secrets.token_hex(3)}",
+            subscriptions=(f"{base}/data/{self._name}/#", f"{base}/state"),
+        )
+        orderly = False
         try:
-            parts = message.topic.split("/")
-        except UnicodeDecodeError:
+            connection.open()
+            self.connects += 1
+            self.packet_limit = connection.packet_limit
+            self.shared = self._settings.shared != "never"
+            self._canary.reset()
+            offers = self._subscribe_offers(connection)
+            while not self._stop.is_set():
+                if offers and self._draining.is_set():
+                    connection.unsubscribe(*offers)
+                    offers = ()
+                self._step(connection)
+                self._watch(connection)
+            orderly = True
+        finally:
+            self.ready.clear()
+            connection.close(in_order=orderly)
+            self.outbox.lost()
+
+    def _step(self, connection: Connection) -> None:
+        self.outbox.send(lambda vehicle, reply: self.publish(connection, vehicle, reply))
+        connection.poll(_TICK_S, wake=self._waking.handle)
+        self._waking.clear()
+        for receipt in connection.receipts:
+            self.outbox.acknowledged(receipt.mid)
+        connection.receipts.clear()
+        arrived = connection.inbox.copy()
+        connection.inbox.clear()
+        for message in arrived:
+            self._take(connection, message)
+
+    def _subscribe_offers(self, connection: Connection) -> tuple[str, ...]:
+        if self._draining.is_set():
+            return ()
+        topics = self._offer_topics()
+        connection.subscribe(*topics)
+        self._fly(connection)
+        return topics
+
+    def _offer_topics(self) -> tuple[str, ...]:
+        prefix = f"$share/{GROUP}/" if self.shared else ""
+        return tuple(f"{prefix}{ROOT}/{self._fleet}/+/{kind}" for kind in ("telemetry", "offer"))
+
+    def _take(self, connection: Connection, message: Arrived) -> None:
+        parts = message.topic.split("/")
+        if len(parts) < 5 or (message.retained and parts[4] != "state"):
             self._handlers.malformed("topic")
             return
-        if len(parts) < 5 or (message.retain and parts[4] != "state"):
-            self._handlers.malformed("topic")
-            return
-        vehicle, kind, payload = parts[3], parts[4], bytes(message.payload)
+        vehicle, kind, payload = parts[3], parts[4], message.payload
         if kind == "data":
             self._on_data(vehicle, parts, payload)
         elif kind == "offer":
             if vehicle == CANARY:
-                self._echo(client, payload)
+                self._echo(connection, payload)
             else:
                 self._handlers.offer(vehicle, payload)
         elif kind == "state":
@@ -203,19 +190,20 @@ class Link:
     def _on_data(self, vehicle: str, parts: list[str], payload: bytes) -> None:
         if len(parts) != 8 or not (parts[7].isascii() and parts[7].isdigit() and len(parts[7]) <= 12):
             self._handlers.malformed("data")
-        elif vehicle == CANARY:
-            self._canary_back(payload)
-        else:
+        elif vehicle != CANARY:
             self._handlers.chunk(vehicle, parts[6], int(parts[7]), payload)
+        elif self._canary.back(payload, time.monotonic()):
+            self._failures = 0
+            if not self.ready.is_set():
+                kind = "shared" if self.shared else "plain"
+                log.info("collector %s is ready (%s subscription)", self._name, kind)
+            self.ready.set()
 
-    def _fly(self, client: paho.Client) -> None:
-        with self._lock:
-            self._nonce = secrets.token_hex(8)
-            self._flown_at = time.monotonic()
-        flight = json.dumps({"collector": self._name, "nonce": self._nonce})
-        client.publish(f"{ROOT}/{self._fleet}/{CANARY}/offer", flight, qos=1)
+    def _fly(self, connection: Connection) -> None:
+        flight = {"collector": self._name, "nonce": self._canary.fly(time.monotonic())}
+        connection.publish(f"{ROOT}/{self._fleet}/{CANARY}/offer", json.dumps(flight).encode())
 
-    def _echo(self, client: paho.Client, payload: bytes) -> None:
+    def _echo(self, connection: Connection, payload: bytes) -> None:
         """Any collector's canary, ours or another's, goes home by the data topic of who sent it."""
         try:
             if len(payload) > _MAX_CANARY_BYTES:
@@ -226,48 +214,79 @@ class Link:
         except (MessageError, ValueError, KeyError, TypeError, RecursionError):
             self._handlers.malformed("canary")
             return
-        client.publish(Topics(self._fleet, CANARY).data(collector, "canary", 0), nonce, qos=1)
+        connection.publish(Topics(self._fleet, CANARY).data(collector, "canary", 0), nonce.encode())
 
-    def _canary_back(self, payload: bytes) -> None:
-        with self._lock:
-            if payload != self._nonce.encode():
-                return
-            self.canaries += 1
-            self._flown_at, self._last_back, self._failed = None, time.monotonic(), 0
-        if not self.ready.is_set():
-            log.info(
-                "collector %s is ready (%s subscription)", self._name, "shared" if self.shared else "plain"
-            )
-        self.ready.set()
+    def _watch(self, connection: Connection) -> None:
+        """Judges the canary: fall back, connect anew, or fly the next one."""
+        if self._draining.is_set():
+            return
+        now = time.monotonic()
+        if self._canary.due(now):
+            self._fly(connection)
+        elif self._canary.overdue(now):
+            self._canary_failed(connection)
 
-    def _canary_failed(self, client: paho.Client) -> None:
-        self._failed += 1
-        if self.ready.is_set() or self._failed > 2 or not self.shared:
-            self._reconnect()
-        elif self._settings.shared == "auto":
+    def _canary_failed(self, connection: Connection) -> None:
+        failed = self._canary.missing()
+        if self.ready.is_set() or failed > 2 or not self.shared:
+            self.stalls += 1
+            raise LinkError("it accepts messages but delivers none")
+        if self._settings.shared == "auto":
             log.warning(
                 "the broker grants shared subscriptions but does not deliver to them; "
                 "collector %s subscribes alone: run only one collector with this broker",
                 self._name,
             )
-            for topic in self._offer_topics():
-                client.unsubscribe(topic)
+            connection.unsubscribe(*self._offer_topics())
             self.shared = False
-            self._subscribe_offers(client)
+            self._subscribe_offers(connection)
         else:
             log.error("no canary came back over the shared subscription of collector %s", self._name)
-            self._fly(client)
+            self._fly(connection)
 
-    def _reconnect(self) -> None:
-        log.error("collector %s: the broker accepts messages but delivers none; connecting anew", self._name)
-        self.stalls += 1
-        self.ready.clear()
-        old, self._client = self._client, None
-        with self._lock:
-            self._flown_at = None
-        self._drop(old)
-        self._handlers.lost()
-        self._open()
+
+class _Canary:
+    """Whether the present canary is on its way, home, or missing."""
+
+    def __init__(self, settings: CollectorSettings) -> None:
+        self._settings = settings
+        self.home = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """A new connection: no canary flies, none has come back."""
+        self._nonce = ""
+        self._flown_at: float | None = None
+        self._last_back: float | None = None
+        self._failed = 0
+
+    def fly(self, now: float) -> str:
+        """What the next one carries."""
+        self._nonce, self._flown_at = secrets.token_hex(8), now
+        return self._nonce
+
+    def back(self, payload: bytes, now: float) -> bool:
+        """True where this is the one that flew last."""
+        if not self._nonce or payload != self._nonce.encode():
+            return False
+        self.home += 1
+        self._flown_at, self._last_back, self._failed = None, now, 0
+        return True
+
+    def due(self, now: float) -> bool:
+        """True where all is well and the next one should fly."""
+        well = self._flown_at is None and self._last_back is not None
+        return well and now - (self._last_back or 0.0) > self._settings.watchdog_s
+
+    def overdue(self, now: float) -> bool:
+        """True where it should be home by now."""
+        return self._flown_at is not None and now - self._flown_at >= self._settings.canary_s
+
+    def missing(self) -> int:
+        """Gives it up; how many in a row that makes."""
+        self._flown_at = None
+        self._failed += 1
+        return self._failed
 
 
 def chunk_bytes(packet_limit: int | None, largest: int) -> int:

@@ -49,7 +49,8 @@ class CollectorSettings(BaseModel):
     group_samples: int = Field(default=64, ge=1)
     group_bytes: int = Field(default=32 * MIB, gt=0)
     """A commit takes at most this many samples and bytes at once."""
-    decoders: int = Field(default=2, ge=1, le=64)
+    workers: int = Field(default=8, ge=1, le=64)
+    """Samples that are verified and written at once; an object store far away wants more."""
     stall_s: float = Field(default=15.0, gt=0)
     """A transfer without a new byte for this long is asked for again, from where it stands."""
     abandon_s: float = Field(default=120.0, gt=0)

@@ -27,12 +27,15 @@ from sqlalchemy import (
     Table,
     bindparam,
     case,
+    false,
     func,
     select,
+    true,
+    union_all,
 )
 
 from misfire_fleet.errors import SampleGoneError
-from misfire_fleet.store_blobs import Blobs, open_blobs
+from misfire_fleet.store_blobs import Blobs, Staged, open_blobs
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_deletion import Deletions
 from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
@@ -53,8 +56,11 @@ class Store:
         self.blobs = blobs
         self.vehicles = VehicleBook(database)
         self.deletion = Deletions(database, blobs)
-        self._known = _ids_among(samples, database.dialect)
         self._buried = _ids_among(tombstones, database.dialect)
+        self._met = union_all(
+            _ids_among(samples, database.dialect).add_columns(false()),
+            _ids_among(tombstones, database.dialect).add_columns(true()),
+        )
 
     @classmethod
     def open(
@@ -89,15 +95,17 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add_many(self, new: Sequence[NewSample], *, blobs_durable: bool = False) -> list[Outcome]:
+    def add_many(self, new: Sequence[NewSample], *, staged: Sequence[Staged] | None = None) -> list[Outcome]:
         """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
 
-        `blobs_durable`: the caller has already put the blobs. Raises StoreUnavailableError: then no row of
-        the group is there, and the same call may be repeated.
+        `staged`: the blobs, where the caller has staged them already. Raises StoreUnavailableError: then no
+        row of the group is there, and the same call may be repeated.
         """
         wanted = {sample.offer.id: sample for sample in new}
-        if not blobs_durable:
-            self.blobs.put_many([(key, sample.data) for key, sample in wanted.items()])
+        if staged is None:
+            staged = [self.blobs.stage(key, sample.data) for key, sample in wanted.items()]
+        for key in self.blobs.publish(staged):
+            self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
         now = wall_time()
         with self.database.write() as connection:
             gone = set(connection.scalars(self._buried, self._among(list(wanted))))
@@ -125,9 +133,8 @@ class Store:
         if not ids:
             return set(), set()
         with self.database.read() as connection:
-            known = set(connection.scalars(self._known, self._among(ids)))
-            buried = set(connection.scalars(self._buried, self._among(ids)))
-        return known, buried
+            met = connection.execute(self._met, self._among(ids)).all()
+        return {key for key, buried in met if not buried}, {key for key, buried in met if buried}
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
         """The latest stored first."""

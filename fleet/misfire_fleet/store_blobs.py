@@ -1,8 +1,9 @@
 """Blobs by content: the SHA-256 of the bytes is the name, so writing twice is writing once.
 
-Two homes behind one interface: a folder (tmp file, fsync, rename, fsync of the folder) and an object store
-(S3 and everything else that obstore speaks). `put_many` returns only when all of a group is durable; a crash
-in the middle leaves whole blobs or none, never a part under a final name.
+Two homes behind one interface: a folder and an object store (S3 and everything else that obstore speaks).
+`stage` makes one blob's bytes durable, from as many threads as the caller likes; `publish` gives a group of
+them their names. In a folder that is: tmp file and fsync; then renames and one fsync of the folder for the
+group. An object store does all of it in one put. A crash leaves whole blobs or none under a final name.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,11 +24,25 @@ _TMP = "tmp"
 _ABANDONED_S = 3600.0
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A blob whose bytes are durable; `temporary` is where, None where it has its name already."""
+
+    sample: str
+    temporary: str | None
+
+
 class Blobs(Protocol):
     """Where the bytes of samples live."""
 
-    def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        """Makes (id, bytes) durable. Raises StoreUnavailableError; a part of the group may then be there."""
+    def stage(self, sample: str, data: bytes) -> Staged:
+        """Makes bytes durable, not yet under their name. Raises StoreUnavailableError, with nothing left."""
+
+    def publish(self, staged: Sequence[Staged]) -> list[str]:
+        """Names what was staged; returns the ids whose staged bytes are gone, which must be staged anew.
+
+        Raises StoreUnavailableError; may be called again with the same group.
+        """
 
     def get(self, sample: str) -> bytes:
         """Raises SampleGoneError where there is none, StoreUnavailableError where it cannot be read now."""
@@ -65,31 +80,48 @@ class FolderBlobs:
     took six times as long. Where a folder would hold more than some millions of files, use an object store.
     """
 
-    def __init__(self, root: Path, *, writers: int = 8) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._tmp = root / _TMP
-        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="blob")
         try:
             (root / _TMP).mkdir(parents=True, exist_ok=True)
             _remove_abandoned(root / _TMP)
+            self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise StoreError(f"blob folder {root}: {error.strerror}") from error
 
-    def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        """Files are synced side by side (the disk merges them), then named, then the folder is synced."""
-        fresh = [blob for blob in blobs if not self._whole(blob[0], len(blob[1]))]
+    def stage(self, sample: str, data: bytes) -> Staged:
+        """Written and synced under a name of its own; not at all where the blob is there already."""
+        if self._whole(sample, len(data)):
+            return Staged(sample, None)
+        temporary = f"{_TMP}/{sample}.{secrets.token_hex(4)}"
         try:
-            written = self._pool.map(self._write, fresh) if len(fresh) > 1 else map(self._write, fresh)
-            for temporary, (sample, _) in zip(list(written), fresh, strict=True):
-                temporary.rename(self.root / sample)
-            _sync_folder(self.root)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=self._folder)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(handle, view) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=self._folder)
+            raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
+        return Staged(sample, temporary)
+
+    def publish(self, staged: Sequence[Staged]) -> list[str]:
+        """Renames all, then one fsync of the folder."""
+        try:
+            gone = [blob.sample for blob in staged if not self._named(blob)]
+            os.fsync(self._folder)
         except OSError as error:
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
+        return gone
 
     def get(self, sample: str) -> bytes:
         """Reads the whole file."""
         try:
-            return self._path(sample).read_bytes()
+            return (self.root / _checked(sample)).read_bytes()
         except FileNotFoundError as error:
             raise SampleGoneError(f"sample {sample}: no blob in {self.root}") from error
         except OSError as error:
@@ -97,14 +129,14 @@ class FolderBlobs:
 
     def exists(self, sample: str) -> bool:
         """True where the file is there."""
-        return self._path(sample).is_file()
+        return self._size(sample) >= 0
 
     def delete_many(self, samples: Iterable[str]) -> int:
         """Unlinks; a blob that is gone already does not count."""
         removed = 0
         for sample in samples:
             try:
-                self._path(sample).unlink()
+                os.unlink(_checked(sample), dir_fd=self._folder)
                 removed += 1
             except FileNotFoundError:
                 continue
@@ -117,35 +149,38 @@ class FolderBlobs:
         return (entry.name for entry in os.scandir(self.root) if entry.is_file())
 
     def close(self) -> None:
-        """Ends the writers."""
-        self._pool.shutdown()
+        """Lets go of the folder. Idempotent."""
+        folder, self._folder = self._folder, -1
+        if folder >= 0:
+            os.close(folder)
 
     def _whole(self, sample: str, size: int) -> bool:
-        try:
-            return self._path(sample).stat().st_size == size
-        except OSError:
-            return False
+        return self._size(sample) == size
 
-    def _path(self, sample: str) -> Path:
-        if len(sample) != 64 or not sample.isalnum():
-            raise SampleGoneError(f"sample {sample[:64]!r}: this is no SHA-256")
-        return self.root / sample
-
-    def _write(self, blob: tuple[str, bytes]) -> Path:
-        sample, data = blob
-        temporary = self._tmp / f"{sample}.{secrets.token_hex(4)}"
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+    def _size(self, sample: str) -> int:
+        """In bytes; -1 where there is no such file."""
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-            os.fsync(handle)
+            return os.stat(_checked(sample), dir_fd=self._folder).st_size
         except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(handle)
-        return temporary
+            return -1
+
+    def _named(self, blob: Staged) -> bool:
+        if blob.temporary is not None:
+            try:
+                os.rename(
+                    blob.temporary, _checked(blob.sample), src_dir_fd=self._folder, dst_dir_fd=self._folder
+                )
+                return True
+            except FileNotFoundError:
+                pass  # an earlier attempt at this group came as far as this, or the temporary was swept
+        return self.exists(blob.sample)
+
+
+def _checked(sample: str) -> str:
+    """The name, where it can be one."""
+    if len(sample) != 64 or not sample.isalnum():
+        raise SampleGoneError(f"sample {sample[:64]!r}: this is no SHA-256")
+    return sample
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -157,25 +192,16 @@ def _remove_abandoned(folder: Path) -> None:
                 left.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class ObjectBlobs:
     """`prefix/ab/abcdef...` in an object store; a put is durable when it returns."""
 
-    def __init__(self, url: str, *, options: Mapping[str, str], writers: int = 16) -> None:
+    def __init__(self, url: str, *, options: Mapping[str, str]) -> None:
         import obstore
         from obstore.exceptions import BaseError
 
         self.url, self.options = url, dict(options)
         self._obstore = obstore
         self._error = BaseError
-        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="blob")
         try:
             self._store: Any = obstore.store.from_url(
                 url,
@@ -186,12 +212,17 @@ class ObjectBlobs:
         except (BaseError, ValueError) as error:
             raise StoreError(f"blob store {url}: {_first_line(error)}") from error
 
-    def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        """Side by side; the first failure is raised after the others ended."""
+    def stage(self, sample: str, data: bytes) -> Staged:
+        """One put, which is durable, and named, when it returns."""
         try:
-            list(self._pool.map(lambda blob: self._obstore.put(self._store, _key(blob[0]), blob[1]), blobs))
+            self._obstore.put(self._store, _key(sample), data)
         except (self._error, OSError) as error:
             raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+        return Staged(sample, None)
+
+    def publish(self, staged: Sequence[Staged]) -> list[str]:
+        """They have their names."""
+        return []
 
     def get(self, sample: str) -> bytes:
         """Reads the whole object."""
@@ -228,8 +259,7 @@ class ObjectBlobs:
             yield from (str(entry["path"]).rsplit("/", 1)[-1] for entry in page)
 
     def close(self) -> None:
-        """Ends the writers."""
-        self._pool.shutdown()
+        """Connections end with the object."""
 
 
 def _key(sample: str) -> str:

@@ -75,10 +75,15 @@ class Spool:
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
         self._version = 0
-        self._files = SampleFiles(self.path)
-        self._owner = _own(self.path / "lock")
+        # Owned before anything is touched: what lies in tmp/ may be another process's sample.
+        self._owner = _own(self.path)
         try:
-            self._open()
+            self._files = SampleFiles(self.path)
+            try:
+                self._open()
+            except BaseException:
+                self._files.close()
+                raise
         except BaseException:
             os.close(self._owner)
             raise
@@ -207,12 +212,17 @@ class Spool:
         """Waits until nothing is pending; False after `timeout_s`."""
         until = time.monotonic() + timeout_s
         with self._changed:
-            while self.counters().pending:
+            while not self._empty():
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
                 self._changed.wait(min(left, 1.0))
         return True
+
+    def _empty(self) -> bool:
+        with self._lock:
+            self._usable()
+            return self._ledger.empty()
 
     @property
     def session(self) -> int:
@@ -378,14 +388,18 @@ def _eviction_reason(row: Row) -> str:
     return f"spool full, priority {row.priority}"
 
 
-def _own(path: Path) -> int:
-    """Holds the lock file; the kernel lets go of it however the process ends."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def _own(folder: Path) -> int:
+    """Holds the folder's lock file; the kernel lets go of it however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SpoolError(f"spool {folder}: {error.strerror}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
         raise SpoolError(
-            f"spool {path.parent} is in use by another process; give each vehicle its own"
+            f"spool {folder} is in use by another process; give each vehicle its own"
         ) from error
     return handle

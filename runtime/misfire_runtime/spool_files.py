@@ -14,6 +14,7 @@ import secrets
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from misfire_runtime.errors import DiskFullError, MessageError, SpoolError
@@ -41,6 +42,7 @@ class SampleFiles:
                 folder.mkdir(parents=True, exist_ok=True)
             for left in self.tmp.iterdir():
                 left.unlink()
+            self._folder = os.open(self.samples, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise SpoolError(f"spool {root}: {error.strerror}") from error
 
@@ -57,7 +59,7 @@ class SampleFiles:
             finally:
                 os.close(handle)
             temporary.rename(self.samples / sample)
-            _sync_folder(self.samples)
+            os.fsync(self._folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise self._explain(error, sample) from error
@@ -103,14 +105,17 @@ class SampleFiles:
         except (OSError, struct.error, MessageError):
             return None
         sound = (
-            offer.id == name and offer.size == end - _TRAILER.size - length and self._intact(name, offer.size)
+            offer.id == name
+            and offer.size == end - _TRAILER.size - length
+            and self._intact_file(name, offer.size)
         )
         return offer if sound else None
 
     def remove(self, sample: str) -> None:
         """Deletes a file; one that is gone already is no error."""
         self._release(sample)
-        (self.samples / sample).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(sample, dir_fd=self._folder)
 
     def isolate(self, name: str) -> None:
         """Moves a damaged file to quarantine/, and lets the oldest go where that is full."""
@@ -126,32 +131,33 @@ class SampleFiles:
             (self.samples / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Closes handles."""
+        """Closes handles. Idempotent."""
         for sample in list(self._open):
             self._release(sample)
+        folder, self._folder = self._folder, -1
+        if folder >= 0:
+            os.close(folder)
 
     def _handle(self, sample: str, total: int) -> int | None:
         """An open file whose hash was right when it was opened; the most recent few stay open."""
         if sample in self._open:
             self._open.move_to_end(sample)
             return self._open[sample]
-        if not self._intact(sample, total):
+        handle = os.open(sample, os.O_RDONLY, dir_fd=self._folder)
+        if not _intact(handle, sample, total):
+            os.close(handle)
             return None
         while len(self._open) >= self._max_open:
             self._release(next(iter(self._open)))
-        self._open[sample] = os.open(self.samples / sample, os.O_RDONLY)
-        return self._open[sample]
+        self._open[sample] = handle
+        return handle
 
-    def _intact(self, sample: str, total: int) -> bool:
-        digest, left = hashlib.sha256(), total
-        with (self.samples / sample).open("rb", buffering=0) as file:
-            while left > 0:
-                block = file.read(min(_BLOCK, left))
-                if not block:
-                    return False
-                digest.update(block)
-                left -= len(block)
-        return digest.hexdigest() == sample
+    def _intact_file(self, sample: str, total: int) -> bool:
+        handle = os.open(sample, os.O_RDONLY, dir_fd=self._folder)
+        try:
+            return _intact(handle, sample, total)
+        finally:
+            os.close(handle)
 
     def _release(self, sample: str) -> None:
         handle = self._open.pop(sample, None)
@@ -164,15 +170,19 @@ class SampleFiles:
         return SpoolError(f"spool file {self.samples / sample}: {error.strerror}")
 
 
+def _intact(handle: int, sample: str, total: int) -> bool:
+    """Whether the first `total` bytes are those whose hash is the sample's id."""
+    digest, offset = hashlib.sha256(), 0
+    while offset < total:
+        block = os.pread(handle, min(_BLOCK, total - offset), offset)
+        if not block:
+            return False
+        digest.update(block)
+        offset += len(block)
+    return digest.hexdigest() == sample
+
+
 def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -39,6 +39,7 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
+        self._increments: dict[str, int] = {}
         self.disk_bytes = self._sum()
 
     def close(self) -> None:
@@ -47,11 +48,13 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commits at the end, rolls back on any exception."""
+        """Commits at the end, counters with it; rolls back on any exception."""
         before = self.disk_bytes
+        self._increments.clear()
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._write_increments()
             self._sql.execute("COMMIT")
         except BaseException:
             self.disk_bytes = before
@@ -62,7 +65,7 @@ class Ledger:
     def begin_session(self) -> int:
         """Counts openings."""
         self.increase({"session": 1})
-        return self._value("session")
+        return self._value("session") + 1
 
     def knows(self, sample: str) -> bool:
         """True for what is pending, or was settled in a way that lasts."""
@@ -101,8 +104,8 @@ class Ledger:
         `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all.
         """
         reason = "" if isinstance(verdict, Stored) else verdict.reason
-        if self.size_of(verdict.id) is not None:
-            return self.drop(verdict.id, verdict=verdict.verdict, reason=reason)
+        if self.drop(verdict.id, verdict=verdict.verdict, reason=reason):
+            return True
         row = self._sql.execute("SELECT verdict, size FROM settled WHERE id = ?", (verdict.id,)).fetchone()
         if row is None or row[0] == "stored" or not isinstance(verdict, Stored):
             return False
@@ -153,12 +156,9 @@ class Ledger:
         return iter(self._sql.execute("SELECT id, disk FROM samples").fetchall())
 
     def increase(self, increments: Mapping[str, int]) -> None:
-        """Adds to counters."""
-        self._sql.executemany(
-            "INSERT INTO counters VALUES (?, ?) "
-            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            list(increments.items()),
-        )
+        """Adds to counters; written once, at the end of the transaction."""
+        for name, value in increments.items():
+            self._increments[name] = self._increments.get(name, 0) + value
 
     def counters(self) -> dict[str, int]:
         """All, with `pending` from the rows."""
@@ -171,6 +171,17 @@ class Ledger:
         return self._sql.execute(
             "SELECT verdict, reason, samples, bytes FROM account ORDER BY 1, 2"
         ).fetchall()
+
+    def empty(self) -> bool:
+        """True where nothing is pending."""
+        return self._sql.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is None
+
+    def _write_increments(self) -> None:
+        self._sql.executemany(
+            "INSERT INTO counters VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            list(self._increments.items()),
+        )
 
     def _end(self, sample: str, size: int, verdict: str, reason: str) -> None:
         counter = _COUNTER_OF.get(verdict, verdict)

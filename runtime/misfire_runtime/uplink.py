@@ -9,10 +9,8 @@ meet the spool and the rest of the vehicle. Nothing is lost when this thread, or
 from __future__ import annotations
 
 import logging
-import os
 import random
 import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -38,12 +36,15 @@ from misfire_runtime.uplink_client import BrokerConfig, make_client
 from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
 from misfire_runtime.uplink_machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
 from misfire_runtime.uplink_settings import UplinkSettings
-from misfire_runtime.uplink_side import DesiredWorker, Identity, fit_offer
+from misfire_runtime.uplink_side import DesiredWorker, Identity, OfferAttributes, fit_offer
+from misfire_runtime.waking import Waking
 
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
+_MAX_MESSAGE_BYTES = 128 * 1024
+"""Of what a vehicle accepts."""
 
 
 class Uplink:
@@ -90,7 +91,7 @@ class Uplink:
             software=__version__,
         )
         self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
-        self._attributes = {"specversion": "1.0", "type": "misfire.offer.v1", "source": self._topics.base}
+        self._attributes = OfferAttributes(source=self._topics.base)
         self._desired = DesiredWorker(on_desired, self._publish_reported) if on_desired else None
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
@@ -102,12 +103,10 @@ class Uplink:
         self._rate_checked_at = float("-inf")
         self._failures = 0
         self._online = threading.Event()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
+        self._waking = Waking()
         self._thread: threading.Thread | None = None
         self.connects = 0
-        spool.listen(self._wake)
+        spool.listen(self._waking.wake)
 
     # ---- for the rest of the vehicle, from any thread
 
@@ -133,11 +132,11 @@ class Uplink:
     def close(self, *, timeout_s: float = 10.0) -> None:
         """Says good-bye to the broker and ends the thread. What is not yet stored stays in the spool."""
         self._stop.set()
-        self._wake()
+        self._waking.wake()
         if self._thread is not None:
             self._thread.join(timeout_s)
         else:
-            self._close_wake()
+            self._waking.close()
         if self._desired is not None:
             self._desired.close()
 
@@ -157,13 +156,13 @@ class Uplink:
         """Whether the link costs money now: see Bandwidth."""
         self._metered = metered
         self._rate_checked_at = float("-inf")
-        self._wake()
+        self._waking.wake()
 
     def set_bandwidth(self, bandwidth: Bandwidth) -> None:
         """Takes over other limits."""
         self._bandwidth = bandwidth
         self._rate_checked_at = float("-inf")
-        self._wake()
+        self._waking.wake()
 
     def set_bundle(self, label: str) -> None:
         """The vehicle switched to another bundle: says so in its state."""
@@ -188,8 +187,7 @@ class Uplink:
                 )
                 self._failures += 1
                 self._stop.wait(wait_s)
-        self._close_wake()
-        self._wake_write.close()
+        self._waking.close()
 
     def _session(self) -> None:
         death = encode(self._birth.model_copy(update={"online": False}))
@@ -198,10 +196,11 @@ class Uplink:
             client_id=self._client_id,
             will=Will(self._topics.state, death),
             subscriptions=(self._topics.reply, self._topics.desired, self._topics.state),
+            max_message_bytes=_MAX_MESSAGE_BYTES,
         )
         last: int | None = None
         try:
-            connection.open(wake=self._wake_read.fileno())
+            connection.open()
             self._up(connection)
             while not self._stop.is_set():
                 self._step(connection)
@@ -236,9 +235,9 @@ class Uplink:
         self._supply(now)
         for action in self._machine.actions(now):
             self._perform(connection, action, now)
-        self._settle()
-        connection.poll(self._timeout(time.monotonic()), wake=self._wake_read.fileno())
-        self._drain_wake()
+        connection.poll(self._timeout(time.monotonic()), wake=self._waking.handle)
+        self._waking.clear()
+        self._settle(force=not connection.inbox and not connection.receipts)
         now = time.monotonic()
         for receipt in connection.receipts:
             token = self._tokens.pop(receipt.mid, None)
@@ -254,16 +253,15 @@ class Uplink:
             connection.publish(topic, payload, qos=qos, retain=retain)
 
     def _timeout(self, now: float) -> float:
-        until = min(self._machine.wake_at(now), now + _MAX_WAIT_S)
-        if self._verdicts:
-            until = min(until, self._verdicts_since + self._settings.settle_wait_s)
-        return max(0.0, until - now)
+        if self._verdicts:  # they are booked as soon as the broker has nothing more to say
+            return 0.0
+        return max(0.0, min(self._machine.wake_at(now) - now, _MAX_WAIT_S))
 
     def _supply(self, now: float) -> None:
-        """Fills the window, unless the spool was asked before and has not changed."""
+        """Fills the window by a quarter at least, unless the spool was asked before and has not changed."""
         wanted = self._machine.wanted()
         version = self._spool.version
-        if not wanted or version == self._seen_version:
+        if wanted < max(1, self._settings.max_samples // 4) or version == self._seen_version:
             return
         least = self._bandwidth.metered_min_priority if self._metered else 0
         found = self._spool.next_offers(wanted, skip=self._machine.ids, min_priority=least)
@@ -278,7 +276,7 @@ class Uplink:
             self._publish_chunk(connection, action)
         elif isinstance(action, PublishOffer):
             payload = fit_offer(self._offers[action.id], connection.packet_limit)
-            attributes = {**self._attributes, "id": action.id}
+            attributes = self._attributes.of(action.id)
             self._tokens[connection.publish(self._topics.offer, payload, attributes=attributes)] = (
                 action.token
             )
@@ -306,7 +304,7 @@ class Uplink:
         self._bytes_sent += len(data) + len(topic)
 
     def _settle(self, *, force: bool = False) -> None:
-        """Books verdicts in groups: one synced commit for many."""
+        """Books verdicts in groups: when nothing more comes, or enough are here; one synced commit each."""
         if not self._verdicts:
             return
         waited = time.monotonic() - self._verdicts_since
@@ -369,22 +367,5 @@ class Uplink:
         if not self.online:
             return False
         self._outbox.append((topic, payload, qos, retain))
-        self._wake()
+        self._waking.wake()
         return True
-
-    def _wake(self) -> None:
-        try:
-            self._wake_write.send(b"\0")
-        except OSError:
-            return
-
-    def _close_wake(self) -> None:
-        self._wake_read.close()
-        self._wake_write.close()
-
-    def _drain_wake(self) -> None:
-        try:
-            while os.read(self._wake_read.fileno(), 4096):
-                continue
-        except BlockingIOError:
-            return

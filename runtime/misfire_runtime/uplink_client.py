@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
@@ -94,11 +96,29 @@ def make_client(broker: BrokerConfig, *, client_id: str) -> paho.Client:
     )
     client.max_inflight_messages_set(MAX_HANDED * 2)
     client.connect_timeout = broker.connect_timeout_s
+    client.on_socket_open = lambda _client, _data, opened: _send_at_once(opened)
     if broker.username is not None:
         client.username_pw_set(broker.username, _password(broker))
     if broker.tls:
         client.tls_set_context(_context(broker))
     return client
+
+
+def _send_at_once(opened: Any) -> None:
+    """Nagle's algorithm holds a small message back until the one before it is acknowledged."""
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def acknowledge_at_once(opened: Any) -> None:
+    """Sends the TCP acknowledgement that is due, where the system can (Linux).
+
+    A broker that does not switch Nagle's algorithm off (Mosquitto does so only with set_tcp_nodelay) sends
+    its next small message only then; systems delay acknowledgements by 40 ms. Lasts until the next read.
+    """
+    quick = getattr(socket, "TCP_QUICKACK", None)
+    if quick is not None and opened is not None:
+        with contextlib.suppress(OSError):
+            opened.setsockopt(socket.IPPROTO_TCP, quick, 1)
 
 
 def _password(broker: BrokerConfig) -> str | None:

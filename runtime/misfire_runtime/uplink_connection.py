@@ -8,10 +8,11 @@ above offers again; so nothing stale is ever sent on a new connection.
 
 from __future__ import annotations
 
+import logging
 import select
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
@@ -19,10 +20,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from misfire_runtime.errors import MisfireError
-from misfire_runtime.uplink_client import BrokerConfig, make_client
+from misfire_runtime.uplink_client import BrokerConfig, acknowledge_at_once, make_client
+from misfire_runtime.uplink_side import PackedProperties
 
-MAX_MESSAGE_BYTES = 128 * 1024
-"""Of what a vehicle accepts; said to the broker where the protocol can."""
+_LOG = logging.getLogger(__name__)
 _TAKEN_OVER = 0x8E
 
 
@@ -56,14 +57,24 @@ class Will:
 
 
 class Connection:
-    """Not thread-safe. Raises LinkError from `open` and `poll` when there is no connection (any more)."""
+    """Not thread-safe. Raises LinkError from `open` and `poll` when there is no connection (any more).
+
+    max_message_bytes: larger messages are not wanted; said to the broker where the protocol can.
+    """
 
     def __init__(
-        self, broker: BrokerConfig, *, client_id: str, will: Will, subscriptions: tuple[str, ...]
+        self,
+        broker: BrokerConfig,
+        *,
+        client_id: str,
+        subscriptions: tuple[str, ...],
+        will: Will | None = None,
+        max_message_bytes: int | None = None,
     ) -> None:
         self._broker = broker
         self._v5 = broker.protocol == "5"
         self._subscriptions = subscriptions
+        self._max_message_bytes = max_message_bytes
         self._failure: str | None = None
         self._granted = False
         self._accepted = False
@@ -72,18 +83,16 @@ class Connection:
         self.inbox: list[Arrived] = []
         self.receipts: list[Receipt] = []
         self._client = make_client(broker, client_id=client_id)
-        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         self._client.on_publish = self._on_publish
 
-    def open(self, *, wake: int) -> None:
-        """Connects and subscribes; takes at most about three times `connect_timeout_s`.
-
-        wake: a file descriptor that becomes readable where waiting is to end early (see `poll`).
-        """
+    def open(self) -> None:
+        """Connects and subscribes; takes at most about three times `connect_timeout_s`."""
         try:
             self._client.connect(
                 self._broker.host,
@@ -116,6 +125,7 @@ class Connection:
             readable, writable, _ = select.select(reading, writing, [], timeout_s)
             if sock in readable or timeout_s == 0.0:
                 self._client.loop_read()
+                acknowledge_at_once(self._client.socket())
             if (sock in writable or self._client.want_write()) and self._client.socket() is not None:
                 self._client.loop_write()
             self._client.loop_misc()
@@ -131,14 +141,19 @@ class Connection:
         *,
         qos: int = 1,
         retain: bool = False,
-        attributes: dict[str, str] | None = None,
+        attributes: PackedProperties | None = None,
     ) -> int:
         """Hands a message over; the id under which a `Receipt` comes for QoS 1."""
-        properties = None
-        if attributes and self._v5:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.UserProperty = list(attributes.items())
+        properties = cast(Properties, attributes) if self._v5 else None
         return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
+
+    def subscribe(self, *topics: str) -> None:
+        """Subscribes to more at QoS 1; a refusal is logged, not raised."""
+        self._client.subscribe([(topic, self._option()) for topic in topics])
+
+    def unsubscribe(self, *topics: str) -> None:
+        """Wants no more of these."""
+        self._client.unsubscribe(list(topics))
 
     def close(self, *, in_order: bool, last: int | None = None, timeout_s: float = 2.0) -> None:
         """Ends the connection; in order, the broker says no Will, and what was handed over gets out.
@@ -168,29 +183,32 @@ class Connection:
         raise LinkError(f"{self._broker.url}: {self._failure or reason}")
 
     def _connect_properties(self) -> Properties | None:
-        if not self._v5:
+        if not self._v5 or self._max_message_bytes is None:
             return None
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = MAX_MESSAGE_BYTES
+        properties.MaximumPacketSize = self._max_message_bytes
         return properties
+
+    def _option(self) -> Any:
+        return SubscribeOptions(qos=1) if self._v5 else 1
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._failure = f"connection refused ({reason})"
             return
         self.packet_limit = getattr(properties, "MaximumPacketSize", None)
-        if self._v5:
-            client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
-        else:
-            client.subscribe([(topic, 1) for topic in self._subscriptions])
+        client.subscribe([(topic, self._option()) for topic in self._subscriptions])
 
     def _on_subscribe(
         self, _client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any
     ) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
-        if refused:
+        if self._granted and refused:
+            _LOG.error("%s: subscription refused (%s)", self._broker.url, refused[0])
+        elif refused:
             self._failure = f"subscription refused ({refused[0]})"
-        self._granted = not refused
+        else:
+            self._granted = True
 
     def _on_disconnect(
         self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any

@@ -36,4 +36,4 @@ class UplinkSettings(BaseModel):
     reconnect_max_s: Seconds = 120.0
     settle_group: Annotated[int, Field(ge=1)] = 32
     settle_wait_s: Annotated[float, Field(ge=0, le=10)] = 0.05
-    """Verdicts are booked together: when so many are there, or after this long."""
+    """Verdicts are booked together: when nothing more comes, so many are there, or after this long."""

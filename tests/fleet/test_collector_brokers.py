@@ -13,6 +13,7 @@ from misfire_fleet.demo.broker import embedded_broker
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Stored
 from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.uplink_connection import Arrived, Connection
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]
@@ -57,12 +58,17 @@ def test_uploads_go_on_after_the_broker_was_killed(
 
 
 def test_a_connection_that_delivers_nothing_any_more_is_made_anew(
-    start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered
+    start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector = start_collector(watchdog_s=0.3, canary_s=0.5)
-    client = collector.link._client
-    assert client is not None
-    client.on_message = None  # as a half-dead connection looks from inside: alive, and silent
+    take = collector.link._take
+
+    def deaf(connection: Connection, message: Arrived) -> None:
+        """As a half-dead connection looks from inside: alive, and silent."""
+        if collector.link.connects > 1:
+            take(connection, message)
+
+    monkeypatch.setattr(collector.link, "_take", deaf)
     assert eventually(lambda: collector.link.stalls == 1)
     assert collector.link.ready.wait(20)
     assert isinstance(vehicle().upload(jpeg(1)), Stored)

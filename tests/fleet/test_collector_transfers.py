@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-import time
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fleet.conftest import eventually, make_offer
+from tests.fleet.conftest import make_offer
 
 from misfire_fleet.collector_outbox import MAX_IN_FLIGHT, Outbox
 from misfire_fleet.collector_transfers import Ask, Excess, Transfer, Transfers
@@ -124,83 +122,89 @@ def test_a_transfer_that_is_being_committed_is_never_swept() -> None:
 
 
 class Wire:
-    """Takes what the outbox publishes; acknowledges when told to."""
+    """Takes what the outbox publishes; the ticket is its number."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[int, str, list[str]]] = []
-        self.open = True
-        self.lock = threading.Lock()
+        self.sent: list[tuple[str, list[str]]] = []
+        self.wakes = 0
 
-    def publish(self, vehicle: str, reply: bytes) -> object | None:
-        with self.lock:
-            if not self.open:
-                return None
-            self.sent.append((len(self.sent), vehicle, [v.id for v in decode(Reply, reply).verdicts]))
-            return len(self.sent) - 1
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def publish(self, vehicle: str, reply: bytes) -> int:
+        self.sent.append((vehicle, [verdict.id for verdict in decode(Reply, reply).verdicts]))
+        return len(self.sent) - 1
 
     def ids(self) -> list[str]:
-        with self.lock:
-            return [key for _, _, ids in self.sent for key in ids]
+        return [key for _, ids in self.sent for key in ids]
 
 
 def sample_id(number: int) -> str:
     return f"{number:064x}"
 
 
-def test_the_outbox_hands_over_few_messages_and_merges_the_rest() -> None:
+def test_a_vehicle_has_one_reply_under_way_and_the_rest_is_merged() -> None:
     wire = Wire()
-    outbox = Outbox(wire.publish)
-    for number in range(3000):
+    outbox = Outbox(wire.wake)
+    outbox.put("car-1", Stored(id=sample_id(0)))
+    outbox.send(wire.publish)
+    for number in range(1, 250):
         outbox.put("car-1", Stored(id=sample_id(number)))
-    assert eventually(lambda: len(wire.sent) == MAX_IN_FLIGHT)
-    time.sleep(0.1)
-    assert len(wire.sent) == MAX_IN_FLIGHT
-    acknowledged = 0
-    while len(set(wire.ids())) < 3000:
-        if acknowledged < len(wire.sent):
-            outbox.acknowledged(acknowledged)
-            acknowledged += 1
-        time.sleep(0.001)
-    assert len(wire.sent) < 300
-    for ticket in range(acknowledged, len(wire.sent)):
+    outbox.send(wire.publish)
+    assert len(wire.sent) == 1 and wire.wakes == 250
+    for ticket in range(4):
         outbox.acknowledged(ticket)
-    assert eventually(lambda: outbox.pending == 0)
-    outbox.close()
+        outbox.send(wire.publish)
+    assert [len(ids) for _, ids in wire.sent] == [1, 100, 100, 49]
+    assert outbox.pending == 0 and outbox.wait_empty(timeout_s=0)
+
+
+def test_the_outbox_hands_over_few_messages_whatever_the_number_of_vehicles() -> None:
+    wire = Wire()
+    outbox = Outbox(wire.wake)
+    for number in range(100):
+        outbox.put(f"car-{number}", Stored(id=sample_id(number)))
+    outbox.send(wire.publish)
+    assert [vehicle for vehicle, _ in wire.sent] == [f"car-{number}" for number in range(MAX_IN_FLIGHT)]
+    acknowledged = 0
+    while outbox.pending:
+        outbox.acknowledged(acknowledged)
+        acknowledged += 1
+        outbox.send(wire.publish)
+    assert wire.ids() == [sample_id(number) for number in range(100)]
 
 
 def test_verdicts_wait_while_the_broker_is_away_and_the_last_word_wins() -> None:
     wire = Wire()
-    wire.open = False
-    outbox = Outbox(wire.publish)
+    outbox = Outbox(wire.wake)
     outbox.put("car-1", Send(id=sample_id(1), collector="c"))
     outbox.put("car-1", Stored(id=sample_id(1)))
     outbox.put("car-2", Stored(id=sample_id(2)))
-    time.sleep(0.1)
-    wire.open = True
-    assert eventually(lambda: sorted(wire.ids()) == [sample_id(1), sample_id(2)])
-    outbox.close(timeout_s=0.1)
+    assert outbox.pending == 3 and not outbox.wait_empty(timeout_s=0.05)
+    outbox.send(wire.publish)
+    assert wire.sent == [("car-1", [sample_id(1)]), ("car-2", [sample_id(2)])]
 
 
-def test_what_was_in_flight_when_the_client_was_lost_goes_out_again() -> None:
+def test_what_was_in_flight_when_the_connection_was_lost_goes_out_again() -> None:
     wire = Wire()
-    outbox = Outbox(wire.publish)
+    outbox = Outbox(wire.wake)
     outbox.put("car-1", Stored(id=sample_id(1)))
-    assert eventually(lambda: len(wire.sent) == 1)
+    outbox.send(wire.publish)
     outbox.lost()
-    assert eventually(lambda: wire.ids() == [sample_id(1)] * 2)
+    outbox.send(wire.publish)
+    assert wire.ids() == [sample_id(1)] * 2
     outbox.acknowledged(1)
-    assert eventually(lambda: outbox.pending == 0)
-    outbox.close()
+    assert outbox.pending == 0
 
 
 def test_the_outbox_is_bounded_and_counts_what_it_drops() -> None:
     wire = Wire()
-    wire.open = False
-    outbox = Outbox(wire.publish, max_verdicts=10)
+    outbox = Outbox(wire.wake, max_verdicts=10)
     for number in range(25):
-        outbox.put("car-1", Stored(id=sample_id(number)))
-    assert eventually(lambda: outbox.dropped == 15)
-    outbox.close(timeout_s=0.1)
+        outbox.put(f"car-{number % 2}", Stored(id=sample_id(number)))
+    outbox.put("car-9", Stored(id=sample_id(99)))
+    outbox.send(wire.publish)
+    assert outbox.dropped == 16 and len(wire.ids()) == 10
 
 
 def encoded(suffix: str, *, width: int = 37, height: int = 21) -> bytes:

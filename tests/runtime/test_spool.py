@@ -227,6 +227,15 @@ def test_one_process_at_a_time(folder: Path) -> None:
     Spool(folder, reserve_bytes=0).close()
 
 
+def test_a_second_process_leaves_what_the_first_is_writing_alone(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0):
+        half = folder / "tmp" / "half"
+        half.write_bytes(b"being written")
+        with pytest.raises(SpoolError, match="in use"):
+            Spool(folder, reserve_bytes=0)
+        assert half.exists()
+
+
 def test_a_disk_below_its_reserve_evicts_or_refuses_and_keeps_nothing_half(folder: Path) -> None:
     with Spool(folder, reserve_bytes=1 << 60) as spool:
         with pytest.raises(DiskFullError, match="reserve"):
