@@ -1,4 +1,4 @@
-"""The examples in the docstrings of judge and selection do what they show."""
+"""The examples in the docstrings of tasks, data, models, judge and selection do what they show."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import importlib
 
 import pytest
 
+import misfire_train
+from misfire_train import scores
+
 MODULES = (
+    "misfire_train.attach",
+    "misfire_train.data.corruptions",
+    "misfire_train.data.loading",
+    "misfire_train.data.splits",
     "misfire_train.judge.metrics",
     "misfire_train.judge.gate",
     "misfire_train.judge.evaluating",
+    "misfire_train.models.cost",
+    "misfire_train.scores.computing",
     "misfire_train.selection.choosing",
+    "misfire_train.tasks",
 )
 
 
@@ -20,3 +30,11 @@ def test_docstring_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_the_four_names_of_a_notebook_each_have_an_example_that_runs() -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    for function in (misfire_train.attach, misfire_train.evaluate, misfire_train.select, scores.compute):
+        (found,) = finder.find(function, function.__name__)
+        assert found.examples, function.__name__
+        assert doctest.DocTestRunner().run(found).failed == 0

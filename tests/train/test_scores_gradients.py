@@ -333,3 +333,22 @@ def test_wrong_options_are_named() -> None:
         Egl(labels="mean")
     with pytest.raises(ScoreError, match="do not fit egl"):
         build(["egl"], task="classification", egl={"power": 3})
+
+
+def test_the_feature_norm_turns_egl_pp_of_heatmaps_upside_down() -> None:
+    """Weak evidence means small activations: the worse the peak, the smaller ||phi||, and it wins."""
+    strength = torch.linspace(0.1, 0.5, 40, dtype=torch.float64)
+    joint = torch.tensor([[3.0, 2.0]], dtype=torch.float64)
+    label = render_gaussians(joint[None], size=(6, 7), sigma=1.0)
+    pattern = 50.0 * label.expand(1, 4, 6, 7)
+    weight = torch.full((1, 4), 1 / 200.0, dtype=torch.float64)
+    _, signals = conv_signals(
+        weight, torch.zeros(1, dtype=torch.float64), strength[:, None, None, None] * pattern
+    )
+    loss = (signals.outputs - label).square().sum((1, 2, 3))
+    bank_of_joints = torch.cat([joint, torch.ones(1, 1, dtype=torch.float64)], 1).expand(12, 1, 3)
+    near = bank(12, 4)
+    weighted = HeatmapEglPP(near, bank_of_joints, sigma=1.0)(signals)
+    plain = HeatmapEglPP(near, bank_of_joints, sigma=1.0, feature_norm=False)(signals)
+    assert torch.equal(loss.argsort(), plain.argsort())
+    assert torch.equal(loss.argsort(), weighted.argsort(descending=True))
