@@ -66,6 +66,7 @@ class Link:
         self._stop = threading.Event()
         self._draining = threading.Event()
         self._failures = 0
+        self._restated_at = 0.0
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self.shared = settings.shared != "never"
         self.ready = threading.Event()
@@ -132,6 +133,7 @@ class Link:
             self.packet_limit = connection.packet_limit
             self.shared = self._settings.shared != "never"
             self._canary.reset()
+            self._restated_at = time.monotonic()
             offers = self._subscribe_offers(connection)
             while not self._stop.is_set():
                 if offers and self._draining.is_set():
@@ -221,6 +223,10 @@ class Link:
         if self._draining.is_set():
             return
         now = time.monotonic()
+        if now - self._restated_at > self._settings.restate_s:
+            # The broker answers with the retained states: a vehicle's death that was lost is made good.
+            self._restated_at = now
+            connection.subscribe(f"{ROOT}/{self._fleet}/+/state")
         if self._canary.due(now):
             self._fly(connection)
         elif self._canary.overdue(now):
