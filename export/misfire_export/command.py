@@ -29,7 +29,9 @@ def export(
     task: Annotated[str, typer.Option(help="With --torch or --onnx; default: the data set's.")] = "",
     image: Annotated[str, typer.Option(help="Input contract as JSON; default: the data set's.")] = "",
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets (else MISFIRE_DATA).")] = None,
-    scores: Annotated[str, typer.Option(help="Comma-separated; default: the head and free scores.")] = "",
+    scores: Annotated[
+        str, typer.Option(help="With commas; of a run also all; default: the head and free.")
+    ] = "",
     name: Annotated[str, typer.Option(help="Name of the bundle; default: the data set's.")] = "",
     version: Annotated[str, typer.Option(help="Semantic version.")] = "1.0.0",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",

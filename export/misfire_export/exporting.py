@@ -35,6 +35,11 @@ MAX_FIT = 20_000
 """Frames that banks and gradients are fitted on; more only cost memory."""
 
 
+def all_scores(task: str, *, head: bool) -> tuple[str, ...]:
+    """The learned head and every score of a task that can stand in a graph."""
+    return (*((HEAD,) if head else ()), *scoring.names_for(task, exportable=True))
+
+
 def default_scores(task: str, *, head: bool) -> tuple[str, ...]:
     """What a bundle carries unless told: the learned head, and the free scores that every task has."""
     free = {"classification": ("entropy", "msp"), "segmentation": ("entropy", "energy")}

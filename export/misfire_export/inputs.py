@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from misfire_export.assembling import Options
-from misfire_export.exporting import export_run
+from misfire_export.exporting import all_scores, export_run
 from misfire_export.modules import export_module_bundle, load_module, module_lineage
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.errors import ConfigError
@@ -88,9 +88,11 @@ def of_dataset(name: str, *, data: Path | None, image: str = "", task: str = "",
 def export_material(
     material: Material, *, out: Path, options: Options, scores: Sequence[str] | None
 ) -> Bundle:
-    """A run's bundle."""
+    """A run's bundle. scores: names, or "all" alone."""
     if material.run is None:
         raise ConfigError("there is no run to export")
+    if scores == ["all"]:
+        scores = all_scores(material.task, head=material.run.head is not None)
     return export_run(
         material.run,
         calibration=material.calibration,
@@ -120,7 +122,9 @@ def export_torch(
     last_layer: str | None,
     scores: Sequence[str] | None,
 ) -> Bundle:
-    """A torch module's bundle."""
+    """A torch module's bundle. scores: names, or "all" alone."""
+    if scores == ["all"]:
+        scores = all_scores(material.task, head=bool(features))
     return export_module_bundle(
         load_module(target, weights=weights),
         contract=material.contract,

@@ -14,7 +14,7 @@ from misfire_train.loop import train_run
 from misfire_train.runs import Run, run_splits
 from misfire_train.train_config import parse_train_config
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 torch.set_num_threads(1)
 
 

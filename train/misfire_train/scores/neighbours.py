@@ -25,6 +25,11 @@ REFERENCE_NEIGHBOURS = 30
 
 def squared_distances(query: Tensor, bank: Tensor) -> Tensor:
     """[N,D] against [M,D] to [N,M], never below zero."""
+    if bank.shape[0] > 1:
+        # Around the bank's mean: embeddings of one network lie close together, and |q|^2 + |b|^2 - 2 qb
+        # would cancel to the rounding of numbers a thousand times larger than their distance.
+        centre = bank.mean(0, keepdim=True)
+        query, bank = query - centre, bank - centre
     cross = torch.matmul(query, bank.T)
     total = query.square().sum(1, keepdim=True) + bank.square().sum(1)[None] - 2 * cross
     return total.clamp_min(0)
