@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from misfire_runtime.sources import Frame, FrameReader, Source
 from misfire_runtime.statistics import Statistics
 from misfire_runtime.triggers import Chooser, Observation, build_triggers
 from misfire_runtime.triggers.budget import Budget, Limits
+from misfire_runtime.triggers.memory import TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import RandomStream
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
+REMEMBER_S = 30.0
+"""How often it is written down what triggers have learned."""
 MAX_ENGINE_FAILURES = 10
 
 
@@ -80,7 +84,9 @@ class Vehicle:
         resume: bool = True,
         on_tick: Callable[[Vehicle], None] | None = None,
     ) -> None:
-        """state_dir: where budgets and positions are kept.  resume: go on where an interrupted run stopped.
+        """state_dir: where budgets, positions and what triggers learned are kept.
+
+        resume: go on where an interrupted run stopped.
 
         on_tick: called about once a second from the frame path while it is alive (watchdog, progress).
         Raises ConfigError where triggers do not fit the bundle.
@@ -97,7 +103,10 @@ class Vehicle:
         self._random = RandomStream(rate=config.random.rate, seed=config.random.seed)
         self.chooser = self._make_chooser(config, scorer)
         self._progress = Progress(state_dir / "progress.json")
+        self._memory = TriggerMemory(state_dir / "triggers.json")
         self._resume = resume
+        if resume:
+            self.chooser.relearn(self._memory.load(scorer.label))
         self._on_tick = on_tick
         self._pending_lock = threading.Lock()
         self._pending: tuple[VehicleConfig, Scorer, Chooser] | None = None
@@ -107,6 +116,7 @@ class Vehicle:
         self._live = {source.name: source.live for source in sources}
         self._failures = 0
         self._next_tick_s = 0.0
+        self._remember_at_s = time.monotonic() + REMEMBER_S
         self._finished = False
         self._reader: FrameReader | None = None
         self.writer = SampleWriter(
@@ -144,6 +154,10 @@ class Vehicle:
                 if reader.finished(source.name) and self._identities[source.name] and self._finished:
                     self._positions[self._identities[source.name]] = 0
             self.writer.flush(self._new_counts(), self._positions)
+            if self._finished:
+                self._memory.forget()
+            else:
+                self._memory.save(self.scorer.label, self.chooser.learned())
             reader.close()
         return self.report()
 
@@ -278,6 +292,8 @@ class Vehicle:
             self._pending = None
         chooser.suppressed = self.chooser.suppressed
         old = self.scorer
+        if scorer is old:
+            chooser.relearn(self.chooser.learned())
         if (config.clips, config.encode) != (self.config.clips, self.config.encode):
             self.writer.change(_writer_options(config), _clips(config))
         self.ladder.table = config.degrade
@@ -302,7 +318,11 @@ class Vehicle:
         self._next_tick_s = time.monotonic() + TICK_S
         self.ladder.update(latency_ms=self.statistics.recent_latency_ms, queue_fill=self.writer.fill)
         counts = self._new_counts()
-        if not self.writer.mark(counts, dict(self._positions)):
+        remember = None
+        if time.monotonic() >= self._remember_at_s:
+            self._remember_at_s = time.monotonic() + REMEMBER_S
+            remember = partial(self._memory.save, self.scorer.label, self.chooser.learned())
+        if not self.writer.mark(counts, dict(self._positions), remember):
             for name, value in counts.items():
                 self._counted[name] -= value
         if self._on_tick is not None:

@@ -66,11 +66,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Everything before it has been handed in: counts to add, positions to write."""
+    """Everything before it has been handed in: counts to add, positions to write, and what else is to be."""
 
     counts: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     done: threading.Event | None = None
+    then: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,15 @@ class SampleWriter:
             except queue.Full:
                 return
 
-    def mark(self, counts: dict[str, int], positions: dict[str, int]) -> bool:
-        """Hands in counts and positions; False (try again later) where the queue is full."""
+    def mark(
+        self, counts: dict[str, int], positions: dict[str, int], then: Callable[[], None] | None = None
+    ) -> bool:
+        """Hands in counts and positions; False (try again later) where the queue is full.
+
+        then: something else to write at this point, which raises nothing.
+        """
         try:
-            self._queue.put_nowait(Mark(counts, positions))
+            self._queue.put_nowait(Mark(counts, positions, then=then))
         except queue.Full:
             return False
         return True
@@ -206,6 +212,8 @@ class SampleWriter:
                 self._store.count(**{name: value for name, value in mark.counts.items() if value})
             if mark.positions:
                 self._progress.save(mark.positions)
+            if mark.then is not None:
+                mark.then()
         except MisfireError as error:
             self._lose("counting", error)
             self.failure = error

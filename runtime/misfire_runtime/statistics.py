@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 from ddsketch import LogCollapsingLowestDenseDDSketch
+from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.pb.proto import DDSketchProto
+from ddsketch.pb.proto import pb as schema
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 SKETCH_ACCURACY = 0.01
 _BINS = 2048
@@ -78,9 +81,27 @@ class Statistics:
             self._latency = _sketch()
 
 
-def pack_sketch(sketch: LogCollapsingLowestDenseDDSketch) -> str:
+def pack_sketch(sketch: BaseDDSketch) -> str:
     """DDSketch's protobuf, base64."""
     return base64.b64encode(DDSketchProto.to_proto(sketch).SerializeToString()).decode("ascii")
+
+
+def unpack_sketch(text: str, *, accuracy: float) -> BaseDDSketch:
+    """The sketch of `pack_sketch`.
+
+    Raises ValueError where the text is none, is of another relative accuracy, or counts less than nothing.
+    """
+    proto = schema.DDSketch()
+    try:
+        proto.ParseFromString(base64.b64decode(text, validate=True))
+    except DecodeError as error:
+        raise ValueError(f"not a sketch: {error}") from error
+    if abs(proto.mapping.gamma * (1 - accuracy) / (1 + accuracy) - 1) > 1e-9:
+        raise ValueError(f"not a sketch of relative accuracy {accuracy}")
+    counts = [*proto.positiveValues.contiguousBinCounts, *proto.negativeValues.contiguousBinCounts]
+    if not all(0 <= count < float("inf") for count in (*counts, proto.zeroCount)):
+        raise ValueError("not a sketch: a count is negative or not finite")
+    return DDSketchProto.from_proto(proto)
 
 
 def _sketch() -> LogCollapsingLowestDenseDDSketch:

@@ -6,16 +6,21 @@ it too: the stream is only unbiased if it is complete.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from misfire_runtime.messages import Trigger as TriggerMessage
 from misfire_runtime.triggers.budget import Budget
+from misfire_runtime.triggers.compose import every
+from misfire_runtime.triggers.memory import Learned
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.observation import Firing, Observation, Trigger
 from misfire_runtime.triggers.random_stream import RandomStream
+from misfire_runtime.triggers.rates import TargetRate
 
+_LOG = logging.getLogger(__name__)
 RANDOM_PRIORITY = 6
 
 
@@ -71,6 +76,22 @@ class Chooser:
             if isinstance(value, float) and abs(value) != float("inf"):
                 found[trigger.name] = value
         return found
+
+    def learned(self) -> Learned:
+        """What the triggers that learn have learned, by name."""
+        return {name: trigger.learned() for name, trigger in self._learners().items()}
+
+    def relearn(self, learned: Learned) -> None:
+        """Takes over what fits; what makes no sense is logged and left."""
+        for name, trigger in self._learners().items():
+            try:
+                if name in learned:
+                    trigger.relearn(learned[name])
+            except (ValueError, KeyError, TypeError) as error:
+                _LOG.warning("trigger_forgot", extra={"fields": {"trigger": name, "problem": str(error)}})
+
+    def _learners(self) -> dict[str, TargetRate]:
+        return {found.name: found for found in every(self.triggers) if isinstance(found, TargetRate)}
 
     def _allowed(self, observation: Observation, *, in_stream: bool) -> bool:
         if in_stream:

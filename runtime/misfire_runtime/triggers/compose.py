@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from misfire_runtime.triggers.observation import Firing, Observation, Trigger
+
+
+def every(triggers: Sequence[Trigger]) -> Iterator[Trigger]:
+    """These triggers, and all that they are made of."""
+    for trigger in triggers:
+        yield trigger
+        if isinstance(trigger, CoolDown):
+            yield from every([trigger.inner])
+        elif isinstance(trigger, AnyOf | AllOf):
+            yield from every(trigger.parts)
 
 
 class AnyOf:
@@ -12,13 +22,13 @@ class AnyOf:
 
     def __init__(self, name: str, *, parts: Sequence[Trigger], priority: int | None = None) -> None:
         self.name = name
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._priority = priority
         self._fired: list[Trigger] = []
 
     def look(self, observation: Observation) -> Firing | None:
         """See Trigger. Every part looks at every frame."""
-        firings = [(part, part.look(observation)) for part in self._parts]
+        firings = [(part, part.look(observation)) for part in self.parts]
         self._fired = [part for part, firing in firings if firing is not None]
         found = [firing for _part, firing in firings if firing is not None]
         if not found:
@@ -37,12 +47,12 @@ class AllOf:
 
     def __init__(self, name: str, *, parts: Sequence[Trigger], priority: int | None = None) -> None:
         self.name = name
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._priority = priority
 
     def look(self, observation: Observation) -> Firing | None:
         """See Trigger. Every part looks at every frame."""
-        firings = [part.look(observation) for part in self._parts]
+        firings = [part.look(observation) for part in self.parts]
         found = [firing for firing in firings if firing is not None]
         if len(found) < len(firings):
             return None
@@ -51,7 +61,7 @@ class AllOf:
 
     def taken(self, observation: Observation) -> None:
         """Tells all parts."""
-        for part in self._parts:
+        for part in self.parts:
             part.taken(observation)
 
 

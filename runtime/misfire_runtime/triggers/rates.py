@@ -7,8 +7,14 @@ seen enough, the bundle's calibration stands in. A token per taken frame bounds 
 
 from __future__ import annotations
 
-from ddsketch import LogCollapsingLowestDenseDDSketch
+import math
+from collections.abc import Mapping
+from typing import Any
 
+from ddsketch import LogCollapsingLowestDenseDDSketch
+from ddsketch.ddsketch import BaseDDSketch
+
+from misfire_runtime.statistics import pack_sketch, unpack_sketch
 from misfire_runtime.triggers.observation import Firing, Observation
 
 _ACCURACY = 0.002
@@ -89,8 +95,8 @@ class TargetRate:
         self._warm_up = max(2, warm_up)
         self._half = max(self._warm_up, window // 2)
         self._priority = priority
-        self._older = _sketch()
-        self._newer = _sketch()
+        self._older: BaseDDSketch = _sketch()
+        self._newer: BaseDDSketch = _sketch()
         self._seen = 0
         self._burst = max(2.0, rate * window)
         self._tokens = min(self._burst, max(1.0, rate * warm_up))
@@ -109,6 +115,36 @@ class TargetRate:
     def taken(self, observation: Observation) -> None:
         """Pays one token; they come back at `rate` per frame."""
         self._tokens -= 1.0
+
+    def learned(self) -> dict[str, Any]:
+        """Threshold, tokens and sketches, for `relearn` after a restart."""
+        return {
+            "terms": self._terms,
+            "threshold": self.threshold,
+            "tokens": self._tokens,
+            "seen": self._seen,
+            "older": pack_sketch(self._older),
+            "newer": pack_sketch(self._newer),
+        }
+
+    def relearn(self, learned: Mapping[str, Any]) -> bool:
+        """Goes on where `learned` stopped; False, and nothing changed, where that was on other terms.
+
+        Raises ValueError, KeyError or TypeError where it makes no sense.
+        """
+        if list(learned["terms"]) != self._terms:
+            return False
+        older, newer = (unpack_sketch(learned[name], accuracy=_ACCURACY) for name in ("older", "newer"))
+        threshold, tokens, seen = float(learned["threshold"]), float(learned["tokens"]), int(learned["seen"])
+        if math.isnan(threshold) or not 0 <= tokens <= self._burst or seen < 0:
+            raise ValueError(f"threshold {threshold}, {tokens} tokens after {seen} frames")
+        self._older, self._newer = older, newer
+        self.threshold, self._tokens, self._seen = threshold, tokens, seen
+        return True
+
+    @property
+    def _terms(self) -> list[Any]:
+        return [self._score, self._rate, self._half, self._warm_up]
 
     def _learn(self, value: float) -> None:
         self._tokens = min(self._burst, self._tokens + self._rate)
