@@ -8,6 +8,7 @@ group. An object store does all of it in one put. A crash leaves whole blobs or 
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from misfire_runtime.clock import wall_time
 
 _TMP = "tmp"
 _ABANDONED_S = 3600.0
+_DURABLY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
+"""A write returns when its bytes, and the length that they need, are on the disk."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class FolderBlobs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._token, self._number = secrets.token_hex(8), itertools.count()
         try:
             (root / _TMP).mkdir(parents=True, exist_ok=True)
             _remove_abandoned(root / _TMP)
@@ -90,17 +94,14 @@ class FolderBlobs:
             raise StoreError(f"blob folder {root}: {error.strerror}") from error
 
     def stage(self, sample: str, data: bytes) -> Staged:
-        """Written and synced under a name of its own; not at all where the blob is there already."""
-        if self._whole(sample, len(data)):
-            return Staged(sample, None)
-        temporary = f"{_TMP}/{sample}.{secrets.token_hex(4)}"
+        """Written through to the disk, under a name that no other writer has."""
+        temporary = f"{_TMP}/{sample}.{self._token}{next(self._number)}"
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=self._folder)
+            handle = os.open(temporary, _DURABLY, 0o640, dir_fd=self._folder)
             try:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(handle, view) :]
-                os.fsync(handle)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -153,9 +154,6 @@ class FolderBlobs:
         folder, self._folder = self._folder, -1
         if folder >= 0:
             os.close(folder)
-
-    def _whole(self, sample: str, size: int) -> bool:
-        return self._size(sample) == size
 
     def _size(self, sample: str) -> int:
         """In bytes; -1 where there is no such file."""

@@ -36,7 +36,7 @@ from misfire_runtime.uplink_client import BrokerConfig, make_client
 from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
 from misfire_runtime.uplink_machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
 from misfire_runtime.uplink_settings import UplinkSettings
-from misfire_runtime.uplink_side import DesiredWorker, Identity, OfferAttributes, fit_offer
+from misfire_runtime.uplink_side import DesiredWorker, Identity, fit_offer, offer_attributes
 from misfire_runtime.waking import Waking
 
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
@@ -91,7 +91,6 @@ class Uplink:
             software=__version__,
         )
         self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
-        self._attributes = OfferAttributes(source=self._topics.base)
         self._desired = DesiredWorker(on_desired, self._publish_reported) if on_desired else None
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
@@ -276,7 +275,9 @@ class Uplink:
             self._publish_chunk(connection, action)
         elif isinstance(action, PublishOffer):
             payload = fit_offer(self._offers[action.id], connection.packet_limit)
-            attributes = self._attributes.of(action.id)
+            attributes = None
+            if self._settings.cloud_events:
+                attributes = offer_attributes(action.id, source=self._topics.base)
             self._tokens[connection.publish(self._topics.offer, payload, attributes=attributes)] = (
                 action.token
             )

@@ -14,6 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.uplink_socket import ReadAheadClient
 
 MAX_HANDED = 8
 """Messages that paho may hold at once: its own queue is in memory and without bound."""
@@ -88,7 +89,7 @@ def make_client(broker: BrokerConfig, *, client_id: str) -> paho.Client:
     Raises ConfigError where a certificate, key or password file cannot be used.
     """
     v5 = broker.protocol == "5"
-    client = paho.Client(
+    client = ReadAheadClient(
         CallbackAPIVersion.VERSION2,
         client_id=broker.client_id or client_id,
         protocol=paho.MQTTv5 if v5 else paho.MQTTv311,

@@ -12,7 +12,7 @@ import logging
 import select
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
@@ -21,10 +21,11 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.uplink_client import BrokerConfig, acknowledge_at_once, make_client
-from misfire_runtime.uplink_side import PackedProperties
 
 _LOG = logging.getLogger(__name__)
 _TAKEN_OVER = 0x8E
+_MAX_PACKETS = 64
+"""Per read, so that answers go out in between."""
 
 
 class LinkError(MisfireError):
@@ -116,16 +117,14 @@ class Connection:
         sock: Any = self._client.socket()
         if sock is None:
             self._raise("closed")
-        pending = getattr(sock, "pending", None)
-        if pending is not None and pending():
+        if sock.pending():
             timeout_s = 0.0
         reading = [sock] if wake is None else [sock, wake]
         writing = [sock] if self._client.want_write() else []
         try:
             readable, writable, _ = select.select(reading, writing, [], timeout_s)
             if sock in readable or timeout_s == 0.0:
-                self._client.loop_read()
-                acknowledge_at_once(self._client.socket())
+                self._read()
             if (sock in writable or self._client.want_write()) and self._client.socket() is not None:
                 self._client.loop_write()
             self._client.loop_misc()
@@ -134,6 +133,16 @@ class Connection:
         if self._client.socket() is None or self._failure is not None:
             self._raise("closed by the broker")
 
+    def _read(self) -> None:
+        """All packets of what one read of the socket brings, at least."""
+        self._client.loop_read()
+        for _ in range(_MAX_PACKETS):
+            sock: Any = self._client.socket()
+            if sock is None or not sock.pending():
+                break
+            self._client.loop_read()
+        acknowledge_at_once(self._client.socket())
+
     def publish(
         self,
         topic: str,
@@ -141,10 +150,16 @@ class Connection:
         *,
         qos: int = 1,
         retain: bool = False,
-        attributes: PackedProperties | None = None,
+        attributes: dict[str, str] | None = None,
     ) -> int:
-        """Hands a message over; the id under which a `Receipt` comes for QoS 1."""
-        properties = cast(Properties, attributes) if self._v5 else None
+        """Hands a message over; the id under which a `Receipt` comes for QoS 1.
+
+        attributes: become user properties, where the protocol has them.
+        """
+        properties = None
+        if attributes and self._v5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.UserProperty = list(attributes.items())
         return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
 
     def subscribe(self, *topics: str) -> None:

@@ -37,3 +37,5 @@ class UplinkSettings(BaseModel):
     settle_group: Annotated[int, Field(ge=1)] = 32
     settle_wait_s: Annotated[float, Field(ge=0, le=10)] = 0.05
     """Verdicts are booked together: when nothing more comes, so many are there, or after this long."""
+    cloud_events: bool = False
+    """Offers carry their CloudEvents attributes as MQTT 5 user properties, for readers other than misfire."""

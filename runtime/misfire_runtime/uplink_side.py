@@ -9,9 +9,6 @@ import queue
 import threading
 from collections.abc import Callable
 
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Desired, Reported, State
 
@@ -19,7 +16,6 @@ _LOG = logging.getLogger(__name__)
 _MAX_CLONES = 16
 _OFFER_ROOM = 512
 """Topic, header and properties of an offer."""
-_NO_ID = "0" * 64
 _OPTIONAL = ("embedding", "context", "prediction", "privacy", "percentiles")
 
 
@@ -102,32 +98,9 @@ class DesiredWorker:
                 )
 
 
-class PackedProperties:
-    """Properties of a PUBLISH as they go over the wire; the MQTT client asks for nothing else of them."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def pack(self) -> bytes:
-        """As paho's Properties.pack."""
-        return self._packed
-
-
-class OfferAttributes:
-    """The CloudEvents attributes of offers as MQTT 5 user properties.
-
-    They differ in the sample's id alone, and encoding them anew cost a quarter of a sample's upload.
-    """
-
-    def __init__(self, *, source: str) -> None:
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        attributes = {"specversion": "1.0", "type": "misfire.offer.v1", "source": source, "id": _NO_ID}
-        properties.UserProperty = list(attributes.items())
-        self._before, self._after = properties.pack().split(_NO_ID.encode())  # type: ignore[no-untyped-call]
-
-    def of(self, sample: str) -> PackedProperties:
-        """Those of the offer of this sample, whose id has 64 characters."""
-        return PackedProperties(self._before + sample.encode() + self._after)
+def offer_attributes(sample: str, *, source: str) -> dict[str, str]:
+    """The CloudEvents attributes of an offer."""
+    return {"specversion": "1.0", "type": "misfire.offer.v1", "source": source, "id": sample}
 
 
 def fit_offer(offer: bytes, packet_limit: int | None) -> bytes:
