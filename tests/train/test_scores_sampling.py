@@ -43,6 +43,45 @@ def probe_of(model: nn.Module) -> Probe:
     return Probe(model, last_layer="5")
 
 
+class Counted(nn.Module):
+    """A network whose trunk counts its passes. places: where dropout stands."""
+
+    def __init__(self, *places: str) -> None:
+        super().__init__()
+        self.trunk, self.last = nn.Linear(12, 16), nn.Linear(16, 3)
+        self.early = nn.Dropout(0.5) if "early" in places else nn.Identity()
+        self.late = nn.Dropout(0.5) if "late" in places else nn.Identity()
+        self.relu = nn.ReLU(inplace="in place" in places)
+        self.passes = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.passes += 1
+        inner = self.late(self.early(self.trunk(image.flatten(1))) - 0.3)
+        answer: Tensor = self.last(self.relu(inner) if isinstance(self.relu, nn.ReLU) else inner)
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("places", "trunk_passes"),
+    [(("late",), 1), (("early",), 6), (("early", "late"), 6), (("late", "in place"), 6), ((), 1)],
+)
+def test_dropout_passes_share_the_trunk_only_where_that_changes_no_bit(
+    places: tuple[str, ...], trunk_passes: int
+) -> None:
+    torch.manual_seed(0)
+    model = Counted(*places)
+    if "in place" not in places:
+        model.relu = nn.Identity()
+    with torch.no_grad():
+        samples = dropout_samples(Probe(model, last_layer="last"), images(), passes=6, rate=0.3, seed=3)
+    assert model.passes == trunk_passes
+    with torch.no_grad(), torch.random.fork_rng(), dropout_only(model, last=model.last, rate=0.3):
+        torch.manual_seed(3)
+        explicit = torch.stack([model(images()) for _ in range(6)])
+    assert torch.equal(samples, explicit)
+    assert not torch.equal(samples[0], samples[1])
+
+
 def test_pitfall_7_mc_dropout_leaves_batch_norm_alone() -> None:
     model = network()
     model(images())

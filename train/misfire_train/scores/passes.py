@@ -10,7 +10,7 @@ all that want it. Such a score has no place in a one-pass graph: its `forward` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -92,8 +92,63 @@ def dropout_only(model: nn.Module, *, last: nn.Module | None = None, rate: float
 
 
 def dropout_samples(probe: Probe, image: Tensor, *, passes: int, rate: float = 0.1, seed: int = 0) -> Tensor:
-    """T stochastic answers [T,N,...], the same for the same seed; the global random state is left alone."""
+    """T stochastic answers [T,N,...], the same for the same seed; the global random state is left alone.
+
+    Where dropout stands right before the last layer and nowhere else, all passes share the network's trunk:
+    the same numbers, bit for bit, for little more than one pass.
+    """
     last = probe.model.get_submodule(probe.last_layer)
     with torch.random.fork_rng(devices=[]), dropout_only(probe.model, last=last, rate=rate):
         torch.manual_seed(seed)
-        return torch.stack([probe.model(image) for _ in range(passes)])
+        with _tail_of(probe.model, last) as seen:
+            first = probe.model(image)
+        again = seen.repeat(first)
+        rest = [probe.model(image) if again is None else again() for _ in range(passes - 1)]
+        return torch.stack([first, *rest])
+
+
+class _Tail:
+    """What was seen of one stochastic pass: calls of dropout layers, and of the last layer."""
+
+    def __init__(self, last: nn.Module) -> None:
+        self.last = last
+        self.dropped: list[tuple[nn.Module, Tensor, Tensor, int]] = []
+        self.entered: list[tuple[Tensor, int]] = []
+        self.left: list[Tensor] = []
+
+    def repeat(self, answer: Tensor) -> Callable[[], Tensor] | None:
+        """Draws another answer from the trunk's; None where that would not be the whole pass."""
+        if len(self.entered) != 1 or len(self.left) != 1 or self.left[0] is not answer:
+            return None
+        last, (inputs, version) = self.last, self.entered[0]
+        if not self.dropped:  # then a hook drops the last layer's input, whenever it is called
+            return lambda: last(inputs)
+        if len(self.dropped) > 1:
+            return None
+        layer, before, after, written = self.dropped[0]
+        if after is not inputs or written != version:
+            return None
+        return lambda: last(layer(before))
+
+
+@contextmanager
+def _tail_of(model: nn.Module, last: nn.Module) -> Iterator[_Tail]:
+    seen = _Tail(last)
+    handles = [
+        part.register_forward_hook(
+            lambda layer, inputs, output: seen.dropped.append((layer, inputs[0], output, output._version))
+        )
+        for part in model.modules()
+        if isinstance(part, _DROPOUT)
+    ]
+    handles.append(
+        last.register_forward_pre_hook(
+            lambda _layer, inputs: seen.entered.append((inputs[0], inputs[0]._version)), prepend=True
+        )
+    )
+    handles.append(last.register_forward_hook(lambda _layer, _inputs, output: seen.left.append(output)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
