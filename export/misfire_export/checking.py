@@ -59,7 +59,7 @@ def require_small_scores(scores: Iterable[nn.Module], *, most: int = MAX_SCORE_B
         if size > most:
             raise GraphError(
                 f"score {getattr(score, 'name', '?')} carries {size / 1e6:.0f} MB of constants; at most "
-                f"{most / 1e6:.0f} MB go into a graph: use a smaller bank (option size)"
+                f"{most / 1e6:.0f} MB go into a graph: use a smaller bank (--score-options, size)"
             )
 
 

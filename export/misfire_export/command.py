@@ -32,6 +32,9 @@ def export(
     scores: Annotated[
         str, typer.Option(help="With commas; of a run also all; default: the head and free.")
     ] = "",
+    score_options: Annotated[
+        str, typer.Option(help='Of scores, as JSON: {"egl_pp": {"size": 512, "sigma": "auto"}}.')
+    ] = "",
     name: Annotated[str, typer.Option(help="Name of the bundle; default: the data set's.")] = "",
     version: Annotated[str, typer.Option(help="Semantic version.")] = "1.0.0",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
@@ -53,7 +56,7 @@ def export(
     _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
         raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
-    wanted = _listed(scores) or None
+    wanted, fitted_with = _listed(scores) or None, inputs.read_score_options(score_options)
     if run is not None:
         material = inputs.of_run(run, data=data)
     else:
@@ -71,7 +74,9 @@ def export(
         shifts=_shifts(shifts, severity),
     )
     if material.run is not None:
-        bundle = inputs.export_material(material, out=out, options=options, scores=wanted)
+        bundle = inputs.export_material(
+            material, out=out, options=options, scores=wanted, score_options=fitted_with
+        )
     elif onnx is not None:
         bundle = foreign.export_onnx(
             onnx,
@@ -86,6 +91,7 @@ def export(
             holdout=material.holdout,
             output=output,
             dataset=material.dataset,
+            score_options=fitted_with,
         )
     else:
         bundle = inputs.export_torch(
@@ -97,6 +103,7 @@ def export(
             features=_listed(features),
             last_layer=last_layer or None,
             scores=wanted,
+            score_options=fitted_with,
         )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
 

@@ -6,11 +6,12 @@ trained on the data set's training half, so its holdout and calibration frames c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from misfire_export.assembling import Options
 from misfire_export.exporting import all_scores, export_run
@@ -22,6 +23,7 @@ from misfire_train.data import Examples, load_dataset, split
 from misfire_train.runs import Run, load_run, run_splits
 
 HOLDOUT_SHARE = 0.4
+ScoreOptions = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,25 @@ def of_dataset(name: str, *, data: Path | None, image: str = "", task: str = "",
     )
 
 
+def read_score_options(text: str) -> dict[str, dict[str, Any]]:
+    """{score: {option: value}} of a JSON text, empty of none. Raises ConfigError on any other."""
+    if not text:
+        return {}
+    try:
+        return TypeAdapter(dict[str, dict[str, Any]]).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(
+            f'--score-options is {text!r}; expected JSON such as {{"egl_pp": {{"size": 512}}}}'
+        ) from error
+
+
 def export_material(
-    material: Material, *, out: Path, options: Options, scores: Sequence[str] | None
+    material: Material,
+    *,
+    out: Path,
+    options: Options,
+    scores: Sequence[str] | None,
+    score_options: ScoreOptions | None = None,
 ) -> Bundle:
     """A run's bundle. scores: names, or "all" alone."""
     if material.run is None:
@@ -104,6 +123,7 @@ def export_material(
         target=options.target,
         fit=material.fit,
         holdout=material.holdout,
+        score_options=score_options,
         default_score=options.default_score,
         failure_threshold=options.failure_threshold,
         shifts=options.shifts,
@@ -121,6 +141,7 @@ def export_torch(
     features: Sequence[str],
     last_layer: str | None,
     scores: Sequence[str] | None,
+    score_options: ScoreOptions | None = None,
 ) -> Bundle:
     """A torch module's bundle. scores: names, or "all" alone."""
     if scores == ["all"]:
@@ -136,6 +157,7 @@ def export_torch(
         features=features,
         last_layer=last_layer,
         scores=scores,
+        score_options=score_options,
         fit=material.fit,
         holdout=material.holdout,
         lineage=module_lineage(target, weights, material.dataset),

@@ -10,35 +10,16 @@ from pathlib import Path
 
 import onnx
 import pytest
-import torch
-from export_cases import CONTRACT, tiny_classifier
 from onnx import TensorProto, helper
 
 from misfire_export.conformance import check_conformance
 from misfire_export.errors import ConformanceError
 from misfire_export.exporting import export_run
-from misfire_export.tracing import trace
 from misfire_train.data import Examples
 from misfire_train.runs import Run
-from misfire_train.scores import build, gather
-from misfire_train.signals import Probe, ScoredModel
 
 if os.environ.get("MISFIRE_REQUIRE_SERVICES") != "1":
     pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")
-
-
-def egl_pp_graph(sigma: str | None) -> onnx.ModelProto:
-    """EGL++ of a small classifier, its bandwidth searched in the graph or fixed."""
-    probe = Probe(tiny_classifier(), last_layer="4")
-    fit = gather(probe, torch.randn(60, 3, 16, 16), torch.arange(60) % 3)
-    scores = build(["egl_pp"], task="classification", fit=fit, egl_pp={"sigma": sigma})
-    return trace(ScoredModel(probe, scores), contract=CONTRACT)
-
-
-@pytest.mark.parametrize("sigma", [None, "auto"])
-def test_both_forms_of_egl_pp_are_built(sigma: str | None) -> None:
-    report = check_conformance(egl_pp_graph(sigma))
-    assert report["engine_bytes"] > 0 and report["executed"] is False
 
 
 def one_node(operator: str, name: str) -> onnx.ModelProto:
