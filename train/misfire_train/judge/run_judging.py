@@ -36,6 +36,8 @@ from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable, TrainConfig
 
 _MAX_FIT = 20_000
+_BATCH = {"segmentation": 16, "keypoints": 64}
+"""Images at a time where EGL++ compares every pixel with sixty neighbours' labels; 256 elsewhere."""
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
 _MAX_GROUPS_SHOWN = 40
 
@@ -183,7 +185,8 @@ def _fit_set(run: Run, examples: Examples) -> FitSet:
 
 
 def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
-    scores = compute(run, examples, modules, seed=seed) if modules else {}
+    batch = _BATCH.get(task.name, 256)
+    scores = compute(run, examples, modules, batch=batch, seed=seed) if modules else {}
     losses, failed = [], []
     knows = task.failed_function is not None
     with evaluating(run.probe), torch.no_grad():
