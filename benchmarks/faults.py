@@ -1,15 +1,17 @@
 """The long run of the fault suite: real processes, a real broker, thousands of faults, then a comparison.
 
-    python benchmarks/faults.py --faults 10000 --json
+    python benchmarks/faults.py --faults 10000 --kills 1000 --json
+    python benchmarks/faults.py --faults 2000 --kills 200 --store postgres --json
 
 Several vehicles (MQTT 5 and 3.1.1) capture and upload to two collectors that share one store, every link
-through a chaos proxy. Faults go on until so many have happened: messages lost although acknowledged,
-repeated, overtaken, chunks with a flipped bit; links cut and half-open; vehicles, collectors and the broker
-killed with -9, collectors also at named steps of their work; disks that are full in the middle of a file;
-clocks that jump ten years. Then the trouble ends, everything comes to rest, and what was chosen is compared
-with what was stored. A vehicle with a small spool makes evictions, one with broken pictures rejections, a
-quota per vehicle declines: those are counted and explained, as the spool promises; lost and duplicated must
-be 0.
+through a chaos proxy. Faults go on until so many have happened, so many vehicles killed among them: messages
+of every kind lost although acknowledged, repeated, overtaken, chunks with a flipped bit; links cut and
+half-open; vehicles, collectors and the broker killed with -9, collectors also at named steps of their work;
+disks that are full in the middle of a file; clocks that jump ten years. With --store postgres the store is
+PostgreSQL and S3, which are killed and stopped dead as well. Then the trouble ends, everything comes to rest,
+and what was chosen is compared with what was stored. A vehicle with a small spool makes evictions, one with
+broken pictures rejections, a quota per vehicle declines: those are counted and explained, as the spool
+promises; lost and duplicated must be 0.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,12 +35,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.faults.audit import Audit  # noqa: E402
-from tests.faults.chaos_proxy import Trouble  # noqa: E402
+from tests.faults.chaos_proxy import BESIDE, SAMPLES, Trouble  # noqa: E402
 from tests.faults.collector_process import STEPS  # noqa: E402
+from tests.faults.homes import FolderHome, Home, ServerHome, servers  # noqa: E402
 from tests.faults.proving_ground import Member, ProvingGround  # noqa: E402
 
 ENDLESS = 10_000_000
-MESSAGES = Trouble(lose=0.06, repeat=0.05, reorder=0.05, spoil=0.02)
+MESSAGES = Trouble(lose=0.06, repeat=0.05, reorder=0.05, spoil=0.02, kinds=(*SAMPLES, *BESIDE))
+FIELDS = ("faults", "chosen", "stored", "lost", "duplicated", "evicted", "declined", "rejected")
 
 
 def main() -> None:
@@ -52,19 +58,24 @@ def main() -> None:
     if options.json:
         print(json.dumps(report))
     else:
-        for name in ("faults", "chosen", "stored", "lost", "duplicated", "evicted", "declined", "rejected"):
+        for name in FIELDS:
             print(f"{name:11}{report[name]:>9}")
+        for name, count in report["faults_by_kind"].items():
+            print(f"  {name:36}{count:>7}")
     sys.exit(0 if result.sound and quiet else 1)
 
 
 def _run(folder: Path, options: argparse.Namespace) -> tuple[Audit, Counter[str], bool]:
-    with ProvingGround(folder, seed=options.seed) as ground:
+    with ExitStack() as stack:
+        home = _home(stack, folder, options)
+        ground = stack.enter_context(ProvingGround(folder, seed=options.seed, home=home))
         for _ in range(2):
             ground.add_collector(settings=options.collector)
         for number in range(options.vehicles):
             ground.add_vehicle(**_vehicle(number, options))
         for member in ground.vehicles:
             member.proxy.trouble = Trouble(**vars(MESSAGES))
+            ground.wishes.desire(member.folder.name, 1)
         _kill_vehicles(ground, options)
         _mistreat(ground, options)
         ground.calm()
@@ -74,16 +85,31 @@ def _run(folder: Path, options: argparse.Namespace) -> tuple[Audit, Counter[str]
             ground.revive(member, die_at=None)
         for member in ground.vehicles:
             ground.revive(member, count=0)
-        quiet = ground.settle(timeout_s=300)
+            ground.wishes.desire(member.folder.name, ENDLESS)
+        quiet = ground.settle(timeout_s=300) and all(
+            ground.wait(partial(_well, ground, member)) for member in ground.vehicles
+        )
         result = ground.audit()
         faults = ground.faults + ground.message_faults() + result.own_faults
     return result, faults, quiet
+
+
+def _well(ground: ProvingGround, member: Member) -> bool:
+    """The fleet knows that the vehicle is there, and the vehicle runs what was wished last."""
+    return ground.online(member) and ground.wishes.in_force(member.folder.name) == ENDLESS
+
+
+def _home(stack: ExitStack, folder: Path, options: argparse.Namespace) -> Home:
+    if options.store == "folder":
+        return FolderHome(folder / "fleet")
+    return ServerHome(stack.enter_context(servers(folder)), "fleet")
 
 
 def _vehicle(number: int, options: argparse.Namespace) -> dict[str, Any]:
     config: dict[str, Any] = {
         "protocol": "5" if number % 2 else "3.1.1",
         "count": ENDLESS,
+        "heartbeat_s": 1.0,
         "rate": options.rate,
         "full": 0.01,
         "jump": 0.01,
@@ -115,7 +141,10 @@ def _mistreat(ground: ProvingGround, options: argparse.Namespace) -> None:
         _kill_collector: 3,
         _kill_at_step: 3,
         _kill_broker: 1,
+        _wish: 3,
     }
+    if isinstance(ground.home, ServerHome):
+        weights |= {_kill_server: 1, _freeze_server: 1}
     while (done := _faults_so_far(ground)) < options.faults:
         deed = rng.choices(list(weights), list(weights.values()))[0]
         deed(ground, rng)
@@ -167,6 +196,34 @@ def _kill_broker(ground: ProvingGround, rng: random.Random) -> None:
     ground.restart_broker(down_s=rng.uniform(0, 0.3))
 
 
+def _wish(ground: ProvingGround, rng: random.Random) -> None:
+    """Not a fault: something for the messages beside the samples to carry."""
+    name = rng.choice(ground.vehicles).folder.name
+    ground.wishes.desire(name, max(1, ground.wishes.in_force(name) + 1), random={"rate": rng.random()})
+
+
+def _kill_server(ground: ProvingGround, rng: random.Random) -> None:
+    assert isinstance(ground.home, ServerHome)
+    running = ground.home.servers
+    if rng.random() < 0.5:
+        running.kill_database()
+        time.sleep(rng.uniform(0, 0.5))
+        running.database.start()
+        ground.faults["database killed"] += 1
+    else:
+        running.blobs.kill()
+        time.sleep(rng.uniform(0, 0.5))
+        running.blobs.start()
+        ground.faults["object store killed"] += 1
+
+
+def _freeze_server(ground: ProvingGround, rng: random.Random) -> None:
+    assert isinstance(ground.home, ServerHome)
+    part, name = rng.choice((("database", "database stopped dead"), ("blobs", "object store stopped dead")))
+    ground.home.servers.freeze(part, rng.uniform(0.2, 1.5))
+    ground.faults[name] += 1
+
+
 def _revive_dead(ground: ProvingGround) -> None:
     for member in ground.collectors:
         if not member.alive:
@@ -206,6 +263,8 @@ def _report(
         "faults_by_kind": dict(sorted(faults.items())),
         "seconds": round(seconds, 1),
         "command": " ".join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
+        "store": options.store,
+        "commit": _commit(),
         "seed": options.seed,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
@@ -215,6 +274,15 @@ def _report(
             "python": platform.python_version(),
         },
     }
+
+
+def _commit() -> str:
+    """The commit that ran, with "+" where files of the units or of the suite differed from it."""
+    git = ["git", "-C", str(ROOT)]
+    name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    units = ["runtime", "fleet", "tests/faults", "benchmarks/faults.py"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *units], check=False).returncode
+    return name.stdout.strip() + ("+" if changed else "")
 
 
 def _mosquitto_version() -> str:
@@ -227,6 +295,9 @@ def _mosquitto_version() -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--faults", type=int, default=10_000)
+    parser.add_argument(
+        "--store", choices=("folder", "postgres"), default="folder", help="postgres: PostgreSQL and S3"
+    )
     parser.add_argument("--vehicles", type=int, default=4)
     parser.add_argument("--rate", type=float, default=8.0, help="samples per second and vehicle")
     parser.add_argument("--kills", type=int, default=300, help="vehicle kills before the mixed faults")

@@ -88,6 +88,9 @@ def _vehicle(folder: Path, rows: set[str], result: Audit, booked: set[str], ende
     result.evicted += books.evicted
     explained = books.stored + books.pending + books.declined + books.rejected + books.evicted
     result.lost += max(0, books.captured - explained)
+    versions = [int(line[2:]) for line in lines if line.startswith("w ")]
+    if versions != sorted(versions):
+        result.problems.append(f"{folder.name}: an older wish replaced a newer one: {versions}")
     if books.captured != explained:
         result.problems.append(f"{folder.name}: {books}")
     if (folder / "violation").exists():

@@ -17,6 +17,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 _PUBLISH, _PUBACK = 3, 4
+SAMPLES = ("offer", "data", "reply")
+BESIDE = ("state", "telemetry", "desired", "reported")
+"""Kinds of topics: what carries samples, and what travels beside them."""
 _RESET = struct.pack("ii", 1, 0)
 _HOLD_S = 0.05
 
@@ -32,7 +35,7 @@ class Trouble:
     delay_s: float = 0.0
     bytes_per_s: float | None = None
     half_open: bool = False
-    kinds: tuple[str, ...] = ("offer", "data", "reply")
+    kinds: tuple[str, ...] = SAMPLES
     """Topics' kinds that the chances apply to."""
 
     @property
@@ -86,6 +89,7 @@ class ChaosProxy:
         self.trouble = trouble or Trouble()
         self.faults: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
+        self.connections = 0
         self._rng = random.Random(seed)
         self._troubled: set[str] = set()
         self._loop = asyncio.new_event_loop()
@@ -147,18 +151,20 @@ class ChaosProxy:
         except OSError:
             writer.transport.abort()
             return
+        self.connections += 1
         self._open |= {writer, back}
-        try:
-            up = asyncio.ensure_future(self._pump(_Pipe(reader, back, writer), "up"))
-            down = asyncio.ensure_future(self._pump(_Pipe(there, writer, back), "down"))
+        up = asyncio.ensure_future(self._pump(_Pipe(reader, back, writer), "up"))
+        down = asyncio.ensure_future(self._pump(_Pipe(there, writer, back), "down"))
+        with contextlib.suppress(asyncio.CancelledError):  # which is the end of the proxy
             await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            for half in (up, down):
-                half.cancel()
-            await asyncio.gather(up, down, return_exceptions=True)
-        finally:
-            self._open -= {writer, back}
-            writer.transport.abort()
-            back.transport.abort()
+        self._open -= {writer, back}
+        writer.transport.abort()
+        back.transport.abort()
+        while not (up.done() and down.done()):  # wait_for may swallow a cancellation
+            up.cancel()
+            down.cancel()
+            await asyncio.wait({up, down}, timeout=0.1)
+        await asyncio.gather(up, down, return_exceptions=True)
 
     async def _pump(self, pipe: _Pipe, way: str) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -169,11 +175,11 @@ class ChaosProxy:
                 except asyncio.TimeoutError:
                     self._release(pipe)
                     continue
+                while self.trouble.half_open:
+                    await asyncio.sleep(0.02)
                 if not data:
                     return
                 self.bytes[way] += len(data)
-                while self.trouble.half_open:
-                    await asyncio.sleep(0.02)
                 if self.trouble.delay_s:
                     await asyncio.sleep(self.trouble.delay_s * self._rng.uniform(0.5, 1.5))
                 if self.trouble.bytes_per_s:
@@ -185,7 +191,7 @@ class ChaosProxy:
 
     def _pass(self, pipe: _Pipe, packet: Packet, way: str) -> None:
         """Forwards one packet, or does something to it."""
-        kind = packet.topic.split("/")[4:5] if packet.kind == _PUBLISH and packet.qos else []
+        kind = packet.topic.split("/")[4:5] if packet.kind == _PUBLISH else []
         if not kind or kind[0] not in self.trouble.kinds:
             pipe.writer.write(packet.raw)
             return
@@ -197,7 +203,8 @@ class ChaosProxy:
         chance = 0.0 if first else self._rng.random()
         if chance < trouble.lose:
             self.faults[f"lost {name}"] += 1
-            pipe.back.write(bytes((_PUBACK << 4, 2)) + packet.packet_id)
+            if packet.qos:
+                pipe.back.write(bytes((_PUBACK << 4, 2)) + packet.packet_id)
             return
         chance -= trouble.lose
         if chance < trouble.reorder:
@@ -209,7 +216,8 @@ class ChaosProxy:
         if chance < trouble.repeat:
             self.faults[f"repeated {name}"] += 1
             pipe.writer.write(raw)
-            raw = bytes((raw[0] | 8,)) + raw[1:]
+            if packet.qos:
+                raw = bytes((raw[0] | 8,)) + raw[1:]
         elif name == "data" and chance - trouble.repeat < trouble.spoil:
             self.faults["spoiled data"] += 1
             raw = raw[:-1] + bytes((raw[-1] ^ 1,))

@@ -56,7 +56,7 @@ def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:
     server that is away.
     """
     holder: Any = store.blobs if part == "blobs" else store.database
-    name = _blob_call(store, "stage") if part == "blobs" else "insert_new"
+    name = "stage" if part == "blobs" else "insert_new"
     call = getattr(holder, name)
     until: list[float] = []
     turns = itertools.count()
@@ -77,10 +77,6 @@ def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:
         return call(*arguments, **keywords)
 
     setattr(holder, name, run)
-
-
-def _blob_call(store: Store, name: str) -> str:
-    return name if hasattr(store.blobs, name) else "put_many"
 
 
 def _arm(collector: Collector, store: Store, step: str, passes: int) -> None:
@@ -104,8 +100,8 @@ def _arm(collector: Collector, store: Store, step: str, passes: int) -> None:
 
     where, when = step.split(".")
     holder, name = {
-        "stage": (store.blobs, _blob_call(store, "stage")),
-        "blobs": (store.blobs, _blob_call(store, "publish")),
+        "stage": (store.blobs, "stage"),
+        "blobs": (store.blobs, "publish"),
         "rows": (store, "add_many"),
         "verdict": (collector.link, "publish"),
     }[where]

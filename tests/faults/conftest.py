@@ -13,7 +13,7 @@ from tests.faults.homes import FolderHome, Home, ServerHome, Servers, servers
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """A PostgreSQL and an S3 for the whole session; whoever breaks them mends them."""
-    with servers(tmp_path_factory.mktemp("servers")) as found:
+    with servers(tmp_path_factory.mktemp("servers"), on_small_disk=True) as found:
         yield found
 
 

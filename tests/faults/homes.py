@@ -142,11 +142,14 @@ class Servers:
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[Servers]:
-    """Real servers on free ports; the database's files lie on a small disk, where one can be mounted."""
+def servers(folder: Path, *, on_small_disk: bool = False) -> Iterator[Servers]:
+    """Real servers on free ports.
+
+    on_small_disk: the database's files lie on one, where it can be mounted; enough for some hundred samples.
+    """
     with ExitStack() as stack:
         database = stack.enter_context(postgres())
-        disk = stack.enter_context(_moved(database))
+        disk = stack.enter_context(_moved(database)) if on_small_disk else None
         s3 = S3(folder / "s3.jsonl")
         s3.start()
         stack.callback(lambda: stop_process(s3.process) if s3.process else None)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from tests.faults.audit import Audit, audit
 from tests.faults.chaos_proxy import ChaosProxy, Trouble
 from tests.faults.homes import FolderHome, Home
+from tests.faults.wishes import Wishes
 from tests.faults.zygote import Child, Zygote
 from tests.services import Mosquitto, mosquitto
 
@@ -34,7 +35,14 @@ IMPATIENT = {
     "reconnect_max_s": 0.5,
 }
 """Timers of the uplink for tests: the same logic in a shorter time."""
-BRISK = {"stall_s": 1.0, "abandon_s": 6.0, "canary_s": 1.0, "watchdog_s": 3.0, "drain_s": 1.0}
+BRISK = {
+    "stall_s": 1.0,
+    "abandon_s": 6.0,
+    "canary_s": 1.0,
+    "watchdog_s": 3.0,
+    "drain_s": 1.0,
+    "restate_s": 2.0,
+}
 """Timers of the collector for tests."""
 BROKER_OPTIONS = "max_queued_messages 0\nmax_inflight_messages 0"
 
@@ -76,6 +84,7 @@ class ProvingGround:
         self.broker: Mosquitto = self._stack.enter_context(
             mosquitto(self.folder / "broker", options=self.broker_options)
         )
+        self.wishes = self._stack.enter_context(Wishes(self.broker.port))
         self._zygote = self._stack.enter_context(Zygote(self.folder / "processes.log"))
         self.home = self.home or FolderHome(self.folder / "fleet")
         self.home.open().close()
@@ -135,6 +144,14 @@ class ProvingGround:
         """Resets the member's connection."""
         self.faults["link cut"] += member.proxy.cut() > 0
 
+    def abandon_link(self, member: Member) -> None:
+        """kill -9 with the link half-open: the broker is not told. The next start uses another link."""
+        member.proxy.trouble = Trouble(half_open=True)
+        self.kill(member)
+        fresh = self._stack.enter_context(ChaosProxy(self.broker.port, seed=self.rng.randrange(1 << 20)))
+        fresh.faults += member.proxy.faults
+        member.proxy, member.config["broker"]["port"] = fresh, fresh.port
+
     def restart_broker(self, *, down_s: float = 0.0) -> None:
         """kill -9 of the broker: sessions, queues and retained messages are gone."""
         self.broker.kill()
@@ -168,6 +185,15 @@ class ProvingGround:
         finally:
             connection.close()
 
+    def reasons(self, member: Member) -> list[str]:
+        """Why samples were refused, as the vehicle's account tells it."""
+        connection = sqlite3.connect(member.folder / "spool" / "spool.sqlite", timeout=10)
+        try:
+            query = "SELECT reason FROM account WHERE verdict IN ('declined', 'rejected')"
+            return [row[0] for row in connection.execute(query)]
+        finally:
+            connection.close()
+
     def captured(self, member: Member) -> int:
         """Samples that the vehicle has captured, by its journal."""
         journal = member.folder / "journal"
@@ -181,7 +207,7 @@ class ProvingGround:
         while not holds():
             if time.monotonic() > until:
                 return False
-            time.sleep(0.02)
+            time.sleep(0.05)
         return True
 
     def at_rest(self, member: Member) -> bool:
@@ -202,6 +228,17 @@ class ProvingGround:
         """The fleet's store, opened once more."""
         assert self.home is not None
         return self.home.open()
+
+    def online(self, member: Member) -> bool:
+        """What the fleet believes of the vehicle."""
+        return any(
+            found.online for found in self.console.vehicles.summaries() if found.name == member.folder.name
+        )
+
+    @cached_property
+    def console(self) -> Store:
+        """The fleet's store, open as long as the ground is."""
+        return self._stack.enter_context(self.store())
 
     def audit(self) -> Audit:
         """Stops everybody in order, then compares."""

@@ -1,7 +1,8 @@
 """A vehicle as a process to be killed: captures numbered samples, uploads them, and writes down what it did.
 
-The journal holds `i N ID` before a sample is given to the spool, `d N ID` after the spool took it, `f WHAT`
-for a fault that the process made itself. What stands under `d` must reach the fleet or be explained.
+The journal holds `i N ID` before a sample is given to the spool, `d N ID` after the spool took it,
+`w VERSION` where a wish of the fleet came into force, `f WHAT` for a fault that the process made itself.
+What stands under `d` must reach the fleet or be explained; what stands under `w` never falls.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.faults.samples import make_offer, make_payload
+from tests.faults.samples import make_offer, make_payload, make_trick
 
 from misfire_runtime import clock, spool_files
 from misfire_runtime.bandwidth import Bandwidth
+from misfire_runtime.config import VehicleConfig
 from misfire_runtime.errors import DiskFullError
+from misfire_runtime.live_config import LiveConfig
+from misfire_runtime.messages import Clock, Desired, Reported, Telemetry
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import BrokerConfig, Uplink
 from misfire_runtime.uplink_settings import UplinkSettings
@@ -46,7 +50,10 @@ class Journal:
 
 
 def run_vehicle(config: dict[str, Any]) -> None:
-    """Keys: folder, vehicle, broker; count, rate, size, ...; spool, uplink, bandwidth: their options."""
+    """Keys: folder, vehicle, broker; count, rate, size, ...; spool, uplink, bandwidth: their options.
+
+    heartbeat_s: sends telemetry, and takes the fleet's wishes. tricks: sample number to a kind of make_trick.
+    """
     folder, vehicle = Path(config["folder"]), str(config["vehicle"])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -56,6 +63,7 @@ def run_vehicle(config: dict[str, Any]) -> None:
     if books.captured != books.stored + books.pending + books.declined + books.rejected + books.evicted:
         (folder / "violation").write_text(f"books after start: {books}\n")
     journal = Journal(folder / "journal")
+    wishes = _Wishes(folder, journal)
     uplink = Uplink(
         spool,
         fleet=str(config.get("fleet", "faults")),
@@ -64,12 +72,47 @@ def run_vehicle(config: dict[str, Any]) -> None:
         stop=stop,
         settings=UplinkSettings.model_validate(config.get("uplink", {})),
         bandwidth=Bandwidth.model_validate(config.get("bandwidth", {})),
+        on_desired=wishes.take,
     )
     uplink.start()
+    if config.get("heartbeat_s"):
+        beat = (uplink, spool, float(config["heartbeat_s"]), stop)
+        threading.Thread(target=_beat, args=beat, daemon=True).start()
     _capture(spool, journal, config, rng, stop)
     stop.wait()
     uplink.close()
     spool.close()
+
+
+class _Wishes:
+    """The real rules for the fleet's wishes, around a vehicle that has nothing but its configuration."""
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self._journal = journal
+        self._live = LiveConfig(_Bare(), config=VehicleConfig(), state_dir=folder)  # type: ignore[arg-type]
+        self._live.restore()
+
+    def take(self, desired: Desired) -> Reported:
+        reported = self._live.take_desired(desired)
+        if reported.accepted:
+            self._journal.write(f"w {reported.version}")
+        return reported
+
+
+class _Bare:
+    """What LiveConfig asks of a vehicle where no bundle is desired."""
+
+    class scorer:  # noqa: N801
+        label = "lights@1.0.0"
+
+    def apply(self, config: VehicleConfig) -> None:
+        assert config.random.rate >= 0
+
+
+def _beat(uplink: Uplink, spool: Spool, period_s: float, stop: threading.Event) -> None:
+    while not stop.wait(period_s):
+        at = Clock(wall=clock.wall_time(), monotonic=time.monotonic(), boot_id=clock.boot_id())
+        uplink.publish_telemetry(Telemetry(at=at, bundle=_Bare.scorer.label, counters=spool.counters()))
 
 
 def _capture(
@@ -82,7 +125,8 @@ def _capture(
         payload = make_payload(vehicle, number, size=size)
         if config.get("broken") and number % int(config["broken"]) == 0:
             payload = b"no picture " + payload[11:]
-        offer = make_offer(payload, vehicle=vehicle, number=number, priority=number % 10)
+        payload, fields = make_trick(config.get("tricks", {}).get(str(number)), payload)
+        offer = make_offer(payload, number=number, **{"vehicle": vehicle, "priority": number % 10, **fields})
         journal.write(f"i {number} {offer.id}")
         _jump(journal, config, rng)
         try:

@@ -1,0 +1,50 @@
+"""Rows of the fault suite that a sample makes by itself: a decompression bomb, too large, an offer that lies,
+bytes that are not their hash. Each is refused with its reason, on both sides' books; the rest arrives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.faults.chaos_proxy import Trouble
+from tests.faults.homes import Home
+from tests.faults.proving_ground import ProvingGround
+
+CAUSES = {
+    "bomb": ("image", "pixels"),
+    "large": ("size", "above the limit"),
+    "lie": ("image", "image/png"),
+    "impostor": ("malformed", "somebody-else"),
+    "noise": ("image", "JPEG"),
+}
+
+
+def test_samples_that_must_not_be_taken(tmp_path: Path, home: Home) -> None:
+    """Two of each kind among twenty."""
+    tricks = {str(2 * number + 1): kind for number, kind in enumerate([*CAUSES, *CAUSES])}
+    with ProvingGround(tmp_path, seed=61, home=home) as ground:
+        ground.add_collector(settings={"max_sample_bytes": 200_000})
+        car = ground.add_vehicle(count=20, rate=1000, tricks=tricks)
+        assert ground.settle()
+        reasons = ground.reasons(car)
+        result = ground.audit()
+        assert result.sound and (result.stored, result.rejected) == (10, 10), result
+        with ground.store() as store:
+            causes = {cause: count for verdict, cause, count in store.vehicles.causes("car-0")}
+    assert causes == {"image": 6, "size": 2, "malformed": 2}
+    for _, words in CAUSES.values():
+        assert any(words in reason for reason in reasons), (words, reasons)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_bytes_that_are_never_their_hash(tmp_path: Path, protocol: str) -> None:
+    """Asked for again from the start, once, then refused: a link that spoils all is not used for ever."""
+    with ProvingGround(tmp_path, seed=62) as ground:
+        ground.add_collector()
+        car = ground.add_vehicle(count=6, rate=1000, protocol=protocol, link=Trouble(spoil=1.0))
+        assert ground.settle()
+        reasons = ground.reasons(car)
+        result = ground.audit()
+        assert result.sound and (result.stored, result.rejected) == (0, 6), result
+        assert car.proxy.faults["spoiled data"] >= 12
+    assert all(reason.startswith("sha256") for reason in reasons), reasons
