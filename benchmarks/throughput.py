@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.throughput_frames import run_rounds  # noqa: E402
-from benchmarks.throughput_parts import BarePublisher, fill_spool  # noqa: E402
+from benchmarks.throughput_parts import BarePublisher, fill_spool, spread_over_disk  # noqa: E402
 from tests.faults.chaos_proxy import ChaosProxy  # noqa: E402
 from tests.faults.proving_ground import BROKER_OPTIONS  # noqa: E402
 from tests.faults.samples import make_payload  # noqa: E402
@@ -44,6 +44,8 @@ from misfire_runtime.spool import Spool  # noqa: E402
 from misfire_runtime.uplink import BrokerConfig, Uplink  # noqa: E402
 
 SAMPLE_BYTES = 100_000
+OPTIONS = f"{BROKER_OPTIONS}\nset_tcp_nodelay true"
+"""As the configuration that is shipped."""
 
 
 def main() -> None:
@@ -80,10 +82,12 @@ def main() -> None:
 
 def _uploads(folder: Path, *, samples: int, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"misfire": [], "bare": [], "bare_parallel": []}
-    with mosquitto(folder / "broker", options=BROKER_OPTIONS) as broker, Zygote(folder / "log") as zygote:
+    spread_over_disk(folder)
+    with mosquitto(folder / "broker", options=OPTIONS) as broker, Zygote(folder / "log") as zygote:
         address = {"port": broker.port}
         ready = folder / "ready"
-        config = {"folder": str(folder / "fleet"), "broker": address, "fleet": "bench", "ready": str(ready)}
+        home = {"database": str(folder / "fleet.sqlite"), "blobs": str(folder / "fleet")}
+        config = {"home": home, "broker": address, "fleet": "bench", "ready": str(ready)}
         collector = zygote.spawn("collector", config)
         while not ready.exists():
             time.sleep(0.05)

@@ -131,11 +131,17 @@ class Spool:
                 for row in self._ledger.first(limit, skip=skip, min_priority=min_priority)
             ]
 
-    def read(self, sample: str, offset: int, size: int) -> bytes | None:
+    def read(self, sample: str, offset: int, size: int, *, total: int | None = None) -> bytes | None:
         """At most `size` bytes of a pending sample from `offset` on; None where it is not pending (any more).
 
-        A sample whose file is damaged is quarantined, booked as rejected, and is not pending any more.
+        total: the sample's size, where the caller knows it (see Pending): then nobody waits for a commit that
+        is being synced. A sample whose file is damaged is quarantined, booked as rejected, and is not pending
+        any more.
         """
+        if total is not None:
+            data = self._files.read(sample, offset, size, total=total)
+            if data is not None:
+                return data
         with self._lock:
             self._usable()
             total = self._ledger.size_of(sample)
@@ -157,9 +163,10 @@ class Spool:
         with self._lock:
             self._usable()
             with self._commit():
-                news = [verdict for verdict in verdicts if self._ledger.settle(verdict)]
-            for verdict in news:
-                self._files.remove(verdict.id)
+                news = self._ledger.settle_many(verdicts)
+        # Without the lock: what was settled is not captured again, so the names are nobody else's.
+        for verdict in news:
+            self._files.remove(verdict.id)
         self._announce()
         return news
 
@@ -399,7 +406,5 @@ def _own(folder: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
-        raise SpoolError(
-            f"spool {folder} is in use by another process; give each vehicle its own"
-        ) from error
+        raise SpoolError(f"spool {folder} is in use by another process; give each vehicle its own") from error
     return handle

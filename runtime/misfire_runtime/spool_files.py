@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import struct
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,7 +30,7 @@ MAX_QUARANTINE_BYTES = 64 * 1024 * 1024
 
 
 class SampleFiles:
-    """The folders of one spool. Callers serialise `move`, `remove` and `read` of the same sample."""
+    """The folders of one spool. Thread-safe: a sample that is removed while it is read is gone, or read."""
 
     def __init__(self, root: Path, *, max_open: int = 16) -> None:
         self.samples = root / "samples"
@@ -37,6 +38,7 @@ class SampleFiles:
         self.quarantine = root / "quarantine"
         self._max_open = max_open
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.RLock()
         try:
             for folder in (self.samples, self.tmp, self.quarantine):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -68,10 +70,11 @@ class SampleFiles:
     def read(self, sample: str, offset: int, size: int, *, total: int) -> bytes | None:
         """Bytes of the payload; None where the file is missing, short, or not the sample's bytes."""
         try:
-            handle = self._handle(sample, total)
-            if handle is None:
-                return None
-            data = os.pread(handle, max(0, min(size, total - offset)), offset)
+            with self._lock:
+                handle = self._handle(sample, total)
+                if handle is None:
+                    return None
+                data = os.pread(handle, max(0, min(size, total - offset)), offset)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EIO):
                 return None
@@ -160,9 +163,10 @@ class SampleFiles:
             os.close(handle)
 
     def _release(self, sample: str) -> None:
-        handle = self._open.pop(sample, None)
-        if handle is not None:
-            os.close(handle)
+        with self._lock:
+            handle = self._open.pop(sample, None)
+            if handle is not None:
+                os.close(handle)
 
     def _explain(self, error: OSError, sample: str) -> SpoolError:
         if error.errno in _FULL:

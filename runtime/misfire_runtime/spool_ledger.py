@@ -7,8 +7,9 @@ ageing that needs no clock, survives restarts, and is one index.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -96,18 +97,35 @@ class Ledger:
     def refuse(self, offer: Offer, *, reason: str) -> None:
         """Books a newcomer that found no room."""
         self.increase({"captured": 1})
-        self._end(offer.id, offer.size, "evicted", reason)
+        self._end_many([(offer.id, offer.size, "evicted", reason)])
 
-    def settle(self, verdict: Stored | Declined | Rejected) -> bool:
-        """Books a verdict of the fleet; False where it is no news.
+    def settle_many(
+        self, verdicts: Sequence[Stored | Declined | Rejected]
+    ) -> list[Stored | Declined | Rejected]:
+        """Books verdicts of the fleet, in few statements; returns those that were news.
 
         `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all.
         """
-        reason = "" if isinstance(verdict, Stored) else verdict.reason
-        if self.drop(verdict.id, verdict=verdict.verdict, reason=reason):
-            return True
+        of = {verdict.id: verdict for verdict in reversed(verdicts)}
+        rows = self._sql.execute(
+            "DELETE FROM samples WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, size, disk",
+            (json.dumps(list(of)),),
+        ).fetchall()
+        self.disk_bytes -= sum(row[2] for row in rows)
+        ended = [of.pop(row[0]) for row in rows]
+        self._end_many(
+            [
+                (verdict.id, row[1], verdict.verdict, "" if isinstance(verdict, Stored) else verdict.reason)
+                for verdict, row in zip(ended, rows, strict=True)
+            ]
+        )
+        return [*ended, *(verdict for verdict in of.values() if self._corrects(verdict))]
+
+    def _corrects(self, verdict: Stored | Declined | Rejected) -> bool:
+        if not isinstance(verdict, Stored):
+            return False
         row = self._sql.execute("SELECT verdict, size FROM settled WHERE id = ?", (verdict.id,)).fetchone()
-        if row is None or row[0] == "stored" or not isinstance(verdict, Stored):
+        if row is None or row[0] == "stored":
             return False
         self.increase({_COUNTER_OF.get(row[0], row[0]): -1, "stored": 1, "bytes_stored": int(row[1])})
         self._sql.execute("UPDATE settled SET verdict = 'stored' WHERE id = ?", (verdict.id,))
@@ -120,7 +138,7 @@ class Ledger:
         if row is None:
             return False
         self.disk_bytes -= int(row[1])
-        self._end(sample, int(row[0]), verdict, reason)
+        self._end_many([(sample, int(row[0]), verdict, reason)])
         return True
 
     def first(self, limit: int, *, skip: Collection[str], min_priority: int) -> list[Row]:
@@ -183,17 +201,24 @@ class Ledger:
             list(self._increments.items()),
         )
 
-    def _end(self, sample: str, size: int, verdict: str, reason: str) -> None:
-        counter = _COUNTER_OF.get(verdict, verdict)
-        self.increase({counter: 1, "bytes_stored": size} if counter == "stored" else {counter: 1})
+    def _end_many(self, ends: Sequence[tuple[str, int, str, str]]) -> None:
+        """(id, size, verdict, reason) of samples that are pending no more."""
+        if not ends:
+            return
         cursor = self._sql.execute(
-            "INSERT OR REPLACE INTO settled (id, verdict, size) VALUES (?, ?, ?)", (sample, verdict, size)
+            "INSERT OR REPLACE INTO settled (id, verdict, size) SELECT json_extract(value, '$[0]'), "
+            "json_extract(value, '$[2]'), json_extract(value, '$[1]') FROM json_each(?)",
+            (json.dumps(ends),),
         )
         last = cursor.lastrowid or 0
-        if last % 1000 == 0:
+        if last // 1000 != (last - len(ends)) // 1000:
             self._sql.execute("DELETE FROM settled WHERE n <= ?", (last - MAX_SETTLED,))
-        if verdict != "stored":
-            self._book(verdict, reason, size)
+        for _, size, verdict, reason in ends:
+            self.increase({_COUNTER_OF.get(verdict, verdict): 1})
+            if verdict == "stored":
+                self.increase({"bytes_stored": size})
+            else:
+                self._book(verdict, reason, size)
 
     def _book(self, verdict: str, reason: str, size: int) -> None:
         self._sql.execute(

@@ -31,7 +31,8 @@ from misfire_runtime.messages import (
     decode,
     encode,
 )
-from misfire_runtime.spool import Spool, Terminal
+from misfire_runtime.spool import Spool
+from misfire_runtime.uplink_booker import Booker
 from misfire_runtime.uplink_client import BrokerConfig, make_client
 from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
 from misfire_runtime.uplink_machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
@@ -95,14 +96,13 @@ class Uplink:
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
         self._offers: dict[str, bytes] = {}
-        self._verdicts: list[Terminal] = []
-        self._verdicts_since = 0.0
+        self._waking = Waking()
+        self._booker = Booker(spool, self._waking.wake)
         self._bytes_sent = 0
         self._seen_version = -1
         self._rate_checked_at = float("-inf")
         self._failures = 0
         self._online = threading.Event()
-        self._waking = Waking()
         self._thread: threading.Thread | None = None
         self.connects = 0
         spool.listen(self._waking.wake)
@@ -135,6 +135,7 @@ class Uplink:
         if self._thread is not None:
             self._thread.join(timeout_s)
         else:
+            self._booker.close()
             self._waking.close()
         if self._desired is not None:
             self._desired.close()
@@ -186,6 +187,8 @@ class Uplink:
                 )
                 self._failures += 1
                 self._stop.wait(wait_s)
+        self._booker.close()
+        self._booked()
         self._waking.close()
 
     def _session(self) -> None:
@@ -203,16 +206,16 @@ class Uplink:
             self._up(connection)
             while not self._stop.is_set():
                 self._step(connection)
-            self._settle(force=True)
             farewell = encode(self._birth.model_copy(update={"online": False}))
             last = connection.publish(self._topics.state, farewell, retain=True)
         finally:
             self._online.clear()
             connection.close(in_order=last is not None, last=last)
-            self._machine.disconnected(time.monotonic())
+            self._machine.disconnected(now := time.monotonic())
+            for action in self._machine.actions(now):  # only verdicts are left to be booked
+                self._perform(connection, action, now)
             self._tokens.clear()
             self._outbox.clear()
-            self._settle(force=True)
             if connection.taken_over:
                 self._identity.taken_over()
 
@@ -236,7 +239,7 @@ class Uplink:
             self._perform(connection, action, now)
         connection.poll(self._timeout(time.monotonic()), wake=self._waking.handle)
         self._waking.clear()
-        self._settle(force=not connection.inbox and not connection.receipts)
+        self._booked()
         now = time.monotonic()
         for receipt in connection.receipts:
             token = self._tokens.pop(receipt.mid, None)
@@ -252,8 +255,6 @@ class Uplink:
             connection.publish(topic, payload, qos=qos, retain=retain)
 
     def _timeout(self, now: float) -> float:
-        if self._verdicts:  # they are booked as soon as the broker has nothing more to say
-            return 0.0
         return max(0.0, min(self._machine.wake_at(now) - now, _MAX_WAIT_S))
 
     def _supply(self, now: float) -> None:
@@ -283,15 +284,14 @@ class Uplink:
             )
             self._bytes_sent += len(payload)
         elif isinstance(action, Settle):
-            if not self._verdicts:
-                self._verdicts_since = now
-            self._verdicts.extend(action.verdicts)
+            self._booker.put(action.verdicts, bytes_sent=self._bytes_sent)
+            self._bytes_sent = 0
         elif isinstance(action, Reconnect):
             raise LinkError(f"{self._broker.url}: {action.reason}")
 
     def _publish_chunk(self, connection: Connection, action: PublishChunk) -> None:
         try:
-            data = self._spool.read(action.id, action.offset, action.size)
+            data = self._spool.read(action.id, action.offset, action.size, total=action.total)
         except SpoolError as error:
             _LOG.error("sample_unreadable", extra={"fields": {"sample": action.id, "problem": str(error)}})
             self._machine.refused(action.token, time.monotonic())
@@ -304,34 +304,19 @@ class Uplink:
         self._tokens[connection.publish(topic, data)] = action.token
         self._bytes_sent += len(data) + len(topic)
 
-    def _settle(self, *, force: bool = False) -> None:
-        """Books verdicts in groups: when nothing more comes, or enough are here; one synced commit each."""
-        if not self._verdicts:
-            return
-        waited = time.monotonic() - self._verdicts_since
-        if (
-            not force
-            and len(self._verdicts) < self._settings.settle_group
-            and waited < self._settings.settle_wait_s
-        ):
-            return
-        verdicts, self._verdicts = self._verdicts, []
-        try:
-            self._spool.count(bytes_sent=self._bytes_sent)
-            self._bytes_sent = 0
-            news = self._spool.settle_many(verdicts)
-        except SpoolError as error:
-            _LOG.error(
-                "verdicts_not_booked", extra={"fields": {"count": len(verdicts), "problem": str(error)}}
-            )
-            self._machine.unsettled([v.id for v in verdicts], time.monotonic())
-            return
-        self._machine.settled([v.id for v in verdicts])
-        for verdict in verdicts:
-            self._offers.pop(verdict.id, None)
-        for verdict in news:
-            if isinstance(verdict, Declined) and self._on_declined is not None:
-                self._on_declined(verdict.id)
+    def _booked(self) -> None:
+        """Hears which verdicts are in the spool's books now."""
+        for booked in self._booker.results():
+            ids = [verdict.id for verdict in booked.verdicts]
+            if booked.news is None:
+                self._machine.unsettled(ids, time.monotonic())
+                continue
+            self._machine.settled(ids)
+            for sample in ids:
+                self._offers.pop(sample, None)
+            for verdict in booked.news:
+                if isinstance(verdict, Declined) and self._on_declined is not None:
+                    self._on_declined(verdict.id)
 
     def _take(self, connection: Connection, message: Arrived, now: float) -> None:
         try:

@@ -14,7 +14,6 @@ from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.uplink_socket import ReadAheadClient
 
 MAX_HANDED = 8
 """Messages that paho may hold at once: its own queue is in memory and without bound."""
@@ -83,13 +82,15 @@ class BrokerConfig(BaseModel):
         return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
 
 
-def make_client(broker: BrokerConfig, *, client_id: str) -> paho.Client:
+def make_client(
+    broker: BrokerConfig, *, client_id: str, kind: type[paho.Client] = paho.Client
+) -> paho.Client:
     """A client of the broker's protocol with a clean session, not yet connected.
 
     Raises ConfigError where a certificate, key or password file cannot be used.
     """
     v5 = broker.protocol == "5"
-    client = ReadAheadClient(
+    client = kind(
         CallbackAPIVersion.VERSION2,
         client_id=broker.client_id or client_id,
         protocol=paho.MQTTv5 if v5 else paho.MQTTv311,

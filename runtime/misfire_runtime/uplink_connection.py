@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.uplink_client import BrokerConfig, acknowledge_at_once, make_client
+from misfire_runtime.uplink_socket import BufferedClient
 
 _LOG = logging.getLogger(__name__)
 _TAKEN_OVER = 0x8E
@@ -83,7 +84,7 @@ class Connection:
         self.packet_limit: int | None = None
         self.inbox: list[Arrived] = []
         self.receipts: list[Receipt] = []
-        self._client = make_client(broker, client_id=client_id)
+        self._client = make_client(broker, client_id=client_id, kind=BufferedClient)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.on_connect = self._on_connect
@@ -120,14 +121,16 @@ class Connection:
         if sock.pending():
             timeout_s = 0.0
         reading = [sock] if wake is None else [sock, wake]
-        writing = [sock] if self._client.want_write() else []
         try:
+            writing = [] if sock.flush() and not self._client.want_write() else [sock]
             readable, writable, _ = select.select(reading, writing, [], timeout_s)
             if sock in readable or timeout_s == 0.0:
                 self._read()
             if (sock in writable or self._client.want_write()) and self._client.socket() is not None:
                 self._client.loop_write()
             self._client.loop_misc()
+            if self._client.socket() is not None:
+                sock.flush()
         except (OSError, ValueError) as error:
             self._raise(str(error))
         if self._client.socket() is None or self._failure is not None:
@@ -192,7 +195,8 @@ class Connection:
 
     def _unsaid(self, last: int | None) -> bool:
         acknowledged = last is None or any(receipt.mid == last for receipt in self.receipts)
-        return not acknowledged or self._client.want_write()
+        sock: Any = self._client.socket()
+        return not acknowledged or self._client.want_write() or (sock is not None and not sock.flush())
 
     def _raise(self, reason: str) -> None:
         raise LinkError(f"{self._broker.url}: {self._failure or reason}")

@@ -71,13 +71,14 @@ class PublishOffer:
 
 @dataclass(frozen=True, slots=True)
 class PublishChunk:
-    """Hand `size` bytes from `offset` on to the broker, addressed to `collector`."""
+    """Hand `size` bytes from `offset` on, of `total`, to the broker, addressed to `collector`."""
 
     token: int
     id: str
     collector: str
     offset: int
     size: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +275,7 @@ class Machine:
                     flight.phase = Phase.SENT
                     flight.deadline = now + self._settings.ack_timeout_s + self._patience(flight)
                 token = self._hand(flight, size, now, chunk=True)
-                yield PublishChunk(token, flight.id, flight.collector, offset, size)
+                yield PublishChunk(token, flight.id, flight.collector, offset, size, flight.size)
 
     def _slot(self, size: int, now: float) -> bool:
         """Whether a message of `size` may go now: a place in paho's hands, and tokens for its bytes."""

@@ -34,8 +34,5 @@ class UplinkSettings(BaseModel):
     reconnect_s: Seconds = 1.0
     """First wait before a new connection, then with full jitter up to `reconnect_max_s`."""
     reconnect_max_s: Seconds = 120.0
-    settle_group: Annotated[int, Field(ge=1)] = 32
-    settle_wait_s: Annotated[float, Field(ge=0, le=10)] = 0.05
-    """Verdicts are booked together: when nothing more comes, so many are there, or after this long."""
     cloud_events: bool = False
     """Offers carry their CloudEvents attributes as MQTT 5 user properties, for readers other than misfire."""

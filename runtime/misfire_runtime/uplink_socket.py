@@ -1,25 +1,31 @@
-"""A socket that reads ahead: the MQTT client asks for a packet byte by byte, the system is asked once.
+"""A socket that reads ahead and writes behind: few system calls for many small MQTT packets.
 
-Every system call also hands over Python's lock, and a collector has many threads that want it.
+The MQTT client asks for a packet byte by byte, and sends each by itself. Every system call also hands over
+Python's lock, and a collector has many threads that want it.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
 
 _READ_AHEAD = 128 * 1024
+_SMALL = 8 * 1024
+_WRITE_BEHIND = 64 * 1024
 
 
-class ReadAhead:
-    """What paho needs of a non-blocking socket, with a buffer before `recv`."""
+class BufferedSocket:
+    """What paho needs of a non-blocking socket. `flush` sends what `send` only took."""
 
     def __init__(self, inner: Any) -> None:
         self._inner: socket.socket = inner
         self._buffer = memoryview(bytearray(_READ_AHEAD))  # one for good: a new one for each read costs more
         self._start = self._end = 0
+        self._behind = bytearray()
 
     def recv(self, size: int) -> bytes:
         """At most `size` bytes; b"" at the end. Raises what the socket does where there are none now."""
@@ -36,8 +42,18 @@ class ReadAhead:
         return self._end - self._start + (inner() if inner is not None else 0)
 
     def send(self, data: Any) -> int:
-        """Of the socket."""
+        """Takes small packets, passes large ones on behind them; how many bytes. Raises as the socket."""
+        if len(data) <= _SMALL and len(self._behind) + len(data) <= _WRITE_BEHIND:
+            self._behind += data
+            return len(data)
+        self._send_behind()
         return self._inner.send(data)
+
+    def flush(self) -> bool:
+        """Sends what was taken, as far as the socket lets it; True where nothing is left."""
+        with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._send_behind()
+        return not self._behind
 
     def fileno(self) -> int:
         """Of the socket."""
@@ -52,13 +68,20 @@ class ReadAhead:
         self._inner.setsockopt(level, name, value)
 
     def close(self) -> None:
-        """Closes the socket; what was read ahead is gone."""
+        """Sends what can be sent at once, then closes the socket; what was read ahead is gone."""
+        with suppress(OSError):
+            self.flush()
+        self._behind.clear()
         self._start = self._end
         self._inner.close()
 
+    def _send_behind(self) -> None:
+        while self._behind:
+            del self._behind[: self._inner.send(self._behind)]
 
-class ReadAheadClient(paho.Client):
-    """A paho client whose sockets read ahead. For loops that ask `pending` beside `select`."""
+
+class BufferedClient(paho.Client):
+    """A paho client with buffered sockets, for a loop that asks `pending` beside `select`, and flushes."""
 
     def _create_socket(self) -> Any:
-        return ReadAhead(super()._create_socket())
+        return BufferedSocket(super()._create_socket())

@@ -38,7 +38,6 @@ FAST = UplinkSettings(
     reoffer_max_s=4.0,
     ack_timeout_s=5.0,
     stale_s=3.0,
-    settle_wait_s=0.0,
 )
 
 
