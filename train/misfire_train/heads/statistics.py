@@ -24,6 +24,8 @@ from misfire_train.scores.peaks import cells, local_maxima
 TOP = 5
 TILES = (4, 4)
 _FLOOR = -30.0
+_GONE = -1e30
+"""The logit of a class that must not count."""
 
 
 def class_statistics(logits: Tensor) -> Tensor:
@@ -43,8 +45,11 @@ def log_odds(logits: Tensor) -> Tensor:
     """log (1 - p_max) / p_max along dim 1, from the logits of the others: exact where p_max rounds to 1."""
     if logits.shape[1] == 1:
         return -logits[:, 0]
-    top = logits.topk(logits.shape[1], dim=1).values
-    return (torch.logsumexp(top[:, 1:], 1) - top[:, 0]).clamp(_FLOOR, -_FLOOR)
+    best, answer = logits.max(1, keepdim=True)
+    # One class is masked, not all sorted: a sort of a thousand costs a vehicle more than the rest of this.
+    places = torch.arange(logits.shape[1], device=logits.device).reshape(-1, *[1] * (logits.ndim - 2))
+    others = torch.where(places == answer, torch.full_like(logits, _GONE), logits)
+    return (torch.logsumexp(others, 1) - best[:, 0]).clamp(_FLOOR, -_FLOOR)
 
 
 def tile_statistics(logits: Tensor, *, tiles: tuple[int, int] = TILES) -> Tensor:
