@@ -4,7 +4,7 @@ folder, image or video file  -> files.RecordedFiles      recorded: every frame, 
 drive.mcap, rosbag2 folder   -> replay.McapReplay         recorded (extra `replay`)
 rtsp://..., http://...       -> stream.LiveStream         live: reconnects
 /dev/video0, v4l2:/dev/...   -> stream.LiveStream         live
-gst:PIPELINE ! appsink       -> gstreamer.GStreamerPipeline  live
+gst:PIPELINE                 -> gstreamer.GStreamerPipeline  live: a process of its own
 """
 
 from __future__ import annotations
