@@ -11,7 +11,7 @@ from tests.services import mosquitto
 
 from misfire_fleet.demo.broker import embedded_broker
 from misfire_fleet.store import Store
-from misfire_runtime.messages import Stored
+from misfire_runtime.messages import Busy, Stored
 from misfire_runtime.uplink import BrokerConfig
 from misfire_runtime.uplink_connection import Arrived, Connection
 
@@ -123,9 +123,12 @@ def test_a_collector_that_ends_lets_running_transfers_complete(
     send = car.hear_send()
     ending = threading.Thread(target=collector.close)
     ending.start()
-    car.offer(make_offer(jpeg(2)))  # nobody listens to offers any more
+    assert eventually(collector._draining.is_set)
+    car.offer(make_offer(jpeg(2)))  # nobody listens to offers any more, or says `busy`
     car.send(jpeg(1), send)
-    assert isinstance(car.hear(), Stored)
+    while isinstance(verdict := car.hear(), Busy):
+        assert verdict.id != send.id
+    assert isinstance(verdict, Stored)
     ending.join(20)
     assert not ending.is_alive()
     assert store.totals().samples == 1
