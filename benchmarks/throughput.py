@@ -4,7 +4,8 @@
 
 upload       samples of 100 KB from a filled spool to `stored`, both sides durable, over the rate of a bare
              loop that publishes the same bytes at QoS 1 to one that writes and fsyncs each on arrival, in
-             the collector's grouping. Broker, publisher and receiver are processes of their own in both.
+             the collector's grouping. Broker, publisher and receiver are processes of their own in both. The
+             samples are pictures of 5 KB filled up with comments: what is measured is the transport.
 wire         TCP bytes in both directions over bytes of payload, offers, verdicts and headers included.
 runtime_fps  frames per second of a vehicle's pipeline on the dash-cam clip, over a bare loop that decodes,
              preprocesses as the contract says, and calls session.run (a network of ResNet-18's shape). Per
@@ -12,6 +13,8 @@ runtime_fps  frames per second of a vehicle's pipeline on the dash-cam clip, ove
              the turns of other programs (runtime_fps_wall has them in).
 
 Beside them, upload_parallel: over a bare loop that fsyncs eight files side by side, as the collector does.
+upload_pictures: the samples are pictures of 92 KB, which the collector decodes before it says `stored`; the
+bare loop still only writes them.
 
 Rounds of both alternate in one run; each ratio is that of the medians.
 """
@@ -61,6 +64,8 @@ def main() -> None:
         "runtime_fps_wall": statistics.median(frames["misfire"]) / statistics.median(frames["bare"]),
         "upload_parallel": statistics.median(uploads["misfire"])
         / statistics.median(uploads["bare_parallel"]),
+        "upload_pictures": statistics.median(uploads["misfire_pictures"])
+        / statistics.median(uploads["bare"]),
     }
     report = {
         "ratios": {name: round(value, 4) for name, value in ratios.items()},
@@ -81,7 +86,7 @@ def main() -> None:
 
 
 def _uploads(folder: Path, *, samples: int, rounds: int) -> dict[str, Any]:
-    result: dict[str, Any] = {"misfire": [], "bare": [], "bare_parallel": []}
+    result: dict[str, Any] = {"misfire": [], "misfire_pictures": [], "bare": [], "bare_parallel": []}
     spread_over_disk(folder)
     with mosquitto(folder / "broker", options=OPTIONS) as broker, Zygote(folder / "log") as zygote:
         address = {"port": broker.port}
@@ -96,11 +101,13 @@ def _uploads(folder: Path, *, samples: int, rounds: int) -> dict[str, Any]:
             BarePublisher(broker.port, folder / "bare-parallel", writers=8) as parallel,
         ):
             for number in range(rounds + 1):
-                payloads = [make_payload(f"round {number}", n, size=SAMPLE_BYTES) for n in range(samples)]
+                payloads, pictures = (_samples(f"round {number} {w}", samples, width=w) for w in (128, 1240))
+                to = BrokerConfig(**address)
                 rates = {
                     "bare": bare.rate(payloads),
                     "bare_parallel": parallel.rate(payloads),
-                    "misfire": _upload_rate(folder / f"vehicle-{number}", payloads, BrokerConfig(**address)),
+                    "misfire": _upload_rate(folder / f"vehicle-{number}", payloads, to),
+                    "misfire_pictures": _upload_rate(folder / f"camera-{number}", pictures, to),
                 }
                 if number:  # the first round warms up
                     for name, rate in rates.items():
@@ -108,6 +115,10 @@ def _uploads(folder: Path, *, samples: int, rounds: int) -> dict[str, Any]:
         result["wire"] = _wire(folder, broker.port)
         collector.stop()
     return result
+
+
+def _samples(name: str, count: int, *, width: int) -> list[bytes]:
+    return [make_payload(name, number, size=SAMPLE_BYTES, width=width) for number in range(count)]
 
 
 def _upload_rate(folder: Path, payloads: list[bytes], broker: BrokerConfig) -> float:

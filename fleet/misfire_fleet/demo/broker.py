@@ -57,7 +57,7 @@ def embedded_broker(folder: Path, *, mosquitto: str | None) -> Iterator[Broker]:
         config = folder / "mosquitto.conf"
         config.write_text(
             f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
-            "max_queued_messages 0\nmax_inflight_messages 0\n",
+            "max_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n",
             encoding="utf-8",
         )
         command = [mosquitto, "-c", str(config)]
