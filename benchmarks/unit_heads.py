@@ -3,12 +3,14 @@
 Per seed: a small task network -> a failure threshold off the clean holdout -> heads fitted on the holdout,
 clean and corrupted -> three views of the test half. `clean`; `shifted`, every image under one corruption
 family at a random severity, all families known to the head; `left out`, heads of three groups of families,
-each judged on the group that it never saw.
+each judged on the group that it never saw. All heads of a seed start as the same untrained one, on the same
+clean losses. A seed that was judged is kept in --work; --resume takes it from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -24,8 +26,8 @@ from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.failures import settle_failures
-from misfire_train.head_data import checked_losses, corrupted_copies
-from misfire_train.head_training import fit_head
+from misfire_train.head_data import LossSet, checked_losses, collect, corrupted_copies, join_sets
+from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.loop import git_commit, train_run, versions
 from misfire_train.progress import Reporter
@@ -83,17 +85,34 @@ def shifted(test: Examples, families: tuple[str, ...], *, seed: int) -> Examples
     return corrupted_copies(test, recipe, seed=seed)[0]
 
 
-def fit(run: Run, task: Task, parts: dict[str, Examples], *, recipe: HeadRecipe, seed: int) -> LossHead:
-    """The head, unit by unit."""
-    return fit_head(
-        run.probe,
-        task=task,
-        recipe=recipe,
-        train=parts["train"],
-        holdout=parts["holdout"],
-        contract=run.contract,
-        seed=seed,
-    ).head
+@dataclass(frozen=True)
+class Start:
+    """An untrained head with its memory, on the free score that suits, and the clean held-out losses."""
+
+    head: LossHead
+    clean: LossSet
+
+
+def start(run: Run, task: Task, parts: dict[str, Examples], *, recipe: HeadRecipe, seed: int) -> Start:
+    """The first half of `fit_head`, which no corruption enters."""
+    probe, contract, holdout = run.probe, run.contract, parts["holdout"]
+    torch.manual_seed(seed)
+    heads = candidate_heads(probe, recipe, contract=contract, task=task, train=parts["train"], seed=seed)
+    clean = collect(probe, heads[0], holdout, task=task, contract=contract)
+    chosen = best_base(probe, heads, holdout, clean, contract=contract)
+    if chosen != 0:
+        clean = collect(probe, heads[chosen], holdout, task=task, contract=contract)
+    return Start(heads[chosen], clean)
+
+
+def fit(run: Run, task: Task, begun: Start, holdout: Examples, *, recipe: HeadRecipe, seed: int) -> LossHead:
+    """The second half: the head, unit by unit, on clean images and corrupted copies."""
+    head = copy.deepcopy(begun.head)
+    worse = [
+        collect(run.probe, head, version, task=task, contract=run.contract, clean=False)
+        for version in corrupted_copies(holdout, recipe, seed=seed)
+    ]
+    return fit_on_losses(head, join_sets([begun.clean, *worse]), recipe=recipe, seed=seed).head
 
 
 @torch.no_grad()
@@ -128,7 +147,8 @@ def judge_seed(
     )
     failure = run.record.failure or failure
     assert failure is not None
-    head = fit(run, task, parts, recipe=recipe, seed=seed)
+    begun = start(run, task, parts, recipe=recipe, seed=seed)
+    head = fit(run, task, begun, parts["holdout"], recipe=recipe, seed=seed)
     everything = shifted(test, tuple(FAMILIES), seed=7_000_000 + seed)
     result = {
         "clean": observe(run, task, test, head, free=bench.free),
@@ -137,11 +157,34 @@ def judge_seed(
     apart = []
     for group in GROUPS:
         known = tuple(family for family in FAMILIES if family not in group)
-        other = fit(run, task, parts, recipe=replace(recipe, families=known), seed=seed)
+        other = fit(run, task, begun, parts["holdout"], recipe=replace(recipe, families=known), seed=seed)
         unseen = shifted(test, group, seed=8_000_000 + seed)
         apart.append(observe(run, task, unseen, other, free=bench.free))
     result["left out"] = pool(apart)
     return result, failure
+
+
+def save_views(path: Path, views: dict[str, Observed], failure: FailureRecord) -> None:
+    """Everything that was observed of a seed, whole or not at all."""
+    arrays = {"failure": np.array(failure.model_dump_json())}
+    for view, seen in views.items():
+        arrays |= {f"{view}/score/{name}": values for name, values in seen.scores.items()}
+        arrays |= {f"{view}/{name}": getattr(seen, name) for name in ("failed", "loss", "image")}
+    temporary = path.with_name(f".{path.name}")
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(path)
+
+
+def load_views(path: Path) -> tuple[dict[str, Observed], FailureRecord]:
+    """What save_views wrote."""
+    with np.load(path) as kept:
+        arrays = {name: kept[name] for name in kept.files}
+    views = {}
+    for view in VIEWS:
+        start_of = f"{view}/score/"
+        scores = {k.removeprefix(start_of): v for k, v in arrays.items() if k.startswith(start_of)}
+        views[view] = Observed(scores, *(arrays[f"{view}/{name}"] for name in ("failed", "loss", "image")))
+    return views, FailureRecord.model_validate_json(str(arrays["failure"]))
 
 
 def options(description: str) -> argparse.Namespace:
@@ -155,6 +198,7 @@ def options(description: str) -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="Take judged seeds from --work.")
     return parser.parse_args()
 
 
@@ -169,7 +213,12 @@ def measure(bench: Bench, chosen: argparse.Namespace) -> dict[str, Any]:
         limit, epochs = (300, 1) if chosen.quick else (4_000, chosen.epochs)
         run = train(bench, seed, work=chosen.work, data=chosen.data, limit=limit, epochs=epochs)
         accuracy.append(run.record.metrics["test_accuracy"])
-        views, failure = judge_seed(bench, run, dataset, test, recipe=recipe, seed=seed)
+        kept = chosen.work / f"judged-{run.record.run_id}-{len(test)}.npz"
+        if chosen.resume and kept.exists():
+            views, failure = load_views(kept)
+        else:
+            views, failure = judge_seed(bench, run, dataset, test, recipe=recipe, seed=seed)
+            save_views(kept, views, failure)
         judged.append(views)
         failures.append(failure)
         print(f"seed {seed} judged, a failure is a loss above {failure.threshold:.4f}", file=sys.stderr)
