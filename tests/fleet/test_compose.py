@@ -107,7 +107,8 @@ def hardened(tmp_path: Path) -> Iterator[Hardened]:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
     try:
-        wait_for_port(outside)
+        for port in (inside, outside):
+            wait_for_port(port)
         yield Hardened(
             BrokerConfig(port=inside, username="collector", password="a password"), outside, authority
         )
