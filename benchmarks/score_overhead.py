@@ -8,6 +8,10 @@ medians to the bare network's, of the processor time of the one thread: on an id
 latency, on a busy one it leaves out the turns of other programs (`wall_ms` has them in). The network's
 weights are random (seeded): they cost what trained ones cost; banks and gradients are fitted on its features
 of real images. The cost grows with the number of classes: S_a is one product with a [K,513] matrix.
+
+`learning_loss_pp` is the head of the default recipe: it reads statistics of four feature maps, a memory of
+2,048 embeddings, and two second opinions. `learning_loss_pp_outputs` reads the answer and the memory alone,
+as a cross-fitted head does (`head.folds`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +34,13 @@ from misfire_export.measuring import open_session
 from misfire_export.tracing import trace
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples, load_dataset
-from misfire_train.heads import ResidualHead
-from misfire_train.heads.memory import Memory
-from misfire_train.heads.residual import unit_statistics
+from misfire_train.head_training import candidate_heads
+from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
+from misfire_train.heads.memory import BANK_ROWS, Memory
 from misfire_train.models import build_model
 from misfire_train.scores import FitSet, build, gather
 from misfire_train.signals import Probe, Score, ScoredModel, Signals
+from misfire_train.tasks import get_task
 
 CONTRACT = InputContract(
     height=224, width=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="letterbox"
@@ -43,6 +49,7 @@ LIMITS = {
     "output_only": 1.01,
     "wrong_prediction_approx": 1.01,
     "learning_loss_pp": 1.02,
+    "learning_loss_pp_outputs": 1.02,
     "egl_pp": 1.03,
     "all": 1.05,
 }
@@ -108,7 +115,8 @@ def build_graphs(train: Examples, *, classes: int, seed: int) -> dict[str, Any]:
     """One graph per set of scores, all of the same network."""
     torch.manual_seed(seed)
     built = build_model("resnet18", task="classification", outputs=classes, channels=3)
-    probe = Probe(built.module.eval(), last_layer=built.last_layer).eval()
+    layers = built.feature_layers
+    probe = Probe(built.module.eval(), last_layer=built.last_layer, features=layers).eval()
     fit = fit_set(probe, train, classes=classes, seed=seed)
     free = build(OUTPUT_ONLY, task="classification")
     approx, egl_pp = build(
@@ -118,12 +126,15 @@ def build_graphs(train: Examples, *, classes: int, seed: int) -> dict[str, Any]:
         holdout=fit.take(range(200)),
         egl_pp={"size": BANK, "sigma": "auto"},
     )
-    head = loss_head(fit, classes=classes)
+    recipe, shaping = recipe_named("learning-loss-pp"), train.take(np.arange(32))
+    head = loss_head(probe, fit, recipe=recipe, train=shaping)
+    light = loss_head(probe, fit, recipe=replace(recipe, sees_features=False), train=shaping)
     sets: dict[str, list[Score]] = {
         "bare": [],
         "output_only": [*free],
         "wrong_prediction_approx": [*free, approx],
         "learning_loss_pp": [head],
+        "learning_loss_pp_outputs": [light],
         "egl_pp": [egl_pp],
         "all": [*free, approx, head, egl_pp],
     }
@@ -146,23 +157,22 @@ def fit_set(probe: Probe, train: Examples, *, classes: int, seed: int) -> FitSet
     return FitSet(filled, torch.from_numpy(rng.integers(0, classes, BANK)), classes)
 
 
-def loss_head(fit: FitSet, *, classes: int) -> ResidualHead:
-    """A LearningLoss++ head of the default recipe's shape, on the same bank; its weights are drawn."""
-    with torch.no_grad():
-        memory = Memory.fit(fit.signals.embedding, fit.targets, classes=classes, rows=BANK)
-        statistics = unit_statistics("classification", fit.signals, memory, maps=(), sees_embedding=True)
-        head = ResidualHead(
-            task="classification",
-            outputs=classes,
-            base="msp",
-            embedding=memory.width,
-            width=int(statistics.shape[2]),
-            rows=memory.rows,
-        )
-        head.memory.load_state_dict(memory.state_dict())
-        torch.nn.init.normal_(head.committee.last, std=0.1)
-        losses = torch.nn.functional.cross_entropy(fit.signals.outputs, fit.targets, reduction="none")
-        head.standardise(head.extract(fit.signals), losses[:, None], eps=1e-3)
+def loss_head(probe: Probe, fit: FitSet, *, recipe: HeadRecipe, train: Examples) -> LossHead:
+    """A LearningLoss++ head as `misfire train` shapes it, its memory full; the weights are drawn.
+
+    train: a few frames, whose labels are drawn too; they shape the head, and its second opinions.
+    """
+    labels = np.random.default_rng(0).integers(0, fit.classes, len(train))
+    known = replace(train, targets=labels)
+    head = candidate_heads(probe, recipe, contract=CONTRACT, task=get_task("classification"), train=known)[0]
+    assert isinstance(head, ResidualHead)
+    memory = Memory(BANK_ROWS, head.memory.width, fit.classes)
+    rows = torch.arange(BANK_ROWS) % len(fit)
+    memory.bank.copy_(fit.signals.embedding[rows])
+    memory.votes.copy_(torch.nn.functional.one_hot(fit.targets[rows], fit.classes).float())
+    memory.prototypes.copy_(fit.signals.embedding[torch.arange(fit.classes) % len(fit)])
+    head.memory = memory
+    torch.nn.init.normal_(head.committee.last, std=0.1)
     return head.eval()
 
 

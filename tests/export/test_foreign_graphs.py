@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from benchmarks.foreign_models import draw_weights, photographs
 from export_cases import examples_of, seeded_images
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,32 +25,13 @@ from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples, split
 
-LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 IMAGENET = InputContract(height=224, width=224)
 OPTIONS = Options(name="foreign", version="1.0.0")
 
 
 def zoo_graph(name: str, path: Path) -> Path:
     """A model-zoo architecture from the onnx package, its placeholder weights drawn (seeded)."""
-    model = onnx.load(LIGHT / f"light_{name}.onnx")
-    rng = np.random.default_rng(0)
-    shapes = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    kept = []
-    for node in model.graph.node:
-        if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
-            kept.append(node)
-            continue
-        shape = [int(size) for size in shapes[node.input[0]]]
-        value = float(numpy_helper.to_array(node.attribute[0].t).reshape(-1)[0])
-        if len(shape) > 1:
-            drawn = rng.normal(0, np.sqrt(1 / np.prod(shape[1:])), shape)
-        else:
-            drawn = np.full(shape, value)
-        model.graph.initializer.append(numpy_helper.from_array(drawn.astype(np.float32), node.output[0]))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    onnx.save(model, path)
-    return path
+    return draw_weights(name, path)
 
 
 def frames(count: int, *, size: int = 224, classes: int = 1000) -> Examples:
@@ -66,6 +48,28 @@ def test_the_last_layer_of_zoo_architectures_is_found(name: str, channels: int, 
     found = find_last_layer(graph, choose_output(graph))
     assert found.layer is not None and found.layer.weight.shape == (1000, channels) and not found.notes
     assert [value.name for value in graph.graph.input] == ["image"]
+
+
+@pytest.mark.slow
+def test_a_resnet_50_is_exported_whole_and_answers_as_its_file_on_photographs(
+    out: Path, tmp_path: Path
+) -> None:
+    """The other architectures of the zoo: python -m benchmarks.foreign_models."""
+    held_out = photographs(12, seed=1)
+    bundle = export_onnx(
+        zoo_graph("resnet50", tmp_path / "m.onnx"),
+        contract=IMAGENET,
+        calibration=photographs(50, seed=0),
+        holdout=held_out,
+        out=out,
+        options=OPTIONS,
+    )
+    assert {"egl", "wrong_prediction_approx", "entropy"} <= {s.name for s in bundle.manifest.scores}
+    parity = bundle.manifest.parity
+    assert parity is not None and parity.images == 50 and max(parity.max_abs.values()) <= 1e-4
+    session = open_session(bundle.model_path.read_bytes())
+    logits, egl = session.run(["logits", "score.egl"], {"image": held_out.batch(range(4), IMAGENET).numpy()})
+    assert logits.shape == (4, 1000) and logits.std(axis=0).mean() > 1e-3 and egl.std() > 0
 
 
 def test_a_network_without_a_usable_last_layer_is_told_plainly_and_still_gets_free_scores(
