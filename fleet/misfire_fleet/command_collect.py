@@ -22,6 +22,7 @@ from misfire_fleet.command_options import (
     open_store,
     stop_on_signals,
 )
+from misfire_fleet.steady_memory import limit_heaps
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.uplink import BrokerConfig
 
@@ -53,6 +54,7 @@ def collect(
     password_file: Annotated[Path | None, typer.Option(help="File with the password.")] = None,
 ) -> None:
     """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
+    limit_heaps()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = read_settings(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -260,3 +261,14 @@ def test_every_minted_sample_is_another_file_with_the_same_pixels(photo: bytes, 
     assert len({offer.id for offer in offers}) == 20
     for number in (2, 3):
         assert np.array_equal(decode_image(mint.bytes_of(number)), decode_image(mint.bytes_of(number + 2)))
+
+
+def test_few_heaps_are_kept_where_the_c_library_can_be_told() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "from misfire_fleet.steady_memory import limit_heaps as h; print(h())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    glibc = platform.libc_ver()[0] == "glibc"
+    assert told == str(glibc)
