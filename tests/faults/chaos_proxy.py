@@ -168,26 +168,34 @@ class ChaosProxy:
 
     async def _pump(self, pipe: _Pipe, way: str) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                try:
-                    timeout = _HOLD_S if pipe.held else None
-                    data = await asyncio.wait_for(pipe.reader.read(65536), timeout)
-                except asyncio.TimeoutError:
-                    self._release(pipe)
-                    continue
-                while self.trouble.half_open:
-                    await asyncio.sleep(0.02)
-                if not data:
-                    return
-                self.bytes[way] += len(data)
-                if self.trouble.delay_s:
-                    await asyncio.sleep(self.trouble.delay_s * self._rng.uniform(0.5, 1.5))
-                if self.trouble.bytes_per_s:
-                    await asyncio.sleep(len(data) / self.trouble.bytes_per_s)
-                pipe.buffer += data
-                for packet in _packets(pipe.buffer):
-                    self._pass(pipe, packet, way)
-                await pipe.writer.drain()
+            await self._carry(pipe, way)
+        await self._stand_still()
+
+    async def _stand_still(self) -> None:
+        """While half-open nothing passes, the end of a connection neither."""
+        while self.trouble.half_open:
+            await asyncio.sleep(0.02)
+
+    async def _carry(self, pipe: _Pipe, way: str) -> None:
+        while True:
+            try:
+                timeout = _HOLD_S if pipe.held else None
+                data = await asyncio.wait_for(pipe.reader.read(65536), timeout)
+            except asyncio.TimeoutError:
+                self._release(pipe)
+                continue
+            if not data:
+                return
+            self.bytes[way] += len(data)
+            await self._stand_still()
+            if self.trouble.delay_s:
+                await asyncio.sleep(self.trouble.delay_s * self._rng.uniform(0.5, 1.5))
+            if self.trouble.bytes_per_s:
+                await asyncio.sleep(len(data) / self.trouble.bytes_per_s)
+            pipe.buffer += data
+            for packet in _packets(pipe.buffer):
+                self._pass(pipe, packet, way)
+            await pipe.writer.drain()
 
     def _pass(self, pipe: _Pipe, packet: Packet, way: str) -> None:
         """Forwards one packet, or does something to it."""

@@ -18,9 +18,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture
-def server_home(running: Servers) -> ServerHome:
+def server_home(running: Servers) -> Iterator[ServerHome]:
     """A fresh database and a fresh prefix."""
-    return ServerHome(running, f"fleet-{secrets.token_hex(4)}")
+    found = ServerHome(running, f"fleet-{secrets.token_hex(4)}")
+    yield found
+    found.drop()
 
 
 @pytest.fixture(params=["folder", "postgres"])

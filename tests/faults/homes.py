@@ -201,5 +201,10 @@ class ServerHome:
         config = self.config
         return Store.open(config["database"], config["blobs"], blob_options=config["blob_options"])
 
+    def drop(self) -> None:
+        """Gives its database's room back."""
+        with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')
+
     def _address(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.servers.database.port}/{database}"
