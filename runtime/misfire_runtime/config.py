@@ -174,6 +174,12 @@ class BlurTable(Table):
     grow: float = Field(default=0.15, ge=0, le=2, description="share of the box added on each side")
     layout: Literal["boxes+scores", "detections", "yolo"] = "detections"
     normalised: bool = False
+    classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="class numbers that count; none: all (detections: the sixth column; yolo)"
+    )
+    size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] | None = Field(
+        default=None, description="height, width to run at, where the graph leaves them free"
+    )
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)

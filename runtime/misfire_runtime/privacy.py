@@ -78,7 +78,7 @@ class Privacy:
 class Detector:
     """An ONNX detector of things to blur, in one of three output layouts.
 
-    detections: one output [N,5+] or [1,N,5+] of rows x0, y0, x1, y1, score, ...
+    detections: one output [N,5+] or [1,N,5+] of rows x0, y0, x1, y1, score, class, ...
     boxes+scores: [1,N,4] corners and [1,N] or [1,N,2] scores (the last column counts).
     yolo: one output [1,4+C,N] of centre x, centre y, width, height, then C class scores.
     Coordinates are in pixels of the detector's input, or 0..1 where `normalised`.
@@ -102,7 +102,7 @@ class Detector:
         """[n,4] boxes in pixels of `image`, grown by the configured share. Raises PrivacyError."""
         try:
             values = self._session.run(self._outputs, {self._input.name: to_tensor(image, self._contract)})
-            boxes, scores = _parse(values, self._table.layout)
+            boxes, scores = _parse(values, self._table.layout, self._table.classes)
         except PrivacyError:
             raise
         except Exception as error:
@@ -151,12 +151,16 @@ def _load(model: Path) -> Any:
 
 def _contract(graph_input: Any, table: BlurTable) -> InputContract:
     shape = graph_input.shape
-    if len(shape) != 4 or not all(isinstance(size, int) for size in shape[2:]):
-        raise PrivacyError(f"input {graph_input.name!r} is {shape}; expected [1,C,H,W] with fixed H and W")
+    fixed = len(shape) == 4 and all(isinstance(size, int) for size in shape[2:])
+    if len(shape) != 4 or not (fixed or table.size):
+        raise PrivacyError(
+            f"input {graph_input.name!r} is {shape}; expected [1,C,H,W] with fixed H and W, or a `size`"
+        )
+    height, width = table.size or shape[2:]
     return InputContract(
         name=graph_input.name,
-        height=shape[2],
-        width=shape[3],
+        height=height,
+        width=width,
         color=table.color,
         dtype="uint8" if graph_input.type == "tensor(uint8)" else "float32",
         mean=table.mean,
@@ -165,8 +169,10 @@ def _contract(graph_input: Any, table: BlurTable) -> InputContract:
     )
 
 
-def _parse(values: Sequence[NDArray[Any]], layout: str) -> tuple[Boxes, NDArray[np.float32]]:
-    """[n,4] corners and [n] scores."""
+def _parse(
+    values: Sequence[NDArray[Any]], layout: str, classes: tuple[int, ...]
+) -> tuple[Boxes, NDArray[np.float32]]:
+    """[n,4] corners and [n] scores of the classes that count; none named: all."""
     arrays = [np.asarray(value, np.float32) for value in values]
     if layout == "boxes+scores":
         boxes = next((a for a in arrays if a.shape[-1] == 4), None)
@@ -179,12 +185,20 @@ def _parse(values: Sequence[NDArray[Any]], layout: str) -> tuple[Boxes, NDArray[
         rows = arrays[0].reshape(arrays[0].shape[-2], -1).T
         if rows.shape[1] < 5:
             raise PrivacyError(f"layout yolo needs [1,4+C,N], got {list(arrays[0].shape)}")
+        if classes and max(classes) >= rows.shape[1] - 4:
+            raise PrivacyError(f"class {max(classes)}: the model tells {rows.shape[1] - 4} apart, from 0 on")
+        scores = rows[:, 4:][:, list(classes)] if classes else rows[:, 4:]
         half = rows[:, 2:4] / 2
-        return np.concatenate([rows[:, :2] - half, rows[:, :2] + half], axis=1), rows[:, 4:].max(1)
+        return np.concatenate([rows[:, :2] - half, rows[:, :2] + half], axis=1), scores.max(1)
     if arrays[0].shape[-1] < 5:
         raise PrivacyError(f"layout detections needs rows of at least 5, got {list(arrays[0].shape)}")
     rows = arrays[0].reshape(-1, arrays[0].shape[-1])
-    return rows[:, :4], rows[:, 4]
+    if not classes:
+        return rows[:, :4], rows[:, 4]
+    if rows.shape[1] < 6:
+        raise PrivacyError(f"classes need rows of at least 6, got {list(arrays[0].shape)}")
+    counts = np.isin(rows[:, 5], classes)
+    return rows[counts, :4], rows[counts, 4]
 
 
 def _blur(image: Image, boxes: Boxes) -> None:
