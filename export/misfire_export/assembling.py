@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +113,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     """
     require_free(out)
     require_frames(len(calibration))
-    _require_options(source, options)
+    require_options(options, [score.name for score in source.scores])
     check_graph(source.graph, source.contract, outputs=[source.output, *_score_outputs(source)])
     session = open_session(source.graph)
     parity = _parity(source, session, calibration, options)
@@ -174,10 +174,9 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     return Bundle.open(out)
 
 
-def _require_options(source: Source, options: Options) -> None:
-    """Raises ExportError before anything slow is done."""
+def require_options(options: Options, names: Sequence[str]) -> None:
+    """Raises ExportError on an unknown corruption, or a default score that is not among `names`."""
     options.shifts.require_known()
-    names = [score.name for score in source.scores]
     if options.default_score is not None and options.default_score not in names:
         raise ExportError(
             f"default score {options.default_score!r} is not in the bundle; it has {', '.join(names)}"

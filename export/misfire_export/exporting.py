@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 
-from misfire_export.assembling import GraphScore, Options, Precision, Source, assemble, require_free
+from misfire_export.assembling import (
+    GraphScore,
+    Options,
+    Precision,
+    Source,
+    assemble,
+    require_free,
+    require_options,
+)
 from misfire_export.calibrating import require_frames
 from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError
@@ -82,6 +90,18 @@ def export_run(
     names = (
         tuple(scores) if scores is not None else default_scores(run.record.task, head=run.head is not None)
     )
+    options = Options(
+        name=name,
+        version=version,
+        precision=precision,
+        target=target,
+        tolerance=tolerance,
+        default_score=default_score,
+        failure_threshold=failure_threshold,
+        shifts=shifts or Shifts(),
+        seed=seed,
+    )
+    require_options(options, names)
     task = run.task if failure_threshold is None else run.task.with_threshold(failure_threshold)
     built = build_scores(names, run, task=task, fit=fit, holdout=holdout, options=score_options or {})
     require_small_scores(built)
@@ -98,17 +118,6 @@ def export_run(
         reference=PixelInput(model, contract=run.contract) if run.contract.dtype == "uint8" else model,
         refit=refit_of_run(run, train=fit, holdout=holdout),
         ranges=fit,
-    )
-    options = Options(
-        name=name,
-        version=version,
-        precision=precision,
-        target=target,
-        tolerance=tolerance,
-        default_score=default_score,
-        failure_threshold=failure_threshold,
-        shifts=shifts or Shifts(),
-        seed=seed,
     )
     return assemble(source, calibration=calibration, out=Path(out), options=options)
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from misfire_export.adapting import adapt, load_graph
 from misfire_export.assembling import Options
-from misfire_export.errors import ExportError, GraphError
+from misfire_export.errors import CalibrationError, ExportError, GraphError
 from misfire_export.foreign import export_onnx
 from misfire_export.last_layer import choose_output, find_last_layer
 from misfire_export.measuring import open_session
@@ -248,6 +248,14 @@ def broken(path: Path, **change: object) -> Path:
         model.graph.initializer[0].CopyFrom(
             numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, np.float32), "w1")
         )
+    if "infinite" in change:
+        model.graph.initializer[0].CopyFrom(
+            numpy_helper.from_array(np.full((8, 3, 3, 3), 1e38, np.float32), "w1")
+        )
+    if "second" in change:
+        model.graph.input.append(helper.make_tensor_value_info("depth", TensorProto.FLOAT, ["n", 1]))
+    if "pixels" in change:
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
     onnx.save(model, path)
     return path
 
@@ -260,6 +268,9 @@ def broken(path: Path, **change: object) -> Path:
         ({"shape": ["n", 3, 32, 32]}, "input contract says"),
         ({"shape": [7, 3, 16, 16]}, "batches of 7 only"),
         ({"nan": True}, "output .* is NaN or infinite for image image-0"),
+        ({"infinite": True}, "output .* is NaN or infinite for image image-0"),
+        ({"second": True}, "takes one image; this graph has inputs pixels, depth"),
+        ({"pixels": True}, "input pixels is UINT8; expected FLOAT"),
     ],
 )
 def test_unusable_graphs_are_refused_with_the_node_input_or_image(
@@ -276,6 +287,18 @@ def test_unusable_graphs_are_refused_with_the_node_input_or_image(
             task="segmentation",
         )
     assert not out.exists()
+
+
+def test_too_few_frames_for_a_foreign_graph_say_how_many_are_needed(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="49 frames; at least 50 are needed"):
+        export_onnx(
+            segmenter(tmp_path / "m.onnx"),
+            contract=InputContract(height=16, width=16),
+            calibration=examples_of(seeded_images(49), np.zeros((49, 16, 16), np.uint8)),
+            out=out,
+            options=OPTIONS,
+            task="segmentation",
+        )
 
 
 def test_what_is_no_onnx_file_is_said_to_be_none(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError, GraphError, TraceError
 from misfire_export.modules import export_module_bundle, load_module
 from misfire_runtime.cli import app
-from misfire_runtime.errors import ConfigError
+from misfire_runtime.errors import ConfigError, MisfireError
 from misfire_train.data import Dataset, Examples, split
+from misfire_train.runs import Run
 from misfire_train.scores.density import KnnDistance
 
 OPTIONS = Options(name="module", version="1.0.0")
@@ -129,3 +130,15 @@ def test_exactly_one_thing_is_exported(out: Path) -> None:
     for arguments in ([], ["run", "--onnx", "m.onnx"], ["--onnx", "m.onnx"]):
         result = CliRunner().invoke(app, ["export", *arguments, "--out", str(out)])
         assert isinstance(result.exception, ConfigError)
+
+
+def test_options_that_make_no_sense_are_refused_before_anything_slow(digits_run: Run, out: Path) -> None:
+    for option, value, text in (
+        ("--score-options", "{egl_pp}", "expected JSON such as"),
+        ("--score-options", '{"egl_pp": 3}', "expected JSON such as"),
+        ("--shifts", "hail", "no corruption 'hail'"),
+        ("--default-score", "loudness", "'loudness' is not in the bundle"),
+    ):
+        result = CliRunner().invoke(app, ["export", str(digits_run.path), "--out", str(out), option, value])
+        assert isinstance(result.exception, MisfireError) and text in str(result.exception)
+        assert not out.exists()
