@@ -1,4 +1,4 @@
-"""Every failure score on one table: registered scores, the papers' heads, ensembles, VAAL; losers too.
+"""Every failure score on one table: registered scores, the papers' heads, ensembles; losers too.
 
     python benchmarks/detectors_all.py --seeds 0 1 2 --json --out benchmarks/results/detectors_all.json
 
@@ -24,17 +24,16 @@ import torch
 from detection_table import Observed, differences, plain, points, pool
 from detector_scores import (
     JOINT,
-    LIBRARY_HEAD,
     PASSES,
     REGISTERED,
     build_scores,
     joint_run,
-    library_heads,
+    members,
     named,
-    train_members,
 )
 from detectors import add_options, judge_default, shifted_views, sizes
 from numpy.typing import NDArray
+from torch import nn
 
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Examples, load_dataset
@@ -51,27 +50,24 @@ Floats = NDArray[np.float64]
 Columns = dict[str, dict[str, Floats]]
 
 
-def score_views(run: Run, dataset: Any, test: Examples, *, seed: int, work: Path) -> Columns:
-    """{view: {score: [N]}} of everything but the default head; kept in `work`."""
+def score_views(
+    run: Run, dataset: Any, test: Examples, others: list[nn.Module], *, seed: int, work: Path
+) -> Columns:
+    """{view: {score: [N]}} of everything but the default head; kept in `work`, view by view."""
     cache = work / f"others-{seed}-{len(test)}.pt"
-    if cache.is_file():
-        kept: Columns = torch.load(cache, weights_only=False)
-        return kept
-    parts = run_splits(run, dataset)
-    members = train_members(run, parts, seed=seed, work=work)
-    print(f"seed {seed}: members are ready", file=sys.stderr, flush=True)
-    modules = build_scores(run, parts, members=members, seed=seed)
-    heads = library_heads(run, parts["holdout"], seed=seed)
+    columns: Columns = torch.load(cache, weights_only=False) if cache.is_file() else {}
+    wanted = {"clean", *FAMILIES}
+    if wanted <= set(columns):
+        return columns
+    modules = build_scores(run, run_splits(run, dataset), others=others, seed=seed)
     print(f"seed {seed}: scores are fitted", file=sys.stderr, flush=True)
-    columns: Columns = {}
     for view, images in shifted_views(test, seed=seed):
-        extra = [named(heads[None], LIBRARY_HEAD)]
-        if view != "clean":
-            extra.append(named(heads[view], f"{LIBRARY_HEAD}, left out"))
-        found = compute(run, images, [*modules, *extra], seed=seed)
+        if view in columns:
+            continue
+        found = compute(run, images, modules, seed=seed)
         columns[view] = {name: values.astype(np.float64) for name, values in found.items()}
+        torch.save(columns, cache)
         print(f"seed {seed}: {view} scored", file=sys.stderr, flush=True)
-    torch.save(columns, cache)
     return columns
 
 
@@ -107,11 +103,9 @@ def failures(run: Run, images: Examples) -> NDArray[np.bool_]:
 
 def merge(judged: Mapping[str, Observed], columns: Columns, rows: NDArray[np.intp]) -> dict[str, Observed]:
     """The default head's scores beside all others, on the same frames: three views, and each family."""
-    known = {"clean": _merge_one(judged["clean"], columns["clean"], rows, left_out=False)}
-    apart = {}
-    for family in FAMILIES:
-        known[family] = _merge_one(judged[f"library {family}"], columns[family], rows, left_out=False)
-        apart[family] = _merge_one(judged[f"left out {family}"], columns[family], rows, left_out=True)
+    known = {"clean": _merge_one(judged["clean"], columns["clean"], rows)}
+    known |= {f: _merge_one(judged[f"library {f}"], columns[f], rows) for f in FAMILIES}
+    apart = {f: _merge_one(judged[f"left out {f}"], columns[f], rows) for f in FAMILIES}
     result = {
         "clean": known["clean"],
         "library": pool([known[family] for family in FAMILIES]),
@@ -121,16 +115,10 @@ def merge(judged: Mapping[str, Observed], columns: Columns, rows: NDArray[np.int
     return result | {f"left out {family}": apart[family] for family in FAMILIES}
 
 
-def _merge_one(
-    judged: Observed, columns: Mapping[str, Floats], rows: NDArray[np.intp], *, left_out: bool
-) -> Observed:
+def _merge_one(judged: Observed, columns: Mapping[str, Floats], rows: NDArray[np.intp]) -> Observed:
     if not np.allclose(judged.scores["msp"][rows], columns["msp"], rtol=1e-3, atol=1e-4):
         raise SystemExit("the kept scores are of other networks or images; remove others-*.pt from --work")
-    scores = dict(columns)
-    apart = scores.pop(f"{LIBRARY_HEAD}, left out", None)
-    if left_out and apart is not None:
-        scores[LIBRARY_HEAD] = apart
-    scores[DEFAULT] = judged.scores[DEFAULT][rows]
+    scores = {**columns, DEFAULT: judged.scores[DEFAULT][rows]}
     return Observed(scores, judged.failed[rows], judged.loss[rows], judged.image[rows])
 
 
@@ -196,7 +184,7 @@ def report(
         "default_against": paired,
         "learning_loss_as_published": {
             "accuracy": [float(1 - one["clean"].failed.mean()) for one in joint],
-            "tables": tables(joint),
+            "tables": tables(joint) if joint else {},
         },
     }
 
@@ -224,7 +212,14 @@ def main() -> None:
     """Runs it and prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_options(parser)
-    parser.add_argument("--frames", type=int, default=3000, help="Test images that all scores share.")
+    parser.add_argument("--frames", type=int, default=1000, help="Test images that all scores share.")
+    parser.add_argument(
+        "--joint-seeds",
+        type=int,
+        nargs="*",
+        default=[0],
+        help="Seeds for which Learning Loss trains its own.",
+    )
     options = parser.parse_args()
     dataset = load_dataset("fashion-mnist", root=options.data)
     whole = dataset.test.take(range(300)) if options.quick else dataset.test
@@ -235,9 +230,12 @@ def main() -> None:
     result: dict[str, Any] = {}
     for seed in options.seeds:
         run, judged = judge_default(options, seed=seed, dataset=dataset, test=whole)
-        columns = score_views(run, dataset, test, seed=seed, work=options.work)
+        others = members(seed, **sizes(options))
+        columns = score_views(run, dataset, test, others, seed=seed, work=options.work)
         merged.append(merge(judged, columns, rows))
-        joint.append(joint_views(options, test, seed=seed))
+        if seed in options.joint_seeds:
+            joint.append(joint_views(options, test, seed=seed))
+        print(f"seed {seed}: done", file=sys.stderr, flush=True)
         result = report(merged, joint, options)
         if options.out is not None:  # after every seed: an interrupted benchmark has something to show
             options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ RECIPES: dict[str, HeadRecipe] = {
     recipe.name: recipe
     for recipe in (
         HeadRecipe(
-            "learning-loss-pp", "residual", "learning-loss-pp", copies=4, mixed=0.25, wrong_weight=1.0
+            "learning-loss-pp", "residual", "learning-loss-pp", copies=8, mixed=0.25, wrong_weight=1.0
         ),
         HeadRecipe("learning-loss", "gap", "learning-loss", joint=True, weight_decay=5e-4),
         HeadRecipe(

@@ -1,0 +1,162 @@
+"""How many corrupted copies of each held-out image the default head is worth fitting on (`head.copies`).
+
+    python benchmarks/head_copies.py --seeds 101 102 --json --out benchmarks/results/head_copies.json
+
+For choosing the default, so it never looks at a test half: networks of other seeds than detectors.py's,
+judged on images of the training half that neither network nor head saw. Copies are those that `misfire train`
+makes (each image by a family and severity of its own, a quarter by two), so that the first four of twenty are
+those of `copies = 4`. Per setting: points of failure AUROC above the better of entropy and MSP, clean and in
+the mean of all families; and under four families for a head whose copies hold none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from detection_table import Observed, View, plain, points
+from detectors import add_options, observe, observed, shifted_views, sizes, train
+
+from misfire_runtime.clock import utc_text, wall_time
+from misfire_train.data import Examples, load_dataset
+from misfire_train.data.corruptions import FAMILIES
+from misfire_train.head_data import LossSet, collect, corrupted_copies, join_sets
+from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
+from misfire_train.heads import LossHead, recipe_named
+from misfire_train.loop import git_commit, versions
+from misfire_train.runs import Run, read_splits, run_splits
+from misfire_train.scores import build
+
+SETTINGS = ((0, 700), (4, 700), (8, 700), (16, 700), (20, 700), (8, 1400), (20, 1400))
+"""(copies, steps)."""
+UNSEEN = ("night", "fog", "noise", "rain")
+NAME = "learning_loss_pp"
+
+
+def unseen_by(run: Run, examples: Examples, *, count: int, seed: int) -> Examples:
+    """Images of the training half that the run knows nothing of."""
+    known = {identity for part in read_splits(run.path).values() for identity in part}
+    left = [row for row, identity in enumerate(examples.ids) if identity not in known]
+    return examples.take(np.sort(np.random.default_rng(seed).permutation(left)[:count]))
+
+
+def gather(
+    run: Run, head: LossHead, holdout: Examples, families: Sequence[str], *, most: int, seed: int
+) -> list[LossSet]:
+    """The clean holdout and `most` copies of it."""
+    recipe = replace(recipe_named("learning-loss-pp"), copies=most, families=tuple(families))
+    sets = [collect(run.probe, head, holdout, task=run.task, contract=run.contract)]
+    for version in corrupted_copies(holdout, recipe, seed=seed):
+        sets.append(collect(run.probe, head, version, task=run.task, contract=run.contract, clean=False))
+    return sets
+
+
+def gains(views: dict[str, View], head: LossHead, names: Sequence[str]) -> dict[str, float]:
+    """{view: AUROC above the better of entropy and MSP}."""
+    result = {}
+    for name in names:
+        seen: Observed = observed(views[name], {NAME: head})
+        table = points([seen], metrics=("auroc",))
+        result[name] = table[NAME]["auroc"] - max(table["entropy"]["auroc"], table["msp"]["auroc"])
+    return result
+
+
+def tune(run: Run, dataset: Any, *, seed: int, frames: int, steps_scale: float) -> list[dict[str, Any]]:
+    """One row per setting."""
+    recipe = recipe_named("learning-loss-pp")
+    parts = run_splits(run, dataset)
+    heads = candidate_heads(
+        run.probe, recipe, contract=run.contract, task=run.task, train=parts["train"], seed=seed
+    )
+    clean = collect(run.probe, heads[0], parts["holdout"], task=run.task, contract=run.contract)
+    blank = heads[best_base(run.probe, heads, parts["holdout"], clean, contract=run.contract)]
+    scorers = build(["entropy", "msp"], task="classification")
+    images = unseen_by(run, dataset.train, count=frames, seed=seed)
+    views = {
+        name: observe(run, seen, blank, scorers, clean=name == "clean")
+        for name, seen in shifted_views(images, seed=seed)
+    }
+    most = max(copies for copies, _ in SETTINGS)
+    rest = [family for family in FAMILIES if family not in UNSEEN]
+    started = time.monotonic()
+    known = gather(run, blank, parts["holdout"], list(FAMILIES), most=most, seed=seed)
+    per_copy = (time.monotonic() - started) / (most + 1)
+    blind = gather(run, blank, parts["holdout"], rest, most=most, seed=seed)
+    rows = []
+    for copies, steps in SETTINGS:
+        own = replace(recipe, copies=copies, steps=max(1, int(steps * steps_scale)))
+        fitted = []
+        for sets in (known, blind):
+            torch.manual_seed(seed)
+            fitted.append(
+                fit_on_losses(copy.deepcopy(blank), join_sets(sets[: copies + 1]), recipe=own, seed=seed).head
+            )
+        found = gains(views, fitted[0], list(views))
+        rows.append(
+            {
+                "copies": copies,
+                "steps": steps,
+                "clean": found["clean"],
+                "families": float(np.mean([found[family] for family in FAMILIES])),
+                "clean without": gains(views, fitted[1], ["clean"])["clean"],
+                "unseen": gains(views, fitted[1], UNSEEN),
+                "seconds": per_copy * copies,
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> None:
+    """Runs it and prints a table, or JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_options(parser)
+    parser.set_defaults(seeds=[101, 102])
+    parser.add_argument("--frames", type=int, default=4000, help="Images to judge on.")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset("fashion-mnist", root=options.data)
+    frames = 300 if options.quick else options.frames
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for seed in options.seeds:
+        run = train(seed, **sizes(options))
+        rows[str(seed)] = tune(
+            run, dataset, seed=seed, frames=frames, steps_scale=0.05 if options.quick else 1.0
+        )
+    result = {
+        "command": f"python benchmarks/head_copies.py --seeds {' '.join(map(str, options.seeds))} "
+        f"--frames {frames}" + " --quick" * options.quick,
+        "date": utc_text(wall_time()),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "rows": rows,
+    }
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(plain(result)) if options.json else markdown(list(rows.values())))
+
+
+def markdown(seeds: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Mean over seeds, points of AUROC."""
+    lines = ["| copies | steps | clean | families | clean, four unseen | unseen |", "|---" * 6 + "|"]
+    for same in zip(*seeds, strict=True):
+        numbers = [
+            100 * float(np.mean([row[key] for row in same])) for key in ("clean", "families", "clean without")
+        ]
+        numbers.append(100 * float(np.mean([list(row["unseen"].values()) for row in same])))
+        cells = " | ".join(f"{number:+.2f}" for number in numbers)
+        lines.append(f"| {same[0]['copies']} | {same[0]['steps']} | {cells} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
