@@ -114,7 +114,7 @@ class ProvingGround:
         """Starts one more vehicle, with `link` from the first byte on; `config`: see vehicle_process."""
         name = f"car-{len(self.vehicles)}"
         folder = self.folder / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         member = self._member("vehicle", protocol, {"folder": str(folder), "vehicle": name, **config})
         member.proxy.trouble = link or Trouble()
         member.config["uplink"] = {**IMPATIENT, **config.get("uplink", {})}

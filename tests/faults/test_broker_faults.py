@@ -27,7 +27,7 @@ def test_a_broker_that_drops_what_it_has_acknowledged(tmp_path: Path) -> None:
     with ProvingGround(tmp_path, seed=12, broker_options=narrow) as ground:
         ground.add_collector()
         ground.add_vehicle(count=80, rate=1000, size=[30_000, 60_000])
-        assert ground.settle(timeout_s=120)
+        assert ground.settle()
         result = ground.audit()
         assert result.sound and result.stored == 80, result
 
@@ -51,8 +51,7 @@ def test_two_vehicles_that_share_a_client_id(tmp_path: Path) -> None:
             ground.revive(car, broker={**car.config["broker"], "client_id": "the-same"})
         time.sleep(2.0)
         ground.kill(cars[0])
-        while ground.pending(cars[1]) != 0 or ground.captured(cars[1]) < 20:
-            time.sleep(0.05)
+        assert ground.wait(lambda: ground.at_rest(cars[1]))
         ground.revive(cars[0], broker={**cars[0].config["broker"], "client_id": "another"})
         assert ground.settle()
         result = ground.audit()

@@ -27,7 +27,7 @@ def test_messages_of_every_kind(tmp_path: Path, trouble: str) -> None:
             protocol="5" if trouble in ("lose", "spoil") else "3.1.1",
             link=Trouble(**{trouble: 0.2}),
         )
-        assert ground.settle(timeout_s=90)
+        assert ground.settle()
         faults = dict(car.proxy.faults)
         result = ground.audit()
         # A chunk that was spoiled twice in a row is rejected with its reason: counted, not lost.
@@ -54,10 +54,11 @@ def test_a_half_open_connection_is_noticed_and_made_anew(tmp_path: Path, side: s
     with ProvingGround(tmp_path, seed=23) as ground:
         collector = ground.add_collector()
         car = ground.add_vehicle(count=40, rate=20)
-        time.sleep(0.5)
+        assert ground.wait(lambda: ground.captured(car) > 5)
         member = car if side == "vehicle" else collector
+        before = member.proxy.connections
         member.proxy.trouble.half_open = True
-        time.sleep(4.0)
+        assert ground.wait(lambda: member.proxy.connections > before), "nobody noticed"
         member.proxy.trouble.half_open = False
         assert ground.settle()
         result = ground.audit()
@@ -67,8 +68,8 @@ def test_a_half_open_connection_is_noticed_and_made_anew(tmp_path: Path, side: s
 def test_a_slow_and_late_link(tmp_path: Path) -> None:
     with ProvingGround(tmp_path, seed=24) as ground:
         ground.add_collector()
-        car = ground.add_vehicle(count=10, rate=1000, size=[20_000, 40_000])
-        car.proxy.trouble = Trouble(delay_s=0.1, bytes_per_s=200_000)
+        slow = Trouble(delay_s=0.1, bytes_per_s=200_000)
+        ground.add_vehicle(count=10, rate=1000, size=[20_000, 40_000], link=slow)
         assert ground.settle()
         result = ground.audit()
         assert result.sound and result.stored == 10, result

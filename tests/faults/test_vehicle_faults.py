@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 from tests.faults.proving_ground import ProvingGround
+from tests.faults.small_disk import small_disk
 
 
 def test_killed_fifty_times_at_random_instants_loses_and_duplicates_nothing(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_killed_in_mid_upload_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ground.add_collector(settings={"chunk_bytes": 4096})
         slow = {"bytes_per_s": 200_000, "burst_bytes": 8192}
         car = ground.add_vehicle(count=2, rate=1000, size=[400_000, 400_000], bandwidth=slow)
-        time.sleep(1.5)
+        assert ground.wait(lambda: car.proxy.bytes["up"] > 200_000)
         ground.kill(car)
         ground.revive(car)
         assert ground.settle()
@@ -48,12 +50,30 @@ def test_a_disk_that_is_full_now_and_then_and_a_clock_that_jumps_ten_years(tmp_p
         assert result.own_faults["disk full"] > 10 and result.own_faults["clock jump"] > 10
 
 
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """The spool on a file system without a byte left: neither samples nor verdicts find room for a while."""
+    with small_disk(tmp_path / "car-0" / "spool", mib=8) as disk:
+        if disk is None:
+            pytest.skip("mounting a small file system needs root")
+        with ProvingGround(tmp_path, seed=5) as ground:
+            ground.add_collector()
+            car = ground.add_vehicle(count=60, rate=50)
+            assert ground.wait(lambda: ground.captured(car) > 5)
+            disk.fill()
+            assert ground.wait(lambda: "no room on the disk" in (car.folder / "journal").read_text())
+            ground.kill(car)
+            disk.free()
+            ground.revive(car)
+            assert ground.settle()
+            result = ground.audit()
+            assert result.sound and result.stored == 60, result
+
+
 def test_a_spool_that_is_too_small_for_an_outage_evicts_with_an_account(tmp_path: Path) -> None:
     with ProvingGround(tmp_path, seed=4) as ground:
         spool = {"max_bytes": 60_000, "reserve_bytes": 0}
         car = ground.add_vehicle(count=60, rate=500, spool=spool)
-        while ground.captured(car) < 60:
-            time.sleep(0.05)
+        assert ground.wait(lambda: ground.captured(car) == 60)
         ground.add_collector()
         assert ground.settle()
         result = ground.audit()

@@ -129,10 +129,14 @@ def _capture(
         offer = make_offer(payload, number=number, **{"vehicle": vehicle, "priority": number % 10, **fields})
         journal.write(f"i {number} {offer.id}")
         _jump(journal, config, rng)
+        pretended = rng.random() < float(config.get("full", 0.0))
         try:
-            with _Full(journal, rng.random() < float(config.get("full", 0.0))):
+            with _Full(journal, pretended):
                 spool.add(payload, offer)
         except DiskFullError:
+            if not pretended:
+                journal.write("f no room on the disk")
+                stop.wait(0.05)
             continue
         journal.write(f"d {number} {offer.id}")
         number += 1
