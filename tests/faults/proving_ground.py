@@ -255,6 +255,6 @@ class ProvingGround:
             "port": proxy.port,
             "protocol": protocol,
             "connect_timeout_s": 2.0,
-            "keepalive_s": 5,
+            "keepalive_s": config.get("keepalive_s", 5),
         }
         return Member(kind, config, proxy)

@@ -56,7 +56,7 @@ def test_a_will_that_comes_after_the_next_birth_is_contradicted(tmp_path: Path) 
     """The old connection is half-open: the broker finds out, and speaks the Will, when the new one lives."""
     with ProvingGround(tmp_path, seed=53) as ground:
         ground.add_collector()
-        car = ground.add_vehicle(count=1)
+        car = ground.add_vehicle(count=1, keepalive_s=2)
         states = ground.wishes.states["car-0"]
         assert ground.wait(lambda: ground.online(car))
         ground.abandon_link(car)

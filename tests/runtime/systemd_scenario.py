@@ -36,7 +36,7 @@ WorkingDirectory={folder}
 Environment=PYTHONPATH={path} PATH={programs}
 StandardOutput=append:{folder}/out
 StandardError=append:{folder}/log
-WatchdogSec=3
+WatchdogSec=2
 RestartSec=0.2
 """
 

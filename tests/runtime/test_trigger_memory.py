@@ -106,7 +106,7 @@ def test_an_interrupted_run_chooses_what_an_uninterrupted_one_does(
 def test_after_kill_9_it_knows_its_threshold(
     bundle: Any, store: Any, tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = _pictures(tmp_path / "in", 100, clip)
+    folder = _pictures(tmp_path / "in", 60, clip)
     monkeypatch.setattr(pipeline, "TICK_S", 0.0)
     monkeypatch.setattr(pipeline, "REMEMBER_S", 0.0)
     file = tmp_path / "state" / "triggers.json"
