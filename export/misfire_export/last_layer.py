@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from misfire_export.errors import GraphError
+from misfire_export.regions import HEAVY
 from misfire_export.tidying import constant_values
 
 _SHAPERS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Identity", "Cast")
@@ -108,6 +109,12 @@ def _not_found(node: onnx.NodeProto, *, softmax: bool) -> tuple[bool, tuple[str,
             "logarithms stand for logits, gradient scores and the embedding are left out"
         )
         return True, (note,)
+    if node.op_type in HEAVY:
+        note = (
+            f"no last layer: {node.op_type} (node {name}) is no plain linear or 1x1-convolution layer with "
+            "constant weights, so gradient scores and the embedding are left out"
+        )
+        return False, (note,)
     note = (
         f"no last layer: {node.op_type} (node {name}) stands between the last linear or 1x1-convolution "
         "layer and the output, so gradient scores and the embedding are left out"

@@ -78,12 +78,25 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def constant_values(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
-    """Initialisers and Constant nodes by name."""
+    """Initialisers and Constant nodes by name, and what reshapes and transposes make of them."""
     values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        elif node.op_type in ("Reshape", "Transpose", "Identity") and all(i in values for i in node.input):
+            values[node.output[0]] = _moved(node, [values[name] for name in node.input])
     return values
+
+
+def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
+    """A constant's values in another order."""
+    if node.op_type == "Transpose":
+        order = {a.name: list(a.ints) for a in node.attribute}.get("perm")
+        return inputs[0].transpose(order)
+    if node.op_type == "Reshape":
+        sizes = [inputs[0].shape[i] if size == 0 else int(size) for i, size in enumerate(inputs[1])]
+        return inputs[0].reshape(sizes)
+    return inputs[0]
 
 
 def _is_pixel_mean(node: onnx.NodeProto, constants: dict[str, NDArray[Any]], ranks: dict[str, int]) -> bool:

@@ -79,6 +79,7 @@ def _facts(manifest: Manifest) -> Table:
         "input": f"{image.name} {shape} {image.dtype} {image.color}, {image.resize}",
         "trigger score": manifest.default_score,
         "why": str(gate.get("verdict", "")),
+        "held out": ", ".join(map(str, gate.get("shifts") or ())),
         "parity": _parity(manifest),
         "trained on": f"{lineage.dataset} ({lineage.dataset_sha256[:12]}), run {lineage.run_id}",
         "graph": f"{manifest.files[MODEL].bytes / 1e6:.2f} MB, sha256 {manifest.files[MODEL].sha256[:16]}",
@@ -120,7 +121,9 @@ def _points(manifest: Manifest) -> Table:
     score = manifest.score(manifest.default_score)
     calibration = score.calibration
     engine = f"{calibration.engine}, {calibration.precision}"
-    title = f"Thresholds of {score.name} on {calibration.quantiles.count} frames ({engine})"
+    folds = _part(manifest, "calibration").get("cross_fitted")
+    how = f"; uploads and shares by thresholds of other frames, {folds}" if folds else ""
+    title = f"Thresholds of {score.name} on {calibration.quantiles.count} frames ({engine}){how}"
     table = Table("uploads", "threshold", "failures found", "precision", title=title, title_justify="left")
     for point in score.operating_points:
         recall, precision = point.failure_recall, point.failure_precision

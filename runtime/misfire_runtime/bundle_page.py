@@ -87,6 +87,7 @@ def _facts(manifest: Manifest) -> str:
         ),
         ("Trigger score", manifest.default_score),
         ("Why", str(gate.get("verdict", "")) if isinstance(gate, dict) else ""),
+        ("Held out", _held_out(gate)),
         ("Data", f"{manifest.lineage.dataset}, run {manifest.lineage.run_id}"),
     ]
     if manifest.parity is not None:
@@ -94,6 +95,17 @@ def _facts(manifest: Manifest) -> str:
         rows.append(("Parity", f"max abs difference {largest:.1e} on {manifest.parity.images} images"))
     body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows if text)
     return f"<table>{body}</table>"
+
+
+def _held_out(gate: Any) -> str:
+    """The corruptions that the gate held out, and without which of them the head was fitted again."""
+    shifts = gate.get("shifts") if isinstance(gate, dict) else None
+    if not isinstance(shifts, list) or not shifts:
+        return ""
+    refitted = gate.get("refitted")
+    known = isinstance(refitted, list) and refitted
+    again = f"; the head was fitted again without {', '.join(map(str, refitted))}" if known else ""
+    return f"corruptions {', '.join(map(str, shifts))}, severity {gate.get('severity')}{again}"
 
 
 def _score_section(score: ScoreSpec, report: Any, manifest: Manifest) -> str:
@@ -105,7 +117,8 @@ def _score_section(score: ScoreSpec, report: Any, manifest: Manifest) -> str:
     auroc = f"; failure AUROC {found:.3f}" if isinstance(found, float) else ""
     return (
         f"<h2>{escape(score.name)}{mark}</h2><p>{escape(score.definition)}"
-        f"{' (free)' if score.free else ''}{auroc}</p>{_points(score)}<div class=plots>{plots}</div>"
+        f"{' (free)' if score.free else ''}{auroc}</p>{_points(score)}{_how(manifest)}"
+        f"<div class=plots>{plots}</div>"
     )
 
 
@@ -124,8 +137,20 @@ def _points(score: ScoreSpec) -> str:
     return f"<table>{head}{rows}</table>"
 
 
+def _how(manifest: Manifest) -> str:
+    """On which frames the table above was measured, where the exporter says."""
+    calibration = manifest.extra.get("calibration")
+    folds = calibration.get("cross_fitted") if isinstance(calibration, dict) else None
+    if not isinstance(folds, str):
+        return ""
+    return (
+        "<p>Thresholds are set on all calibration frames; uploads, failures found and precision are those of "
+        f"thresholds set on other frames ({escape(folds)}).</p>"
+    )
+
+
 def _risk_coverage(report: dict[str, Any]) -> str:
-    curve = report.get("risk_coverage") or {}
+    curve = _part(report, "risk_coverage")
     coverage, risk = _numbers(curve.get("coverage")), _numbers(curve.get("risk"))
     if len(coverage) < 2 or len(coverage) != len(risk):
         return ""
@@ -138,7 +163,7 @@ def _risk_coverage(report: dict[str, Any]) -> str:
 
 
 def _histogram(report: dict[str, Any]) -> str:
-    table = report.get("histogram") or {}
+    table = _part(report, "histogram")
     edges, right, failed = (_numbers(table.get(key)) for key in ("edges", "right", "failed"))
     if len(edges) < 2 or len(right) != len(edges) - 1 or len(failed) != len(right):
         return ""
@@ -157,7 +182,9 @@ def _histogram(report: dict[str, Any]) -> str:
 
 
 def _reliability(report: dict[str, Any]) -> str:
-    bins = [b for b in (report.get("reliability") or {}).get("bins", []) if isinstance(b, dict)]
+    table = _part(report, "reliability")
+    found = table.get("bins")
+    bins = [b for b in found if _is_bin(b)] if isinstance(found, list) else []
     if not bins:
         return ""
     predicted, observed = _numbers([b["predicted"] for b in bins]), _numbers([b["observed"] for b in bins])
@@ -169,7 +196,8 @@ def _reliability(report: dict[str, Any]) -> str:
         y = frame.place(b["predicted"], b["observed"])[1]
         marks += f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
         marks += f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-    return _figure("True loss by predicted loss c exp(score), tenths of the frames", frame, marks)
+    how = "; c set on other frames" if table.get("cross_fitted") else ""
+    return _figure(f"True loss by predicted loss c exp(score), tenths of the frames{how}", frame, marks)
 
 
 def _figure(caption: str, frame: Frame, inside: str) -> str:
@@ -195,6 +223,16 @@ def _figure(caption: str, frame: Frame, inside: str) -> str:
 def _path(frame: Frame, xs: Sequence[float], ys: Sequence[float], style: str) -> str:
     points = " ".join("{:.1f},{:.1f}".format(*frame.place(x, y)) for x, y in zip(xs, ys, strict=True))
     return f'<polyline class="{style}" points="{points}"/>'
+
+
+def _part(report: dict[str, Any], name: str) -> dict[str, Any]:
+    found = report.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _is_bin(found: Any) -> bool:
+    keys = ("predicted", "observed", "low", "high")
+    return isinstance(found, dict) and all(isinstance(found.get(key), int | float) for key in keys)
 
 
 def _numbers(values: Any) -> list[float]:

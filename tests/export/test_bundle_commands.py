@@ -67,6 +67,7 @@ def test_the_page_holds_the_three_curves_and_nothing_from_elsewhere(
     text = page.read_text()
     assert result.exit_code == 0 and text.count("<svg") >= 7
     assert "predicted loss" in text and "share kept" in text
+    assert "c set on other frames" in text and "thresholds set on other frames (5 folds of whole" in text
     assert "http://" not in text and "https://" not in text and "<script" not in text
 
 
@@ -79,6 +80,9 @@ def test_the_page_escapes_what_a_manifest_says(digits_bundle: Bundle) -> None:
         }
     )
     assert "<img" not in render_page(evil)
+    odd = {"gate": {"shifts": ["<img src=x>"], "refitted": 3}, "calibration": {"cross_fitted": ["<img"]}}
+    for extra in (odd, {"gate": [], "calibration": "<img"}, {"scores": {"entropy": {"reliability": "<img"}}}):
+        assert "<img" not in render_page(digits_bundle.manifest.model_copy(update={"extra": extra}))
 
 
 def test_bench_compares_the_bundle_with_its_task_alone(digits_bundle: Bundle) -> None:

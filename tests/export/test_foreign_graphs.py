@@ -41,7 +41,13 @@ def frames(count: int, *, size: int = 224, classes: int = 1000) -> Examples:
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("resnet50", 2048), ("densenet121", 1024), ("inception_v2", 1024), ("shufflenet", 544)],
+    [
+        ("resnet50", 2048),
+        ("densenet121", 1024),
+        ("inception_v1", 1024),
+        ("inception_v2", 1024),
+        ("shufflenet", 544),
+    ],
 )
 def test_the_last_layer_of_zoo_architectures_is_found(name: str, channels: int, tmp_path: Path) -> None:
     graph, _ = adapt(load_graph(zoo_graph(name, tmp_path / "m.onnx")), IMAGENET)
