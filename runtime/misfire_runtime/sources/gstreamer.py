@@ -111,6 +111,7 @@ class _Running:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(into,),
+                start_new_session=True,  # Ctrl-C is for the vehicle, which then ends the pipeline
             )
         finally:
             os.close(into)
