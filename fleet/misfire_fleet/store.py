@@ -10,7 +10,6 @@ bytes. A sample's id is the SHA-256 of its bytes; storing it twice, by whomever,
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Integer,
     Row,
-    Select,
-    String,
-    Table,
-    bindparam,
     case,
     false,
     func,
@@ -56,10 +50,10 @@ class Store:
         self.blobs = blobs
         self.vehicles = VehicleBook(database)
         self.deletion = Deletions(database, blobs)
-        self._buried = _ids_among(tombstones, database.dialect)
+        self._buried = database.among(tombstones)
         self._met = union_all(
-            _ids_among(samples, database.dialect).add_columns(false()),
-            _ids_among(tombstones, database.dialect).add_columns(true()),
+            database.among(samples).add_columns(false()),
+            database.among(tombstones).add_columns(true()),
         )
 
     @classmethod
@@ -108,7 +102,7 @@ class Store:
             self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
         now = wall_time()
         with self.database.write() as connection:
-            gone = set(connection.scalars(self._buried, self._among(list(wanted))))
+            gone = set(connection.scalars(self._buried, self.database.ids(list(wanted))))
             rows = [_row_of(sample, now) for key, sample in wanted.items() if key not in gone]
             inserted = self.database.insert_new(connection, samples, rows)
         if gone:
@@ -133,7 +127,7 @@ class Store:
         if not ids:
             return set(), set()
         with self.database.read() as connection:
-            met = connection.execute(self._met, self._among(ids)).all()
+            met = connection.execute(self._met, self.database.ids(ids)).all()
         return {key for key, buried in met if not buried}, {key for key, buried in met if buried}
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
@@ -218,18 +212,6 @@ class Store:
             rejected=int(refused.get("rejected", 0)),
             deleted=int(deleted or 0),
         )
-
-    def _among(self, ids: Sequence[str]) -> dict[str, Any]:
-        """The parameter of `_ids_among`: one, whatever the number of ids, so one statement is prepared."""
-        return {"ids": list(ids) if self.database.dialect == "postgresql" else json.dumps(list(ids))}
-
-
-def _ids_among(table: Table, dialect: str) -> Select[Any]:
-    """The ids of a table that are among those of the parameter `ids`."""
-    if dialect == "postgresql":
-        return select(table.c.id).where(table.c.id == func.any(bindparam("ids", type_=ARRAY(String))))
-    asked = func.json_each(bindparam("ids", type_=String)).table_valued("value")
-    return select(table.c.id).where(table.c.id.in_(select(asked.c.value)))
 
 
 def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:

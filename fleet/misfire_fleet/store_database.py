@@ -7,12 +7,26 @@ durable. Errors of the connection become StoreUnavailableError, the only one tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    Select,
+    String,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
@@ -64,8 +78,33 @@ class Database:
         """Inserts the rows whose `id` is not there yet; returns the ids that it inserted."""
         if not rows:
             return set()
-        statement = self.insert_statement(table).on_conflict_do_nothing().returning(table.c.id)
-        return set(connection.scalars(statement, list(rows)))
+        statement = self.insert_statement(table).on_conflict_do_nothing()
+        if self.dialect == "postgresql":
+            return set(connection.scalars(statement.returning(table.c.id), list(rows)))
+        # SQLite prepares, and keeps, a statement for every number of rows that return something. Here nobody
+        # else writes meanwhile, so one look and one statement for any number of rows do the same.
+        fresh: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            fresh.setdefault(row["id"], row)
+        for known in connection.scalars(self.among(table), self.ids(list(fresh))).all():
+            del fresh[known]
+        if fresh:
+            connection.execute(statement, list(fresh.values()))
+        return set(fresh)
+
+    def among(self, table: Table) -> Select[Any]:
+        """The ids of a table that are among those of the parameter `ids` (see `ids`).
+
+        One parameter, whatever the number of ids, so that one statement is prepared.
+        """
+        if self.dialect == "postgresql":
+            return select(table.c.id).where(table.c.id == func.any(bindparam("ids", type_=ARRAY(String))))
+        asked = func.json_each(bindparam("ids", type_=String)).table_valued("value")
+        return select(table.c.id).where(table.c.id.in_(select(asked.c.value)))
+
+    def ids(self, ids: Sequence[str]) -> dict[str, Any]:
+        """The parameter of `among`."""
+        return {"ids": list(ids) if self.dialect == "postgresql" else json.dumps(list(ids))}
 
     def upsert(
         self,
