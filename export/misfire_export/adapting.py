@@ -89,7 +89,8 @@ def _rename_input(model: onnx.ModelProto, contract: InputContract) -> None:
         raise GraphError(
             f"input {value.name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}; expected FLOAT"
         )
-    dims = [dim.dim_value for dim in tensor.shape.dim]
+    # Some exporters write a free dimension as -1, which ONNX Runtime takes for one too.
+    dims = [max(0, dim.dim_value) for dim in tensor.shape.dim]
     old = value.name
     pixels = contract.channels * contract.height * contract.width
     if len(dims) == 2:

@@ -295,6 +295,12 @@ def test_unusable_graphs_are_refused_with_the_node_input_or_image(
     assert not out.exists()
 
 
+def test_a_free_batch_written_as_minus_one_is_free(tmp_path: Path) -> None:
+    model = load_graph(broken(tmp_path / "m.onnx", shape=[-1, 3, 16, 16]))
+    graph, notes = adapt(model, InputContract(height=16, width=16))
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch" and not notes
+
+
 def test_too_few_frames_for_a_foreign_graph_say_how_many_are_needed(out: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="49 frames; at least 50 are needed"):
         export_onnx(
