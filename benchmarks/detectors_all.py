@@ -157,20 +157,11 @@ def report(
 ) -> dict[str, Any]:
     """Everything that the JSON holds."""
     table = tables(seeds)
-    others = [name for name in seeds[0]["clean"].scores if name != DEFAULT]
-    paired = {
-        view: differences(
-            [one[view] for one in seeds],
-            winner=DEFAULT,
-            references=others,
-            metrics=("auroc", "aurc"),
-            replicates=options.replicates,
-        )
-        for view in VIEWS
-    }
     return {
         "command": f"python benchmarks/detectors_all.py --seeds {' '.join(map(str, options.seeds))} "
-        f"--frames {options.frames} --replicates {options.replicates}" + " --quick" * options.quick,
+        f"--frames {options.frames} --replicates {options.replicates} "
+        f"--joint-seeds {' '.join(map(str, options.joint_seeds))}".rstrip()
+        + " --quick" * options.quick,
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),
         "versions": versions(),
@@ -181,11 +172,25 @@ def report(
         "free": [column.name for column in REGISTERED if SCORES[column.score].free],
         "tables": table,
         "mean_of_families": {kind: mean_of_families(table, kind) for kind in ("library", "left out")},
-        "default_against": paired,
         "learning_loss_as_published": {
             "accuracy": [float(1 - one["clean"].failed.mean()) for one in joint],
             "tables": tables(joint) if joint else {},
         },
+    }
+
+
+def against(seeds: Sequence[dict[str, Observed]], *, replicates: int) -> dict[str, Any]:
+    """{view: {score: paired difference of the default head to it, with its interval}}."""
+    others = [name for name in seeds[0]["clean"].scores if name != DEFAULT]
+    return {
+        view: differences(
+            [one[view] for one in seeds],
+            winner=DEFAULT,
+            references=others,
+            metrics=("auroc", "aurc"),
+            replicates=replicates,
+        )
+        for view in VIEWS
     }
 
 
@@ -206,6 +211,13 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"| {name} | {result['passes'][name]} | " + " | ".join(cells) + f" | {100 * within:.1f} |"
         )
     return "\n".join(lines)
+
+
+def write(out: Path | None, result: Mapping[str, Any]) -> None:
+    """The JSON, where one is asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(plain(dict(result)), indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -237,9 +249,9 @@ def main() -> None:
             joint.append(joint_views(options, test, seed=seed))
         print(f"seed {seed}: done", file=sys.stderr, flush=True)
         result = report(merged, joint, options)
-        if options.out is not None:  # after every seed: an interrupted benchmark has something to show
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
+        write(options.out, result)  # after every seed: an interrupted benchmark has something to show
+    result["default_against"] = against(merged, replicates=options.replicates)
+    write(options.out, result)
     print(json.dumps(plain(result)) if options.json else markdown(result))
 
 
