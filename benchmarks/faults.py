@@ -144,7 +144,7 @@ def _mistreat(ground: ProvingGround, options: argparse.Namespace) -> None:
         _wish: 3,
     }
     if isinstance(ground.home, ServerHome):
-        weights |= {_kill_server: 1, _freeze_server: 1}
+        weights |= {_kill_server: 6, _freeze_server: 4}
     while (done := _faults_so_far(ground)) < options.faults:
         deed = rng.choices(list(weights), list(weights.values()))[0]
         deed(ground, rng)
