@@ -8,7 +8,7 @@ The signals are gathered once; after that a step touches only the head, so hundr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ from misfire_train.tasks import Task
 
 MIN_HELD_OUT = 20
 CHECK_SHARE = 0.15
+MAP_NUMBERS = 32_768
 PAIRINGS = 4
 """Random pairings of a batch per step: nearly the variance of all pairs at a fraction of their cost."""
 
@@ -188,7 +189,7 @@ def candidate_heads(
         raise ConfigError(f"{recipe.name} stands on a task and on the training set")
     # Pooled features overfit where units are many and frames are few; there the output map tells enough.
     whole_frame = task.name in ("classification", "regression", "custom")
-    maps = tuple(channels) if recipe.sees_features and whole_frame else ()
+    maps = affordable_maps(signals.features) if recipe.sees_features and whole_frame else ()
     facts = gather_train(probe, train, contract=contract, maps=maps, seed=seed)
     classes = int(signals.outputs.shape[1]) if task.name == "classification" else 0
     memory = Memory.fit(facts.embeddings, facts.targets if classes else None, classes=classes, seed=seed)
@@ -220,6 +221,17 @@ def candidate_heads(
         head.opinions.requires_grad_(False)
         heads.append(head)
     return heads
+
+
+def affordable_maps(features: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Of feature maps [1,C,H,W] those of at most MAP_NUMBERS numbers, at least the smallest.
+
+    Statistics cost by the number: those of a ResNet-18's first two stages at 224 x 224 cost as much as all
+    other scores together.
+    """
+    sizes = {name: maps[0].numel() for name, maps in features.items()}
+    few = tuple(name for name, size in sizes.items() if size <= MAP_NUMBERS)
+    return few or ((min(sizes, key=lambda name: sizes[name]),) if sizes else ())
 
 
 @torch.no_grad()
