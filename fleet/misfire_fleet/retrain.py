@@ -98,9 +98,12 @@ def retrain_from_store(
     if bundle_out is not None:
         from misfire_export.exporting import export_run
 
+        parts = run_splits(retrained.run, dataset)
         export_run(
             retrained.run,
-            calibration=run_splits(retrained.run, dataset)["calibration"],
+            calibration=parts["calibration"],
+            fit=parts["train"],
+            holdout=parts["holdout"],
             out=bundle_out,
             name=f"retrained-{dataset.name.partition(':')[0]}",
             version=version,

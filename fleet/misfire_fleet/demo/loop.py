@@ -104,6 +104,8 @@ class Demo:
         bundle = export_run(
             run,
             calibration=parts["calibration"],
+            fit=parts["train"],
+            holdout=parts["holdout"],
             out=self.out / "bundle",
             name=f"demo-{self.dataset.name}",
             version="1.0.0",
