@@ -19,7 +19,8 @@ from misfire_runtime.errors import ConfigError
 from misfire_train.augment import Augmentation, shift_planes
 from misfire_train.backbone import CHECKPOINT
 from misfire_train.data import load_dataset
-from misfire_train.loop import train_run
+from misfire_train.heads import recipe_named
+from misfire_train.loop import config_key, spelled_out, train_run
 from misfire_train.runs import MODEL_FILE, RECORD, Run, load_run, read_splits, run_splits
 from misfire_train.tasks import get_task
 from misfire_train.train_config import TrainConfig, parse_train_config, read_train_config
@@ -300,3 +301,13 @@ def test_the_papers_recipe_trains_along_and_is_checked_on_held_out_images(tmp_pa
     frozen = train_run(small(), out=tmp_path / "frozen")
     assert frozen.record.files[MODEL_FILE] == alone.record.files[MODEL_FILE]  # the default's never do
     assert run.record.metrics["head"]["pair_accuracy"] >= 0
+
+
+def test_a_run_records_what_its_recipe_said_so_that_a_refit_does_the_same() -> None:
+    config = parse_train_config({"head": {"recipe": "learning-loss-pp", "steps": 11}})
+    told, recipe = spelled_out(config), recipe_named("learning-loss-pp")
+    assert told.head.steps == 11 and told.head.copies == recipe.copies
+    assert recipe.with_table(told.head) == recipe.with_table(config.head)
+    assert config_key(told) == config_key(config)
+    none = parse_train_config({"head": {"recipe": "none"}})
+    assert spelled_out(none) == none

@@ -113,7 +113,7 @@ def train_run(
 
 def config_key(config: TrainConfig) -> str:
     """Identifies what a config trains; where the data lie does not count."""
-    words = config.model_dump_json(exclude={"data"})
+    words = spelled_out(config).model_dump_json(exclude={"data"})
     return hashlib.sha256(words.encode()).hexdigest()
 
 
@@ -264,7 +264,7 @@ def make_record(
         parent_run_id=parent,
         created_at=utc_text(wall_time()),
         command=command,
-        config=json.loads(config.model_dump_json()),
+        config=json.loads(spelled_out(config).model_dump_json()),
         versions=versions(),
         git_commit=git_commit(),
         seeds={"seed": config.seed},
@@ -286,6 +286,14 @@ def make_record(
         metrics=metrics,
         warnings=warnings,
     )
+
+
+def spelled_out(config: TrainConfig) -> TrainConfig:
+    """The config with what its head's recipe says today."""
+    if config.head.recipe == "none":
+        return config
+    recipe = recipe_named(config.head.recipe)
+    return config.model_copy(update={"head": recipe.spelled_out(config.head)})
 
 
 def versions() -> dict[str, str]:

@@ -55,19 +55,30 @@ class HeadRecipe:
 
     def with_table(self, table: HeadTable) -> HeadRecipe:
         """The recipe with what a config sets laid over it."""
-        given: dict[str, Any] = {
-            "objective": table.objective,
-            "copies": table.copies,
-            "steps": table.steps,
-            "learning_rate": table.learning_rate,
-            "weight_decay": table.weight_decay,
-            "batch": table.batch,
-            "joint": table.joint,
-            "detach_epoch": table.detach_epoch,
-            "families": table.families,
-        }
+        given: dict[str, Any] = {name: getattr(table, name) for name in _OPEN}
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
+    def spelled_out(self, table: HeadTable) -> HeadTable:
+        """A config's table with this recipe's values where it left them open: what a run records.
+
+        Another version's recipe of the same name may say something else; a refit must not.
+        """
+        values = {name: getattr(self.with_table(table), name) for name in _OPEN}
+        return table.model_copy(update=values)
+
+
+_OPEN = (
+    "objective",
+    "copies",
+    "steps",
+    "learning_rate",
+    "weight_decay",
+    "batch",
+    "joint",
+    "detach_epoch",
+    "families",
+)
+"""Fields of a config's head table that None leaves to the recipe."""
 
 RECIPES: dict[str, HeadRecipe] = {
     recipe.name: recipe
