@@ -21,11 +21,12 @@ from misfire_train.signals import Probe, Score, Signals
 class Counting(nn.Module):
     """A small classifier that counts its passes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deep_dropout: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
+        middle = nn.Dropout(0.2) if deep_dropout else nn.ReLU()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            nn.Conv2d(3, 6, 3, padding=1), middle, nn.AdaptiveAvgPool2d(1), nn.Flatten()
         )
         self.last = nn.Linear(6, 4)
         self.passes = 0
@@ -51,8 +52,8 @@ class Wrong(Score):
         return signals.outputs
 
 
-def probe() -> Probe:
-    return Probe(Counting(), last_layer="last", features=["body.0"])
+def probe(*, deep_dropout: bool = False) -> Probe:
+    return Probe(Counting(deep_dropout=deep_dropout), last_layer="last", features=["body.0"])
 
 
 def images(count: int = 20) -> Tensor:
@@ -92,12 +93,14 @@ def test_a_list_of_scores_takes_one_forward_pass_per_batch() -> None:
     assert all(value.shape == (20,) and value.dtype == np.float32 for value in result.values())
 
 
-def test_extra_passes_are_shared_by_the_scores_that_want_them() -> None:
-    source = probe()
+@pytest.mark.parametrize(("deep_dropout", "sampled"), [(True, 10), (False, 1)])
+def test_extra_passes_are_shared_by_the_scores_that_want_them(deep_dropout: bool, sampled: int) -> None:
+    """Ten samples are ten passes where dropout is in the body, one where it is before the last layer."""
+    source = probe(deep_dropout=deep_dropout)
     model = source.model
     assert isinstance(model, Counting)
     compute(source, images(), ["entropy", "mc_dropout", "bald", "epistemic", "flip_consistency"])
-    assert model.passes == 1 + 10 + 1
+    assert model.passes == 1 + sampled + 1
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
