@@ -73,7 +73,8 @@ def main() -> None:
         "frames_per_s": frames,
         "samples": options.samples,
         "sample_bytes": SAMPLE_BYTES,
-        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "disk": options.disk,
+        "command": "python benchmarks/throughput.py --json" + " --quick" * options.quick,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             **{name: version(name) for name in ("misfire", "paho-mqtt", "onnxruntime", "av")},
@@ -148,6 +149,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, help="where the disk is that shall be measured")
+    parser.add_argument("--disk", default="", help="what it is, for the record")
     options = parser.parse_args()
     options.samples = 100 if options.quick else 400
     options.rounds = 3 if options.quick else 7
