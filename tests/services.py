@@ -211,6 +211,16 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def object_store_options(port: int) -> dict[str, str]:
+    """What obstore needs to reach the S3 stand-in."""
+    return {
+        "aws_endpoint": f"http://127.0.0.1:{port}",
+        "aws_access_key_id": "test",
+        "aws_secret_access_key": "test",
+        "aws_region": "us-east-1",
+    }
+
+
 @dataclass
 class ObjectStore:
     """A running S3 stand-in with one bucket."""
@@ -222,12 +232,7 @@ class ObjectStore:
     @property
     def options(self) -> dict[str, str]:
         """What obstore needs to reach it."""
-        return {
-            "aws_endpoint": f"http://127.0.0.1:{self.port}",
-            "aws_access_key_id": "test",
-            "aws_secret_access_key": "test",
-            "aws_region": "us-east-1",
-        }
+        return object_store_options(self.port)
 
 
 @contextmanager

@@ -25,11 +25,12 @@ from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import Staged
 from misfire_fleet.store_records import NewSample, Outcome
 from misfire_runtime.errors import ImageError
-from misfire_runtime.messages import Declined, Rejected, Stored, Verdict
+from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Verdict
 
 log = logging.getLogger(__name__)
 
 _MAX_SPOILED = 2
+_PUT_OFF_S = 30.0
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -110,9 +111,11 @@ class Committer:
             ):
                 sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
                 self._durable.put(_Whole(transfer, sample, staged[0]))
-        except Exception:
+        except StoreError as error:
+            self._reject(transfer, "unstorable", f"cannot be stored: {error}")
+        except Exception:  # nothing is wrong with the sample: its vehicle keeps it and offers it again
             log.exception("sample %s: cannot be kept, for an unforeseen reason", transfer.offer.id)
-            self._reject(transfer, "unstorable", "cannot be stored")
+            self._put_off(transfer)
 
     def _verified(self, transfer: Transfer, data: bytes) -> Verified | None:
         """What was found, or None after the vehicle was told what is wrong."""
@@ -220,6 +223,12 @@ class Committer:
                 self._outlets.given_up(*whole.transfer.key)
             else:
                 self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
+
+    def _put_off(self, transfer: Transfer) -> None:
+        self._transfers.close(transfer.key)
+        self._outlets.given_up(*transfer.key)
+        busy = Busy(id=transfer.offer.id, retry_after_s=_PUT_OFF_S, reason="this collector failed")
+        self._outlets.answer(transfer.offer.vehicle, busy, "failed")
 
     def _reject(self, transfer: Transfer, cause: str, reason: str) -> None:
         self._transfers.close(transfer.key)

@@ -87,7 +87,8 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
     chosen, problems = [], []
     skipped = {"not_stored": len(set(wanted) - {s.id for s in stored}), "not_an_image": 0, "undecodable": 0}
     targets: list[NDArray[Any]] = []
-    for sample in reversed(stored):
+    # By id, not by arrival: the same uploads make the same run, in whatever order they came.
+    for sample in sorted(stored, key=lambda each: each.id):
         text = wanted.get(sample.id)
         if text is None:
             continue

@@ -166,7 +166,7 @@ class Spool:
                 news = self._ledger.settle_many(verdicts)
         # Without the lock: what was settled is not captured again, so the names are nobody else's.
         for verdict in news:
-            self._files.remove(verdict.id)
+            self._discard(verdict.id)
         self._announce()
         return news
 
@@ -327,17 +327,21 @@ class Spool:
             for victim in victims:
                 self._ledger.drop(victim.id, verdict="evicted", reason=_eviction_reason(victim))
         for victim in victims:
-            self._files.remove(victim.id)
+            self._discard(victim.id)
         return True
 
     def _take_back(self, sample: str) -> None:
         """A file whose row could not be written goes, unless another thread's add of the same sample won."""
         with self._lock:
             if self._ledger.size_of(sample) is None:
-                try:
-                    self._files.remove(sample)
-                except OSError as error:
-                    _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
+                self._discard(sample)
+
+    def _discard(self, sample: str) -> None:
+        """Removes the file of a sample that is not in the books any more."""
+        try:
+            self._files.remove(sample)
+        except OSError as error:
+            _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
 
     def _announce(self) -> None:
         with self._changed:

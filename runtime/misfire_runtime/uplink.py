@@ -258,10 +258,16 @@ class Uplink:
         return max(0.0, min(self._machine.wake_at(now) - now, _MAX_WAIT_S))
 
     def _supply(self, now: float) -> None:
-        """Fills the window by a quarter at least, unless the spool was asked before and has not changed."""
+        """Fills the window, unless the spool was asked before and has not changed.
+
+        While messages are under way a small gap waits until it is a quarter of the window: each look at the
+        spool passes by all that is in the window already.
+        """
         wanted = self._machine.wanted()
         version = self._spool.version
-        if wanted < max(1, self._settings.max_samples // 4) or version == self._seen_version:
+        if not wanted or version == self._seen_version:
+            return
+        if self._tokens and wanted < self._settings.max_samples // 4:
             return
         least = self._bandwidth.metered_min_priority if self._metered else 0
         found = self._spool.next_offers(wanted, skip=self._machine.ids, min_priority=least)

@@ -83,6 +83,9 @@ class Booker:
                 "verdicts_not_booked", extra={"fields": {"count": len(verdicts), "problem": str(error)}}
             )
             self._results.put(Booked(verdicts, None))
+        except Exception:  # noqa: BLE001  (a dead thread would leave every later verdict unbooked)
+            _LOG.exception("verdicts_not_booked", extra={"fields": {"count": len(verdicts)}})
+            self._results.put(Booked(verdicts, None))
         else:
             self._results.put(Booked(verdicts, tuple(news)))
         self._wake()

@@ -24,7 +24,14 @@ from typing import Any, Protocol
 import psycopg
 from tests.faults.small_disk import SmallDisk, small_disk
 from tests.faults.zygote import ROOT
-from tests.services import Postgres, free_port, postgres, stop_process, wait_for_port
+from tests.services import (
+    Postgres,
+    free_port,
+    object_store_options,
+    postgres,
+    stop_process,
+    wait_for_port,
+)
 
 from misfire_fleet.store import Store
 
@@ -74,12 +81,7 @@ class S3:
     @property
     def options(self) -> dict[str, str]:
         """What obstore needs to reach it."""
-        return {
-            "aws_endpoint": f"http://127.0.0.1:{self.port}",
-            "aws_access_key_id": "test",
-            "aws_secret_access_key": "test",
-            "aws_region": "us-east-1",
-        }
+        return object_store_options(self.port)
 
     def start(self) -> None:
         """Starts and waits until it listens."""

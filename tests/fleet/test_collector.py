@@ -325,3 +325,22 @@ def test_a_sample_deleted_while_it_was_on_its_way_is_not_stored(
     second.send(jpeg(1), send)
     assert isinstance(second.hear(), Declined)
     assert store.totals().samples == 0
+
+
+def test_a_collector_that_fails_in_an_unforeseen_way_puts_the_sample_off_and_goes_on(
+    start_collector: CollectorMaker,
+    vehicle: VehicleMaker,
+    store: Store,
+    jpeg: Numbered,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    collector = start_collector()
+    car = vehicle()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.blobs, "stage", fail)
+        assert isinstance(car.upload(jpeg(1)), Busy)
+    assert len(collector.transfers) == 0 and collector.problems() == []
+    assert isinstance(car.upload(jpeg(1)), Stored)

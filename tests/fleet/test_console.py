@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Request, expect, sync_playwright
 from tests.fleet.conftest import eventually, make_offer
 from tests.services import CHROMIUM_FLAGS, chromium
 
@@ -42,6 +42,11 @@ def console(store: Store) -> Iterator[str]:
     listener.close()
 
 
+def unanswered(request: Request) -> list[str]:
+    """The request, unless the browser dropped it itself: on leaving a page it aborts what still loads."""
+    return [] if request.failure == "net::ERR_ABORTED" else [f"{request.url}: {request.failure}"]
+
+
 @pytest.fixture
 def page() -> Iterator[Page]:
     """A blank page; anything the browser complains of fails the test."""
@@ -53,7 +58,7 @@ def page() -> Iterator[Page]:
             "console", lambda message: complaints.append(message.text) if message.type == "error" else None
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.on("requestfailed", lambda request: complaints.extend(unanswered(request)))
         yield page
         browser.close()
     assert complaints == []
@@ -99,11 +104,11 @@ def test_filters_narrow_the_gallery_and_stay_in_the_form(
     page.select_option("select[name=vehicle]", "car-1")
     page.fill("input[name=percentile]", "0.5")
     page.click("text=Show")
-    assert page.locator(".card").count() == 1
+    expect(page.locator(".card")).to_have_count(1)
     assert page.input_value("select[name=vehicle]") == "car-1"
     assert "1 sample matches" in page.inner_text("h1")
     page.click("text=Clear")
-    assert page.locator(".card").count() == 4
+    expect(page.locator(".card")).to_have_count(4)
 
 
 def test_older_uploads_follow_when_scrolled_to(
@@ -144,6 +149,7 @@ def test_vehicles_are_listed_with_what_they_stored(
     assert row.locator(".dot.on").count() == 1
     assert "lights@1.0.0" in row.inner_text()
     row.locator("a").click()
+    page.wait_for_url("**/vehicles/car-1")
     page.wait_for_load_state("networkidle")
     assert "near-duplicate" in page.inner_text("main")
     assert page.locator(".card").count() == 1
@@ -171,6 +177,7 @@ def test_what_a_vehicle_says_is_text_never_markup(
     )
     for path in ("/", f"/samples/{sample}", "/vehicles", "/vehicles/car-1"):
         page.goto(console + path)
+        page.wait_for_load_state("networkidle")
         assert page.title() != "owned"
     assert page.locator("main script").count() == 0
 

@@ -152,6 +152,22 @@ def test_unusable_uploads_are_counted_and_named(run: Run, tmp_path: Path) -> Non
             labelled_uploads(store, labels, run=run)
 
 
+def test_the_order_of_arrival_does_not_matter(run: Run, tmp_path: Path) -> None:
+    pictures = [encode_png(np.full((8, 8, 3), 10 * i, np.uint8)) for i in range(6)]
+    offers = [make_offer(picture, media_type="image/png") for picture in pictures]
+    new = [NewSample(offer, data, 8, 8, "c") for offer, data in zip(offers, pictures, strict=True)]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,label\n" + "".join(f"{offer.id},{i}\n" for i, offer in enumerate(offers)))
+    found = []
+    for name, order in (("one", new), ("other", new[::-1])):
+        with Store.open_folder(tmp_path / name) as store:
+            for sample in order:
+                store.add_many([sample])
+            examples = labelled_uploads(store, labels, run=run).examples
+            found.append((examples.ids, examples.targets.tolist(), [i.tobytes() for i in examples.images]))
+    assert found[0] == found[1] and len(found[0][0]) == 6
+
+
 def test_neighbouring_frames_stay_on_one_side() -> None:
     digits = load_dataset("digits").train.take(range(60))
     grouped = type(digits)(

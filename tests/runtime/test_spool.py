@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -20,6 +21,7 @@ from misfire_runtime import spool_files
 from misfire_runtime.errors import DiskFullError, SpoolError
 from misfire_runtime.messages import Clock, Counters, Declined, Offer, Rejected, Stored, Trigger
 from misfire_runtime.spool import Spool
+from misfire_runtime.spool_files import SampleFiles
 from misfire_runtime.spool_schema import MIGRATIONS, connect
 
 
@@ -415,3 +417,21 @@ def test_counts_what_is_not_in_the_books_and_refuses_what_is(folder: Path) -> No
         assert (spool.counters().frames, spool.counters().frames_dropped) == (5, 1)
     with pytest.raises(SpoolError, match="closed"):
         spool.counters()
+
+
+def test_a_file_that_cannot_be_deleted_is_settled_all_the_same_and_goes_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SampleFiles, sample: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Spool(folder, reserve_bytes=0) as spool:
+        sample = put(spool, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(SampleFiles, "remove", refuse)
+            assert spool.settle(sample, Stored(id=sample))
+        assert spool.counters().stored == 1 and balanced(spool.counters())
+        assert (folder / "samples" / sample).exists()
+    with Spool(folder, reserve_bytes=0) as spool:
+        assert not (folder / "samples" / sample).exists()
+        assert spool.counters().stored == 1 and spool.counters().pending == 0

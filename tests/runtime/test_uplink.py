@@ -23,9 +23,12 @@ from misfire_fleet.store import Store
 from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import (
+    Busy,
     Clock,
     Counters,
     Desired,
+    Offer,
+    Reply,
     Reported,
     State,
     Telemetry,
@@ -159,6 +162,26 @@ def test_without_a_collector_it_keeps_offering(tmp_path: Path, address: BrokerCo
         with collecting(tmp_path / "fleet", address) as store:
             assert uplink.drain(30)
             assert store.count() == 3
+
+
+def test_a_new_sample_is_offered_at_once_beside_a_window_of_resting_ones(
+    address: BrokerConfig, spool: Spool
+) -> None:
+    """Seven of eight places are taken by samples that a busy fleet put off for a minute."""
+    settings = QUICK.model_copy(update={"max_samples": 8})
+    with listening(address, TOPICS.offer) as heard, uplinked(spool, address, settings=settings) as uplink:
+        assert uplink.wait_online(20)
+        put_off = set(fill(spool, 7))
+        assert eventually(lambda: {decode(Offer, m.payload).id for m in heard} >= put_off)
+        fleet = make_client(address, client_id="busy-fleet")
+        fleet.connect(address.host, address.port)
+        fleet.loop_start()
+        busy = [Busy(id=sample, retry_after_s=60.0, reason="full") for sample in put_off]
+        fleet.publish(TOPICS.reply, encode(Reply(verdicts=busy)), qos=1).wait_for_publish(10)
+        (urgent,) = fill(spool, 1, start=7)
+        assert eventually(lambda: any(decode(Offer, m.payload).id == urgent for m in heard))
+        fleet.disconnect()
+        fleet.loop_stop()
 
 
 def test_says_birth_and_good_bye(address: BrokerConfig, spool: Spool) -> None:

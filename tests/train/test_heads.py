@@ -444,12 +444,3 @@ def test_a_second_opinion_knows_the_classes_and_disagrees_with_wrong_answers() -
     assert float((agreed > objected).float().mean()) > 0.95
     assert torch.isfinite(opinion(1e9 * statistics, right)).all()
     assert not any(parameter.requires_grad for parameter in opinion.parameters())
-
-
-@pytest.mark.parametrize("module", ["attach", "head_training"])
-def test_examples_in_docstrings_run(module: str) -> None:
-    import doctest
-    import importlib
-
-    found = doctest.testmod(importlib.import_module(f"misfire_train.{module}"))
-    assert found.attempted > 0 and found.failed == 0

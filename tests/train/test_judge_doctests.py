@@ -1,4 +1,4 @@
-"""The examples in the docstrings of tasks, data, models, judge and selection do what they show."""
+"""The examples in the docstrings of tasks, data, models, heads, judge and selection do what they show."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ MODULES = (
     "misfire_train.data.corruptions",
     "misfire_train.data.loading",
     "misfire_train.data.splits",
+    "misfire_train.head_training",
     "misfire_train.judge.metrics",
     "misfire_train.judge.gate",
     "misfire_train.judge.evaluating",
