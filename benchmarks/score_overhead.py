@@ -36,7 +36,7 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples, load_dataset
 from misfire_train.head_training import candidate_heads
 from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
-from misfire_train.heads.memory import Memory, bank_rows
+from misfire_train.heads.memory import BANK_ROWS, Memory
 from misfire_train.models import build_model
 from misfire_train.scores import FitSet, build, gather
 from misfire_train.signals import Probe, Score, ScoredModel, Signals
@@ -166,12 +166,8 @@ def loss_head(probe: Probe, fit: FitSet, *, recipe: HeadRecipe, train: Examples)
     known = replace(train, targets=labels)
     head = candidate_heads(probe, recipe, contract=CONTRACT, task=get_task("classification"), train=known)[0]
     assert isinstance(head, ResidualHead)
-    count = bank_rows(head.memory.width)
-    memory = Memory(count, head.memory.width, fit.classes)
-    rows = torch.arange(count) % len(fit)
-    memory.bank.copy_(fit.signals.embedding[rows])
-    memory.votes.copy_(torch.nn.functional.one_hot(fit.targets[rows], fit.classes).float())
-    memory.prototypes.copy_(fit.signals.embedding[torch.arange(fit.classes) % len(fit)])
+    rows = torch.arange(BANK_ROWS) % len(fit)
+    memory = Memory.fit(fit.signals.embedding[rows], fit.targets[rows], classes=fit.classes)
     head.memory = memory
     torch.nn.init.normal_(head.committee.last, std=0.1)
     return head.eval()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import onnx
 import torch
+from onnx_ir.passes.common import NameFixPass
 from torch import Tensor, nn
 
 from misfire_export.errors import TraceError
@@ -86,6 +87,8 @@ def export_module(
     except Exception as error:
         raise TraceError(f"torch cannot export this model: {_cause(error)}") from error
     assert program is not None
+    # The exporter names values after operators: an `embedding` inside would shadow the output of that name.
+    NameFixPass()(program.model)
     proto: onnx.ModelProto = program.model_proto
     return tidy(proto)
 

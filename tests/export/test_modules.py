@@ -93,6 +93,36 @@ def test_a_module_without_a_last_layer_is_refused(
         )
 
 
+class Places(nn.Module):
+    """Weighs what it learned of each place by the pixel there; `nn.Embedding` has the name of an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(64, 4)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        known = self.places(torch.arange(64, device=image.device))
+        pooled: torch.Tensor = self.fc((image.flatten(1)[..., None] * known).mean(1))
+        return pooled
+
+
+def test_values_inside_that_are_called_like_an_output_get_another_name(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    torch.manual_seed(0)
+    bundle = export_module_bundle(
+        Places().eval(),
+        contract=digits.contract,
+        calibration=parts["calibration"],
+        out=out,
+        options=OPTIONS,
+        lineage=lineage(),
+    )
+    assert "embedding" in {output.name for output in bundle.manifest.outputs}
+    assert max(bundle.manifest.parity.max_abs.values()) <= 1e-4
+
+
 class Branching(nn.Module):
     """Looks at its data to choose its way: no graph can hold that."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from misfire_train.scores import FitSet, HoldoutWarning, ScoreError, build
-from misfire_train.scores.last_layer import exp_minus_one, log_one_plus
+from misfire_train.scores.last_layer import exp_minus_one, log_one_plus, log_one_plus_sum
 from misfire_train.scores.wrong_prediction import ErrorReduction, WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Signals
 
@@ -98,6 +98,8 @@ def test_replacements_of_expm1_and_log1p_keep_their_digits() -> None:
     torch.testing.assert_close(exp_minus_one(x), torch.expm1(x), rtol=1e-5, atol=0)
     y = torch.cat([torch.linspace(-0.9, 20, 101), torch.tensor([1e-8, -1e-8, 1e-3, 0.0])])
     torch.testing.assert_close(log_one_plus(y), torch.log1p(y), rtol=1e-5, atol=0)
+    z = torch.cat([torch.logspace(-30, 6, 500), torch.tensor([0.0])])
+    torch.testing.assert_close(log_one_plus_sum(z), torch.log1p(z), rtol=1e-6, atol=0)
 
 
 def test_error_reduction_is_minus_the_mean_entropy_after_explicit_steps() -> None:

@@ -211,6 +211,7 @@ def candidate_heads(
             maps=maps,
             width=int(statistics.shape[2]),
             rows=memory.rows,
+            kept=memory.kept,
             sees_embedding=bool(maps),
             opinions=tuple(opinion.width for opinion in opinions),
             hidden=recipe.hidden,

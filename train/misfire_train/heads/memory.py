@@ -2,6 +2,10 @@
 
 embedding [N,C] -> [N,D]: distances to the nearest of the bank and, where targets are classes, whether its
 neighbours' labels agree with the answer, and how far the prototypes are. The bank is a buffer in the graph.
+
+A bank of wide embeddings is kept by its principal components: a vehicle reads it from memory whole for every
+frame, and that is most of what a head costs. Nothing of the frame itself is dropped: what sticks out of the
+components is part of its distance to everything.
 """
 
 from __future__ import annotations
@@ -9,37 +13,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from misfire_train.heads.softmax import Softmax
 from misfire_train.scores.density import k_center
 from misfire_train.scores.neighbours import squared_distances
 
 NEIGHBOURS = 10
 BANK_ROWS = 2048
-BANK_NUMBERS = 2048 * 128
-"""Bounds the bank: it is read from memory whole for every frame, and 4 MB cost 1.6 % of a ResNet-18."""
+WHOLE = 128
+"""Embeddings up to this width are kept as they are,"""
+COMPONENTS = 64
+"""wider ones by so many principal components."""
 _NEAR = 1e-4
 """Under the root: two engines' rounding of a distance near zero must not become a difference in the score."""
 
 
-def bank_rows(width: int) -> int:
-    """How many embeddings of `width` numbers a bank holds: 2,048 up to a width of 128, fewer above."""
-    return max(256, min(BANK_ROWS, BANK_NUMBERS // width))
-
-
 class Memory(nn.Module):
-    """bank: [M,C] normalised embeddings.  votes: [M,K] one-hot labels; K = 0 where there are none."""
+    """What is kept of `rows` embeddings of `width` numbers; `kept` of them, by default see COMPONENTS.
+
+    bank: [M,kept].  votes: [M,K] one-hot labels; K = 0 where there are none.  prototypes: [K,kept].
+    middle: [C] and axes: [C,kept], the mean and principal axes, where kept < C.
+    """
 
     bank: Tensor
     votes: Tensor
     prototypes: Tensor
     temperature: Tensor
+    middle: Tensor
+    axes: Tensor
 
-    def __init__(self, rows: int, width: int, classes: int = 0) -> None:
+    def __init__(self, rows: int, width: int, classes: int = 0, *, kept: int | None = None) -> None:
         super().__init__()
         self.rows, self.width, self.classes = rows, width, classes
-        self.register_buffer("bank", torch.zeros(rows, width))
+        self.kept = kept if kept is not None else width if width <= WHOLE else COMPONENTS
+        self.register_buffer("bank", torch.zeros(rows, self.kept))
         self.register_buffer("votes", torch.zeros(rows, classes))
-        self.register_buffer("prototypes", torch.zeros(max(1, classes), width))
+        self.register_buffer("prototypes", torch.zeros(max(1, classes), self.kept))
         self.register_buffer("temperature", torch.ones(()))
+        if self.kept < width:
+            self.register_buffer("middle", torch.zeros(width))
+            self.register_buffer("axes", torch.zeros(width, self.kept))
 
     @classmethod
     def fit(
@@ -48,47 +60,64 @@ class Memory(nn.Module):
         labels: Tensor | None,
         *,
         classes: int = 0,
-        rows: int | None = None,
+        rows: int = BANK_ROWS,
+        kept: int | None = None,
         seed: int = 0,
     ) -> Memory:
-        """From training embeddings [N,C] and class labels [N]; more than `rows` (see bank_rows) are thinned.
+        """From training embeddings [N,C] and class labels [N]; more than `rows` are thinned.
 
         With labels the bank is drawn at random, so that votes stay in proportion; without, it covers.
         """
         known = classes if labels is not None else 0
-        rows = bank_rows(embeddings.shape[1]) if rows is None else rows
         if labels is not None:
             generator = torch.Generator().manual_seed(seed)
             chosen = torch.randperm(len(embeddings), generator=generator)[:rows].sort().values
         else:
             chosen = k_center(embeddings, rows)
-        memory = cls(len(chosen), embeddings.shape[1], known)
-        memory.bank.copy_(embeddings[chosen])
+        memory = cls(len(chosen), embeddings.shape[1], known, kept=kept)
+        if memory.kept < memory.width:
+            memory.middle.copy_(embeddings.mean(0))
+            memory.axes.copy_(principal_axes(embeddings, memory.kept))
+        memory.bank.copy_(memory.components(embeddings[chosen]))
+        means = embeddings.mean(0, keepdim=True)
         if labels is not None:
             memory.votes.copy_(nn.functional.one_hot(labels[chosen].long(), classes).float())
             hot = nn.functional.one_hot(labels.long(), classes).float()
-            memory.prototypes.copy_((hot.T @ embeddings) / hot.sum(0)[:, None].clamp_min(1))
-        else:
-            memory.prototypes.copy_(embeddings.mean(0, keepdim=True))
-        near = squared_distances(memory.bank[:256], memory.bank)
+            means = (hot.T @ embeddings) / hot.sum(0)[:, None].clamp_min(1)
+        memory.prototypes.copy_(memory.components(means))
+        near = memory.distances(embeddings[chosen[:256]], memory.bank)
         nearest = near.topk(min(NEIGHBOURS + 1, len(chosen)), dim=1, largest=False).values[:, 1:]
         if nearest.numel():
             memory.temperature.copy_(nearest.mean().clamp_min(1e-4))
         return memory
 
+    def components(self, embeddings: Tensor) -> Tensor:
+        """[N,C] to what is kept of them, [N,kept]."""
+        return (embeddings - self.middle) @ self.axes if self.kept < self.width else embeddings
+
+    def distances(self, embedding: Tensor, points: Tensor) -> Tensor:
+        """Squared, of whole embeddings [N,C] to kept points [M,kept]: [N,M]."""
+        if self.kept == self.width:
+            return squared_distances(embedding, points)
+        moved = embedding - self.middle
+        ahead = torch.addmm(points.square().sum(1), moved @ self.axes, points.T, alpha=-2)
+        return (ahead + moved.square().sum(1, keepdim=True)).clamp_min(0)
+
     def forward(self, embedding: Tensor, outputs: Tensor) -> Tensor:
         """[N,C] and, for classes, logits [N,K], to [N,D]."""
-        squared, places = squared_distances(embedding, self.bank).topk(
-            min(NEIGHBOURS, self.rows), dim=1, largest=False
-        )
+        # One product for both: the vehicle pays for operations more than for numbers.
+        known = self.distances(embedding, torch.cat((self.bank, self.prototypes)))
+        to_bank, to_prototypes = torch.split(known, [self.rows, len(self.prototypes)], dim=1)
+        squared, places = to_bank.topk(min(NEIGHBOURS, self.rows), dim=1, largest=False)
         distance = torch.sqrt(squared + _NEAR)
-        centre = torch.sqrt(squared_distances(embedding, self.prototypes) + _NEAR)
-        columns = [distance[:, :1], distance.mean(1, keepdim=True), centre.amin(1, keepdim=True)]
+        centre = torch.sqrt(to_prototypes + _NEAR)
+        nearest = distance.amin(1, keepdim=True)
+        columns = [nearest, distance.mean(1, keepdim=True), centre.amin(1, keepdim=True)]
         if self.classes:
             weights = torch.softmax(-squared / self.temperature, 1)
-            votes = (weights[..., None] * self.votes[places]).sum(1)
-            p = torch.softmax(outputs, 1)
-            answer = nn.functional.one_hot(p.argmax(1), self.classes).to(p.dtype)
+            votes = (weights[..., None] * nn.functional.embedding(places, self.votes)).sum(1)
+            parts = Softmax(outputs)
+            p, answer = parts.p, parts.answer
             own = (centre * answer).sum(1, keepdim=True)
             other = (centre + 10 * answer).amin(1, keepdim=True)
             agreement = (votes * answer).sum(1, keepdim=True)
@@ -103,3 +132,10 @@ class Memory(nn.Module):
                 ambiguity,
             ]
         return torch.cat(columns, 1)
+
+
+def principal_axes(embeddings: Tensor, count: int) -> Tensor:
+    """[N,C] to the `count` orthogonal directions [C,count] of largest variance, the largest last."""
+    moved = (embeddings - embeddings.mean(0)).double()
+    axes: Tensor = torch.linalg.eigh(moved.T @ moved).eigenvectors[:, -count:]
+    return axes.to(embeddings.dtype)

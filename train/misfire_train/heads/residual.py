@@ -43,7 +43,7 @@ def _tiles_of(values: Tensor) -> Tensor:
 
 BASES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "classification": {
-        "msp": lambda out: log_odds(out)[:, None],
+        "msp": log_odds,
         "entropy": lambda out: torch.log(softmax_entropy(out).clamp_min(1e-9))[:, None],
     },
     "segmentation": {
@@ -61,7 +61,7 @@ BASES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
 
 
 class Committee(nn.Module):
-    """`members` small networks [.., D] -> [..], averaged; two batched products. Last layers start at zero."""
+    """`members` small networks [R,D] -> [R], trained apart and averaged. Last layers start at zero."""
 
     def __init__(self, width: int, *, hidden: int, members: int) -> None:
         super().__init__()
@@ -79,12 +79,26 @@ class Committee(nn.Module):
         hidden = functional.silu(torch.matmul(hidden, self.second) + self.second_bias)
         return torch.matmul(hidden, self.last)[..., 0]
 
+    def average(self, x: Tensor) -> Tensor:
+        """[R,D] to the members' mean [R,1], as one network: side by side, on the second layer's diagonal.
+
+        Three products with constant matrices, which a runtime packs once; a stack of matrices it packs for
+        every frame.
+        """
+        members, hidden, _ = self.second.shape
+        apart = torch.eye(members, device=x.device, dtype=x.dtype)[:, None, :, None]
+        second = (self.second[:, :, None] * apart).reshape(members * hidden, members * hidden)
+        wide = torch.addmm(self.first_bias.flatten(), x, self.first.transpose(0, 1).flatten(1))
+        wide = torch.addmm(self.second_bias.flatten(), functional.silu(wide), second)
+        return torch.matmul(functional.silu(wide), self.last.reshape(-1, 1) / members)
+
 
 class ResidualHead(LossHead):
     """LearningLoss++ as a correction of a free score.
 
     outputs: classes, joints or values.  maps: names and channels of feature maps whose statistics it reads.
-    embedding: width of the last layer's input.  rows: of the memory.  base: a name of BASES[task].
+    embedding: width of the last layer's input.  rows, kept: of the memory
+    (kept whole where nothing is said).  base: a name of BASES[task].
     opinions: for classes, how many of the map statistics each second opinion sees.
     """
 
@@ -106,12 +120,14 @@ class ResidualHead(LossHead):
         members: int = 4,
         sees_embedding: bool = True,
         opinions: tuple[int, ...] = (),
+        kept: int | None = None,
     ) -> None:
         super().__init__()
         self.task, self.outputs, self.base, self.embedding = task, outputs, base, embedding
         self.maps, self.hidden, self.members = tuple(maps), hidden, members
         self.sees_embedding = sees_embedding
-        self.memory = Memory(rows, embedding, outputs if task == "classification" else 0)
+        classes = outputs if task == "classification" else 0
+        self.memory = Memory(rows, embedding, classes, kept=embedding if kept is None else kept)
         self.opinions = nn.ModuleList(SecondOpinion(count, outputs) for count in opinions)
         self.committee = Committee(width, hidden=hidden, members=members)
         self.scale = nn.Parameter(torch.ones(()))
@@ -131,6 +147,7 @@ class ResidualHead(LossHead):
             "maps": list(self.maps),
             "width": len(self.center),
             "rows": self.memory.rows,
+            "kept": self.memory.kept,
             "hidden": self.hidden,
             "members": self.members,
             "sees_embedding": self.sees_embedding,
@@ -156,15 +173,19 @@ class ResidualHead(LossHead):
 
     def predict(self, parts: Parts) -> Tensor:
         """[N,U]."""
-        return self.predict_members(parts).mean(0)
+        base, x = parts
+        answers: Tensor = self.scale * base + self.bias + self.committee.average(self._rows(x)).view_as(base)
+        return answers
 
     def predict_members(self, parts: Parts) -> Tensor:
         """Each member's answer, [members,N,U]."""
         base, x = parts
-        z = ((x - self.center) / self.spread).clamp(-CLIP, CLIP)
-        correction = self.committee(z.flatten(0, 1)).unflatten(1, (-1, x.shape[1]))
-        answers: Tensor = self.scale * base + self.bias + correction
+        answers: Tensor = self.scale * base + self.bias + self.committee(self._rows(x)).view(-1, *base.shape)
         return answers
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Statistics [N,U,D], standardised and clipped, as [N*U,D]."""
+        return ((x.flatten(0, 1) - self.center) / self.spread).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
     def standardise(self, parts: Parts, losses: Tensor, *, eps: float) -> None:
@@ -202,9 +223,16 @@ def unit_statistics(
     second opinions make of them.
     """
     outputs, embedding = signals.outputs, signals.embedding
+    flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)
+    frame = [memory(embedding, outputs), torch.log(flat.square().sum(1, keepdim=True).clamp_min(1e-12))]
+    if sees_embedding:
+        frame.append(embedding)
+    if maps:
+        seen = map_statistics({name: signals.features[name] for name in maps})
+        frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]
     if task == "classification":
-        units = class_statistics(outputs)[:, None]
-    elif task == "segmentation":
+        return torch.cat((class_statistics(outputs), *frame), 1)[:, None]
+    if task == "segmentation":
         units = tile_statistics(outputs)
     elif task == "keypoints":
         units = joint_statistics(outputs)
@@ -218,12 +246,5 @@ def unit_statistics(
     if task in ("keypoints", "regression"):
         who = torch.eye(count, device=units.device, dtype=units.dtype)
         columns.append(who[None].expand(units.shape[0], -1, -1))
-    flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)
-    frame = [memory(embedding, outputs), torch.log(flat.square().sum(1, keepdim=True).clamp_min(1e-12))]
-    if sees_embedding:
-        frame.append(embedding)
-    if maps:
-        seen = map_statistics({name: signals.features[name] for name in maps})
-        frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]
     columns.append(torch.cat(frame, 1)[:, None].expand(-1, count, -1))
     return torch.cat(columns, 2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from misfire_train.heads.statistics import log_odds
+from misfire_train.heads.softmax import Softmax
 
 STEPS = 500
 _CLIP = 5.0
@@ -59,12 +59,9 @@ class SecondOpinion(nn.Module):
     def forward(self, statistics: Tensor, logits: Tensor) -> Tensor:
         """[N,width or more] and the network's logits [N,K] to [N,5+K]."""
         z = ((statistics[:, : self.width] - self.center) / self.spread).clamp(-_CLIP, _CLIP)
-        own = self.net(z)
-        log_q = torch.log_softmax(own, 1).clamp_min(-30.0)
-        q, p = log_q.exp(), torch.softmax(logits, 1)
-        answer = log_q.gather(1, logits.argmax(1, keepdim=True))
+        own, theirs = Softmax(self.net(z)), Softmax(logits)
         columns = (
-            *(answer, (p * log_q).sum(1, keepdim=True), -(q * log_q).sum(1, keepdim=True)),
-            *(log_q.amax(1, keepdim=True), log_odds(own)[:, None], q),
+            *((own.log_p * theirs.answer).sum(1, keepdim=True), (own.log_p * theirs.p).sum(1, keepdim=True)),
+            *(own.entropy, own.log_p.amax(1, keepdim=True), own.log_odds, own.p),
         )
         return torch.cat(columns, 1)

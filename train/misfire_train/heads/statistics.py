@@ -11,45 +11,37 @@ Only plain arithmetic, TopK and pooling: all of it exports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from misfire_train.heads.softmax import Softmax
 from misfire_train.heatmaps import SIGMA, render_gaussians
-from misfire_train.scores.output_only import softmax_entropy
 from misfire_train.scores.peaks import cells, local_maxima
 
 TOP = 5
 TILES = (4, 4)
-_FLOOR = -30.0
-_GONE = -1e30
-"""The logit of a class that must not count."""
 
 
 def class_statistics(logits: Tensor) -> Tensor:
     """[N,K,...] to [N,D,...], D = min(5,K) + 5 + K, along dim 1."""
-    log_p = torch.log_softmax(logits, 1).clamp_min(_FLOOR)
-    p = log_p.exp()
-    top = log_p.topk(min(TOP, logits.shape[1]), dim=1).values
-    entropy = softmax_entropy(logits)[:, None]
-    energy = torch.logsumexp(logits, 1, keepdim=True)
-    odds = log_odds(logits)[:, None]
-    gap = top[:, :1] - top[:, 1:2] if top.shape[1] > 1 else torch.zeros_like(entropy)
-    log_entropy = torch.log(entropy.clamp_min(1e-9))
-    return torch.cat((top, entropy, log_entropy, odds, energy, gap, p), 1)
+    parts = Softmax(logits)
+    top = parts.log_p.topk(min(TOP, logits.shape[1]), dim=1).values
+    # A weighted sum: a slice costs a vehicle more than the product.
+    sides = torch.zeros(top.shape[1], *[1] * (top.ndim - 2), dtype=top.dtype, device=top.device)
+    if len(sides) > 1:
+        sides[0], sides[1] = 1.0, -1.0
+    gap = (top * sides).sum(1, keepdim=True)
+    log_entropy = torch.log(parts.entropy.clamp_min(1e-9))
+    return torch.cat((top, parts.entropy, log_entropy, parts.log_odds, parts.energy, gap, parts.p), 1)
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """log (1 - p_max) / p_max along dim 1, from the logits of the others: exact where p_max rounds to 1."""
-    if logits.shape[1] == 1:
-        return -logits[:, 0]
-    best, answer = logits.max(1, keepdim=True)
-    # One class is masked, not all sorted: a sort of a thousand costs a vehicle more than the rest of this.
-    places = torch.arange(logits.shape[1], device=logits.device).reshape(-1, *[1] * (logits.ndim - 2))
-    others = torch.where(places == answer, torch.full_like(logits, _GONE), logits)
-    return (torch.logsumexp(others, 1) - best[:, 0]).clamp(_FLOOR, -_FLOOR)
+    """log (1 - p_max) / p_max along dim 1, [N,1,...]: exact where p_max rounds to 1."""
+    return -logits if logits.shape[1] == 1 else Softmax(logits).log_odds
 
 
 def tile_statistics(logits: Tensor, *, tiles: tuple[int, int] = TILES) -> Tensor:
@@ -104,11 +96,11 @@ def map_statistics(features: Mapping[str, Tensor]) -> Tensor:
     """Mean and standard deviation over pixels of each channel of each [N,C,H,W], joined to [N,D]."""
     columns = []
     for maps in features.values():
-        flat = maps.flatten(2) if maps.ndim > 2 else maps[..., None]
-        mean = flat.mean(2, keepdim=True)
-        # Two passes and a floor: E[x^2] - E[x]^2 cancels, and the graph's optimiser drops tiny addends.
-        variance = (flat - mean).square().mean(2)
-        columns += [mean[..., 0], torch.sqrt(variance.clamp_min(1e-6))]
+        grid = maps if maps.ndim == 4 else maps.reshape(*maps.shape[:2], -1, 1)
+        mean = grid.mean((2, 3), keepdim=True)
+        # From differences, as E[x^2] - E[x]^2 cancels; the floor is for channels that are constant.
+        norm = torch.linalg.vector_norm(grid - mean, dim=(2, 3)) / math.sqrt(grid[0, 0].numel())
+        columns += [mean.flatten(1), norm.clamp_min(1e-3)]
     return torch.cat(columns, 1)
 
 

@@ -30,8 +30,7 @@ def squared_distances(query: Tensor, bank: Tensor) -> Tensor:
         # would cancel to the rounding of numbers a thousand times larger than their distance.
         centre = bank.mean(0, keepdim=True)
         query, bank = query - centre, bank - centre
-    cross = torch.matmul(query, bank.T)
-    total = query.square().sum(1, keepdim=True) + bank.square().sum(1)[None] - 2 * cross
+    total = torch.addmm(bank.square().sum(1), query, bank.T, alpha=-2) + query.square().sum(1, keepdim=True)
     return total.clamp_min(0)
 
 

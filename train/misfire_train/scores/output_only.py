@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from misfire_train.heatmaps import SIGMA, render_gaussians
-from misfire_train.scores.last_layer import pseudo_residual
+from misfire_train.scores.last_layer import log_one_plus_sum, pseudo_residual
 from misfire_train.scores.peaks import cells, local_maxima, scaled_peaks
 from misfire_train.signals import Score, Signals
 
@@ -182,13 +182,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     below = gap < 0
     ties = (~below).to(weight.dtype).sum(1) - 1
     rest = torch.where(below, weight, torch.zeros_like(weight)).sum(1) + ties
-    return _log1p(rest) - (gap * weight).sum(1) / (1 + rest)
-
-
-def _log1p(value: Tensor) -> Tensor:
-    """log(1 + x) for x >= 0, exact for small x; the graph's Log has no such form of its own."""
-    series = value * (1 - value * (0.5 - value / 3))
-    return torch.where(value < 1e-2, series, torch.log(1 + value))
+    return log_one_plus_sum(rest) - (gap * weight).sum(1) / (1 + rest)
 
 
 def rest_probability(logits: Tensor) -> Tensor:
