@@ -51,6 +51,14 @@ def test_a_sure_answer_keeps_its_digits_in_single_precision() -> None:
         torch.testing.assert_close(found, wanted, rtol=2e-6, atol=atol)
 
 
+def test_of_many_classes_only_what_is_common_to_all_is_told() -> None:
+    few, many = class_statistics(gaussian(2, 128)), class_statistics(gaussian(2, 129))
+    assert few.shape == (2, 138) and many.shape == (2, 10)
+    torch.manual_seed(0)
+    opinion = SecondOpinion(3, 200)
+    assert opinion(gaussian(2, 3), gaussian(2, 200)).shape == (2, 5)
+
+
 def test_a_tie_has_one_answer_and_the_other_counts_as_wrong() -> None:
     parts = Softmax(torch.tensor([[2.0, 2.0, -50.0]]))
     assert parts.answer.sum() == 1

@@ -226,7 +226,7 @@ def unit_statistics(
     flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)
     frame = [memory(embedding, outputs), torch.log(flat.square().sum(1, keepdim=True).clamp_min(1e-12))]
     if sees_embedding:
-        frame.append(embedding)
+        frame.append(memory.components(embedding))
     if maps:
         seen = map_statistics({name: signals.features[name] for name in maps})
         frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]

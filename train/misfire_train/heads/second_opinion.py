@@ -57,11 +57,11 @@ class SecondOpinion(nn.Module):
         return self
 
     def forward(self, statistics: Tensor, logits: Tensor) -> Tensor:
-        """[N,width or more] and the network's logits [N,K] to [N,5+K]."""
+        """[N,width or more] and the network's logits [N,K] to [N,5+K]; [N,5] above KNOWN_CLASSES."""
         z = ((statistics[:, : self.width] - self.center) / self.spread).clamp(-_CLIP, _CLIP)
         own, theirs = Softmax(self.net(z)), Softmax(logits)
         columns = (
             *((own.log_p * theirs.answer).sum(1, keepdim=True), (own.log_p * theirs.p).sum(1, keepdim=True)),
-            *(own.entropy, own.log_p.amax(1, keepdim=True), own.log_odds, own.p),
+            *(own.entropy, own.log_p.amax(1, keepdim=True), own.log_odds, own.each),
         )
         return torch.cat(columns, 1)

@@ -16,14 +16,17 @@ from misfire_train.scores.last_layer import is_predicted, log_one_plus_sum
 
 FLOOR = -30.0
 """Of log-probabilities and log-odds: below, networks differ in nothing that matters."""
+KNOWN_CLASSES = 128
+"""Up to so many a head sees the probability of each; more have too few held-out frames to learn from."""
 _LOWEST = -100.0
 
 
 class Softmax:
-    """Of logits [N,K,...] over dim 1; every part but `best`, `p` and `log_p` has K reduced to 1.
+    """Of logits [N,K,...] over dim 1; parts without a shape are [N,1,...].
 
     best: largest logit.  answer: one-hot of the predicted class, as numbers [N,K,...].  p, log_p: [N,K,...].
-    log_odds: log (1 - p_max) / p_max.  entropy: nats.  energy: logsumexp.
+    each: p where the classes are few, else [N,0,...].  log_odds: log (1 - p_max) / p_max.  entropy: nats.
+    energy: logsumexp.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -38,6 +41,7 @@ class Softmax:
         self.best = best
         self.p = weight / total
         self.log_p = (gap - log_total).clamp_min(FLOOR)
+        self.each = self.p if logits.shape[1] <= KNOWN_CLASSES else self.p[:, :0]
         self.log_odds = torch.log(rest.clamp_min(math.exp(FLOOR)))
         self.energy = best + log_total
         self.entropy = log_one_plus_sum(rest) - (gap * weight).sum(1, keepdim=True) / total

@@ -27,7 +27,7 @@ TILES = (4, 4)
 
 
 def class_statistics(logits: Tensor) -> Tensor:
-    """[N,K,...] to [N,D,...], D = min(5,K) + 5 + K, along dim 1."""
+    """[N,K,...] to [N,D,...] along dim 1, D = min(5,K) + 5 + K; without the last K above KNOWN_CLASSES."""
     parts = Softmax(logits)
     top = parts.log_p.topk(min(TOP, logits.shape[1]), dim=1).values
     # A weighted sum: a slice costs a vehicle more than the product.
@@ -36,7 +36,7 @@ def class_statistics(logits: Tensor) -> Tensor:
         sides[0], sides[1] = 1.0, -1.0
     gap = (top * sides).sum(1, keepdim=True)
     log_entropy = torch.log(parts.entropy.clamp_min(1e-9))
-    return torch.cat((top, parts.entropy, log_entropy, parts.log_odds, parts.energy, gap, parts.p), 1)
+    return torch.cat((top, parts.entropy, log_entropy, parts.log_odds, parts.energy, gap, parts.each), 1)
 
 
 def log_odds(logits: Tensor) -> Tensor:
