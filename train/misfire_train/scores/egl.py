@@ -24,7 +24,7 @@ def squared_residuals(logits: Tensor) -> tuple[Tensor, Tensor]:
     """p_k and ||p - e_k||^2 for every hypothesis k, both shaped as logits; no cancellation near p = 1."""
     top = is_predicted(logits)
     p = torch.softmax(logits, 1)
-    others = torch.where(top, torch.zeros_like(p), p)
+    others = torch.where(top, 0.0, p)
     rest = others.sum(1, keepdim=True)
     all_squared = p.square().sum(1, keepdim=True)
     of_top = rest.square() + others.square().sum(1, keepdim=True)
@@ -35,7 +35,7 @@ def gini(logits: Tensor) -> Tensor:
     """1 - ||p||^2 = sum_k p_k (1 - p_k) over dim 1, exact where one class has nearly all the mass."""
     top = is_predicted(logits)
     p = torch.softmax(logits, 1)
-    others = torch.where(top, torch.zeros_like(p), p)
+    others = torch.where(top, 0.0, p)
     rest = others.sum(1)
     return (1 - rest) * rest + (others * (1 - others)).sum(1)
 
@@ -74,7 +74,7 @@ class Egl(Score):
         p, squares = squared_residuals(signals.outputs)
         energy = feature_energy(signals) if self.feature_norm else torch.ones_like(p[:, 0])
         if self.labels == "pseudo":
-            chosen = torch.where(is_predicted(signals.outputs), squares, torch.zeros_like(p)).sum(1) * energy
+            chosen = torch.where(is_predicted(signals.outputs), squares, 0.0).sum(1) * energy
             return chosen if self.squared else torch.sqrt(chosen)
         if self.squared:
             return gini(signals.outputs) * energy

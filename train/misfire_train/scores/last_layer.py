@@ -72,7 +72,7 @@ def is_predicted(logits: Tensor) -> Tensor:
 def pseudo_residual(logits: Tensor) -> Tensor:
     """p - e_yhat along dim 1, with its largest entry as the sum of the others: no cancellation near p = 1."""
     top = is_predicted(logits)
-    others = torch.where(top, torch.zeros_like(logits), torch.softmax(logits, 1))
+    others = torch.where(top, 0.0, torch.softmax(logits, 1))
     return torch.where(top, -others.sum(1, keepdim=True), others)
 
 

@@ -181,7 +181,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     weight = torch.exp(gap)
     below = gap < 0
     ties = (~below).to(weight.dtype).sum(1) - 1
-    rest = torch.where(below, weight, torch.zeros_like(weight)).sum(1) + ties
+    rest = torch.where(below, weight, 0.0).sum(1) + ties
     return log_one_plus_sum(rest) - (gap * weight).sum(1) / (1 + rest)
 
 

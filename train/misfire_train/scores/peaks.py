@@ -22,7 +22,7 @@ def local_maxima(maps: Tensor, *, radius: int, peaks: int) -> tuple[Tensor, Tens
     """
     highest = functional.max_pool2d(maps, 2 * radius + 1, stride=1, padding=radius)
     is_peak = (maps >= highest) & (maps > maps.amin((2, 3), keepdim=True))
-    candidates = torch.where(is_peak, maps, torch.full_like(maps, ABSENT)).flatten(2)
+    candidates = torch.where(is_peak, maps, ABSENT).flatten(2)
     values, places = candidates.topk(min(peaks, maps.shape[2] * maps.shape[3]), dim=2)
     return values, places
 
