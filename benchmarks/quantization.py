@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speed = measure_speed(chosen.data, rounds=chosen.rounds, seed=chosen.seed)
     result = {
         "benchmark": "quantization",
-        "command": "python -m benchmarks.quantization --json",
+        "command": "python -m benchmarks.quantization --json" + (" --run RUN" if chosen.run else ""),
         "dataset": run.record.dataset.name,
         "seed": chosen.seed,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
