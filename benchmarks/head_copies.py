@@ -16,9 +16,9 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ SETTINGS = ((0, 700), (4, 700), (8, 700), (16, 700), (20, 700), (8, 1400), (20, 
 """(copies, steps)."""
 UNSEEN = ("night", "fog", "noise", "rain")
 NAME = "learning_loss_pp"
+Rows = list[dict[str, Any]]
+
+
+class Tune(Protocol):
+    """What a tuning benchmark does with one network."""
+
+    def __call__(self, run: Run, dataset: Any, *, seed: int, frames: int, quick: bool) -> Rows:
+        """One row per setting."""
 
 
 def unseen_by(run: Run, examples: Examples, *, count: int, seed: int) -> Examples:
@@ -69,8 +77,9 @@ def gains(views: dict[str, View], head: LossHead, names: Sequence[str]) -> dict[
     return result
 
 
-def tune(run: Run, dataset: Any, *, seed: int, frames: int, steps_scale: float) -> list[dict[str, Any]]:
+def tune(run: Run, dataset: Any, *, seed: int, frames: int, quick: bool) -> Rows:
     """One row per setting."""
+    steps_scale = 0.05 if quick else 1.0
     recipe = recipe_named("learning-loss-pp")
     parts = run_splits(run, dataset)
     heads = candidate_heads(
@@ -115,9 +124,9 @@ def tune(run: Run, dataset: Any, *, seed: int, frames: int, steps_scale: float) 
     return rows
 
 
-def main() -> None:
-    """Runs it and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def tuning(script: str, description: str, tune: Tune, table: Callable[[Sequence[Rows]], str]) -> None:
+    """The command of a benchmark on tuning networks: `tune` gives a network's rows, `table` their means."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     add_options(parser)
     parser.set_defaults(seeds=[101, 102])
     parser.add_argument("--frames", type=int, default=4000, help="Images to judge on.")
@@ -125,14 +134,12 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     dataset = load_dataset("fashion-mnist", root=options.data)
     frames = 300 if options.quick else options.frames
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, Rows] = {}
     for seed in options.seeds:
         run = train(seed, **sizes(options))
-        rows[str(seed)] = tune(
-            run, dataset, seed=seed, frames=frames, steps_scale=0.05 if options.quick else 1.0
-        )
+        rows[str(seed)] = tune(run, dataset, seed=seed, frames=frames, quick=options.quick)
     result = {
-        "command": f"python benchmarks/head_copies.py --seeds {' '.join(map(str, options.seeds))} "
+        "command": f"python benchmarks/{script} --seeds {' '.join(map(str, options.seeds))} "
         f"--frames {frames}" + " --quick" * options.quick,
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),
@@ -142,10 +149,10 @@ def main() -> None:
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(plain(result)) if options.json else markdown(list(rows.values())))
+    print(json.dumps(plain(result)) if options.json else table(list(rows.values())))
 
 
-def markdown(seeds: Sequence[Sequence[dict[str, Any]]]) -> str:
+def markdown(seeds: Sequence[Rows]) -> str:
     """Mean over seeds, points of AUROC."""
     lines = ["| copies | steps | clean | families | clean, four unseen | unseen |", "|---" * 6 + "|"]
     for same in zip(*seeds, strict=True):
@@ -159,4 +166,4 @@ def markdown(seeds: Sequence[Sequence[dict[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    tuning("head_copies.py", __doc__ or "", tune, markdown)

@@ -10,35 +10,40 @@ every frame. Per setting: points of failure AUROC above the better of entropy an
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from detection_table import plain
-from detectors import add_options, observe, shifted_views, sizes, train
-from head_copies import UNSEEN, gains, gather, unseen_by
+from detectors import observe, shifted_views
+from head_copies import UNSEEN, Rows, gains, gather, tuning, unseen_by
 
-from misfire_runtime.clock import utc_text, wall_time
-from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.head_data import collect, join_sets
 from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
 from misfire_train.heads import ResidualHead, recipe_named
 from misfire_train.heads.memory import Memory
-from misfire_train.loop import git_commit, versions
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import build
 
 SETTINGS = ((2048, 128), (1024, 128), (512, 128), (256, 128), (2048, 32), (1024, 32), (2048, 16))
 """(rows, numbers kept of each)."""
 COPIES = 8
+
+
+def tune(run: Run, dataset: Any, *, seed: int, frames: int, quick: bool) -> Rows:
+    """One row per setting."""
+    table: Rows = []
+    for rows, kept in SETTINGS:
+        table.append(judge(run, dataset, rows=rows, kept=kept, seed=seed, frames=frames, quick=quick))
+        print(json.dumps(table[-1]), file=sys.stderr, flush=True)
+    return table
 
 
 def judge(
@@ -82,38 +87,7 @@ def judge(
     }
 
 
-def main() -> None:
-    """Runs it and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_options(parser)
-    parser.set_defaults(seeds=[101, 102])
-    parser.add_argument("--frames", type=int, default=4000, help="Images to judge on.")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset("fashion-mnist", root=options.data)
-    frames = 300 if options.quick else options.frames
-    table: dict[str, list[dict[str, Any]]] = {}
-    for seed in options.seeds:
-        run = train(seed, **sizes(options))
-        for rows, kept in SETTINGS:
-            row = judge(run, dataset, rows=rows, kept=kept, seed=seed, frames=frames, quick=options.quick)
-            table.setdefault(str(seed), []).append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
-    result = {
-        "command": f"python benchmarks/head_memory.py --seeds {' '.join(map(str, options.seeds))} "
-        f"--frames {frames}" + " --quick" * options.quick,
-        "date": utc_text(wall_time()),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "rows": table,
-    }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(plain(result)) if options.json else markdown(list(table.values())))
-
-
-def markdown(seeds: list[list[dict[str, Any]]]) -> str:
+def markdown(seeds: Sequence[Rows]) -> str:
     """Mean over seeds, points of AUROC."""
     lines = ["| rows | kept | MB | clean | families | four unseen |", "|---" * 6 + "|"]
     for same in zip(*seeds, strict=True):
@@ -125,4 +99,4 @@ def markdown(seeds: list[list[dict[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    tuning("head_memory.py", __doc__ or "", tune, markdown)
