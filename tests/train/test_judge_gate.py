@@ -159,11 +159,16 @@ def test_an_undecided_gain_names_how_many_failures_would_show_it() -> None:
     rows = field(4, drives=30, per_drive=12, shifts=("clean",))
     result = judge(rows, {"msp": noisy(rows, 1.0), "head": noisy(rows, 0.92)})
     pooled = result.views[0].pooled[0]
-    if pooled.difference > 0 and pooled.low < 0:
-        assert result.needed is not None
-        assert result.needed > result.failures
-        assert str(result.needed) in result.verdict
-    assert not result.passed
+    assert pooled.difference > 0 > pooled.low and not result.passed
+    assert result.needed is not None and result.needed > result.failures
+    assert str(result.needed) in result.verdict
+
+
+def test_scores_that_are_alike_are_not_promised_a_difference_at_some_huge_number() -> None:
+    rows = field(119, drives=30, per_drive=12, shifts=("clean",))
+    result = judge(rows, {"msp": noisy(rows, 1.0), "head": noisy(rows, 1.0)})
+    assert 0 < result.views[0].pooled[0].difference < 1e-3
+    assert result.needed is None and "the two are alike" in result.verdict
 
 
 def test_a_continuous_loss_is_judged_above_a_stated_threshold() -> None:

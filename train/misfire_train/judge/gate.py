@@ -27,6 +27,8 @@ from misfire_train.judge.views import Candidate, View, build_view, list_candidat
 
 MIN_FAILURES = 30
 """Held-out failures (and successes) below which no score is judged at all."""
+MOST_FAILURES = 100_000
+"""More than anybody labels: a gain that needs as many is none."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,11 @@ def _verdict(
     ]
     if won:
         text += f" It does win in {', '.join(won)}."
-    if needed:
-        text += f" A gain of this size would need about {max(needed)} held-out failures to show."
-    return text, max(needed) if needed else None
+    if not needed:
+        return text, None
+    if max(needed) > MOST_FAILURES:
+        return f"{text} Elsewhere the two are alike: more held-out failures would not tell them apart.", None
+    return (
+        f"{text} A gain of this size would need about {max(needed)} held-out failures to show.",
+        max(needed),
+    )
