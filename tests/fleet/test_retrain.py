@@ -196,3 +196,35 @@ def test_the_shifted_test_half_is_the_same_for_everybody() -> None:
     first, second = (shifted_test(digits.test).batch(range(30), digits.contract) for _ in range(2))
     assert np.array_equal(first.numpy(), second.numpy())
     assert not np.array_equal(first.numpy(), digits.test.batch(range(30), digits.contract).numpy())
+
+
+def test_a_regressions_child_counts_failures_by_its_parents_threshold(tmp_path: Path) -> None:
+    """The loss above which a frame has failed came off the parent's holdout, and stays what it was."""
+    rng = np.random.default_rng(0)
+    rows = ["image,brightness"]
+    for i in range(160):
+        level = int(rng.integers(30, 220))
+        picture = np.clip(level + rng.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+        (tmp_path / f"{i}.png").write_bytes(encode_png(picture))
+        rows.append(f"{i}.png,{level / 255:.4f}")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    name = f"csv-regression:{tmp_path / 'table.csv'}?size=16x16"
+    values = {"dataset": name, "training": {"epochs": 2}, "head": {"steps": 20, "copies": 1}}
+    parent = train_run(parse_train_config(values), out=tmp_path / "run")
+    assert parent.record.failure is not None and "holdout" in parent.record.failure.source
+    pictures = [encode_png(np.full((16, 16, 3), 20 * i, np.uint8)) for i in range(1, 11)]
+    offers = [make_offer(picture, media_type="image/png") for picture in pictures]
+    lines = [f"{offer.id},{20 * i / 255:.4f}" for i, offer in enumerate(offers, 1)]
+    (tmp_path / "labels.csv").write_text("id,label\n" + "\n".join(lines) + "\n")
+    with Store.open_folder(tmp_path / "fleet") as store:
+        store.add_many([NewSample(o, p, 16, 16, "c") for o, p in zip(offers, pictures, strict=True)])
+        outcome = retrain_from_store(
+            parent,
+            store,
+            labels=tmp_path / "labels.csv",
+            dataset=load_dataset(name),
+            out=tmp_path / "run2",
+            epochs=1,
+        )
+    assert outcome.run.record.failure == parent.record.failure
+    assert load_run(tmp_path / "run2").task.failure_threshold == parent.task.failure_threshold
