@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -30,12 +31,18 @@ def services_required() -> bool:
     return os.environ.get("MISFIRE_REQUIRE_SERVICES") == "1"
 
 
-def missing(what: str, install: str) -> None:
+def missing(what: str, remedy: str) -> NoReturn:
     """Fails where services are required, skips elsewhere."""
-    text = f"{what} is not here; install it: {install}"
+    text = f"{what} is not here; {remedy}"
     if services_required():
         pytest.fail(text)
     pytest.skip(text)
+
+
+def need_root(what: str) -> None:
+    """Fails or skips, as `missing`, where this is not root."""
+    if os.geteuid() != 0:
+        missing(what, "run as root")
 
 
 def find_program(name: str, *, install: str) -> str:

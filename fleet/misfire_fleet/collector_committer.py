@@ -132,6 +132,9 @@ class Committer:
                 self._reject(transfer, "sha256", f"sha256: {error}")
         except ImageError as error:
             self._reject(transfer, "image", f"image: {error}")
+        except MemoryError:  # this collector's want, not the sample's fault
+            log.exception("sample %s: no memory to check it", offer.id)
+            self._put_off(transfer)
         except Exception:
             log.exception("sample %s: the check failed in an unforeseen way", offer.id)
             self._reject(transfer, "image", "image: the payload cannot be checked")

@@ -12,6 +12,7 @@ from tests.faults.collector_process import STEPS
 from tests.faults.homes import FolderHome, Home, ServerHome
 from tests.faults.proving_ground import ProvingGround
 from tests.faults.small_disk import small_disk
+from tests.services import missing
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -77,7 +78,7 @@ def test_a_disk_that_is_really_full_under_rows_and_blobs(tmp_path: Path) -> None
     """SQLite and the folder on a small file system without a byte left, then with room again."""
     with small_disk(tmp_path / "disk", mib=8) as disk:
         if disk is None:
-            pytest.skip("mounting a small file system needs root")
+            missing("a small file system", "run as root where mounting is allowed")
         with ProvingGround(tmp_path, seed=35, home=FolderHome(disk.mount / "fleet")) as ground:
             ground.add_collector()
             disk.fill()

@@ -3,7 +3,6 @@ lost although acknowledged, repeated, overtaken, spoiled."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from tests.faults.chaos_proxy import Trouble
 from tests.faults.proving_ground import ProvingGround
 from tests.faults.zygote import ROOT
-from tests.services import missing
+from tests.services import missing, need_root
 
 
 @pytest.mark.parametrize("trouble", ["lose", "repeat", "reorder", "spoil"])
@@ -80,8 +79,7 @@ def test_a_network_that_is_gone_for_seconds(tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or shutil.which("ip") is None:
         missing("unshare and ip", "apt-get install util-linux iproute2")
-    if os.geteuid() != 0:
-        pytest.skip("a network namespace needs root")
+    need_root("a network namespace")
     inside = f"ip link set lo up && exec {sys.executable} -m tests.faults.outage {tmp_path}"
     done = subprocess.run(
         [str(unshare), "-n", "sh", "-c", inside],
@@ -92,5 +90,5 @@ def test_a_network_that_is_gone_for_seconds(tmp_path: Path) -> None:
         check=False,
     )
     if "Operation not permitted" in done.stderr:
-        pytest.skip("this container may not make a network namespace")
+        missing("a network namespace", "run where it is allowed (CAP_SYS_ADMIN)")
     assert done.returncode == 0, done.stdout + done.stderr

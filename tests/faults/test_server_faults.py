@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.faults.homes import ServerHome, Servers
 from tests.faults.proving_ground import ProvingGround
+from tests.services import missing
 
 
 def _down_and_up(servers: Servers, part: str) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -54,7 +55,7 @@ def test_a_database_whose_disk_is_full(tmp_path: Path, server_home: ServerHome) 
     """Not a page can be added, then there is room again; where it ended itself for it, it is started."""
     servers = server_home.servers
     if servers.disk is None:
-        pytest.skip("mounting a small file system needs root")
+        missing("a small file system", "run as root where mounting is allowed")
     with ProvingGround(tmp_path, seed=43, home=server_home) as ground:
         ground.add_collector()
         log = tmp_path / "processes.log"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
 from tests.faults.proving_ground import ProvingGround
 from tests.faults.small_disk import small_disk
+from tests.services import missing
 
 
 def test_killed_fifty_times_at_random_instants_loses_and_duplicates_nothing(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """The spool on a file system without a byte left: neither samples nor verdicts find room for a while."""
     with small_disk(tmp_path / "car-0" / "spool", mib=8) as disk:
         if disk is None:
-            pytest.skip("mounting a small file system needs root")
+            missing("a small file system", "run as root where mounting is allowed")
         with ProvingGround(tmp_path, seed=5) as ground:
             ground.add_collector()
             car = ground.add_vehicle(count=60, rate=50)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 
+from misfire_fleet import collector_committer
 from misfire_fleet.store import Store
 from misfire_runtime.messages import (
     Busy,
@@ -337,10 +338,16 @@ def test_a_collector_that_fails_in_an_unforeseen_way_puts_the_sample_off_and_goe
     def fail(*_: object) -> None:
         raise RuntimeError("unforeseen")
 
+    def run_out(*_: object, **__: object) -> None:
+        raise MemoryError
+
     collector = start_collector()
     car = vehicle()
     with monkeypatch.context() as patch:
         patch.setattr(store.blobs, "stage", fail)
+        assert isinstance(car.upload(jpeg(1)), Busy)
+    with monkeypatch.context() as patch:
+        patch.setattr(collector_committer, "verify", run_out)
         assert isinstance(car.upload(jpeg(1)), Busy)
     assert len(collector.transfers) == 0 and collector.problems() == []
     assert isinstance(car.upload(jpeg(1)), Stored)

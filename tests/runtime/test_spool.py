@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.services import missing, need_root
 
 from misfire_runtime import spool_files
 from misfire_runtime.errors import DiskFullError, SpoolError
@@ -268,15 +269,14 @@ def test_a_disk_that_fills_in_mid_file_leaves_nothing(folder: Path, monkeypatch:
 
 
 def test_on_a_really_full_file_system_it_says_so_and_goes_on_afterwards(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
+    need_root("a small file system")
     mount = tmp_path / "small"
     mount.mkdir()
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(mount)], capture_output=True, check=False
     )
     if made.returncode:
-        pytest.skip("this container may not mount a file system")
+        missing("a small file system", "run where mounting is allowed (CAP_SYS_ADMIN)")
     try:
         with Spool(mount / "spool", reserve_bytes=0) as spool:
             taken = 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services import find_program
+from services import find_program, missing, need_root
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "runtime" / "systemd" / "misfire-vehicle.service"
@@ -35,8 +35,7 @@ def facts(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     for program, install in (("systemctl", INSTALL), ("unshare", "apt-get install util-linux")):
         find_program(program, install=install)
     find_program("gst-launch-1.0", install="apt-get install gstreamer1.0-tools gstreamer1.0-plugins-base")
-    if os.geteuid() != 0:
-        pytest.skip("namespaces need root")
+    need_root("a namespace")
     folder = tmp_path_factory.mktemp("systemd")
     config = folder / "vehicle.toml"
     config.write_text(
@@ -57,7 +56,7 @@ def facts(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         check=False,
     )
     if "Operation not permitted" in done.stderr and not (folder / "facts.json").exists():
-        pytest.skip("this container may not make namespaces")
+        missing("a namespace", "run where it is allowed (CAP_SYS_ADMIN)")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     found["log"] = (folder / "log").read_text()

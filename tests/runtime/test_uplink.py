@@ -21,7 +21,6 @@ from misfire_fleet.collector import Collector
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.store import Store
 from misfire_runtime.bandwidth import Bandwidth
-from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import (
     Busy,
     Clock,
@@ -427,32 +426,3 @@ def test_speaks_tls_with_a_client_certificate_and_refuses_to_without(tmp_path: P
         with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
             assert uplink.drain(60)
             assert {s.id for s in store.newest(20)} == set(payloads)
-
-
-@pytest.mark.parametrize(
-    ("url", "options", "complaint"),
-    [
-        ("http://broker", {}, "expected mqtt://"),
-        ("mqtt://", {}, "expected mqtt://"),
-        ("mqtt://h:99999", {}, "expected mqtt://"),
-        ("mqtt://h/path", {}, "expected mqtt://"),
-        ("mqtt://h", {"protocol": "4"}, "protocol"),
-        ("mqtt://h", {"ca_file": "x.pem"}, "need tls"),
-        ("mqtt://h", {"colour": "red"}, "colour"),
-    ],
-)
-def test_a_wrong_address_is_a_clear_error(url: str, options: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        BrokerConfig.from_url(url, **options)
-
-
-def test_a_missing_certificate_is_a_clear_error(tmp_path: Path) -> None:
-    address = BrokerConfig.from_url("mqtts://h", ca_file=tmp_path / "absent.pem")
-    with pytest.raises(ConfigError, match="absent"):
-        make_client(address, client_id="x")
-
-
-def test_credentials_in_the_address_are_kept_out_of_texts() -> None:
-    address = BrokerConfig.from_url("mqtts://user:se%20cret@broker.example:1234")
-    assert (address.username, address.password, address.port) == ("user", "se cret", 1234)
-    assert "cret" not in address.url + repr(address)

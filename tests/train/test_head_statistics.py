@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,19 +27,20 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("shape", [(50, 7), (50, 1), (4, 5, 3, 2)])
+@pytest.mark.parametrize("shape", [(50, 7), (50, 2), (4, 5, 3, 2)])
 def test_a_softmax_in_parts_is_a_softmax(shape: tuple[int, ...]) -> None:
     logits = 5 * gaussian(*shape).double()
     parts = Softmax(logits)
     log_p = torch.log_softmax(logits, 1)
     entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)
     best = log_p.amax(1, keepdim=True)
+    others = log_p.masked_fill(log_p == best, -math.inf)
     for found, wanted in (
         (parts.p, log_p.exp()),
         (parts.log_p, log_p.clamp_min(-30)),
         (parts.entropy, entropy),
         (parts.energy, torch.logsumexp(logits, 1, keepdim=True)),
-        (parts.log_odds, (torch.log(-torch.expm1(best)) - best).clamp_min(-30)),
+        (parts.log_odds, (torch.logsumexp(others, 1, keepdim=True) - best).clamp_min(-30)),
         (parts.answer, (log_p == best).double()),
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
@@ -49,6 +52,12 @@ def test_a_sure_answer_keeps_its_digits_in_single_precision() -> None:
     for name, atol in (("entropy", 0.0), ("log_odds", 1e-7), ("energy", 0.0), ("p", 1e-30), ("log_p", 1e-7)):
         found, wanted = getattr(single, name).double(), getattr(exact, name)
         torch.testing.assert_close(found, wanted, rtol=2e-6, atol=atol)
+
+
+def test_a_single_number_stands_for_a_sigmoids_log_odds() -> None:
+    logits = torch.tensor([[3.0], [-1.0]])
+    torch.testing.assert_close(log_odds(logits), -logits)
+    assert torch.equal(class_statistics(logits)[:, 3:4], -logits)
 
 
 def test_of_many_classes_only_what_is_common_to_all_is_told() -> None:

@@ -293,6 +293,24 @@ def test_bad_losses_are_named_by_sample() -> None:
         fit_head(probe, task=negative, recipe=recipe, train=train, holdout=holdout, contract=CONTRACT)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_training_image_that_the_network_makes_no_numbers_of_is_named(task: str) -> None:
+    probe = small_probe(task)
+    train, holdout = small_sets(task)
+    images = train.images.clone()
+    images[5] = math.nan
+    recipe = replace(recipe_named("learning-loss-pp"), steps=2)
+    with pytest.raises(ConfigError, match="1 training images are not finite: #5"):
+        fit_head(
+            probe,
+            task=get_task(task),
+            recipe=recipe,
+            train=replace(train, images=images),
+            holdout=holdout,
+            contract=CONTRACT,
+        )
+
+
 def test_too_few_held_out_images_are_refused() -> None:
     probe = small_probe("classification")
     train, holdout = small_sets("classification")

@@ -145,7 +145,11 @@ class TrainFacts:
 def gather_train(
     probe: Probe, train: LabelledSet, *, contract: InputContract, maps: tuple[str, ...], seed: int
 ) -> TrainFacts:
-    """Of at most 8,192 training images: plenty for a memory of 2,048."""
+    """Of at most 8,192 training images: plenty for a memory of 2,048.
+
+    Raises ConfigError naming images that the network does not make finite numbers of: one in the memory would
+    make every frame's score NaN.
+    """
     if len(train) > 8192:
         train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:8192]))
     device = next(probe.parameters()).device
@@ -156,9 +160,17 @@ def gather_train(
             embeddings.append(signals.embedding.cpu())
             if maps:
                 statistics.append(map_statistics({name: signals.features[name] for name in maps}).cpu())
-    return TrainFacts(
+    facts = TrainFacts(
         torch.cat(embeddings), torch.cat(statistics) if maps else None, torch.as_tensor(train.targets)
     )
+    seen = (
+        facts.embeddings if facts.statistics is None else torch.cat((facts.embeddings, facts.statistics), 1)
+    )
+    bad = (~seen.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        names = ", ".join(train.ids[i] for i in bad[:5])
+        raise ConfigError(f"the network's features of {len(bad)} training images are not finite: {names}")
+    return facts
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ class Softmax:
         self.p = weight / total
         self.log_p = (gap - log_total).clamp_min(FLOOR)
         self.each = self.p if logits.shape[1] <= KNOWN_CLASSES else self.p[:, :0]
-        self.log_odds = torch.log(rest.clamp_min(math.exp(FLOOR)))
+        # One number has no others to have odds against: it stands for a sigmoid's.
+        self.log_odds = -logits if logits.shape[1] == 1 else torch.log(rest.clamp_min(math.exp(FLOOR)))
         self.energy = best + log_total
         self.entropy = log_one_plus_sum(rest) - (gap * weight).sum(1, keepdim=True) / total

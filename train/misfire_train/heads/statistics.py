@@ -41,7 +41,7 @@ def class_statistics(logits: Tensor) -> Tensor:
 
 def log_odds(logits: Tensor) -> Tensor:
     """log (1 - p_max) / p_max along dim 1, [N,1,...]: exact where p_max rounds to 1."""
-    return -logits if logits.shape[1] == 1 else Softmax(logits).log_odds
+    return Softmax(logits).log_odds
 
 
 def tile_statistics(logits: Tensor, *, tiles: tuple[int, int] = TILES) -> Tensor:

@@ -285,7 +285,8 @@ def _verdict(
     if not needed:
         return text, None
     if max(needed) > MOST_FAILURES:
-        return f"{text} Elsewhere the two are alike: more held-out failures would not tell them apart.", None
+        alike = "The two are too much alike there for more held-out failures to tell them apart."
+        return f"{text} {alike}", None
     return (
         f"{text} A gain of this size would need about {max(needed)} held-out failures to show.",
         max(needed),
