@@ -78,6 +78,13 @@ class Offer(Message):
     source: Annotated[str, Field(max_length=256)] = ""
     frame: int = 0
     priority: Annotated[int, Field(ge=0, le=9)] = 5
+    recorded_at: Annotated[float, Field(ge=0, le=253402300799)] | None = None
+    """Seconds since 1970 when the frame was recorded, if it was read from a recording that says so.
+
+    Absent for live sources: `captured_at` is the time of capture there, and the time of the replay here.
+    """
+    position_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Seconds from the start of the recording that the frame was read from."""
 
 
 class Send(Message):
