@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from misfire_runtime.messages import Offer, State, Telemetry
+from misfire_runtime.messages import Answer, Offer, State, Telemetry
 
 MAX_CAUSE = 32
 
@@ -69,7 +70,7 @@ class StoredSample:
         return self.offer.trigger.random
 
     @property
-    def prediction(self) -> dict[str, object]:
+    def prediction(self) -> Mapping[str, Answer]:
         """The model's answer in brief, such as {"class": "green", "confidence": 0.93}."""
         return self.offer.prediction
 

@@ -5,17 +5,20 @@ vehicle --data/{collector}/{sample}/{offset}--> that collector;  state, telemetr
 
 Every payload is JSON except the raw chunks. Unknown fields are ignored; an unknown version is an error that
 the sender is told of. A sample's id is the SHA-256 of its bytes, so a repeated message can do no harm.
+Every number, string, key and list of every message is bounded, so that whoever stores or shows one need not
+expect an integer of a thousand digits or a time that is no date.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from misfire_runtime.errors import MessageError
 
@@ -24,9 +27,58 @@ MAX_JSON_BYTES = 64 * 1024
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
 DEFAULT_CHUNK_BYTES = 64 * 1024
 MAX_CHUNK_BYTES = 120 * 1024
+MAX_INTEGER = 2**63 - 1
+"""The largest integer that SQLite and PostgreSQL hold."""
+MAX_KEY = 128
+MAX_TEXT = 256
+_FIRST_DATE, _LAST_DATE = -62_135_596_800, 253_402_300_799
+"""The years 1 and 9999: what a calendar can show."""
+_MAX_DEPTH = 16
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SampleId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+BundleLabel = Annotated[str, Field(max_length=130)]
+"""`name@version` of a bundle."""
+Key = Annotated[str, Field(max_length=MAX_KEY)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+WallTime = Annotated[float, Field(ge=_FIRST_DATE, le=_LAST_DATE)]
+"""Seconds since 1970."""
+Sketch = Annotated[str, Field(max_length=MAX_JSON_BYTES)]
+
+_Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+_Scalar = Text | bool | _Integer | float | None
+_Row = Annotated[list[_Scalar], Field(max_length=64)]
+_Rows = Annotated[list[_Scalar | _Row], Field(max_length=64)]
+_Shares = Annotated[dict[Text, _Scalar], Field(max_length=64)]
+Answer = _Scalar | _Rows | _Shares
+"""A value of a prediction: a scalar, a list of at most 64 numbers or points, or shares by class."""
+
+
+def _bounded(value: Any, depth: int = 0) -> None:
+    """Raises ValueError if a key, a number or the depth of `value` (parsed JSON) is out of bounds."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, dict):
+        if any(len(key) > MAX_KEY for key in value):
+            raise ValueError(f"a key has more than {MAX_KEY} characters")
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _bounded(item, depth + 1)
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ValueError(f"an integer is above {MAX_INTEGER}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number is not finite")
+
+
+def _bounded_table(table: dict[str, Any]) -> dict[str, Any]:
+    _bounded(table)
+    return table
+
+
+JsonTable = Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_bounded_table)]
+"""Nested JSON: depth, keys and numbers bounded here, its size by that of the message."""
 
 
 class Message(BaseModel):
@@ -38,7 +90,7 @@ class Message(BaseModel):
 class Clock(Message):
     """When, by three clocks: wall seconds since 1970, monotonic seconds of the boot named."""
 
-    wall: float
+    wall: WallTime
     monotonic: float
     boot_id: Annotated[str, Field(max_length=64)]
 
@@ -48,8 +100,8 @@ class Trigger(Message):
 
     name: Annotated[str, Field(max_length=64)]
     random: bool = False
-    reason: Annotated[str, Field(max_length=256)] = ""
-    rate: float | None = None
+    reason: Text = ""
+    rate: Annotated[float, Field(ge=0, le=1)] | None = None
     """The probability with which a frame of the random stream is taken; statistics weigh by its inverse."""
 
 
@@ -62,21 +114,21 @@ class Offer(Message):
     size: Annotated[int, Field(gt=0, le=MAX_SAMPLE_BYTES)]
     media_type: Annotated[str, Field(max_length=64)] = "image/jpeg"
     captured_at: Clock
-    bundle: Annotated[str, Field(max_length=130)]
-    """`name@version` of the bundle that scored it."""
-    scores: Annotated[dict[str, float], Field(max_length=64)]
-    percentiles: Annotated[dict[str, float], Field(max_length=64)] = {}
+    bundle: BundleLabel
+    """The bundle that scored it."""
+    scores: Annotated[dict[Key, float], Field(max_length=64)]
+    percentiles: Annotated[dict[Key, float], Field(max_length=64)] = {}
     """Where each score lies in its calibration, 0..1."""
     trigger: Trigger
-    prediction: Annotated[dict[str, Any], Field(max_length=16)] = {}
+    prediction: Annotated[dict[Key, Answer], Field(max_length=16)] = {}
     """The task's answer in brief, such as {"class": "green", "confidence": 0.93}."""
     embedding: Annotated[str, Field(max_length=8192)] | None = None
     """float16, little-endian, base64: see `pack_embedding`."""
-    context: Annotated[dict[str, str | float | bool], Field(max_length=64)] = {}
-    privacy: Annotated[list[str], Field(max_length=16)] = []
+    context: Annotated[dict[Key, Text | float | bool], Field(max_length=64)] = {}
+    privacy: Annotated[list[Key], Field(max_length=16)] = []
     """What was done to the image before it was written, such as "blur:faces"."""
-    source: Annotated[str, Field(max_length=256)] = ""
-    frame: int = 0
+    source: Text = ""
+    frame: Count = 0
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     recorded_at: Annotated[float, Field(ge=0, le=253402300799)] | None = None
     """Seconds since 1970 when the frame was recorded, if it was read from a recording that says so.
@@ -93,8 +145,8 @@ class Send(Message):
     verdict: Literal["send"] = "send"
     id: SampleId
     collector: Name
-    offset: Annotated[int, Field(ge=0)] = 0
-    chunk_bytes: Annotated[int, Field(gt=0)] = DEFAULT_CHUNK_BYTES
+    offset: Annotated[int, Field(ge=0, le=MAX_SAMPLE_BYTES)] = 0
+    chunk_bytes: Annotated[int, Field(gt=0, le=MAX_SAMPLE_BYTES)] = DEFAULT_CHUNK_BYTES
 
 
 class Stored(Message):
@@ -109,7 +161,7 @@ class Declined(Message):
 
     verdict: Literal["declined"] = "declined"
     id: SampleId
-    reason: Annotated[str, Field(max_length=256)]
+    reason: Text
 
 
 class Rejected(Message):
@@ -117,7 +169,7 @@ class Rejected(Message):
 
     verdict: Literal["rejected"] = "rejected"
     id: SampleId
-    reason: Annotated[str, Field(max_length=256)]
+    reason: Text
 
 
 class Busy(Message):
@@ -126,7 +178,7 @@ class Busy(Message):
     verdict: Literal["busy"] = "busy"
     id: SampleId
     retry_after_s: Annotated[float, Field(gt=0, le=86400)]
-    reason: Annotated[str, Field(max_length=256)] = ""
+    reason: Text = ""
 
 
 Verdict = Annotated[Send | Stored | Declined | Rejected | Busy, Field(discriminator="verdict")]
@@ -142,17 +194,17 @@ class Reply(Message):
 class Counters(Message):
     """Since the spool was made. captured = stored + pending + declined + rejected + evicted, always."""
 
-    frames: int = 0
-    frames_dropped: int = 0
-    frames_unreadable: int = 0
-    captured: int = 0
-    pending: int = 0
-    stored: int = 0
-    declined: int = 0
-    rejected: int = 0
-    evicted: int = 0
-    bytes_stored: int = 0
-    bytes_sent: int = 0
+    frames: Count = 0
+    frames_dropped: Count = 0
+    frames_unreadable: Count = 0
+    captured: Count = 0
+    pending: Count = 0
+    stored: Count = 0
+    declined: Count = 0
+    rejected: Count = 0
+    evicted: Count = 0
+    bytes_stored: Count = 0
+    bytes_sent: Count = 0
 
 
 class State(Message):
@@ -160,10 +212,10 @@ class State(Message):
 
     v: Literal[1] = PROTOCOL_VERSION
     online: bool
-    boot_id: str = ""
-    session: int = 0
-    bundle: str = ""
-    software: str = ""
+    boot_id: Annotated[str, Field(max_length=64)] = ""
+    session: Count = 0
+    bundle: BundleLabel = ""
+    software: Key = ""
 
 
 class Telemetry(Message):
@@ -171,32 +223,32 @@ class Telemetry(Message):
 
     v: Literal[1] = PROTOCOL_VERSION
     at: Clock
-    bundle: str
+    bundle: BundleLabel
     counters: Counters
-    disk_free_bytes: int = 0
+    disk_free_bytes: Count = 0
     latency_ms_p50: float = 0.0
     latency_ms_p99: float = 0.0
-    thresholds: dict[str, float] = {}
-    sketches: dict[str, str] = {}
+    thresholds: Annotated[dict[Key, float], Field(max_length=1024)] = {}
+    sketches: Annotated[dict[Key, Sketch], Field(max_length=64)] = {}
 
 
 class Desired(Message):
     """What the fleet wants of a vehicle (retained); taken only when `version` rises."""
 
     v: Literal[1] = PROTOCOL_VERSION
-    version: Annotated[int, Field(ge=0)]
-    bundle: str | None = None
-    config: dict[str, Any] = {}
+    version: Count
+    bundle: BundleLabel | None = None
+    config: JsonTable = {}
 
 
 class Reported(Message):
     """What a vehicle made of the desired version (retained)."""
 
     v: Literal[1] = PROTOCOL_VERSION
-    version: Annotated[int, Field(ge=0)]
-    bundle: str
+    version: Count
+    bundle: BundleLabel
     accepted: bool = True
-    reason: str = ""
+    reason: Annotated[str, Field(max_length=512)] = ""
 
 
 M = TypeVar("M", bound=Message)
@@ -217,11 +269,18 @@ def decode(kind: type[M], payload: bytes) -> M:
     try:
         return _adapter(kind).validate_json(payload)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        first = _telling(error)
+        field = ".".join(str(part) for part in first["loc"])[:MAX_KEY]
         if field == "v":
             raise MessageError(f"{kind.__name__}: protocol version is not {PROTOCOL_VERSION}") from error
         raise MessageError(f"{kind.__name__}: {field or 'payload'}: {first['msg']}") from error
+
+
+def _telling(error: ValidationError) -> Any:
+    """The first error, and of the members of a union the one whose type the value has."""
+    errors = error.errors(include_url=False, include_input=False)
+    same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
+    return next((e for e in same if not e["type"].endswith("_type")), errors[0])
 
 
 _ADAPTERS: dict[type[Message], TypeAdapter[Any]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from misfire_runtime.bundle import Bundle, QuantileTable
 from misfire_runtime.engine import Engine, EngineOptions, load_engine
 from misfire_runtime.errors import EngineError
+from misfire_runtime.messages import MAX_TEXT
 from misfire_runtime.preprocess import Image, to_tensor
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -113,17 +114,16 @@ class Scorer:
         self.engine.close()
 
     def brief(self, outputs: Outputs) -> dict[str, Any]:
-        """The task's answer in a few numbers, by the kind of output the manifest names."""
-        if "logits" in self._kinds:
-            return _brief_class(outputs[self._kinds["logits"]][0], self.classes)
-        if "values" in self._kinds:
-            values = outputs[self._kinds["values"]].reshape(-1)[:64]
-            return {"values": [_number(v) for v in values]}
-        if "heatmaps" in self._kinds:
-            return _brief_keypoints(outputs[self._kinds["heatmaps"]][0])
-        if "segmentation" in self._kinds:
-            return _brief_segmentation(outputs[self._kinds["segmentation"]][0], self.classes)
-        return {}
+        """The task's answer in a few numbers, by the kind of output the manifest names.
+
+        An answer with NaN or infinite values is none: {"not_finite": how many} is returned instead.
+        """
+        kind = next((kind for kind in _ANSWERS if kind in self._kinds), None)
+        if kind is None:
+            return {}
+        values = outputs[self._kinds[kind]]
+        not_finite = values.size - int(np.isfinite(values).sum())
+        return {"not_finite": not_finite} if not_finite else _ANSWERS[kind](values, self.classes)
 
 
 def percentile(table: QuantileTable, value: float) -> float:
@@ -146,40 +146,51 @@ def quantile(table: QuantileTable, level: float) -> float:
 
 
 def _brief_class(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """logits [K]."""
-    flat = np.asarray(logits, np.float64).reshape(-1)
-    if flat.size == 0 or not np.isfinite(flat).all():
+    """logits [1,K]."""
+    flat = np.asarray(logits[0], np.float64).reshape(-1)
+    if flat.size == 0:
         return {}
     best = int(flat.argmax())
     confidence = 1.0 / float(np.exp(flat - flat[best]).sum())
-    return {"class": classes[best] if best < len(classes) else str(best), "confidence": round(confidence, 4)}
+    return {"class": _class_name(best, classes), "confidence": round(confidence, 4)}
 
 
-def _brief_keypoints(heatmaps: NDArray[Any]) -> dict[str, Any]:
-    """heatmaps [J,H,W]: the peak of each joint, in 0..1 of width and height."""
-    _joints, height, width = heatmaps.shape
-    flat = heatmaps.reshape(len(heatmaps), -1)
-    peaks = flat.argmax(1)
+def _brief_values(values: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    """values [1,...]: the first 64."""
+    return {"values": [round(float(value), 5) for value in values.reshape(-1)[:64]]}
+
+
+def _brief_keypoints(heatmaps: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    """heatmaps [1,J,H,W]: the peak of each of the first 64 joints, in 0..1 of width and height."""
+    _batch, joints, height, width = heatmaps.shape
+    flat = heatmaps[0].reshape(joints, -1)[:64]
     points = [
         [
             round((int(p) % width + 0.5) / width, 4),
             round((int(p) // width + 0.5) / height, 4),
-            _number(row[p]),
+            round(float(row[p]), 5),
         ]
-        for row, p in zip(flat, peaks, strict=True)
+        for row, p in zip(flat, flat.argmax(1), strict=True)
     ]
-    return {"points": points[:64]}
+    return {"points": points}
 
 
 def _brief_segmentation(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """logits [K,H,W]: the share of pixels of the eight largest classes."""
-    shares = np.bincount(logits.argmax(0).reshape(-1), minlength=len(logits)) / logits[0].size
+    """logits [1,K,H,W]: the share of pixels of the eight largest classes."""
+    shares = np.bincount(logits[0].argmax(0).reshape(-1), minlength=logits.shape[1]) / logits[0, 0].size
     largest = [int(k) for k in np.argsort(-shares)[:8] if shares[k] > 0]
-    return {
-        "shares": {classes[k] if k < len(classes) else str(k): round(float(shares[k]), 4) for k in largest}
-    }
+    return {"shares": {_class_name(k, classes): round(float(shares[k]), 4) for k in largest}}
 
 
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return round(number, 5) if math.isfinite(number) else None
+def _class_name(index: int, classes: tuple[str, ...]) -> str:
+    """As far as it fits an offer."""
+    return classes[index][:MAX_TEXT] if index < len(classes) else str(index)
+
+
+_ANSWERS: dict[str, Callable[[NDArray[Any], tuple[str, ...]], dict[str, Any]]] = {
+    "logits": _brief_class,
+    "values": _brief_values,
+    "heatmaps": _brief_keypoints,
+    "segmentation": _brief_segmentation,
+}
+"""By kind of output; of several the first."""

@@ -166,4 +166,19 @@ def test_keypoints_segmentation_and_values_are_summed_up_in_brief(bundle: Bundle
     scorer._kinds = {"segmentation": "s"}
     assert scorer.brief({"s": pixels}) == {"shares": {"road": 0.5, "sky": 0.5}}
     scorer._kinds = {"values": "v"}
-    assert scorer.brief({"v": np.float32([[0.5, np.nan]])}) == {"values": [0.5, None]}
+    assert scorer.brief({"v": np.float32([[0.5, 0.25]])}) == {"values": [0.5, 0.25]}
+
+
+@pytest.mark.parametrize("kind", ["logits", "values", "heatmaps", "segmentation"])
+def test_an_answer_that_is_not_finite_says_so_instead_of_null(bundle: Bundle, kind: str) -> None:
+    scorer = Scorer.load(bundle)
+    scorer._kinds = {kind: "output"}
+    output = np.zeros((1, 3, 4, 4) if kind in ("heatmaps", "segmentation") else (1, 3), np.float32)
+    output.flat[0], output.flat[2] = np.nan, np.inf
+    assert scorer.brief({"output": output}) == {"not_finite": 2}
+
+
+def test_a_class_name_longer_than_an_offer_takes_is_cut(bundle: Bundle) -> None:
+    scorer = Scorer.load(bundle)
+    scorer._kinds, scorer.classes = {"logits": "output"}, ("x" * 300, "y")
+    assert scorer.brief({"output": np.float32([[5.0, 1.0]])})["class"] == "x" * 256
