@@ -1,15 +1,19 @@
-"""When a certificate expires, read from its PEM or DER without a cryptography library (a vehicle has none).
+"""Reads a certificate's expiry and common name without a cryptography library (a vehicle has none).
 
-Certificate ::= SEQ { tbs SEQ { [0] version?, serial, algorithm, issuer, validity SEQ { from, until }, ...
-(RFC 5280, section 4.1). Nothing is verified here: that is TLS's work.
+Certificate ::= SEQ { tbs SEQ { [0] version?, serial, algorithm, issuer, validity SEQ { from, until },
+subject SEQ OF SET OF SEQ { attribute, value }, ... (RFC 5280, section 4.1). PEM or DER. Nothing is verified
+here: that is TLS's work.
 """
 
 from __future__ import annotations
 
 import ssl
 from datetime import datetime, timezone
+from pathlib import Path
 
-_SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED = 0x30, 0xA0, 0x17, 0x18
+_SEQUENCE, _SET, _VERSION, _UTC_TIME, _GENERALIZED, _BMP = 0x30, 0x31, 0xA0, 0x17, 0x18, 0x1E
+_COMMON_NAME = bytes.fromhex("550403")
+"""Object identifier 2.5.4.3."""
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
@@ -17,18 +21,56 @@ def not_after(data: bytes) -> float:
     """End of validity of the first certificate in `data`, seconds since 1970. Raises ValueError."""
     der = _der(data)
     try:
-        certificate = _expect(der, 0, _SEQUENCE)
-        at, _end = _expect(der, certificate[0], _SEQUENCE)
-        if der[at] == _VERSION:
-            at = _element(der, at)[2]
-        for _field in ("serial", "algorithm", "issuer"):
-            at = _element(der, at)[2]
-        at, _end = _expect(der, at, _SEQUENCE)
+        at, _end = _expect(der, _validity(der), _SEQUENCE)
         at = _element(der, at)[2]
         start, tag, end = _element(der, at)
     except IndexError as error:
         raise ValueError("not a certificate: it ends too early") from error
     return _time(tag, der[start:end].decode("ascii"))
+
+
+def common_name(data: bytes) -> str | None:
+    """Common name of the subject of the first certificate in `data`; None where it has none. Raises ValueError."""
+    der = _der(data)
+    try:
+        at, end = _expect(der, _element(der, _validity(der))[2], _SEQUENCE)
+        while at < end:
+            attributes, at = _expect(der, at, _SET)
+            kind, _ = _expect(der, attributes, _SEQUENCE)
+            start, _tag, stop = _element(der, kind)
+            if der[start:stop] == _COMMON_NAME:
+                start, tag, stop = _element(der, stop)
+                return der[start:stop].decode("utf-16-be" if tag == _BMP else "utf-8", errors="replace")
+    except IndexError as error:
+        raise ValueError("not a certificate: it ends too early") from error
+    return None
+
+
+def name_problem(cert_file: Path, vehicle: str) -> str | None:
+    """Says that a vehicle's client certificate is issued to another name; None where it fits.
+
+    Brokers that take the name from the certificate (`use_identity_as_username`) let a client use only the topics
+    of that name. Raises OSError, ValueError where the file cannot be read as a certificate.
+    """
+    name = common_name(cert_file.read_bytes())
+    if name == vehicle:
+        return None
+    issued = "has no common name" if name is None else f"is issued to {name!r}"
+    return (
+        f"{cert_file.name} {issued}, but this vehicle is {vehicle!r}: a broker that takes the name from the "
+        "certificate refuses its topics; set `vehicle` to that name, or issue a certificate for this vehicle"
+    )
+
+
+def _validity(der: bytes) -> int:
+    """Where the element `validity` begins; the subject follows it."""
+    certificate = _expect(der, 0, _SEQUENCE)
+    at, _end = _expect(der, certificate[0], _SEQUENCE)
+    if der[at] == _VERSION:
+        at = _element(der, at)[2]
+    for _field in ("serial", "algorithm", "issuer"):
+        at = _element(der, at)[2]
+    return at
 
 
 def _der(data: bytes) -> bytes:
