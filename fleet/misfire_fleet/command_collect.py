@@ -19,6 +19,7 @@ from misfire_fleet.command_options import (
     BlobsUrl,
     DatabaseUrl,
     FleetDir,
+    Insecure,
     open_store,
     stop_on_signals,
 )
@@ -43,6 +44,7 @@ def collect(
     blobs: BlobsUrl = None,
     name: Annotated[str | None, typer.Option(help="Unique among collectors; made up where absent.")] = None,
     protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    insecure: Insecure = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Serve /metrics and /healthz here; 0 takes a free port.")
@@ -61,6 +63,7 @@ def collect(
     address = BrokerConfig.from_url(
         broker,
         protocol=protocol,
+        insecure=insecure,
         ca_file=ca_file,
         cert_file=cert_file,
         key_file=key_file,

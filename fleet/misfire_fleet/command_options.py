@@ -25,6 +25,10 @@ BlobsUrl = Annotated[
     str | None,
     typer.Option("--blobs", envvar="MISFIRE_BLOBS", help="Instead: a folder or s3://BUCKET/PREFIX."),
 ]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", envvar="MISFIRE_INSECURE", help="Allow plain mqtt:// to another machine."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")]
 DEFAULT_DIR = Path("fleet")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from misfire_fleet.command_options import AsJson, show, stop_on_signals
+from misfire_fleet.command_options import AsJson, Insecure, show, stop_on_signals
 from misfire_fleet.simulate import Swarm
 from misfire_fleet.simulate_car import Faults, Plan
 from misfire_fleet.simulate_samples import Mint, read_pictures
@@ -28,6 +28,7 @@ def simulate(
     ] = None,
     broker: Annotated[str, typer.Option(envvar="MISFIRE_BROKER")] = "mqtt://127.0.0.1:1883",
     protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    insecure: Insecure = False,
     fleet: Annotated[str, typer.Option(help="The fleet's name in topics.")] = "default",
     window: Annotated[int, typer.Option(min=1, help="Samples that a vehicle offers at once.")] = 4,
     max_pending: Annotated[int, typer.Option(min=1, help="Samples that a vehicle keeps.")] = 64,
@@ -53,7 +54,7 @@ def simulate(
         seed=seed,
         faults=Faults(drop, repeat, reorder, corrupt, reconnect),
     )
-    swarm = Swarm(BrokerConfig.from_url(broker, protocol=protocol), plan, mint=mint)
+    swarm = Swarm(BrokerConfig.from_url(broker, protocol=protocol, insecure=insecure), plan, mint=mint)
     with stop_on_signals() as stop:
         swarm.run(stop)
     result = report(swarm)

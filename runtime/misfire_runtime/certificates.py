@@ -30,7 +30,7 @@ def not_after(data: bytes) -> float:
 
 
 def common_name(data: bytes) -> str | None:
-    """Common name of the subject of the first certificate in `data`; None where it has none. Raises ValueError."""
+    """Common name of the first certificate in `data`; None if it has none. Raises ValueError."""
     der = _der(data)
     try:
         at, end = _expect(der, _element(der, _validity(der))[2], _SEQUENCE)
@@ -49,8 +49,8 @@ def common_name(data: bytes) -> str | None:
 def name_problem(cert_file: Path, vehicle: str) -> str | None:
     """Says that a vehicle's client certificate is issued to another name; None where it fits.
 
-    Brokers that take the name from the certificate (`use_identity_as_username`) let a client use only the topics
-    of that name. Raises OSError, ValueError where the file cannot be read as a certificate.
+    A broker that takes the name from the certificate (`use_identity_as_username`) lets a client use only the
+    topics of that name. Raises OSError, ValueError where the file cannot be read as a certificate.
     """
     name = common_name(cert_file.read_bytes())
     if name == vehicle:

@@ -353,7 +353,7 @@ def _message(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return "unknown key"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    value = problem.get("input")
+    value = problem.get("input") if problem["loc"][:1] != ("broker",) else None  # it may hold a password
     return f"{message}, got {value!r}" if isinstance(value, str | int | float | bool) else message
 
 

@@ -42,8 +42,12 @@ def run(
     ] = None,
     spool: Annotated[Path | None, typer.Option(help="Folder where chosen samples wait.")] = None,
     broker: Annotated[
-        str | None, typer.Option(help="mqtt://HOST:PORT or mqtts://...; none: spool only.")
+        str | None,
+        typer.Option(help="mqtts://HOST:PORT of the broker. Default: none, keep samples in the spool."),
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain mqtt:// to another machine.")
+    ] = False,
     fleet: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None,
     vehicle: Annotated[str | None, typer.Option(help="Name of this vehicle.")] = None,
     rate: Annotated[
@@ -69,7 +73,7 @@ def run(
         "bundle": bundle,
         "source": [{"input": item, "name": _camera(item, source)} for item in source] if source else None,
         "spool": {"path": spool} if spool else None,
-        "broker": _broker(broker, protocol),
+        "broker": broker_options(broker, protocol, insecure=insecure),
         "fleet": fleet,
         "vehicle": vehicle,
         "rate": rate,
@@ -183,9 +187,10 @@ def _camera(item: str, items: list[str] | None) -> str:
     return f"camera{items.index(item)}" if items is not None and len(items) > 1 else ""
 
 
-def _broker(url: str | None, protocol: str | None) -> dict[str, Any] | None:
-    found = {key: value for key, value in (("url", url), ("protocol", protocol)) if value is not None}
-    return found or None
+def broker_options(url: str | None, protocol: str | None, *, insecure: bool) -> dict[str, Any] | None:
+    """Keys of the `[broker]` table that were given as options; None where there are none."""
+    given = {"url": url, "protocol": protocol, "insecure": insecure or None}
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def _print(result: RunResult, *, as_json: bool) -> None:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.config import VehicleConfig, explain
+from misfire_runtime.config import VehicleConfig
 from misfire_runtime.context import Context, ContextListener
 from misfire_runtime.engine import EngineOptions
 from misfire_runtime.errors import ConfigError, MisfireError
@@ -210,17 +208,8 @@ class _Session:
 
 
 def broker_config(config: VehicleConfig) -> BrokerConfig | None:
-    """The `[broker]` table: a `url`, or host and port, and other fields of BrokerConfig."""
-    table = dict(config.broker or {})
-    url = table.pop("url", None)
-    if url is None and "host" not in table:
-        return None
-    if url is not None:
-        return BrokerConfig.from_url(str(url), **table)
-    try:
-        return BrokerConfig.model_validate(table)
-    except ValidationError as error:
-        raise ConfigError(explain(error, text="", file="broker")) from error
+    """The `[broker]` table; None where it names no broker. Raises ConfigError."""
+    return BrokerConfig.from_table(config.broker or {})
 
 
 def _load_scorer(config: VehicleConfig) -> Scorer:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import re
 import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -19,10 +22,22 @@ MAX_HANDED = 8
 """Messages that paho may hold at once: its own queue is in memory and without bound."""
 
 
-class BrokerConfig(BaseModel):
-    """One broker. `mqtts://` (port 8883) means TLS; a password belongs in `password_file`."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_PLACE = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:/?#\[\]]*)(:\d+(?=/?$))?")
+"""A host, and a port of digits at the end: the part of an address that cannot hold a password."""
+_EXPECTED = (
+    "expected mqtt://HOST:PORT or mqtts://HOST:PORT; a password with : / ? # @ in it belongs in password_file"
+)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class BrokerConfig(BaseModel):
+    """One broker. `mqtts://` (port 8883) means TLS; a password belongs in `password_file`.
+
+    Plain MQTT to another machine shows pictures and password to everybody on the way, and lets them forge
+    verdicts that delete samples: it needs `insecure`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
     port: Annotated[int, Field(gt=0, lt=65536)] = 1883
@@ -37,6 +52,8 @@ class BrokerConfig(BaseModel):
     password_file: Path | None = None
     client_id: str | None = None
     """For brokers that tie a client id to a certificate; else one is made of vehicle and boot."""
+    insecure: bool = False
+    """Allows plain MQTT to another machine."""
     keepalive_s: Annotated[int, Field(ge=2, le=3600)] = 30
     connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5.0
 
@@ -48,38 +65,93 @@ class BrokerConfig(BaseModel):
             raise ValueError("key_file needs cert_file")
         return self
 
+    @model_validator(mode="after")
+    def _plain_stays_here(self) -> BrokerConfig:
+        if not (self.tls or self.insecure or _is_loopback(self.host)):
+            raise ValueError(
+                f"plain MQTT to {self.host} is not encrypted; use mqtts://, or allow it on a network that you "
+                "trust: --insecure, or `insecure = true` in [broker]"
+            )
+        return self
+
     @classmethod
     def from_url(cls, url: str, **options: object) -> BrokerConfig:
-        """`mqtt[s]://[user[:password]@]host[:port]` with further fields as options. Raises ConfigError."""
+        """`mqtt[s]://[user[:password]@]host[:port]` with further fields as options. Raises ConfigError.
+
+        No error shows a password, nor what may be a part of one: an address is shown without what precedes
+        its last `@`, and causes that quote it are cut off.
+        """
+        shown = _without_credentials(url)
         try:
             parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"broker {url!r}: {error}; expected mqtt://HOST:PORT") from error
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/"):
-            raise ConfigError(f"broker {url!r}: expected mqtt://HOST:PORT or mqtts://HOST:PORT")
-        tls = parts.scheme == "mqtts"
-        fields: dict[str, object] = {
-            "host": parts.hostname,
-            "port": port or (8883 if tls else 1883),
-            "tls": tls,
-        }
+            scheme, host, port, path = parts.scheme, parts.hostname, parts.port, parts.path
+        except ValueError:
+            raise ConfigError(f"broker {shown!r}: {_EXPECTED}") from None
+        if (
+            scheme not in ("mqtt", "mqtts")
+            or not host
+            or path not in ("", "/")
+            or parts.query
+            or parts.fragment
+        ):
+            raise ConfigError(f"broker {shown!r}: {_EXPECTED}")
+        tls = scheme == "mqtts"
+        fields: dict[str, object] = {"host": host, "port": port or (8883 if tls else 1883), "tls": tls}
         if parts.username:
             fields["username"] = unquote(parts.username)
         if parts.password:
             fields["password"] = unquote(parts.password)
+        return cls._checked({**fields, **options}, f"broker {shown!r}")
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, object]) -> BrokerConfig | None:
+        """The `[broker]` table of a configuration: a `url`, or host and port, and other fields.
+
+        None where it names no broker. Raises ConfigError, which shows no password.
+        """
+        options = dict(table)
+        url = options.pop("url", None)
+        if url is not None:
+            return cls.from_url(str(url), **options)
+        return cls._checked(options, "broker") if "host" in options else None
+
+    @classmethod
+    def _checked(cls, fields: Mapping[str, object], where: str) -> BrokerConfig:
         try:
-            return cls.model_validate({**fields, **options})
+            return cls.model_validate(fields)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "options"
-            raise ConfigError(f"broker {url!r}: {field}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        what = (
+            "unknown key"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
+        raise ConfigError(f"{where}: {field + ': ' if field else ''}{what}")
 
     @property
     def url(self) -> str:
         """Address without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+def _without_credentials(url: str) -> str:
+    """What of an address may be shown, however malformed it is."""
+    scheme, found, rest = url.partition("://")
+    if not found or not _SCHEME.fullmatch(scheme):
+        scheme, found, rest = "", "", url
+    place = rest.rpartition("@")[2]
+    match = _PLACE.match(place)
+    shown = match.group() if match else ""
+    return f"{scheme}{found}{shown}" + ("..." if shown != place else "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def make_client(
