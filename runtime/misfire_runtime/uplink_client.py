@@ -69,7 +69,7 @@ class BrokerConfig(BaseModel):
     def _plain_stays_here(self) -> BrokerConfig:
         if not (self.tls or self.insecure or _is_loopback(self.host)):
             raise ValueError(
-                f"plain MQTT to {self.host} is not encrypted; use mqtts://, or allow it on a network that you "
+                f"plain MQTT to {self.host} is not encrypted; use mqtts://, or allow it on a network you "
                 "trust: --insecure, or `insecure = true` in [broker]"
             )
         return self
