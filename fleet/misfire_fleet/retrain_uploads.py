@@ -23,7 +23,7 @@ from misfire_fleet.store_records import StoredSample
 from misfire_runtime.errors import ConfigError, ImageError
 from misfire_runtime.preprocess import Image, decode_image
 from misfire_train.data import Examples
-from misfire_train.data.images import DecodedImages
+from misfire_train.data.images import DecodedImages, ImageSubset
 from misfire_train.runs import Run
 
 MAX_LABEL_BYTES = 256 * 1024 * 1024
@@ -79,54 +79,69 @@ def _parse(path: Path, rows: csv.DictReader[str]) -> dict[str, str]:
 def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
     """The store's samples that have a label, decodable, as examples; ids are the samples' own.
 
-    Groups are a vehicle's minutes: neighbouring frames stay together in every later split.
+    Only labelled rows are read, and each image is decoded once, as far as its pixels fit in the cache of
+    `DecodedImages`. Groups are a vehicle's minutes: neighbouring frames stay together in every later split.
     Raises ConfigError on a label that the run's task cannot mean, StoreError where nothing is left.
     """
     wanted = read_labels(labels)
-    stored = store.newest(store.count() or 1)
-    chosen, problems = [], []
-    skipped = {"not_stored": len(set(wanted) - {s.id for s in stored}), "not_an_image": 0, "undecodable": 0}
-    targets: list[NDArray[Any]] = []
     # By id, not by arrival: the same uploads make the same run, in whatever order they came.
-    for sample in sorted(stored, key=lambda each: each.id):
-        text = wanted.get(sample.id)
-        if text is None:
-            continue
-        problem = _unusable(store, sample)
-        if problem is not None:
-            skipped[problem[0]] += 1
-            problems.append(problem[1])
-            continue
-        targets.append(parse_label(text, run=run, sample=sample.id, beside=labels.parent))
-        chosen.append(sample)
-    if not chosen:
+    labelled = store.among(list(wanted))
+    total = store.count()
+    pictures = [sample for sample in labelled if sample.media_type.startswith("image/")]
+    problems = [f"{s.id[:16]}: {s.media_type}" for s in labelled if not s.media_type.startswith("image/")]
+    images = DecodedImages(lambda i: _read(store, pictures[i]), count=len(pictures))
+    usable, damaged = _decodable(images, run)
+    if not usable:
         raise StoreError(
             f"none of the {len(wanted)} labels in {labels} belongs to a usable image "
-            f"among {len(stored)} stored samples"
+            f"among {total} stored samples"
         )
+    chosen = [pictures[i] for i in usable]
     examples = Examples(
-        images=DecodedImages(lambda i: _read(store, chosen[i]), count=len(chosen)),
-        targets=np.stack(targets),
+        images=ImageSubset(images, usable),
+        targets=np.stack(
+            [parse_label(wanted[s.id], run=run, sample=s.id, beside=labels.parent) for s in chosen]
+        ),
         ids=tuple(sample.id for sample in chosen),
-        groups=tuple(f"{sample.vehicle}/{int(sample.captured_at // _GROUP_S)}" for sample in chosen),
+        groups=tuple(map(_minute, chosen)),
     )
-    unlabelled = sum(sample.id not in wanted for sample in stored)
-    return Uploads(examples, len(stored), unlabelled, skipped, tuple(problems[:10]))
+    skipped = {
+        "not_stored": len(wanted) - len(labelled),
+        "not_an_image": len(labelled) - len(pictures),
+        "undecodable": len(damaged),
+    }
+    return Uploads(examples, total, total - len(labelled), skipped, (*problems, *damaged)[:10])
 
 
 def _read(store: Store, sample: StoredSample) -> Image:
     return decode_image(store.read_blob(sample.id), name=sample.id)
 
 
-def _unusable(store: Store, sample: StoredSample) -> tuple[str, str] | None:
-    """Why a sample cannot be trained on, as (counter, sentence), or None."""
-    if not sample.media_type.startswith("image/"):
-        return "not_an_image", f"{sample.id[:16]}: {sample.media_type}"
-    try:
-        _read(store, sample)
-    except (ImageError, SampleGoneError) as error:
-        return "undecodable", str(error)
-    return None
+def _decodable(images: DecodedImages, run: Run) -> tuple[list[int], list[str]]:
+    """Returns the places of the images that decode, and a sentence for each other one.
+
+    The pixels are asked for as training will, so that they are kept from here on.
+    """
+    usable, problems = [], []
+    for place in range(len(images)):
+        try:
+            images.planes(np.array([place]), run.contract)
+        except (ImageError, SampleGoneError) as error:
+            problems.append(str(error))
+        else:
+            usable.append(place)
+    return usable, problems
+
+
+def _minute(sample: StoredSample) -> str:
+    """Returns the minute that a sample belongs to, by the recording's own time where it has one.
+
+    A recording without a date has only its position: by the clock, an hour replayed in a minute is one group.
+    """
+    offer = sample.offer
+    if offer.recorded_at is None and offer.position_s is not None:
+        return f"{sample.vehicle}/{offer.source}/{int(offer.position_s // _GROUP_S)}"
+    return f"{sample.vehicle}/{int(sample.captured_at // _GROUP_S)}"
 
 
 def parse_label(text: str, *, run: Run, sample: str, beside: Path) -> NDArray[Any]:

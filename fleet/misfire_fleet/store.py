@@ -9,7 +9,6 @@ bytes. A sample's id is the SHA-256 of its bytes; storing it twice, by whomever,
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,12 @@ from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store_blobs import Blobs, Staged, open_blobs
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_deletion import Deletions
+from misfire_fleet.store_offers import offer_of, offer_record, row_of
 from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
 from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import MisfireError
-from misfire_runtime.messages import Offer
 
 _MANY = 500
 
@@ -103,7 +102,11 @@ class Store:
         now = wall_time()
         with self.database.write() as connection:
             gone = set(connection.scalars(self._buried, self.database.ids(list(wanted))))
-            rows = [_row_of(sample, now) for key, sample in wanted.items() if key not in gone]
+            rows = [
+                row_of(offer_record(sample, stored_at=now))
+                for key, sample in wanted.items()
+                if key not in gone
+            ]
             inserted = self.database.insert_new(connection, samples, rows)
         if gone:
             self.blobs.delete_many(gone)
@@ -145,6 +148,17 @@ class Store:
             query = query.where(condition)
         with self.database.read() as connection:
             return int(connection.scalar(query) or 0)
+
+    def among(self, ids: Sequence[str]) -> list[StoredSample]:
+        """Those of the ids that are stored, by id; only their rows are read."""
+        ordered = sorted(set(ids))
+        query = select(samples).where(samples.c.id.in_(self.database.among(samples))).order_by(samples.c.id)
+        with self.database.read() as connection:
+            return [
+                _sample_of(row)
+                for start in range(0, len(ordered), _MANY)
+                for row in connection.execute(query, self.database.ids(ordered[start : start + _MANY]))
+            ]
 
     def get(self, sample: str) -> StoredSample:
         """Raises SampleGoneError where there is no such row."""
@@ -235,27 +249,6 @@ def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _row_of(sample: NewSample, now: float) -> dict[str, Any]:
-    offer = sample.offer
-    return {
-        "id": offer.id,
-        "vehicle": offer.vehicle,
-        "captured_at": offer.captured_at.wall,
-        "stored_at": now,
-        "bundle": offer.bundle,
-        "trigger": offer.trigger.name,
-        "random": offer.trigger.random,
-        "percentile": max(offer.percentiles.values(), default=None),
-        "media_type": offer.media_type,
-        "size": offer.size,
-        "width": sample.width,
-        "height": sample.height,
-        "collector": sample.collector,
-        "embedding": None if offer.embedding is None else base64.b64decode(offer.embedding),
-        "offer": offer.model_dump_json(),
-    }
-
-
 def _sample_of(row: Row[Any]) -> StoredSample:
     return StoredSample(
         seq=row.seq,
@@ -270,7 +263,7 @@ def _sample_of(row: Row[Any]) -> StoredSample:
         width=row.width,
         height=row.height,
         collector=row.collector,
-        offer=Offer.model_validate_json(row.offer),
+        offer=offer_of(row),
     )
 
 

@@ -169,15 +169,12 @@ class Deletions:
 
     def _seq_within(self, max_bytes: int) -> int:
         """The newest row that must go so that all newer rows together are at most `max_bytes`."""
-        total = 0
+        over = func.sum(samples.c.size).over(order_by=samples.c.seq.desc()).label("newer_bytes")
+        running = select(samples.c.seq, over).subquery()
+        query = select(func.max(running.c.seq)).where(running.c.newer_bytes > max_bytes)
         with self._database.read() as connection:
-            for row in connection.execute(
-                select(samples.c.seq, samples.c.size).order_by(samples.c.seq.desc())
-            ):
-                total += row.size
-                if total > max_bytes:
-                    return int(row.seq)
-        return -1
+            newest: int | None = connection.scalar(query)
+        return -1 if newest is None else newest
 
 
 def _covered_by(hold: Hold) -> list[ColumnElement[bool]]:

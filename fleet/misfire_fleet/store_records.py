@@ -32,7 +32,7 @@ Outcome = Literal["stored", "duplicate", "deleted"]
 
 @dataclass(frozen=True)
 class StoredSample:
-    """One row of `samples`. Times are wall seconds since 1970; `captured_at` is by the vehicle's clock."""
+    """One row of `samples`. Times are seconds since 1970; `captured_at` is that of `capture_time`."""
 
     seq: int
     id: str

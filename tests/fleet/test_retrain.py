@@ -15,13 +15,15 @@ from misfire_fleet.retrain import retrain_from_store
 from misfire_fleet.retrain_loop import divide, retrain_run, shifted_test
 from misfire_fleet.retrain_uploads import labelled_uploads, parse_label, read_labels
 from misfire_fleet.store import Store
+from misfire_fleet.store_offers import offer_of
 from misfire_fleet.store_records import NewSample
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Clock
-from misfire_runtime.preprocess import encode_png
+from misfire_runtime.preprocess import decode_image, encode_png
 from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import corrupt
+from misfire_train.data.images import planes
 from misfire_train.loop import train_run
 from misfire_train.runs import Run, load_run, read_splits, run_splits
 from misfire_train.train_config import parse_train_config
@@ -150,6 +152,52 @@ def test_unusable_uploads_are_counted_and_named(run: Run, tmp_path: Path) -> Non
         labels.write_text("id,label\n" + "f" * 64 + ",3\n")
         with pytest.raises(StoreError, match="none of the 1 labels"):
             labelled_uploads(store, labels, run=run)
+
+
+def test_only_labelled_rows_are_read_and_each_image_is_decoded_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [encode_png(np.full((8, 8, 3), 5 * i, np.uint8)) for i in range(30)]
+    offers = [make_offer(picture, media_type="image/png") for picture in pictures]
+    wanted = sorted(offer.id for offer in offers[4:8])
+    read: list[str] = []
+    decoded: list[str] = []
+    monkeypatch.setattr("misfire_fleet.store.offer_of", lambda row: read.append(row.id) or offer_of(row))
+    monkeypatch.setattr(
+        "misfire_fleet.retrain_uploads.decode_image",
+        lambda data, name: decoded.append(name) or decode_image(data, name=name),
+    )
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,label\n" + "".join(f"{key},3\n" for key in wanted))
+    with Store.open_folder(tmp_path) as store:
+        store.add_many([NewSample(o, d, 8, 8, "c") for o, d in zip(offers, pictures, strict=True)])
+        uploads = labelled_uploads(store, labels, run=run)
+        assert (uploads.stored, uploads.unlabelled) == (30, 26)
+        for _ in range(2):
+            planes(uploads.examples.images, range(4), run.contract)
+    assert sorted(read) == sorted(decoded) == wanted
+
+
+def test_groups_are_minutes_of_the_recording_not_of_its_replay(run: Run, tmp_path: Path) -> None:
+    replayed = Clock(wall=1_700_000_000.0, monotonic=5.0, boot_id="boot")
+    times: list[dict[str, float | str]] = [
+        {"recorded_at": 1_500_000_000.0 + 30 * i, "position_s": 30.0 * i} for i in range(4)
+    ]
+    times += [{"source": "drive.mp4", "position_s": 30.0 * i} for i in range(4)]
+    pictures = [encode_png(np.full((8, 8, 3), 20 * i, np.uint8)) for i in range(8)]
+    offers = [
+        make_offer(picture, media_type="image/png", captured_at=replayed, **fields)
+        for picture, fields in zip(pictures, times, strict=True)
+    ]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,label\n" + "".join(f"{offer.id},3\n" for offer in offers))
+    with Store.open_folder(tmp_path) as store:
+        store.add_many([NewSample(o, d, 8, 8, "c") for o, d in zip(offers, pictures, strict=True)])
+        examples = labelled_uploads(store, labels, run=run).examples
+    group = dict(zip(examples.ids, examples.groups, strict=True))
+    groups = [group[offer.id] for offer in offers]
+    assert groups[:4] == [f"car-1/{25_000_000 + i // 2}" for i in range(4)]
+    assert groups[4:] == [f"car-1/drive.mp4/{i // 2}" for i in range(4)]
 
 
 def test_the_order_of_arrival_does_not_matter(run: Run, tmp_path: Path) -> None:

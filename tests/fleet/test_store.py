@@ -14,13 +14,14 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import CursorResult, text
 from tests.fleet.conftest import make_offer
 from tests.services import ObjectStore, Postgres, object_store, postgres
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import FolderBlobs, ObjectBlobs
+from misfire_fleet.store_offers import offer_of
 from misfire_fleet.store_records import Hold, NewSample, SampleFilter
 from misfire_fleet.store_schema import metadata
 from misfire_runtime.messages import Clock, Counters, State, Telemetry, Trigger, pack_embedding
@@ -69,6 +70,14 @@ def again(store: Store) -> Store:
     url = store.database.engine.url.render_as_string(hide_password=False)
     assert isinstance(store.blobs, ObjectBlobs)
     return Store.open(url, store.blobs.url, blob_options=store.blobs.options)
+
+
+NOON = 1_700_000_000.0
+
+
+def at(second: float) -> Clock:
+    """So many seconds after NOON by the vehicle's clock."""
+    return Clock(wall=NOON + second, monotonic=0, boot_id="")
 
 
 def sample(number: int, **fields: object) -> NewSample:
@@ -141,7 +150,7 @@ def test_newest_come_first_and_filters_combine(anywhere: Store) -> None:
                 number,
                 vehicle=f"car-{number % 2}",
                 bundle=f"lights@{number % 3}.0.0",
-                captured_at=Clock(wall=1000.0 + number, monotonic=0, boot_id=""),
+                captured_at=at(number),
                 percentiles={"entropy": number / 10},
                 trigger=Trigger(name="random" if number % 5 == 0 else "rate", random=number % 5 == 0),
             )
@@ -152,17 +161,86 @@ def test_newest_come_first_and_filters_combine(anywhere: Store) -> None:
     def numbers(**filters: object) -> list[int]:
         rows = anywhere.newest(100, SampleFilter(**filters))  # type: ignore[arg-type]
         assert anywhere.count(SampleFilter(**filters)) == len(rows)  # type: ignore[arg-type]
-        return [round(row.captured_at - 1000) for row in rows]
+        return [round(row.captured_at - NOON) for row in rows]
 
     assert numbers() == list(range(9, -1, -1))
     assert numbers(vehicle="car-1") == [9, 7, 5, 3, 1]
     assert numbers(vehicle="car-1", random=True) == [5]
-    assert numbers(captured_from=1003.0, captured_to=1006.0) == [5, 4, 3]
+    assert numbers(captured_from=NOON + 3, captured_to=NOON + 6) == [5, 4, 3]
     assert numbers(min_percentile=0.7, bundle="lights@0.0.0") == [9]
     assert numbers(trigger="random") == [5, 0]
     middle = anywhere.newest(5)[-1].seq
     assert numbers(before_seq=middle) == [4, 3, 2, 1, 0]
     assert anywhere.distinct()["vehicle"] == ["car-0", "car-1"]
+
+
+def test_samples_are_found_by_id_and_only_theirs_are_read(
+    anywhere: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anywhere.add_many([sample(number) for number in range(40)])
+    read = []
+    monkeypatch.setattr("misfire_fleet.store.offer_of", lambda row: read.append(row.id) or offer_of(row))
+    wanted = [sample(number).offer.id for number in (3, 17, 5)]
+    found = anywhere.among([*wanted, "f" * 64, wanted[0]])
+    assert [row.id for row in found] == sorted(wanted) == sorted(read)
+    assert anywhere.among([]) == []
+    monkeypatch.setattr("misfire_fleet.store._MANY", 2)
+    assert anywhere.among(wanted) == found
+
+
+def test_a_row_whose_offer_is_outside_todays_bounds_takes_no_listing_down(anywhere: Store) -> None:
+    anywhere.add_many([sample(1), sample(2, trigger=Trigger(name="rain", random=True))])
+    key = sample(2).offer.id
+    with anywhere.database.write() as connection:
+        old = """{"id": "x", "captured_at": {"wall": 1e308}}"""
+        connection.execute(text("UPDATE samples SET offer = :old WHERE id = :id"), {"old": old, "id": key})
+    bad, good = anywhere.newest()
+    assert (bad.id, bad.trigger, bad.random, bad.scores, bad.size) == (
+        key,
+        "rain",
+        True,
+        {},
+        sample(2).offer.size,
+    )
+    assert good.offer == sample(1).offer
+
+
+RECORDED = 1_500_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("recorded_at", "wall", "expected"),
+    [
+        (RECORDED, NOON, "recorded"),
+        (RECORDED, 0.0, "recorded"),
+        (None, NOON, "wall"),
+        (None, 1.0, "stored"),
+        (None, 946_684_799.0, "stored"),
+        (None, 946_684_800.0, "wall"),
+        (None, 30 * 365 * 86_400 + NOON, "stored"),
+        (253_402_300_799, NOON, "wall"),
+        (253_402_300_799, 253_402_300_799, "stored"),
+    ],
+)
+def test_the_time_of_capture_is_the_recordings_else_a_clock_that_can_be_right(
+    anywhere: Store, recorded_at: float | None, wall: float, expected: str
+) -> None:
+    clock = Clock(wall=wall, monotonic=0, boot_id="")
+    anywhere.add_many([sample(1, captured_at=clock, recorded_at=recorded_at)])
+    (row,) = anywhere.newest()
+    assert row.captured_at == {"recorded": recorded_at, "wall": wall, "stored": row.stored_at}[expected]
+    assert row.offer.captured_at == clock and row.offer.recorded_at == recorded_at
+    assert anywhere.count(SampleFilter(captured_from=row.captured_at, captured_to=row.captured_at + 1)) == 1
+
+
+def test_deletion_and_holds_go_by_the_day_of_the_recording(anywhere: Store) -> None:
+    anywhere.add_many([sample(n, recorded_at=RECORDED + n, captured_at=at(n)) for n in range(4)])
+    anywhere.deletion.hold(Hold("crash", "accident", captured_from=RECORDED + 1, captured_to=RECORDED + 2))
+    replayed = anywhere.deletion.delete(captured_from=NOON, captured_to=NOON + 9, reason="r", dry_run=True)
+    assert replayed.deleted == 0
+    done = anywhere.deletion.delete(captured_from=RECORDED, captured_to=RECORDED + 3, reason="asked for")
+    assert (done.deleted, done.held) == (2, 1)
+    assert {row.id for row in anywhere.newest()} == {sample(1).offer.id, sample(3).offer.id}
 
 
 def test_known_buried_and_usage(anywhere: Store) -> None:
@@ -218,15 +296,12 @@ def test_vehicles_states_heartbeats_and_refusals(anywhere: Store) -> None:
 
 
 def test_deletion_by_vehicle_and_time_leaves_tombstones_and_no_blob(anywhere: Store) -> None:
-    anywhere.add_many(
-        [
-            sample(n, vehicle=f"car-{n % 2}", captured_at=Clock(wall=float(n), monotonic=0, boot_id=""))
-            for n in range(10)
-        ]
+    anywhere.add_many([sample(n, vehicle=f"car-{n % 2}", captured_at=at(n)) for n in range(10)])
+    planned = anywhere.deletion.delete(
+        vehicle="car-1", captured_to=NOON + 6, reason="asked for", dry_run=True
     )
-    planned = anywhere.deletion.delete(vehicle="car-1", captured_to=6.0, reason="asked for", dry_run=True)
     assert (planned.deleted, anywhere.totals().samples) == (3, 10)
-    done = anywhere.deletion.delete(vehicle="car-1", captured_to=6.0, reason="asked for", actor="keeper")
+    done = anywhere.deletion.delete(vehicle="car-1", captured_to=NOON + 6, reason="asked for", actor="keeper")
     assert (done.deleted, done.bytes, done.blobs_removed) == (3, planned.bytes, 3)
     gone = [sample(n).offer.id for n in (1, 3, 5)]
     assert anywhere.buried(gone) == set(gone)
@@ -248,14 +323,11 @@ def test_deletion_without_a_condition_is_refused(anywhere: Store) -> None:
 
 
 def test_what_is_on_hold_survives_deletion_and_retention_until_released(anywhere: Store) -> None:
-    anywhere.add_many(
-        [
-            sample(n, vehicle="car-1", captured_at=Clock(wall=float(n), monotonic=0, boot_id=""))
-            for n in range(6)
-        ]
-    )
+    anywhere.add_many([sample(n, vehicle="car-1", captured_at=at(n)) for n in range(6)])
     single = sample(5).offer.id
-    anywhere.deletion.hold(Hold("crash-17", "accident", vehicle="car-1", captured_from=1.0, captured_to=3.0))
+    anywhere.deletion.hold(
+        Hold("crash-17", "accident", vehicle="car-1", captured_from=NOON + 1, captured_to=NOON + 3)
+    )
     anywhere.deletion.hold(Hold("one", "evidence", sample=single))
     with pytest.raises(StoreError, match="exists already"):
         anywhere.deletion.hold(Hold("one", "again"))
@@ -283,6 +355,22 @@ def test_retention_by_age_and_by_bytes_keeps_the_newest(anywhere: Store) -> None
     assert anywhere.deletion.apply_retention(max_bytes=2 * size + 5).deleted == 4
     assert [row.id for row in anywhere.newest()] == [sample(5).offer.id, sample(4).offer.id]
     assert anywhere.deletion.apply_retention(max_age_days=0).deleted == 2
+
+
+def test_retention_by_bytes_reads_one_number_whatever_the_number_of_rows(
+    anywhere: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [1 + 7 * n % 5 for n in range(30)]
+    anywhere.add_many(
+        [NewSample(make_offer(b"%d" % n, size=size), b"%d" % n, 8, 8, "c") for n, size in enumerate(sizes)]
+    )
+    fetched = []
+    fetch = CursorResult._fetchiter_impl
+    monkeypatch.setattr(CursorResult, "_fetchiter_impl", lambda self: fetched.append(self) or fetch(self))
+    for limit in range(sum(sizes) + 2):
+        within = [n for n in range(30) if sum(sizes[n:]) <= limit]
+        assert anywhere.deletion._seq_within(limit) == (min(within, default=30) or -1)
+    assert not fetched
 
 
 def test_blobs_that_a_crash_left_behind_a_deletion_are_removed_later(

@@ -38,7 +38,6 @@ from misfire_train.train_config import TrainConfig, parse_train_config
 FLEET = "demo"
 VEHICLES = 3
 _DRIVE_TIMEOUT_S = 180.0
-_ALL = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Demo:
         reports = self._drive(bundle.path, broker)
         truth = {frame.sample: frame for drive in drives for frame in drive}
         failing = failing_samples(bundle.path, list(truth.values()), self.dataset.classes)
-        stored = store.newest(_ALL)
+        stored = store.among(list(truth))
         findings = count(stored, truth, failing, self.dataset.classes)
         labels = write_labels(
             self.out / "labels.csv", {s.id: truth[s.id].label for s in stored}, self.dataset

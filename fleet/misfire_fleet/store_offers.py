@@ -1,0 +1,124 @@
+"""The offer record: what the fleet knows of a sample besides its bytes, kept beside them in the blob store.
+
+    offer + what the collector found --offer_record--> `<id>.json` beside the blob
+                                     --row_of--------> the row of `samples`
+
+A row is a function of its record, so every row can be built again from the blob store alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import Row
+
+from misfire_fleet.errors import StoreError
+from misfire_fleet.store_records import NewSample
+from misfire_runtime.messages import Clock, Offer, Trigger
+
+log = logging.getLogger(__name__)
+
+MAX_RECORD_BYTES = 128 * 1024
+"""An offer has at most 64 KiB on the wire, a little more when written again."""
+_YEAR_2000 = 946_684_800.0
+_DAY_S = 86_400.0
+
+
+class OfferRecord(BaseModel):
+    """The offer as the vehicle made it, and what the collector adds. `stored_at`: seconds since 1970."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    v: Literal[1] = 1
+    stored_at: Annotated[float, Field(ge=0, le=253402300799)]
+    collector: Annotated[str, Field(max_length=64)]
+    width: Annotated[int, Field(ge=0)]
+    height: Annotated[int, Field(ge=0)]
+    offer: Offer
+
+
+def offer_record(sample: NewSample, *, stored_at: float) -> OfferRecord:
+    """Returns the record of a verified sample whose bytes became durable at `stored_at`."""
+    return OfferRecord(
+        stored_at=stored_at,
+        collector=sample.collector,
+        width=sample.width,
+        height=sample.height,
+        offer=sample.offer,
+    )
+
+
+def parse_record(raw: bytes) -> OfferRecord:
+    """Reads what `encode_record` wrote. Raises StoreError if it is damaged or of a newer version."""
+    try:
+        return OfferRecord.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise StoreError(f"offer record: {field or 'file'}: {first['msg']}") from error
+
+
+def encode_record(record: OfferRecord) -> bytes:
+    """Returns the record as compact JSON."""
+    return record.model_dump_json().encode()
+
+
+def row_of(record: OfferRecord) -> dict[str, Any]:
+    """Returns the row of `samples`, all but its `seq`."""
+    offer = record.offer
+    return {
+        "id": offer.id,
+        "vehicle": offer.vehicle,
+        "captured_at": capture_time(offer, stored_at=record.stored_at),
+        "stored_at": record.stored_at,
+        "bundle": offer.bundle,
+        "trigger": offer.trigger.name,
+        "random": offer.trigger.random,
+        "percentile": max(offer.percentiles.values(), default=None),
+        "media_type": offer.media_type,
+        "size": offer.size,
+        "width": record.width,
+        "height": record.height,
+        "collector": record.collector,
+        "embedding": None if offer.embedding is None else base64.b64decode(offer.embedding),
+        "offer": offer.model_dump_json(),
+    }
+
+
+def offer_of(row: Row[Any]) -> Offer:
+    """Returns the offer of a row of `samples`.
+
+    What an earlier version stored may be outside of today's bounds. Such a row must not take a listing down:
+    its offer is then made of the row's columns, and its scores and prediction are left out.
+    """
+    try:
+        return Offer.model_validate_json(row.offer)
+    except ValidationError as error:
+        log.warning("sample %s: its offer cannot be read (%d errors)", row.id, error.error_count())
+    return Offer.model_construct(
+        id=row.id,
+        vehicle=row.vehicle,
+        size=row.size,
+        media_type=row.media_type,
+        captured_at=Clock(wall=row.stored_at, monotonic=0.0, boot_id=""),
+        bundle=row.bundle,
+        scores={},
+        trigger=Trigger(name=row.trigger, random=row.random),
+    )
+
+
+def capture_time(offer: Offer, *, stored_at: float) -> float:
+    """Returns when the picture was taken, in seconds since 1970, as well as the fleet can know it.
+
+    That is the recording's own date, else the vehicle's clock, else `stored_at`. A time more than a day after
+    `stored_at` is not believed, nor a vehicle's clock before 2000: a clock that lost its battery starts in
+    1970. The clocks themselves stay in the offer.
+    """
+    latest = stored_at + _DAY_S
+    if offer.recorded_at is not None and offer.recorded_at <= latest:
+        return offer.recorded_at
+    wall = offer.captured_at.wall
+    return wall if _YEAR_2000 <= wall <= latest else stored_at
