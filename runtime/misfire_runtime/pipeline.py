@@ -10,6 +10,7 @@ closed afterwards. So a bundle that does not load, or a table that is wrong, cha
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +34,12 @@ from misfire_runtime.triggers import Chooser, Observation, build_triggers
 from misfire_runtime.triggers.budget import Budget, Limits
 from misfire_runtime.triggers.memory import TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
-from misfire_runtime.triggers.random_stream import RandomStream
+from misfire_runtime.triggers.random_stream import (
+    RandomStream,
+    kept_seed,
+    live_identity,
+    recorded_identity,
+)
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -100,7 +106,9 @@ class Vehicle:
         self.budget = Budget(state_dir / "budget.json", limits=Limits(**config.limits.model_dump()))
         self.ladder = Ladder(config.degrade)
         self.privacy = Privacy(config.privacy) if config.privacy is not None else None
-        self._random = RandomStream(rate=config.random.rate, seed=config.random.seed)
+        self._run_id = secrets.token_hex(8)
+        self._kept_seed = kept_seed(state_dir / "seed.json")
+        self._random = self._make_random(config)
         self.chooser = self._make_chooser(config, scorer)
         self._progress = Progress(state_dir / "progress.json")
         self._memory = TriggerMemory(state_dir / "triggers.json")
@@ -241,7 +249,8 @@ class Vehicle:
         if self._pending is not None:
             self._take_over()
         live = self._live[frame.source]
-        if live and not self.ladder.scores(frame.index) and not self._random.takes(frame.source, frame.index):
+        in_stream = self._in_stream(frame, live=live)
+        if live and not self.ladder.scores(frame.index) and not in_stream:
             self.statistics.skipped += 1
             return
         began = time.perf_counter()
@@ -253,7 +262,7 @@ class Vehicle:
         context = self.context.snapshot()
         observation = Observation(scored, context, frame.source, frame.time_s, self.statistics.frames)
         choice = self.chooser.choose(
-            observation, index=frame.index, triggered=not (live and self.ladder.random_only)
+            observation, in_stream=in_stream, triggered=not (live and self.ladder.random_only)
         )
         self.statistics.frame(scored.scores, latency_s=time.perf_counter() - began)
         if choice is not None:
@@ -265,6 +274,12 @@ class Vehicle:
         identity = self._identities[frame.source]
         if identity:
             self._positions[identity] = frame.index + 1
+
+    def _in_stream(self, frame: Frame, *, live: bool) -> bool:
+        if self._random.rate <= 0:
+            return False
+        identity = live_identity(frame, run=self._run_id) if live else recorded_identity(frame)
+        return self._random.takes(identity)
 
     def _score(self, frame: Frame) -> Scored | None:
         try:
@@ -306,13 +321,17 @@ class Vehicle:
     def _make_chooser(self, config: VehicleConfig, scorer: Scorer) -> Chooser:
         random = self._random
         if config.random != self.config.random:
-            random = RandomStream(rate=config.random.rate, seed=config.random.seed)
+            random = self._make_random(config)
         return Chooser(
             build_triggers(config.triggers, scorer=scorer),
             random=random,
             novelty=Novelty(**config.novelty.model_dump()) if config.novelty is not None else None,
             budget=self.budget,
         )
+
+    def _make_random(self, config: VehicleConfig) -> RandomStream:
+        seed = config.random.seed
+        return RandomStream(rate=config.random.rate, seed=self._kept_seed if seed is None else seed)
 
     def _tick(self) -> None:
         self._next_tick_s = time.monotonic() + TICK_S

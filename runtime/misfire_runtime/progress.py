@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
+
+from misfire_runtime.small_files import read_state, write_durably
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,14 +22,9 @@ class Progress:
     def __init__(self, path: Path) -> None:
         """path: its file; one that cannot be understood counts as none (frames are then read again)."""
         self._path = path
-        self._next: dict[str, int] = {}
-        try:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
-            self._next = {str(key): int(value) for key, value in loaded.items() if int(value) > 0}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            _LOG.warning("progress_unreadable", extra={"fields": {"file": str(path), "problem": str(error)}})
+        self._next: dict[str, int] = read_state(
+            path, _positions, missing={}, damaged={}, assume="interrupted recordings are read from the start"
+        )
 
     def start(self, identity: str) -> int:
         """Where to begin."""
@@ -39,11 +37,13 @@ class Progress:
         self._next = {key: value for key, value in self._next.items() if value > 0}
         if self._next == before:
             return
-        temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(self._next), encoding="utf-8")
-            temporary.replace(self._path)
+            write_durably(self._path, json.dumps(self._next).encode())
         except OSError as error:
             _LOG.warning(
                 "progress_unwritable", extra={"fields": {"file": str(self._path), "problem": str(error)}}
             )
+
+
+def _positions(loaded: Any) -> dict[str, int]:
+    return {str(key): int(value) for key, value in loaded.items() if int(value) > 0}

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from misfire_runtime.errors import SpoolError
 from misfire_runtime.triggers.budget import Budget, Limits, Times
 
 
@@ -94,12 +96,48 @@ def test_a_declined_sample_gives_back_what_it_cost(tmp_path: Path) -> None:
     assert again.refusal(100) is None
 
 
-def test_a_damaged_book_is_set_aside(tmp_path: Path) -> None:
-    file = tmp_path / "b.json"
-    file.write_text('{"spent": [[')
-    budget = Budget(file, limits=Limits(samples_per_day=1), now=Clock())
-    assert fill(budget, 5) == 1
-    assert (tmp_path / "b.damaged").exists()
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"spent": [[',
+        b"\xff\xfe\x00",
+        b"[]",
+        b"[" * 100_000,
+        b'{"wall": NaN, "monotonic": 1, "boot": "a", "clock": 5, "spent": []}',
+        b'{"wall": 1, "monotonic": 1, "boot": "a", "clock": 5, "spent": [["s", 9.0, 10]]}',
+        b'{"wall": 1, "monotonic": 1, "boot": "a", "clock": 5, "spent": [["s", 2.0, -10]]}',
+        b'{"wall": 1, "monotonic": 1, "boot": "a", "clock": 1e999, "spent": []}',
+    ],
+)
+def test_a_damaged_book_is_set_aside_and_counts_as_spent(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, clock = tmp_path / "b.json", Clock()
+    file.write_bytes(damage)
+    limits = Limits(samples_per_hour=2, samples_per_day=3)
+    budget = Budget(file, limits=limits, now=clock)
+    record = next(record for record in caplog.records if record.message == "state_damaged")
+    fields: Any = record.__dict__["fields"]
+    assert fields["file"] == str(file) and "count as spent" in fields["assume"]
+    assert (tmp_path / "b.damaged").read_bytes() == damage
+    assert budget.refusal(1) == "what was spent in the last hour is not known: its record was damaged"
+    clock.pass_time(3601)
+    again = Budget(file, limits=limits, now=clock)
+    assert "last day is not known" in str(again.refusal(1)), "a restart does not forget the damage"
+    clock.pass_time(86400)
+    assert fill(again, 5) == 2
+
+
+def test_a_book_that_cannot_be_set_aside_does_not_stop_the_vehicle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "b.json").mkdir()
+    (tmp_path / "b.damaged").write_text("an earlier one")
+    budget = Budget(tmp_path / "b.json", limits=Limits(samples_per_hour=1), now=Clock())
+    assert budget.refusal(1) is not None
+    assert any("not_set_aside" in record.__dict__.get("fields", {}) for record in caplog.records)
+    with pytest.raises(SpoolError, match="budgets cannot be kept"):
+        budget.spend("s", 1)
 
 
 def test_a_budget_of_nothing_allows_nothing_and_none_allows_all(tmp_path: Path) -> None:

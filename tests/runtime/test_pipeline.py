@@ -19,7 +19,8 @@ from misfire_runtime.errors import ConfigError, EngineError
 from misfire_runtime.messages import unpack_embedding
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
 from misfire_runtime.scoring import Scorer
-from misfire_runtime.sources import Frame, SourceCounts
+from misfire_runtime.sources import Frame, SourceCounts, open_source
+from misfire_runtime.triggers.random_stream import recorded_identity
 from services import data_root
 
 
@@ -150,9 +151,9 @@ def test_under_load_a_camera_is_thinned_but_its_random_stream_is_whole(
     vehicle = make(bundle, store, tmp_path, [Camera(120, period_s=0.01)], NONE + "[degrade]\nhold_s = 1e6\n")
     vehicle.ladder.step = 4
     vehicle._random.rate = 0.2
-    taken = vehicle._random
+    stream, run_id = vehicle._random, vehicle._run_id
     report = run(vehicle)
-    expected = sum(taken.takes("front", index) for index in range(120))
+    expected = sum(stream.takes(f"{run_id}/front/{index}") for index in range(120))
     assert report.spooled == pytest.approx(expected, abs=3) and report.frames < 60
     assert all(offer.trigger.random for offer in store.offers)
     assert report.frames + report.dropped == 120
@@ -257,7 +258,9 @@ def test_budgets_bound_what_triggers_take_and_credit_comes_back(
     report = run(vehicle)
     triggered = [offer for offer in store.offers if not offer.trigger.random]
     assert len(triggered) == 4
-    assert report.chosen["random"] == sum(vehicle._random.takes("in", i) for i in range(100)) > 0
+    frames = open_source(str(tmp_path / "in")).frames(threading.Event())
+    stream = vehicle._random
+    assert report.chosen["random"] == sum(stream.takes(recorded_identity(frame)) for frame in frames) > 0
     vehicle.credit(triggered[0].id)
     again = make(
         bundle,

@@ -157,9 +157,9 @@ def _written(folder: Path, bundle: Any, store: Any, source: Path) -> Path:
 
 
 DAMAGE: dict[str, tuple[Any, list[str]]] = {
-    "half": (lambda text: text[: len(text) // 2], ["triggers_unreadable"]),
-    "empty": (lambda _text: "", ["triggers_unreadable"]),
-    "list": (lambda _text: "[1]", ["triggers_unreadable"]),
+    "half": (lambda text: text[: len(text) // 2], ["state_damaged"]),
+    "empty": (lambda _text: "", ["state_damaged"]),
+    "list": (lambda _text: "[1]", ["state_damaged"]),
     "sketch": (lambda text: text.replace('"older": "', '"older": "AAAA'), ["trigger_forgot"]),
     "tokens": (lambda text: text.replace('"tokens": ', '"tokens": -'), ["trigger_forgot"]),
     "field": (lambda text: text.replace('"seen"', '"saw"'), ["trigger_forgot"]),

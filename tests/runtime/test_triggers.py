@@ -60,6 +60,11 @@ def test_a_target_rate_holds_wherever_the_scores_lie(rate: float) -> None:
     assert taken / len(scores) == pytest.approx(rate, rel=0.25)
 
 
+def test_a_target_rate_of_nothing_takes_nothing() -> None:
+    trigger = TargetRate("t", score="s", rate=0.0, prior=0.0)
+    assert all(trigger.look(observe(count, s=float(count))) is None for count in range(500))
+
+
 def test_a_target_rate_takes_the_highest_scores() -> None:
     rng = np.random.default_rng(4)
     trigger = TargetRate("t", score="s", rate=0.05, prior=0.0)
@@ -167,19 +172,34 @@ def test_triggers_that_do_not_fit_are_named(text: str, says: str, scorer: Scorer
         build(text, scorer)
 
 
-def test_the_random_stream_is_bernoulli_and_a_function_of_seed_source_and_index() -> None:
+def test_the_random_stream_is_bernoulli_and_a_function_of_seed_and_frame() -> None:
     stream = RandomStream(rate=0.01, seed=7)
-    taken = [index for index in range(50000) if stream.takes("front", index)]
+    taken = [index for index in range(50000) if stream.takes(f"front/{index}")]
     assert len(taken) == pytest.approx(500, abs=4 * np.sqrt(500))
     gaps = np.diff(taken)
     assert np.mean(gaps) == pytest.approx(100, rel=0.15)
     assert np.std(gaps) == pytest.approx(100, rel=0.2)
     again = RandomStream(rate=0.01, seed=7)
-    assert taken == [index for index in range(50000) if again.takes("front", index)]
-    assert taken != [index for index in range(50000) if stream.takes("rear", index)]
-    assert not any(RandomStream(rate=0.0).takes("front", index) for index in range(100))
-    assert all(RandomStream(rate=1.0).takes("front", index) for index in range(100))
-    assert RandomStream(rate=0.5).seed != RandomStream(rate=0.5).seed
+    assert taken == [index for index in range(50000) if again.takes(f"front/{index}")]
+    assert taken != [index for index in range(50000) if stream.takes(f"rear/{index}")]
+    assert not any(RandomStream(rate=0.0, seed=1).takes(f"front/{index}") for index in range(100))
+    assert all(RandomStream(rate=1.0, seed=1).takes(f"front/{index}") for index in range(100))
+
+
+@pytest.mark.parametrize("kind", ["any", "all"])
+def test_a_group_of_the_lowest_priority_keeps_it(kind: str, scorer: Scorer) -> None:
+    text = f"""
+        [triggers.part]
+        kind = "threshold"
+        above = 0.5
+        priority = 5
+        [triggers.group]
+        kind = "{kind}"
+        of = ["part"]
+        """
+    for priority, expected in (("", 5), ("priority = 0", 0), ("priority = 1", 1), ("priority = 9", 9)):
+        (group,) = build(text + priority, scorer)
+        assert group.look(observe(entropy=0.9)).priority == expected
 
 
 def test_near_duplicates_are_suppressed_and_forgotten_in_order() -> None:
@@ -208,9 +228,10 @@ def test_nothing_touches_the_random_stream() -> None:
     choices = []
     for count in range(2000):
         scored: Any = SimpleNamespace(scores={"s": 1.0}, prediction={}, embedding=same)
-        choices.append(chooser.choose(Observation(scored, {}, "front", 0.0, count), index=count))
+        in_stream = chooser.random.takes(f"front/{count}")
+        choices.append(chooser.choose(Observation(scored, {}, "front", 0.0, count), in_stream=in_stream))
     random = [i for i, choice in enumerate(choices) if choice is not None and choice.trigger.random]
-    assert random == [i for i in range(2000) if RandomStream(rate=0.1, seed=1).takes("front", i)]
+    assert random == [i for i in range(2000) if RandomStream(rate=0.1, seed=1).takes(f"front/{i}")]
     assert all(
         c.trigger.rate == 0.1 and not c.budgeted for c in choices if c is not None and c.trigger.random
     )
@@ -221,7 +242,7 @@ def test_nothing_touches_the_random_stream() -> None:
 
 def test_a_random_frame_that_a_trigger_wanted_says_both() -> None:
     chooser = Chooser([Threshold("night", score="s", above=0.0)], random=RandomStream(rate=1.0, seed=1))
-    choice = chooser.choose(observe(s=1.0), index=0)
+    choice = chooser.choose(observe(s=1.0), in_stream=True)
     assert choice is not None
     assert choice.trigger.random and choice.trigger.name == "random" and choice.trigger.rate == 1.0
     assert choice.trigger.reason.startswith("night:")

@@ -4,20 +4,27 @@ The window slides along the budget's own clock, which goes on by monotonic time 
 across a reboot, by the wall clock as far as that can be trusted (never backwards, never beyond one window).
 So no window of an hour or a day ever holds more than its budget, whatever the wall clock does. A sample that
 the fleet declines gives back what it cost.
+
+A book that is damaged does not say what was spent, so everything counts as spent: an hour's limits for an
+hour, a day's for a day. To assume that nothing was spent would let a vehicle pay twice for its link.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from misfire_runtime.clock import boot_id, wall_time
 from misfire_runtime.errors import SpoolError
+from misfire_runtime.small_files import read_state, write_durably
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -54,6 +61,19 @@ class Times:
     boot: str
 
 
+@dataclass(frozen=True)
+class _Book:
+    """What the file holds.
+
+    clock_s: the budget's clock at `times`.  lost_at_s: when a damaged book was found, by that clock.
+    """
+
+    spent: OrderedDict[str, _Spent]
+    clock_s: float
+    times: Times
+    lost_at_s: float | None = None
+
+
 def _now() -> Times:
     return Times(wall_time(), time.monotonic(), boot_id())
 
@@ -62,15 +82,27 @@ class Budget:
     """Counts what was taken in the last hour and day. Safe to call from several threads."""
 
     def __init__(self, path: Path, *, limits: Limits, now: Callable[[], Times] = _now) -> None:
-        """path: its file, written at every spending. A damaged one is set aside and an empty book begun."""
+        """path: its file, written at every spending. A damaged one is set aside and counts as spent."""
         self.limits = limits
         self._path = path
         self._now = now
         self._lock = threading.Lock()
-        self._spent: OrderedDict[str, _Spent] = OrderedDict()
-        self._clock = 0.0
-        self._times = now()
-        self._load()
+        times = now()
+        book = read_state(
+            path,
+            _book,
+            missing=_Book(OrderedDict(), 0.0, times),
+            damaged=_Book(OrderedDict(), 0.0, times, lost_at_s=0.0),
+            assume="the limits of the last hour and day count as spent",
+        )
+        self._spent = book.spent
+        self._clock = book.clock_s
+        self._times = book.times
+        self._lost_at_s = book.lost_at_s
+        self._advance()
+        if self._lost_at_s is not None:
+            with suppress(SpoolError):  # a full disk: the next spending writes it
+                self._save()
 
     def refusal(self, size: int) -> str | None:
         """Why a sample of `size` bytes is over budget, or None where it fits."""
@@ -104,6 +136,8 @@ class Budget:
         ):
             if samples is None and size_limit is None:
                 continue
+            if self._lost_at_s is not None and self._clock - self._lost_at_s < period:
+                return f"what was spent in the last {label} is not known: its record was damaged"
             recent = [entry.size for entry in self._spent.values() if self._clock - entry.at_s < period]
             if samples is not None and len(recent) + 1 > samples:
                 return f"{samples} samples per {label} are spent"
@@ -121,6 +155,8 @@ class Budget:
             if self._clock - entry.at_s < DAY_S:
                 break
             del self._spent[sample]
+        if self._lost_at_s is not None and self._clock - self._lost_at_s >= DAY_S:
+            self._lost_at_s = None
 
     def _save(self) -> None:
         times = self._times
@@ -131,29 +167,28 @@ class Budget:
             "monotonic": times.monotonic,
             "boot": times.boot,
             "spent": [[sample, entry.at_s, entry.size] for sample, entry in self._spent.items()],
+            "lost_at": self._lost_at_s,
         }
-        temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(state), encoding="utf-8")
-            temporary.replace(self._path)
+            write_durably(self._path, json.dumps(state).encode())
         except OSError as error:
             raise SpoolError(f"{self._path}: {error.strerror}; budgets cannot be kept") from error
 
-    def _load(self) -> None:
-        try:
-            state = json.loads(self._path.read_text(encoding="utf-8"))
-            saved = Times(float(state["wall"]), float(state["monotonic"]), str(state["boot"]))
-            spent = [(str(sample), _Spent(float(at), int(size))) for sample, at, size in state["spent"]]
-            clock = float(state["clock"])
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError):
-            self._path.replace(self._path.with_suffix(".damaged"))
-            return
-        self._spent = OrderedDict(spent)
-        self._clock = clock
-        self._times = saved
-        self._advance()
+
+def _book(state: Any) -> _Book:
+    """Raises ValueError, KeyError or TypeError if a value makes no sense."""
+    times = Times(float(state["wall"]), float(state["monotonic"]), str(state["boot"]))
+    spent = OrderedDict((str(sample), _Spent(float(at), int(size))) for sample, at, size in state["spent"])
+    lost_at = state.get("lost_at")
+    book = _Book(spent, float(state["clock"]), times, None if lost_at is None else float(lost_at))
+    if not all(math.isfinite(value) for value in (times.wall, times.monotonic, book.clock_s)):
+        raise ValueError("a clock is not finite")
+    moments = [book.lost_at_s or 0.0, *(entry.at_s for entry in spent.values())]
+    if not all(0 <= at <= book.clock_s for at in moments):
+        raise ValueError("a time is not before the time of writing")
+    if any(entry.size < 0 for entry in spent.values()):
+        raise ValueError("a size is negative")
+    return book
 
 
 def _elapsed(before: Times, now: Times) -> float:

@@ -7,6 +7,7 @@ it too: the stream is only unbiased if it is complete.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,17 +51,17 @@ class Chooser:
         self.suppressed: Counter[str] = Counter()
         self._novelty = novelty
 
-    def choose(self, observation: Observation, *, index: int, triggered: bool = True) -> Choice | None:
-        """The choice on frame `index` of its source, or None.
+    def choose(self, observation: Observation, *, in_stream: bool, triggered: bool = True) -> Choice | None:
+        """The choice on a frame, or None.
 
-        triggered: False leaves the random stream alone standing (the ladder's last step but one).
+        in_stream: the random stream takes it.  triggered: False leaves only the random stream (the last step
+        of the degradation ladder).
         """
         fired: list[tuple[Trigger, Firing]] = []
         for trigger in self.triggers:
             firing = trigger.look(observation)
             if firing is not None:
                 fired.append((trigger, firing))
-        in_stream = self.random.takes(observation.source, index)
         wanted = bool(fired) and triggered and self._allowed(observation, in_stream=in_stream)
         if not wanted and not in_stream:
             return None
@@ -73,7 +74,7 @@ class Chooser:
         for trigger in self.triggers:
             inner = getattr(trigger, "inner", trigger)
             value = getattr(inner, "threshold", None)
-            if isinstance(value, float) and abs(value) != float("inf"):
+            if isinstance(value, float) and math.isfinite(value):
                 found[trigger.name] = value
         return found
 

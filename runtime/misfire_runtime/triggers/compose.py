@@ -34,7 +34,8 @@ class AnyOf:
         if not found:
             return None
         best = max(found, key=lambda firing: firing.priority)
-        return Firing(self.name, f"{best.name}: {best.reason}", self._priority or best.priority)
+        priority = best.priority if self._priority is None else self._priority
+        return Firing(self.name, f"{best.name}: {best.reason}", priority)
 
     def taken(self, observation: Observation) -> None:
         """Tells the parts that fired."""
@@ -57,7 +58,8 @@ class AllOf:
         if len(found) < len(firings):
             return None
         reason = "; ".join(f"{firing.name}: {firing.reason}" for firing in found)
-        return Firing(self.name, reason, self._priority or max(firing.priority for firing in found))
+        highest = max(firing.priority for firing in found)
+        return Firing(self.name, reason, highest if self._priority is None else self._priority)
 
     def taken(self, observation: Observation) -> None:
         """Tells all parts."""

@@ -1,6 +1,6 @@
 """What triggers have learned, kept on disk, so that a restarted vehicle need not learn it again.
 
-Chooser.learned --TriggerMemory.save (tmp + rename)--> triggers.json --load, at the next start--> relearn
+Chooser.learned --TriggerMemory.save (durably)--> triggers.json --load, at the next start--> relearn
 
 The file is about one bundle: scores of another are other scores. A file that cannot be understood costs what
 it held and a log line, nothing else. A recording that was read to its end leaves none: read again, it is
@@ -14,6 +14,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from misfire_runtime.small_files import read_state, write_durably
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -30,34 +32,36 @@ class TriggerMemory:
 
     def load(self, bundle: str) -> Learned:
         """What was learned with this bundle; nothing where there is none."""
-        try:
-            state = json.loads(self._path.read_text(encoding="utf-8"))
-            if state["version"] != _VERSION or state["bundle"] != bundle:
-                return {}
-            return {str(name): dict(learned) for name, learned in state["triggers"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._complain("triggers_unreadable", error)
-            return {}
+        return read_state(
+            self._path,
+            lambda state: _learned(state, bundle),
+            missing={},
+            damaged={},
+            assume="triggers learn anew",
+        )
 
     def save(self, bundle: str, learned: Learned) -> None:
         """Replaces the file; a failure costs what was learned since the last time, at the next start."""
-        temporary = self._path.with_suffix(".tmp")
         state = {"version": _VERSION, "bundle": bundle, "triggers": learned}
         try:
-            temporary.write_text(json.dumps(state), encoding="utf-8")
-            temporary.replace(self._path)
+            write_durably(self._path, json.dumps(state).encode())
         except OSError as error:
-            self._complain("triggers_unwritable", error)
+            self._complain(error)
 
     def forget(self) -> None:
         """Removes the file."""
         try:
             self._path.unlink(missing_ok=True)
         except OSError as error:
-            self._complain("triggers_unwritable", error)
+            self._complain(error)
 
-    def _complain(self, event: str, error: Exception) -> None:
-        problem = f"{type(error).__name__}: {error}"
-        _LOG.warning(event, extra={"fields": {"file": str(self._path), "problem": problem}})
+    def _complain(self, error: OSError) -> None:
+        _LOG.warning(
+            "triggers_unwritable", extra={"fields": {"file": str(self._path), "problem": str(error)}}
+        )
+
+
+def _learned(state: Any, bundle: str) -> Learned:
+    if state["version"] != _VERSION or state["bundle"] != bundle:
+        return {}
+    return {str(name): dict(learned) for name, learned in state["triggers"].items()}

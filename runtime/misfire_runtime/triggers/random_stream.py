@@ -1,16 +1,30 @@
 """The unbiased stream: every frame with the same small probability, whatever its scores.
 
-It is what every later statistic stands on, so nothing else touches its choice: no cool-down, no novelty, no
-budget. Whether a frame belongs to it is a function of (seed, source, index) alone: a replay chooses the same
-frames, and a restart cannot favour any.
+seed (durable) + identity of the frame --keyed hash--> in the stream, or not
+
+Every later statistic weighs a sample by the inverse of its probability, so nothing else touches the choice
+(no cool-down, no novelty, no budget), and a frame is drawn once: whoever sees it again, after a kill or in a
+repeated recording, decides alike. A recorded frame is identified by its picture, because names, positions
+and folders change between runs. A live frame never returns: its run and its index identify it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import secrets
+from pathlib import Path
+from typing import Any
 
+from misfire_runtime.small_files import read_state, write_durably
+from misfire_runtime.sources.frame import Frame
+
+_LOG = logging.getLogger(__name__)
 _SCALE = 1.0 / 2**64
+_ROWS = 16
+"""Of a decoded picture that are hashed: a whole one would cost more than scoring it."""
+_VERSION = 1
 
 
 class RandomStream:
@@ -18,15 +32,59 @@ class RandomStream:
 
     name = "random"
 
-    def __init__(self, *, rate: float, seed: int | None = None) -> None:
-        """rate: 0..1.  seed: None draws one, so that no two vehicles choose alike."""
+    def __init__(self, *, rate: float, seed: int) -> None:
+        """rate: 0..1.  seed: 64 bits, signed."""
         self.rate = rate
-        self.seed = secrets.randbits(63) if seed is None else seed
-        self._key = self.seed.to_bytes(16, "little", signed=True)
+        self.seed = seed
+        self._key = seed.to_bytes(16, "little", signed=True)
 
-    def takes(self, source: str, index: int) -> bool:
-        """Whether frame `index` of `source` is in the stream."""
+    def takes(self, identity: str) -> bool:
+        """Whether the frame of that identity is in the stream."""
         if self.rate <= 0:
             return False
-        digest = hashlib.blake2b(f"{source}\0{index}".encode(), digest_size=8, key=self._key).digest()
+        digest = hashlib.blake2b(identity.encode(), digest_size=8, key=self._key).digest()
         return int.from_bytes(digest, "little") * _SCALE < self.rate
+
+
+def live_identity(frame: Frame, *, run: str) -> str:
+    """Identity of a live frame. run: differs for every run, whose indices all begin at 0."""
+    return f"{run}/{frame.source}/{frame.index}"
+
+
+def recorded_identity(frame: Frame) -> str:
+    """Identity of a recorded frame: its encoded bytes, or rows of its pixels and the time in its video."""
+    if frame.original is not None:
+        return hashlib.blake2b(frame.original, digest_size=16).hexdigest()
+    height, width, _channels = frame.image.shape
+    rows = frame.image[:: max(1, height // _ROWS)].tobytes()
+    return f"{hashlib.blake2b(rows, digest_size=16).hexdigest()}/{width}x{height}/{frame.pts_s}"
+
+
+def kept_seed(path: Path) -> int:
+    """The seed in `path`; drawn and written durably if there is none, so that no two vehicles choose alike.
+
+    A seed that cannot be written is used all the same, with a log line: frames drawn now may be drawn again
+    after a restart.
+    """
+    seed = read_state(
+        path,
+        _seed,
+        missing=None,
+        damaged=None,
+        assume="a new seed is drawn: recordings that are read again are sampled a second time",
+    )
+    if seed is not None:
+        return seed
+    seed = secrets.randbits(63)
+    try:
+        write_durably(path, json.dumps({"version": _VERSION, "seed": seed}).encode())
+    except OSError as error:
+        _LOG.error("seed_unwritable", extra={"fields": {"file": str(path), "problem": str(error)}})
+    return seed
+
+
+def _seed(state: Any) -> int | None:
+    seed = state["seed"]
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"{seed!r} is not a seed")
+    return seed

@@ -99,7 +99,7 @@ class TargetRate:
         self._newer: BaseDDSketch = _sketch()
         self._seen = 0
         self._burst = max(2.0, rate * window)
-        self._tokens = min(self._burst, max(1.0, rate * warm_up))
+        self._tokens = min(self._burst, max(1.0, rate * warm_up)) if rate > 0 else 0.0
 
     def look(self, observation: Observation) -> Firing | None:
         """See Trigger. The frame is compared with the threshold of the frames before it."""

@@ -1,0 +1,112 @@
+"""Small files: read with a bound, written so that a power cut leaves the old content or the new one.
+
+write_durably: FILE.tmp -> fsync -> rename to FILE -> fsync of the folder
+read_state: FILE --parse--> value.  A file that cannot be understood is renamed to STEM.damaged with a log
+line, and replaced by what the caller assumes instead.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from misfire_runtime.errors import MisfireError
+
+_LOG = logging.getLogger(__name__)
+MAX_STATE_BYTES = 64 * 1024 * 1024
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    MisfireError,
+)
+"""What reading, `json.loads` and parsers raise on foreign bytes."""
+T = TypeVar("T")
+
+
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """Reads a regular file. Never blocks on a pipe and never reads a device.
+
+    Raises OSError if it cannot be read, ValueError if it is not a regular file or has more than `max_bytes`.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError(f"{path}: not a regular file")
+        data = b""
+        while len(data) <= max_bytes and (block := os.read(handle, min(max_bytes + 1 - len(data), 1 << 20))):
+            data += block
+    finally:
+        os.close(handle)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path}: larger than {max_bytes} bytes")
+    return data
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replaces `path`; on return the new content survives a power cut.
+
+    Raises OSError; then the old content is left. Callers serialise: two writers of one file share its
+    temporary name.
+    """
+    temporary = path.with_suffix(".tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Removes `path` if it is there. Raises OSError."""
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_state(path: Path, parse: Callable[[Any], T], *, missing: T, damaged: T, assume: str) -> T:
+    """What `parse` makes of the JSON in `path`; `missing` if there is none. Raises nothing.
+
+    damaged: returned if the file cannot be read or understood; it is then set aside. assume: what the vehicle
+    does instead, for the log line.
+    """
+    try:
+        return parse(json.loads(read_bounded(path, max_bytes=MAX_STATE_BYTES)))
+    except FileNotFoundError:
+        return missing
+    except _UNREADABLE as error:
+        _set_aside(path, error, assume)
+        return damaged
+
+
+def _set_aside(path: Path, error: Exception, assume: str) -> None:
+    aside = path.with_suffix(".damaged")
+    fields = {"file": str(path), "problem": f"{type(error).__name__}: {error}"[:500], "assume": assume}
+    try:
+        path.replace(aside)
+        fields["kept_as"] = str(aside)
+    except OSError as trouble:
+        fields["not_set_aside"] = trouble.strerror or str(trouble)
+    _LOG.error("state_damaged", extra={"fields": fields})
