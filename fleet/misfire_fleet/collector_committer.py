@@ -105,11 +105,9 @@ class Committer:
         if found is None:
             return
         staged: list[Staged] = []
+        sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
         try:
-            if self._persist(
-                "blobs", [transfer], lambda: staged.append(self._store.blobs.stage(transfer.offer.id, data))
-            ):
-                sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
+            if self._persist("blobs", [transfer], lambda: staged.append(self._store.stage(sample))):
                 self._durable.put(_Whole(transfer, sample, staged[0]))
         except StoreError as error:
             self._reject(transfer, "unstorable", f"cannot be stored: {error}")

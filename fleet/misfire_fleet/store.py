@@ -2,8 +2,9 @@
 
     collector --add_many--> blobs durable, then rows committed --newest, get, read_blob--> console, retrain
 
-The order is the promise: a row exists only after its blob is durable, so whoever sees a row can read the
-bytes. A sample's id is the SHA-256 of its bytes; storing it twice, by whomever, leaves one row and one blob.
+The order is the promise: a row exists only after its blob and the record of its offer are durable. So whoever
+sees a row can read the bytes, and from the bytes and the record the row can be built again. A sample's id is
+the SHA-256 of its bytes; storing it twice, by whomever, leaves one row and one blob.
 `store.vehicles` keeps what vehicles say of themselves, `store.deletion` takes samples out again, for good.
 """
 
@@ -31,11 +32,10 @@ from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store_blobs import Blobs, Staged, open_blobs
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_deletion import Deletions
-from misfire_fleet.store_offers import offer_of, offer_record, row_of
+from misfire_fleet.store_offers import encode_record, offer_of, offer_record, row_of
 from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
-from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import MisfireError
 
 _MANY = 500
@@ -88,6 +88,10 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def stage(self, sample: NewSample) -> Staged:
+        """Makes a sample's bytes and its record durable, for `add_many`. Raises StoreUnavailableError."""
+        return self.blobs.stage(sample.offer.id, sample.data, encode_record(offer_record(sample)))
+
     def add_many(self, new: Sequence[NewSample], *, staged: Sequence[Staged] | None = None) -> list[Outcome]:
         """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
 
@@ -96,17 +100,12 @@ class Store:
         """
         wanted = {sample.offer.id: sample for sample in new}
         if staged is None:
-            staged = [self.blobs.stage(key, sample.data) for key, sample in wanted.items()]
+            staged = [self.stage(sample) for sample in wanted.values()]
         for key in self.blobs.publish(staged):
-            self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
-        now = wall_time()
+            self.blobs.publish([self.stage(wanted[key])])
         with self.database.write() as connection:
             gone = set(connection.scalars(self._buried, self.database.ids(list(wanted))))
-            rows = [
-                row_of(offer_record(sample, stored_at=now))
-                for key, sample in wanted.items()
-                if key not in gone
-            ]
+            rows = [row_of(offer_record(sample)) for key, sample in wanted.items() if key not in gone]
             inserted = self.database.insert_new(connection, samples, rows)
         if gone:
             self.blobs.delete_many(gone)

@@ -1,18 +1,22 @@
 """Blobs by content: the SHA-256 of the bytes is the name, so writing twice is writing once.
 
-Two homes behind one interface: a folder and an object store (S3 and everything else that obstore speaks).
-`stage` makes one blob's bytes durable, from as many threads as the caller likes; `publish` gives a group of
-them their names. In a folder that is: tmp file and fsync; then renames and one fsync of the folder for the
-group. An object store does all of it in one put. A crash leaves whole blobs or none under a final name.
+Beside each blob lies its offer record (`<id>.json`), from which the blob's row can be built again, and in
+`ledger/` what was deleted and held. Two homes behind one interface: a folder and an object store (S3 and
+everything else that obstore speaks).
+`stage` makes a blob and its record durable, from as many threads as the caller likes; `publish` gives a
+group of them their names. In a folder that is: tmp files and fsync; then renames and one fsync of the folder
+for the group. An object store does it in two puts at once. A crash leaves whole files or none under a name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +26,9 @@ from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableEr
 from misfire_runtime.clock import wall_time
 
 _TMP = "tmp"
+_LEDGER = "ledger"
+_OFFER = ".json"
+_NAME = re.compile(r"([0-9a-f]{64})(\.json)?")
 _ABANDONED_S = 3600.0
 _DURABLY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
 """A write returns when its bytes, and the length that they need, are on the disk."""
@@ -29,17 +36,30 @@ _DURABLY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
 
 @dataclass(frozen=True)
 class Staged:
-    """A blob whose bytes are durable; `temporary` is where, None where it has its name already."""
+    """A blob and its record that are durable; `temporary` is where, None where they have their names."""
 
     sample: str
     temporary: str | None
 
 
-class Blobs(Protocol):
-    """Where the bytes of samples live."""
+@dataclass(frozen=True)
+class Entry:
+    """A blob, or an offer record (`is_offer`), as a listing shows it. `modified_at`: seconds since 1970."""
 
-    def stage(self, sample: str, data: bytes) -> Staged:
-        """Makes bytes durable, not yet under their name. Raises StoreUnavailableError, with nothing left."""
+    sample: str
+    is_offer: bool
+    size: int
+    modified_at: float
+
+
+class Blobs(Protocol):
+    """Where the bytes of samples live, and beside them their offers."""
+
+    def stage(self, sample: str, data: bytes, offer: bytes) -> Staged:
+        """Makes a blob and its offer record durable, not yet under their names.
+
+        Raises StoreUnavailableError, with nothing left.
+        """
 
     def publish(self, staged: Sequence[Staged]) -> list[str]:
         """Names what was staged; returns the ids whose staged bytes are gone, which must be staged anew.
@@ -53,11 +73,26 @@ class Blobs(Protocol):
     def exists(self, sample: str) -> bool:
         """True where the blob is there."""
 
+    def offer(self, sample: str) -> bytes:
+        """The offer record. Raises SampleGoneError, StoreUnavailableError."""
+
+    def keep_offer(self, sample: str, offer: bytes) -> None:
+        """Writes an offer record beside a blob that has none, durably. Raises StoreUnavailableError."""
+
     def delete_many(self, samples: Iterable[str]) -> int:
-        """Removes blobs and counts those that were there."""
+        """Removes blobs and their offer records; counts the blobs that were there."""
 
     def names(self) -> Iterator[str]:
-        """All ids, in no order."""
+        """The ids of all blobs, in no order."""
+
+    def entries(self) -> Iterator[Entry]:
+        """All blobs and offer records, in no order. Raises StoreUnavailableError."""
+
+    def note(self, name: str, data: bytes) -> None:
+        """Writes one entry of the ledger, durably. Raises StoreUnavailableError."""
+
+    def notes(self) -> Iterator[bytes]:
+        """All entries of the ledger, by name. Raises StoreUnavailableError."""
 
     def close(self) -> None:
         """Frees threads and connections."""
@@ -77,7 +112,7 @@ def open_blobs(where: str | Path, *, options: Mapping[str, str] | None = None) -
 
 
 class FolderBlobs:
-    """`root/<id>`: one file per blob in one flat folder, and `root/tmp/` for those being written.
+    """`root/<id>` and `root/<id>.json`: blobs and offer records in one flat folder; `root/tmp/` for new ones.
 
     Flat, because a group of blobs then needs one fsync of one folder; spread over 256 folders the same group
     took six times as long. Where a folder would hold more than some millions of files, use an object store.
@@ -87,26 +122,23 @@ class FolderBlobs:
         self.root = root
         self._token, self._number = secrets.token_hex(8), itertools.count()
         try:
-            (root / _TMP).mkdir(parents=True, exist_ok=True)
+            for folder in (_TMP, _LEDGER):
+                (root / folder).mkdir(parents=True, exist_ok=True)
             _remove_abandoned(root / _TMP)
             self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise StoreError(f"blob folder {root}: {error.strerror}") from error
 
-    def stage(self, sample: str, data: bytes) -> Staged:
+    def stage(self, sample: str, data: bytes, offer: bytes) -> Staged:
         """Written through to the disk, under a name that no other writer has."""
         temporary = f"{_TMP}/{sample}.{self._token}{next(self._number)}"
         try:
-            handle = os.open(temporary, _DURABLY, 0o640, dir_fd=self._folder)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(handle, view) :]
-            finally:
-                os.close(handle)
+            self._write(temporary, data)
+            self._write(temporary + _OFFER, offer)
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(temporary, dir_fd=self._folder)
+            for name in (temporary, temporary + _OFFER):
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=self._folder)
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
         return Staged(sample, temporary)
 
@@ -121,33 +153,66 @@ class FolderBlobs:
 
     def get(self, sample: str) -> bytes:
         """Reads the whole file."""
-        try:
-            return (self.root / _checked(sample)).read_bytes()
-        except FileNotFoundError as error:
-            raise SampleGoneError(f"sample {sample}: no blob in {self.root}") from error
-        except OSError as error:
-            raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
+        return self._read(_checked(sample), sample, "blob")
+
+    def offer(self, sample: str) -> bytes:
+        """Reads the whole file."""
+        return self._read(_checked(sample) + _OFFER, sample, "offer")
+
+    def keep_offer(self, sample: str, offer: bytes) -> None:
+        """Temporary, rename, fsync of the folder."""
+        self._put(_checked(sample) + _OFFER, offer, folder=self._folder)
 
     def exists(self, sample: str) -> bool:
         """True where the file is there."""
-        return self._size(sample) >= 0
+        return self._size(_checked(sample)) >= 0
 
     def delete_many(self, samples: Iterable[str]) -> int:
         """Unlinks; a blob that is gone already does not count."""
         removed = 0
         for sample in samples:
             try:
-                os.unlink(_checked(sample), dir_fd=self._folder)
-                removed += 1
-            except FileNotFoundError:
-                continue
+                removed += self._unlinked(_checked(sample))
+                self._unlinked(sample + _OFFER)
             except OSError as error:
                 raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
         return removed
 
     def names(self) -> Iterator[str]:
         """Every blob."""
-        return (entry.name for entry in os.scandir(self.root) if entry.is_file())
+        return (entry.sample for entry in self.entries() if not entry.is_offer)
+
+    def entries(self) -> Iterator[Entry]:
+        """One pass over the folder."""
+        try:
+            for file in os.scandir(self.root):
+                found = _NAME.fullmatch(file.name)
+                if found is None:
+                    continue
+                with suppress(FileNotFoundError):
+                    state = file.stat()
+                    yield Entry(found[1], found[2] is not None, state.st_size, state.st_mtime)
+        except OSError as error:
+            raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
+
+    def note(self, name: str, data: bytes) -> None:
+        """Temporary, rename, fsync of the ledger's folder."""
+        try:
+            folder = os.open(self.root / _LEDGER, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise StoreUnavailableError(f"ledger {self.root / _LEDGER}: {error.strerror}") from error
+        try:
+            self._put(f"{_LEDGER}/{name}{_OFFER}", data, folder=folder)
+        finally:
+            os.close(folder)
+
+    def notes(self) -> Iterator[bytes]:
+        """Every file of the ledger."""
+        try:
+            for file in sorted((self.root / _LEDGER).glob(f"*{_OFFER}")):
+                yield file.read_bytes()
+        except OSError as error:
+            raise StoreUnavailableError(f"ledger {self.root / _LEDGER}: {error.strerror}") from error
 
     def close(self) -> None:
         """Lets go of the folder. Idempotent."""
@@ -155,23 +220,60 @@ class FolderBlobs:
         if folder >= 0:
             os.close(folder)
 
-    def _size(self, sample: str) -> int:
+    def _size(self, name: str) -> int:
         """In bytes; -1 where there is no such file."""
         try:
-            return os.stat(_checked(sample), dir_fd=self._folder).st_size
+            return os.stat(name, dir_fd=self._folder).st_size
         except OSError:
             return -1
 
     def _named(self, blob: Staged) -> bool:
+        return all(self._renamed(blob, ending) for ending in (_OFFER, ""))
+
+    def _renamed(self, blob: Staged, ending: str) -> bool:
+        name = _checked(blob.sample) + ending
         if blob.temporary is not None:
             try:
-                os.rename(
-                    blob.temporary, _checked(blob.sample), src_dir_fd=self._folder, dst_dir_fd=self._folder
-                )
+                os.rename(blob.temporary + ending, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
                 return True
             except FileNotFoundError:
                 pass  # an earlier attempt at this group came as far as this, or the temporary was swept
-        return self.exists(blob.sample)
+        return self._size(name) >= 0
+
+    def _read(self, name: str, sample: str, what: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError as error:
+            raise SampleGoneError(f"sample {sample}: no {what} in {self.root}") from error
+        except OSError as error:
+            raise StoreUnavailableError(f"{what} {self.root}/{name}: {error.strerror}") from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        handle = os.open(name, _DURABLY, 0o640, dir_fd=self._folder)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(handle, view) :]
+        finally:
+            os.close(handle)
+
+    def _put(self, name: str, data: bytes, *, folder: int) -> None:
+        temporary = f"{_TMP}/{Path(name).name}.{self._token}{next(self._number)}"
+        try:
+            self._write(temporary, data)
+            os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            os.fsync(folder)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=self._folder)
+            raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
+
+    def _unlinked(self, name: str) -> bool:
+        try:
+            os.unlink(name, dir_fd=self._folder)
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def _checked(sample: str) -> str:
@@ -210,12 +312,15 @@ class ObjectBlobs:
         except (BaseError, ValueError) as error:
             raise StoreError(f"blob store {url}: {_first_line(error)}") from error
 
-    def stage(self, sample: str, data: bytes) -> Staged:
-        """One put, which is durable, and named, when it returns."""
-        try:
-            self._obstore.put(self._store, _key(sample), data)
-        except (self._error, OSError) as error:
-            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+    def stage(self, sample: str, data: bytes, offer: bytes) -> Staged:
+        """Two puts at once; what they wrote is durable, and named, when they return."""
+
+        async def put_both() -> None:
+            puts = ((_key(sample) + _OFFER, offer), (_key(sample), data))
+            await asyncio.gather(*(self._obstore.put_async(self._store, *put) for put in puts))
+
+        with self._translated():
+            asyncio.run(put_both())
         return Staged(sample, None)
 
     def publish(self, staged: Sequence[Staged]) -> list[str]:
@@ -224,40 +329,83 @@ class ObjectBlobs:
 
     def get(self, sample: str) -> bytes:
         """Reads the whole object."""
-        try:
-            return bytes(self._obstore.get(self._store, _key(sample)).bytes())
-        except FileNotFoundError as error:
-            raise SampleGoneError(f"sample {sample}: no blob in {self.url}") from error
-        except (self._error, OSError) as error:
-            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+        return self._read(_key(sample), sample, "blob")
+
+    def offer(self, sample: str) -> bytes:
+        """Reads the whole object."""
+        return self._read(_key(sample) + _OFFER, sample, "offer")
+
+    def keep_offer(self, sample: str, offer: bytes) -> None:
+        """One put."""
+        self._put(_key(sample) + _OFFER, offer)
 
     def exists(self, sample: str) -> bool:
         """One HEAD request."""
-        try:
-            self._obstore.head(self._store, _key(sample))
-        except FileNotFoundError:
-            return False
-        except (self._error, OSError) as error:
-            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
-        return True
+        return self._there(_key(sample))
 
     def delete_many(self, samples: Iterable[str]) -> int:
         """Deletes what is there."""
-        there = [sample for sample in samples if self.exists(sample)]
-        try:
+        keys = [key for sample in samples for key in (_key(sample), _key(sample) + _OFFER)]
+        there = [key for key in keys if self._there(key)]
+        with self._translated():
             if there:
-                self._obstore.delete(self._store, [_key(sample) for sample in there])
-        except (self._error, OSError) as error:
-            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
-        return len(there)
+                self._obstore.delete(self._store, there)
+        return sum(not key.endswith(_OFFER) for key in there)
 
     def names(self) -> Iterator[str]:
+        """Every blob."""
+        return (entry.sample for entry in self.entries() if not entry.is_offer)
+
+    def entries(self) -> Iterator[Entry]:
         """Lists the store in pages."""
-        for page in self._obstore.list(self._store):
-            yield from (str(entry["path"]).rsplit("/", 1)[-1] for entry in page)
+        with self._translated():
+            for page in self._obstore.list(self._store):
+                for item in page:
+                    found = _NAME.fullmatch(str(item["path"]).rsplit("/", 1)[-1])
+                    if found is not None:
+                        modified_at = item["last_modified"].timestamp()
+                        yield Entry(found[1], found[2] is not None, int(item["size"]), modified_at)
+
+    def note(self, name: str, data: bytes) -> None:
+        """One put."""
+        self._put(f"{_LEDGER}/{name}{_OFFER}", data)
+
+    def notes(self) -> Iterator[bytes]:
+        """Every object of the ledger."""
+        with self._translated():
+            pages = self._obstore.list(self._store, prefix=_LEDGER)
+            paths = sorted(str(item["path"]) for page in pages for item in page)
+            for path in paths:
+                yield bytes(self._obstore.get(self._store, path).bytes())
 
     def close(self) -> None:
         """Connections end with the object."""
+
+    def _put(self, key: str, data: bytes) -> None:
+        with self._translated():
+            self._obstore.put(self._store, key, data)
+
+    def _there(self, key: str) -> bool:
+        with self._translated():
+            try:
+                self._obstore.head(self._store, key)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _read(self, key: str, sample: str, what: str) -> bytes:
+        with self._translated():
+            try:
+                return bytes(self._obstore.get(self._store, key).bytes())
+            except FileNotFoundError as error:
+                raise SampleGoneError(f"sample {sample}: no {what} in {self.url}") from error
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 
 
 def _key(sample: str) -> str:

@@ -21,8 +21,6 @@ from misfire_runtime.messages import Clock, Offer, Trigger
 
 log = logging.getLogger(__name__)
 
-MAX_RECORD_BYTES = 128 * 1024
-"""An offer has at most 64 KiB on the wire, a little more when written again."""
 _YEAR_2000 = 946_684_800.0
 _DAY_S = 86_400.0
 
@@ -40,10 +38,10 @@ class OfferRecord(BaseModel):
     offer: Offer
 
 
-def offer_record(sample: NewSample, *, stored_at: float) -> OfferRecord:
-    """Returns the record of a verified sample whose bytes became durable at `stored_at`."""
+def offer_record(sample: NewSample) -> OfferRecord:
+    """Returns the record of a verified sample."""
     return OfferRecord(
-        stored_at=stored_at,
+        stored_at=sample.stored_at,
         collector=sample.collector,
         width=sample.width,
         height=sample.height,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import Answer, Offer, State, Telemetry
 
 MAX_CAUSE = 32
@@ -17,13 +18,17 @@ MAX_CAUSE = 32
 
 @dataclass(frozen=True, slots=True)
 class NewSample:
-    """A verified upload on its way into the store: `data` is what `offer` announced, and decodes."""
+    """A verified upload on its way into the store: `data` is what `offer` announced, and decodes.
+
+    `stored_at` (seconds since 1970) is set here, so that the row and the record beside the blob agree.
+    """
 
     offer: Offer
     data: bytes
     width: int
     height: int
     collector: str
+    stored_at: float = field(default_factory=wall_time)
 
 
 Outcome = Literal["stored", "duplicate", "deleted"]

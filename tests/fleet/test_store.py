@@ -484,7 +484,7 @@ def test_a_blob_of_the_wrong_length_is_written_anew(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     key = hashlib.sha256(b"whole").hexdigest()
     (tmp_path / key).write_bytes(b"ha")
-    assert blobs.publish([blobs.stage(key, b"whole")]) == []
+    assert blobs.publish([blobs.stage(key, b"whole", b"{}")]) == []
     assert blobs.get(key) == b"whole"
     blobs.close()
 
@@ -492,7 +492,9 @@ def test_a_blob_of_the_wrong_length_is_written_anew(tmp_path: Path) -> None:
 def test_a_group_is_published_again_after_it_was_cut_short_and_names_what_was_swept(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     keys = [hashlib.sha256(text).hexdigest() for text in (b"one", b"two", b"three")]
-    staged = [blobs.stage(key, text) for key, text in zip(keys, (b"one", b"two", b"three"), strict=True)]
+    staged = [
+        blobs.stage(key, text, b"{}") for key, text in zip(keys, (b"one", b"two", b"three"), strict=True)
+    ]
     assert not any(map(blobs.exists, keys))
     assert blobs.publish(staged[:1]) == []
     (tmp_path / str(staged[2].temporary)).unlink()
@@ -503,7 +505,7 @@ def test_a_group_is_published_again_after_it_was_cut_short_and_names_what_was_sw
 def test_samples_whose_staged_bytes_were_swept_are_written_again(tmp_path: Path) -> None:
     new = sample(1)
     with Store.open_folder(tmp_path) as store:
-        staged = store.blobs.stage(new.offer.id, new.data)
+        staged = store.stage(new)
         (tmp_path / "blobs" / str(staged.temporary)).unlink()
         assert store.add_many([new], staged=[staged]) == ["stored"]
         assert store.read_blob(new.offer.id) == new.data
