@@ -17,13 +17,15 @@ import threading
 import time
 from collections import Counter, deque
 
-from misfire_fleet.collector_committer import Committer, Outlets
+from misfire_fleet.collector_breaker import Breaker
+from misfire_fleet.collector_committer import Committer, Outlets, Stage
 from misfire_fleet.collector_desk import Desk, DeskRules
 from misfire_fleet.collector_housekeeping import Housekeeping
 from misfire_fleet.collector_link import Handlers, Link, chunk_bytes
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Excess, Transfers
 from misfire_fleet.store import Store
@@ -34,7 +36,11 @@ from misfire_runtime.uplink import BrokerConfig
 log = logging.getLogger(__name__)
 
 _MAX_NOTES = 20_000
-_STUCK_S = 60.0
+_STUCK: tuple[tuple[Stage, str, float], ...] = (
+    ("check", "the check of a sample", 30.0),
+    ("blobs", "the writing of a blob", 60.0),
+    ("rows", "a commit", 60.0),
+)
 
 
 class Collector:
@@ -64,6 +70,8 @@ class Collector:
         self._quotas = QuotaBook(self.settings.quotas)
         near = self.settings.near_duplicates
         self._novelty = None if near is None else Novelty(near)
+        self.breaker = Breaker(probe_s=self.settings.probe_s)
+        setbacks = Setbacks()
         self._draining = threading.Event()
         self._lock = threading.Lock()
         self._refused: Counter[tuple[str, str, str]] = Counter()
@@ -74,6 +82,8 @@ class Collector:
             name=self.name,
             settings=self.settings,
             transfers=self.transfers,
+            breaker=self.breaker,
+            setbacks=setbacks,
             metrics=self.metrics,
             outlets=Outlets(self._answer, self._ask, self._given_up),
         )
@@ -86,7 +96,8 @@ class Collector:
                 self._quotas,
                 self._novelty,
                 self._chunk_bytes,
-                lambda: not self.committer.failing.is_set(),
+                self.breaker,
+                setbacks,
                 self._draining.is_set,
             ),
             metrics=self.metrics,
@@ -100,6 +111,7 @@ class Collector:
             quotas=self._quotas,
             novelty=self._novelty,
             near=near,
+            metrics=self.metrics,
             notes=self._take_notes,
             tick=self._tick,
         )
@@ -138,10 +150,11 @@ class Collector:
         found = []
         if not self.link.ready.is_set():
             found.append("the broker does not deliver to this collector")
-        if self.committer.failing.is_set():
-            found.append("the store does not take samples")
-        if self.committer.busy_s(time.monotonic()) > _STUCK_S:
-            found.append(f"a commit has been running for more than {_STUCK_S:g} s")
+        found += self.breaker.problems()
+        now = time.monotonic()
+        for stage, what, limit_s in _STUCK:
+            if (since := self.committer.busy_s(stage, now)) > limit_s:
+                found.append(f"{what} has been running for {since:.0f} s")
         if not all(part.alive for part in (self.link, self.desk, self.committer, self._housekeeping)):
             found.append("a thread died; see the log")
         return found
@@ -222,6 +235,7 @@ class Collector:
         for key in abandoned:
             self.metrics.abandoned.inc()
             self._given_up(*key)
+        self.metrics.breaker_open.set(self.breaker.is_open)
         self.metrics.transfers.set(len(self.transfers))
         self.metrics.transfer_bytes.set(self.transfers.reserved_bytes)
         self.metrics.offers_waiting.set(self.desk.waiting)

@@ -3,24 +3,32 @@
 whole -> workers: hash, kind, pixels, bytes durable -> committer: names and rows durable -> `stored`
 One worker does all that is done to one sample, so that it passes between threads once. While a group is
 committed the next one gathers: groups grow with the load, and nobody waits for a timer.
+
+A sample is rejected only on proof about the sample itself: its bytes, or a row that the database refuses
+while it takes others. Whatever else goes wrong is trouble of this collector: the vehicle hears `busy` and
+keeps the sample.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
+from misfire_fleet.collector_breaker import Breaker
+from misfire_fleet.collector_guard import guarded
 from misfire_fleet.collector_metrics import CollectorMetrics
+from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Transfer, Transfers
 from misfire_fleet.collector_verify import HashMismatchError, Verified, verify
-from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import Staged
 from misfire_fleet.store_records import NewSample, Outcome
@@ -30,8 +38,9 @@ from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Verdict
 log = logging.getLogger(__name__)
 
 _MAX_SPOILED = 2
-_PUT_OFF_S = 30.0
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+Stage = Literal["check", "blobs", "rows"]
 
 
 @dataclass(frozen=True)
@@ -60,90 +69,131 @@ class Committer:
         name: str,
         settings: CollectorSettings,
         transfers: Transfers,
+        breaker: Breaker,
+        setbacks: Setbacks,
         metrics: CollectorMetrics,
         outlets: Outlets,
     ) -> None:
         self._store, self._name, self._settings = store, name, settings
         self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
-        self._workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="worker")
+        self._breaker, self._setbacks = breaker, setbacks
+        self._whole: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
         self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._workers = [
+            threading.Thread(target=self._work, name=f"worker-{n}", daemon=True)
+            for n in range(settings.workers)
+        ]
         self._thread = threading.Thread(target=self._commit, name="committer", daemon=True)
-        self._began: dict[int, float] = {}
+        self._began: dict[int, tuple[Stage, float]] = {}
         self._seconds = {stage: metrics.commit_seconds.labels(stage) for stage in ("blobs", "rows")}
-        self.failing = threading.Event()
 
     def start(self) -> None:
-        """Begins to commit."""
-        self._thread.start()
+        """Begins to commit. All threads start here: later there might be no memory for one."""
+        for thread in (*self._workers, self._thread):
+            thread.start()
 
     def put(self, transfer: Transfer) -> None:
         """Takes a transfer whose bytes are all here."""
-        self._workers.submit(self._keep, transfer)
+        self._whole.put(transfer)
 
     @property
     def alive(self) -> bool:
-        """False where the committing thread died."""
-        return self._thread.is_alive()
+        """False where a thread died."""
+        return all(thread.is_alive() for thread in (*self._workers, self._thread))
 
-    def busy_s(self, now: float) -> float:
-        """How long the longest of the present writes and commits has been running; 0 where none is."""
-        return max((now - began for began in list(self._began.values())), default=0.0)
+    def busy_s(self, stage: Stage, now: float) -> float:
+        """How long the longest of the present works of a stage has been running; 0 where none is."""
+        running = [now - began for of, began in list(self._began.values()) if of == stage]
+        return max(running, default=0.0)
 
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
         self._stop.set()
-        self._workers.shutdown()
+        for _ in self._workers:
+            self._whole.put(None)
+        for thread in self._workers:
+            if thread.is_alive():
+                thread.join(30.0)
         if self._thread.is_alive():
             self._durable.put(None)
             self._thread.join(30.0)
 
+    # ---- workers
+
+    def _work(self) -> None:
+        while (transfer := self._whole.get()) is not None:
+            with guarded("worker", self._metrics):
+                self._keep(transfer)
+
     def _keep(self, transfer: Transfer) -> None:
         """Checks a sample, makes its bytes durable, and hands it to the committer."""
-        data = transfer.take()
-        found = self._verified(transfer, data)
-        if found is None:
-            return
-        staged: list[Staged] = []
-        sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
         try:
-            if self._persist("blobs", [transfer], lambda: staged.append(self._store.stage(sample))):
-                self._durable.put(_Whole(transfer, sample, staged[0]))
-        except StoreError as error:
-            self._reject(transfer, "unstorable", f"cannot be stored: {error}")
-        except Exception:  # nothing is wrong with the sample: its vehicle keeps it and offers it again
-            log.exception("sample %s: cannot be kept, for an unforeseen reason", transfer.offer.id)
-            self._put_off(transfer)
+            data = transfer.take()
+            found = self._verified(transfer, data)
+            whole = None if found is None else self._staged(transfer, data, found)
+        except Exception as error:
+            log.exception("sample %s: cannot be kept now", transfer.offer.id)
+            self._failed("blobs", transfer, error)
+        else:
+            if whole is not None:
+                self._durable.put(whole)
+
+    def _staged(self, transfer: Transfer, data: bytes, found: Verified) -> _Whole | None:
+        """The bytes are durable; None where the end came first."""
+        sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
+        staged: list[Staged] = []
+        if not self._persist("blobs", [transfer], lambda: staged.append(self._store.stage(sample))):
+            return None
+        return _Whole(transfer, sample, staged[0])
 
     def _verified(self, transfer: Transfer, data: bytes) -> Verified | None:
         """What was found, or None after the vehicle was told what is wrong."""
         offer = transfer.offer
+        me = threading.get_ident()
+        self._began[me] = ("check", time.monotonic())
         try:
-            return verify(
+            found = verify(
                 data, sample=offer.id, media_type=offer.media_type, max_pixels=self._settings.max_pixels
             )
         except HashMismatchError as error:
-            if transfer.spoiled < _MAX_SPOILED:
-                self._metrics.spoiled.inc()
-                self._outlets.ask(self._transfers.restart(transfer, time.monotonic()))
-            else:
-                self._reject(transfer, "sha256", f"sha256: {error}")
+            self._spoiled(transfer, data, error)
+            return None
         except ImageError as error:
+            self._breaker.succeeded("check")
             self._reject(transfer, "image", f"image: {error}")
-        except MemoryError:  # this collector's want, not the sample's fault
-            log.exception("sample %s: no memory to check it", offer.id)
-            self._put_off(transfer)
-        except Exception:
-            log.exception("sample %s: the check failed in an unforeseen way", offer.id)
-            self._reject(transfer, "image", "image: the payload cannot be checked")
-        return None
+            return None
+        except Exception as error:
+            log.exception("sample %s: cannot be checked now", offer.id)
+            self._failed("check", transfer, error)
+            return None
+        finally:
+            del self._began[me]
+        self._breaker.succeeded("check")
+        return found
+
+    def _spoiled(self, transfer: Transfer, data: bytes, error: HashMismatchError) -> None:
+        """Asks again: what differs each time was damaged on the way, what stays the same is what is there."""
+        digest = hashlib.sha256(data).hexdigest()
+        same = all(each == digest for each in transfer.spoiled)
+        if len(transfer.spoiled) < _MAX_SPOILED:
+            self._metrics.spoiled.inc()
+            self._outlets.ask(self._transfers.restart(transfer, digest, time.monotonic()))
+        elif same:
+            self._reject(transfer, "sha256", f"sha256: {error}; {len(transfer.spoiled) + 1} times the same")
+        else:
+            self._put_off(transfer, "spoiled", "the bytes arrive damaged, each time in another way")
+
+    # ---- the thread that commits
 
     def _commit(self) -> None:
         """Commits group after group and answers."""
         for group in self._groups():
-            self._commit_group(group)
+            with guarded("committer", self._metrics):
+                self._commit_group(group)
 
-    def _commit_group(self, group: list[_Whole]) -> None:
+    def _commit_group(self, group: list[_Whole], *, again: bool = False) -> None:
+        """Commits and answers; one by one where one of them fails, so that it keeps no other out."""
         outcomes: list[Outcome] = []
 
         def add() -> None:
@@ -154,8 +204,40 @@ class Committer:
             if self._persist("rows", [whole.transfer for whole in group], add):
                 self._metrics.group_size.observe(len(group))
                 self._finish(group, outcomes)
-        except StoreError as error:
-            self._split(group, error)
+        except RowRefusedError as error:
+            if len(group) > 1:
+                self._commit_each(group, error)
+            else:
+                self._refused(group[0], error, again=again)
+        except Exception as error:
+            log.exception("%d samples cannot be committed now", len(group))
+            if len(group) > 1:
+                self._commit_each(group, error)
+            else:
+                self._failed("rows", group[0].transfer, error)
+
+    def _commit_each(self, group: list[_Whole], error: Exception) -> None:
+        log.warning("%d samples are committed one by one: %s", len(group), error)
+        for whole in group:
+            self._commit_group([whole])
+
+    def _refused(self, whole: _Whole, error: RowRefusedError, *, again: bool) -> None:
+        """A row is at fault if it is refused, the database takes a plain row, and it is refused again."""
+        if again:
+            log.error("sample %s: its row cannot be stored: %s", whole.transfer.offer.id, error)
+            self._reject(whole.transfer, "unstorable", f"cannot be stored: {error}")
+        elif self._takes_rows():
+            self._commit_group([whole], again=True)
+        else:
+            self._breaker.failed("rows", error)
+            self._put_off(whole.transfer, "failed", "the store takes no samples now")
+
+    def _takes_rows(self) -> bool:
+        try:
+            return self._store.takes_rows()
+        except Exception:
+            log.exception("the store cannot be probed")
+            return False
 
     def _groups(self) -> Iterator[list[_Whole]]:
         """All that waits, at most a group's worth; ends with None."""
@@ -178,19 +260,25 @@ class Committer:
             yield group
             following = source.get()
 
-    def _persist(self, stage: str, group: list[Transfer], work: Callable[[], None]) -> bool:
-        """Tries until the store takes the group; False where the end came first. StoreError passes."""
+    def _persist(
+        self, stage: Literal["blobs", "rows"], group: list[Transfer], work: Callable[[], None]
+    ) -> bool:
+        """Tries until the store takes the group; False where the end came first.
+
+        A store that is away is waited for. Any other error is the caller's to judge.
+        """
         me = threading.get_ident()
         for attempt in itertools.count():
-            began = self._began[me] = time.monotonic()
+            began = time.monotonic()
+            self._began[me] = (stage, began)
             try:
                 work()
             except StoreUnavailableError as error:
-                self.failing.set()
+                self._breaker.failed(stage, error)
                 self._metrics.store_failures.inc()
                 log.warning("%d samples wait for the store: %s", len(group), error)
             else:
-                self.failing.clear()
+                self._breaker.succeeded(stage)
                 self._seconds[stage].observe(time.monotonic() - began)
                 return True
             finally:
@@ -202,20 +290,12 @@ class Committer:
             self._outlets.given_up(*transfer.key)
         return False
 
-    def _split(self, group: list[_Whole], error: StoreError) -> None:
-        """One sample that the database does not take must not keep the others out."""
-        if len(group) > 1:
-            for whole in group:
-                self._commit_group([whole])
-            return
-        log.error("sample %s cannot be stored: %s", group[0].transfer.offer.id, error)
-        self._reject(group[0].transfer, "unstorable", f"cannot be stored: {error}"[:256])
-
     def _finish(self, group: list[_Whole], outcomes: list[Outcome]) -> None:
         now = time.monotonic()
         for whole, outcome in zip(group, outcomes, strict=True):
             offer = whole.transfer.offer
             self._transfers.close(whole.transfer.key)
+            self._setbacks.forget(whole.transfer.key)
             self._metrics.seconds_to_stored.observe(now - whole.transfer.opened_at)
             self._metrics.stored_bytes.inc(offer.size if outcome == "stored" else 0)
             if outcome == "deleted":
@@ -225,15 +305,28 @@ class Committer:
             else:
                 self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
 
-    def _put_off(self, transfer: Transfer) -> None:
-        self._transfers.close(transfer.key)
-        self._outlets.given_up(*transfer.key)
-        busy = Busy(id=transfer.offer.id, retry_after_s=_PUT_OFF_S, reason="this collector failed")
-        self._outlets.answer(transfer.offer.vehicle, busy, "failed")
+    # ---- what comes to nothing
+
+    def _failed(self, stage: Stage, transfer: Transfer, error: Exception) -> None:
+        """Nothing is known to be wrong with the sample: its vehicle keeps it and offers it again."""
+        self._metrics.failures.labels(stage).inc()
+        self._breaker.failed(stage, error, vehicle=transfer.offer.vehicle)
+        what = "check" if stage == "check" else "store"
+        self._put_off(transfer, "failed", f"this collector could not {what} the sample")
+
+    def _put_off(self, transfer: Transfer, cause: str, reason: str) -> None:
+        self._close(transfer)
+        wait = self._setbacks.add(transfer.key, time.monotonic())
+        busy = Busy(id=transfer.offer.id, retry_after_s=wait, reason=reason)
+        self._outlets.answer(transfer.offer.vehicle, busy, cause)
 
     def _reject(self, transfer: Transfer, cause: str, reason: str) -> None:
-        self._transfers.close(transfer.key)
-        self._outlets.given_up(*transfer.key)
+        self._close(transfer)
+        self._setbacks.forget(transfer.key)
         self._outlets.answer(
             transfer.offer.vehicle, Rejected(id=transfer.offer.id, reason=reason[:256]), cause
         )
+
+    def _close(self, transfer: Transfer) -> None:
+        self._transfers.close(transfer.key)
+        self._outlets.given_up(*transfer.key)

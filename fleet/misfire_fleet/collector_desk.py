@@ -1,7 +1,8 @@
 """The desk where offers are answered: a batch at a time, with one look into the database for all of them.
 
-offers -> malformed or foreign? rejected -> stored already? stored -> deleted? declined -> on its way? send
-       -> too fast? busy -> over quota, near-duplicate? declined -> no room? busy -> send
+offers -> malformed? rejected -> of another vehicle or version? busy -> stored already? stored
+       -> deleted? declined -> too large, no known format? rejected -> too fast, store ill? busy
+       -> over quota, near-duplicate? declined -> no room? busy -> send
 The unbiased random stream is never declined as a near-duplicate: statistics stand on it.
 """
 
@@ -16,17 +17,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from misfire_fleet.collector_breaker import Breaker
+from misfire_fleet.collector_guard import guarded
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Transfers
 from misfire_fleet.collector_verify import IMAGES, VIDEOS
-from misfire_fleet.errors import StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_runtime.errors import MessageError
+from misfire_runtime.errors import MessageError, MisfireError
 from misfire_runtime.messages import (
+    MAX_JSON_BYTES,
+    PROTOCOL_VERSION,
     Busy,
     Declined,
     Offer,
@@ -62,7 +68,8 @@ class DeskRules:
     quotas: QuotaBook
     novelty: Novelty | None
     chunk_bytes: Callable[[], int]
-    store_works: Callable[[], bool]
+    breaker: Breaker
+    setbacks: Setbacks
     draining: Callable[[], bool]
 
 
@@ -119,7 +126,8 @@ class Desk:
                     batch.append(self._offers.get_nowait())
                 except queue.Empty:
                     break
-            self.decide([incoming for incoming in batch if incoming is not None])
+            with guarded("desk", self._metrics):
+                self.decide([incoming for incoming in batch if incoming is not None])
             if batch[-1] is None:
                 return
 
@@ -132,34 +140,59 @@ class Desk:
         ids = [offer.id for offer in offers]
         try:
             known, buried = self._store.known_and_buried(ids)
-        except (StoreUnavailableError, StoreError) as error:
-            log.warning("offers are put off: %s", error)
+        except Exception as error:  # whatever it is, it is not the offers' fault
+            log.warning("offers are put off: %s", error, exc_info=not isinstance(error, MisfireError))
+            self._rules.breaker.failed("look-up", error)
             for offer in offers:
-                self._busy(offer, "the store is not available")
+                self._busy(offer, "store", "the store is not available")
             return
+        self._rules.breaker.succeeded("look-up")
         for offer in offers:
-            self._decide(offer, known, buried)
+            with guarded("desk", self._metrics):
+                self._decide(offer, known, buried)
 
     def _read(self, incoming: Incoming) -> Offer | None:
         """The offer, or None after telling the sender what is wrong with it, as far as it can be told."""
         try:
             offer = decode(Offer, incoming.payload)
-            if offer.vehicle != incoming.vehicle:
-                raise MessageError(
-                    f"Offer: vehicle {offer.vehicle} offered under the topic of {incoming.vehicle}"
-                )
             if any(map(_CONTROL.search, (offer.bundle, offer.trigger.name, offer.media_type))):
                 raise MessageError("Offer: control characters in bundle, trigger or media type")
             if offer.embedding is not None:
                 unpack_embedding(offer.embedding)
-            return offer
         except MessageError as error:
-            self._metrics.malformed.labels("offer").inc()
-            sample = _sample_named(incoming.payload)
-            if sample is not None:
-                reason = str(error)[:256]
-                self._answer(incoming.vehicle, Rejected(id=sample, reason=reason), "malformed")
+            self._refuse(incoming, _fields(incoming.payload), str(error))
             return None
+        if offer.vehicle != incoming.vehicle:
+            self._refuse(incoming, {"id": offer.id, "vehicle": offer.vehicle}, "")
+            return None
+        return offer
+
+    def _refuse(self, incoming: Incoming, fields: dict[str, Any] | None, error: str) -> None:
+        """Rejects what breaks this protocol's rules; what says nothing about the sample is put off.
+
+        That is an offer that is no JSON (damaged on its way), one of another version (this collector is old),
+        and one of another vehicle (a vehicle was renamed while samples waited).
+        """
+        self._metrics.malformed.labels("offer").inc()
+        sample = _sample_named(incoming.payload, fields)
+        if sample is None:
+            return
+        if fields is None:
+            self._put_off(
+                incoming.vehicle, sample, "malformed", f"{error}; it may have been damaged on its way"
+            )
+        elif fields.get("v", PROTOCOL_VERSION) != PROTOCOL_VERSION:
+            self._put_off(incoming.vehicle, sample, "version", error)
+        elif fields.get("vehicle") != incoming.vehicle:
+            other = str(fields.get("vehicle"))[:64]
+            reason = f"Offer: vehicle {other} offered under the topic of {incoming.vehicle}"
+            self._put_off(incoming.vehicle, sample, "identity", reason)
+        else:
+            self._answer(incoming.vehicle, Rejected(id=sample, reason=error[:256]), "malformed")
+
+    def _put_off(self, vehicle: str, sample: str, cause: str, reason: str) -> None:
+        wait = self._rules.setbacks.add((vehicle, sample), time.monotonic())
+        self._answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason[:256]), cause)
 
     def _decide(self, offer: Offer, known: set[str], buried: set[str]) -> None:
         if offer.id in known:
@@ -172,9 +205,15 @@ class Desk:
         elif offer.media_type not in IMAGES | VIDEOS:
             self._reject(offer, "media-type", f"media type {offer.media_type!r} is not taken here")
         elif (wait_s := self._rules.quotas.wait_s(offer.vehicle, time.monotonic())) > 0:
-            self._busy(offer, "too many offers per second", retry_s=wait_s)
-        elif self._rules.draining() or not self._rules.store_works():
-            self._busy(offer, "this collector cannot store now")
+            self._busy(offer, "rate", "too many offers per second", retry_s=wait_s)
+        elif self._rules.draining():
+            self._busy(offer, "draining", "this collector is about to end")
+        elif (wait_s := self._rules.setbacks.wait_s((offer.vehicle, offer.id), time.monotonic())) > 0:
+            self._busy(
+                offer, "failed", "this collector failed with this sample several times", retry_s=wait_s
+            )
+        elif not self._rules.breaker.admits(time.monotonic()):
+            self._busy(offer, "store", "this collector cannot store now")
         else:
             self._consider(offer)
 
@@ -190,9 +229,9 @@ class Desk:
     def _ask(self, offer: Offer) -> None:
         transfer = self._rules.transfers.open(offer, time.monotonic())
         if transfer == "full":
-            self._busy(offer, "too many transfers")
+            self._busy(offer, "room", "too many transfers")
         elif transfer == "share":
-            self._busy(offer, "too many transfers of this vehicle")
+            self._busy(offer, "share", "too many transfers of this vehicle")
         elif not transfer.finishing:
             self._rules.quotas.accept(offer)
             if self._rules.novelty is not None and offer.embedding is not None:
@@ -218,22 +257,28 @@ class Desk:
     def _reject(self, offer: Offer, cause: str, reason: str) -> None:
         self._answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
 
-    def _busy(self, offer: Offer, reason: str, *, retry_s: float | None = None) -> None:
+    def _busy(self, offer: Offer, cause: str, reason: str, *, retry_s: float | None = None) -> None:
         """Later for a fuller collector, and never at the same moment for all."""
         if retry_s is None:
             load = len(self._rules.transfers) / self._settings.max_transfers
             retry_s = 1.0 + 4.0 * load
         wait = min(_MAX_RETRY_S, retry_s * random.uniform(1.0, 2.0))
-        self._answer(offer.vehicle, Busy(id=offer.id, retry_after_s=wait, reason=reason), "busy")
+        self._answer(offer.vehicle, Busy(id=offer.id, retry_after_s=wait, reason=reason), cause)
 
 
-def _sample_named(payload: bytes) -> str | None:
-    """The sample id in a payload that is no valid offer, so that its sender can be told."""
+def _fields(payload: bytes) -> dict[str, Any] | None:
+    """The payload's fields, or None where it is no JSON object."""
     try:
-        named = json.loads(payload).get("id") if len(payload) <= 64 * 1024 else None
-        if isinstance(named, str) and re.fullmatch(r"[0-9a-f]{64}", named):
-            return named
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    found = _ID.search(payload[: 64 * 1024])
+        fields = json.loads(payload) if len(payload) <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _sample_named(payload: bytes, fields: dict[str, Any] | None) -> str | None:
+    """The sample id in a payload that is no valid offer, so that its sender can be told."""
+    if fields is not None:
+        named = fields.get("id")
+        return named if isinstance(named, str) and re.fullmatch(r"[0-9a-f]{64}", named) else None
+    found = _ID.search(payload[:MAX_JSON_BYTES])
     return None if found is None else found.group(1).decode()

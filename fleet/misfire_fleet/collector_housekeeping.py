@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from misfire_fleet.collector_guard import guarded
+from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_settings import NearDuplicates
@@ -43,11 +45,12 @@ class Housekeeping:
         quotas: QuotaBook,
         novelty: Novelty | None,
         near: NearDuplicates | None,
+        metrics: CollectorMetrics,
         notes: Callable[[], Notes],
         tick: Callable[[float], None],
     ) -> None:
         self._store, self._quotas, self._novelty, self._near = store, quotas, novelty, near
-        self._notes, self._tick = notes, tick
+        self._metrics, self._notes, self._tick = metrics, notes, tick
         self._seen_seq = 0
         self._states: dict[str, State] = {}
         self._beats: list[tuple[str, Telemetry]] = []
@@ -78,7 +81,8 @@ class Housekeeping:
         noted = refreshed = time.monotonic()
         while not self._stop.wait(_TICK_S):
             now = time.monotonic()
-            self._tick(now)
+            with guarded("housekeeping", self._metrics):
+                self._tick(now)
             if now - noted > _NOTES_S:
                 noted = now
                 self._guarded(self._write_notes)
@@ -88,10 +92,11 @@ class Housekeeping:
         self._guarded(self._write_notes)
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except (StoreUnavailableError, StoreError) as error:
-            log.warning("housekeeping is put off: %s", error)
+        with guarded("housekeeping", self._metrics):
+            try:
+                work()
+            except (StoreUnavailableError, StoreError) as error:
+                log.warning("housekeeping is put off: %s", error)
 
     def _write_notes(self) -> None:
         """What the store does not take now is kept and written with the next notes."""

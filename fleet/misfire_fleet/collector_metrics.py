@@ -38,6 +38,12 @@ class CollectorMetrics:
         self.store_failures = Counter(
             "misfire_store_failures", "Commits that the store did not take.", registry=self.registry
         )
+        self.failures = Counter(
+            "misfire_failures",
+            "Errors that nobody foresaw, by the part of the collector.",
+            ["part"],
+            registry=self.registry,
+        )
         self.commit_seconds = Histogram(
             "misfire_commit_seconds",
             "Duration of writing a group's blobs, of committing its rows.",
@@ -56,6 +62,9 @@ class CollectorMetrics:
             "From the first `send` to `stored`.",
             buckets=_SECONDS,
             registry=self.registry,
+        )
+        self.breaker_open = Gauge(
+            "misfire_breaker_open", "1 while no new samples are taken.", registry=self.registry
         )
         self.transfers = Gauge("misfire_transfers", "Transfers open.", registry=self.registry)
         self.transfer_bytes = Gauge(

@@ -55,6 +55,8 @@ class CollectorSettings(BaseModel):
     """A transfer without a new byte for this long is asked for again, from where it stands."""
     abandon_s: float = Field(default=120.0, gt=0)
     """... and given up after this long; the vehicle offers it again."""
+    probe_s: float = Field(default=10.0, gt=0)
+    """While the store takes no samples, one is asked for this often to find out whether it does again."""
     drain_s: float = Field(default=10.0, ge=0)
     """At the end, how long running transfers may take to complete."""
     shared: Literal["auto", "always", "never"] = "auto"

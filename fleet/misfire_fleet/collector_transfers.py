@@ -29,7 +29,8 @@ class Transfer:
     asked_at: float = 0.0
     asked_offset: int = -1
     asked_times: int = 0
-    spoiled: int = 0
+    spoiled: list[str] = field(default_factory=list)
+    """SHA-256 of each attempt that was not what the offer said."""
     finishing: bool = False
 
     @property
@@ -131,11 +132,11 @@ class Transfers:
             transfer.finishing = True
             return transfer
 
-    def restart(self, transfer: Transfer, now: float) -> Ask:
-        """What arrived is not what was offered: from the first byte again."""
+    def restart(self, transfer: Transfer, digest: str, now: float) -> Ask:
+        """What arrived (its SHA-256) is not what was offered: from the first byte again."""
         with self._lock:
             transfer.parts, transfer.received, transfer.finishing = [], 0, False
-            transfer.spoiled += 1
+            transfer.spoiled.append(digest)
             transfer.touched_at = transfer.asked_at = now
             transfer.asked_offset = 0
             return Ask(*transfer.key, 0)

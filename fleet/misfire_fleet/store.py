@@ -10,6 +10,7 @@ the SHA-256 of its bytes; storing it twice, by whomever, leaves one row and one 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, S
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
 from misfire_runtime.errors import MisfireError
+from misfire_runtime.messages import Clock, Offer, Trigger
 
 _MANY = 500
 
@@ -115,6 +117,22 @@ class Store:
             outcomes.append("deleted" if key in gone else "stored" if key in inserted else "duplicate")
             inserted.discard(key)
         return outcomes
+
+    def takes_rows(self) -> bool:
+        """True if the database takes a plain sample now, which is rolled back; False if it refuses that, too.
+
+        What is refused before and after is refused for its values. Raises StoreUnavailableError.
+        """
+        plain = Offer(
+            id=secrets.token_hex(32),
+            vehicle="probe",
+            size=1,
+            captured_at=Clock(wall=0.0, monotonic=0.0, boot_id=""),
+            bundle="probe@0",
+            scores={},
+            trigger=Trigger(name="probe"),
+        )
+        return self.database.takes(samples, row_of(offer_record(NewSample(plain, b"", 1, 1, "probe"))))
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""

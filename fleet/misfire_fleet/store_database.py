@@ -2,7 +2,8 @@
 
 `read()` and `write()` are the only ways in. A write on SQLite takes the write lock at once (BEGIN IMMEDIATE),
 so that two collectors wait for each other instead of failing half-way; `synchronous=FULL` makes a commit
-durable. Errors of the connection become StoreUnavailableError, the only one that is worth a retry.
+durable. An error about the values of a row becomes RowRefusedError; all others are troubles of the store and
+become StoreUnavailableError, which is worth a retry and says nothing about what was to be written.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableError
 from misfire_runtime.errors import MisfireError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -78,7 +79,8 @@ class Database:
         """Inserts the rows whose `id` is not there yet; returns the ids that it inserted."""
         if not rows:
             return set()
-        statement = self.insert_statement(table).on_conflict_do_nothing()
+        # Only a known id is no error: a number that is taken already must not look like a duplicate.
+        statement = self.insert_statement(table).on_conflict_do_nothing(index_elements=[table.c.id])
         if self.dialect == "postgresql":
             return set(connection.scalars(statement.returning(table.c.id), list(rows)))
         # SQLite prepares, and keeps, a statement for every number of rows that return something. Here nobody
@@ -91,6 +93,17 @@ class Database:
         if fresh:
             connection.execute(statement, list(fresh.values()))
         return set(fresh)
+
+    def takes(self, table: Table, row: dict[str, Any]) -> bool:
+        """True if the database takes a row now, which is rolled back; False if it refuses its values."""
+        writer = self.engine.execution_options(**{_WRITES: True})
+        try:
+            with _translated("database"), writer.connect() as connection, connection.begin() as transaction:
+                connection.execute(self.insert_statement(table), [row])
+                transaction.rollback()
+        except RowRefusedError:
+            return False
+        return True
 
     def among(self, table: Table) -> Select[Any]:
         """The ids of a table that are among those of the parameter `ids` (see `ids`).
@@ -208,13 +221,27 @@ def _revision(engine: Engine) -> str | None:
 
 @contextmanager
 def _translated(where: str) -> Iterator[None]:
-    """Errors of the connection or of a full disk are worth a retry; others mean that something is wrong."""
+    """Tells an error about a row's values from a trouble of the store. See docs/protocol.md."""
     try:
         yield
     except DBAPIError as error:
         reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0]
-        if isinstance(error, OperationalError) or error.connection_invalidated:
-            raise StoreUnavailableError(f"{where}: {reason}") from error
-        raise StoreError(f"{where}: {reason}") from error
+        kind = RowRefusedError if _is_about_values(error) else StoreUnavailableError
+        raise kind(f"{where}: {reason}") from error
     except SQLAlchemyError as error:
         raise StoreUnavailableError(f"{where}: {error}") from error
+
+
+_NOT_NULL, _CHECK = "23502", "23514"
+
+
+def _is_about_values(error: DBAPIError) -> bool:
+    """True for a value that does not fit its column. Unique and foreign keys speak of other rows as well."""
+    if isinstance(error, DataError):
+        return True
+    if not isinstance(error, IntegrityError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return state in {_NOT_NULL, _CHECK}
+    return str(error.orig).startswith(("NOT NULL constraint", "CHECK constraint"))

@@ -213,8 +213,6 @@ def test_more_bytes_than_offered_are_rejected(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"v": 2}, "protocol version is not 1"),
-        ({"vehicle": "car-2"}, "under the topic of car-1"),
         ({"size": -1}, "size"),
         ({"scores": {"entropy": "high"}}, "scores.entropy"),
         ({"embedding": "%%%"}, "embedding"),
@@ -237,6 +235,34 @@ def test_an_offer_that_cannot_be_taken_is_rejected_by_name(
     verdict = car.hear()
     assert isinstance(verdict, Rejected)
     assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"v": 2}, "protocol version is not 1"),
+        ({"vehicle": "car-2"}, "vehicle car-2 offered under the topic of car-1"),
+    ],
+)
+def test_an_offer_that_says_nothing_about_its_sample_is_put_off(
+    start_collector: CollectorMaker,
+    vehicle: VehicleMaker,
+    jpeg: Numbered,
+    change: dict[str, object],
+    reason: str,
+) -> None:
+    start_collector()
+    car = vehicle()
+    offer = json.loads(encode(make_offer(jpeg(1)))) | change
+    car.publish(car.topics.offer, json.dumps(offer).encode())
+    verdict = car.hear()
+    assert isinstance(verdict, Busy)
+    assert reason in verdict.reason
+    car.publish(car.topics.offer, encode(make_offer(jpeg(1)))[:-1])
+    verdict = car.hear()
+    assert isinstance(verdict, Busy)
+    assert "damaged" in verdict.reason
+    assert isinstance(car.upload(jpeg(1)), Stored)
 
 
 def test_garbage_on_every_topic_harms_nobody(

@@ -14,7 +14,7 @@ from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_settings import CollectorSettings, NearDuplicates, Quotas
 from misfire_fleet.command_collect import read_settings
-from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_records import NewSample, Outcome
 from misfire_runtime.errors import ConfigError
@@ -135,8 +135,8 @@ def test_a_store_that_is_away_makes_busy_and_loses_nothing(
     failing.error = StoreUnavailableError("no space left on device")
     car.offer(make_offer(jpeg(1)))
     car.send(jpeg(1), car.hear_send())
-    assert eventually(collector.committer.failing.is_set)
-    assert collector.problems() == ["the store does not take samples"]
+    assert eventually(lambda: collector.breaker.is_open)
+    assert collector.problems() == ["the store does not take samples: no space left on device"]
     assert isinstance(car.upload(jpeg(2)), Busy)
     failing.error = None
     assert isinstance(car.hear(), Stored)
@@ -152,7 +152,7 @@ def test_one_sample_that_the_database_does_not_take_keeps_no_other_out(
 
     def picky(new: list[NewSample], **options: bool) -> list[Outcome]:
         if any(sample.offer.id == bad for sample in new):
-            raise StoreError("value out of range")
+            raise RowRefusedError("value out of range")
         return real(new, **options)
 
     store.add_many = picky  # type: ignore[method-assign, assignment]
