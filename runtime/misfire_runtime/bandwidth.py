@@ -47,8 +47,8 @@ class Bandwidth(BaseModel):
 
     bytes_per_s: Rate | None = None
     """None is no limit, 0 is closed."""
-    burst_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024
-    windows: tuple[Window, ...] = ()
+    burst_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = 256 * 1024
+    windows: Annotated[tuple[Window, ...], Field(max_length=64)] = ()
     metered: bool = False
     """What a link is until told otherwise."""
     metered_bytes_per_s: Rate | None = None

@@ -1,23 +1,33 @@
 """A vehicle's configuration: TOML checked by pydantic, every error with file, line and what was expected.
 
-file --read_config--> VehicleConfig --with_desired(fleet's wishes)--> VehicleConfig
-
-The fleet may change what is chosen (HOT tables), never what is private, where data goes, or what is read.
+file --read_config--> VehicleConfig;  desired_config.py lays over it what the fleet may change
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.engine import Provider
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
+from misfire_runtime.small_files import read_bounded
 from misfire_runtime.toml_lines import line_of
+from misfire_runtime.uplink_client import BrokerConfig
 from misfire_runtime.uplink_settings import UplinkSettings
 
 if sys.version_info >= (3, 11):
@@ -27,10 +37,24 @@ else:
 
 MAX_CONFIG_BYTES = 1024 * 1024
 HOT = ("random", "triggers", "novelty", "limits", "clips", "encode", "degrade", "bandwidth")
-"""Tables that a running vehicle takes over without a restart, from its file or from the fleet."""
+"""Tables that a running vehicle takes over from its changed file without a restart."""
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Priority = Annotated[int, Field(ge=0, le=9)]
+
+
+def _beside(path: Path, info: ValidationInfo) -> Path:
+    folder: Path | None = (info.context or {}).get("folder")
+    return path if folder is None else folder / path
+
+
+def _input_beside(text: str, info: ValidationInfo) -> str:
+    other = "://" in text or text.startswith(("gst:", "v4l2:"))
+    return text if other else str(_beside(Path(text), info))
+
+
+RelativePath = Annotated[Path, AfterValidator(_beside)]
+"""A path. In a file it is relative to the folder of that file, on the command line to the working folder."""
 
 
 class Table(BaseModel):
@@ -42,7 +66,9 @@ class Table(BaseModel):
 class SourceTable(Table):
     """One camera or recording."""
 
-    input: str = Field(min_length=1, description="path, rtsp:// URL, /dev/videoN, gst:PIPELINE, or .mcap")
+    input: Annotated[str, AfterValidator(_input_beside)] = Field(
+        min_length=1, description="path, rtsp:// URL, /dev/videoN, gst:PIPELINE, or .mcap"
+    )
     name: str = Field(default="", max_length=64)
     topic: str | None = None
     options: dict[str, str] = {}
@@ -59,7 +85,7 @@ class EngineTable(Table):
 class SpoolTable(Table):
     """Where samples wait."""
 
-    path: Path = Path("spool")
+    path: RelativePath = Path("spool")
     max_bytes: int = Field(default=2 * 1024**3, gt=0)
     reserve_bytes: int = Field(default=64 * 1024**2, ge=0)
     queue: int = Field(default=32, ge=1, le=4096, description="chosen frames that may wait for the disk")
@@ -69,7 +95,7 @@ class RandomTable(Table):
     """The unbiased stream."""
 
     rate: Rate = 0.01
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
 
 
 class _TriggerTable(Table):
@@ -115,7 +141,7 @@ class GroupTable(_TriggerTable):
     """Any or all of other triggers, by name."""
 
     kind: Literal["any", "all"]
-    of: tuple[str, ...] = Field(min_length=1)
+    of: tuple[str, ...] = Field(min_length=1, max_length=64)
 
 
 TriggerTable = Annotated[
@@ -166,7 +192,7 @@ class MaskTable(Table):
 class BlurTable(Table):
     """A detector whose boxes are blurred."""
 
-    model: Path
+    model: RelativePath
     label: str = Field(
         default="blur", pattern=r"^[a-z0-9-]{1,32}$", description="what it finds: faces, plates"
     )
@@ -204,11 +230,11 @@ class PrivacyTable(Table):
 class ContextTable(Table):
     """Where signals of the vehicle (GPS, speed, ...) come from; each optional."""
 
-    socket: Path | None = Field(default=None, description="Unix datagram socket to create")
+    socket: RelativePath | None = Field(default=None, description="Unix datagram socket to create")
     udp: str | None = Field(
         default=None, pattern=r"^[0-9A-Za-z.:\[\]-]+:\d{1,5}$", description="HOST:PORT to bind"
     )
-    file: Path | None = Field(default=None, description="file that another program rewrites")
+    file: RelativePath | None = Field(default=None, description="file that another program rewrites")
     max_age_s: float = Field(default=10.0, gt=0)
 
 
@@ -227,8 +253,55 @@ class DegradeTable(Table):
     enabled: bool = True
     latency_ms: float | None = Field(default=None, gt=0)
     temperature_c: float | None = Field(default=None, gt=0)
-    temperature_file: Path = Path("/sys/class/thermal/thermal_zone0/temp")
+    temperature_file: RelativePath = Path("/sys/class/thermal/thermal_zone0/temp")
     hold_s: float = Field(default=10.0, ge=0)
+
+
+class BrokerTable(BrokerConfig):
+    """The broker: a `url`, or `host` and `port`; it names none where both are left out.
+
+    Whether plain MQTT to another machine is allowed is decided by `connection`: the command line may say so.
+    """
+
+    address: str | None = Field(default=None, alias="url")
+    ca_file: RelativePath | None = None
+    cert_file: RelativePath | None = None
+    key_file: RelativePath | None = None
+    password_file: RelativePath | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is not None:
+            _as_value_error(BrokerConfig.from_url, url, insecure=True)
+        return url
+
+    @model_validator(mode="after")
+    def _plain_stays_here(self) -> BrokerTable:
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_need_tls(self) -> BrokerTable:
+        given = self._given()
+        if "url" in given and given.keys() & {"host", "port", "tls"}:
+            raise ValueError("a url already says host, port and tls; leave these out")
+        _as_value_error(BrokerConfig.from_table, {**given, "insecure": True})
+        return self
+
+    def connection(self) -> BrokerConfig | None:
+        """How to reach it; None where no broker is named. Raises ConfigError, which shows no password."""
+        return BrokerConfig.from_table(self._given())
+
+    def _given(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+
+def _as_value_error(check: Callable[..., object], *arguments: object, **options: object) -> None:
+    """Lets pydantic, which knows where it is, report a ConfigError."""
+    try:
+        check(*arguments, **options)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 class VehicleConfig(Table):
@@ -237,12 +310,14 @@ class VehicleConfig(Table):
     version: int = Field(default=0, ge=0)
     fleet: Name = "default"
     vehicle: Name = "vehicle"
-    bundle: Path | None = None
-    bundles: Path | None = Field(default=None, description="folder of bundles the fleet may switch to")
+    bundle: RelativePath | None = None
+    bundles: RelativePath | None = Field(
+        default=None, description="folder of bundles the fleet may switch to"
+    )
     source: tuple[SourceTable, ...] = ()
     engine: EngineTable = EngineTable()
     spool: SpoolTable = SpoolTable()
-    broker: dict[str, Any] | None = None
+    broker: BrokerTable | None = None
     bandwidth: Bandwidth = Bandwidth()
     uplink: UplinkSettings = UplinkSettings()
     random: RandomTable = RandomTable()
@@ -264,55 +339,35 @@ class VehicleConfig(Table):
         return self
 
 
-def parse_config(text: str, *, file: str = "configuration") -> VehicleConfig:
-    """Checks TOML text. Raises ConfigError: `file:line: key: what is wrong, what was expected`."""
+def parse_config(text: str, *, file: str = "configuration", folder: Path | None = None) -> VehicleConfig:
+    """Checks TOML text; relative paths in it are relative to `folder`.
+
+    Raises ConfigError: `file:line: key: what is wrong, what was expected`.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from error
+    spool = data.setdefault("spool", {})
+    if folder is not None and isinstance(spool, dict):
+        spool.setdefault("path", str(SpoolTable().path))  # the default, too, is beside the file
     try:
-        return VehicleConfig.model_validate(data)
+        return VehicleConfig.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError(explain(error, text=text, file=file)) from error
 
 
 def read_config(path: Path) -> VehicleConfig:
-    """Reads and checks a file; paths in it are relative to it. Raises ConfigError."""
+    """Reads and checks a file; paths in it are relative to its folder. Raises ConfigError."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, max_bytes=MAX_CONFIG_BYTES).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    return _relative_to(parse_config(text, file=str(path)), path.parent)
-
-
-def _relative_to(config: VehicleConfig, folder: Path) -> VehicleConfig:
-    """Paths in a file mean: beside that file."""
-    update: dict[str, Any] = {"spool": config.spool.model_copy(update={"path": folder / config.spool.path})}
-    for name in ("bundle", "bundles"):
-        if getattr(config, name) is not None:
-            update[name] = folder / getattr(config, name)
-    update["source"] = tuple(
-        source.model_copy(update={"input": str(folder / source.input)}) if _is_path(source.input) else source
-        for source in config.source
-    )
-    if config.privacy is not None:
-        blurs = tuple(blur.model_copy(update={"model": folder / blur.model}) for blur in config.privacy.blur)
-        update["privacy"] = config.privacy.model_copy(update={"blur": blurs})
-    if config.context is not None:
-        named = {key: getattr(config.context, key) for key in ("socket", "file")}
-        paths = {key: folder / value for key, value in named.items() if value is not None}
-        update["context"] = config.context.model_copy(update=paths)
-    if not config.source:
-        del update["source"]
-    return config.model_copy(update=update)
-
-
-def _is_path(text: str) -> bool:
-    return "://" not in text and not text.startswith(("gst:", "v4l2:"))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return parse_config(text, file=str(path), folder=path.parent)
 
 
 def validated(data: dict[str, Any], *, origin: str) -> VehicleConfig:
@@ -321,20 +376,6 @@ def validated(data: dict[str, Any], *, origin: str) -> VehicleConfig:
         return VehicleConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error, text="", file=origin)) from error
-
-
-def with_desired(config: VehicleConfig, wishes: dict[str, Any]) -> VehicleConfig:
-    """The configuration with the fleet's tables in place of its own, whole table by whole table.
-
-    wishes: a subset of the HOT tables as JSON. Raises ConfigError that names the key.
-    """
-    foreign = sorted(set(wishes) - set(HOT))
-    if foreign:
-        raise ConfigError(
-            f"desired configuration: the fleet cannot set {', '.join(foreign)}; only {', '.join(HOT)}"
-        )
-    base = config.model_dump(mode="json", exclude_unset=True)
-    return validated({**base, **wishes}, origin="desired configuration")
 
 
 def explain(error: ValidationError, *, text: str, file: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from misfire_runtime.config import ContextTable
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.small_files import read_bounded
 
 _LOG = logging.getLogger(__name__)
 MAX_DATAGRAM = 64 * 1024
@@ -128,12 +129,13 @@ class ContextListener:
             try:
                 stat = file.stat()
                 stamp = (stat.st_mtime_ns, stat.st_size)
-                if stamp == self._stamp or stat.st_size > MAX_DATAGRAM:
+                if stamp == self._stamp:
                     continue
-                self._stamp = stamp
-                self._context.update(file.read_text(encoding="utf-8", errors="replace"))
-            except OSError:
+                text = read_bounded(file, max_bytes=MAX_DATAGRAM).decode("utf-8", "replace")
+            except (OSError, ValueError):
                 continue
+            self._stamp = stamp
+            self._context.update(text)
 
 
 def parse_signals(line: str) -> dict[str, Value]:

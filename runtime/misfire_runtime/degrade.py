@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from misfire_runtime.config import DegradeTable
+from misfire_runtime.small_files import read_bounded
 
 _LOG = logging.getLogger(__name__)
 STEPS = ("normal", "no clips", "every 2nd frame", "every 4th frame", "random stream only")
 _LEAVE_AT = 0.8
+_MAX_READING = 32
+"""Bytes of a temperature."""
 
 
 class Ladder:
@@ -72,8 +75,8 @@ class Ladder:
 
 
 def read_temperature_c(file: Path) -> float | None:
-    """A Linux thermal zone in degrees Celsius; None where there is none."""
+    """Returns a Linux thermal zone in degrees Celsius; None if there is none, or it is not a regular file."""
     try:
-        return int(file.read_text(encoding="ascii")) / 1000.0
+        return int(read_bounded(file, max_bytes=_MAX_READING)) / 1000.0
     except (OSError, ValueError):
         return None

@@ -29,6 +29,7 @@ from misfire_runtime.degrade import read_temperature_c
 from misfire_runtime.engine import EngineOptions
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.privacy import Privacy
+from misfire_runtime.run import broker_options, overlay
 from misfire_runtime.scoring import Scorer
 from misfire_runtime.session import broker_config
 from misfire_runtime.sources import open_source
@@ -55,6 +56,9 @@ def doctor(
     bundle: Annotated[Path | None, typer.Option(help="Folder of a model bundle to try.")] = None,
     broker: Annotated[str | None, typer.Option(help="mqtt://HOST:PORT to call.")] = None,
     spool: Annotated[Path | None, typer.Option(help="Folder where samples will wait.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain mqtt:// to another machine.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check this machine for what a vehicle needs."""
@@ -66,12 +70,15 @@ def doctor(
             findings.append(Finding("configuration", "ok", f"{config} is valid"))
         except MisfireError as error:
             findings.append(Finding("configuration", "fail", str(error)))
-    update = {
+    options = {
         "bundle": bundle,
-        "broker": {"url": broker} if broker else None,
-        "spool": settings.spool.model_copy(update={"path": spool}) if spool else None,
+        "broker": broker_options(broker, None, insecure=insecure),
+        "spool": {"path": spool} if spool else None,
     }
-    settings = settings.model_copy(update={key: value for key, value in update.items() if value is not None})
+    try:
+        settings = overlay(settings, options)
+    except MisfireError as error:
+        findings.append(Finding("configuration", "fail", str(error)))
     findings += examine(settings)
     if as_json:
         typer.echo(json.dumps({"ok": _ok(findings), "findings": [asdict(finding) for finding in findings]}))

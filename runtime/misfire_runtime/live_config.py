@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from misfire_runtime.bundle import Bundle, read_manifest
-from misfire_runtime.config import HOT, VehicleConfig, read_config, with_desired
+from misfire_runtime.config import HOT, VehicleConfig, read_config
+from misfire_runtime.desired_config import with_desired
 from misfire_runtime.engine import EngineOptions
 from misfire_runtime.errors import BundleError, ConfigError, MessageError, MisfireError
 from misfire_runtime.messages import Desired, Reported, decode, encode

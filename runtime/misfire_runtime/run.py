@@ -101,7 +101,7 @@ def run(
 
 def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
     """`config` with the options that were given (not None) in place of its own. Raises ConfigError."""
-    data = config.model_dump(mode="python", exclude_unset=True)
+    data = config.model_dump(mode="python", exclude_unset=True, by_alias=True)
     for key, value in options.items():
         if value is None:
             continue

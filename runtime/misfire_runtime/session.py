@@ -209,7 +209,7 @@ class _Session:
 
 def broker_config(config: VehicleConfig) -> BrokerConfig | None:
     """The `[broker]` table; None where it names no broker. Raises ConfigError."""
-    return BrokerConfig.from_table(config.broker or {})
+    return config.broker.connection() if config.broker is not None else None
 
 
 def _load_scorer(config: VehicleConfig) -> Scorer:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from misfire_runtime.config import parse_config, read_config, with_desired
+from misfire_runtime.config import parse_config, read_config
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.run import overlay
 from misfire_runtime.toml_lines import line_of
 
 FULL = """
@@ -86,6 +87,74 @@ def test_an_error_names_file_line_key_and_what_was_expected(
         read_config(tmp_path / "v.toml")
 
 
+def test_every_relative_path_in_a_file_is_beside_it(tmp_path: Path) -> None:
+    text = """
+        bundle = "b"
+        bundles = "c"
+        [[source]]
+        input = "drive"
+        [broker]
+        url = "mqtts://h"
+        ca_file = "ca.pem"
+        cert_file = "cert.pem"
+        key_file = "key.pem"
+        username = "u"
+        password_file = "pw"
+        [degrade]
+        temperature_file = "temperature"
+        [context]
+        socket = "s"
+        file = "f"
+        [[privacy.blur]]
+        model = "faces.onnx"
+        """
+    (tmp_path / "v.toml").write_text(text)
+    config = read_config(tmp_path / "v.toml")
+    assert config.broker is not None and config.context is not None and config.privacy is not None
+    broker = config.broker.connection()
+    assert broker is not None
+    found = [config.bundle, config.bundles, Path(config.source[0].input), config.spool.path]
+    found += [broker.ca_file, broker.cert_file, broker.key_file, broker.password_file]
+    found += [config.degrade.temperature_file, config.context.socket, config.context.file]
+    found += [config.privacy.blur[0].model]
+    assert [path.parent for path in found if path is not None] == [tmp_path] * 12
+    assert overlay(config, {}).spool.path == tmp_path / "spool", "options do not move what they leave alone"
+    (tmp_path / "v.toml").write_text(text.replace('"ca.pem"', '"/etc/ca.pem"'))
+    absolute = read_config(tmp_path / "v.toml").broker
+    assert absolute is not None and absolute.ca_file == Path("/etc/ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ('url = "mqtt://127.0.0.1"\nprotocal = "5"', r"v.toml:4: broker.protocal: unknown key"),
+        ('host = "127.0.0.1"\nport = 0', r"v.toml:4: broker.port: .*greater than 0"),
+        ('url = "mqtt:127.0.0.1"', r"v.toml:3: broker.url: .*expected mqtt://HOST:PORT"),
+        ('url = "mqtt://127.0.0.1"\nca_file = "x"', r"v.toml:2: broker: .*need tls"),
+        ('url = "mqtts://h"\nhost = "h"', r"v.toml:2: broker: a url already says host"),
+        ('url = "mqtts://h"\nkeepalive_s = 1', r"v.toml:4: broker.keepalive_s: .*greater than or equal to 2"),
+    ],
+)
+def test_a_mistake_about_the_broker_is_named_like_all_others(tmp_path: Path, table: str, says: str) -> None:
+    (tmp_path / "v.toml").write_text(f"version = 1\n[broker]\n{table}\n")
+    with pytest.raises(ConfigError, match=says):
+        read_config(tmp_path / "v.toml")
+
+
+def test_the_command_line_adds_to_the_broker_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "v.toml").write_text('[broker]\nurl = "mqtt://far.example"\nclient_id = "c"\n')
+    config = read_config(tmp_path / "v.toml")
+    assert config.broker is not None
+    with pytest.raises(ConfigError, match="--insecure"):
+        config.broker.connection()
+    table = overlay(config, {"broker": {"url": "mqtts://near.example", "insecure": True}}).broker
+    assert table is not None
+    broker = table.connection()
+    assert broker is not None and (broker.host, broker.tls, broker.client_id) == ("near.example", True, "c")
+    unnamed = parse_config('[broker]\nprotocol = "3.1.1"').broker
+    assert unnamed is not None and unnamed.connection() is None
+
+
 def test_a_file_that_is_not_there_not_text_or_huge_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_config(tmp_path / "gone.toml")
@@ -95,6 +164,8 @@ def test_a_file_that_is_not_there_not_text_or_huge_is_said(tmp_path: Path) -> No
     (tmp_path / "h.toml").write_text("#" * 2_000_000)
     with pytest.raises(ConfigError, match="larger than"):
         read_config(tmp_path / "h.toml")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_config(Path("/dev/zero"))
 
 
 def test_lines_are_found_in_nested_and_repeated_tables() -> None:
@@ -106,27 +177,3 @@ def test_lines_are_found_in_nested_and_repeated_tables() -> None:
     assert line_of(text, ("f", 1, "h", 0, "z")) == 10
     assert line_of(text, ("f", 1, "missing")) == 6
     assert line_of(text, ("nowhere",)) is None
-
-
-def test_the_fleet_replaces_whole_hot_tables() -> None:
-    config = parse_config(FULL)
-    wished = with_desired(
-        config,
-        {"triggers": {"fog": {"kind": "percentile", "level": 0.9}}, "limits": {"samples_per_day": 5}},
-    )
-    assert list(wished.triggers) == ["fog"]
-    assert wished.limits.samples_per_day == 5 and wished.limits.bytes_per_day is None
-    assert wished.privacy == config.privacy and wished.source == config.source
-
-
-@pytest.mark.parametrize(
-    "table", ["privacy", "broker", "source", "spool", "bundle", "vehicle", "context", "x"]
-)
-def test_the_fleet_cannot_touch_what_is_not_its_own(table: str) -> None:
-    with pytest.raises(ConfigError, match=f"the fleet cannot set {table}"):
-        with_desired(parse_config(FULL), {table: {}})
-
-
-def test_a_wish_that_is_wrong_names_its_key() -> None:
-    with pytest.raises(ConfigError, match=r"desired configuration: random.rate: .*got 7"):
-        with_desired(parse_config(FULL), {"random": {"rate": 7}})

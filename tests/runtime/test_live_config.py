@@ -80,6 +80,9 @@ def test_an_old_or_wrong_wish_is_refused_with_its_reason(live: Any) -> None:
     stale = config.take_desired(Desired(version=3, config={"random": {"rate": 1.0}}))
     assert not stale.accepted and "version 3 is not above 4" in stale.reason and stale.version == 4
     assert config.take_desired(Desired(version=4, config={"random": {"rate": 0.5}})).accepted
+    path = {"degrade": {"temperature_c": 80, "temperature_file": "/dev/zero"}}
+    poisoned = config.take_desired(Desired(version=8, config=path))
+    assert not poisoned.accepted and "cannot set degrade.temperature_file" in poisoned.reason
     wrong = config.take_desired(Desired(version=5, config={"privacy": {}}))
     assert not wrong.accepted and "cannot set privacy" in wrong.reason and wrong.version == 5
     gone = config.take_desired(Desired(version=6, bundle="other@9.9.9"))

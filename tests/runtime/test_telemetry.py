@@ -6,9 +6,11 @@ import base64
 import io
 import json
 import logging
+import os
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -23,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vehicle_support import EVERY, make
 
 from misfire_runtime.config import DegradeTable
-from misfire_runtime.degrade import STEPS, Ladder
+from misfire_runtime.degrade import STEPS, Ladder, read_temperature_c
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.logs import JsonLines, set_up_logs
 from misfire_runtime.messages import Telemetry, decode, encode
@@ -154,6 +156,17 @@ def test_systemd_hears_ready_alive_and_stopping(tmp_path: Path) -> None:
         assert notifier.stopping() and systemd.recv(99) == b"STOPPING=1"
     assert not notifier.alive()
     assert not ServiceNotifier({}).ready()
+
+
+def test_a_temperature_is_read_from_a_regular_file_and_nothing_else(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge").write_text("9" * 1000)
+    (tmp_path / "hot").write_text("41500\n")
+    began = time.monotonic()
+    for odd in (Path("/dev/zero"), tmp_path / "pipe", tmp_path, tmp_path / "huge", tmp_path / "gone"):
+        assert read_temperature_c(odd) is None
+    assert time.monotonic() - began < 1
+    assert read_temperature_c(tmp_path / "hot") == 41.5
 
 
 def test_the_ladder_is_climbed_step_by_step_and_left_when_it_is_over(tmp_path: Path) -> None:

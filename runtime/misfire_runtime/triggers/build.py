@@ -19,6 +19,8 @@ from misfire_runtime.triggers.expression import Rule
 from misfire_runtime.triggers.observation import Trigger
 from misfire_runtime.triggers.rates import Percentile, TargetRate, Threshold
 
+MAX_BUILT = 256
+"""Triggers with those inside groups, each time that one is named: groups of groups multiply."""
 AnyTable: TypeAlias = ThresholdTable | PercentileTable | TargetRateTable | RuleTable | GroupTable
 
 
@@ -39,8 +41,12 @@ class _Builder:
     def __init__(self, tables: Mapping[str, AnyTable], scorer: Scorer) -> None:
         self._tables = tables
         self._scorer = scorer
+        self._built = 0
 
     def build(self, name: str, above: tuple[str, ...]) -> Trigger:
+        self._built += 1
+        if self._built > MAX_BUILT:
+            raise ConfigError(f"triggers.{name}: groups name more than {MAX_BUILT} triggers in all")
         if name in above:
             raise ConfigError(f"triggers.{name}: contains itself by way of {' -> '.join((*above, name))}")
         table = self._tables.get(name)
