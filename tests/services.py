@@ -23,8 +23,6 @@ from typing import NoReturn
 
 import pytest
 
-_ALSO_LOOK_IN = ("/usr/sbin", "/usr/local/sbin", "/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/17/bin")
-
 
 def services_required() -> bool:
     """True where a missing service is a failure: in CI."""
@@ -46,12 +44,21 @@ def need_root(what: str) -> None:
 
 
 def find_program(name: str, *, install: str) -> str:
-    """Path of a program, on PATH or in the usual places of servers."""
-    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(_ALSO_LOOK_IN))
+    """Path of a program, on PATH or where distributions put servers beside it."""
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(_server_folders()))
     if found is None:
         missing(name, install)
     assert found is not None
     return found
+
+
+def _server_folders() -> list[str]:
+    """Beside each `bin` of PATH: `sbin` and `lib/postgresql/VERSION/bin`, which Debian leaves off PATH."""
+    prefixes = [Path(folder).parent for folder in os.get_exec_path() if Path(folder).name == "bin"]
+    found = [prefix / "sbin" for prefix in prefixes]
+    for prefix in prefixes:
+        found += sorted(prefix.glob("lib/postgresql/*/bin"), reverse=True)
+    return [str(folder) for folder in found]
 
 
 def data_root() -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tests.pictures import drawn_figures
 from typer.testing import CliRunner
 
 import misfire_export.inputs
@@ -28,12 +29,11 @@ from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.preprocess import encode_png
 from misfire_train.data import Dataset, load_dataset
-from misfire_train.data.figures import Labels, load_figures
+from misfire_train.data.figures import Labels
 from misfire_train.loop import train_run
 from misfire_train.runs import Run
 from misfire_train.scores import names_for
 from misfire_train.train_config import parse_train_config
-from services import data_root
 
 LABELS: dict[str, Labels] = {"keypoints": "keypoints", "segmentation": "parts", "regression": "boxes"}
 OUTPUTS = {
@@ -63,7 +63,7 @@ def small_data(task: str) -> Dataset:
     """The catalogue's figures are 96 pixels wide and thousands; these are the same, smaller and fewer."""
     if task == "classification":
         return load_dataset("digits")
-    return load_figures(data_root(), labels=LABELS[task], side=48, train=300, test=12)
+    return drawn_figures(labels=LABELS[task], side=48, train=300, test=12)
 
 
 @pytest.fixture(scope="module", params=list(OUTPUTS))

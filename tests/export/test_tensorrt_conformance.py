@@ -6,7 +6,6 @@ Every task's graph with all its scores, in every precision, is in test_every_tas
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from tests.pictures import view
 
 from misfire_export.conformance import check_conformance
 from misfire_export.errors import ConformanceError
@@ -23,7 +23,7 @@ from misfire_export.measuring import open_session
 from misfire_export.quantizing import quantize
 from misfire_export.tracing import trace
 from misfire_runtime.preprocess import InputContract
-from misfire_train.data import Examples, load_dataset
+from misfire_train.data import Examples
 from misfire_train.head_training import candidate_heads
 from misfire_train.heads import recipe_named
 from misfire_train.models import build_model
@@ -31,7 +31,6 @@ from misfire_train.runs import Run
 from misfire_train.scores import build, gather, names_for
 from misfire_train.signals import Probe, ScoredModel
 from misfire_train.tasks import get_task
-from services import data_root
 
 if os.environ.get("MISFIRE_REQUIRE_SERVICES") != "1":
     pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")
@@ -83,22 +82,22 @@ def test_a_bundle_for_tensorrt_carries_the_builders_report(
 
 
 def test_a_network_of_full_size_is_taken_with_its_scores_in_every_precision() -> None:
-    lights = load_dataset("traffic-lights", root=data_root())
     contract = InputContract(height=224, width=224, resize="letterbox")
     torch.manual_seed(0)
     built = build_model("resnet18", task="classification", outputs=100, channels=3)
     probe = Probe(built.module.eval(), last_layer=built.last_layer, features=built.feature_layers).eval()
-    frames = lights.train.take(np.arange(12))
-    known = replace(frames, targets=np.arange(12))
-    fit = gather(probe, frames, np.arange(12), classes=100, contract=contract, batch=4)
+    names = tuple(map(str, range(12)))
+    images = [view(number, width=48, height=96) for number in range(12)]
+    known = Examples(images=images, targets=np.arange(12), ids=names, groups=names)
+    fit = gather(probe, known, np.arange(12), classes=100, contract=contract, batch=4)
     names = [*names_for("classification", free=True), "wrong_prediction_approx", "egl_pp", "knn_distance"]
     scores = build(names, task="classification", fit=fit, holdout=fit, egl_pp={"sigma": "auto"})
     recipe, task = recipe_named("learning-loss-pp"), get_task("classification")
     head = candidate_heads(probe, recipe, contract=contract, task=task, train=known)[0]
     graph = trace(ScoredModel(probe, [head, *scores]).eval(), contract=contract)
-    int8 = quantize(graph, target="tensorrt", frames=frames, contract=contract, output="logits")
+    int8 = quantize(graph, target="tensorrt", frames=known, contract=contract, output="logits")
     for lowered in (graph, halve(graph, output="logits"), int8):
         report = check_conformance(lowered)
         assert report["layers"] > 100 and report["executed"] is False
-        values = open_session(lowered).run(None, {"image": frames.batch([0, 1], contract).numpy()})
+        values = open_session(lowered).run(None, {"image": known.batch([0, 1], contract).numpy()})
         assert all(np.isfinite(value).all() for value in values)

@@ -1,4 +1,4 @@
-"""Samples by number: real pictures that are all different, and the offers that fit them."""
+"""Samples by number: pictures that are all different, and the offers that fit them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 
 import cv2
 import numpy as np
-from tests.services import data_root
+from tests.pictures import view
 
 from misfire_runtime import clock
 from misfire_runtime.messages import Clock, Offer, Trigger, pack_embedding
@@ -17,14 +17,12 @@ from misfire_runtime.messages import Clock, Offer, Trigger, pack_embedding
 
 @cache
 def _picture(width: int) -> bytes:
-    still = sorted((data_root() / "dashcam" / "stills").glob("*.jpg"))[0]
-    image = cv2.imread(str(still))
-    small = cv2.resize(image, (width, width * image.shape[0] // image.shape[1]), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(view(), (width, width * 9 // 16), interpolation=cv2.INTER_AREA)
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
 
 
 def make_payload(name: str, number: int, *, size: int = 6000, width: int = 128) -> bytes:
-    """A JPEG of a real scene, filled up to `size` bytes with comments that make it unique."""
+    """A JPEG of a photograph, filled up to `size` bytes with comments that make it unique."""
     picture = _picture(width)
     filler = random.Random(f"{name} {number}").randbytes(max(16, size - len(picture)))
     comments = b"".join(

@@ -1,4 +1,4 @@
-"""Real pictures as samples, a real broker, and a vehicle that says exactly what a test wants it to say."""
+"""Photographs as samples, a real broker, and a vehicle that says exactly what a test wants it to say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import paho.mqtt.client as paho
 import pytest
-from tests.services import Mosquitto, data_root, mosquitto
+from tests import pictures
+from tests.services import Mosquitto, mosquitto
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_settings import CollectorSettings
@@ -36,8 +37,8 @@ FLEET = "proving-ground"
 
 @pytest.fixture(scope="session")
 def photo() -> bytes:
-    """A real dash-cam still, 1280x720 JPEG."""
-    return sorted((data_root() / "dashcam" / "stills").glob("*.jpg"))[0].read_bytes()
+    """A photograph, 1280x720 JPEG."""
+    return pictures.jpeg()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
@@ -57,16 +58,16 @@ def test_an_upload_arrives_byte_identical_and_is_answered_stored(
 
 
 def test_png_and_clip_are_taken_too(
-    start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, photo: bytes
+    start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, photo: bytes, tmp_path: Path
 ) -> None:
-    from tests.services import data_root
+    from tests.pictures import write_clip
 
     from misfire_runtime.preprocess import decode_image, encode_png
 
     start_collector()
     car = vehicle()
     png = encode_png(decode_image(photo)[:90, :160])
-    clip = (data_root() / "dashcam" / "vehicle_test_video.mp4").read_bytes()
+    clip = write_clip(tmp_path / "clip.mp4", frames=38, width=1280, height=720).read_bytes()
     assert isinstance(car.upload(png, media_type="image/png"), Stored)
     assert isinstance(car.upload(clip, media_type="video/mp4"), Stored)
     sizes = {row.media_type: (row.width, row.height) for row in store.newest()}

@@ -31,7 +31,7 @@ from misfire_runtime.messages import Counters, Offer, decode, encode
 from misfire_runtime.preprocess import InputContract, decode_image, to_tensor
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
-from services import data_root  # noqa: E402
+from tests.pictures import write_clip, write_stills  # noqa: E402
 
 CLASSES = ("road", "sky", "tree", "car")
 
@@ -99,14 +99,14 @@ def small_graph(*, size: int, seed: int = 0, poison: str | None = None) -> onnx.
 def write_bundle(
     path: Path, *, size: int = 64, seed: int = 0, version: str = "1.0.0", **options: Any
 ) -> Bundle:
-    """A bundle calibrated on the real dash-cam stills through ONNX Runtime."""
+    """A bundle calibrated on photographs through ONNX Runtime."""
     import onnxruntime as ort
 
     path.mkdir(parents=True, exist_ok=True)
     onnx.save(small_graph(size=size, seed=seed, **options), path / MODEL)
     contract = InputContract(height=size, width=size)
     session = ort.InferenceSession(str(path / MODEL), providers=["CPUExecutionProvider"])
-    stills = sorted((data_root() / "dashcam" / "stills").glob("*"))
+    stills = write_stills(path.parent / f"stills-of-{path.name}")
     names = ["score.entropy", "score.msp"]
     rows = [
         [
@@ -114,7 +114,6 @@ def write_bundle(
             for v in session.run(names, {"image": to_tensor(decode_image(p.read_bytes()), contract)})
         ]
         for p in stills
-        if p.suffix in (".jpg", ".png")
     ]
     measured = np.nan_to_num(np.asarray(rows))
     levels = tuple(float(v) for v in np.linspace(0, 1, 21))
@@ -164,9 +163,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def clip() -> Path:
-    """221 real frames, 960x540, 25 per second."""
-    return data_root() / "dashcam" / "solidWhiteRight.mp4"
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """221 frames of H.264, 960x540, 25 per second."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "drive.mp4")
+
+
+@pytest.fixture(scope="session")
+def stills(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 14 JPEG photographs, 1280x720."""
+    folder = tmp_path_factory.mktemp("stills")
+    write_stills(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_a_second_firing_prolongs_a_clip_and_the_end_of_the_drive_completes_it(
 
 
 def test_the_ring_is_bounded_in_bytes(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> None:
-    more = "max_bytes = 130_000\n"
+    more = "max_bytes = 250_000\n"
     drive(bundle, store, tmp_path, clip, "frames", 100, more=more)
     before = [o for o in store.offers if o.trigger.name == "clip" and o.context["clip_offset_s"] < 0]
     assert 1 <= len(before) <= 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests import pictures
 
 from misfire_runtime.bundle import (
     MANIFEST,
@@ -24,7 +25,6 @@ from misfire_runtime.engine import EngineOptions, OnnxRuntimeEngine, engine_cach
 from misfire_runtime.errors import BundleError, EngineError
 from misfire_runtime.preprocess import decode_image, to_tensor
 from misfire_runtime.scoring import Scorer, percentile, quantile
-from services import data_root
 
 
 def remade(path: Path, **changes: Any) -> Bundle:
@@ -37,7 +37,7 @@ def remade(path: Path, **changes: Any) -> Bundle:
 def test_scores_equal_the_graph_run_by_hand(bundle: Bundle) -> None:
     import onnxruntime as ort
 
-    image = decode_image(next((data_root() / "dashcam" / "stills").glob("*.jpg")).read_bytes())
+    image = decode_image(pictures.jpeg())
     session = ort.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
     names = ["score.entropy", "score.msp", "logits", "embedding"]
     entropy, msp, logits, embedding = session.run(names, {"image": to_tensor(image, bundle.manifest.input)})

@@ -21,7 +21,6 @@ from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
 from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import Frame, SourceCounts, open_source
 from misfire_runtime.triggers.random_stream import recorded_identity
-from services import data_root
 
 
 def pictures(folder: Path, count: int, *, size: int = 16) -> Path:
@@ -43,15 +42,16 @@ def test_a_clip_is_scored_frame_by_frame(bundle: Bundle, store: Any, tmp_path: P
     assert offer.trigger.rate == 0.05
     image = decode_image(store.samples[offer.id][0])
     assert image.shape == (540, 960, 3)
-    assert offer.source == "solidWhiteRight.mp4" and offer.bundle == "small@1.0.0"
+    assert offer.source == "drive.mp4" and offer.bundle == "small@1.0.0"
     assert offer.embedding is not None and unpack_embedding(offer.embedding).shape == (8,)
     assert set(offer.percentiles) == {"entropy", "msp"}
 
 
-def test_images_arrive_as_their_original_bytes(bundle: Bundle, store: Any, tmp_path: Path) -> None:
-    stills = data_root() / "dashcam" / "stills"
+def test_images_arrive_as_their_original_bytes(
+    bundle: Bundle, store: Any, tmp_path: Path, stills: Path
+) -> None:
     report = run(make(bundle, store, tmp_path, stills))
-    files = [path for path in stills.iterdir() if path.suffix in (".jpg", ".png")]
+    files = list(stills.iterdir())
     originals = {path.read_bytes() for path in files}
     assert {payload for payload, _offer in store.samples.values()} == originals
     assert report.frames == len(originals)

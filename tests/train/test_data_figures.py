@@ -7,11 +7,11 @@ import hashlib
 import cv2
 import numpy as np
 import pytest
-from tests.services import data_root
+from tests.pictures import drawn_figures
 
 from misfire_train.data import Dataset
 from misfire_train.data.drawing import sample_wardrobe
-from misfire_train.data.figures import BOX, PARTS, keypoints_of, load_figures, render, sample_scene
+from misfire_train.data.figures import BOX, PARTS, keypoints_of, render, sample_scene
 from misfire_train.data.poses import (
     HEAD,
     JOINTS,
@@ -34,7 +34,7 @@ from misfire_train.data.poses import (
 
 @pytest.fixture(scope="module")
 def figures() -> Dataset:
-    return load_figures(data_root(), train=120, test=60)
+    return drawn_figures(train=120, test=60)
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_other_ones(figures: Dataset) -> None:
@@ -42,10 +42,10 @@ def test_the_same_seed_draws_the_same_bytes_and_another_other_ones(figures: Data
         images = b"".join(dataset.train.images[i].tobytes() for i in (0, 7, 50))
         return hashlib.sha256(images + dataset.train.targets.tobytes()).hexdigest()
 
-    again = load_figures(data_root(), train=120, test=60)
+    again = drawn_figures(train=120, test=60)
     assert digest(again) == digest(figures)
-    assert digest(load_figures(data_root(), train=120, test=60, seed=1)) != digest(figures)
-    fewer = load_figures(data_root(), train=51, test=1)
+    assert digest(drawn_figures(train=120, test=60, seed=1)) != digest(figures)
+    fewer = drawn_figures(train=51, test=1)
     assert np.array_equal(fewer.train.images[50], figures.train.images[50])
 
 
@@ -121,7 +121,7 @@ def test_the_drawn_figure_stands_out_from_its_background_but_not_always() -> Non
 
 
 def test_part_masks_belong_to_the_same_pictures_as_the_keypoints(figures: Dataset) -> None:
-    parts = load_figures(data_root(), labels="parts", train=10, test=5)
+    parts = drawn_figures(labels="parts", train=10, test=5)
     assert parts.task == "segmentation"
     assert parts.classes == PARTS
     assert parts.train.targets.dtype == np.uint8
@@ -131,7 +131,7 @@ def test_part_masks_belong_to_the_same_pictures_as_the_keypoints(figures: Datase
 
 
 def test_a_box_holds_every_joint_that_is_inside_the_picture(figures: Dataset) -> None:
-    boxes = load_figures(data_root(), labels="boxes", train=40, test=5)
+    boxes = drawn_figures(labels="boxes", train=40, test=5)
     assert (boxes.name, boxes.task, boxes.classes) == ("figure-boxes", "regression", BOX)
     assert boxes.train.targets.dtype == np.float32
     assert np.array_equal(boxes.train.images[3], figures.train.images[3])

@@ -1,41 +1,39 @@
-"""Readers of other people's folders: real photographs in every layout, and what can be wrong with them."""
+"""Readers of other people's folders: photographs in every layout, and what can be wrong with them."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from tests import pictures
+from tests.pictures import drawn_figures
 from tests.services import data_root
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
 from misfire_train.data import load_dataset
-from misfire_train.data.figures import load_figures
 from misfire_train.errors import DatasetError
 
 
 def write_lights(folder: Path, *, per_class: int = 8, layout: str = "{label}/{i}.png") -> list[Path]:
-    """Real traffic light crops as files."""
-    lights = load_dataset("traffic-lights").train
+    """Small pictures of two classes as files, higher than wide."""
     written = []
-    for label, name in ((0, "red"), (2, "green")):
-        for i, index in enumerate(np.flatnonzero(lights.targets == label)[:per_class]):
+    for label, name in ((0, "red"), (1, "green")):
+        for i in range(per_class):
             path = folder / layout.format(
                 label=name, i=i, drive=i // 2, half="test" if i % 4 == 3 else "train"
             )
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(lights.images[index]))
+            path.write_bytes(encode_png(pictures.view(2 * i + label, width=20 + i, height=50 + i)))
             written.append(path)
     return written
 
 
 def test_a_class_per_folder_is_read_with_the_files_own_pixels(tmp_path: Path) -> None:
-    data_root()
     paths = write_lights(tmp_path)
     dataset = load_dataset(f"image-folder:{tmp_path}")
     assert dataset.classes == ("green", "red")
@@ -52,7 +50,6 @@ def test_a_class_per_folder_is_read_with_the_files_own_pixels(tmp_path: Path) ->
 
 
 def test_folders_between_class_and_image_are_groups_and_halves_are_kept(tmp_path: Path) -> None:
-    data_root()
     write_lights(tmp_path / "a", layout="{label}/drive{drive}/{i}.png")
     dataset = load_dataset(f"image-folder:{tmp_path / 'a'}?size=20x40")
     assert (dataset.contract.width, dataset.contract.height) == (20, 40)
@@ -66,7 +63,6 @@ def test_folders_between_class_and_image_are_groups_and_halves_are_kept(tmp_path
 
 
 def test_a_group_expression_reads_tracks_from_file_names(tmp_path: Path) -> None:
-    data_root()
     write_lights(tmp_path, layout="{label}/track{drive}_{i}.png")
     dataset = load_dataset(rf"image-folder:{tmp_path}?size=24&group=/(track\d+)_")
     assert set(dataset.train.groups) | set(dataset.test.groups) == {f"track{d}" for d in range(4)}
@@ -83,9 +79,8 @@ def test_wrong_options_are_refused(tmp_path: Path, query: str) -> None:
 
 
 def test_broken_images_are_skipped_counted_and_named(tmp_path: Path) -> None:
-    data_root()
     paths = write_lights(tmp_path)
-    photo = (data_root() / "dashcam/stills/advlane_test1.jpg").read_bytes()
+    photo = pictures.jpeg()
     (tmp_path / "red" / "cut.jpg").write_bytes(photo[: len(photo) // 2])
     (tmp_path / "red" / "empty.png").write_bytes(b"")
     (tmp_path / "green" / "text.jpg").write_text("no image")
@@ -100,7 +95,6 @@ def test_broken_images_are_skipped_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_folders_that_make_no_data_set_are_refused(tmp_path: Path) -> None:
-    data_root()
     with pytest.raises(DatasetError, match="is not a folder"):
         load_dataset(f"image-folder:{tmp_path / 'absent'}")
     with pytest.raises(DatasetError, match="no readable images"):
@@ -162,9 +156,8 @@ def coco_document(photo: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_coco_document_that_lies_is_refused_with_its_place(tmp_path: Path) -> None:
-    photo = data_root() / "dashcam/stills/advlane_test1.jpg"
     for name in ("a.jpg", "b.jpg"):
-        shutil.copyfile(photo, tmp_path / name)
+        (tmp_path / name).write_bytes(pictures.jpeg())
     path = tmp_path / "doc.json"
     two = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
     good = coco_document("a.jpg", images=two)
@@ -202,7 +195,7 @@ def test_a_coco_document_that_lies_is_refused_with_its_place(tmp_path: Path) -> 
 
 def write_masks(folder: Path, *, image: str, mask: str, count: int = 10) -> None:
     """Part masks of figures drawn over real photographs, as files."""
-    figures = load_figures(data_root(), labels="parts", side=48, train=count, test=1)
+    figures = drawn_figures(labels="parts", side=48, train=count, test=1)
     for i in range(count):
         for layout, data in ((image, encode_jpeg(figures.train.images[i])), (mask, None)):
             path = folder / layout.format(i=i, drive=i % 5, half="val" if i % 5 == 4 else "train")
@@ -264,8 +257,7 @@ def test_masks_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
 
 def write_table(folder: Path, rows: list[str]) -> Path:
     for i in range(6):
-        photo = data_root() / f"dashcam/stills/advlane_test{i + 1}.jpg"
-        shutil.copyfile(photo, folder / f"{i}.jpg")
+        (folder / f"{i}.jpg").write_bytes(pictures.jpeg(i))
     path = folder / "table.csv"
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path

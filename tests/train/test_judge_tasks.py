@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.services import data_root
+from tests.pictures import drawn_figures
 from typer.testing import CliRunner
 
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
 from misfire_train.data import load_dataset
-from misfire_train.data.figures import JOINTS, Labels, load_figures
+from misfire_train.data.figures import JOINTS, Labels
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.runs import RECORD, load_run, run_splits
 
@@ -45,7 +45,7 @@ families = ["noise", "fog"]
 
 def pictures(folder: Path, labels: Labels) -> list[tuple[str, str, Any]]:
     """(file, half, label) of figures written as files."""
-    made = load_figures(data_root(), labels=labels, side=SIDE, train=TRAIN, test=TEST)
+    made = drawn_figures(labels=labels, side=SIDE, train=TRAIN, test=TEST)
     rows = []
     for half, examples in (("train", made.train), ("test", made.test)):
         (folder / half / "images").mkdir(parents=True)

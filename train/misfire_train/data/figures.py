@@ -8,6 +8,7 @@ looked at; seed and number decide it wholly. Its group is its photograph; train 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.preprocess import Image, InputContract, decode_image
-from misfire_train.data.catalogue import find_entry, open_file
+from misfire_train.data.catalogue import Entry, find_entry, open_file
 from misfire_train.data.drawing import Wardrobe, draw_figure, sample_wardrobe
 from misfire_train.data.examples import Dataset, Examples
 from misfire_train.data.images import DecodedImages
@@ -58,18 +59,17 @@ def load_figures(
     train: int = 5000,
     test: int = 2000,
     seed: int = 0,
+    photos: Sequence[Photo] | None = None,
 ) -> Dataset:
     """Figures with 14 keypoints, with a mask of body parts, or with the box around their joints to regress.
 
     side: of the square pictures, in pixels.  train, test: how many.  The same seed gives the same bytes.
+    photos: the backgrounds. Default: the catalogue's photographs, read from `root`.
     """
     name, task, classes = _KINDS[labels]
     entry = find_entry(name)
-    photos = [
-        Photo(file.path, decode_image(open_file(file, name=name, root=root).read_bytes(), name=file.path))
-        for file in entry.files
-    ]
-    halves = {"train": [p for i, p in enumerate(photos) if i % 3], "test": photos[::3]}
+    found = _published(entry, root) if photos is None else list(photos)
+    halves = {"train": [p for i, p in enumerate(found) if i % 3], "test": found[::3]}
     counts = {"train": train, "test": test}
     made = {
         part: _make(part, halves[part], count=counts[part], side=side, seed=seed, labels=labels)
@@ -86,6 +86,11 @@ def load_figures(
         licence=entry.licence,
         notes=(NOTE, f"seed {seed}, {side}x{side}"),
     )
+
+
+def _published(entry: Entry, root: Path | None) -> list[Photo]:
+    files = ((file.path, open_file(file, name=entry.name, root=root)) for file in entry.files)
+    return [Photo(name, decode_image(path.read_bytes(), name=name)) for name, path in files]
 
 
 _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
