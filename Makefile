@@ -25,8 +25,11 @@ $(VENV)/.services: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-check]'
 	touch $@
 
+# Two workers, each with whole files: fixtures that are dear (a trained network, a database) serve a file.
+WORKERS ?= 2
+
 test: install $(VENV)/.services
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def main() -> int:
         if name == "peers" and importlib.util.find_spec("skactiveml") is None:
             print("peers: left out; pip install -c constraints.txt 'misfire[peers]'")
             continue
-        command = [sys.executable, str(HERE / f"{name}.py"), "--json", *options]
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *options]
         done = subprocess.run(command, cwd=HERE.parent, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             failed += 1

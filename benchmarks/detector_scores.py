@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from detectors import train
 from torch import nn
 
+from benchmarks.detectors import train
 from misfire_train.data import Examples
 from misfire_train.head_data import collect
 from misfire_train.head_training import candidate_heads, fit_on_losses

@@ -1,6 +1,6 @@
 """Which failure score finds a classifier's mistakes: every one-pass score and the learned heads.
 
-    python benchmarks/detectors.py --seeds 0 1 2 --json --out benchmarks/results/detectors.json
+    python -m benchmarks.detectors --seeds 0 1 2 --json --out benchmarks/results/detectors.json
 
 Per seed: a small ResNet is trained on a share of 12,000 Fashion-MNIST images and a head on others of the
 12,000, which the network never saw. Then all 10,000 test images are scored: clean, and once under each
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection_table import Observed, View, differences, markdown, plain, points, pool
 
+from benchmarks.detection_table import Observed, View, differences, markdown, plain, points, pool
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
@@ -296,7 +296,7 @@ def report(
 ) -> dict[str, Any]:
     """Everything that the JSON holds."""
     return {
-        "command": f"python benchmarks/detectors.py --seeds {' '.join(map(str, options.seeds))} "
+        "command": f"python -m benchmarks.detectors --seeds {' '.join(map(str, options.seeds))} "
         f"--epochs {options.epochs} --replicates {options.replicates}" + " --quick" * options.quick,
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),

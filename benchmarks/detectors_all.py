@@ -1,6 +1,6 @@
 """Every failure score on one table: registered scores, the papers' heads, ensembles; losers too.
 
-    python benchmarks/detectors_all.py --seeds 0 1 2 --json --out benchmarks/results/detectors_all.json
+    python -m benchmarks.detectors_all --seeds 0 1 2 --json --out benchmarks/results/detectors_all.json
 
 The networks, images, weather and default head are those of detectors.py, and its --work is shared. Scores of
 many passes are dear, so all scores are compared on the same random part of the test half (--frames), in the
@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection_table import Observed, differences, plain, points, pool
-from detector_scores import (
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.detection_table import Observed, differences, plain, points, pool
+from benchmarks.detector_scores import (
     JOINT,
     PASSES,
     REGISTERED,
@@ -31,10 +34,7 @@ from detector_scores import (
     members,
     named,
 )
-from detectors import add_options, judge_default, shifted_views, sizes
-from numpy.typing import NDArray
-from torch import nn
-
+from benchmarks.detectors import add_options, judge_default, shifted_views, sizes
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
@@ -158,7 +158,7 @@ def report(
     """Everything that the JSON holds."""
     table = tables(seeds)
     return {
-        "command": f"python benchmarks/detectors_all.py --seeds {' '.join(map(str, options.seeds))} "
+        "command": f"python -m benchmarks.detectors_all --seeds {' '.join(map(str, options.seeds))} "
         f"--frames {options.frames} --replicates {options.replicates} "
         f"--joint-seeds {' '.join(map(str, options.joint_seeds))}".rstrip()
         + " --quick" * options.quick,

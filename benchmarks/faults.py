@@ -1,7 +1,7 @@
 """The long run of the fault suite: real processes, a real broker, thousands of faults, then a comparison.
 
-    python benchmarks/faults.py --faults 10000 --kills 1000 --json
-    python benchmarks/faults.py --faults 2000 --kills 200 --store postgres --json
+    python -m benchmarks.faults --faults 10000 --kills 1000 --json
+    python -m benchmarks.faults --faults 2000 --kills 200 --store postgres --json
 
 Several vehicles (MQTT 5 and 3.1.1) capture and upload to two collectors that share one store, every link
 through a chaos proxy. Faults go on until so many have happened, so many vehicles killed among them: messages
@@ -31,14 +31,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from tests.faults.audit import Audit
+from tests.faults.chaos_proxy import BESIDE, SAMPLES, Trouble
+from tests.faults.collector_process import STEPS
+from tests.faults.homes import FolderHome, Home, ServerHome, servers
+from tests.faults.proving_ground import Member, ProvingGround
 
-from tests.faults.audit import Audit  # noqa: E402
-from tests.faults.chaos_proxy import BESIDE, SAMPLES, Trouble  # noqa: E402
-from tests.faults.collector_process import STEPS  # noqa: E402
-from tests.faults.homes import FolderHome, Home, ServerHome, servers  # noqa: E402
-from tests.faults.proving_ground import Member, ProvingGround  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 ENDLESS = 10_000_000
 MESSAGES = Trouble(lose=0.06, repeat=0.05, reorder=0.05, spoil=0.02, kinds=(*SAMPLES, *BESIDE))

@@ -1,6 +1,6 @@
 """How many held-out errors the release gate needs before it ships the default head on Fashion-MNIST.
 
-    python benchmarks/gate_power.py --json --out benchmarks/results/gate_power.json
+    python -m benchmarks.gate_power --json --out benchmarks/results/gate_power.json
 
 Takes the scores that detectors.py kept in --work (the head, and its refits without each corruption family),
 and gives the gate random parts of the test half: clean frames, and the same under four held-out families. For
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detection_table import Observed, plain
-from detectors import add_options, judge_default
 
+from benchmarks.detection_table import Observed, plain
+from benchmarks.detectors import add_options, judge_default
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import load_dataset
 from misfire_train.judge import choose_score
@@ -96,7 +96,7 @@ def main() -> None:
                 )
     rows = [row(found, frames) for frames, found in sorted(results.items())]
     report = {
-        "command": f"python benchmarks/gate_power.py --seeds {' '.join(map(str, options.seeds))} "
+        "command": f"python -m benchmarks.gate_power --seeds {' '.join(map(str, options.seeds))} "
         f"--frames {' '.join(map(str, options.frames))} --draws {options.draws} "
         f"--replicates {options.replicates}" + " --quick" * options.quick,
         "date": utc_text(wall_time()),

@@ -1,6 +1,6 @@
 """How many corrupted copies of each held-out image the default head is worth fitting on (`head.copies`).
 
-    python benchmarks/head_copies.py --seeds 101 102 --json --out benchmarks/results/head_copies.json
+    python -m benchmarks.head_copies --seeds 101 102 --json --out benchmarks/results/head_copies.json
 
 For choosing the default, so it never looks at a test half: networks of other seeds than detectors.py's,
 judged on images of the training half that neither network nor head saw. Copies are those that `misfire train`
@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from detection_table import Observed, View, plain, points
-from detectors import add_options, observe, observed, shifted_views, sizes, train
 
+from benchmarks.detection_table import Observed, View, plain, points
+from benchmarks.detectors import add_options, observe, observed, shifted_views, sizes, train
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
@@ -139,7 +139,7 @@ def tuning(script: str, description: str, tune: Tune, table: Callable[[Sequence[
         run = train(seed, **sizes(options))
         rows[str(seed)] = tune(run, dataset, seed=seed, frames=frames, quick=options.quick)
     result = {
-        "command": f"python benchmarks/{script} --seeds {' '.join(map(str, options.seeds))} "
+        "command": f"python -m benchmarks.{script} --seeds {' '.join(map(str, options.seeds))} "
         f"--frames {frames}" + " --quick" * options.quick,
         "date": utc_text(wall_time()),
         "git_commit": git_commit(),
@@ -166,4 +166,4 @@ def markdown(seeds: Sequence[Rows]) -> str:
 
 
 if __name__ == "__main__":
-    tuning("head_copies.py", __doc__ or "", tune, markdown)
+    tuning("head_copies", __doc__ or "", tune, markdown)

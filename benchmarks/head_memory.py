@@ -1,6 +1,6 @@
 """How much of the training set the default head must remember: rows of the bank, and numbers kept of each.
 
-    python benchmarks/head_memory.py --seeds 101 102 --json --out benchmarks/results/head_memory.json
+    python -m benchmarks.head_memory --seeds 101 102 --json --out benchmarks/results/head_memory.json
 
 For choosing sizes, so it never looks at a test half: networks and images are those of head_copies.py. The
 small ResNet's embedding has 128 numbers and is kept whole by default; here also by 32 and 16 principal
@@ -21,9 +21,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from detectors import observe, shifted_views
-from head_copies import UNSEEN, Rows, gains, gather, tuning, unseen_by
 
+from benchmarks.detectors import observe, shifted_views
+from benchmarks.head_copies import UNSEEN, Rows, gains, gather, tuning, unseen_by
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.head_data import collect, join_sets
 from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
@@ -99,4 +99,4 @@ def markdown(seeds: Sequence[Rows]) -> str:
 
 
 if __name__ == "__main__":
-    tuning("head_memory.py", __doc__ or "", tune, markdown)
+    tuning("head_memory", __doc__ or "", tune, markdown)

@@ -1,6 +1,6 @@
 """Which score finds the frames whose joints are wrong: free scores of heatmaps against the per-joint head.
 
-    python benchmarks/keypoints.py --seeds 0 1 2 --json --out benchmarks/results/keypoints.json
+    python -m benchmarks.keypoints --seeds 0 1 2 --json --out benchmarks/results/keypoints.json
 
 Data: `figures`, articulated figures drawn over real photographs (made, not photographed); the test half
 stands on other photographs than the training half. Per seed a small heatmap network is trained, then the
@@ -11,7 +11,7 @@ holdout (its threshold is in the JSON, per seed). --quick: a small part, to see 
 
 from __future__ import annotations
 
-from unit_heads import Bench, main
+from benchmarks.unit_heads import Bench, main
 
 BENCH = Bench(
     script="keypoints.py",

@@ -1,6 +1,6 @@
 """Three times more samples than a collector can take, for half an hour: does its memory stay flat?
 
-    python benchmarks/overload.py --minutes 30 --json --out benchmarks/results/overload.json
+    python -m benchmarks.overload --minutes 30 --json --out benchmarks/results/overload.json
 
 First the capacity is measured (every vehicle always has something to offer), then samples arrive at three
 times that. Vehicles keep a bounded number and evict, the collector says `busy`, a retention rule deletes the
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from fleet_bench import broker, clip_pictures, collector, publish, record
 
+from benchmarks.fleet_bench import broker, clip_pictures, collector, publish, record
 from misfire_fleet.command_simulate import report
 from misfire_fleet.simulate import Swarm
 from misfire_fleet.simulate_car import Plan

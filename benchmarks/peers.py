@@ -1,7 +1,7 @@
 """Selection and judging beside other people's: how many times faster, how they grow, how much memory.
 
     pip install 'misfire[peers]' -c constraints.txt
-    python benchmarks/peers.py --quick --json
+    python -m benchmarks.peers --quick --json
 
 Both sides run in one process, in turn, on the same float32 pool and one thread; a ratio is the median
 processor time of scikit-activeml over that of misfire (`aurc`: misfire's AURC of a million over one argsort).
@@ -228,7 +228,7 @@ def main() -> None:
     peers = measure_peers(rounds=rounds, seed=options.seed)
     judged = measure_aurc(rounds=3 * rounds, seed=options.seed)
     result = {
-        "command": "python benchmarks/peers.py" + (" --quick" if options.quick else "") + " --json",
+        "command": "python -m benchmarks.peers" + (" --quick" if options.quick else "") + " --json",
         "date": datetime.now(timezone.utc).date().isoformat(),
         "seed": options.seed,
         "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "blas_threads": 1},

@@ -1,6 +1,6 @@
 """Writes a regression task as files: handwritten digits, each rolled by a known angle, and a CSV of angles.
 
-    python benchmarks/rolled_digits.py --out rolled
+    python -m benchmarks.rolled_digits --out rolled
     misfire train --dataset csv-regression:rolled/table.csv --epochs 8 --out run
     misfire evaluate run --scores all --shift noise,fog,blur,night --out judged
 

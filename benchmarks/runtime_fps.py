@@ -1,6 +1,6 @@
 """Frames per second of the whole vehicle pipeline, over a bare loop of decode, preprocess and session.run.
 
-    python benchmarks/runtime_fps.py --json [--bundle BUNDLE] [--rounds 9]
+    python -m benchmarks.runtime_fps --json [--bundle BUNDLE] [--rounds 9]
 
 misfire  Vehicle.run on the dash-cam clip: decode, preprocess, engine, triggers (2 % by score, and a random
          stream of 3 %), sketches, JPEG and a durable spool; timed until every chosen frame is on the disk.
@@ -27,21 +27,17 @@ from typing import Any
 import av
 import cv2
 import onnxruntime as ort
+from tests.runtime.conftest import write_bundle
+from tests.services import data_root
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.runtime.conftest import write_bundle  # noqa: E402
-from tests.services import data_root  # noqa: E402
-
-from misfire_runtime.bundle import Bundle  # noqa: E402
-from misfire_runtime.clock import utc_text, wall_time  # noqa: E402
-from misfire_runtime.config import parse_config  # noqa: E402
-from misfire_runtime.pipeline import Vehicle  # noqa: E402
-from misfire_runtime.preprocess import to_tensor  # noqa: E402
-from misfire_runtime.scoring import Scorer  # noqa: E402
-from misfire_runtime.sources import open_source  # noqa: E402
-from misfire_runtime.spool import Spool  # noqa: E402
+from misfire_runtime.bundle import Bundle
+from misfire_runtime.clock import utc_text, wall_time
+from misfire_runtime.config import parse_config
+from misfire_runtime.pipeline import Vehicle
+from misfire_runtime.preprocess import to_tensor
+from misfire_runtime.scoring import Scorer
+from misfire_runtime.sources import open_source
+from misfire_runtime.spool import Spool
 
 SEED = 1
 

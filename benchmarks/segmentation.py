@@ -1,6 +1,6 @@
 """Which score finds the frames whose masks are wrong: free scores of pixel logits against the per-tile head.
 
-    python benchmarks/segmentation.py --seeds 0 1 2 --json --out benchmarks/results/segmentation.json
+    python -m benchmarks.segmentation --seeds 0 1 2 --json --out benchmarks/results/segmentation.json
 
 Data: `figure-parts`, body-part masks of articulated figures drawn over real photographs (made, not labelled
 by hand); the test half stands on other photographs than the training half. Per seed a small segmenter is
@@ -11,8 +11,7 @@ clean holdout (its threshold is in the JSON, per seed). --quick: a small part, t
 
 from __future__ import annotations
 
-from unit_heads import Bench, main
-
+from benchmarks.unit_heads import Bench, main
 from misfire_train.scores import names_for
 
 BENCH = Bench(

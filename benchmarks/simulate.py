@@ -1,6 +1,6 @@
 """500 simulated vehicles on one collector at 20 samples/s: how long from the first offer to `stored`?
 
-    python benchmarks/simulate.py --json --out benchmarks/results/simulate.json
+    python -m benchmarks.simulate --json --out benchmarks/results/simulate.json
 
 Real Mosquitto, one collector process on SQLite and a folder, samples of about 100 KB (frames of the dash-cam
 clip); everything runs on this one machine. `--bundle` draws the scores from a real bundle's calibration.
@@ -15,8 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fleet_bench import broker, clip_pictures, collector, publish, record
-
+from benchmarks.fleet_bench import broker, clip_pictures, collector, publish, record
 from misfire_fleet.command_simulate import report
 from misfire_fleet.simulate import Swarm
 from misfire_fleet.simulate_car import Plan

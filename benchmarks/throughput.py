@@ -1,6 +1,6 @@
 """What the promise costs: uploads against a bare loop, bytes on the wire, frames per second.
 
-    python benchmarks/throughput.py --json [--quick]
+    python -m benchmarks.throughput --json [--quick]
 
 upload       samples of 100 KB from a filled spool to `stored`, both sides durable, over the rate of a bare
              loop that publishes the same bytes at QoS 1 to one that writes and fsyncs each on arrival, in
@@ -25,26 +25,22 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from tests.faults.chaos_proxy import ChaosProxy
+from tests.faults.proving_ground import BROKER_OPTIONS
+from tests.faults.samples import make_payload
+from tests.faults.zygote import Zygote
+from tests.services import mosquitto
 
-from benchmarks.throughput_frames import run_rounds  # noqa: E402
-from benchmarks.throughput_parts import BarePublisher, fill_spool, spread_over_disk  # noqa: E402
-from tests.faults.chaos_proxy import ChaosProxy  # noqa: E402
-from tests.faults.proving_ground import BROKER_OPTIONS  # noqa: E402
-from tests.faults.samples import make_payload  # noqa: E402
-from tests.faults.zygote import Zygote  # noqa: E402
-from tests.services import mosquitto  # noqa: E402
-
-from misfire_runtime.spool import Spool  # noqa: E402
-from misfire_runtime.uplink import BrokerConfig, Uplink  # noqa: E402
+from benchmarks.throughput_frames import run_rounds
+from benchmarks.throughput_parts import BarePublisher, fill_spool, spread_over_disk
+from misfire_runtime.spool import Spool
+from misfire_runtime.uplink import BrokerConfig, Uplink
 
 SAMPLE_BYTES = 100_000
 OPTIONS = f"{BROKER_OPTIONS}\nset_tcp_nodelay true"
@@ -74,7 +70,7 @@ def main() -> None:
         "samples": options.samples,
         "sample_bytes": SAMPLE_BYTES,
         "disk": options.disk,
-        "command": "python benchmarks/throughput.py --json" + " --quick" * options.quick,
+        "command": "python -m benchmarks.throughput --json" + " --quick" * options.quick,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             **{name: version(name) for name in ("misfire", "paho-mqtt", "onnxruntime", "av")},

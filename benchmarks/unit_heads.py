@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection_table import Observed, differences, markdown, plain, points, pool
 
+from benchmarks.detection_table import Observed, differences, markdown, plain, points, pool
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES

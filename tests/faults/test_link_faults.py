@@ -13,7 +13,7 @@ import pytest
 from tests.faults.chaos_proxy import Trouble
 from tests.faults.proving_ground import ProvingGround
 from tests.faults.zygote import ROOT
-from tests.services import missing, need_root
+from tests.services import find_program, missing, need_root
 
 
 @pytest.mark.parametrize("trouble", ["lose", "repeat", "reorder", "spoil"])
@@ -80,6 +80,7 @@ def test_a_network_that_is_gone_for_seconds(tmp_path: Path) -> None:
     if unshare is None or shutil.which("ip") is None:
         missing("unshare and ip", "apt-get install util-linux iproute2")
     need_root("a network namespace")
+    find_program("mosquitto", install="apt-get install mosquitto")  # asked here: the child may not skip
     inside = f"ip link set lo up && exec {sys.executable} -m tests.faults.outage {tmp_path}"
     done = subprocess.run(
         [str(unshare), "-n", "sh", "-c", inside],
