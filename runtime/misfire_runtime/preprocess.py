@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from misfire_runtime.encoded import PNG_MAGIC, without_trailer
 from misfire_runtime.errors import ImageError
 
 Image = NDArray[np.uint8]
@@ -58,15 +59,13 @@ class InputContract(BaseModel):
 def decode_image(data: bytes, *, name: str = "image") -> Image:
     """Decodes JPEG, PNG, ... to RGB [H,W,3] uint8.
 
-    Raises ImageError where the bytes are empty, truncated, no image, or above 64 megapixels.
+    Turned upright as its Exif orientation says. Bytes behind the end of the picture are ignored.
+    Raises ImageError if the bytes are empty, truncated, no image, or above 64 megapixels.
     """
     if not data:
         raise ImageError(f"{name}: empty file")
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-64:]:
-        raise ImageError(f"{name}: truncated JPEG (no end marker)")
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        if b"IEND" not in data[-16:]:
-            raise ImageError(f"{name}: truncated PNG (no IEND chunk)")
+    data = without_trailer(data, name=name)
+    if data.startswith(PNG_MAGIC):
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
         if width * height > MAX_PIXELS:
             raise ImageError(f"{name}: {width}x{height} is above the limit of {MAX_PIXELS} pixels")

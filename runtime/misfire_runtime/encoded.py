@@ -1,0 +1,109 @@
+"""Encoded pictures, read without decoding them: their format, where they end, and their Exif block.
+
+Cameras pad pictures to a block size, driver buffers are larger than the picture in them, and phones append
+previews and short videos. So the end of a picture is found by walking its segments, never by looking for an
+end marker near the last byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from misfire_runtime.errors import ImageError
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_MAGIC = (
+    ("image/jpeg", re.compile(rb"\xff\xd8\xff")),
+    ("image/png", re.compile(re.escape(PNG_MAGIC))),
+    ("image/webp", re.compile(rb"RIFF....WEBP", re.DOTALL)),
+    ("image/tiff", re.compile(rb"II\*\0|MM\0\*")),
+    ("image/bmp", re.compile(rb"BM.{4}\0{4}", re.DOTALL)),
+    ("image/gif", re.compile(rb"GIF8[79]a")),
+    ("image/x-portable-anymap", re.compile(rb"P[1-6]\s")),
+)
+# A marker with a length behind it, or the end. Left out are stuffed bytes and markers that stand alone:
+# FF 00, TEM, RST0 to RST7, SOI, and fill bytes.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_JPEG_END, _JPEG_APP1 = b"\xd9", b"\xe1"
+_EXIF = b"Exif\0\0"
+
+
+def picture_format(data: bytes) -> str:
+    """Returns the media type of an encoded picture by its first bytes, "" if they are of none known."""
+    return next((media_type for media_type, magic in _MAGIC if magic.match(data)), "")
+
+
+def without_trailer(data: bytes, *, name: str = "image") -> bytes:
+    """Returns the picture alone, without the bytes behind its end; formats that say no end stay as they are.
+
+    Raises ImageError if a JPEG, PNG or WebP ends before its own end.
+    """
+    media_type = picture_format(data)
+    end = None
+    if media_type == "image/jpeg":
+        end = next((at for marker, at, _end in _jpeg_segments(data) if marker == _JPEG_END), None)
+        missing = "JPEG (no end marker)"
+    elif media_type == "image/png":
+        end = next((end for kind, _at, end in _png_chunks(data) if kind == b"IEND"), None)
+        missing = "PNG (no IEND chunk)"
+    elif media_type == "image/webp":
+        end, missing = 8 + int.from_bytes(data[4:8], "little"), "WebP"
+    else:
+        return data
+    if end is None or end > len(data):
+        raise ImageError(f"{name}: truncated {missing}")
+    return data if end == len(data) else data[:end]
+
+
+def exif_block(data: bytes) -> bytes:
+    """Returns the Exif block (a TIFF structure) of a JPEG, PNG, WebP or TIFF; empty if there is none."""
+    media_type = picture_format(data)
+    if media_type == "image/tiff":
+        return data
+    for kind, at, end in _SEGMENTS.get(media_type, lambda _data: iter(()))(data):
+        block = data[at:end]
+        if kind == _JPEG_APP1 and block.startswith(_EXIF):
+            return block[len(_EXIF) :]
+        if kind == b"eXIf":
+            return block[:-4]  # its checksum
+        if kind == b"EXIF":
+            return block.removeprefix(_EXIF)
+    return b""
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """marker, start and end of the payload of every segment, across all scans, up to the end marker.
+
+    Stray bytes between segments are stepped over, as decoders do.
+    """
+    at = 2
+    while (found := _JPEG_MARKER.search(data, at)) is not None:
+        at = found.end()
+        if found[1] == _JPEG_END:
+            yield found[1], at, at
+            return
+        end = at + max(2, int.from_bytes(data[at : at + 2], "big"))
+        yield found[1], at + 2, end
+        at = end
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """kind, start of the payload and end (behind the checksum) of every chunk."""
+    at = len(PNG_MAGIC)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], at + 8, end
+        at = end
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """kind, start and end of the payload of every chunk."""
+    at = 12
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4], at + 8, end
+        at = end + (end & 1)
+
+
+_SEGMENTS = {"image/jpeg": _jpeg_segments, "image/png": _png_chunks, "image/webp": _webp_chunks}
