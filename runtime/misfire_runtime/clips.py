@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Literal
 
 import av
 
+from misfire_runtime.encoded import exif_block
 from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import encode_jpeg
 from misfire_runtime.sources.frame import Frame
+from misfire_runtime.sources.recording_time import exif_orientation
 
 if TYPE_CHECKING:
     from misfire_runtime.samples import Candidate
@@ -173,7 +175,11 @@ class ClipRecorder:
     def _finish(self, lane: _Lane) -> list[Piece]:
         key, trigger, frames = lane.key, lane.trigger, lane.video
         lane.key, lane.trigger, lane.video = None, None, []
-        if self._form != "video" or key is None or trigger is None or len(frames) < 2:
+        if self._form != "video" or key is None or trigger is None:
+            return []
+        # One size per video: a folder may mix pictures of several.
+        frames = [e for e in frames if e.encoded.frame.image.shape == key.encoded.frame.image.shape]
+        if len(frames) < 2:
             return []
         data = mux_mjpeg([e.encoded for e in frames])
         privacy = sorted({label for e in frames for label in e.encoded.privacy})
@@ -183,7 +189,10 @@ class ClipRecorder:
 
 
 def mux_mjpeg(frames: list[ClipFrame]) -> bytes:
-    """One MP4 of JPEG pictures at their own times. Pictures that are not JPEG are encoded once."""
+    """Returns one MP4 of JPEG pictures of the same size at their own times.
+
+    Pictures that are not JPEG, or that only their Exif orientation turns upright, are encoded once.
+    """
     height, width = frames[0].frame.image.shape[:2]
     buffer = io.BytesIO()
     first_s = frames[0].frame.time_s
@@ -192,11 +201,17 @@ def mux_mjpeg(frames: list[ClipFrame]) -> bytes:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
         stream.time_base = _TIME_BASE
         for encoded in frames:
-            data = encoded.data if encoded.media_type == "image/jpeg" else encode_jpeg(encoded.frame.image)
-            packet = av.Packet(data)
+            packet = av.Packet(_upright_jpeg(encoded))
             packet.stream = stream
             packet.time_base = _TIME_BASE
             packet.pts = packet.dts = round((encoded.frame.time_s - first_s) * 1000)
             packet.is_keyframe = True
             container.mux(packet)
     return buffer.getvalue()
+
+
+def _upright_jpeg(encoded: ClipFrame) -> bytes:
+    """A JPEG that is upright for players that know no Exif."""
+    if encoded.media_type == "image/jpeg" and exif_orientation(exif_block(encoded.data)) == 1:
+        return encoded.data
+    return encode_jpeg(encoded.frame.image)

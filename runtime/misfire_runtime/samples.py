@@ -319,4 +319,6 @@ class SampleWriter:
             source=(f"{frame.source}/{frame.name}" if named else frame.name)[:256],
             frame=frame.index,
             priority=priority,
+            recorded_at=frame.recorded_at,
+            position_s=frame.position_s,
         )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from drawn_files import HEIGHT, WIDTH, exif, jpeg_with_exif, scene
 from vehicle_support import make, run
 
-from misfire_runtime.preprocess import decode_image
+from misfire_runtime.preprocess import decode_image, encode_jpeg
+from misfire_runtime.sources import Frame, open_source
+from misfire_runtime.sources.video import upright
 
 AROUND_100 = """
 [random]
@@ -102,3 +108,42 @@ def test_the_ring_is_bounded_in_bytes(bundle: Any, store: Any, tmp_path: Path, c
 def test_clips_pay_from_the_budget(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> None:
     report = drive(bundle, store, tmp_path, clip, "frames", 100, more="[limits]\nsamples_per_day = 3\n")
     assert report.spooled == 3 and report.lost["budget"] > 0
+
+
+class Paced:
+    """A folder of pictures as a drive of ten per second."""
+
+    live = False
+
+    def __init__(self, inner: Any) -> None:
+        self.name, self.counts, self._inner = inner.name, inner.counts, inner
+
+    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
+        for frame in self._inner.frames(stop, start=start):
+            yield replace(frame, pts_s=frame.index / 10)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_video_of_turned_pictures_is_upright_and_of_one_size(
+    bundle: Any, store: Any, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    turned = np.ascontiguousarray(np.rot90(scene(0)))
+    (pictures / "0.jpg").write_bytes(encode_jpeg(turned))  # portrait: another size than the rest
+    for number in range(1, 4):
+        (pictures / f"{number}.jpg").write_bytes(jpeg_with_exif(turned, exif(orientation=6)) + b"x" * number)
+    text = (AROUND_100 % "video").replace("fps = 5", "fps = 60") + "[encode]\njpeg_quality = 95\n"
+    source = Paced(open_source(str(pictures)))
+    vehicle = make(bundle, store, tmp_path, [source], text)
+    vehicle.chooser.triggers = (_At(2),)
+    run(vehicle)
+    offer = next(offer for offer in store.offers if offer.trigger.name == "clip")
+    with av.open(io.BytesIO(store.samples[offer.id][0])) as container:
+        shown = [upright(picture) for picture in container.decode(video=0)]
+    assert len(shown) == offer.context["clip_frames"] == 3
+    for image in shown:
+        assert image.shape == (HEIGHT, WIDTH, 3)
+        assert np.abs(image.astype(int) - scene(0)).mean() < 12

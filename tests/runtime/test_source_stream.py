@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import pytest
+from drawn_files import draw_video, overwrite_payload
 from rtsp_camera import RtspCamera
 
 from misfire_runtime.sources import FrameReader, open_source
@@ -107,3 +108,19 @@ def test_pyav_can_open_v4l2_here() -> None:
 @pytest.mark.parametrize("url", ["rtsp://user:secret@10.0.0.9/s", "http://user:secret@10.0.0.9/s"])
 def test_a_source_is_never_named_by_its_password(url: str) -> None:
     assert "secret" not in open_source(url).name
+
+
+def test_damaged_frames_of_a_stream_are_left_out_up_to_the_next_key_frame(tmp_path: Path) -> None:
+    slices = {"g": "25", "bf": "0", "x264-params": "scenecut=0:slices=1:sliced-threads=0"}
+    whole = draw_video(tmp_path / "whole.mp4", frames=150, options=slices)
+    damaged = overwrite_payload(whole, tmp_path / "damaged.mp4", begin=0.66, end=0.70)
+    truth = {frame.image.tobytes() for frame in open_source(str(whole)).frames(threading.Event())}
+    source, stop = LiveStream(str(damaged), max_wait_s=0.01), threading.Event()
+    seen = 0
+    for frame in source.frames(stop):
+        if source.counts.reconnects:
+            stop.set()
+            break
+        assert frame.image.tobytes() in truth
+        seen += 1
+    assert seen >= 10 and source.counts.unreadable >= 10

@@ -16,6 +16,7 @@ from misfire_runtime.errors import SourceError
 from misfire_runtime.sources.files import RecordedFiles
 from misfire_runtime.sources.frame import Frame, Source, SourceCounts
 from misfire_runtime.sources.gstreamer import GStreamerPipeline
+from misfire_runtime.sources.kinds import kind_of
 from misfire_runtime.sources.reader import FrameReader
 from misfire_runtime.sources.stream import NETWORK_SCHEMES, LiveStream
 
@@ -45,8 +46,15 @@ def open_source(
             )
         where = where[len("file://") :]
     path = Path(where)
-    if path.suffix.lower() == ".mcap" or (path.is_dir() and any(path.glob("*.mcap"))):
+    if _is_recording(path):
         from misfire_runtime.sources.replay import McapReplay
 
         return McapReplay(path, name=name, topic=topic)
     return RecordedFiles(path, name=name)
+
+
+def _is_recording(path: Path) -> bool:
+    """An MCAP file, there or not, or a folder with one."""
+    if path.is_dir():
+        return any(file.suffix.lower() == ".mcap" for file in path.iterdir())
+    return path.suffix.lower() == ".mcap" or (path.is_file() and kind_of(path) == "mcap")

@@ -1,29 +1,35 @@
 """Recorded frames: an image, a video, or a folder of either, in natural order.
 
-paths --one after another--> decoded frames. A file that cannot be read is skipped, counted and named; a video
-that ends before its header says is named too. Nothing here ends a run but an empty or missing path.
+paths --one after another--> decoded frames. A file that cannot be read is skipped, counted and named; so are
+frames of a video that are damaged or missing, and files of a folder that are neither. Nothing here ends a run
+but an empty or missing path.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import av
-import numpy as np
 
+from misfire_runtime.encoded import exif_block, without_trailer
 from misfire_runtime.errors import ImageError, SourceError
-from misfire_runtime.preprocess import MAX_PIXELS, Image, decode_image
+from misfire_runtime.names import shown
+from misfire_runtime.preprocess import decode_image
 from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
+from misfire_runtime.sources.kinds import KNOWN_SUFFIXES, Kind, is_hidden, kind_of
+from misfire_runtime.sources.recording_time import exif_time
+from misfire_runtime.sources.video import VideoFile, upright
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".ts", ".mpg", ".mpeg", ".h264", ".mjpeg"}
-)
+_LOG = logging.getLogger(__name__)
+
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
+_NAMED_AT_MOST = 5
 
 
 class RecordedFiles:
@@ -34,18 +40,19 @@ class RecordedFiles:
     def __init__(self, path: Path, *, name: str = "") -> None:
         """Raises SourceError where there is nothing to read."""
         self.path = path
-        self.name = name or path.name
+        self.name = name or shown(path.name)
         self.counts = SourceCounts()
-        self._files = _list(path)
-        self.identity = _identity(path, self._files)
+        self._files, self._passed = _list(path)
+        self.identity = _identity(path, [file for file, _kind in self._files])
+        self._zone_assumed = False
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        """Frames in the order of the file names; an image that cannot be read keeps its index."""
+        """Yields frames in the order of the file names; what cannot be read keeps its index."""
         index = 0
-        for file in self._files:
+        for file, kind in self._files:
             if stop.is_set():
                 return
-            if file.suffix.lower() in VIDEO_SUFFIXES:
+            if kind == "video":
                 index = yield from self._video(file, index, start, stop)
                 continue
             if index >= start:
@@ -53,19 +60,20 @@ class RecordedFiles:
                 if picture is not None:
                     yield picture
             index += 1
+        self._name_passed()
 
     def close(self) -> None:
         """Nothing is held between frames."""
 
     def _relative(self, file: Path) -> str:
-        return file.name if file == self.path else file.relative_to(self.path).as_posix()
+        return shown(file.name if file == self.path else file.relative_to(self.path).as_posix())
 
     def _image(self, file: Path, index: int) -> Frame | None:
         label = self._relative(file)
         try:
             if file.stat().st_size > MAX_IMAGE_BYTES:
                 raise ImageError(f"{label}: above the limit of {MAX_IMAGE_BYTES} bytes")
-            data = file.read_bytes()
+            data = without_trailer(file.read_bytes(), name=label)
             image = decode_image(data, name=label)
         except ImageError as error:
             self.counts.skip(str(error))
@@ -74,89 +82,126 @@ class RecordedFiles:
             self.counts.skip(f"{label}: {error.strerror or error}")
             return None
         self.counts.read += 1
-        return Frame(image, self.name, index, label, original=data, media_type=sniff_media_type(data))
+        return Frame(
+            image,
+            self.name,
+            index,
+            label,
+            original=data,
+            media_type=sniff_media_type(data),
+            recorded_at=self._taken_at(data, label),
+        )
+
+    def _taken_at(self, data: bytes, label: str) -> float | None:
+        found = exif_time(exif_block(data))
+        if found is None:
+            return None
+        if not found[1] and not self._zone_assumed:
+            self._zone_assumed = True  # logged once per source
+            _LOG.warning(
+                "recording_time_without_zone",
+                extra={"fields": {"file": label, "taken_as": "local time of this computer (TZ)"}},
+            )
+        return found[0]
 
     def _video(
         self, file: Path, first: int, start: int, stop: threading.Event
     ) -> Generator[Frame, None, int]:
         """Yields the frames of a video; returns the index that follows its last."""
-        label = self._relative(file)
+        label, video, index = self._relative(file), VideoFile(file), first
         try:
-            with av.open(str(file)) as container:
-                if container.streams.video:
-                    return (yield from self._decoded(container, label, first, start, stop))
-                self.counts.skip(f"{label}: no video stream")
-        except (av.error.FFmpegError, OSError) as error:
-            self.counts.skip(f"{label}: {error.strerror or error}")
-        return first
-
-    def _decoded(
-        self,
-        container: av.container.InputContainer,
-        label: str,
-        first: int,
-        start: int,
-        stop: threading.Event,
-    ) -> Generator[Frame, None, int]:
-        stream = container.streams.video[0]
-        if stream.width * stream.height > MAX_PIXELS:
-            self.counts.skip(
-                f"{label}: {stream.width}x{stream.height} is above the limit of {MAX_PIXELS} pixels"
-            )
-            return first
-        index, damaged = first, 0
-        for packet in container.demux(stream):
-            if stop.is_set():
-                return index
-            try:
-                pictures = packet.decode()
-            except av.error.InvalidDataError:
-                damaged += 1
-                continue
-            for picture in pictures:
+            for picture in video.pictures(stop):
                 index += 1
                 if index <= start:
                     continue
+                if picture is None:
+                    self.counts.unreadable += 1
+                    continue
                 self.counts.read += 1
-                # No name is kept here: the picture's memory is free for the next one as soon as it is used.
-                yield Frame(_rgb(picture), self.name, index - 1, label, pts_s=picture.time)
-        missing = max(damaged, stream.frames - (index - first))
-        if missing > 0:
-            self.counts.skip(
-                f"{label}: truncated or damaged, {missing} frames cannot be read", frames=missing
-            )
+                yield Frame(
+                    upright(picture),
+                    self.name,
+                    index - 1,
+                    label,
+                    pts_s=video.position_s(picture),
+                    recorded_at=video.recorded_at(picture),
+                )
+        except ImageError as error:
+            self.counts.skip(f"{label}: {error}")
+        except (av.error.FFmpegError, OSError) as error:
+            self.counts.skip(f"{label}: {error.strerror or error}")
+        self._name_damage(label, video)
         return index
 
+    def _name_damage(self, label: str, video: VideoFile) -> None:
+        if not video.damaged and not video.missing:
+            return
+        parts = []
+        if video.missing:
+            parts.append(f"truncated or damaged, {video.missing} frames are missing")
+            self.counts.unreadable += video.missing
+        if video.damaged:
+            parts.append(f"{video.damaged} frames left out: damaged, or built on damaged ones")
+        self.counts.problems.append(f"{label}: {'; '.join(parts)}")
+        fields = {"file": label, "damaged": video.damaged, "missing": video.missing}
+        _LOG.warning("video_damaged", extra={"fields": fields})
 
-def _rgb(picture: av.VideoFrame) -> Image:
-    return np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+    def _name_passed(self) -> None:
+        if self._passed:
+            self.counts.problems.append(f"{self.name}: {_passed_over(self._passed)}")
 
 
-def _list(path: Path) -> list[Path]:
+def _list(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
+    """The files to read with their kinds, in natural order, and the names of those that are neither."""
     if path.is_file():
-        if path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            return [path]
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-        raise SourceError(f"{path}: not an image or video by its name; known are {kinds}")
+        kind = kind_of(path)
+        if kind not in ("image", "video"):
+            kinds = ", ".join(KNOWN_SUFFIXES)
+            raise SourceError(
+                f"{shown(path)}: not an image or video by its name or content; known are {kinds}"
+            )
+        return [(path, kind)], []
     if not path.is_dir():
-        raise SourceError(f"{path}: no such file or folder")
-    wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    found = [file for file in path.rglob("*") if file.suffix.lower() in wanted and file.is_file()]
+        raise SourceError(f"{shown(path)}: no such file or folder")
+    found: list[tuple[Path, Kind]] = []
+    passed: list[str] = []
+    files = [file for file in path.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: natural_order(file.relative_to(path).as_posix())):
+        relative = file.relative_to(path)
+        kind = "" if is_hidden(relative) else _kind_or_none(file)
+        if kind in ("image", "video"):
+            found.append((file, kind))
+        else:
+            passed.append(shown(relative))
     if not found:
-        raise SourceError(f"{path}: no images or videos in this folder")
-    return sorted(found, key=lambda file: _natural(file.relative_to(path).as_posix()))
+        more = f"; {_passed_over(passed)}" if passed else ""
+        raise SourceError(f"{shown(path)}: no images or videos in this folder{more}")
+    return found, passed
+
+
+def _kind_or_none(file: Path) -> Kind:
+    try:
+        return kind_of(file)
+    except OSError:
+        return ""
+
+
+def _passed_over(names: list[str]) -> str:
+    first = ", ".join(names[:_NAMED_AT_MOST])
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return f"passed over {len(names)} files that are no images or videos, or hidden: {first}{more}"
 
 
 def _identity(path: Path, files: list[Path]) -> str:
     """Names this recording with its content as far as names, sizes and times tell."""
-    digest = hashlib.sha256(str(path.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(path.resolve()))
     for file in files:
         stat = file.stat()
-        digest.update(f"{file.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(file.name) + f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    """Sorts 2.png before 10.png."""
+def natural_order(text: str) -> list[tuple[int, int, str]]:
+    """Returns a sort key that puts 2.png before 10.png."""
     parts = re.split(r"(\d+)", text)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

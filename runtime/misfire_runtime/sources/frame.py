@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from misfire_runtime.clock import wall_time
+from misfire_runtime.encoded import picture_format
 from misfire_runtime.preprocess import Image
 
 MAX_NAMED_PROBLEMS = 100
+MAX_POSITION_S = 1e9
+_UPLOADED = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,8 @@ class Frame:
     """One picture on its way through the vehicle.
 
     image: [H,W,3] uint8 RGB.  index: counted per source from 0.  name: file or topic it was read from.
-    pts_s: presentation time of a recording, seconds; None where the source has none.
+    pts_s: position in a recording, seconds from its start; None if the source has no times.
+    recorded_at: seconds since 1970 when it was recorded; None for live sources and if it is not known.
     original: the encoded bytes it was decoded from, where that is one image; media_type names their format.
     wall, monotonic: when it was taken off the source.
     """
@@ -36,6 +40,7 @@ class Frame:
     pts_s: float | None = None
     original: bytes | None = None
     media_type: str = ""
+    recorded_at: float | None = None
     wall: float = field(default_factory=wall_time)
     monotonic: float = field(default_factory=time.monotonic)
 
@@ -43,6 +48,11 @@ class Frame:
     def time_s(self) -> float:
         """The time base of cool-downs: the recording's own where it has one, so that a replay repeats."""
         return self.monotonic if self.pts_s is None else self.pts_s
+
+    @property
+    def position_s(self) -> float | None:
+        """`pts_s` as offers carry it; None for times that run before the start of the recording."""
+        return self.pts_s if self.pts_s is not None and 0 <= self.pts_s <= MAX_POSITION_S else None
 
 
 @dataclass
@@ -82,14 +92,9 @@ class Source(Protocol):
 
 
 def sniff_media_type(data: bytes) -> str:
-    """The media type of encoded image bytes by their first bytes; "" for a kind that collectors do not take.
+    """Returns the media type of encoded image bytes; "" for a format that collectors do not take.
 
     Pictures of other kinds (BMP, TIFF, ...) are read all the same, and encoded anew where they are chosen.
     """
-    if data[:3] == b"\xff\xd8\xff":
-        return "image/jpeg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "image/png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return ""
+    media_type = picture_format(data)
+    return media_type if media_type in _UPLOADED else ""

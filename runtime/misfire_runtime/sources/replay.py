@@ -2,7 +2,8 @@
 
 message --by its schema--> encoded image --> Frame. Understood are foxglove.CompressedImage (protobuf, JSON)
 and sensor_msgs/CompressedImage (CDR, ROS 1 and ROS 2). The few fields are read straight off the wire, so no
-message classes have to be generated. Truncated and unindexed files are read as far as they go.
+message classes have to be generated. Truncated and unindexed files are read as far as they go. The files of a
+split recording are played in the order of their first messages.
 """
 
 from __future__ import annotations
@@ -10,18 +11,39 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from misfire_runtime.encoded import without_trailer
 from misfire_runtime.errors import ImageError, MissingExtraError, SourceError
+from misfire_runtime.names import shown
 from misfire_runtime.preprocess import decode_image
+from misfire_runtime.sources.files import natural_order
 from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
+from misfire_runtime.sources.kinds import is_hidden
+from misfire_runtime.sources.recording_time import believable
+
+_LOG = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-Extract = Callable[[bytes], bytes]
+_NOT_COLOUR = re.compile(r"compressedDepth|^\s*(mono16|(16|32|64)[USF]C\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What a message carries: the encoded picture, and how it calls its format ("bgr8; jpeg compressed")."""
+
+    data: bytes
+    format: str = ""
+
+
+Extract = Callable[[bytes], Compressed]
 
 
 class McapReplay:
@@ -30,13 +52,13 @@ class McapReplay:
     live = False
 
     def __init__(self, path: Path, *, name: str = "", topic: str | None = None) -> None:
-        """path: an .mcap file, or a folder of them (rosbag2). topic: the first with images where None.
+        """path: an .mcap file, or a folder of them (rosbag2).
 
-        Raises MissingExtraError without the mcap package, SourceError where there is nothing to read.
+        topic: None is the first whose pictures decode and are no depth maps.
+        Raises MissingExtraError without the mcap package, SourceError if there is nothing to read.
         """
         try:
             import mcap.exceptions
-            import mcap.reader
             import mcap.stream_reader
         except ModuleNotFoundError as error:
             raise MissingExtraError(
@@ -44,41 +66,45 @@ class McapReplay:
             ) from error
         self._mcap: Any = mcap
         self.path = path
-        self.name = name or path.name
+        self.name = name or shown(path.name)
         self.counts = SourceCounts()
-        self._files = sorted(path.glob("*.mcap")) if path.is_dir() else [path]
+        self._files = self._in_order(recordings(path)) if path.is_dir() else [path]
         for file in self._files:
             if not file.is_file():
-                raise SourceError(f"{file}: no such file")
+                raise SourceError(f"{shown(file)}: no such file")
         self._topic = topic
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self._files]
-        self.identity = hashlib.sha256(repr((str(path.resolve()), topic, stats)).encode()).hexdigest()[:32]
+        self._seen: dict[str, str] = {}
+        self._not_colour: dict[str, str] = {}
+        stats = [(shown(file.name), file.stat().st_size, file.stat().st_mtime_ns) for file in self._files]
+        key = repr((shown(path.resolve()), topic, stats))
+        self.identity = hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        """Frames with the time of the recording, counted from its first message, in `pts_s`."""
-        index, first_ns, found = 0, None, False
+        """Yields frames with the time of the recording, counted from its first picture, in `pts_s`."""
+        if self._topic is None:
+            self._topic = self._choose_topic(stop)
+        index, first_ns = 0, None
         for file in self._files:
-            for topic, log_ns, extract, data in self._messages(file):
+            for log_ns, extract, data in self._pictures(file):
                 if stop.is_set():
                     return
-                found = True
                 first_ns = log_ns if first_ns is None else first_ns
                 if index >= start:
-                    frame = self._frame(extract, data, index, topic, (log_ns - first_ns) / 1e9)
+                    frame = self._frame(extract, data, index, log_ns, first_ns)
                     if frame is not None:
                         yield frame
                 index += 1
-        if not found and not self.counts.unreadable:
-            wanted = f"topic {self._topic!r}" if self._topic else "a topic of compressed images"
-            raise SourceError(f"{self.path}: has no {wanted}")
+        if first_ns is None and not self.counts.unreadable and not stop.is_set():
+            raise SourceError(self._nothing_found())
 
     def close(self) -> None:
         """Nothing is held between frames."""
 
-    def _frame(self, extract: Extract, data: bytes, index: int, topic: str, time_s: float) -> Frame | None:
+    def _frame(self, extract: Extract, data: bytes, index: int, log_ns: int, first_ns: int) -> Frame | None:
+        topic = self._topic or ""
         label = f"{topic}[{index}]"
         try:
-            encoded = extract(data)
+            encoded = without_trailer(extract(data).data, name=label)
             image = decode_image(encoded, name=label)
         except (ValueError, struct.error, IndexError, KeyError, TypeError) as error:
             self.counts.skip(f"{label}: malformed message ({error})")
@@ -87,29 +113,88 @@ class McapReplay:
             self.counts.skip(str(error))
             return None
         self.counts.read += 1
-        media_type = sniff_media_type(encoded)
-        return Frame(image, self.name, index, topic, pts_s=time_s, original=encoded, media_type=media_type)
+        return Frame(
+            image,
+            self.name,
+            index,
+            topic,
+            pts_s=(log_ns - first_ns) / 1e9,
+            original=encoded,
+            media_type=sniff_media_type(encoded),
+            recorded_at=believable(log_ns / 1e9),
+        )
 
-    def _messages(self, file: Path) -> Iterator[tuple[str, int, Extract, bytes]]:
-        """topic, log time in ns, how to get at the image, and the message, of one file."""
+    def _choose_topic(self, stop: threading.Event) -> str | None:
+        """The topic of the first picture that decodes; one of pictures that do not, if there is no other."""
+        damaged: str | None = None
+        for file in self._files:
+            for channel, extract, message in self._messages(file, quiet=True):
+                if stop.is_set():
+                    return None
+                try:
+                    found = extract(message.data)
+                    if _NOT_COLOUR.search(found.format):
+                        self._not_colour[channel.topic] = found.format
+                        continue
+                    decode_image(found.data)
+                except (ImageError, ValueError, struct.error, IndexError, KeyError, TypeError):
+                    damaged = damaged or channel.topic
+                    continue
+                _LOG.info("topic_chosen", extra={"fields": {"source": self.name, "topic": channel.topic}})
+                return str(channel.topic)
+        return damaged
+
+    def _pictures(self, file: Path) -> Iterator[tuple[int, Extract, bytes]]:
+        """log time in ns, how to get at the picture, and the message, of the chosen topic in one file."""
+        for channel, extract, message in self._messages(file):
+            if channel.topic != self._topic:
+                continue
+            if len(message.data) > MAX_MESSAGE_BYTES:
+                self.counts.skip(
+                    f"{shown(file.name)}: a message of {len(message.data)} bytes is above the limit"
+                )
+                continue
+            yield message.log_time, extract, message.data
+
+    def _messages(self, file: Path, *, quiet: bool = False) -> Iterator[tuple[Any, Extract, Any]]:
+        """channel, how to get at the picture, and message, of every topic of compressed images."""
         with file.open("rb") as stream:
             try:
-                yield from self._read(stream, file)
+                for schema, channel, message in self._records(stream):
+                    name = schema.name if schema else "no schema"
+                    self._seen.setdefault(channel.topic, f"{name}, {channel.message_encoding}")
+                    extract = find_extract(name, channel.message_encoding)
+                    if extract is not None:
+                        yield channel, extract, message
             except (self._mcap.exceptions.McapError, OSError, struct.error, ValueError) as error:
                 problem = str(error) or type(error).__name__
-                self.counts.skip(f"{file.name}: damaged or truncated: {problem}")
+                if not quiet:
+                    self.counts.skip(f"{shown(file.name)}: damaged or truncated: {problem}")
 
-    def _read(self, stream: IO[bytes], file: Path) -> Iterator[tuple[str, int, Extract, bytes]]:
-        for schema, channel, message in self._records(stream):
-            extract = find_extract(schema.name if schema else "", channel.message_encoding)
-            if extract is None or (self._topic is not None and channel.topic != self._topic):
-                continue
-            if self._topic is None:
-                self._topic = channel.topic
-            if len(message.data) > MAX_MESSAGE_BYTES:
-                self.counts.skip(f"{file.name}: a message of {len(message.data)} bytes is above the limit")
-                continue
-            yield channel.topic, message.log_time, extract, message.data
+    def _nothing_found(self) -> str:
+        wanted = f"topic {self._topic!r}" if self._topic else "topic"
+        kinds = {**self._seen, **{t: f"{self._seen[t]}, {text}" for t, text in self._not_colour.items()}}
+        topics = "; ".join(f"{topic} ({kind})" for topic, kind in sorted(kinds.items()))
+        return f"{shown(self.path)}: has no {wanted} of compressed images. Topics: {topics or 'none'}"
+
+    def _in_order(self, files: list[Path]) -> list[Path]:
+        """Files by the time of their first message; those without one last, in natural order."""
+        begins = {file: self._first_time(file) for file in files}
+        return sorted(files, key=lambda file: (begins[file], natural_order(file.name)))
+
+    def _first_time(self, file: Path) -> float:
+        try:
+            with file.open("rb") as stream:
+                # A chunk names its times in front: nothing has to be decompressed.
+                for record in self._mcap.stream_reader.StreamReader(stream, emit_chunks=True).records:
+                    kind = type(record).__name__
+                    if kind == "Chunk" and record.message_start_time:
+                        return float(record.message_start_time)
+                    if kind == "Message":
+                        return float(record.log_time)
+        except (self._mcap.exceptions.McapError, OSError, struct.error, ValueError):
+            pass  # read, counted and named when its turn comes
+        return float("inf")
 
     def _records(self, stream: IO[bytes]) -> Iterator[tuple[Any, Any, Any]]:
         """schema, channel, message in the order of the file: works without an index and up to a tear."""
@@ -126,6 +211,12 @@ class McapReplay:
                 yield schemas.get(channel.schema_id), channel, record
 
 
+def recordings(folder: Path) -> list[Path]:
+    """Returns the MCAP files of a folder, in natural order."""
+    found = [f for f in folder.iterdir() if f.suffix.lower() == ".mcap" and not is_hidden(Path(f.name))]
+    return sorted(found, key=lambda file: natural_order(file.name))
+
+
 def find_extract(schema: str, encoding: str) -> Extract | None:
     """How to get the encoded image out of a message of that schema and encoding; None for other messages."""
     if schema == "foxglove.CompressedImage" and encoding == "protobuf":
@@ -137,17 +228,18 @@ def find_extract(schema: str, encoding: str) -> Extract | None:
     return None
 
 
-def from_json(message: bytes) -> bytes:
-    """foxglove.CompressedImage as JSON: `data` is base64. Raises ValueError or KeyError."""
-    data = json.loads(message)["data"]
+def from_json(message: bytes) -> Compressed:
+    """Reads foxglove.CompressedImage as JSON: `data` is base64. Raises ValueError or KeyError."""
+    loaded = json.loads(message)
+    data = loaded["data"]
     if not isinstance(data, str):
         raise ValueError("data is not base64 text")
-    return base64.b64decode(data, validate=True)
+    return Compressed(base64.b64decode(data, validate=True), str(loaded.get("format", "")))
 
 
-def from_protobuf(message: bytes) -> bytes:
-    """foxglove.CompressedImage as protobuf: field 2 is the data. Raises ValueError where it is malformed."""
-    at, found = 0, None
+def from_protobuf(message: bytes) -> Compressed:
+    """Reads foxglove.CompressedImage as protobuf: data is field 2, format field 3. Raises ValueError."""
+    at, found = 0, {}
     while at < len(message):
         key, at = _varint(message, at)
         field, wire = key >> 3, key & 7
@@ -159,50 +251,44 @@ def from_protobuf(message: bytes) -> bytes:
             size, at = _varint(message, at)
             if at + size > len(message):
                 raise ValueError("a field ends beyond the message")
-            if field == 2:
-                found = message[at : at + size]
+            found[field] = message[at : at + size]
             at += size
         else:
             raise ValueError(f"wire type {wire}")
-    if found is None:
+    if 2 not in found:
         raise ValueError("no data field")
-    return found
+    return Compressed(found[2], _text(found.get(3, b"")))
 
 
-def from_cdr(message: bytes) -> bytes:
-    """sensor_msgs/CompressedImage as CDR: header(stamp, frame_id), format, data. Raises struct.error."""
+def from_cdr(message: bytes) -> Compressed:
+    """Reads sensor_msgs/CompressedImage as CDR: stamp, frame_id, format, data. Raises struct.error."""
     if len(message) < 4:
         raise ValueError("shorter than a CDR header")
     order = "<" if message[1] & 1 else ">"
-    body = memoryview(message)[4:]
-    at = 8
-    for _text in ("frame_id", "format"):
-        at = _aligned(at)
+    return _ros(memoryview(message)[4:], 8, order=order, align=4)
+
+
+def from_ros1(message: bytes) -> Compressed:
+    """Reads sensor_msgs/CompressedImage in ROS 1's packing: seq, stamp, frame_id, format, data."""
+    return _ros(memoryview(message), 12, order="<", align=1)
+
+
+def _ros(body: memoryview, at: int, *, order: str, align: int) -> Compressed:
+    """frame_id, format and data, each behind its length; lengths are aligned in CDR."""
+    fields = []
+    for _field in ("frame_id", "format", "data"):
+        at += -at % align
         (size,) = struct.unpack_from(f"{order}I", body, at)
-        at += 4 + size
-    at = _aligned(at)
-    (size,) = struct.unpack_from(f"{order}I", body, at)
-    return _exactly(body, at + 4, size)
+        at += 4
+        if at + size > len(body):
+            raise ValueError(f"a field of {size} bytes ends beyond the message")
+        fields.append(bytes(body[at : at + size]))
+        at += size
+    return Compressed(fields[2], _text(fields[1]))
 
 
-def from_ros1(message: bytes) -> bytes:
-    """sensor_msgs/CompressedImage in ROS 1's packing: seq, stamp, frame_id, format, data."""
-    body, at = memoryview(message), 12
-    for _text in ("frame_id", "format"):
-        (size,) = struct.unpack_from("<I", body, at)
-        at += 4 + size
-    (size,) = struct.unpack_from("<I", body, at)
-    return _exactly(body, at + 4, size)
-
-
-def _exactly(body: memoryview, at: int, size: int) -> bytes:
-    if at + size > len(body):
-        raise ValueError(f"data of {size} bytes ends beyond the message")
-    return bytes(body[at : at + size])
-
-
-def _aligned(at: int) -> int:
-    return (at + 3) & ~3
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode("utf-8", "backslashreplace")
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

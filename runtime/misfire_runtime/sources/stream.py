@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 
 import av
-import numpy as np
 
 from misfire_runtime.sources.frame import Frame, SourceCounts
+from misfire_runtime.sources.video import PictureDecoder, upright
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,18 +83,17 @@ class LiveStream:
         with av.open(
             self.url, format=self._format, options=dict(self._options), timeout=timeout
         ) as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
                 raise OSError(f"{self.name} carries no video")
-            for packet in container.demux(container.streams.video[0]):
+            decoder = PictureDecoder(stream)
+            for packet in container.demux(stream):
                 if stop.is_set():
                     return
-                try:
-                    pictures = packet.decode()
-                except av.error.InvalidDataError:
-                    self.counts.unreadable += 1
-                    continue
-                for picture in pictures:
-                    image = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
+                for picture in decoder.pictures(packet):
+                    if picture is None:
+                        self.counts.unreadable += 1
+                        continue
                     self.counts.read += 1
-                    yield Frame(image, self.name, index, self.name, monotonic=time.monotonic())
+                    yield Frame(upright(picture), self.name, index, self.name, monotonic=time.monotonic())
                     index += 1
