@@ -69,6 +69,7 @@ def summary(run: Run) -> dict[str, Any]:
         "task": record.task,
         "model": record.model.name,
         "counts": record.dataset.counts,
+        "notes": list(record.dataset.notes),
         "failure": None if record.failure is None else record.failure.model_dump(),
         "metrics": {key: value for key, value in record.metrics.items() if key != "history"},
         "warnings": list(record.warnings),

@@ -14,7 +14,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,24 +92,48 @@ def train_run(
         raise ConfigError(f"{out} holds an interrupted run; continue it with --resume, or remove it")
     if out.is_file():
         raise ConfigError(f"{out} is a file; --out names a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset(config.dataset, root=config.data)
-    task = get_task(dataset.task)
-    parts = split_dataset(dataset, config)
-    reporter.line(
-        f"{dataset.name}: " + ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-        + f", {len(dataset.test)} test"
-    )  # fmt: skip
-    trained = _train(
-        dataset, task, parts, config, checkpoint=out / CHECKPOINT, resume=resume, key=key, reporter=reporter
-    )
-    metrics = measure(trained, dataset, task, parts, out_reporter=reporter)
-    record = make_record(dataset, config, trained, metrics=metrics, command=command, counts=parts)
-    head = trained.fitted.head if trained.fitted else None
-    ids = {name: part.ids for name, part in parts.items()}
-    write_run(out, record, model=trained.built.module, head=head, splits=ids)
+    with _new_folder(out):
+        dataset = load_dataset(config.dataset, root=config.data)
+        task = get_task(dataset.task)
+        parts = split_dataset(dataset, config)
+        reporter.line(
+            f"{dataset.name}: " + ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+            + f", {len(dataset.test)} test"
+        )  # fmt: skip
+        for note in dataset.notes:
+            reporter.line(f"note: {note}")
+        trained = _train(
+            dataset,
+            task,
+            parts,
+            config,
+            checkpoint=out / CHECKPOINT,
+            resume=resume,
+            key=key,
+            reporter=reporter,
+        )
+        metrics = measure(trained, dataset, task, parts, out_reporter=reporter)
+        record = make_record(dataset, config, trained, metrics=metrics, command=command, counts=parts)
+        head = trained.fitted.head if trained.fitted else None
+        ids = {name: part.ids for name, part in parts.items()}
+        write_run(out, record, model=trained.built.module, head=head, splits=ids)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return load_run(out)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[None]:
+    """Makes the folder before the work, which shows that it can be written; removes it if nothing got in."""
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
 
 
 def config_key(config: TrainConfig) -> str:
@@ -274,6 +299,7 @@ def make_record(
             licence=dataset.licence,
             counts={**numbers, "test": len(dataset.test)},
             uploads=dict(uploads or {}),
+            notes=dataset.notes,
         ),
         model=ModelRecord(name=built.name, options=built.options, outputs=len(dataset.classes)),
         contract=dataset.contract,

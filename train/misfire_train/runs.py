@@ -45,13 +45,17 @@ class _Part(BaseModel):
 
 
 class DatasetRecord(_Part):
-    """What was trained on. counts: examples per part; uploads: from the fleet, beside the data set."""
+    """What was trained on. counts: examples per part; uploads: from the fleet, beside the data set.
+
+    notes: what its reader left out or decided.
+    """
 
     name: str
     sha256: str
     licence: str = ""
     counts: dict[str, int] = {}
     uploads: dict[str, int] = {}
+    notes: tuple[str, ...] = ()
 
 
 class ModelRecord(_Part):
@@ -202,6 +206,11 @@ def run_splits(run: Run, dataset: Dataset) -> dict[str, Examples]:
             f"{run.path} was trained on {run.contract.width}x{run.contract.height} {run.contract.color}, "
             f"{dataset.name} was read as {dataset.contract.width}x{dataset.contract.height} "
             f"{dataset.contract.color}: name it with the options that it was trained with"
+        )
+    if dataset.classes != run.record.classes:
+        raise ConfigError(
+            f"{run.path} was trained on the classes {', '.join(run.record.classes)}; "
+            f"{dataset.name} was read with {', '.join(dataset.classes)}"
         )
     ids = read_splits(run.path)
     parts = {name: dataset.train.take(dataset.train.positions(ids[name])) for name in PARTS if ids.get(name)}

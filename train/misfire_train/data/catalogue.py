@@ -1,7 +1,7 @@
 """The named data sets: where they come from, what they may be used for, and the checksum of every file.
 
-A file is looked for at `--data`, else in MISFIRE_DATA, else in `../shared/data` beside the checkout, else in
-the user's cache, where `misfire data fetch` puts it. A file that is not what its checksum says is refused.
+A file is looked for at `--data`, else in MISFIRE_DATA, else in the user's cache, where `misfire data fetch`
+puts it. A file that is not what its checksum says is refused.
 """
 
 from __future__ import annotations
@@ -272,14 +272,13 @@ def cache_root() -> Path:
 
 
 def data_roots(root: Path | None = None) -> tuple[Path, ...]:
-    """Folders to look in, first to last; a named one (argument or MISFIRE_DATA) is the only one."""
+    """Folders to look in; a named one (argument or MISFIRE_DATA) is the only one."""
     if root is not None:
         return (Path(root),)
     named = os.environ.get("MISFIRE_DATA")
     if named:
         return (Path(named),)
-    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
-    return (beside, cache_root()) if beside.is_dir() else (cache_root(),)
+    return (cache_root(),)
 
 
 def locate(file: DataFile, *, root: Path | None = None) -> Path | None:

@@ -1,65 +1,45 @@
-"""COCO keypoints: one crop per labelled person (or whatever the category is), joints in the crop's pixels."""
+"""COCO keypoints: one crop per labelled person (or whatever the category is), joints in the crop's pixels.
+
+PATH/person_keypoints.json, images beside it or in PATH/images
+PATH/annotations/person_keypoints_{train,val}2017.json, images in PATH/train2017 and PATH/val2017
+PATH/{train,val,test}.json, images in PATH/train, PATH/val and PATH/test
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from misfire_runtime.bundle import sha256_file
 from misfire_runtime.preprocess import Image, InputContract, decode_image
 from misfire_train.data.catalogue import find_entry, open_file
-from misfire_train.data.examples import Dataset, Examples
-from misfire_train.data.files import (
-    ImageFile,
-    Options,
-    digest_files,
-    read_images,
-    skipped_notes,
-    train_and_test,
+from misfire_train.data.coco_documents import (
+    Annotation,
+    Document,
+    Source,
+    data_root,
+    find_sources,
+    image_folders,
+    joint_names,
+    names_a_file_inside,
+    read_document,
 )
+from misfire_train.data.examples import Dataset
+from misfire_train.data.files import ImageFile, digest_files, named_file, read_images, skipped_notes
+from misfire_train.data.halves import divide
 from misfire_train.data.images import DecodedImages
+from misfire_train.data.options import Options
 from misfire_train.errors import DatasetError
 
 _SIDE = 96
 _MARGIN = 1.25
 _SMALLEST_BOX = 12.0
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class _Picture(_Part):
-    id: int
-    file_name: str = Field(min_length=1)
-
-
-class _Category(_Part):
-    id: int
-    name: str
-    keypoints: tuple[str, ...] = ()
-
-
-class _Annotation(_Part):
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    keypoints: tuple[float, ...] = ()
-    num_keypoints: int = 0
-    iscrowd: int = 0
-
-
-class _Document(_Part):
-    images: tuple[_Picture, ...]
-    annotations: tuple[_Annotation, ...]
-    categories: tuple[_Category, ...]
+_UNUSABLE = "crowd, tiny, or without a visible keypoint"
 
 
 @dataclass(frozen=True)
@@ -94,108 +74,139 @@ def load_coco_pose_ccby(root: Path | None = None) -> Dataset:
     return Dataset(**{**vars(dataset), "name": entry.name, "licence": entry.licence, "sha256": entry.sha256})
 
 
-def load_coco_keypoints(path: Path, options: Options) -> Dataset:
-    """path: the JSON, or a folder with one. Images are looked for beside it and in `images`.
+@dataclass
+class _Persons:
+    """What is cut out of the images, and what was left out."""
 
-    Crowds, boxes below 12 pixels and annotations without a visible keypoint are left out and counted.
-    Raises DatasetError on a malformed document, on keypoints that are not triples, or where nothing is left.
+    crops: list[Crop] = field(default_factory=list)
+    targets: list[NDArray[np.float32]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    files: list[ImageFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_coco_keypoints(path: Path, options: Options) -> Dataset:
+    """path: the JSON, or a folder with one JSON, or with one per half.
+
+    Images are looked for beside the JSON, in `images` and in the folders of the half (`train2017`, `train`),
+    or below `images=FOLDER`.
+    Crowds, boxes below 12 pixels and annotations without a visible keypoint are left out and counted, and so,
+    apart from them, are annotations whose image is missing. Raises DatasetError on a malformed document, on
+    keypoints that are not triples, or where nothing is left.
     """
-    document_path = _document_path(path)
-    document = _parse(document_path)
-    names = _joint_names(document, document_path)
-    files, problems = _read_files(document, document_path.parent)
-    side = _square(options, document_path)
-    crops, targets, ids, groups, left_out = [], [], [], [], 0
-    for annotation in document.annotations:
-        file = files.get(annotation.image_id)
-        if file is None or not _usable(annotation):
-            left_out += 1
-            continue
-        crop = _crop(file, annotation)
-        crops.append(crop)
-        targets.append(_target(annotation, crop, joints=len(names), side=side, where=document_path))
-        ids.append(f"{annotation.image_id}/{annotation.id}")
-        groups.append(options.group_of(file.name, file.name))
-    if not crops:
-        raise DatasetError(f"{document_path}: no person with keypoints whose image can be read is left")
-    examples = Examples(_cuts(crops, side=side), np.stack(targets), tuple(ids), tuple(groups))
-    train, test, notes = train_and_test(examples)
-    crowd = (f"{left_out} of {len(document.annotations)} annotations left out (crowd, tiny, or no keypoint)",)
+    sources = find_sources(path, options)
+    root = data_root(sources[0].path)
+    documents = [read_document(source.path) for source in sources]
+    names = joint_names(documents, sources)
+    side = _square(options, sources[0].path)
+    persons = _Persons()
+    for source, document in zip(sources, documents, strict=True):
+        _collect(persons, source, document, root=root, joints=len(names), side=side, options=options)
+    file_names = [crop.file.name for crop in persons.crops]
+    own_list = options.test is not None and options.test.suffix.lower() != ".json"
+    halves = divide(
+        images=_cuts(persons.crops, side=side),
+        targets=np.stack(persons.targets),
+        ids=persons.ids,
+        names=file_names,
+        groups=file_names,
+        words=persons.words,
+        options=options if own_list else replace(options, test=None),
+        folder=root,
+    )
+    checksums = {source.path.name: sha256_file(source.path) for source in sources}
     return Dataset(
         name=f"coco-keypoints:{path}",
         task="keypoints",
         classes=names,
         contract=InputContract(height=side, width=side, mean=(0.45, 0.45, 0.44), std=(0.25, 0.25, 0.26)),
-        train=train,
-        test=test,
-        sha256=digest_files(files.values(), more={document_path.name: sha256_file(document_path)}),
+        train=halves.train,
+        test=halves.test,
+        sha256=digest_files(persons.files, more=checksums),
         licence="yours",
-        notes=skipped_notes(problems) + (crowd if left_out else ()) + notes,
+        notes=(*persons.notes, *halves.notes),
     )
 
 
-def _document_path(path: Path) -> Path:
-    if path.is_file():
-        return path
-    found = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
-    if len(found) != 1:
-        which = ", ".join(candidate.name for candidate in found) or "none"
-        raise DatasetError(f"{path}: expected one JSON of keypoints, found {which}; name the file itself")
-    return found[0]
-
-
-def _parse(path: Path) -> _Document:
-    try:
-        return _Document.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DatasetError(f"{path}: not a COCO document: {where}: {first['msg']}") from error
-
-
-def _joint_names(document: _Document, path: Path) -> tuple[str, ...]:
-    named = [category for category in document.categories if category.keypoints]
-    if len(named) != 1:
-        raise DatasetError(f"{path}: expected one category with keypoints, found {len(named)}")
-    return named[0].keypoints
-
-
-def _read_files(document: _Document, folder: Path) -> tuple[dict[int, ImageFile], list[str]]:
-    """Image files by image id; a file_name that leads out of the folder is not followed."""
-    places: dict[int, Path] = {}
-    problems = []
-    for picture in document.images:
-        candidates = [
-            base / picture.file_name
-            for base in (folder, folder / "images", folder.parent / "images", folder.parent)
-        ]
-        inside = [
-            c for c in candidates if c.is_file() and c.resolve().is_relative_to(folder.parent.resolve())
-        ]
-        if inside:
-            places[picture.id] = inside[0]
+def _collect(
+    persons: _Persons,
+    source: Source,
+    document: Document,
+    *,
+    root: Path,
+    joints: int,
+    side: int,
+    options: Options,
+) -> None:
+    """Adds the persons of one document."""
+    folders = image_folders(source, root, options)
+    files, absent, problems = _read_files(document, folders, root)
+    unusable = missing = 0
+    before = len(persons.crops)
+    for annotation in document.annotations:
+        file = files.get(annotation.image_id)
+        if file is None:
+            missing += 1
+        elif not _usable(annotation):
+            unusable += 1
         else:
-            problems.append(f"{picture.file_name}: not found beside the JSON or in images/")
-    read, unreadable = read_images(list(places.values()), base=folder)
+            crop = _crop(file, annotation)
+            persons.crops.append(crop)
+            persons.targets.append(_target(annotation, crop, joints=joints, side=side, where=source.path))
+            identity = f"{annotation.image_id}/{annotation.id}"
+            persons.ids.append(f"{source.part}/{identity}" if source.part else identity)
+            persons.words.append(source.word)
+    persons.files += files.values()
+    looked = f"looked in {', '.join(str(folder) for folder in folders)}"
+    counted = f"of {len(document.images)} images of {source.path.name} are not there"
+    lost = [f"{len(absent)} {counted}, such as {absent[0]}; {looked}"] if absent else []
+    if len(persons.crops) == before:
+        left_out = (
+            f"{missing} of its {len(document.annotations)} annotations are of images that cannot be read"
+        )
+        why = "; ".join([*lost, *skipped_notes(problems), f"{left_out}, {unusable} {_UNUSABLE}"])
+        raise DatasetError(f"{source.path}: no person with keypoints whose image can be read is left; {why}")
+    persons.notes += [*skipped_notes(problems), *lost]
+    total = f"of {len(document.annotations)} annotations of {source.path.name} left out"
+    if missing:
+        persons.notes.append(f"{missing} {total}: their images cannot be read")
+    if unusable:
+        persons.notes.append(f"{unusable} {total}: {_UNUSABLE}")
+
+
+def _read_files(
+    document: Document, folders: Sequence[Path], root: Path
+) -> tuple[dict[int, ImageFile], list[str], list[str]]:
+    """(image files by image id, names that are not there, what cannot be decoded)."""
+    places: dict[int, Path] = {}
+    absent = []
+    for picture in document.images:
+        found = (
+            named_file(picture.file_name, folders) if names_a_file_inside(picture.file_name, root) else None
+        )
+        if found is None:
+            absent.append(picture.file_name)
+        else:
+            places[picture.id] = found
+    read, unreadable = read_images(list(dict.fromkeys(places.values())), base=root)
     by_path = {file.path: file for file in read}
-    return {key: by_path[path] for key, path in places.items() if path in by_path}, problems + unreadable
+    return {key: by_path[path] for key, path in places.items() if path in by_path}, absent, unreadable
 
 
-def _usable(annotation: _Annotation) -> bool:
+def _usable(annotation: Annotation) -> bool:
     seen = annotation.num_keypoints > 0 or any(value > 0 for value in annotation.keypoints[2::3])
     return not annotation.iscrowd and seen and min(annotation.bbox[2:]) >= _SMALLEST_BOX
 
 
-def _crop(file: ImageFile, annotation: _Annotation) -> Crop:
+def _crop(file: ImageFile, annotation: Annotation) -> Crop:
     x, y, width, height = annotation.bbox
     side = _MARGIN * max(width, height)
     return Crop(file, x + (width - side) / 2, y + (height - side) / 2, side)
 
 
 def _target(
-    annotation: _Annotation, crop: Crop, *, joints: int, side: int, where: Path
+    annotation: Annotation, crop: Crop, *, joints: int, side: int, where: Path
 ) -> NDArray[np.float32]:
     if len(annotation.keypoints) != 3 * joints:
         raise DatasetError(

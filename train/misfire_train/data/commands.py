@@ -18,7 +18,7 @@ from misfire_train.data.loading import load_dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 DATA_OPTION = typer.Option(
-    None, "--data", help="Folder of the data sets; else MISFIRE_DATA, else the usual places."
+    None, "--data", help="Folder of the data sets; else MISFIRE_DATA, else the user's cache."
 )
 JSON_OPTION = typer.Option(False, "--json", help="Print one JSON object.")
 
@@ -127,7 +127,7 @@ def _row(entry: Entry, data: Path | None) -> dict[str, Any]:
 
 
 def _target(data: Path | None) -> Path:
-    """Where to put files: the named folder, or the cache; never beside the checkout."""
+    """Where to put files: the named folder, or the cache."""
     named = data or (Path(os.environ["MISFIRE_DATA"]) if os.environ.get("MISFIRE_DATA") else None)
     return named or cache_root()
 

@@ -1,4 +1,4 @@
-"""Reading folders of images that somebody else made: some are broken, and that is said, not hidden.
+"""Finding and reading folders of images that somebody else made: what is broken or left out is noted.
 
 Every file is decoded once at loading time, several at a time. What cannot be decoded is skipped, counted and
 named; nothing else about a folder is guessed silently.
@@ -8,31 +8,40 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from misfire_runtime.errors import ConfigError, ImageError
+from misfire_runtime.errors import ImageError
 from misfire_runtime.preprocess import Image, InputContract, decode_image
 from misfire_train.data.catalogue import digest_of
-from misfire_train.data.examples import Examples
+from misfire_train.data.class_lists import JSON_NAME, TEXT_NAME
 from misfire_train.data.images import DecodedImages
-from misfire_train.data.splits import split
+from misfire_train.data.options import printable
 from misfire_train.errors import DatasetError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
-TEST_FRACTION = 0.2
+_SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"II*\x00",
+    b"MM\x00*",
+    b"GIF8",
+)
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
+)
 _LONGEST_SIDE = 128
 _NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that decodes. name: relative to the data set, with forward slashes."""
+    """An image that decodes. name: relative to the data set, with forward slashes, printable."""
 
     path: Path
     name: str
@@ -42,44 +51,43 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class Options:
-    """What may follow a path: `PATH?size=96x64&group=REGEX`.
+class Found:
+    """Image files below a folder, in the order of their names; notes: what was left out or taken anyway."""
 
-    size: width and height of the network's input.  group: a regular expression with one capture, searched in
-    an image's name; what it captures is the image's group (a drive, a track, a physical sign).
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find_images(folder: Path) -> Found:
+    """All image files below a folder: by their ending, else by their first bytes. Links are followed.
+
+    Hidden and system files and folders are left out. Raises DatasetError where there is no folder.
     """
-
-    size: tuple[int, int] | None = None
-    group: re.Pattern[str] | None = None
-
-    def group_of(self, name: str, otherwise: str) -> str:
-        """The group of an image. Raises DatasetError where the expression does not match."""
-        if self.group is None:
-            return otherwise
-        found = self.group.search(name)
-        if found is None:
-            raise DatasetError(f"{name}: the group expression {self.group.pattern!r} does not match it")
-        return found.group(1)
-
-
-def parse_argument(argument: str) -> tuple[Path, Options]:
-    """`PATH?size=WIDTHxHEIGHT&group=REGEX` to a path and options. Raises ConfigError on anything else."""
-    path, _, query = argument.partition("?")
-    given: dict[str, str] = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    unknown = sorted(set(given) - {"size", "group"})
-    if unknown:
-        raise ConfigError(
-            f"{argument!r}: no option {unknown[0]!r}; there are size=WIDTHxHEIGHT and group=REGEX"
-        )
-    return Path(path).expanduser(), Options(size=_size(given.get("size")), group=_pattern(given.get("group")))
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, in the order of their names. Raises DatasetError without a folder."""
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
-    hidden = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
-    return sorted(path for path in hidden if path.is_file() and not path.name.startswith("."))
+    left_out: Counter[str] = Counter()
+    images: list[Path] = []
+    unusual: list[Path] = []
+    other: list[Path] = []
+    for path in _walk(folder, left_out):
+        if path.suffix.lower() in EXTENSIONS:
+            images.append(path)
+        elif path.name not in (TEXT_NAME, JSON_NAME):
+            (unusual if _looks_like_an_image(path) else other).append(path)
+    notes = []
+    if left_out:
+        names = [f"{name} ({count})" if count > 1 else name for name, count in left_out.most_common()]
+        notes.append(f"hidden and system files and folders left out: {first_of(names)}")
+    if unusual:
+        notes.append(f"{len(unusual)} images were recognised by their content ({_endings(unusual)})")
+    if other:
+        notes.append(f"{len(other)} files are not images and were left out ({_endings(other)})")
+    return Found(tuple(sorted([*images, *unusual])), tuple(notes))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones and those of operating systems, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _not_data(path.name))
 
 
 def read_images(paths: Sequence[Path], *, base: Path) -> tuple[list[ImageFile], list[str]]:
@@ -91,10 +99,28 @@ def read_images(paths: Sequence[Path], *, base: Path) -> tuple[list[ImageFile], 
 
 def skipped_notes(problems: Sequence[str]) -> tuple[str, ...]:
     """One note that counts the skipped files and names the first ones; none where nothing was skipped."""
-    if not problems:
-        return ()
-    more = f"; and {len(problems) - _NAMED_AT_MOST} more" if len(problems) > _NAMED_AT_MOST else ""
-    return (f"{len(problems)} unreadable images skipped: {'; '.join(problems[:_NAMED_AT_MOST])}{more}",)
+    return (f"{len(problems)} unreadable images skipped: {first_of(problems)}",) if problems else ()
+
+
+def first_of(sentences: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f"; and {len(sentences) - _NAMED_AT_MOST} more" if len(sentences) > _NAMED_AT_MOST else ""
+    return f"{'; '.join(sentences[:_NAMED_AT_MOST])}{more}"
+
+
+def named_file(text: str, folders: Sequence[Path]) -> Path | None:
+    """The file that a document names, in the first folder that has it; Windows' separators are understood."""
+    for name in dict.fromkeys((text, PureWindowsPath(text).as_posix())):
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if found is not None:
+            return found
+    return None
+
+
+def name_below(path: Path, base: Path) -> str:
+    """A file's printable name below the data set's folder; outside of it, its own name."""
+    relative = path.relative_to(base) if path.is_relative_to(base) else PurePosixPath(path.name)
+    return printable(relative.as_posix())
 
 
 def decoded(files: Sequence[ImageFile]) -> DecodedImages:
@@ -123,23 +149,8 @@ def natural_contract(files: Sequence[ImageFile], size: tuple[int, int] | None) -
     return InputContract(height=height, width=width, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 
 
-def train_and_test(
-    examples: Examples, is_test: Callable[[str], bool] | None = None
-) -> tuple[Examples, Examples, tuple[str, ...]]:
-    """Both halves: by `is_test(id)` where the data set says it, else a fifth of the groups; and a note."""
-    if is_test is not None:
-        tests = np.array([is_test(identity) for identity in examples.ids], bool)
-        if tests.any() and not tests.all():
-            return examples.take(np.flatnonzero(~tests)), examples.take(np.flatnonzero(tests)), ()
-    parts = split(examples, fractions={"train": 1 - TEST_FRACTION, "test": TEST_FRACTION}, seed=0)
-    note = (
-        f"no test half was given: {len(parts['test'])} of {len(examples)} examples were set aside, by group"
-    )
-    return parts["train"], parts["test"], (note,)
-
-
 def _read_one(path: Path, base: Path) -> ImageFile | str:
-    name = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
+    name = name_below(path, base)
     try:
         data = path.read_bytes()
         height, width = decode_image(data, name=name).shape[:2]
@@ -150,22 +161,36 @@ def _read_one(path: Path, base: Path) -> ImageFile | str:
     return ImageFile(path, name, hashlib.sha256(data).hexdigest(), height, width)
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
-    if found is None or int(found.group(1)) < 1 or int(found.group(2) or 1) < 1:
-        raise ConfigError(f"size={text}: expected WIDTHxHEIGHT in pixels, such as 96x64")
-    return int(found.group(1)), int(found.group(2) or found.group(1))
+def _walk(folder: Path, left_out: Counter[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Files below a folder; counts what it leaves out by name. A link that leads back up is not followed."""
+    status = folder.stat()
+    here = (*above, (status.st_dev, status.st_ino))
+    for path in sorted(folder.iterdir()):
+        if _not_data(path.name):
+            # A hidden file that is no picture, such as .DS_Store, is nobody's news.
+            if path.is_dir() or path.suffix.lower() in EXTENSIONS:
+                left_out[printable(path.name)] += 1
+        elif path.is_dir():
+            status = path.stat()
+            if (status.st_dev, status.st_ino) not in here:
+                yield from _walk(path, left_out, here)
+        elif path.is_file() or path.is_symlink():  # a link to nowhere is a broken file, and is named
+            yield path
 
 
-def _pattern(text: str | None) -> re.Pattern[str] | None:
-    if text is None:
-        return None
+def _not_data(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+
+
+def _looks_like_an_image(path: Path) -> bool:
     try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise ConfigError(f"group={text}: not a regular expression ({error})") from error
-    if pattern.groups != 1:
-        raise ConfigError(f"group={text}: needs exactly one capture, in parentheses; it has {pattern.groups}")
-    return pattern
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except OSError:
+        return False
+    return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+def _endings(paths: Sequence[Path]) -> str:
+    counts = Counter(printable(path.suffix.lower()) or "no ending" for path in paths)
+    return ", ".join(f"{ending}: {count}" for ending, count in counts.most_common(_NAMED_AT_MOST))

@@ -11,9 +11,9 @@ from misfire_train.data.catalogue import entries
 from misfire_train.data.coco import load_coco_keypoints, load_coco_pose_ccby
 from misfire_train.data.examples import Dataset
 from misfire_train.data.figures import load_figures
-from misfire_train.data.files import Options, parse_argument
 from misfire_train.data.folders import load_image_folder
 from misfire_train.data.masks import load_masks
+from misfire_train.data.options import Options, parse_argument, printable
 from misfire_train.data.published import (
     load_digits,
     load_fashion_mnist,
@@ -35,20 +35,22 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "figure-boxes": lambda root: load_figures(root, labels="boxes"),
     "coco-pose-ccby": load_coco_pose_ccby,
 }
-_READERS: dict[str, Callable[[Path, Options], Dataset]] = {
-    "image-folder": load_image_folder,
-    "coco-keypoints": load_coco_keypoints,
-    "masks": load_masks,
-    "csv-regression": load_csv_regression,
+_ALL_TAKE = ("size", "group", "test")
+_READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] = {
+    "image-folder": (load_image_folder, (*_ALL_TAKE, "classes")),
+    "coco-keypoints": (load_coco_keypoints, (*_ALL_TAKE, "images")),
+    "masks": (load_masks, (*_ALL_TAKE, "classes", "ignore")),
+    "csv-regression": (load_csv_regression, _ALL_TAKE),
 }
+"""The readers of one's own data, and the options that each takes."""
 
 
 def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     """The data set of that name, its files verified by checksum.
 
     name: one of `misfire data list`. Readers of your own files take a path after a colon, and after that
-    optionally `?size=WIDTHxHEIGHT&group=REGEX`.
-    root: folder of the published sets; else MISFIRE_DATA, `../shared/data` beside the checkout, the cache.
+    optionally `?size=WIDTHxHEIGHT&group=REGEX`; docs/data.md has all options.
+    root: folder of the published sets; else MISFIRE_DATA, else the user's cache.
     Raises DatasetError: unknown name, missing or changed file, malformed content; ConfigError: wrong option.
 
     >>> digits = load_dataset("digits")
@@ -59,8 +61,13 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     if reader in _READERS:
         if not argument:
             raise DatasetError(f"{reader} needs a path: {reader}:PATH")
+        if printable(argument) != argument:
+            raise DatasetError(
+                f"{printable(argument)}: the path of a data set must be UTF-8; rename the folder"
+            )
+        load, takes = _READERS[reader]
         # The name keeps the options: whoever reads the set again by its name must get the same pictures.
-        return replace(_READERS[reader](*parse_argument(argument)), name=name)
+        return replace(load(*parse_argument(argument, takes=takes)), name=name)
     if name in _NAMED:
         return _NAMED[name](root)
     if colon and reader in _NAMED:
@@ -70,4 +77,4 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     known = [entry + (":PATH" if entry in _READERS else "") for entry in entries() if entry != "dashcam"]
     close = difflib.get_close_matches(reader, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise DatasetError(f"there is no data set {name!r}{hint} Known: {', '.join(known)}")
+    raise DatasetError(f"there is no data set '{name}'{hint} Known: {', '.join(known)}")

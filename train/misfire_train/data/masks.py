@@ -3,86 +3,115 @@
     PATH/images/**/NAME.jpg                        PATH/masks/**/NAME.png, or both below train/ and test/
     PATH/leftImg8bit/PART/CITY/X_leftImg8bit.png   PATH/gtFine/PART/CITY/X_gtFine_labelTrainIds.png
 
-The folder between `images` and the file is the group (a drive, a city). `PATH/classes.txt` names the classes,
-one per line.
+The folder between `images` and the file is the group (a drive, a city); a split word (train, val, test)
+directly before or behind `images` is the half. `PATH/classes.txt` or `classes.json` names the classes.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import sha256_file
-from misfire_runtime.preprocess import InputContract
-from misfire_train.data.examples import Dataset, Examples
+from misfire_train.data.class_lists import ClassList, find_class_list, nfc
+from misfire_train.data.examples import Dataset
 from misfire_train.data.files import (
     ImageFile,
-    Options,
     decoded,
     digest_files,
     find_images,
+    first_of,
+    name_below,
     natural_contract,
     read_images,
     skipped_notes,
-    train_and_test,
 )
+from misfire_train.data.halves import divide, require_words, split_word
+from misfire_train.data.mask_images import IGNORE, read_mask, resize_mask
+from misfire_train.data.options import Options
 from misfire_train.errors import DatasetError
 
-IGNORE = 255
-_TEST_PARTS = ("test", "val")
+_IMAGE_FOLDERS = ("images", "leftImg8bit")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What the folders of an image say. word: its split word, "" for none.  group: "" for none."""
+
+    word: str
+    group: str
 
 
 def load_masks(folder: Path, options: Options) -> Dataset:
     """Images with masks, resized by the nearest label to the network's input size.
 
     Images without a mask and masks without an image are left out and counted. Raises DatasetError where
-    nothing is left, a mask is in colours, its size is not its image's, or a label is beyond classes.txt.
+    nothing is left, a mask cannot be right (see read_mask), or a label is beyond the listed classes.
     """
-    pairs, unpaired = _pairs(folder)
+    found = find_images(folder)
+    listed = find_class_list(folder, options)
+    pairs, unpaired = _pairs(folder, found.paths)
     files, problems = read_images([image for image, _ in pairs], base=folder)
     mask_of = dict(pairs)
     if not files:
         raise DatasetError(
-            f"{folder}: no readable image with a mask; expected images/ and masks/ or Cityscapes' names"
+            f"{folder}: no readable image with a mask; "
+            f"{first_of(problems) or 'expected images/ and masks/ or the names of Cityscapes'}"
         )
     contract = natural_contract(files, options.size)
-    masks = np.stack([_read_mask(mask_of[file.path], file, contract) for file in files])
-    classes = _classes(folder, masks)
-    examples = Examples(
+    count = len(listed.names) if listed is not None else None
+    ignore = options.ignore | (listed.ignore if listed is not None else frozenset())
+    masks: NDArray[np.uint8] = np.empty((len(files), contract.height, contract.width), np.uint8)
+    pixels: NDArray[np.int64] = np.zeros(IGNORE + 1, np.int64)
+    for row, file in enumerate(files):
+        mask = read_mask(mask_of[file.path], size=(file.width, file.height), classes=count, ignore=ignore)
+        pixels += np.bincount(mask.reshape(-1), minlength=len(pixels))
+        masks[row] = resize_mask(mask, height=contract.height, width=contract.width)
+    classes = _classes(folder, pixels[:IGNORE], listed)
+    names = [file.name for file in files]
+    places = _places(folder, names)
+    halves = divide(
         images=decoded(files),
         targets=masks,
-        ids=tuple(file.name for file in files),
-        groups=tuple(options.group_of(file.name, _group(file.name)) for file in files),
+        ids=names,
+        names=names,
+        groups=[place.group or name for place, name in zip(places, names, strict=True)],
+        words=[place.word for place in places],
+        options=options,
+        folder=folder,
     )
-    given = any(_part(file.name) in _TEST_PARTS for file in files)
-    train, test, notes = train_and_test(
-        examples, (lambda name: _part(name) in _TEST_PARTS) if given else None
-    )
-    missing = (f"{unpaired} images or masks without a partner left out",) if unpaired else ()
+    absent = [classes[label] for label in np.flatnonzero(pixels[: len(classes)] == 0)]
     return Dataset(
         name=f"masks:{folder}",
         task="segmentation",
         classes=classes,
         contract=contract,
-        train=train,
-        test=test,
-        sha256=digest_files(
-            files, more={f"{file.name}.mask": sha256_file(mask_of[file.path]) for file in files}
-        ),
+        train=halves.train,
+        test=halves.test,
+        sha256=digest_files(files, more=_digests(files, mask_of, listed)),
         licence="yours",
-        notes=skipped_notes(problems) + missing + notes,
+        notes=(
+            *skipped_notes(problems),
+            *((f"{unpaired} images or masks without a partner left out",) if unpaired else ()),
+            *found.notes,
+            *(listed.notes if listed is not None else ()),
+            *((f"classes without a pixel in any mask: {first_of(absent)}",) if absent else ()),
+            *_ignored(pixels, ignore),
+            *halves.notes,
+        ),
     )
 
 
-def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], int]:
+def _pairs(folder: Path, paths: Sequence[Path]) -> tuple[list[tuple[Path, Path]], int]:
     """(image, mask) pairs and how many files have no partner."""
     images, masks = {}, {}
-    for path in find_images(folder):
-        name = path.relative_to(folder).as_posix()
+    for path in paths:
+        name = nfc(name_below(path, folder))
         if "leftImg8bit" in name:
             images[re.sub(r"_leftImg8bit\.\w+$", "", name.replace("leftImg8bit/", "", 1))] = path
         elif name.endswith("_labelTrainIds.png"):
@@ -105,47 +134,44 @@ def _key(name: str, kind: str) -> str:
     return "/".join(parts).rsplit(".", 1)[0]
 
 
-def _part(name: str) -> str:
-    """train, test or val, where the name says so before the image's own folder."""
-    return next((part for part in name.split("/")[:-1] if part in ("train", "test", "val")), "")
+def _places(folder: Path, names: Sequence[str]) -> list[_Place]:
+    """Split word and group of each image. Raises DatasetError where only some images have a split word."""
+    found = []
+    for name in names:
+        folders = [nfc(part) for part in name.split("/")[:-1]]
+        kind = next((at for at, part in enumerate(folders) if part in _IMAGE_FOLDERS), len(folders))
+        around = [at for at in (kind - 1, kind + 1) if 0 <= at < len(folders)]
+        half = next((at for at in around if split_word(folders[at])), None)
+        rest = [part for at, part in enumerate(folders) if at not in (kind, half)]
+        found.append(_Place(split_word(folders[half]) if half is not None else "", "/".join(rest)))
+    require_words(folder, names, [place.word for place in found])
+    return found
 
 
-def _group(name: str) -> str:
-    parts = [p for p in name.split("/")[:-1] if p not in ("images", "leftImg8bit", "train", "test", "val")]
-    return "/".join(parts) or name
-
-
-def _read_mask(path: Path, image: ImageFile, contract: InputContract) -> NDArray[np.uint8]:
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if mask is None:
-        raise DatasetError(f"{path}: the mask of {image.name} cannot be decoded")
-    if mask.ndim == 3:
-        if not (mask[..., 0] == mask[..., 1]).all() or not (mask[..., 1] == mask[..., 2]).all():
-            raise DatasetError(
-                f"{path}: the mask is in colours; expected one channel of class numbers, 255 to ignore"
-            )
-        mask = mask[..., 0]
-    if mask.shape != (image.height, image.width):
-        raise DatasetError(
-            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {image.width}x{image.height}"
-        )
-    if int(mask.max()) > IGNORE:
-        raise DatasetError(
-            f"{path}: label {int(mask.max())} is above 255; expected class numbers, 255 to ignore"
-        )
-    size = (contract.width, contract.height)
-    return np.asarray(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-def _classes(folder: Path, masks: NDArray[np.uint8]) -> tuple[str, ...]:
-    labelled = masks[masks != IGNORE]
-    if not labelled.size:
+def _classes(folder: Path, pixels: NDArray[np.int64], listed: ClassList | None) -> tuple[str, ...]:
+    """pixels: how many have each label."""
+    labels = np.flatnonzero(pixels)
+    if not labels.size:
         raise DatasetError(f"{folder}: no pixel of any mask has a label")
-    count = int(labelled.max()) + 1
-    listed = folder / "classes.txt"
-    if not listed.is_file():
-        return tuple(f"class {number}" for number in range(count))
-    names = tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
-    if len(names) < count:
-        raise DatasetError(f"{listed} names {len(names)} classes, but a mask has the label {count - 1}")
-    return names
+    if len(labels) == 1:
+        raise DatasetError(
+            f"{folder}: every labelled pixel of every mask is class {labels[0]}; expected two classes or "
+            f"more (pixels of {IGNORE} count as not labelled: an object is stored as 1, not as {IGNORE})"
+        )
+    if listed is not None:
+        return listed.names
+    return tuple(f"class {number}" for number in range(int(labels.max()) + 1))
+
+
+def _ignored(pixels: NDArray[np.int64], ignore: frozenset[int]) -> list[str]:
+    share = pixels[IGNORE] / pixels.sum()
+    labels = ", ".join(str(label) for label in sorted(ignore | {IGNORE}))
+    return [f"{100 * share:.1f} % of all pixels are not labelled (label {labels})"] if share > 0 else []
+
+
+def _digests(
+    files: Sequence[ImageFile], mask_of: dict[Path, Path], listed: ClassList | None
+) -> dict[str, str]:
+    """Checksums of the masks, and of a class list that says what the numbers in them mean."""
+    masks = {f"{file.name}.mask": sha256_file(mask_of[file.path]) for file in files}
+    return masks | (listed.digest if listed is not None and listed.ignore else {})

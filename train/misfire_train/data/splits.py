@@ -17,6 +17,11 @@ from misfire_runtime.errors import ConfigError
 from misfire_train.data.examples import Examples
 from misfire_train.errors import DatasetError
 
+_GROUP_REMEDY = (
+    ", name smaller groups with group=REGEX behind the path, or split without groups: group=none behind the "
+    "path, or split.by_group = false in the training configuration"
+)
+
 
 def split(
     examples: Examples, *, fractions: Mapping[str, float], seed: int, by_group: bool = True
@@ -44,14 +49,13 @@ def split(
     parts = {name: examples.take(np.flatnonzero(part_of == k)) for k, name in enumerate(names)}
     empty = [name for name, part in parts.items() if len(part) == 0]
     if empty:
-        what = (
-            f"{len(set(units))} groups of {len(examples)} examples"
-            if by_group
-            else f"{len(examples)} examples"
+        wanted = ", ".join(f"{name} {value:.2g}" for name, value in fractions.items())
+        few = (
+            f"{len(set(units))} groups of {len(examples)} examples" if by_group else f"{len(units)} examples"
         )
         raise DatasetError(
-            f"{what} are too few for the split {dict(fractions)}: {', '.join(empty)} would be empty; "
-            "use more data or fewer parts" + ("" if not by_group else ", or split without groups")
+            f"{few} are too few for the split {wanted}: {', '.join(empty)} would be empty; "
+            "use more data or fewer parts" + (_GROUP_REMEDY if by_group else "")
         )
     return parts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -16,7 +17,8 @@ from misfire_train.errors import JudgeError
 from misfire_train.judge.page import write_page
 from misfire_train.judge.report import print_report
 from misfire_train.judge.run_judging import Judging, judge_run
-from misfire_train.runs import load_run
+from misfire_train.judge.score_names import chosen_scores
+from misfire_train.runs import load_run, read_record
 
 
 def evaluate(
@@ -25,7 +27,9 @@ def evaluate(
     out: str = typer.Option(..., help="Folder for report.json and report.html."),
     data: str | None = typer.Option(None, "--data", help="Folder of the data sets; else MISFIRE_DATA."),
     dataset: str | None = typer.Option(None, help="Data set; the run's own if not given."),
-    scores: str = typer.Option("all", help="all, free, or names with commas."),
+    scores: str = typer.Option(
+        "all", help="Comma-separated: all, free (scores of the outputs), learning_loss_pp, or other names."
+    ),
     shift: str = typer.Option("", help="Corruptions with commas, or all: " + ", ".join(FAMILIES)),
     severity: int = typer.Option(3, min=1, max=5, help="How bad each corruption is."),
     part: str = typer.Option("test", help="test, field or calibration: what nothing was fitted on."),
@@ -41,11 +45,14 @@ def evaluate(
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Judge every failure score on held-out data, and name the one to trigger on."""
+    wanted, shifts = _names(scores), tuple(FAMILIES) if shift == "all" else _names(shift)
+    chosen_scores(wanted, read_record(Path(run)))  # a wrong name is refused before the data are read
+    _check_shifts(shifts)
     loaded = load_run(Path(run))
     source = load_dataset(dataset or loaded.record.dataset.name, root=Path(data) if data else None)
     judging = Judging(
-        scores=_names(scores),
-        shifts=tuple(FAMILIES) if shift == "all" else _names(shift),
+        scores=wanted,
+        shifts=shifts,
         severity=severity,
         part=part,
         limit=limit,
@@ -81,6 +88,12 @@ def evaluate(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _check_shifts(names: Sequence[str]) -> None:
+    unknown = next((name for name in names if name not in FAMILIES), None)
+    if unknown is not None:
+        raise JudgeError(f"unknown corruption {unknown}; there are all, {', '.join(FAMILIES)}")
 
 
 def _read_slices(path: Path) -> dict[str, dict[str, str]]:

@@ -28,6 +28,7 @@ from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.pictures import draw, legend_of
 from misfire_train.judge.report import FrameExample, Report
+from misfire_train.judge.score_names import chosen_scores
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import SCORES, FitSet, ScoreError, build, compute, gather, names_for
 from misfire_train.scores.fitting import batches, evaluating
@@ -44,7 +45,8 @@ _MAX_GROUPS_SHOWN = 40
 
 @dataclass(frozen=True)
 class Judging:
-    """What to judge. scores: "all", "free", or names.  shifts: corruption families; severity: 1..5 of each.
+    """What to judge. scores: "all", "free" and names, in any combination.  shifts: corruption families;
+    severity: 1..5 of each.
 
     part: "test", or a part of the run that nothing was fitted on ("field").  limit: frames at most, None all.
     refit: fit the head again without each shift of its library.  failure_threshold: of tasks whose failure is
@@ -148,9 +150,7 @@ def _build_scores(
     run: Run, parts: Mapping[str, Examples], task: Task, judging: Judging
 ) -> tuple[list[Score], dict[str, str]]:
     """(score modules, {name: why it was left out})."""
-    wanted = list(dict.fromkeys(judging.scores))
-    everything = wanted in (["all"], ["free"])
-    names = names_for(run.record.task, free=True if wanted == ["free"] else None) if everything else wanted
+    names = chosen_scores(judging.scores, run.record)
     head = run.head
     fit, holdout = _fit_set(run, parts["train"]), _fit_set(run, parts["holdout"])
     modules: list[Score] = []
@@ -162,10 +162,10 @@ def _build_scores(
             options = {"stacked": {"task": task}} if name == "stacked" else {}
             modules.extend(build([name], task=run.record.task, fit=fit, holdout=holdout, **options))
         except ScoreError as error:
-            if not everything:
+            if name in judging.scores:  # asked for by name, not as one of many
                 raise
             skipped[name] = str(error)
-    if head is not None and (wanted == ["all"] or head.name in wanted):
+    if head is not None and head.name in names:
         modules.append(head)
     if not any(SCORES[m.name].free for m in modules if m.name in SCORES):
         raise JudgeError("the gate needs a free score to beat: add one of " + ", ".join(_free_names(run)))

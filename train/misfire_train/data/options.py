@@ -1,0 +1,117 @@
+"""What may follow the path of a data set: `PATH?size=96x64&group=REGEX&test=FILE`.
+
+Each reader names the options that it takes; any other is an error, not silence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from misfire_runtime.errors import ConfigError
+
+SPELLINGS = {
+    "size": "size=WIDTHxHEIGHT",
+    "group": "group=REGEX (or group=none)",
+    "test": "test=FILE",
+    "classes": "classes=FILE",
+    "ignore": "ignore=LABEL,LABEL",
+    "images": "images=FOLDER",
+}
+NO_GROUPS = "none"
+"""`group=none`: every image is its own group. No expression: that would need a capture."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a data set of one's own.
+
+    size: width and height of the network's input.
+    group: a regular expression with one capture, searched in an image's name; what it captures is the image's
+        group (a drive, a track, a physical sign).  grouped: False splits image by image.
+    test: a file that names the test half.  classes: a file that lists the classes in order.
+    ignore: labels of masks that mean "not labelled".  images: the folder of a COCO document's images.
+    """
+
+    size: tuple[int, int] | None = None
+    group: re.Pattern[str] | None = None
+    grouped: bool = True
+    test: Path | None = None
+    classes: Path | None = None
+    ignore: frozenset[int] = frozenset()
+    images: Path | None = None
+
+
+def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) -> tuple[Path, Options]:
+    """`PATH?size=WIDTHxHEIGHT&group=REGEX` to a path and options. Raises ConfigError on anything else.
+
+    takes: names of the options that the reader understands.
+    """
+    path, _, query = argument.partition("?")
+    given: dict[str, str] = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    unknown = sorted(set(given) - set(takes))
+    if unknown:
+        known = ", ".join(SPELLINGS[name] for name in SPELLINGS if name in takes)
+        raise ConfigError(f"{argument}: no option {unknown[0]}; there are {known}")
+    group = given.get("group")
+    return Path(path).expanduser(), Options(
+        size=_size(given.get("size")),
+        group=None if group == NO_GROUPS else _pattern(group),
+        grouped=group != NO_GROUPS,
+        test=_path("test", given),
+        classes=_path("classes", given),
+        ignore=_labels(given.get("ignore")),
+        images=_path("images", given),
+    )
+
+
+def beside(given: Path, folder: Path) -> Path:
+    """An option's path: in the data set's folder if it is there, else from the working directory."""
+    inside = folder / given
+    return inside if inside.exists() else given
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""A file's name as text that can be printed and stored; bytes that are not UTF-8 become `\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _path(name: str, given: dict[str, str]) -> Path | None:
+    if name not in given:
+        return None
+    if not given[name]:
+        raise ConfigError(f"{name}= needs a value: {SPELLINGS[name]}")
+    return Path(given[name]).expanduser()
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
+    if found is None or int(found.group(1)) < 1 or int(found.group(2) or 1) < 1:
+        raise ConfigError(f"size={text}: expected WIDTHxHEIGHT in pixels, such as 96x64")
+    return int(found.group(1)), int(found.group(2) or found.group(1))
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    if text is None:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"group={text}: not a regular expression ({error})") from error
+    if pattern.groups != 1:
+        raise ConfigError(f"group={text}: needs exactly one capture, in parentheses; it has {pattern.groups}")
+    return pattern
+
+
+def _labels(text: str | None) -> frozenset[int]:
+    if text is None:
+        return frozenset()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(f"ignore={text}: expected label numbers with commas, such as ignore=0,11")
+    return frozenset(int(word) for word in words)
