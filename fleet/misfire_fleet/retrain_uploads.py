@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,8 @@ from misfire_runtime.errors import ConfigError, ImageError
 from misfire_runtime.preprocess import Image, decode_image
 from misfire_train.data import Examples
 from misfire_train.data.images import DecodedImages, ImageSubset
+from misfire_train.data.mask_images import read_mask, resize_mask
+from misfire_train.errors import DatasetError
 from misfire_train.runs import Run
 
 MAX_LABEL_BYTES = 256 * 1024 * 1024
@@ -100,7 +101,12 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
     examples = Examples(
         images=ImageSubset(images, usable),
         targets=np.stack(
-            [parse_label(wanted[s.id], run=run, sample=s.id, beside=labels.parent) for s in chosen]
+            [
+                parse_label(
+                    wanted[s.id], run=run, sample=s.id, beside=labels.parent, size=(s.width, s.height)
+                )
+                for s in chosen
+            ]
         ),
         ids=tuple(sample.id for sample in chosen),
         groups=tuple(map(_minute, chosen)),
@@ -144,13 +150,18 @@ def _minute(sample: StoredSample) -> str:
     return f"{sample.vehicle}/{int(sample.captured_at // _GROUP_S)}"
 
 
-def parse_label(text: str, *, run: Run, sample: str, beside: Path) -> NDArray[Any]:
-    """One target as the run's task has it. Raises ConfigError naming sample and text."""
+def parse_label(
+    text: str, *, run: Run, sample: str, beside: Path, size: tuple[int, int] | None = None
+) -> NDArray[Any]:
+    """One target as the run's task has it. Raises ConfigError naming sample and text.
+
+    size: width and height of the sample's image, which a mask must have too; None where it is not known.
+    """
     record = run.record
     if record.task == "classification":
         return _class_index(text, record.classes, sample)
     if record.task == "segmentation":
-        return _mask(beside / text, run, sample)
+        return _mask(beside / text, run, sample, size)
     try:
         numbers = [[float(v) for v in word.split(",")] for word in text.split()]
         values = np.array(numbers, np.float32)
@@ -177,10 +188,10 @@ def _first(names: tuple[str, ...], count: int) -> Iterator[str]:
         yield f"and {len(names) - count} more"
 
 
-def _mask(path: Path, run: Run, sample: str) -> NDArray[Any]:
+def _mask(path: Path, run: Run, sample: str, size: tuple[int, int] | None) -> NDArray[Any]:
     contract = run.contract
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ConfigError(f"label of {sample[:16]}: {path} is not a mask image")
-    resized = cv2.resize(mask, (contract.width, contract.height), interpolation=cv2.INTER_NEAREST)
-    return np.asarray(resized, np.uint8)
+    try:
+        mask = read_mask(path, size=size, classes=len(run.record.classes))
+    except DatasetError as error:
+        raise ConfigError(f"label of {sample[:16]}: {error}") from error
+    return resize_mask(mask, height=contract.height, width=contract.width)

@@ -24,6 +24,7 @@ from misfire_train.judge.metrics import aurc, auroc, budget_table
 from misfire_train.judge.page import render
 from misfire_train.judge.report import print_report
 from misfire_train.judge.run_judging import Judging, judge_run
+from misfire_train.judge.score_names import chosen_scores
 from misfire_train.judge.slices import slice_report
 from misfire_train.loop import train_run
 from misfire_train.runs import Run
@@ -228,6 +229,55 @@ def test_judging_on_what_was_fitted_on_is_refused(run: Run) -> None:
         judge_run(run, dataset, Judging(part="nowhere"))
     with pytest.raises(JudgeError, match="needs a free score"):
         judge_run(run, dataset, Judging(scores=("knn_distance",), limit=50))
+
+
+def test_all_free_and_names_combine(run: Run) -> None:
+    free, everything = (chosen_scores([name], run.record) for name in ("free", "all"))
+    assert chosen_scores(["free", "learning_loss_pp", "msp"], run.record) == [*free, "learning_loss_pp"]
+    assert chosen_scores(["knn_distance", "free"], run.record) == ["knn_distance", *free]
+    assert set(chosen_scores(["free", "all"], run.record)) == set(everything)
+    assert everything[-1] == "learning_loss_pp"
+    judging = Judging(scores=("free", "learning_loss_pp"), limit=60, replicates=50)
+    report, _ = judge_run(run, load_dataset("digits"), judging)
+    assert {row.name for row in report.condition("clean").scores} == {*free, "learning_loss_pp"}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            ["--scores", "free,entorpy"],
+            "unknown score entorpy; there are all, free, msp, .*learning_loss_pp$",
+        ),
+        (
+            ["--scores", "msp,mean_peak"],
+            "mean_peak serves keypoints, not classification; there are all, free",
+        ),
+        (["--scores", "learning_loss_pp"], "needs a free score to beat: add free, or one of msp"),
+        (["--shift", "fog,hail"], "unknown corruption hail; there are all, noise"),
+    ],
+)
+def test_wrong_names_are_refused_before_any_work(
+    run: Run, options: list[str], match: str, tmp_path: Path
+) -> None:
+    # Weights and data are gone: nothing but the names has been looked at.
+    only_record = tmp_path / "run"
+    only_record.mkdir()
+    (only_record / "run.json").write_bytes((run.path / "run.json").read_bytes())
+    command = ["evaluate", str(only_record), "--out", str(tmp_path / "out"), *options]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, JudgeError)
+    assert re.search(match, str(result.exception))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_learned_head_of_a_run_without_one_is_refused(run: Run) -> None:
+    bare = run.record.model_copy(update={"head": None})
+    assert "learning_loss_pp" not in chosen_scores(["all"], bare)
+    with pytest.raises(
+        JudgeError, match="the run has no learned head, so no learning_loss_pp; there are all"
+    ):
+        chosen_scores(["free", "learning_loss_pp"], bare)
 
 
 def test_misfire_evaluate_writes_report_and_page(run: Run, tmp_path: Path) -> None:

@@ -124,9 +124,10 @@ def _listed(path: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
             f"{path}: none of its {len(wanted)} lines names an image of the data set; "
             f"images are named like {names[0]}" + (f", its first line is {wanted[0]}" if wanted else "")
         )
-    notes = [f"{len(absent)} of {len(wanted)} lines of {path.name} name no readable image: {absent[0]}"]
     words = ["test" if place in tests else "train" for place in range(len(names))]
-    return words, notes if absent else []
+    if not absent:
+        return words, []
+    return words, [f"{len(absent)} of {len(wanted)} lines of {path.name} name no readable image: {absent[0]}"]
 
 
 def _spellings(name: str) -> set[str]:

@@ -82,7 +82,7 @@ def _stored(path: Path, name: str) -> NDArray[Any]:
                 step = _grey_step(image)
                 pixels = np.asarray(image) if image.mode != "PA" else np.asarray(image)[..., 0]
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{name}: the mask cannot be decoded ({error})") from error
+        raise DatasetError(f"{name}: the mask cannot be read ({error})") from error
     if pixels.ndim == 3:
         pixels = _one_channel(pixels, name)
     if not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):

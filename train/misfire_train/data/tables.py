@@ -33,7 +33,7 @@ from misfire_train.data.options import Options
 from misfire_train.errors import DatasetError
 
 _OTHER_COLUMNS = ("image", "group", "split")
-_INDEX_COLUMN = re.compile(r"(Unnamed: \d+)?")
+_INDEX_COLUMN = re.compile(r"(Unnamed: [\d.]+)?")
 """How pandas writes and reads back the index of a table: no name, or one of its own making."""
 
 
