@@ -102,11 +102,11 @@ def test_a_file_without_an_address_does_not_advise_to_fetch_it(tmp_path: Path) -
     ("content", "match"),
     [
         (b"not gzip", "gzip"),
-        (gzip.compress(b"\x00\x00\x0d\x01\x00\x00\x00\x01\x05"), "unsigned bytes"),
-        (gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x05abc"), "holds 3"),
-        (gzip.compress(b"\x00\x00\x08\x03\x00\x00")[:-6], "gzip"),
-        (gzip.compress(b"\x00\x00\x08\x03\x00\x00"), "header"),
-        (gzip.compress(b""), "unsigned bytes"),
+        (gzip.compress(b"\x00\x00\x0d\x01\x00\x00\x00\x01\x05", mtime=0), "unsigned bytes"),
+        (gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x05abc", mtime=0), "holds 3"),
+        (gzip.compress(b"\x00\x00\x08\x03\x00\x00", mtime=0)[:-6], "gzip"),
+        (gzip.compress(b"\x00\x00\x08\x03\x00\x00", mtime=0), "header"),
+        (gzip.compress(b"", mtime=0), "unsigned bytes"),
     ],
 )
 def test_a_malformed_idx_file_is_refused(tmp_path: Path, content: bytes, match: str) -> None:
