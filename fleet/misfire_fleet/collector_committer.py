@@ -143,7 +143,8 @@ class Committer:
         """The bytes are durable; None where the end came first."""
         sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
         staged: list[Staged] = []
-        if not self._persist("blobs", [transfer], lambda: staged.append(self._store.stage(sample))):
+        stage = self._store.blobs.stage
+        if not self._persist("blobs", [transfer], lambda: staged.append(stage(sample.offer.id, data))):
             return None
         return _Whole(transfer, sample, staged[0])
 

@@ -33,7 +33,7 @@ from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store_blobs import Blobs, Staged, open_blobs
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_deletion import Deletions
-from misfire_fleet.store_offers import encode_record, offer_of, offer_record, row_of
+from misfire_fleet.store_offers import group_of, offer_of, offer_record, row_of
 from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
@@ -90,10 +90,6 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stage(self, sample: NewSample) -> Staged:
-        """Makes a sample's bytes and its record durable, for `add_many`. Raises StoreUnavailableError."""
-        return self.blobs.stage(sample.offer.id, sample.data, encode_record(offer_record(sample)))
-
     def add_many(self, new: Sequence[NewSample], *, staged: Sequence[Staged] | None = None) -> list[Outcome]:
         """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
 
@@ -102,15 +98,21 @@ class Store:
         """
         wanted = {sample.offer.id: sample for sample in new}
         if staged is None:
-            staged = [self.stage(sample) for sample in wanted.values()]
-        for key in self.blobs.publish(staged):
-            self.blobs.publish([self.stage(wanted[key])])
+            staged = [self.blobs.stage(key, sample.data) for key, sample in wanted.items()]
+        records = {key: offer_record(sample) for key, sample in wanted.items()}
+        group = group_of(records.values())
+        for key in self.blobs.publish(staged, group):
+            self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
         with self.database.write() as connection:
             gone = set(connection.scalars(self._buried, self.database.ids(list(wanted))))
-            rows = [row_of(offer_record(sample)) for key, sample in wanted.items() if key not in gone]
+            rows = [row_of(record, offers=group.name) for key, record in records.items() if key not in gone]
             inserted = self.database.insert_new(connection, samples, rows)
+            if len(inserted) < len(wanted):
+                self.deletion.mark_stale(connection, [group.name])
         if gone:
             self.blobs.delete_many(gone)
+        if len(inserted) < len(wanted):
+            self.deletion.tidy()
         outcomes: list[Outcome] = []
         for sample in new:
             key = sample.offer.id
@@ -132,7 +134,8 @@ class Store:
             scores={},
             trigger=Trigger(name="probe"),
         )
-        return self.database.takes(samples, row_of(offer_record(NewSample(plain, b"", 1, 1, "probe"))))
+        record = offer_record(NewSample(plain, b"", 1, 1, "probe"))
+        return self.database.takes(samples, row_of(record, offers="probe"))
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that are stored."""

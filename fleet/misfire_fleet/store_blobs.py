@@ -1,34 +1,35 @@
 """Blobs by content: the SHA-256 of the bytes is the name, so writing twice is writing once.
 
-Beside each blob lies its offer record (`<id>.json`), from which the blob's row can be built again, and in
-`ledger/` what was deleted and held. Two homes behind one interface: a folder and an object store (S3 and
-everything else that obstore speaks).
-`stage` makes a blob and its record durable, from as many threads as the caller likes; `publish` gives a
-group of them their names. In a folder that is: tmp files and fsync; then renames and one fsync of the folder
-for the group. An object store does it in two puts at once. A crash leaves whole files or none under a name.
+Two homes behind one interface: a folder and an object store (S3 and everything else that obstore speaks).
+`stage` makes one blob's bytes durable, from as many threads as the caller likes; `publish` gives a group of
+them their names. In a folder that is: tmp file and fsync; then renames and one fsync of the folder for the
+group. An object store does all of it in one put. A crash leaves whole blobs or none under a final name.
+
+Documents lie beside the blobs: `offers/` has one per commit group, with what is needed to build its rows
+again (`store_offers`), `ledger/` has what was deleted and held. They are small, and can be written anew.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_runtime.clock import wall_time
 
 _TMP = "tmp"
-_LEDGER = "ledger"
-_OFFER = ".json"
-_NAME = re.compile(r"([0-9a-f]{64})(\.json)?")
+Kind = Literal["offers", "ledger"]
+DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger")
+_BLOB = re.compile(r"[0-9a-f]{64}")
+_DOCUMENT = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _ABANDONED_S = 3600.0
 _DURABLY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
 """A write returns when its bytes, and the length that they need, are on the disk."""
@@ -36,34 +37,40 @@ _DURABLY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
 
 @dataclass(frozen=True)
 class Staged:
-    """A blob and its record that are durable; `temporary` is where, None where they have their names."""
+    """A blob whose bytes are durable; `temporary` is where, None where it has its name already."""
 
     sample: str
     temporary: str | None
 
 
 @dataclass(frozen=True)
+class Document:
+    """A small file beside the blobs; `name` has at most 64 characters of [A-Za-z0-9.-]."""
+
+    kind: Kind
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A blob, or an offer record (`is_offer`), as a listing shows it. `modified_at`: seconds since 1970."""
+    """A blob as a listing shows it. `modified_at`: seconds since 1970."""
 
     sample: str
-    is_offer: bool
     size: int
     modified_at: float
 
 
 class Blobs(Protocol):
-    """Where the bytes of samples live, and beside them their offers."""
+    """Where the bytes of samples live, and beside them the documents of their fleet."""
 
-    def stage(self, sample: str, data: bytes, offer: bytes) -> Staged:
-        """Makes a blob and its offer record durable, not yet under their names.
+    def stage(self, sample: str, data: bytes) -> Staged:
+        """Makes bytes durable, not yet under their name. Raises StoreUnavailableError, with nothing left."""
 
-        Raises StoreUnavailableError, with nothing left.
-        """
-
-    def publish(self, staged: Sequence[Staged]) -> list[str]:
+    def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
         """Names what was staged; returns the ids whose staged bytes are gone, which must be staged anew.
 
+        `document` is written durably in the same go; it is not seen before the blobs are.
         Raises StoreUnavailableError; may be called again with the same group.
         """
 
@@ -73,26 +80,26 @@ class Blobs(Protocol):
     def exists(self, sample: str) -> bool:
         """True where the blob is there."""
 
-    def offer(self, sample: str) -> bytes:
-        """The offer record. Raises SampleGoneError, StoreUnavailableError."""
-
-    def keep_offer(self, sample: str, offer: bytes) -> None:
-        """Writes an offer record beside a blob that has none, durably. Raises StoreUnavailableError."""
-
     def delete_many(self, samples: Iterable[str]) -> int:
-        """Removes blobs and their offer records; counts the blobs that were there."""
+        """Removes blobs and counts those that were there."""
 
     def names(self) -> Iterator[str]:
-        """The ids of all blobs, in no order."""
+        """All ids, in no order."""
 
     def entries(self) -> Iterator[Entry]:
-        """All blobs and offer records, in no order. Raises StoreUnavailableError."""
+        """All blobs, in no order. Raises StoreUnavailableError."""
 
-    def note(self, name: str, data: bytes) -> None:
-        """Writes one entry of the ledger, durably. Raises StoreUnavailableError."""
+    def keep(self, document: Document) -> None:
+        """Writes a document durably; one of the same name is replaced. Raises StoreUnavailableError."""
 
-    def notes(self) -> Iterator[bytes]:
-        """All entries of the ledger, by name. Raises StoreUnavailableError."""
+    def document(self, kind: Kind, name: str) -> bytes:
+        """Raises SampleGoneError where there is none, StoreUnavailableError where it cannot be read now."""
+
+    def documents(self, kind: Kind) -> Iterator[str]:
+        """The names of all documents of a kind, in no order. Raises StoreUnavailableError."""
+
+    def drop(self, kind: Kind, name: str) -> None:
+        """Removes a document, where it is there. Raises StoreUnavailableError."""
 
     def close(self) -> None:
         """Frees threads and connections."""
@@ -112,7 +119,7 @@ def open_blobs(where: str | Path, *, options: Mapping[str, str] | None = None) -
 
 
 class FolderBlobs:
-    """`root/<id>` and `root/<id>.json`: blobs and offer records in one flat folder; `root/tmp/` for new ones.
+    """`root/<id>`: one file per blob in one flat folder; `root/tmp/` for those being written; documents.
 
     Flat, because a group of blobs then needs one fsync of one folder; spread over 256 folders the same group
     took six times as long. Where a folder would hold more than some millions of files, use an object store.
@@ -122,131 +129,116 @@ class FolderBlobs:
         self.root = root
         self._token, self._number = secrets.token_hex(8), itertools.count()
         try:
-            for folder in (_TMP, _LEDGER):
+            for folder in (_TMP, *DOCUMENTS):
                 (root / folder).mkdir(parents=True, exist_ok=True)
             _remove_abandoned(root / _TMP)
             self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            self._documents = {kind: os.open(root / kind, os.O_RDONLY | os.O_DIRECTORY) for kind in DOCUMENTS}
         except OSError as error:
             raise StoreError(f"blob folder {root}: {error.strerror}") from error
 
-    def stage(self, sample: str, data: bytes, offer: bytes) -> Staged:
+    def stage(self, sample: str, data: bytes) -> Staged:
         """Written through to the disk, under a name that no other writer has."""
         temporary = f"{_TMP}/{sample}.{self._token}{next(self._number)}"
         try:
             self._write(temporary, data)
-            self._write(temporary + _OFFER, offer)
         except OSError as error:
-            for name in (temporary, temporary + _OFFER):
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=self._folder)
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=self._folder)
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
         return Staged(sample, temporary)
 
-    def publish(self, staged: Sequence[Staged]) -> list[str]:
-        """Renames all, then one fsync of the folder."""
+    def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
+        """Renames all, then one fsync of each folder."""
         try:
             gone = [blob.sample for blob in staged if not self._named(blob)]
             os.fsync(self._folder)
+            if document is not None:
+                self._keep(document)
         except OSError as error:
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
         return gone
 
     def get(self, sample: str) -> bytes:
         """Reads the whole file."""
-        return self._read(_checked(sample), sample, "blob")
-
-    def offer(self, sample: str) -> bytes:
-        """Reads the whole file."""
-        return self._read(_checked(sample) + _OFFER, sample, "offer")
-
-    def keep_offer(self, sample: str, offer: bytes) -> None:
-        """Temporary, rename, fsync of the folder."""
-        self._put(_checked(sample) + _OFFER, offer, folder=self._folder)
+        try:
+            return (self.root / _checked(sample)).read_bytes()
+        except FileNotFoundError as error:
+            raise SampleGoneError(f"sample {sample}: no blob in {self.root}") from error
+        except OSError as error:
+            raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
 
     def exists(self, sample: str) -> bool:
         """True where the file is there."""
-        return self._size(_checked(sample)) >= 0
+        return self._size(sample) >= 0
 
     def delete_many(self, samples: Iterable[str]) -> int:
         """Unlinks; a blob that is gone already does not count."""
         removed = 0
         for sample in samples:
             try:
-                removed += self._unlinked(_checked(sample))
-                self._unlinked(sample + _OFFER)
+                os.unlink(_checked(sample), dir_fd=self._folder)
+                removed += 1
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
         return removed
 
     def names(self) -> Iterator[str]:
         """Every blob."""
-        return (entry.sample for entry in self.entries() if not entry.is_offer)
+        return (entry.name for entry in os.scandir(self.root) if _BLOB.fullmatch(entry.name))
 
     def entries(self) -> Iterator[Entry]:
         """One pass over the folder."""
+        for name in self.names():
+            with suppress(FileNotFoundError):
+                state = os.stat(name, dir_fd=self._folder)
+                yield Entry(name, state.st_size, state.st_mtime)
+
+    def keep(self, document: Document) -> None:
+        """Temporary, rename, fsync of the documents' folder."""
         try:
-            for file in os.scandir(self.root):
-                found = _NAME.fullmatch(file.name)
-                if found is None:
-                    continue
-                with suppress(FileNotFoundError):
-                    state = file.stat()
-                    yield Entry(found[1], found[2] is not None, state.st_size, state.st_mtime)
+            self._keep(document)
         except OSError as error:
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
 
-    def note(self, name: str, data: bytes) -> None:
-        """Temporary, rename, fsync of the ledger's folder."""
+    def document(self, kind: Kind, name: str) -> bytes:
+        """Reads the whole file."""
+        path = self.root / kind / _document_named(name)
         try:
-            folder = os.open(self.root / _LEDGER, os.O_RDONLY | os.O_DIRECTORY)
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise SampleGoneError(f"{path}: there is no such file") from error
         except OSError as error:
-            raise StoreUnavailableError(f"ledger {self.root / _LEDGER}: {error.strerror}") from error
-        try:
-            self._put(f"{_LEDGER}/{name}{_OFFER}", data, folder=folder)
-        finally:
-            os.close(folder)
+            raise StoreUnavailableError(f"{path}: {error.strerror}") from error
 
-    def notes(self) -> Iterator[bytes]:
-        """Every file of the ledger."""
+    def documents(self, kind: Kind) -> Iterator[str]:
+        """Every file of the documents' folder."""
+        return (entry.name for entry in os.scandir(self.root / kind) if entry.is_file())
+
+    def drop(self, kind: Kind, name: str) -> None:
+        """Unlinks."""
         try:
-            for file in sorted((self.root / _LEDGER).glob(f"*{_OFFER}")):
-                yield file.read_bytes()
+            with suppress(FileNotFoundError):
+                os.unlink(_document_named(name), dir_fd=self._documents[kind])
         except OSError as error:
-            raise StoreUnavailableError(f"ledger {self.root / _LEDGER}: {error.strerror}") from error
+            raise StoreUnavailableError(f"{self.root / kind / name}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Lets go of the folder. Idempotent."""
-        folder, self._folder = self._folder, -1
-        if folder >= 0:
-            os.close(folder)
+        """Lets go of the folders. Idempotent."""
+        folders, self._folder = [self._folder, *self._documents.values()], -1
+        self._documents = {}
+        for folder in folders:
+            if folder >= 0:
+                os.close(folder)
 
-    def _size(self, name: str) -> int:
+    def _size(self, sample: str) -> int:
         """In bytes; -1 where there is no such file."""
         try:
-            return os.stat(name, dir_fd=self._folder).st_size
+            return os.stat(_checked(sample), dir_fd=self._folder).st_size
         except OSError:
             return -1
-
-    def _named(self, blob: Staged) -> bool:
-        return all(self._renamed(blob, ending) for ending in (_OFFER, ""))
-
-    def _renamed(self, blob: Staged, ending: str) -> bool:
-        name = _checked(blob.sample) + ending
-        if blob.temporary is not None:
-            try:
-                os.rename(blob.temporary + ending, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-                return True
-            except FileNotFoundError:
-                pass  # an earlier attempt at this group came as far as this, or the temporary was swept
-        return self._size(name) >= 0
-
-    def _read(self, name: str, sample: str, what: str) -> bytes:
-        try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError as error:
-            raise SampleGoneError(f"sample {sample}: no {what} in {self.root}") from error
-        except OSError as error:
-            raise StoreUnavailableError(f"{what} {self.root}/{name}: {error.strerror}") from error
 
     def _write(self, name: str, data: bytes) -> None:
         handle = os.open(name, _DURABLY, 0o640, dir_fd=self._folder)
@@ -257,23 +249,28 @@ class FolderBlobs:
         finally:
             os.close(handle)
 
-    def _put(self, name: str, data: bytes, *, folder: int) -> None:
-        temporary = f"{_TMP}/{Path(name).name}.{self._token}{next(self._number)}"
+    def _keep(self, document: Document) -> None:
+        folder, name = self._documents[document.kind], _document_named(document.name)
+        temporary = f"{_TMP}/{name}.{self._token}{next(self._number)}"
         try:
-            self._write(temporary, data)
-            os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._write(temporary, document.data)
+            os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=folder)
             os.fsync(folder)
-        except OSError as error:
+        except OSError:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=self._folder)
-            raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
+            raise
 
-    def _unlinked(self, name: str) -> bool:
-        try:
-            os.unlink(name, dir_fd=self._folder)
-        except FileNotFoundError:
-            return False
-        return True
+    def _named(self, blob: Staged) -> bool:
+        if blob.temporary is not None:
+            try:
+                os.rename(
+                    blob.temporary, _checked(blob.sample), src_dir_fd=self._folder, dst_dir_fd=self._folder
+                )
+                return True
+            except FileNotFoundError:
+                pass  # an earlier attempt at this group came as far as this, or the temporary was swept
+        return self.exists(blob.sample)
 
 
 def _checked(sample: str) -> str:
@@ -281,6 +278,13 @@ def _checked(sample: str) -> str:
     if len(sample) != 64 or not sample.isalnum():
         raise SampleGoneError(f"sample {sample[:64]!r}: this is no SHA-256")
     return sample
+
+
+def _document_named(name: str) -> str:
+    """The name, where it can be one."""
+    if _DOCUMENT.fullmatch(name) is None or name.startswith("."):
+        raise SampleGoneError(f"{name[:64]!r} is no name of a document")
+    return name
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -312,98 +316,97 @@ class ObjectBlobs:
         except (BaseError, ValueError) as error:
             raise StoreError(f"blob store {url}: {_first_line(error)}") from error
 
-    def stage(self, sample: str, data: bytes, offer: bytes) -> Staged:
-        """Two puts at once; what they wrote is durable, and named, when they return."""
-
-        async def put_both() -> None:
-            puts = ((_key(sample) + _OFFER, offer), (_key(sample), data))
-            await asyncio.gather(*(self._obstore.put_async(self._store, *put) for put in puts))
-
-        with self._translated():
-            asyncio.run(put_both())
+    def stage(self, sample: str, data: bytes) -> Staged:
+        """One put, which is durable, and named, when it returns."""
+        try:
+            self._obstore.put(self._store, _key(sample), data)
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
         return Staged(sample, None)
 
-    def publish(self, staged: Sequence[Staged]) -> list[str]:
-        """They have their names."""
+    def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
+        """The blobs have their names; one put for the document."""
+        if document is not None:
+            self.keep(document)
         return []
 
     def get(self, sample: str) -> bytes:
         """Reads the whole object."""
-        return self._read(_key(sample), sample, "blob")
-
-    def offer(self, sample: str) -> bytes:
-        """Reads the whole object."""
-        return self._read(_key(sample) + _OFFER, sample, "offer")
-
-    def keep_offer(self, sample: str, offer: bytes) -> None:
-        """One put."""
-        self._put(_key(sample) + _OFFER, offer)
+        try:
+            return bytes(self._obstore.get(self._store, _key(sample)).bytes())
+        except FileNotFoundError as error:
+            raise SampleGoneError(f"sample {sample}: no blob in {self.url}") from error
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 
     def exists(self, sample: str) -> bool:
         """One HEAD request."""
-        return self._there(_key(sample))
+        try:
+            self._obstore.head(self._store, _key(sample))
+        except FileNotFoundError:
+            return False
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+        return True
 
     def delete_many(self, samples: Iterable[str]) -> int:
         """Deletes what is there."""
-        keys = [key for sample in samples for key in (_key(sample), _key(sample) + _OFFER)]
-        there = [key for key in keys if self._there(key)]
-        with self._translated():
+        there = [sample for sample in samples if self.exists(sample)]
+        try:
             if there:
-                self._obstore.delete(self._store, there)
-        return sum(not key.endswith(_OFFER) for key in there)
+                self._obstore.delete(self._store, [_key(sample) for sample in there])
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+        return len(there)
 
     def names(self) -> Iterator[str]:
-        """Every blob."""
-        return (entry.sample for entry in self.entries() if not entry.is_offer)
+        """Lists the store in pages."""
+        return (entry.sample for entry in self.entries())
 
     def entries(self) -> Iterator[Entry]:
         """Lists the store in pages."""
-        with self._translated():
-            for page in self._obstore.list(self._store):
-                for item in page:
-                    found = _NAME.fullmatch(str(item["path"]).rsplit("/", 1)[-1])
-                    if found is not None:
-                        modified_at = item["last_modified"].timestamp()
-                        yield Entry(found[1], found[2] is not None, int(item["size"]), modified_at)
+        for item in self._listed(None):
+            name = str(item["path"]).rsplit("/", 1)[-1]
+            if _BLOB.fullmatch(name):
+                yield Entry(name, int(item["size"]), item["last_modified"].timestamp())
 
-    def note(self, name: str, data: bytes) -> None:
+    def keep(self, document: Document) -> None:
         """One put."""
-        self._put(f"{_LEDGER}/{name}{_OFFER}", data)
+        key = f"{document.kind}/{_document_named(document.name)}"
+        try:
+            self._obstore.put(self._store, key, document.data)
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 
-    def notes(self) -> Iterator[bytes]:
-        """Every object of the ledger."""
-        with self._translated():
-            pages = self._obstore.list(self._store, prefix=_LEDGER)
-            paths = sorted(str(item["path"]) for page in pages for item in page)
-            for path in paths:
-                yield bytes(self._obstore.get(self._store, path).bytes())
+    def document(self, kind: Kind, name: str) -> bytes:
+        """Reads the whole object."""
+        key = f"{kind}/{_document_named(name)}"
+        try:
+            return bytes(self._obstore.get(self._store, key).bytes())
+        except FileNotFoundError as error:
+            raise SampleGoneError(f"{self.url}/{key}: there is no such object") from error
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+
+    def documents(self, kind: Kind) -> Iterator[str]:
+        """Lists the store in pages."""
+        return (str(item["path"]).rsplit("/", 1)[-1] for item in self._listed(kind))
+
+    def drop(self, kind: Kind, name: str) -> None:
+        """One delete."""
+        try:
+            with suppress(FileNotFoundError):
+                self._obstore.delete(self._store, f"{kind}/{_document_named(name)}")
+        except (self._error, OSError) as error:
+            raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 
     def close(self) -> None:
         """Connections end with the object."""
 
-    def _put(self, key: str, data: bytes) -> None:
-        with self._translated():
-            self._obstore.put(self._store, key, data)
-
-    def _there(self, key: str) -> bool:
-        with self._translated():
-            try:
-                self._obstore.head(self._store, key)
-            except FileNotFoundError:
-                return False
-        return True
-
-    def _read(self, key: str, sample: str, what: str) -> bytes:
-        with self._translated():
-            try:
-                return bytes(self._obstore.get(self._store, key).bytes())
-            except FileNotFoundError as error:
-                raise SampleGoneError(f"sample {sample}: no {what} in {self.url}") from error
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _listed(self, prefix: str | None) -> Iterator[Any]:
         try:
-            yield
+            for page in self._obstore.list(self._store, prefix=prefix):
+                yield from page
         except (self._error, OSError) as error:
             raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 

@@ -36,7 +36,7 @@ from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableEr
 from misfire_runtime.errors import MisfireError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0001"
+HEAD = "0002"
 _WRITES = "misfire_writes"
 _MIGRATION_LOCK = 0x6D697366
 

@@ -1,25 +1,32 @@
 """Taking samples out again, for good: by vehicle and time, by age, by size, unless a legal hold keeps them.
 
 A deletion is one transaction: the row goes, a tombstone stays (a vehicle that still has the sample is told
-`declined`), the blob is marked as doomed, and an audit line is written. Blobs are removed after the commit;
-`purge` repeats that for those which a crash left behind.
+`declined`), the blob is marked as doomed, the file with its offer as stale, and an audit line is written.
+After the commit blobs are removed, and stale files are written anew without what was deleted; `purge` repeats
+that for those which a crash left behind. The ledger beside the blobs keeps tombstones, holds and audit lines
+for a fleet whose database is lost.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, text
 
-from misfire_fleet.errors import StoreError
-from misfire_fleet.store_blobs import Blobs
+from misfire_fleet.errors import SampleGoneError, StoreError
+from misfire_fleet.store_blobs import Blobs, Document
 from misfire_fleet.store_database import Database
+from misfire_fleet.store_offers import split_group
 from misfire_fleet.store_records import Deletion, Hold
-from misfire_fleet.store_schema import audit, doomed_blobs, holds, samples, tombstones
+from misfire_fleet.store_schema import audit, doomed_blobs, holds, samples, stale_offers, tombstones
 from misfire_runtime.clock import wall_time
 
 _GROUP = 500
+_DELETIONS_LOCK = 0x6D697364
 _DAY_S = 86_400.0
 
 
@@ -88,7 +95,7 @@ class Deletions:
             if connection.scalar(select(func.count()).where(holds.c.name == hold.name)):
                 raise StoreError(f"hold {hold.name!r} exists already; choose another name")
             connection.execute(holds.insert(), row)
-            _log(connection, actor, "hold", row)
+            self._log(connection, actor, "hold", row)
 
     def release(self, name: str, *, actor: str = "") -> None:
         """Ends a hold; it stays in the list with its end. Raises StoreError where no such hold is open."""
@@ -100,7 +107,7 @@ class Deletions:
             ).rowcount
             if not ended:
                 raise StoreError(f"hold {name!r}: there is no open hold of that name")
-            _log(connection, actor, "release", {"name": name})
+            self._log(connection, actor, "release", {"name": name})
 
     def holds(self) -> list[Hold]:
         """All holds, open and released, oldest first."""
@@ -115,16 +122,85 @@ class Deletions:
             return [(row.at, row.actor, row.action, json.loads(row.detail)) for row in rows]
 
     def purge(self) -> int:
-        """Removes the blobs of deleted samples; returns how many were there."""
+        """Removes the blobs and offers of deleted samples; returns how many blobs were there."""
         removed = 0
         while True:
             with self._database.read() as connection:
                 group = list(connection.scalars(select(doomed_blobs.c.id).limit(_GROUP)))
+                graves = connection.execute(select(tombstones).where(tombstones.c.id.in_(group))).mappings()
+                buried = [dict(row) for row in graves]
             if not group:
-                return removed
+                break
+            self._note({"at": wall_time(), "action": "tombstones", "tombstones": buried})
             removed += self._blobs.delete_many(group)
             with self._database.write() as connection:
                 connection.execute(delete(doomed_blobs).where(doomed_blobs.c.id.in_(group)))
+        self.tidy()
+        self._tidy_unowned()
+        return removed
+
+    def mark_stale(self, connection: Connection, names: Sequence[str]) -> None:
+        """Marks files of offers, in the transaction of `connection`, as holding what no row needs."""
+        for name in sorted(set(names)):
+            statement = self._database.insert_statement(stale_offers).values(name=name)
+            connection.execute(statement.on_conflict_do_nothing())
+
+    def tidy(self) -> None:
+        """Writes stale files of offers anew, without what was deleted or belongs to another file's rows."""
+        with self._database.read() as connection:
+            stale = list(connection.scalars(select(stale_offers.c.name)))
+        for name in stale:
+            self._tidy(name)
+
+    def _tidy_unowned(self) -> None:
+        """Files that no row names are of groups whose commit failed or was cut short."""
+        with self._database.read() as connection:
+            owned = set(connection.scalars(select(samples.c.offers).distinct()))
+        for name in list(self._blobs.documents("offers")):
+            if name not in owned:
+                self._tidy(name)
+
+    def _tidy(self, name: str) -> None:
+        """A record stays if its row names this file, or if the blob has neither a row nor a tombstone yet."""
+        with self._alone() as connection:
+            connection.execute(delete(stale_offers).where(stale_offers.c.name == name))
+            try:
+                data = self._blobs.document("offers", name)
+            except SampleGoneError:
+                return
+            lines = split_group(data)
+            own = set(connection.scalars(select(samples.c.id).where(samples.c.offers == name)))
+            settled = own.copy()
+            for table in (samples, tombstones):
+                asked = self._database.among(table)
+                settled |= set(connection.scalars(asked, self._database.ids(list(lines))))
+            kept = [
+                line
+                for key, line in lines.items()
+                if key in own or (key not in settled and self._blobs.exists(key))
+            ]
+            if not kept:
+                self._blobs.drop("offers", name)
+            elif b"".join(kept) != data:
+                self._blobs.keep(Document("offers", name, b"".join(kept)))
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
+        """A transaction beside which no other deletes or tidies. SQLite has one writer anyway."""
+        with self._database.write() as connection:
+            if self._database.dialect == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _DELETIONS_LOCK})
+            yield connection
+
+    def _log(self, connection: Connection, actor: str, action: str, detail: dict[str, object]) -> None:
+        """An audit line, in the database and, before the commit, in the ledger."""
+        row = {"at": wall_time(), "actor": actor, "action": action, "detail": detail}
+        connection.execute(audit.insert(), row | {"detail": json.dumps(detail, sort_keys=True)})
+        self._note(row)
+
+    def _note(self, entry: dict[str, object]) -> None:
+        name = f"{int(wall_time() * 1000):015d}-{secrets.token_hex(4)}.json"
+        self._blobs.keep(Document("ledger", name, json.dumps(entry, sort_keys=True).encode()))
 
     def _delete(
         self, matches: ColumnElement[bool], *, reason: str, actor: str, action: str, dry_run: bool
@@ -139,10 +215,10 @@ class Deletions:
                 ).one()
                 return Deletion(int(count), int(total or 0), int(kept), dry_run=True)
         while True:
-            with self._database.write() as connection:
+            with self._alone() as connection:
                 count, total = self._delete_group(connection, and_(matches, ~held), reason=reason)
                 if count:
-                    _log(connection, actor, action, {"reason": reason, "deleted": count, "bytes": total})
+                    self._log(connection, actor, action, {"reason": reason, "deleted": count, "bytes": total})
             if not count:
                 break
             deleted, size = deleted + count, size + total
@@ -152,7 +228,11 @@ class Deletions:
         self, connection: Connection, matches: ColumnElement[bool], *, reason: str
     ) -> tuple[int, int]:
         now = wall_time()
-        query = select(samples.c.id, samples.c.vehicle, samples.c.size).where(matches).limit(_GROUP)
+        query = (
+            select(samples.c.id, samples.c.vehicle, samples.c.size, samples.c.offers)
+            .where(matches)
+            .limit(_GROUP)
+        )
         rows = list(connection.execute(query))
         ids = [row.id for row in rows]
         if rows:
@@ -164,6 +244,7 @@ class Deletions:
             self._database.insert_new(
                 connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids]
             )
+            self.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
             connection.execute(delete(samples).where(samples.c.id.in_(ids)))
         return len(rows), sum(row.size for row in rows)
 
@@ -197,11 +278,4 @@ def _is_held() -> ColumnElement[bool]:
         or_(holds.c.vehicle.is_(None), holds.c.vehicle == samples.c.vehicle),
         or_(holds.c.captured_from.is_(None), samples.c.captured_at >= holds.c.captured_from),
         or_(holds.c.captured_to.is_(None), samples.c.captured_at < holds.c.captured_to),
-    )
-
-
-def _log(connection: Connection, actor: str, action: str, detail: dict[str, object]) -> None:
-    connection.execute(
-        audit.insert(),
-        {"at": wall_time(), "actor": actor, "action": action, "detail": json.dumps(detail, sort_keys=True)},
     )

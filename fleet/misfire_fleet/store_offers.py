@@ -1,6 +1,6 @@
-"""The offer record: what the fleet knows of a sample besides its bytes, kept beside them in the blob store.
+"""Offer records: what the fleet knows of a sample besides its bytes, kept beside the blobs.
 
-    offer + what the collector found --offer_record--> `<id>.json` beside the blob
+    offer + what the collector found --offer_record--> a line of `offers/<group>`, one file per commit group
                                      --row_of--------> the row of `samples`
 
 A row is a function of its record, so every row can be built again from the blob store alone.
@@ -9,13 +9,17 @@ A row is a function of its record, so every row can be built again from the blob
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Row
 
 from misfire_fleet.errors import StoreError
+from misfire_fleet.store_blobs import Document
 from misfire_fleet.store_records import NewSample
 from misfire_runtime.messages import Clock, Offer, Trigger
 
@@ -49,8 +53,26 @@ def offer_record(sample: NewSample) -> OfferRecord:
     )
 
 
+def group_of(records: Iterable[OfferRecord]) -> Document:
+    """Returns the records as one document: a line of JSON each, under a name that the content gives it.
+
+    So a group that is written again after a failure is written under the same name.
+    """
+    data = b"".join(record.model_dump_json().encode() + b"\n" for record in records)
+    return Document("offers", hashlib.sha256(data).hexdigest()[:40], data)
+
+
+def split_group(data: bytes) -> dict[str, bytes]:
+    """Returns the lines of a document by the sample's id; lines that are damaged are left out."""
+    lines = {}
+    for line in data.splitlines(keepends=True):
+        with suppress(StoreError):
+            lines[parse_record(line).offer.id] = line
+    return lines
+
+
 def parse_record(raw: bytes) -> OfferRecord:
-    """Reads what `encode_record` wrote. Raises StoreError if it is damaged or of a newer version."""
+    """Reads a line of a document. Raises StoreError if it is damaged or of a newer version."""
     try:
         return OfferRecord.model_validate_json(raw)
     except ValidationError as error:
@@ -59,13 +81,8 @@ def parse_record(raw: bytes) -> OfferRecord:
         raise StoreError(f"offer record: {field or 'file'}: {first['msg']}") from error
 
 
-def encode_record(record: OfferRecord) -> bytes:
-    """Returns the record as compact JSON."""
-    return record.model_dump_json().encode()
-
-
-def row_of(record: OfferRecord) -> dict[str, Any]:
-    """Returns the row of `samples`, all but its `seq`."""
+def row_of(record: OfferRecord, *, offers: str) -> dict[str, Any]:
+    """Returns the row of `samples`, all but its `seq`; `offers` names the document of the record."""
     offer = record.offer
     return {
         "id": offer.id,
@@ -83,6 +100,7 @@ def row_of(record: OfferRecord) -> dict[str, Any]:
         "collector": record.collector,
         "embedding": None if offer.embedding is None else base64.b64decode(offer.embedding),
         "offer": offer.model_dump_json(),
+        "offers": offers,
     }
 
 

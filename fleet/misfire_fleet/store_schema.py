@@ -1,8 +1,10 @@
 """The tables of the fleet's database, as SQLAlchemy sees them; `migrations/` builds them.
 
-`samples` has one row per stored sample, keyed by the SHA-256 that also names its blob. The rest is what the
-fleet remembers beside: vehicles, telemetry, refused offers, and the records of deletion (tombstones, holds,
-blobs that await removal, audit). Times are seconds since 1970 by the wall clock that wrote them.
+`samples` has one row per stored sample, keyed by the SHA-256 that also names its blob; `offers` names the
+file beside the blobs that its offer is in. The rest is what the fleet remembers beside: vehicles, telemetry,
+refused offers, copies (vehicles that were told `stored` of another vehicle's sample), and the records of
+deletion (tombstones, holds, blobs and offers that await removal, audit). Times are seconds since 1970 by the
+wall clock that wrote them.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ samples = Table(
     Column("collector", String(64), nullable=False),
     Column("embedding", LargeBinary),
     Column("offer", Text, nullable=False),
+    Column("offers", String(64)),
+    Index("ix_samples_offers", "offers"),
     Index("ix_samples_vehicle_seq", "vehicle", "seq"),
     Index("ix_samples_captured_at", "captured_at"),
     Index("ix_samples_stored_at", "stored_at"),
@@ -95,6 +99,20 @@ doomed_blobs = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("doomed_at", Float, nullable=False),
+)
+
+stale_offers = Table(
+    "stale_offers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+)
+
+copies = Table(
+    "copies",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("vehicle", String(64), primary_key=True),
+    Index("ix_copies_vehicle", "vehicle"),
 )
 
 holds = Table(

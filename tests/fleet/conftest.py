@@ -13,11 +13,12 @@ import numpy as np
 import paho.mqtt.client as paho
 import pytest
 from tests import pictures
-from tests.services import Mosquitto, mosquitto
+from tests.services import Mosquitto, ObjectStore, Postgres, mosquitto, object_store, postgres
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.store import Store
+from misfire_fleet.store_blobs import DOCUMENTS
 from misfire_runtime.messages import (
     Clock,
     Offer,
@@ -203,3 +204,34 @@ def eventually(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> boo
             return True
         time.sleep(0.02)
     return condition()
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[Postgres]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[ObjectStore]:
+    with object_store() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A fresh store on each backend."""
+    if request.param == "sqlite":
+        with Store.open_folder(tmp_path / "fleet") as store:
+            yield store
+        return
+    from tests.fleet import stores
+
+    database, bucket = request.getfixturevalue("database"), request.getfixturevalue("bucket")
+    stores.without_tables(database)
+    with stores.open_postgres(database, bucket) as store:
+        store.blobs.delete_many(list(store.blobs.names()))
+        for kind in DOCUMENTS:
+            for name in list(store.blobs.documents(kind)):
+                store.blobs.drop(kind, name)
+        yield store

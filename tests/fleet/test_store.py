@@ -5,84 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import CursorResult, text
 from tests.fleet.conftest import make_offer
+from tests.fleet.stores import NOON, again, at, sample, without_tables
 from tests.services import ObjectStore, Postgres, object_store, postgres
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_blobs import FolderBlobs, ObjectBlobs
+from misfire_fleet.store_blobs import FolderBlobs
 from misfire_fleet.store_offers import offer_of
 from misfire_fleet.store_records import Hold, NewSample, SampleFilter
 from misfire_fleet.store_schema import metadata
 from misfire_runtime.messages import Clock, Counters, State, Telemetry, Trigger, pack_embedding
-
-
-@pytest.fixture(scope="session")
-def database() -> Iterator[Postgres]:
-    with postgres() as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[ObjectStore]:
-    with object_store() as running:
-        yield running
-
-
-def open_postgres(database: Postgres, bucket: ObjectStore) -> Store:
-    return Store.open(database.url, f"{bucket.url}/fleet", blob_options=bucket.options)
-
-
-def without_tables(database: Postgres) -> None:
-    """Takes everything out of the database, whatever a test left there."""
-    with psycopg.connect(database.url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """A fresh store on each backend."""
-    if request.param == "sqlite":
-        with Store.open_folder(tmp_path / "fleet") as store:
-            yield store
-        return
-    database, bucket = request.getfixturevalue("database"), request.getfixturevalue("bucket")
-    without_tables(database)
-    with open_postgres(database, bucket) as store:
-        store.blobs.delete_many(list(store.blobs.names()))
-        yield store
-
-
-def again(store: Store) -> Store:
-    """The same store as another process would open it."""
-    if isinstance(store.blobs, FolderBlobs):
-        return Store.open_folder(store.blobs.root.parent)
-    url = store.database.engine.url.render_as_string(hide_password=False)
-    assert isinstance(store.blobs, ObjectBlobs)
-    return Store.open(url, store.blobs.url, blob_options=store.blobs.options)
-
-
-NOON = 1_700_000_000.0
-
-
-def at(second: float) -> Clock:
-    """So many seconds after NOON by the vehicle's clock."""
-    return Clock(wall=NOON + second, monotonic=0, boot_id="")
-
-
-def sample(number: int, **fields: object) -> NewSample:
-    data = b"pixels of sample %d" % number
-    return NewSample(make_offer(data, **fields), data, 640, 480, "collector-1")
 
 
 def test_what_goes_in_comes_out_byte_identical_and_complete(anywhere: Store) -> None:
@@ -484,7 +425,7 @@ def test_a_blob_of_the_wrong_length_is_written_anew(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     key = hashlib.sha256(b"whole").hexdigest()
     (tmp_path / key).write_bytes(b"ha")
-    assert blobs.publish([blobs.stage(key, b"whole", b"{}")]) == []
+    assert blobs.publish([blobs.stage(key, b"whole")]) == []
     assert blobs.get(key) == b"whole"
     blobs.close()
 
@@ -492,9 +433,7 @@ def test_a_blob_of_the_wrong_length_is_written_anew(tmp_path: Path) -> None:
 def test_a_group_is_published_again_after_it_was_cut_short_and_names_what_was_swept(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     keys = [hashlib.sha256(text).hexdigest() for text in (b"one", b"two", b"three")]
-    staged = [
-        blobs.stage(key, text, b"{}") for key, text in zip(keys, (b"one", b"two", b"three"), strict=True)
-    ]
+    staged = [blobs.stage(key, text) for key, text in zip(keys, (b"one", b"two", b"three"), strict=True)]
     assert not any(map(blobs.exists, keys))
     assert blobs.publish(staged[:1]) == []
     (tmp_path / str(staged[2].temporary)).unlink()
@@ -505,7 +444,7 @@ def test_a_group_is_published_again_after_it_was_cut_short_and_names_what_was_sw
 def test_samples_whose_staged_bytes_were_swept_are_written_again(tmp_path: Path) -> None:
     new = sample(1)
     with Store.open_folder(tmp_path) as store:
-        staged = store.stage(new)
+        staged = store.blobs.stage(new.offer.id, new.data)
         (tmp_path / "blobs" / str(staged.temporary)).unlink()
         assert store.add_many([new], staged=[staged]) == ["stored"]
         assert store.read_blob(new.offer.id) == new.data

@@ -76,7 +76,7 @@ def pictures(folder: Path, count: int) -> Path:
 
 
 def blobs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "blobs").iterdir() if len(path.name) == 64}
+    return {path.name: path.read_bytes() for path in (folder / "blobs").iterdir() if path.is_file()}
 
 
 def test_a_clip_is_processed_whole_and_its_uploads_arrive_byte_for_byte(

@@ -1,0 +1,32 @@
+"""Where each row's offer lies in the blob store, which of those files must be written anew, and copies."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Adds a column, whose value old rows lack, and two tables; no row is rewritten."""
+    op.add_column("samples", sa.Column("offers", sa.String(64), nullable=True))
+    op.create_index("ix_samples_offers", "samples", ["offers"])
+    op.create_table("stale_offers", sa.Column("name", sa.String(64), primary_key=True))
+    op.create_table(
+        "copies",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("vehicle", sa.String(64), primary_key=True),
+    )
+    op.create_index("ix_copies_vehicle", "copies", ["vehicle"])
+
+
+def downgrade() -> None:
+    """Drops them."""
+    op.drop_table("copies")
+    op.drop_table("stale_offers")
+    op.drop_index("ix_samples_offers", "samples")
+    op.drop_column("samples", "offers")
