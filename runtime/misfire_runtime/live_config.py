@@ -1,7 +1,8 @@
 """Changing a running vehicle: a rewritten configuration file, or what the fleet desires.
 
 file changed / SIGHUP  --validate--> version above the last? hot tables only? --> Vehicle.apply
-Desired (MQTT)         --version above the last? validate--> Vehicle.apply, Vehicle.use --> Reported
+Desired (MQTT)  --version? validate--> kept on trial --> Vehicle.apply or switch --> Reported
+watch, once a second: the wish on trial is confirmed, or does harm and is taken back (probation.py)
 
 Everything is checked before anything is changed; the last good configuration stays in force, and the reason
 for a refusal is logged and reported. What the fleet last wished is kept on disk, so that a restart without
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +21,17 @@ from misfire_runtime.bundle import Bundle, read_manifest
 from misfire_runtime.config import HOT, VehicleConfig, read_config
 from misfire_runtime.desired_config import with_desired
 from misfire_runtime.engine import EngineOptions
-from misfire_runtime.errors import BundleError, ConfigError, MessageError, MisfireError
-from misfire_runtime.messages import Desired, Reported, decode, encode
+from misfire_runtime.errors import BundleError, ConfigError, EngineError, MisfireError
+from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.pipeline import Vehicle
+from misfire_runtime.probation import MAX_VERSION, KeptWishes, Probation, Vitals, harm
 from misfire_runtime.scoring import Scorer
 
 _LOG = logging.getLogger(__name__)
+MAX_FIRST_VERSION = 2**48
+MAX_RISE = 2**32
+"""Of a version in one wish: one that is absurdly high cannot lock out all later ones. Room for a counter, and
+for milliseconds since 1970 that rise within 49 days."""
 
 
 class LiveConfig:
@@ -38,34 +45,55 @@ class LiveConfig:
         state_dir: Path,
         file: Path | None = None,
         overlay: Callable[[VehicleConfig], VehicleConfig] = lambda config: config,
+        probation: Probation | None = None,
+        report: Callable[[Reported], None] = lambda _reported: None,
     ) -> None:
         """config: as started with.  file: watched for changes.  overlay: the command line's options, which
-        stay in force over a changed file.
+        override a changed file.
+
+        report: gets what becomes of a wish later than `take_desired` returns.
         """
         self._vehicle = vehicle
         self._local = config
         self._file = file
         self._overlay = overlay
+        self._probation = probation or Probation()
+        self._publish = report
+        self._home = vehicle.scorer.label
         self._stamp = _stamp(file)
         self._lock = threading.Lock()
-        self._kept = state_dir / "desired.json"
+        self._kept = KeptWishes(state_dir)
         self._desired: Desired | None = None
+        self._unfit = ""
+        self._trial_since: tuple[float, Vitals] | None = None
 
     @property
     def desired_version(self) -> int:
-        """Of the fleet's last accepted wish; -1 before any."""
+        """Of the fleet's wish that is in force; -1 without one."""
         return -1 if self._desired is None else self._desired.version
 
     def restore(self) -> Reported | None:
-        """Applies the wish kept from an earlier run, if there is one that still fits."""
-        try:
-            kept = decode(Desired, self._kept.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, MessageError) as error:
-            _LOG.warning("desired_unreadable", extra={"fields": {"problem": str(error)}})
-            return None
-        return self.take_desired(kept)
+        """Applies the wish kept from an earlier run, if there is one that still fits.
+
+        One on trial with which the process ended `Probation.starts` times other than in order is refused for
+        good, and the last confirmed one is applied instead.
+        """
+        with self._lock:
+            trial = self._kept.trial
+            if trial is not None and not trial.refused:
+                if trial.starts >= self._probation.starts:
+                    self._refuse(f"the vehicle ended {trial.starts} times other than in order while on trial")
+                else:
+                    self._try(trial.wish, begin=self._kept.start_again)
+            confirmed = self._kept.confirmed
+            if self._desired is None and confirmed is not None:
+                try:
+                    self._put_in_force(confirmed)
+                except MisfireError as error:
+                    self._unfit = str(error)
+                    _log_refusal(confirmed, self._unfit)
+            kept = self._kept.trial.wish if self._kept.trial is not None else confirmed
+            return None if kept is None else self._answer_known(kept)
 
     def reload_if_changed(self) -> bool:
         """Looks at the file's time and size; True where a new configuration was taken over."""
@@ -94,35 +122,138 @@ class LiveConfig:
         return True
 
     def take_desired(self, desired: Desired) -> Reported:
-        """The fleet's wish. The answer says whether it is in force, and why not."""
+        """Applies the fleet's wish on trial. The answer says whether it is in force, and why not."""
         with self._lock:
-            if self._desired is not None and desired.version <= self._desired.version:
-                same = desired == self._desired
-                reason = "" if same else f"version {desired.version} is not above {self._desired.version}"
-                return self._report(self._desired.version, accepted=same, reason=reason)
-            scorer: Scorer | None = None
+            highest = self._kept.version
+            if desired.version <= highest:
+                return self._answer_known(desired)
+            most = min(MAX_VERSION, highest + MAX_RISE if highest >= 0 else MAX_FIRST_VERSION)
+            if desired.version > most:
+                reason = f"version {desired.version} is above {most}, the highest that may follow {highest}"
+                _log_refusal(desired, reason)
+                return self._report(desired.version, accepted=False, reason=reason)
+            problem = self._try(desired, begin=lambda: self._kept.begin(desired))
+            return self._report(desired.version, accepted=not problem, reason=problem, bundle=desired.bundle)
+
+    def watch(self) -> None:
+        """Judges the wish on trial. Called about once a second from the frame path, which it never blocks."""
+        if self._trial_since is None or not self._lock.acquire(blocking=False):
+            return  # while a wish is being loaded, none is judged
+        try:
+            self._judge()
+        finally:
+            self._lock.release()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """The process ends, by `error` unless in order.
+
+        Only an engine that gave up, or the unforeseen, is held against the wish on trial.
+        """
+        own = error is None or (isinstance(error, MisfireError) and not isinstance(error, EngineError))
+        if own and self._lock.acquire(timeout=1.0):  # longer: a wish is being loaded, and stays on trial
             try:
-                config = self._merged(self._local, desired)
-                scorer = self._load(desired.bundle)
-                if scorer is not None:
-                    self._vehicle.switch(config, scorer)
-                else:
-                    self._vehicle.apply(config)
-            except MisfireError as error:
-                if scorer is not None:
-                    scorer.close()
-                _LOG.error(
-                    "desired_refused", extra={"fields": {"version": desired.version, "problem": str(error)}}
-                )
-                return self._report(desired.version, accepted=False, reason=str(error)[:500])
-            self._desired = desired
-            self._keep(desired)
-        _LOG.info("desired_taken", extra={"fields": {"version": desired.version}})
-        return self._report(desired.version, accepted=True, reason="", bundle=desired.bundle)
+                self._write(self._kept.ended_in_order)
+            finally:
+                self._lock.release()
+
+    def _try(self, desired: Desired, *, begin: Callable[[], None]) -> str:
+        """Keeps a wish on trial and applies it. Returns why it is not in force, "" if it is."""
+        earlier = self._kept.trial
+        try:
+            self._merged(self._local, desired)
+            begin()
+            self._put_in_force(desired)
+        except OSError as error:
+            problem = f"it cannot be kept, so it is not applied: {error}"
+        except Exception as error:  # noqa: BLE001  (an engine's own: the vehicle goes on with what it runs)
+            problem = str(error) if isinstance(error, MisfireError) else f"{type(error).__name__}: {error}"
+        else:
+            self._trial_since = (time.monotonic(), self._vehicle.vitals())
+            _LOG.info("desired_taken", extra={"fields": {"version": desired.version}})
+            self._judge()
+            return ""
+        if self._kept.trial is not None and self._kept.trial.wish == desired:
+            again = earlier is not None and earlier.wish == desired
+            self._write(lambda: self._kept.withdraw(None if again else earlier))
+        _log_refusal(desired, problem)
+        return problem
+
+    def _put_in_force(self, desired: Desired) -> None:
+        """Raises MisfireError; then nothing changes."""
+        config = self._merged(self._local, desired)
+        self._take_over(config, desired.bundle)
+        self._desired = desired
+
+    def _take_over(self, config: VehicleConfig, bundle: str | None) -> None:
+        scorer = self._load(bundle)
+        if scorer is None:
+            self._vehicle.apply(config)
+            return
+        try:
+            self._vehicle.switch(config, scorer)
+        except MisfireError:
+            scorer.close()
+            raise
+
+    def _judge(self) -> None:
+        trial = self._kept.trial
+        if self._trial_since is None or trial is None:
+            return
+        since, before = self._trial_since
+        now = self._vehicle.vitals()
+        problem = harm(now, before, self._probation)
+        if problem:
+            self._take_back(problem)
+        elif (
+            time.monotonic() - since >= self._probation.seconds
+            and now.frames - before.frames >= self._probation.frames
+        ):
+            self._trial_since = None
+            self._write(self._kept.confirm)
+            _LOG.info("desired_confirmed", extra={"fields": {"version": trial.wish.version}})
+
+    def _take_back(self, problem: str) -> None:
+        """Refuses the wish on trial and returns to the last confirmed one."""
+        assert self._kept.trial is not None
+        version = self._kept.trial.wish.version
+        self._refuse(problem)
+        back = self._kept.confirmed
+        try:
+            self._take_over(
+                self._merged(self._local, back), (back.bundle if back is not None else None) or self._home
+            )
+            self._desired = back
+        except MisfireError as error:
+            _LOG.error("desired_not_taken_back", extra={"fields": {"problem": str(error)}})
+        self._publish(self._report(version, accepted=False, reason=problem))
+
+    def _refuse(self, problem: str) -> None:
+        assert self._kept.trial is not None
+        self._trial_since = None
+        _log_refusal(self._kept.trial.wish, problem)
+        self._write(lambda: self._kept.refuse(problem))
+
+    def _answer_known(self, desired: Desired) -> Reported:
+        """What became of a wish that is not above the highest."""
+        trial, highest = self._kept.trial, self._kept.version
+        if desired == self._desired:
+            return self._report(desired.version, accepted=True, reason="")
+        if trial is not None and desired == trial.wish:
+            return self._report(desired.version, accepted=False, reason=trial.refused)
+        if desired == self._kept.confirmed and trial is None:
+            return self._report(desired.version, accepted=False, reason=self._unfit)
+        reason = f"version {desired.version} is not above {highest}"
+        return self._report(highest, accepted=False, reason=reason)
 
     def _report(self, version: int, *, accepted: bool, reason: str, bundle: str | None = None) -> Reported:
-        label = bundle or self._vehicle.scorer.label
-        return Reported(version=version, bundle=label, accepted=accepted, reason=reason)
+        label = bundle if bundle is not None and accepted else self._vehicle.scorer.label
+        return Reported(version=version, bundle=label, accepted=accepted, reason=reason[:500])
+
+    def _write(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except OSError as error:
+            _LOG.warning("desired_unwritable", extra={"fields": {"problem": str(error)}})
 
     def _merged(self, config: VehicleConfig, desired: Desired | None) -> VehicleConfig:
         return config if desired is None or not desired.config else with_desired(config, desired.config)
@@ -143,9 +274,12 @@ class LiveConfig:
             raise ConfigError(f"{self._file}: {', '.join(cold)}: changed, which needs a restart")
 
     def _load(self, label: str | None) -> Scorer | None:
-        """A scorer for the desired bundle, loaded and warmed up; None where it runs already."""
+        """Returns a scorer for a bundle, loaded and warmed up; None if it runs already."""
         if label is None or label == self._vehicle.scorer.label:
             return None
+        options = EngineOptions(**self._local.engine.model_dump())
+        if label == self._home and self._local.bundle is not None:
+            return Scorer.load(Bundle.open(self._local.bundle), options=options)
         folder = self._local.bundles
         if folder is None:
             raise BundleError(f"bundle {label} is desired, but no `bundles` folder is configured")
@@ -155,17 +289,12 @@ class LiveConfig:
             except BundleError:
                 continue
             if found:
-                options = EngineOptions(**self._local.engine.model_dump())
                 return Scorer.load(Bundle.open(path), options=options)
         raise BundleError(f"bundle {label} is desired, but is not in {folder}")
 
-    def _keep(self, desired: Desired) -> None:
-        temporary = self._kept.with_suffix(".tmp")
-        try:
-            temporary.write_bytes(encode(desired))
-            temporary.replace(self._kept)
-        except OSError as error:
-            _LOG.warning("desired_unwritable", extra={"fields": {"problem": str(error)}})
+
+def _log_refusal(desired: Desired, problem: str) -> None:
+    _LOG.error("desired_refused", extra={"fields": {"version": desired.version, "problem": problem}})
 
 
 def _stamp(file: Path | None) -> tuple[int, int, int] | None:

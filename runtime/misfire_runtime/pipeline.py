@@ -25,6 +25,7 @@ from misfire_runtime.context import Context
 from misfire_runtime.degrade import Ladder
 from misfire_runtime.errors import EngineError, ImageError
 from misfire_runtime.privacy import Privacy
+from misfire_runtime.probation import Vitals, memory_bytes
 from misfire_runtime.progress import Progress
 from misfire_runtime.samples import Candidate, SampleStore, SampleWriter, WriterOptions
 from misfire_runtime.scoring import Scored, Scorer
@@ -46,6 +47,8 @@ TICK_S = 1.0
 REMEMBER_S = 30.0
 """How often it is written down what triggers have learned."""
 MAX_ENGINE_FAILURES = 10
+COMING_S = 5.0
+"""Frames are coming if the last was taken from a source within this time."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class Vehicle:
         self._next_tick_s = 0.0
         self._remember_at_s = time.monotonic() + REMEMBER_S
         self._finished = False
+        self._busy_since: float | None = None
+        self._taken_s = float("-inf")
         self._reader: FrameReader | None = None
         self.writer = SampleWriter(
             store,
@@ -157,6 +162,7 @@ class Vehicle:
                 if time.monotonic() >= self._next_tick_s:
                     self._tick()
         finally:
+            self._busy_since = None
             self._finished = reader.ended and not stop.is_set()
             for source in self.sources:
                 if reader.finished(source.name) and self._identities[source.name] and self._finished:
@@ -203,6 +209,28 @@ class Vehicle:
         """Live sources that give nothing."""
         return self._reader.stalled if self._reader is not None else ()
 
+    @property
+    def standing_s(self) -> float:
+        """How long the frame path has been at one frame (or tick); 0 while it waits for the next."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def unscored_s(self) -> float:
+        """How long frames have come without one being scored; 0 while none come."""
+        now = time.monotonic()
+        silent = now - self.statistics.last_frame_s
+        coming = now - self._taken_s < COMING_S or self.standing_s > 0
+        return silent if coming and not self._finished else 0.0
+
+    def vitals(self) -> Vitals:
+        """How it does, for the judgement of a wish on trial."""
+        return Vitals(
+            frames=self.statistics.frames + self.statistics.skipped,
+            unscored_s=self.unscored_s,
+            memory_bytes=memory_bytes(),
+        )
+
     def apply(self, config: VehicleConfig) -> None:
         """Takes over `config` between two frames. Raises ConfigError; then nothing changes."""
         self._prepare(config, None)
@@ -241,9 +269,12 @@ class Vehicle:
     def _next_frame(self, reader: FrameReader, stop: threading.Event) -> bool:
         """Takes and processes one frame, and keeps nothing of it: its memory serves the next."""
         frame = reader.next(0.2)
-        if frame is not None:
-            self._process(frame, stop)
-        return frame is not None
+        if frame is None:
+            return False
+        self._taken_s = self._busy_since = time.monotonic()
+        self._process(frame, stop)
+        self._busy_since = None
+        return True
 
     def _process(self, frame: Frame, stop: threading.Event) -> None:
         if self._pending is not None:
@@ -251,7 +282,7 @@ class Vehicle:
         live = self._live[frame.source]
         in_stream = self._in_stream(frame, live=live)
         if live and not self.ladder.scores(frame.index) and not in_stream:
-            self.statistics.skipped += 1
+            self.statistics.skip()
             return
         began = time.perf_counter()
         scored = self._score(frame)
@@ -334,7 +365,8 @@ class Vehicle:
         return RandomStream(rate=config.random.rate, seed=self._kept_seed if seed is None else seed)
 
     def _tick(self) -> None:
-        self._next_tick_s = time.monotonic() + TICK_S
+        self._busy_since = time.monotonic()
+        self._next_tick_s = self._busy_since + TICK_S
         self.ladder.update(latency_ms=self.statistics.recent_latency_ms, queue_fill=self.writer.fill)
         counts = self._new_counts()
         remember = None
@@ -346,6 +378,7 @@ class Vehicle:
                 self._counted[name] -= value
         if self._on_tick is not None:
             self._on_tick(self)
+        self._busy_since = None
 
     def _new_counts(self) -> dict[str, int]:
         """What the spool's counters have not been told yet."""

@@ -23,7 +23,7 @@ from misfire_runtime.context import Context, ContextListener
 from misfire_runtime.engine import EngineOptions
 from misfire_runtime.errors import ConfigError, MisfireError
 from misfire_runtime.live_config import LiveConfig
-from misfire_runtime.messages import Counters
+from misfire_runtime.messages import Counters, Reported
 from misfire_runtime.pipeline import Report, Vehicle
 from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import Source, open_source
@@ -124,8 +124,15 @@ class _Session:
     ) -> None:
         """Makes configuration live, and starts uplink and telemetry."""
         self._live = LiveConfig(
-            self.vehicle, config=self._config, state_dir=self._state_dir, file=file, overlay=overlay
+            self.vehicle,
+            config=self._config,
+            state_dir=self._state_dir,
+            file=file,
+            overlay=overlay,
+            report=self._publish_reported,
         )
+        live = self._live
+        self._stack.push(lambda _kind, error, _trace: live.close(error))
         self._hang_up = hang_up
         self._live.restore()
         table = self._config.telemetry
@@ -162,6 +169,7 @@ class _Session:
                 self._hang_up.clear()
                 self._live.reload()
             self._live.reload_if_changed()
+            self._live.watch()
         if self._uplink is not None:
             self._tell(self._uplink)
         now = time.monotonic()
@@ -183,6 +191,11 @@ class _Session:
         if self._told is not None and self._told[0] != bundle:
             uplink.set_bundle(bundle)
         self._told = told
+
+    def _publish_reported(self, reported: Reported) -> None:
+        """A wish was taken back. Without a connection the fleet hears of it when it repeats the wish."""
+        if self._uplink is not None:
+            self._uplink.publish_reported(reported)
 
     def _beat(self, uplink: Uplink) -> None:
         """Hands over a heartbeat; the sketches begin anew only where the broker got them."""

@@ -37,6 +37,7 @@ class Statistics:
         self.duplicates = 0
         self.skipped = 0
         self.last_frame_s = time.monotonic()
+        """When a frame was scored last, or left out on purpose."""
         self.started_s = time.monotonic()
         self._lock = threading.Lock()
         self._scores: dict[str, LogCollapsingLowestDenseDDSketch] = {}
@@ -56,6 +57,12 @@ class Statistics:
                 if name not in self._scores:
                     self._scores[name] = _sketch()
                 self._scores[name].add(value)
+
+    def skip(self) -> None:
+        """Counts a frame of a live source that the degradation ladder leaves out."""
+        with self._lock:
+            self.skipped += 1
+            self.last_frame_s = time.monotonic()
 
     def latency_ms(self) -> tuple[float, float]:
         """Median and 99th percentile since the last heartbeat; zeros before the first frame."""

@@ -25,6 +25,8 @@ from misfire_runtime.messages import Clock, Counters, Telemetry
 from misfire_runtime.pipeline import Vehicle
 
 SILENCE_S = 30.0
+STANDING_S = 5.0
+"""After a frame has taken this long, or frames have come this long and none was scored."""
 _LEVELS = (0.5, 0.9, 0.99)
 
 
@@ -44,8 +46,10 @@ def heartbeat(vehicle: Vehicle, counters: Counters, *, disk: Path) -> Telemetry:
 
 
 def health(vehicle: Vehicle, *, silence_s: float = SILENCE_S) -> dict[str, Any]:
-    """`ok` and what is wrong. A vehicle is ill where a source stalls, nothing leaves for privacy's sake, the
-    engine fails, or no frame was scored for `silence_s`.
+    """Returns `ok` and what is wrong.
+
+    A vehicle is ill if a source stalls, nothing may leave for privacy's sake, the spool fails, the frame path
+    stands still, frames come and none is scored, or there was no frame at all for `silence_s`.
     """
     problems = [f"source {name} is stalled" for name in vehicle.stalled]
     if vehicle.privacy is not None and vehicle.privacy.problem is not None:
@@ -53,7 +57,11 @@ def health(vehicle: Vehicle, *, silence_s: float = SILENCE_S) -> dict[str, Any]:
     if vehicle.writer.failure is not None:
         problems.append(f"spool: {vehicle.writer.failure}")
     silent = time.monotonic() - vehicle.statistics.last_frame_s
-    if silent > silence_s and not vehicle.finished:
+    if vehicle.standing_s > STANDING_S:
+        problems.append(f"the frame path has stood still for {vehicle.standing_s:.0f} s")
+    elif vehicle.unscored_s > STANDING_S:
+        problems.append(f"frames come, but no frame was scored for {vehicle.unscored_s:.0f} s")
+    elif silent > silence_s and not vehicle.finished:
         problems.append(f"no frame was scored for {silent:.0f} s")
     return {
         "ok": not problems,

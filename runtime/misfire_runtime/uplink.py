@@ -92,7 +92,7 @@ class Uplink:
             software=__version__,
         )
         self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
-        self._desired = DesiredWorker(on_desired, self._publish_reported) if on_desired else None
+        self._desired = DesiredWorker(on_desired, self.publish_reported) if on_desired else None
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
         self._offers: dict[str, bytes] = {}
@@ -143,6 +143,10 @@ class Uplink:
     def drain(self, timeout_s: float) -> bool:
         """Waits until nothing is pending; False after `timeout_s`."""
         return self._spool.wait_empty(timeout_s)
+
+    def publish_reported(self, reported: Reported) -> None:
+        """Says what became of a wish; nothing is kept without a connection, because the wish comes again."""
+        self._enqueue(self._topics.reported, encode(reported), qos=1, retain=True)
 
     def publish_telemetry(self, telemetry: Telemetry) -> bool:
         """Sends a heartbeat; False, and nothing kept, where there is no connection now.
@@ -351,9 +355,6 @@ class Uplink:
     def _forget(self, sample: str) -> None:
         self._machine.gone(sample)
         self._offers.pop(sample, None)
-
-    def _publish_reported(self, reported: Reported) -> None:
-        self._enqueue(self._topics.reported, encode(reported), qos=1, retain=True)
 
     def _enqueue(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> bool:
         if not self.online:

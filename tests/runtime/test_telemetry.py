@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from ddsketch import DDSketch
 from ddsketch.pb.ddsketch_pb2 import DDSketch as SketchMessage
 from ddsketch.pb.proto import DDSketchProto
 from prometheus_client.parser import text_string_to_metric_families
-from vehicle_support import EVERY, make
+from vehicle_support import EVERY, NONE, make
+from wish_process import EndlessCamera
 
+from misfire_runtime import pipeline, telemetry
 from misfire_runtime.config import DegradeTable
 from misfire_runtime.degrade import STEPS, Ladder, read_temperature_c
 from misfire_runtime.errors import ConfigError
@@ -78,6 +81,82 @@ def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
         assert get(server.port, "/secret")[0] == 404
     finally:
         server.close()
+
+
+def test_health_is_false_within_seconds_of_a_frame_path_that_hangs(
+    bundle: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert telemetry.STANDING_S <= 5, "seconds, not half a minute"
+    monkeypatch.setattr(telemetry, "STANDING_S", 0.5)
+    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], EVERY)
+    real, hang, let_go, stop = vehicle.scorer.score, threading.Event(), threading.Event(), threading.Event()
+
+    def score(image: Any) -> Any:
+        if hang.is_set():  # a driver that does not return
+            assert let_go.wait(20)
+        return real(image)
+
+    vehicle.scorer.score = score  # type: ignore[method-assign]
+    thread = threading.Thread(target=vehicle.run, args=(stop,))
+    thread.start()
+    try:
+        assert wait_for(lambda: vehicle.statistics.frames > 20)
+        assert health(vehicle)["ok"]
+        hang.set()
+        assert wait_for(lambda: not health(vehicle)["ok"])
+        assert "the frame path has stood still for" in health(vehicle)["problems"][0]
+        let_go.set()
+        assert wait_for(lambda: health(vehicle)["ok"])
+    finally:
+        let_go.set()
+        stop.set()
+        thread.join()
+        vehicle.close()
+
+
+def test_health_is_false_when_frames_come_and_none_is_scored(
+    bundle: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "STANDING_S", 0.5)
+    monkeypatch.setattr(pipeline, "MAX_ENGINE_FAILURES", 10**9)
+    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], EVERY)
+    stop = threading.Event()
+    thread = threading.Thread(target=vehicle.run, args=(stop,))
+    thread.start()
+    try:
+        assert wait_for(lambda: vehicle.statistics.frames > 20)
+        vehicle.scorer.engine.close()
+        assert wait_for(lambda: not health(vehicle)["ok"])
+        assert "frames come, but no frame was scored for" in health(vehicle)["problems"][0]
+    finally:
+        stop.set()
+        thread.join()
+        vehicle.close()
+
+
+def test_a_vehicle_that_scores_only_its_random_stream_is_well(
+    bundle: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "STANDING_S", 0.3)
+    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], NONE + "[degrade]\nenabled = false\n")
+    vehicle.ladder.step = 4
+    stop = threading.Event()
+    thread = threading.Thread(target=vehicle.run, args=(stop,))
+    thread.start()
+    try:
+        assert wait_for(lambda: vehicle.statistics.skipped > 100)
+        assert vehicle.statistics.frames == 0 and health(vehicle, silence_s=0.5)["ok"]
+    finally:
+        stop.set()
+        thread.join()
+        vehicle.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
 
 
 def test_a_port_that_is_taken_is_said(driven: Any, store: Any) -> None:
