@@ -17,6 +17,8 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -63,11 +65,16 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _any_name(value: Any, handler: ValidatorFunctionWrapHandler) -> str:
+    """Takes every text: names of files that are not UTF-8 are no strings for pydantic."""
+    return value if isinstance(value, str) and value else str(handler(value))
+
+
 class SourceTable(Table):
     """One camera or recording."""
 
-    input: Annotated[str, AfterValidator(_input_beside)] = Field(
-        min_length=1, description="path, rtsp:// URL, /dev/videoN, gst:PIPELINE, or .mcap"
+    input: Annotated[str, Field(min_length=1), WrapValidator(_any_name), AfterValidator(_input_beside)] = (
+        Field(description="path, rtsp:// URL, /dev/videoN, gst:PIPELINE, or .mcap")
     )
     name: str = Field(default="", max_length=64)
     topic: str | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -472,3 +475,13 @@ def test_what_is_passed_over_in_a_folder_is_counted_and_named(tmp_path: Path) ->
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(SourceError, match="no images or videos in this folder; passed over 6 files"):
         open_source(str(tmp_path))
+
+
+def test_a_command_line_may_name_a_source_that_is_not_utf_8(tmp_path: Path, bundle: Any) -> None:
+    name = b"caf\xe9.png"
+    (tmp_path / os.fsdecode(name)).write_bytes(encode_png(scene(0)))
+    command = [sys.executable, "-m", "misfire_runtime.cli", "run", "--json", "--rate", "1"]
+    arguments = ["--bundle", str(bundle.path), "--spool", str(tmp_path / "spool"), "--source", name]
+    done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["spooled"] == 1

@@ -40,7 +40,7 @@ class RecordedFiles:
     def __init__(self, path: Path, *, name: str = "") -> None:
         """Raises SourceError where there is nothing to read."""
         self.path = path
-        self.name = name or shown(path.name)
+        self.name = name or shown(path.name or path.resolve().name)
         self.counts = SourceCounts()
         self._files, self._passed = _list(path)
         self.identity = _identity(path, [file for file, _kind in self._files])

@@ -66,7 +66,7 @@ class McapReplay:
             ) from error
         self._mcap: Any = mcap
         self.path = path
-        self.name = name or shown(path.name)
+        self.name = name or shown(path.name or path.resolve().name)
         self.counts = SourceCounts()
         self._files = self._in_order(recordings(path)) if path.is_dir() else [path]
         for file in self._files:
