@@ -108,7 +108,9 @@ def test_unreadable_images_are_skipped_counted_and_named(tmp_path: Path) -> None
     frames = read_all(FrameReader([source]))
     assert [frame.name for frame in frames] == ["a.jpg", "f.jpg"]
     assert source.counts.unreadable == 3
-    assert [problem.split(":")[0] for problem in source.counts.problems] == ["b.jpg", "c.png", "d.png"]
+    *unreadable, passed = source.counts.problems
+    assert [problem.split(":")[0] for problem in unreadable] == ["b.jpg", "c.png", "d.png"]
+    assert passed.endswith("passed over 1 files that are no images or videos, or hidden: e.jpg")
 
 
 def test_a_truncated_video_gives_what_it_has_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -434,11 +436,12 @@ def test_names_that_are_not_utf_8_are_read_shown_and_sent(tmp_path: Path, bundle
     folder.mkdir()
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(encode_png(scene(0)))
     (folder / os.fsdecode(b"kapu\xdf.png")).write_bytes(b"no picture")
+    shutil.copy(draw_video(tmp_path / "a.mp4", frames=1), folder / os.fsdecode(b"vid\xe9o.mp4"))
     source = open_source(str(folder))
     assert source.name == r"d\xe9pot"
     vehicle = make(bundle, store, tmp_path, [source])
     report = run(vehicle)
-    assert [offer.source for offer in store.offers] == [r"caf\xe9.png"]
+    assert [offer.source for offer in store.offers] == [r"caf\xe9.png", r"vid\xe9o.mp4"]
     assert report.problems == [r"kapu\xdf.png: not an image that OpenCV can decode"]
     single = open_source(str(folder / os.fsdecode(b"caf\xe9.png")))
     assert [frame.name for frame in read_all(FrameReader([single]))] == [r"caf\xe9.png"]

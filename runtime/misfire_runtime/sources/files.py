@@ -165,10 +165,11 @@ def _list(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
         raise SourceError(f"{shown(path)}: no such file or folder")
     found: list[tuple[Path, Kind]] = []
     passed: list[str] = []
-    files = [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
     for file in sorted(files, key=lambda file: natural_order(file.relative_to(path).as_posix())):
         relative = file.relative_to(path)
-        kind = "" if is_hidden(relative) else _kind_or_none(file)
+        # A link that leads nowhere, or to a folder, is named among those passed over.
+        kind = "" if is_hidden(relative) or not file.is_file() else _kind_or_none(file)
         if kind in ("image", "video"):
             found.append((file, kind))
         else:
