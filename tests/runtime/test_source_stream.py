@@ -124,3 +124,12 @@ def test_damaged_frames_of_a_stream_are_left_out_up_to_the_next_key_frame(tmp_pa
         assert frame.image.tobytes() in truth
         seen += 1
     assert seen >= 10 and source.counts.unreadable >= 10
+
+
+def test_a_stream_without_key_frames_comes_back_after_damage(tmp_path: Path) -> None:
+    options = {"bf": "0", "x264-params": "intra-refresh=1:keyint=20:slices=1:sliced-threads=0"}
+    whole = draw_video(tmp_path / "whole.mp4", frames=420, options=options)
+    damaged = overwrite_payload(whole, tmp_path / "damaged.mp4", begin=0.10, end=0.13)
+    source = open_source(str(damaged))
+    indices = [frame.index for frame in source.frames(threading.Event())]
+    assert len(indices) > 50 and 300 <= source.counts.unreadable < 360

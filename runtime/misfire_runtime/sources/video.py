@@ -1,6 +1,6 @@
 """Pictures of a video as they are to be shown: upright, and without those that are damaged.
 
-packet --decode--> pictures; after a damaged one all that follow may be built on it, up to the next key frame
+packet --decode--> pictures; those behind a damaged one may be built on it, up to the next key frame
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from misfire_runtime.preprocess import MAX_PIXELS, Image
 from misfire_runtime.sources.kinds import ends_early
 from misfire_runtime.sources.recording_time import container_time
 
+MAX_SUSPECT = 300
+"""Pictures that are left out behind a damaged one if no key frame comes.
+
+Streams with intra refresh have no key frames: they renew the picture part by part, usually within 250.
+"""
+
 
 class PictureDecoder:
     """Decodes the packets of one stream and leaves out what cannot be trusted."""
 
     def __init__(self, stream: av.VideoStream) -> None:
         self.damaged = 0
-        self._suspect = False
+        self._suspect = 0
         if stream.codec_context.name == "mjpeg":
             # Else a picture that was cut off comes out grey below the cut. Other decoders flag such pictures,
             # and would refuse harmless oddities as well.
@@ -37,13 +43,18 @@ class PictureDecoder:
             decoded = packet.decode()
         except av.error.InvalidDataError:
             self.damaged += 1
-            self._suspect = True
+            self._suspect = MAX_SUSPECT
             yield None
             return
         for picture in decoded:
-            self._suspect = picture.is_corrupt or (self._suspect and not picture.key_frame)
-            self.damaged += self._suspect
-            yield None if self._suspect else picture
+            if picture.is_corrupt:
+                self._suspect = MAX_SUSPECT
+            elif picture.key_frame:
+                self._suspect = 0
+            left_out = self._suspect > 0
+            self._suspect -= left_out
+            self.damaged += left_out
+            yield None if left_out else picture
 
 
 def upright(picture: av.VideoFrame) -> Image:
