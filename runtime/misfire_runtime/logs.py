@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import IO, Any, Literal
 
 from misfire_runtime.clock import utc_text
@@ -39,6 +43,35 @@ class PlainLines(logging.Formatter):
             f"{utc_text(record.created)} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
         )
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class Throttle:
+    """Logs events that may come by the thousand: at most `burst` lines per key and period.
+
+    The first line of the next period says in its field `left_out` how many were not written. Thread-safe.
+    """
+
+    _MAX_KEYS = 256
+
+    def __init__(self, logger: logging.Logger, *, burst: int = 1, period_s: float = 60.0) -> None:
+        self._logger, self._burst, self._period_s = logger, burst, period_s
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+
+    def log(self, level: int, event: str, fields: Mapping[str, Any], *, key: str = "") -> None:
+        """key: what makes events of one name different, such as the reason; never a sample's id."""
+        now = time.monotonic()
+        with self._lock:
+            began, count = self._seen.pop((event, key), (now, 0))
+            left_out = 0
+            if now - began >= self._period_s:
+                left_out, began, count = max(0, count - self._burst), now, 0
+            self._seen[event, key] = (began, count + 1)
+            while len(self._seen) > self._MAX_KEYS:
+                self._seen.popitem(last=False)
+        if count < self._burst:
+            more = {"left_out": left_out} if left_out else {}
+            self._logger.log(level, event, extra={"fields": {**fields, **more}})
 
 
 def set_up_logs(

@@ -189,6 +189,8 @@ class Reply(Message):
 
     v: Literal[1] = PROTOCOL_VERSION
     verdicts: Annotated[list[Verdict], Field(max_length=256)]
+    offer_again: bool = False
+    """Ends the hold of a vehicle that stopped offering after a wave of rejections."""
 
 
 class Counters(Message):
@@ -205,6 +207,8 @@ class Counters(Message):
     evicted: Count = 0
     bytes_stored: Count = 0
     bytes_sent: Count = 0
+    lost: Annotated[dict[Key, Count], Field(max_length=64)] = {}
+    """Chosen frames that never became a sample, by reason ("disk full", "queue full"): not in the books."""
 
 
 class State(Message):
@@ -230,6 +234,8 @@ class Telemetry(Message):
     latency_ms_p99: float = 0.0
     thresholds: Annotated[dict[Key, float], Field(max_length=1024)] = {}
     sketches: Annotated[dict[Key, Sketch], Field(max_length=64)] = {}
+    hold: Text = ""
+    """Why the vehicle stopped offering samples and waits for `offer_again`; empty if it offers."""
 
 
 class Desired(Message):

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Protocol
 from misfire_runtime.clips import ClipFrame, ClipRecorder, Piece
 from misfire_runtime.clock import boot_id
 from misfire_runtime.errors import DiskFullError, ImageError, MisfireError, PrivacyError, SpoolError
+from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import Clock, Counters, Offer, Trigger, pack_embedding
 from misfire_runtime.preprocess import encode_jpeg
 from misfire_runtime.privacy import Privacy
@@ -31,7 +33,7 @@ from misfire_runtime.statistics import Statistics
 from misfire_runtime.triggers.budget import Budget
 from misfire_runtime.triggers.chooser import Choice
 
-_LOG = logging.getLogger(__name__)
+_OFTEN = Throttle(logging.getLogger(__name__))
 CLIP_PRIORITY = 4
 MAX_EMBEDDING = 3000
 """Numbers that fit the offer's 8 KiB as base64 of float16."""
@@ -46,6 +48,10 @@ class SampleStore(Protocol):
 
     def count(self, **increments: int) -> None:
         """Adds to persistent counters."""
+        ...
+
+    def lose(self, reason: str, samples: int) -> None:
+        """Adds to persistent counts of chosen frames that never became samples."""
         ...
 
     def counters(self) -> Counters:
@@ -115,6 +121,7 @@ class SampleWriter:
         self._progress = progress
         self._privacy = privacy
         self._queue: queue.Queue[Candidate | Mark | Change | None] = queue.Queue(capacity)
+        self._counted_lost: Counter[str] = Counter()
         self.failure: MisfireError | None = None
         self._thread = threading.Thread(target=self._run, name="sample-writer", daemon=True)
         self._thread.start()
@@ -179,6 +186,7 @@ class SampleWriter:
             item = self._queue.get()
             if item is None:
                 self._guard(self._end_clips)
+                self._guard(self._count_lost)
                 return
             if isinstance(item, Mark):
                 self._settle(item)
@@ -206,8 +214,16 @@ class SampleWriter:
             self._lose(type(error).__name__, error)
             self.failure = SpoolError(f"{type(error).__name__}: {error}")
 
+    def _count_lost(self) -> None:
+        """Makes durable what was lost since the last time, here or on the frame path, which never waits."""
+        for reason, count in dict(self._statistics.lost).items():
+            if count > self._counted_lost[reason]:
+                self._store.lose(reason, count - self._counted_lost[reason])
+                self._counted_lost[reason] = count
+
     def _settle(self, mark: Mark) -> None:
         try:
+            self._count_lost()
             if any(mark.counts.values()):
                 self._store.count(**{name: value for name, value in mark.counts.items() if value})
             if mark.positions:
@@ -241,13 +257,9 @@ class SampleWriter:
             self._keep_pieces(self.clips.finish())
 
     def _lose(self, reason: str, error: Exception) -> None:
-        first = self._statistics.lost[reason] == 0
         self._statistics.lost[reason] += 1
-        if first or self._statistics.lost[reason] % 100 == 0:
-            count = self._statistics.lost[reason]
-            _LOG.error(
-                "sample_lost", extra={"fields": {"reason": reason, "count": count, "problem": str(error)}}
-            )
+        fields = {"reason": reason, "count": self._statistics.lost[reason], "problem": str(error)}
+        _OFTEN.log(logging.ERROR, "sample_lost", fields, key=reason)
 
     def _encode(self, frame: Frame) -> ClipFrame:
         """The bytes to keep, after privacy."""

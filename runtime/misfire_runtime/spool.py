@@ -1,6 +1,7 @@
 """Chosen samples wait here until the fleet has them: in the spool or not, never half, whatever dies when.
 
 add -> file durable, then row committed -> next_offers, read -> settle(verdict) -> row gone, then file gone
+a wave of rejections -> hold: nothing is offered, no further rejection is believed, until `resume`
 
 The books are kept in the same transactions: captured = stored + pending + declined + rejected + evicted holds
 after every commit, so after every crash. Bytes are bounded; a full spool evicts by worth (lowest priority,
@@ -22,16 +23,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from misfire_runtime.errors import DiskFullError, SpoolError
+from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import Counters, Declined, Offer, Rejected, Stored, encode
+from misfire_runtime.spool_ballast import Ballast
 from misfire_runtime.spool_files import SampleFiles
-from misfire_runtime.spool_ledger import Ledger, Row
-from misfire_runtime.spool_schema import DamagedDatabaseError, connect
+from misfire_runtime.spool_ledger import Hold, Ledger, Row
+from misfire_runtime.spool_schema import DamagedDatabaseError, connect, explained
 
 _LOG = logging.getLogger(__name__)
+_OFTEN = Throttle(_LOG)
 MIB = 1024 * 1024
 _FLUSH_S = 2.0
+RESUME = "resume"
+"""A file of this name in the spool's folder asks the process that has the spool open to resume."""
+T = TypeVar("T")
 
 Terminal = Stored | Declined | Rejected
 
@@ -56,6 +64,16 @@ class AccountLine:
     bytes: int
 
 
+@dataclass(frozen=True)
+class RejectedSample:
+    """A sample that the fleet rejected and whose file is kept: see `resume`."""
+
+    id: str
+    size: int
+    trigger: str
+    reason: str
+
+
 class Spool:
     """A folder of samples with their books. Thread-safe.
 
@@ -69,6 +87,9 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self._volatile: dict[str, int] = {}
+        self._lost: dict[str, int] = {}
+        self._hold: Hold | None = None
+        self._ballast = Ballast(self.path / "ballast")
         self._flushed_at = time.monotonic()
         self._writing = 0
         self._closed = False
@@ -162,13 +183,73 @@ class Spool:
         """Books verdicts in one commit and returns those that were news. Raises DiskFullError, SpoolError."""
         with self._lock:
             self._usable()
-            with self._commit():
-                news = self._ledger.settle_many(verdicts)
+            news = self._book(lambda: self._ledger.settle_many(verdicts))
+            self._hold = self._ledger.hold()
         # Without the lock: what was settled is not captured again, so the names are nobody else's.
         for verdict in news:
-            self._discard(verdict.id)
+            self._discard(verdict.id, rejected=isinstance(verdict, Rejected))
+        with self._lock:
+            self._ballast.fill(reserve_bytes=self.reserve_bytes)
         self._announce()
         return news
+
+    @property
+    def hold(self) -> Hold | None:
+        """Why nothing is offered any more, since a wave of rejections; None while samples are offered."""
+        return self._hold
+
+    def resume(self) -> int:
+        """Ends the hold and makes the rejected samples whose files are kept pending again; how many.
+
+        What finds no room within `max_bytes` stays rejected. Raises SpoolError.
+        """
+        with self._lock:
+            self._usable()
+            self._book(self._ledger.lift)
+            self._hold = None
+            again = 0
+            for offer in list(self._files.rejections()):
+                text = encode(offer)
+                if self._ledger.disk_bytes + self._writing + offer.size + len(text) + 8 > self.max_bytes:
+                    break
+                again += self._offer_again(offer, text)
+        _LOG.warning("uploads_resumed", extra={"fields": {"offered_again": again}})
+        self._announce()
+        return again
+
+    def _offer_again(self, offer: Offer, text: bytes) -> bool:
+        disk = self._files.take_back(offer.id)
+        if disk is None:
+            return False
+        worth = _worth(offer)
+        again = self._book(lambda: self._ledger.offer_again(offer, disk=disk, value=worth, text=text))
+        if not again:
+            self._discard(offer.id)
+        return again
+
+    def resume_if_asked(self) -> bool:
+        """Resumes if another process asked for it (see RESUME)."""
+        request = self.path / RESUME
+        if not request.exists():
+            return False
+        request.unlink(missing_ok=True)
+        self.resume()
+        return True
+
+    def rejected(self) -> list[RejectedSample]:
+        """Rejected samples whose files are kept, the oldest first."""
+        with self._lock:
+            self._usable()
+            return [
+                RejectedSample(offer.id, offer.size, offer.trigger.name, self._ledger.reason_of(offer.id))
+                for offer in self._files.rejections()
+            ]
+
+    def lose(self, reason: str, samples: int = 1) -> None:
+        """Counts chosen frames that never became samples, by reason; durable as what `count` counts."""
+        with self._lock:
+            self._lost[reason] = self._lost.get(reason, 0) + samples
+            self._flush_sometimes()
 
     def count(self, **increments: int) -> None:
         """Adds to counters of `Counters` that are not the books': frames, frames_dropped, bytes_sent, ...
@@ -182,8 +263,7 @@ class Spool:
                         f"counter {name!r} cannot be set from outside; allowed: {', '.join(FREE_COUNTERS)}"
                     )
                 self._volatile[name] = self._volatile.get(name, 0) + value
-            if time.monotonic() - self._flushed_at > _FLUSH_S and not self._closed:
-                self._flush()
+            self._flush_sometimes()
 
     def counters(self) -> Counters:
         """The books and the counters, `pending` counted from the rows that are there."""
@@ -192,7 +272,10 @@ class Spool:
             values = self._ledger.counters()
             for name, value in self._volatile.items():
                 values[name] = values.get(name, 0) + value
-        return Counters(**values)
+            lost = self._ledger.lost()
+            for reason, samples in self._lost.items():
+                lost[reason] = lost.get(reason, 0) + samples
+        return Counters(**values, lost=lost)
 
     def account(self) -> list[AccountLine]:
         """Why samples were declined, rejected or evicted, how many and how large."""
@@ -259,19 +342,23 @@ class Spool:
         """Opens the database and makes rows and files agree again."""
         database = self.path / "spool.sqlite"
         try:
-            self._ledger = Ledger(connect(database))
+            self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
             rebuilt = False
         except DamagedDatabaseError as error:
             _LOG.error("%s; it goes to quarantine and is rebuilt from the samples", error)
             for part in (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
                 if part.exists():
                     part.rename(self._files.quarantine / f"{part.name}.{os.urandom(4).hex()}")
-            self._ledger = Ledger(connect(database))
+            self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
             rebuilt = True
+            for offer in list(self._files.rejections()):  # nothing says any more that they were rejected
+                self._files.take_back(offer.id)
         try:
             self._repair(adopt=rebuilt)
-            with self._commit():
-                self._session = self._ledger.begin_session()
+            self._session = self._book(self._ledger.begin_session)
+            self._hold = self._ledger.hold()
+            self._ballast.fill(reserve_bytes=self.reserve_bytes)
+            self.resume_if_asked()
         except BaseException:
             self._ledger.close()
             raise
@@ -296,19 +383,22 @@ class Spool:
                     )
             elif adopt:
                 self._files.isolate(name)
+            elif self._ledger.verdict_of(name) == "rejected":
+                self._files.reject(name)
             else:
                 self._files.remove(name)
 
     def _isolate(self, sample: str, reason: str) -> None:
         _LOG.error("sample %s: %s; quarantined", sample, reason)
-        with self._commit():
-            self._ledger.drop(sample, verdict="damaged", reason=reason)
+        self._book(lambda: self._ledger.drop(sample, verdict="damaged", reason=reason))
         self._files.isolate(sample)
 
     def _make_room(self, offer: Offer, need: int, priority: int) -> bool:
         """Evicts what is worth less until `need` fits; False where the newcomer is what had to go."""
         over = self._ledger.disk_bytes + self._writing + need - self.max_bytes
         short = need + self.reserve_bytes - self._free_bytes()
+        while short > 0 and (oldest := self._files.oldest_rejected) is not None:
+            short -= self._files.forget_rejected(oldest)
         if over <= 0 and short <= 0:
             return True
         victims = self._ledger.worth_less(max(over, short), priority=priority, value=_worth(offer))
@@ -317,18 +407,18 @@ class Spool:
                 f"no room for sample {offer.id}: {need} bytes beside a reserve of {self.reserve_bytes} "
                 f"are needed on the disk of {self.path}"
             )
-        with self._commit():
-            if victims is None:
-                too_large = need > self.max_bytes
-                self._ledger.refuse(
-                    offer, reason="larger than the spool" if too_large else "spool full, worth least"
-                )
-                return False
-            for victim in victims:
-                self._ledger.drop(victim.id, verdict="evicted", reason=_eviction_reason(victim))
+        if victims is None:
+            reason = "larger than the spool" if need > self.max_bytes else "spool full, worth least"
+            self._book(lambda: self._ledger.refuse(offer, reason=reason))
+            return False
+        self._book(lambda: self._evict(victims))
         for victim in victims:
             self._discard(victim.id)
         return True
+
+    def _evict(self, victims: Sequence[Row]) -> None:
+        for victim in victims:
+            self._ledger.drop(victim.id, verdict="evicted", reason=_eviction_reason(victim))
 
     def _take_back(self, sample: str) -> None:
         """A file whose row could not be written goes, unless another thread's add of the same sample won."""
@@ -336,10 +426,14 @@ class Spool:
             if self._ledger.size_of(sample) is None:
                 self._discard(sample)
 
-    def _discard(self, sample: str) -> None:
-        """Removes the file of a sample that is not in the books any more."""
+    def _discard(self, sample: str, *, rejected: bool = False) -> None:
+        """Removes the file of a sample that is not pending any more; keeps a rejected one for a while."""
         try:
+            if rejected:
+                self._files.reject(sample)
+                return
             self._files.remove(sample)
+            self._files.forget_rejected(sample)  # of one that the fleet has after all
         except OSError as error:
             _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
 
@@ -354,6 +448,28 @@ class Spool:
         disk = os.statvfs(self.path)
         return disk.f_bavail * disk.f_frsize
 
+    def _book(self, work: Callable[[], T]) -> T:
+        """Commits `work`, which frees room; on a full disk by reusing the WAL, then with the ballast."""
+
+        def commit() -> T:
+            with self._commit():
+                return work()
+
+        try:
+            return commit()
+        except DiskFullError:
+            self._ledger.reuse_log()
+        return self._with_ballast(commit)
+
+    def _with_ballast(self, work: Callable[[], T]) -> T:
+        """Tries `work` again for each piece that the ballast gives up, while the disk is full."""
+        while True:
+            try:
+                return work()
+            except DiskFullError:
+                if not self._ballast.give():
+                    raise
+
     @contextmanager
     def _commit(self) -> Iterator[None]:
         """A transaction with the volatile counters in it; all or nothing."""
@@ -362,23 +478,27 @@ class Spool:
                 yield
                 if self._volatile:
                     self._ledger.increase(self._volatile)
-            self._volatile = {}
+                if self._lost:
+                    self._ledger.lose(self._lost)
+            self._volatile, self._lost = {}, {}
             self._flushed_at = time.monotonic()
         except sqlite3.OperationalError as error:
-            if "full" in str(error):
-                raise DiskFullError(f"spool {self.path}: {error}; free some room on its disk") from error
-            raise SpoolError(f"spool {self.path}: {error}") from error
+            raise explained(error, self.path / "spool.sqlite") from error
         except sqlite3.DatabaseError as error:
             raise SpoolError(f"spool {self.path}: {error}; restart to repair it") from error
 
+    def _flush_sometimes(self) -> None:
+        if time.monotonic() - self._flushed_at > _FLUSH_S and not self._closed:
+            self._flush()
+
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
-        if self._volatile:
+        if self._volatile or self._lost:
             try:
                 with self._commit():
                     pass
             except SpoolError as error:
-                _LOG.error("counters not written yet: %s", error)
+                _OFTEN.log(logging.ERROR, "counters_not_written", {"problem": str(error)})
 
     def _usable(self) -> None:
         if self._closed:

@@ -2,7 +2,8 @@
 
 write: tmp/X -> fsync -> rename to samples/ID -> fsync of samples/.  A file is payload, offer (JSON), trailer:
 the payload first, so that an offset of the sample is an offset of the file; the offer, so that the database
-can be rebuilt from the files alone. What is damaged moves to quarantine/, which is bounded.
+can be rebuilt from the files alone. What is damaged moves to quarantine/, what the fleet rejected to
+rejected/; both are bounded.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 1024 * 1024
 MAX_QUARANTINE_FILES = 100
 MAX_QUARANTINE_BYTES = 64 * 1024 * 1024
+MAX_REJECTED_FILES = 1000
+MAX_REJECTED_BYTES = 64 * 1024 * 1024
 
 
 class SampleFiles:
@@ -36,14 +39,19 @@ class SampleFiles:
         self.samples = root / "samples"
         self.tmp = root / "tmp"
         self.quarantine = root / "quarantine"
+        self.rejected = root / "rejected"
         self._max_open = max_open
         self._open: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.RLock()
         try:
-            for folder in (self.samples, self.tmp, self.quarantine):
+            for folder in (self.samples, self.tmp, self.quarantine, self.rejected):
                 folder.mkdir(parents=True, exist_ok=True)
             for left in self.tmp.iterdir():
                 left.unlink()
+            kept = sorted(
+                (file.stat().st_mtime, file.name, file.stat().st_size) for file in self.rejected.iterdir()
+            )
+            self._rejected = OrderedDict((name, size) for _time, name, size in kept)
             self._folder = os.open(self.samples, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise SpoolError(f"spool {root}: {error.strerror}") from error
@@ -96,23 +104,8 @@ class SampleFiles:
 
     def recover(self, name: str) -> Offer | None:
         """The offer behind the payload, where the file is whole and says who it is."""
-        try:
-            with (self.samples / name).open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - _TRAILER.size))
-                length, magic = _TRAILER.unpack(file.read(_TRAILER.size))
-                if magic != MAGIC or length > min(MAX_JSON_BYTES, end - _TRAILER.size):
-                    return None
-                file.seek(end - _TRAILER.size - length)
-                offer = decode(Offer, file.read(length))
-        except (OSError, struct.error, MessageError):
-            return None
-        sound = (
-            offer.id == name
-            and offer.size == end - _TRAILER.size - length
-            and self._intact_file(name, offer.size)
-        )
-        return offer if sound else None
+        offer = _offer_behind(self.samples / name)
+        return offer if offer is not None and self._intact_file(name, offer.size) else None
 
     def remove(self, sample: str) -> None:
         """Deletes a file; one that is gone already is no error."""
@@ -132,6 +125,46 @@ class SampleFiles:
                     file.unlink(missing_ok=True)
         except OSError:
             (self.samples / name).unlink(missing_ok=True)
+
+    def reject(self, sample: str) -> None:
+        """Moves a rejected sample's file to rejected/, and deletes the oldest ones beyond the limits."""
+        self._release(sample)
+        with suppress(FileNotFoundError):
+            (self.samples / sample).rename(self.rejected / sample)
+            self._rejected[sample] = (self.rejected / sample).stat().st_size
+        while len(self._rejected) > MAX_REJECTED_FILES or sum(self._rejected.values()) > MAX_REJECTED_BYTES:
+            self.forget_rejected(next(iter(self._rejected)))
+
+    def rejections(self) -> Iterator[Offer]:
+        """Offers of the rejected samples that are kept, the oldest first; a file without one is removed."""
+        for sample in list(self._rejected):
+            offer = _offer_behind(self.rejected / sample)
+            if offer is None:
+                self.forget_rejected(sample)
+            else:
+                yield offer
+
+    def take_back(self, sample: str) -> int | None:
+        """Moves a rejected sample's file back; its length, or None where there is no whole file."""
+        with suppress(OSError):
+            (self.rejected / sample).rename(self.samples / sample)
+            self._rejected.pop(sample, None)
+            if self.recover(sample) is not None:
+                return self.length(sample)
+            self.isolate(sample)
+        return None
+
+    def forget_rejected(self, sample: str) -> int:
+        """Deletes a rejected sample's file; how many bytes that freed."""
+        size = self._rejected.pop(sample, None)
+        if size is not None:
+            (self.rejected / sample).unlink(missing_ok=True)
+        return size or 0
+
+    @property
+    def oldest_rejected(self) -> str | None:
+        """Of the files that are kept."""
+        return next(iter(self._rejected), None)
 
     def close(self) -> None:
         """Closes handles. Idempotent."""
@@ -172,6 +205,23 @@ class SampleFiles:
         if error.errno in _FULL:
             return DiskFullError(f"no room in {self.samples} for sample {sample}: {error.strerror}")
         return SpoolError(f"spool file {self.samples / sample}: {error.strerror}")
+
+
+def _offer_behind(file_path: Path) -> Offer | None:
+    """The offer behind a file's payload, if both fit the file's name and length; the hash is not checked."""
+    try:
+        with file_path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - _TRAILER.size))
+            length, magic = _TRAILER.unpack(file.read(_TRAILER.size))
+            if magic != MAGIC or length > min(MAX_JSON_BYTES, end - _TRAILER.size):
+                return None
+            file.seek(end - _TRAILER.size - length)
+            offer = decode(Offer, file.read(length))
+    except (OSError, struct.error, MessageError):
+        return None
+    fits = offer.id == file_path.name and offer.size == end - _TRAILER.size - length
+    return offer if fits else None
 
 
 def _intact(handle: int, sample: str, total: int) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from misfire_runtime.messages import Declined, Offer, Rejected, Stored
+from misfire_runtime import clock
+from misfire_runtime.messages import MAX_TEXT, Declined, Offer, Rejected, Stored
 
 AGEING = 500
 MAX_SETTLED = 200_000
@@ -21,6 +22,18 @@ MAX_SETTLED = 200_000
 _COUNTER_OF = {"damaged": "rejected"}
 _RETURNS = ("evicted", "damaged")
 """A sample that ended so may be captured again."""
+WAVE = 10
+"""So many samples rejected in a row, with none `stored` between, are taken for a fault of the fleet."""
+_STREAK = "rejected_in_a_row"
+_MAX_LOST_REASONS = 32
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why samples are not offered any more, and since when (seconds since 1970)."""
+
+    reason: str
+    since: float
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,8 @@ class Ledger:
         """True for what is pending, or was settled in a way that lasts."""
         if self.size_of(sample) is not None:
             return True
-        row = self._sql.execute("SELECT verdict FROM settled WHERE id = ?", (sample,)).fetchone()
-        return row is not None and row[0] not in _RETURNS
+        verdict = self.verdict_of(sample)
+        return verdict is not None and verdict not in _RETURNS
 
     def size_of(self, sample: str) -> int | None:
         """Of the payload of a pending sample."""
@@ -85,14 +98,29 @@ class Ledger:
         if self.knows(offer.id):
             return False
         self._sql.execute("DELETE FROM settled WHERE id = ?", (offer.id,))
+        self._insert(offer, disk=disk, priority=priority, value=value, text=text)
+        self.increase({"captured": 1})
+        return True
+
+    def offer_again(self, offer: Offer, *, disk: int, value: float, text: bytes) -> bool:
+        """Makes a rejected sample pending again; False if it is not booked as rejected.
+
+        Its old verdict is remembered: a sample that is rejected again does not count towards a wave.
+        """
+        if self.size_of(offer.id) is not None or self.verdict_of(offer.id) != "rejected":
+            return False
+        self._insert(offer, disk=disk, priority=offer.priority, value=value, text=text)
+        self.increase({"rejected": -1})
+        self._book("offered again", "was rejected", offer.size)
+        return True
+
+    def _insert(self, offer: Offer, *, disk: int, priority: int, value: float, text: bytes) -> None:
         self._sql.execute(
             "INSERT INTO samples (id, size, disk, priority, value, rank, offer) VALUES (?, ?, ?, ?, ?, 0, ?)",
             (offer.id, offer.size, disk, priority, value, text.decode()),
         )
         self._sql.execute("UPDATE samples SET rank = priority * ? - seq WHERE id = ?", (AGEING, offer.id))
-        self.increase({"captured": 1})
         self.disk_bytes += disk
-        return True
 
     def refuse(self, offer: Offer, *, reason: str) -> None:
         """Books a newcomer that found no room."""
@@ -104,9 +132,10 @@ class Ledger:
     ) -> list[Stored | Declined | Rejected]:
         """Books verdicts of the fleet, in few statements; returns those that were news.
 
-        `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all.
+        `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all. After
+        a wave of rejections no further one is believed, and the samples stay pending (see Hold).
         """
-        of = {verdict.id: verdict for verdict in reversed(verdicts)}
+        of = self._believed({verdict.id: verdict for verdict in reversed(verdicts)})
         rows = self._sql.execute(
             "DELETE FROM samples WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, size, disk",
             (json.dumps(list(of)),),
@@ -120,6 +149,67 @@ class Ledger:
             ]
         )
         return [*ended, *(verdict for verdict in of.values() if self._corrects(verdict))]
+
+    def _believed(
+        self, verdicts: dict[str, Stored | Declined | Rejected]
+    ) -> dict[str, Stored | Declined | Rejected]:
+        """The verdicts without rejections that come after a wave of them, which begins a hold."""
+        streak = before = self._value(_STREAK)
+        if not streak and not any(isinstance(verdict, Rejected) for verdict in verdicts.values()):
+            return verdicts
+        held = self.hold() is not None
+        kept = dict(verdicts)
+        for verdict in reversed(verdicts.values()):
+            if self.size_of(verdict.id) is None:
+                continue
+            if isinstance(verdict, Stored):
+                streak = 0
+            elif isinstance(verdict, Rejected) and held:
+                del kept[verdict.id]
+            elif isinstance(verdict, Rejected) and self.verdict_of(verdict.id) != "rejected":
+                streak += 1
+                if held := streak >= WAVE:
+                    self._hold(f"{WAVE} samples in a row were rejected, the last: {verdict.reason}")
+        self.increase({_STREAK: streak - before})
+        return kept
+
+    def _hold(self, reason: str) -> None:
+        self._sql.execute("INSERT INTO hold VALUES (?, ?)", (reason[:MAX_TEXT], clock.wall_time()))
+
+    def hold(self) -> Hold | None:
+        """Why nothing is offered; None while samples are offered."""
+        row = self._sql.execute("SELECT reason, since FROM hold").fetchone()
+        return None if row is None else Hold(*row)
+
+    def lift(self) -> None:
+        """Ends the hold; rejections are counted anew."""
+        self._sql.execute("DELETE FROM hold")
+        self.increase({_STREAK: -self._value(_STREAK)})
+
+    def verdict_of(self, sample: str) -> str | None:
+        """How a sample ended last; "damaged" if its file was."""
+        row = self._sql.execute("SELECT verdict FROM settled WHERE id = ?", (sample,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def reason_of(self, sample: str) -> str:
+        """Why a sample was declined, rejected or evicted last; empty if unknown."""
+        row = self._sql.execute("SELECT reason FROM settled WHERE id = ?", (sample,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def lose(self, lost: Mapping[str, int]) -> None:
+        """Adds to the counts of chosen frames that never became samples, by reason."""
+        for reason, count in lost.items():
+            known = self.lost()
+            name = reason if reason in known or len(known) < _MAX_LOST_REASONS - 1 else "other"
+            self._sql.execute(
+                "INSERT INTO account VALUES ('lost', ?, ?, 0) ON CONFLICT (verdict, reason) "
+                "DO UPDATE SET samples = samples + excluded.samples",
+                (name, count),
+            )
+
+    def lost(self) -> dict[str, int]:
+        """Chosen frames that never became samples, by reason."""
+        return dict(self._sql.execute("SELECT reason, samples FROM account WHERE verdict = 'lost'"))
 
     def _corrects(self, verdict: Stored | Declined | Rejected) -> bool:
         if not isinstance(verdict, Stored):
@@ -180,7 +270,8 @@ class Ledger:
 
     def counters(self) -> dict[str, int]:
         """All, with `pending` from the rows."""
-        values = dict(self._sql.execute("SELECT name, value FROM counters WHERE name != 'session'"))
+        own = ("session", _STREAK)
+        values = dict(self._sql.execute("SELECT name, value FROM counters WHERE name NOT IN (?, ?)", own))
         values["pending"] = int(self._sql.execute("SELECT count(*) FROM samples").fetchone()[0])
         return values
 
@@ -189,6 +280,11 @@ class Ledger:
         return self._sql.execute(
             "SELECT verdict, reason, samples, bytes FROM account ORDER BY 1, 2"
         ).fetchall()
+
+    def reuse_log(self) -> None:
+        """Folds the WAL into the database, so that the next commit overwrites it and needs no room."""
+        with suppress(sqlite3.OperationalError):
+            self._sql.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
     def empty(self) -> bool:
         """True where nothing is pending."""
@@ -206,8 +302,9 @@ class Ledger:
         if not ends:
             return
         cursor = self._sql.execute(
-            "INSERT OR REPLACE INTO settled (id, verdict, size) SELECT json_extract(value, '$[0]'), "
-            "json_extract(value, '$[2]'), json_extract(value, '$[1]') FROM json_each(?)",
+            "INSERT OR REPLACE INTO settled (id, verdict, size, reason) SELECT json_extract(value, '$[0]'), "
+            "json_extract(value, '$[2]'), json_extract(value, '$[1]'), json_extract(value, '$[3]') "
+            "FROM json_each(?)",
             (json.dumps(ends),),
         )
         last = cursor.lastrowid or 0

@@ -6,11 +6,12 @@ what a call said is true after a power cut.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from misfire_runtime.errors import SpoolError
+from misfire_runtime.errors import DiskFullError, SpoolError
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -43,7 +44,13 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (verdict, reason)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE settled ADD COLUMN reason TEXT NOT NULL DEFAULT '';
+    CREATE TABLE hold (reason TEXT NOT NULL, since REAL NOT NULL);
+    """,
 )
+_LEAST_BYTES = 64 * 1024
+"""With less on the disk, SQLite's "disk I/O error" means that its files could not grow."""
 
 
 class DamagedDatabaseError(SpoolError):
@@ -53,8 +60,8 @@ class DamagedDatabaseError(SpoolError):
 def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Connection:
     """Opens and migrates; the caller serialises its use.
 
-    Raises DamagedDatabaseError where the file is not sound, SpoolError where a newer version made it or it
-    cannot be opened.
+    Raises DamagedDatabaseError where the file is not sound, DiskFullError where the disk has no room to open
+    it, SpoolError where a newer version made it or it cannot be opened.
     """
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
@@ -69,12 +76,24 @@ def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Co
     except sqlite3.DatabaseError as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError):
-            raise SpoolError(f"spool database {path}: {error}") from error
+            raise explained(error, path) from error
         raise DamagedDatabaseError(f"spool database {path}: {error}") from error
     except SpoolError:
         connection.close()
         raise
     return connection
+
+
+def explained(error: sqlite3.OperationalError, path: Path) -> SpoolError:
+    """DiskFullError if the disk has no room, else SpoolError."""
+    if "full" in str(error) or ("I/O" in str(error) and _free_bytes(path.parent) < _LEAST_BYTES):
+        return DiskFullError(f"spool {path.parent}: no room on its disk ({error}); free some")
+    return SpoolError(f"spool {path.parent}: {error}")
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

@@ -91,7 +91,7 @@ class VehicleMetrics(Collector):
         for name, text, counts in (
             ("misfire_chosen", "Samples spooled, by trigger", stats.chosen),
             ("misfire_suppressed", "Firings not taken, by reason", vehicle.chooser.suppressed),
-            ("misfire_lost", "Chosen frames that did not reach the spool, by reason", stats.lost),
+            ("misfire_lost", "Chosen frames that did not reach the spool, by reason", self._counters().lost),
             ("misfire_refused_scores", "Scores that were not finite, by score", stats.refused_scores),
         ):
             family = CounterMetricFamily(name, text, labels=["kind"])
@@ -111,7 +111,7 @@ class VehicleMetrics(Collector):
         yield from self._sources()
 
     def _books(self) -> Iterator[Metric]:
-        for name, value in self._counters().model_dump().items():
+        for name, value in self._counters().model_dump(exclude={"lost"}).items():
             kind = GaugeMetricFamily if name == "pending" else CounterMetricFamily
             yield kind(f"misfire_{name}", f"{name} since the spool was made", value)
 

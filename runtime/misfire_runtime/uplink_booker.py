@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from misfire_runtime.errors import SpoolError
+from misfire_runtime.logs import Throttle
 from misfire_runtime.spool import Spool, Terminal
 
 _LOG = logging.getLogger(__name__)
+_OFTEN = Throttle(_LOG)
 _MAX_GROUP = 256
 
 
@@ -79,9 +81,8 @@ class Booker:
             self._spool.count(bytes_sent=sent)
             news = self._spool.settle_many(verdicts)
         except SpoolError as error:
-            _LOG.error(
-                "verdicts_not_booked", extra={"fields": {"count": len(verdicts), "problem": str(error)}}
-            )
+            fields = {"count": len(verdicts), "problem": str(error)}
+            _OFTEN.log(logging.ERROR, "verdicts_not_booked", fields, key=type(error).__name__)
             self._results.put(Booked(verdicts, None))
         except Exception:  # noqa: BLE001  (a dead thread would leave every later verdict unbooked)
             _LOG.exception("verdicts_not_booked", extra={"fields": {"count": len(verdicts)}})

@@ -123,7 +123,11 @@ class Machine:
         self._acked_chunks = 0
         self._token_wait = math.inf
         self.ignored = 0
+        self.small_chunks = 0
+        """`send`s that were ignored because they asked for less than MIN_CHUNK_BYTES at a time."""
         self.reoffers = 0
+        self.offering = True
+        """False stops offers; transfers that are under way go on, and verdicts count."""
 
     # ---- what the shell asks
 
@@ -133,8 +137,8 @@ class Machine:
         return self._flights.keys()
 
     def wanted(self) -> int:
-        """How many more samples the window takes; 0 while offline or while the link is closed."""
-        if not self._connected or self._bucket.rate <= 0:
+        """How many more samples the window takes; 0 while offline, held, or while the link is closed."""
+        if not self._connected or not self.offering or self._bucket.rate <= 0:
             return 0
         flying = [f for f in self._flights.values() if f.phase is not Phase.SETTLING]
         if sum(f.size for f in flying) >= 2 * self._byte_window():
@@ -250,6 +254,8 @@ class Machine:
         return todo
 
     def _offers(self, now: float) -> Iterable[Action]:
+        if not self.offering:
+            return
         for flight in list(self._flights.values()):
             if flight.phase is not Phase.NEW:
                 continue
@@ -321,6 +327,11 @@ class Machine:
     def _send(self, flight: Flight, verdict: Send, now: float) -> None:
         if flight.phase is Phase.SETTLING or verdict.offset > flight.size or not self._connected:
             self.ignored += 1
+            return
+        if verdict.chunk_bytes < min(MIN_CHUNK_BYTES, flight.size):
+            # Each chunk costs a topic and an acknowledgement: the link would carry little else.
+            self.ignored += 1
+            self.small_chunks += 1
             return
         if flight.phase in (Phase.READY, Phase.SENDING, Phase.SENT) and not self._believed(
             flight, verdict, now

@@ -188,6 +188,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.samples: dict[str, tuple[bytes, Offer]] = {}
         self.counted: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
         self.full = False
         self.slow_s = 0.0
 
@@ -205,8 +206,12 @@ class MemoryStore:
     def count(self, **increments: int) -> None:
         self.counted.update(increments)
 
+    def lose(self, reason: str, samples: int) -> None:
+        self.lost[reason] += samples
+
     def counters(self) -> Counters:
-        return Counters(captured=len(self.samples), pending=len(self.samples), **self.counted)
+        kept = len(self.samples)
+        return Counters(captured=kept, pending=kept, lost=dict(self.lost), **self.counted)
 
     @property
     def offers(self) -> list[Offer]:

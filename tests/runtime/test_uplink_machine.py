@@ -42,7 +42,7 @@ FAST = UplinkSettings(
 
 
 def payload_of(number: int) -> bytes:
-    return random.Random(number).randbytes(100 + 400 * (number % 5))
+    return random.Random(number).randbytes(100 + 1400 * (number % 4))
 
 
 def offer_of(payload: bytes, priority: int = 5, wall: float = 1.0) -> Offer:
@@ -79,20 +79,20 @@ class Fleet:
             return [(Declined if self.mood == "declining" else Rejected)(id=sample, reason=self.mood)]
         self._sizes[sample] = size
         part = self._partial.setdefault((collector, sample), bytearray())
-        return [Send(id=sample, collector=collector, offset=len(part), chunk_bytes=300)]
+        return [Send(id=sample, collector=collector, offset=len(part), chunk_bytes=1024)]
 
     def hear_chunk(self, sample: str, collector: str, offset: int, data: bytes) -> list[Verdict]:
         part = self._partial.get((collector, sample))
         if part is None or sample in self.stored:
             return []
         if offset > len(part):
-            return [Send(id=sample, collector=collector, offset=len(part), chunk_bytes=300)]
+            return [Send(id=sample, collector=collector, offset=len(part), chunk_bytes=1024)]
         part[offset:] = data if offset + len(data) > len(part) else part[offset:]
         if len(part) < self._sizes[sample]:
             return []
         del self._partial[(collector, sample)]
         if hashlib.sha256(part).hexdigest() != sample:
-            return [Send(id=sample, collector=collector, offset=0, chunk_bytes=300)]
+            return [Send(id=sample, collector=collector, offset=0, chunk_bytes=1024)]
         self.stored[sample] = bytes(part)
         self.times_stored += 1
         return [Stored(id=sample)]
@@ -311,25 +311,55 @@ def chunks(actions: list[Action]) -> list[PublishChunk]:
 def test_resumes_at_the_offset_the_collector_names() -> None:
     m = machine()
     m.connected(0.0)
-    m.supply([pending(1, 1000)], 0.0)
+    m.supply([pending(1, 4000)], 0.0)
     (offer,) = m.actions(0.0)
     assert isinstance(offer, PublishOffer)
-    m.replied([Send(id=offer.id, collector="c", offset=600, chunk_bytes=250)], 0.1)
-    assert [(c.offset, c.size) for c in chunks(m.actions(0.1))] == [(600, 250), (850, 150)]
+    m.replied([Send(id=offer.id, collector="c", offset=2400, chunk_bytes=1100)], 0.1)
+    assert [(c.offset, c.size) for c in chunks(m.actions(0.1))] == [(2400, 1100), (3500, 500)]
 
 
 def test_a_repeated_send_is_not_obeyed_twice_but_a_gap_is() -> None:
     m = machine()
     m.connected(0.0)
-    m.supply([pending(1, 900)], 0.0)
+    m.supply([pending(1, 3000)], 0.0)
     m.actions(0.0)
-    send = Send(id=f"{1:064x}", collector="c", offset=0, chunk_bytes=300)
+    send = Send(id=f"{1:064x}", collector="c", offset=0, chunk_bytes=1024)
     m.replied([send, send], 0.1)
     assert len(chunks(m.actions(0.1))) == 3
     m.replied([send], 0.2)
     assert not chunks(m.actions(0.2))
-    m.replied([Send(id=send.id, collector="c", offset=300, chunk_bytes=300)], 0.3)
-    assert [c.offset for c in chunks(m.actions(0.3))] == [300, 600]
+    m.replied([Send(id=send.id, collector="c", offset=1024, chunk_bytes=1024)], 0.3)
+    assert [c.offset for c in chunks(m.actions(0.3))] == [1024, 2048]
+
+
+def test_a_send_for_tiny_chunks_is_ignored_unless_the_sample_is_tiny() -> None:
+    m = machine()
+    m.connected(0.0)
+    m.supply([pending(1, 3000), pending(2, 500)], 0.0)
+    large, small = (a.id for a in m.actions(0.0))  # type: ignore[union-attr]
+    m.replied([Send(id=large, collector="thief", offset=0, chunk_bytes=1)], 0.1)
+    m.replied([Send(id=large, collector="thief", offset=1900, chunk_bytes=1023)], 0.1)
+    assert chunks(m.actions(0.1)) == [] and (m.ignored, m.small_chunks) == (2, 2)
+    m.replied([Send(id=small, collector="c", offset=0, chunk_bytes=500)], 0.2)
+    assert [c.size for c in chunks(m.actions(0.2))] == [500]
+    m.replied([Send(id=large, collector="c", offset=0, chunk_bytes=1024)], 0.3)
+    assert chunks(m.actions(0.3))[0].size == 1024
+
+
+def test_while_held_nothing_is_offered_but_transfers_go_on() -> None:
+    m = machine()
+    m.connected(0.0)
+    m.supply([pending(1, 2000), pending(2, 2000)], 0.0)
+    first, second = (a.id for a in m.actions(0.0))  # type: ignore[union-attr]
+    m.replied([Send(id=first, collector="c", offset=0, chunk_bytes=2000)], 0.1)
+    m.offering = False
+    assert m.wanted() == 0
+    assert [c.id for c in chunks(m.actions(0.1))] == [first]
+    m.disconnected(0.2)
+    m.connected(0.2)
+    assert m.actions(0.2) == []
+    m.offering = True
+    assert [a.id for a in m.actions(0.3)] == [first, second]  # type: ignore[union-attr]
 
 
 def test_offers_again_by_timer_and_ever_more_patiently() -> None:
@@ -361,7 +391,7 @@ def test_the_byte_window_bounds_what_is_sent_but_one_sample_always_goes() -> Non
     m.connected(0.0)
     m.supply([pending(n, 3000) for n in range(3)], 0.0)
     ids = [a.id for a in m.actions(0.0)]  # type: ignore[union-attr]
-    m.replied([Send(id=i, collector="c", offset=0, chunk_bytes=1000) for i in ids], 0.0)
+    m.replied([Send(id=i, collector="c", offset=0, chunk_bytes=1024) for i in ids], 0.0)
     assert {c.id for c in chunks(m.actions(0.0))} == {ids[0]}
     m.replied([Stored(id=ids[0])], 0.1)
     assert {c.id for c in chunks(m.actions(0.1))} == {ids[1]}
@@ -379,7 +409,7 @@ def test_sends_no_faster_than_the_bucket_and_nothing_while_it_is_closed() -> Non
     m = machine(rate=1000.0)
     m.connected(0.0)
     m.supply([pending(1, 50_000)], 0.0)
-    m.replied([Send(id=f"{1:064x}", collector="c", offset=0, chunk_bytes=500)], 0.0)
+    m.replied([Send(id=f"{1:064x}", collector="c", offset=0, chunk_bytes=1024)], 0.0)
     sent, now = 0, 0.0
     while now < 20.0:
         for action in m.actions(now):
@@ -388,7 +418,7 @@ def test_sends_no_faster_than_the_bucket_and_nothing_while_it_is_closed() -> Non
                 m.acked(action.token, now)
             elif isinstance(action, PublishOffer):
                 m.acked(action.token, now)
-                m.replied([Send(id=action.id, collector="c", offset=sent, chunk_bytes=500)], now)
+                m.replied([Send(id=action.id, collector="c", offset=sent, chunk_bytes=1024)], now)
         now = max(now + 0.05, min(m.wake_at(now), now + 0.5))
     assert 10_000 < sent < 22_000
     closed = machine(rate=0.0)
