@@ -18,6 +18,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import TypeVar
 
 from misfire_runtime.errors import DiskFullError, SpoolError
 from misfire_runtime.logs import Throttle
-from misfire_runtime.messages import Counters, Declined, Offer, Rejected, Stored, encode
+from misfire_runtime.messages import MAX_KEY, Counters, Declined, Offer, Rejected, Stored, encode
 from misfire_runtime.spool_ballast import Ballast
 from misfire_runtime.spool_files import SampleFiles
 from misfire_runtime.spool_ledger import Hold, Ledger, Row
@@ -37,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 _OFTEN = Throttle(_LOG)
 MIB = 1024 * 1024
 _FLUSH_S = 2.0
+_MAX_LOST_REASONS = 32
 RESUME = "resume"
 """A file of this name in the spool's folder asks the process that has the spool open to resume."""
 T = TypeVar("T")
@@ -87,7 +89,8 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self._volatile: dict[str, int] = {}
-        self._lost: dict[str, int] = {}
+        self._lost: Counter[str] = Counter()
+        self._lost_unwritten: Counter[str] = Counter()
         self._hold: Hold | None = None
         self._ballast = Ballast(self.path / "ballast")
         self._flushed_at = time.monotonic()
@@ -248,7 +251,10 @@ class Spool:
     def lose(self, reason: str, samples: int = 1) -> None:
         """Counts chosen frames that never became samples, by reason; durable as what `count` counts."""
         with self._lock:
-            self._lost[reason] = self._lost.get(reason, 0) + samples
+            known = reason in self._lost or len(self._lost) < _MAX_LOST_REASONS - 1
+            name = reason[:MAX_KEY] if known else "other"
+            self._lost[name] += samples
+            self._lost_unwritten[name] += samples
             self._flush_sometimes()
 
     def count(self, **increments: int) -> None:
@@ -272,10 +278,7 @@ class Spool:
             values = self._ledger.counters()
             for name, value in self._volatile.items():
                 values[name] = values.get(name, 0) + value
-            lost = self._ledger.lost()
-            for reason, samples in self._lost.items():
-                lost[reason] = lost.get(reason, 0) + samples
-        return Counters(**values, lost=lost)
+            return Counters(**values, lost=dict(self._lost))
 
     def account(self) -> list[AccountLine]:
         """Why samples were declined, rejected or evicted, how many and how large."""
@@ -356,7 +359,7 @@ class Spool:
         try:
             self._repair(adopt=rebuilt)
             self._session = self._book(self._ledger.begin_session)
-            self._hold = self._ledger.hold()
+            self._hold, self._lost = self._ledger.hold(), Counter(self._ledger.lost())
             self._ballast.fill(reserve_bytes=self.reserve_bytes)
             self.resume_if_asked()
         except BaseException:
@@ -478,9 +481,9 @@ class Spool:
                 yield
                 if self._volatile:
                     self._ledger.increase(self._volatile)
-                if self._lost:
-                    self._ledger.lose(self._lost)
-            self._volatile, self._lost = {}, {}
+                if self._lost_unwritten:
+                    self._ledger.lose(self._lost_unwritten)
+            self._volatile, self._lost_unwritten = {}, Counter()
             self._flushed_at = time.monotonic()
         except sqlite3.OperationalError as error:
             raise explained(error, self.path / "spool.sqlite") from error
@@ -493,7 +496,7 @@ class Spool:
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
-        if self._volatile or self._lost:
+        if self._volatile or self._lost_unwritten:
             try:
                 with self._commit():
                     pass

@@ -25,7 +25,6 @@ _RETURNS = ("evicted", "damaged")
 WAVE = 10
 """So many samples rejected in a row, with none `stored` between, are taken for a fault of the fleet."""
 _STREAK = "rejected_in_a_row"
-_MAX_LOST_REASONS = 32
 
 
 @dataclass(frozen=True)
@@ -198,14 +197,11 @@ class Ledger:
 
     def lose(self, lost: Mapping[str, int]) -> None:
         """Adds to the counts of chosen frames that never became samples, by reason."""
-        for reason, count in lost.items():
-            known = self.lost()
-            name = reason if reason in known or len(known) < _MAX_LOST_REASONS - 1 else "other"
-            self._sql.execute(
-                "INSERT INTO account VALUES ('lost', ?, ?, 0) ON CONFLICT (verdict, reason) "
-                "DO UPDATE SET samples = samples + excluded.samples",
-                (name, count),
-            )
+        self._sql.executemany(
+            "INSERT INTO account VALUES ('lost', ?, ?, 0) ON CONFLICT (verdict, reason) "
+            "DO UPDATE SET samples = samples + excluded.samples",
+            list(lost.items()),
+        )
 
     def lost(self) -> dict[str, int]:
         """Chosen frames that never became samples, by reason."""

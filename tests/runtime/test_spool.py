@@ -20,8 +20,19 @@ from tests.services import missing, need_root
 
 from misfire_runtime import spool_files
 from misfire_runtime.errors import DiskFullError, SpoolError
-from misfire_runtime.messages import Clock, Counters, Declined, Offer, Rejected, Stored, Trigger
-from misfire_runtime.spool import Spool
+from misfire_runtime.messages import (
+    Clock,
+    Counters,
+    Declined,
+    Offer,
+    Rejected,
+    Stored,
+    Trigger,
+    decode,
+    encode,
+)
+from misfire_runtime.spool import RESUME, Spool
+from misfire_runtime.spool_ballast import BALLAST_BYTES
 from misfire_runtime.spool_files import SampleFiles
 from misfire_runtime.spool_schema import MIGRATIONS, connect
 
@@ -358,6 +369,27 @@ def test_killed_at_every_line_of_adding_it_has_the_sample_whole_or_not_at_all(fo
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_at_every_line_of_rejecting_and_resuming_the_sample_is_still_there(folder: Path) -> None:
+    sample = offer_of(payload_of(1, 2000)).id
+
+    def act(spool: Spool) -> None:
+        if spool.counters().pending:
+            spool.settle(sample, Rejected(id=sample, reason="r"))
+        else:
+            spool.resume()
+
+    def check(spool: Spool) -> None:
+        books = spool.counters()
+        assert books.captured == 1 and books.pending + books.rejected == 1
+        assert len(spool.rejected()) == books.rejected
+
+    with Spool(folder, reserve_bytes=0) as spool:
+        put(spool, 1, size=2000)
+    assert _steps_until_survival(folder, act, check) > 20
+    assert _steps_until_survival(folder, act, check) > 20
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_every_line_of_settling_it_has_settled_or_not(folder: Path) -> None:
     def act(spool: Spool) -> None:
         (first,) = spool.next_offers(1)
@@ -378,7 +410,8 @@ def test_killed_at_every_line_of_settling_it_has_settled_or_not(folder: Path) ->
 @given(
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["add", "stored", "declined", "rejected", "late", "reopen"]), st.integers(0, 12)
+            st.sampled_from(["add", "stored", "declined", "rejected", "late", "resume", "reopen"]),
+            st.integers(0, 12),
         ),
         max_size=40,
     )
@@ -398,6 +431,8 @@ def test_the_books_balance_after_any_sequence(
             spool.settle(sample, Declined(id=sample, reason="r"))
         elif step == "rejected":
             spool.settle(sample, Rejected(id=sample, reason="r"))
+        elif step == "resume":
+            spool.resume()
         else:
             spool.close()
             spool = Spool(folder, max_bytes=6_000, reserve_bytes=0)
@@ -435,3 +470,124 @@ def test_a_file_that_cannot_be_deleted_is_settled_all_the_same_and_goes_at_the_n
     with Spool(folder, reserve_bytes=0) as spool:
         assert not (folder / "samples" / sample).exists()
         assert spool.counters().stored == 1 and spool.counters().pending == 0
+
+
+def reject(spool: Spool, *samples: str, reason: str = "not an image") -> int:
+    return len(spool.settle_many([Rejected(id=sample, reason=reason) for sample in samples]))
+
+
+def test_ten_rejections_in_a_row_begin_a_hold_that_survives_a_restart(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, n) for n in range(30)]
+        assert reject(spool, *ids[:6]) == 6
+        assert spool.settle(ids[6], Stored(id=ids[6])) and spool.hold is None
+        assert reject(spool, *ids[7:16]) == 9 and spool.hold is None
+    with Spool(folder, reserve_bytes=0) as spool:
+        assert spool.hold is None
+        assert reject(spool, ids[16], reason="unstorable") == 1
+        assert spool.hold is not None and "unstorable" in spool.hold.reason
+        assert reject(spool, *ids[17:20]) == 0, "no rejection is believed after the wave"
+        assert spool.settle(ids[17], Stored(id=ids[17])), "what the fleet stored is"
+    with Spool(folder, reserve_bytes=0) as spool:
+        books = spool.counters()
+        assert spool.hold is not None and balanced(books)
+        assert (books.rejected, books.stored, books.pending) == (16, 2, 12)
+        assert len(list((folder / "samples").iterdir())) == 12
+
+
+def test_a_wave_within_one_reply_costs_no_more_than_a_wave(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, n) for n in range(40)]
+        assert reject(spool, *ids) == 10
+        assert spool.counters().pending == 30 and balanced(spool.counters())
+
+
+def test_resuming_offers_the_rejected_samples_again_byte_for_byte(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, n) for n in range(12)]
+        reject(spool, *ids, reason="unstorable")
+        assert [(kept.id, kept.reason) for kept in spool.rejected()] == [(i, "unstorable") for i in ids[:10]]
+        assert spool.resume() == 10
+        books = spool.counters()
+        assert spool.hold is None and spool.rejected() == [] and balanced(books)
+        assert (books.captured, books.pending, books.rejected) == (12, 12, 0)
+        assert {p.id for p in spool.next_offers(20)} == set(ids)
+        assert all(spool.read(sample, 0, 1000) == payload_of(n) for n, sample in enumerate(ids))
+    with Spool(folder, reserve_bytes=0) as spool:
+        assert len(spool.settle_many([Stored(id=sample) for sample in ids])) == 12
+        assert spool.counters().stored == 12 and balanced(spool.counters())
+
+
+def test_samples_that_are_rejected_again_do_not_begin_another_hold(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, n) for n in range(10)]
+        reject(spool, *ids)
+        spool.resume()
+        assert reject(spool, *ids) == 10
+        assert spool.hold is None and balanced(spool.counters())
+        assert len(spool.rejected()) == 10, "and are still there"
+
+
+def test_another_process_asks_the_one_that_has_the_spool_open_to_resume(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        reject(spool, *[put(spool, n) for n in range(10)])
+        assert not spool.resume_if_asked()
+        (folder / RESUME).touch()
+        assert spool.resume_if_asked() and spool.hold is None and not (folder / RESUME).exists()
+
+
+def test_rejected_files_are_bounded_and_the_oldest_go_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_files, "MAX_REJECTED_BYTES", 6000)
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, n) for n in range(9)]
+        reject(spool, *ids)
+        kept = [sample.id for sample in spool.rejected()]
+        assert kept == ids[-len(kept) :] and 0 < len(kept) < 9
+        assert spool.resume() == len(kept) and balanced(spool.counters())
+
+
+def test_a_rejected_sample_that_the_fleet_has_after_all_is_booked_as_stored(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        sample = put(spool, 1)
+        reject(spool, sample)
+        assert spool.settle(sample, Stored(id=sample))
+        assert spool.rejected() == [] and balanced(spool.counters()) and spool.counters().stored == 1
+
+
+def test_a_rejected_sample_whose_file_was_not_moved_yet_is_kept_by_the_next_start(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        sample = put(spool, 1)
+        reject(spool, sample)
+    (folder / "rejected" / sample).rename(folder / "samples" / sample)
+    with Spool(folder, reserve_bytes=0) as spool:
+        assert [kept.id for kept in spool.rejected()] == [sample]
+        assert spool.counters().rejected == 1 and balanced(spool.counters())
+
+
+def test_what_is_lost_is_counted_by_reason_and_survives_restarts(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        spool.lose("disk full")
+        spool.lose("queue full", 3)
+        assert spool.counters().lost == {"disk full": 1, "queue full": 3}
+    with Spool(folder, reserve_bytes=0) as spool:
+        spool.lose("disk full", 2)
+        for number in range(1000):
+            spool.lose(f"reason {number}")
+        lost = spool.counters().lost
+        assert lost["disk full"] == 3 and decode(Counters, encode(spool.counters())).lost == lost
+    with Spool(folder, reserve_bytes=0) as spool:
+        lost = spool.counters().lost
+        assert sum(lost.values()) == 1006 and len(lost) <= 32 and lost["other"] > 900
+
+
+def test_the_ballast_comes_back_when_the_disk_has_room(folder: Path) -> None:
+    ballast = folder / "ballast"
+    with Spool(folder, reserve_bytes=0):
+        assert ballast.stat().st_size == BALLAST_BYTES
+    ballast.unlink()
+    with Spool(folder, reserve_bytes=1 << 60):
+        assert not ballast.exists(), "it never takes what is reserved for others"
+    with Spool(folder, reserve_bytes=0):
+        assert ballast.stat().st_size == BALLAST_BYTES
