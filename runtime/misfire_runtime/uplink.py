@@ -8,6 +8,7 @@ meet the spool and the rest of the vehicle. Nothing is lost when this thread, or
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import secrets
@@ -19,10 +20,13 @@ from collections.abc import Callable
 from misfire_runtime import __version__, clock
 from misfire_runtime.backoff import full_jitter
 from misfire_runtime.bandwidth import Bandwidth, TokenBucket
+from misfire_runtime.certificates import name_problem
 from misfire_runtime.errors import MessageError, MisfireError, SpoolError
+from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import (
     Declined,
     Desired,
+    Rejected,
     Reply,
     Reported,
     State,
@@ -34,8 +38,16 @@ from misfire_runtime.messages import (
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink_booker import Booker
 from misfire_runtime.uplink_client import BrokerConfig, make_client
-from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
-from misfire_runtime.uplink_machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
+from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Receipt, Will
+from misfire_runtime.uplink_machine import (
+    MIN_CHUNK_BYTES,
+    Action,
+    Machine,
+    PublishChunk,
+    PublishOffer,
+    Reconnect,
+    Settle,
+)
 from misfire_runtime.uplink_settings import UplinkSettings
 from misfire_runtime.uplink_side import DesiredWorker, Identity, fit_offer, offer_attributes
 from misfire_runtime.waking import Waking
@@ -43,6 +55,12 @@ from misfire_runtime.waking import Waking
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
 
 _LOG = logging.getLogger(__name__)
+_OFTEN = Throttle(_LOG)
+_CONNECTIONS = Throttle(_LOG, burst=5)
+_REJECTIONS = Throttle(_LOG, burst=20)
+_BRIEF_S = 5.0
+_BRIEF_SESSIONS = 3
+"""So many connections in a row that end within seconds, with nothing acknowledged, are no accident."""
 _MAX_WAIT_S = 1.0
 _MAX_MESSAGE_BYTES = 128 * 1024
 """Of what a vehicle accepts."""
@@ -102,6 +120,10 @@ class Uplink:
         self._seen_version = -1
         self._rate_checked_at = float("-inf")
         self._failures = 0
+        self._brief = 0
+        self._problem: str | None = None
+        self._reached = self._answered = False
+        self._name_problem = _name_problem(broker, vehicle)
         self._online = threading.Event()
         self._thread: threading.Thread | None = None
         self.connects = 0
@@ -118,6 +140,15 @@ class Uplink:
     def clones(self) -> tuple[str, ...]:
         """Boot ids of other machines that spoke as this vehicle."""
         return self._identity.clones
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing gets through to the fleet, in words; None if the last message did, as far as is known.
+
+        A broker may drop in silence what it does not allow, so a wrong name in the certificate counts until a
+        collector has answered.
+        """
+        return self._problem or (None if self._answered else self._name_problem)
 
     def wait_online(self, timeout_s: float) -> bool:
         """Waits until connected; False after `timeout_s`."""
@@ -141,7 +172,7 @@ class Uplink:
             self._desired.close()
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits until nothing is pending; False after `timeout_s`."""
+        """Waits until nothing is pending; False after `timeout_s`. It never is while the spool holds."""
         return self._spool.wait_empty(timeout_s)
 
     def publish_reported(self, reported: Reported) -> None:
@@ -177,11 +208,14 @@ class Uplink:
 
     def run(self) -> None:
         """Connects, carries, connects again, until the stop event."""
+        if self._name_problem is not None:
+            _LOG.warning("certificate_name", extra={"fields": {"problem": self._name_problem}})
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 self._session()
             except MisfireError as error:
-                _LOG.warning("uplink_down", extra={"fields": {"problem": str(error)}})
+                self._down(str(error), lasted_s=time.monotonic() - began)
             if not self._stop.is_set():
                 wait_s = full_jitter(
                     self._failures,
@@ -195,7 +229,20 @@ class Uplink:
         self._booked()
         self._waking.close()
 
+    def _down(self, problem: str, *, lasted_s: float) -> None:
+        self._brief = self._brief + 1 if self._reached and lasted_s < _BRIEF_S else 0
+        if self._brief >= _BRIEF_SESSIONS:
+            problem = (
+                f"{problem}; it does so each time, right after this vehicle's first messages: its access "
+            )
+            problem += f"rules may not allow topics of {self._topics.base}"
+            if self._name_problem is not None:
+                problem += f"; {self._name_problem}"
+        self._problem = problem
+        _OFTEN.log(logging.WARNING, "uplink_down", {"problem": problem}, key=problem)
+
     def _session(self) -> None:
+        self._reached = False
         death = encode(self._birth.model_copy(update={"online": False}))
         connection = Connection(
             self._broker,
@@ -225,19 +272,19 @@ class Uplink:
 
     def _up(self, connection: Connection) -> None:
         self.connects += 1
+        self._reached = True
         self._machine.connected(time.monotonic(), packet_limit=connection.packet_limit)
         connection.publish(self._topics.state, encode(self._birth), retain=True)
         self._seen_version = -1
         self._online.set()
-        _LOG.info(
-            "uplink_up",
-            extra={"fields": {"broker": self._broker.url, "pending": self._spool.counters().pending}},
-        )
+        fields = {"broker": self._broker.url, "pending": self._spool.counters().pending}
+        _CONNECTIONS.log(logging.INFO, "uplink_up", fields)
 
     def _step(self, connection: Connection) -> None:
         """Waits for something to happen, then does all that follows from it."""
         now = time.monotonic()
         self._limit(now)
+        self._watch_hold()
         self._supply(now)
         for action in self._machine.actions(now):
             self._perform(connection, action, now)
@@ -247,6 +294,7 @@ class Uplink:
         now = time.monotonic()
         for receipt in connection.receipts:
             token = self._tokens.pop(receipt.mid, None)
+            self._note(receipt)
             if token is not None:
                 self._failures = 0
                 (self._machine.acked if receipt.accepted else self._machine.refused)(token, now)
@@ -257,6 +305,29 @@ class Uplink:
         while self._outbox:
             topic, payload, qos, retain = self._outbox.popleft()
             connection.publish(topic, payload, qos=qos, retain=retain)
+
+    def _note(self, receipt: Receipt) -> None:
+        """Remembers whether messages get through."""
+        if receipt.accepted:
+            self._problem, self._brief = None, 0
+            return
+        self._problem = f"{self._broker.url}: the broker refuses this vehicle's messages: {receipt.reason}"
+        if self._name_problem is not None:
+            self._problem += f"; {self._name_problem}"
+        _OFTEN.log(logging.WARNING, "publish_refused", {"problem": self._problem}, key=receipt.reason)
+
+    def _watch_hold(self) -> None:
+        """Offers nothing while the spool holds; a request to end that may come from another process."""
+        try:
+            if self._spool.hold is not None:
+                self._spool.resume_if_asked()
+        except SpoolError as error:
+            _OFTEN.log(logging.ERROR, "resume_failed", {"problem": str(error)})
+        hold = self._spool.hold
+        if self._machine.offering and hold is not None:
+            since = clock.utc_text(hold.since)
+            _LOG.error("uploads_held", extra={"fields": {"reason": hold.reason, "since": since}})
+        self._machine.offering = hold is None
 
     def _timeout(self, now: float) -> float:
         return max(0.0, min(self._machine.wake_at(now) - now, _MAX_WAIT_S))
@@ -303,7 +374,8 @@ class Uplink:
         try:
             data = self._spool.read(action.id, action.offset, action.size, total=action.total)
         except SpoolError as error:
-            _LOG.error("sample_unreadable", extra={"fields": {"sample": action.id, "problem": str(error)}})
+            fields = {"sample": action.id, "problem": str(error)}
+            _OFTEN.log(logging.ERROR, "sample_unreadable", fields, key=type(error).__name__)
             self._machine.refused(action.token, time.monotonic())
             return
         if data is None:
@@ -322,16 +394,17 @@ class Uplink:
                 self._machine.unsettled(ids, time.monotonic())
                 continue
             self._machine.settled(ids)
-            for sample in ids:
-                self._offers.pop(sample, None)
+            offers = {sample: self._offers.pop(sample, b"") for sample in ids}
             for verdict in booked.news:
+                if isinstance(verdict, Rejected):
+                    _log_rejection(verdict, offers[verdict.id])
                 if isinstance(verdict, Declined) and self._on_declined is not None:
                     self._on_declined(verdict.id)
 
     def _take(self, connection: Connection, message: Arrived, now: float) -> None:
         try:
             if message.topic == self._topics.reply and not message.retained:
-                self._machine.replied(decode(Reply, message.payload).verdicts, now)
+                self._replied(decode(Reply, message.payload), now)
             elif message.topic == self._topics.desired and self._desired is not None and message.payload:
                 self._desired.put(decode(Desired, message.payload))
             elif message.topic == self._topics.state and message.payload:
@@ -341,7 +414,21 @@ class Uplink:
                 elif self._identity.sees(state):
                     connection.publish(self._topics.state, encode(self._birth), retain=True)
         except MessageError as error:
-            _LOG.warning("message_refused", extra={"fields": {"topic": message.topic, "problem": str(error)}})
+            fields = {"topic": message.topic, "problem": str(error)}
+            _OFTEN.log(logging.WARNING, "message_refused", fields, key=message.topic)
+
+    def _replied(self, reply: Reply, now: float) -> None:
+        self._answered = True
+        before = self._machine.small_chunks
+        self._machine.replied(reply.verdicts, now)
+        if self._machine.small_chunks > before:
+            least = {"least_chunk_bytes": MIN_CHUNK_BYTES, "count": self._machine.small_chunks}
+            _OFTEN.log(logging.WARNING, "send_ignored", least)
+        if reply.offer_again:
+            try:
+                self._spool.resume()
+            except SpoolError as error:
+                _OFTEN.log(logging.ERROR, "resume_failed", {"problem": str(error)})
 
     def _limit(self, now: float) -> None:
         if now - self._rate_checked_at < _MAX_WAIT_S:
@@ -362,3 +449,19 @@ class Uplink:
         self._outbox.append((topic, payload, qos, retain))
         self._waking.wake()
         return True
+
+
+def _name_problem(broker: BrokerConfig, vehicle: str) -> str | None:
+    if broker.cert_file is None:
+        return None
+    try:
+        return name_problem(broker.cert_file, vehicle)
+    except (OSError, ValueError):
+        return None  # TLS says what is wrong with it
+
+
+def _log_rejection(verdict: Rejected, offer: bytes) -> None:
+    """offer: as it was sent; empty if the verdict came when nobody waited for it any more."""
+    trigger = json.loads(offer)["trigger"]["name"] if offer else ""
+    fields = {"reason": verdict.reason, "sample": verdict.id, "trigger": trigger}
+    _REJECTIONS.log(logging.WARNING, "sample_rejected", fields)

@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.uplink_client import BrokerConfig, acknowledge_at_once, make_client
+from misfire_runtime.uplink_errors import closed, in_words, reason_in_words
 from misfire_runtime.uplink_socket import BufferedClient
 
 _LOG = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The broker acknowledged a message, or refused it."""
+    """The broker acknowledged a message, or refused it for a reason."""
 
     mid: int
     accepted: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,14 @@ class Connection:
         self._max_message_bytes = max_message_bytes
         self._failure: str | None = None
         self._granted = False
-        self._accepted = False
+        self._answered = False
         self.taken_over = False
         self.packet_limit: int | None = None
         self.inbox: list[Arrived] = []
         self.receipts: list[Receipt] = []
-        self._client = make_client(broker, client_id=client_id, kind=BufferedClient)
+        client = make_client(broker, client_id=client_id, kind=BufferedClient)
+        assert isinstance(client, BufferedClient)
+        self._client = client
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.on_connect = self._on_connect
@@ -103,7 +107,7 @@ class Connection:
                 properties=self._connect_properties(),
             )
         except (OSError, ValueError) as error:
-            raise LinkError(f"{self._broker.url}: {error}") from error
+            raise LinkError(f"{self._broker.url}: {in_words(error, self._broker)}") from error
         until = time.monotonic() + 2 * self._broker.connect_timeout_s
         while not self._granted:
             left = until - time.monotonic()
@@ -117,7 +121,7 @@ class Connection:
         """Waits for the network, `wake`, or the time, then moves what can be moved."""
         sock: Any = self._client.socket()
         if sock is None:
-            self._raise("closed")
+            self._raise(self._closed())
         if sock.pending():
             timeout_s = 0.0
         reading = [sock] if wake is None else [sock, wake]
@@ -132,9 +136,9 @@ class Connection:
             if self._client.socket() is not None:
                 sock.flush()
         except (OSError, ValueError) as error:
-            self._raise(str(error))
+            self._raise(in_words(error, self._broker, answered=self._answered))
         if self._client.socket() is None or self._failure is not None:
-            self._raise("closed by the broker")
+            self._raise(self._closed())
 
     def _read(self) -> None:
         """All packets of what one read of the socket brings, at least."""
@@ -198,6 +202,13 @@ class Connection:
         sock: Any = self._client.socket()
         return not acknowledged or self._client.want_write() or (sock is not None and not sock.flush())
 
+    def _closed(self) -> str:
+        """Why the MQTT client has no socket any more, as far as the socket knows."""
+        buffered = self._client.buffered
+        if buffered is not None and buffered.error is not None:
+            return in_words(buffered.error, self._broker, answered=self._answered)
+        return closed(self._broker, answered=self._answered)
+
     def _raise(self, reason: str) -> None:
         raise LinkError(f"{self._broker.url}: {self._failure or reason}")
 
@@ -212,8 +223,9 @@ class Connection:
         return SubscribeOptions(qos=1) if self._v5 else 1
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+        self._answered = True
         if reason.is_failure:
-            self._failure = f"connection refused ({reason})"
+            self._failure = f"the broker refuses the connection: {reason_in_words(reason)}"
             return
         self.packet_limit = getattr(properties, "MaximumPacketSize", None)
         client.subscribe([(topic, self._option()) for topic in self._subscriptions])
@@ -221,20 +233,21 @@ class Connection:
     def _on_subscribe(
         self, _client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any
     ) -> None:
-        refused = [str(reason) for reason in reasons if reason.is_failure]
+        refused = [reason_in_words(reason) for reason in reasons if reason.is_failure]
         if self._granted and refused:
-            _LOG.error("%s: subscription refused (%s)", self._broker.url, refused[0])
+            _LOG.error("%s: subscription refused: %s", self._broker.url, refused[0])
         elif refused:
-            self._failure = f"subscription refused ({refused[0]})"
+            self._failure = f"the broker refuses the subscriptions: {refused[0]}"
         else:
             self._granted = True
 
     def _on_disconnect(
-        self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
+        self, _client: paho.Client, _data: Any, flags: Any, reason: Any, _properties: Any
     ) -> None:
         self.taken_over |= getattr(reason, "value", 0) == _TAKEN_OVER
-        if self._failure is None:
-            self._failure = str(reason)
+        # Without a DISCONNECT packet the reason is one that paho made up ("Unspecified error").
+        if self._failure is None and flags.is_disconnect_packet_from_server:
+            self._failure = f"the broker ended the connection: {reason_in_words(reason)}"
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         try:
@@ -244,4 +257,5 @@ class Connection:
         self.inbox.append(Arrived(topic, bytes(message.payload), bool(message.retain)))
 
     def _on_publish(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
-        self.receipts.append(Receipt(mid, not getattr(reason, "is_failure", False)))
+        refused = getattr(reason, "is_failure", False)
+        self.receipts.append(Receipt(mid, not refused, reason_in_words(reason) if refused else ""))

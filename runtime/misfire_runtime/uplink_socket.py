@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,11 +27,13 @@ class BufferedSocket:
         self._buffer = memoryview(bytearray(_READ_AHEAD))  # one for good: a new one for each read costs more
         self._start = self._end = 0
         self._behind = bytearray()
+        self.error: OSError | None = None
+        """What broke it: the MQTT client keeps that to itself."""
 
     def recv(self, size: int) -> bytes:
         """At most `size` bytes; b"" at the end. Raises what the socket does where there are none now."""
         if self._start == self._end:
-            self._end = self._inner.recv_into(self._buffer)
+            self._end = self._try(self._inner.recv_into, self._buffer)
             self._start = 0
         start = self._start
         self._start = min(start + size, self._end)
@@ -47,7 +50,7 @@ class BufferedSocket:
             self._behind += data
             return len(data)
         self._send_behind()
-        return self._inner.send(data)
+        return self._try(self._inner.send, data)
 
     def flush(self) -> bool:
         """Sends what was taken, as far as the socket lets it; True where nothing is left."""
@@ -77,11 +80,24 @@ class BufferedSocket:
 
     def _send_behind(self) -> None:
         while self._behind:
-            del self._behind[: self._inner.send(self._behind)]
+            del self._behind[: self._try(self._inner.send, self._behind)]
+
+    def _try(self, act: Callable[[Any], int], data: Any) -> int:
+        try:
+            return act(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 class BufferedClient(paho.Client):
     """A paho client with buffered sockets, for a loop that asks `pending` beside `select`, and flushes."""
 
+    buffered: BufferedSocket | None = None
+    """The last socket; it is still here when the client has dropped it."""
+
     def _create_socket(self) -> Any:
-        return BufferedSocket(super()._create_socket())
+        self.buffered = BufferedSocket(super()._create_socket())
+        return self.buffered

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
+from authority import Authority
 from tests.faults.proving_ground import BROKER_OPTIONS, IMPATIENT
 from tests.faults.samples import make_offer, make_payload
 from tests.services import Mosquitto, free_port, mosquitto
@@ -348,74 +347,21 @@ def test_a_metered_link_carries_what_matters_only(
         assert [s.id for s in store.newest(5)] == [make_offer(high).id]
 
 
-def _certificates(folder: Path) -> dict[str, Path]:
-    """An authority, and certificates of a server and a client that it signed."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    now = datetime.datetime.now(datetime.timezone.utc)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    files: dict[str, Path] = {}
-    for who in ("ca", "server", "client"):
-        key = ca_key if who == "ca" else ec.generate_private_key(ec.SECP256R1())
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name(who))
-            .issuer_name(name("ca"))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=who == "ca", path_length=None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-            )
-        )
-        if who == "ca":
-            usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
-            builder = builder.add_extension(usage, critical=True)
-        signed = builder.sign(ca_key, hashes.SHA256())
-        files[who], files[f"{who}_key"] = folder / f"{who}.pem", folder / f"{who}.key"
-        files[who].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-        files[f"{who}_key"].write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        files[f"{who}_key"].chmod(0o644)
-    return files
-
-
 # paho leaves the socket of a failed TLS handshake to the garbage collector.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
 )
 def test_speaks_tls_with_a_client_certificate_and_refuses_to_without(tmp_path: Path, spool: Spool) -> None:
-    files = _certificates(tmp_path)
-    tmp_path.chmod(0o755)
-    options = "\n".join(
-        [
-            BROKER_OPTIONS,
-            f"cafile {files['ca']}",
-            f"certfile {files['server']}",
-            f"keyfile {files['server_key']}",
-            "require_certificate true",
-            "user root",
-        ]
-    )
+    authority = Authority(tmp_path / "authority")
+    options = f"{BROKER_OPTIONS}\n{authority.listener()}\nrequire_certificate true"
+    cert_file, key_file = authority.issue("car")
     payloads = fill(spool, 10, size=150_000)
     with mosquitto(tmp_path / "broker", options=options) as secure:
         address = BrokerConfig.from_url(
             f"mqtts://127.0.0.1:{secure.port}",
-            ca_file=files["ca"],
-            cert_file=files["client"],
-            key_file=files["client_key"],
+            ca_file=authority.ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
         )
         stranger = address.model_copy(update={"cert_file": None, "key_file": None})
         with uplinked(spool, stranger) as refused:
