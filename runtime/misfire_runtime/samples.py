@@ -33,7 +33,7 @@ from misfire_runtime.statistics import Statistics
 from misfire_runtime.triggers.budget import Budget
 from misfire_runtime.triggers.chooser import Choice
 
-_OFTEN = Throttle(logging.getLogger(__name__))
+_LOG = logging.getLogger(__name__)
 CLIP_PRIORITY = 4
 MAX_EMBEDDING = 3000
 """Numbers that fit the offer's 8 KiB as base64 of float16."""
@@ -122,6 +122,7 @@ class SampleWriter:
         self._privacy = privacy
         self._queue: queue.Queue[Candidate | Mark | Change | None] = queue.Queue(capacity)
         self._counted_lost: Counter[str] = Counter()
+        self._often = Throttle(_LOG)
         self.failure: MisfireError | None = None
         self._thread = threading.Thread(target=self._run, name="sample-writer", daemon=True)
         self._thread.start()
@@ -259,7 +260,7 @@ class SampleWriter:
     def _lose(self, reason: str, error: Exception) -> None:
         self._statistics.lost[reason] += 1
         fields = {"reason": reason, "count": self._statistics.lost[reason], "problem": str(error)}
-        _OFTEN.log(logging.ERROR, "sample_lost", fields, key=reason)
+        self._often.log(logging.ERROR, "sample_lost", fields, key=reason)
 
     def _encode(self, frame: Frame) -> ClipFrame:
         """The bytes to keep, after privacy."""

@@ -35,7 +35,6 @@ from misfire_runtime.spool_ledger import Hold, Ledger, Row
 from misfire_runtime.spool_schema import DamagedDatabaseError, connect, explained
 
 _LOG = logging.getLogger(__name__)
-_OFTEN = Throttle(_LOG)
 MIB = 1024 * 1024
 _FLUSH_S = 2.0
 _MAX_LOST_REASONS = 32
@@ -88,6 +87,7 @@ class Spool:
         self.max_bytes = max_bytes
         self.reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
+        self._often = Throttle(_LOG)
         self._volatile: dict[str, int] = {}
         self._lost: Counter[str] = Counter()
         self._lost_unwritten: Counter[str] = Counter()
@@ -501,7 +501,7 @@ class Spool:
                 with self._commit():
                     pass
             except SpoolError as error:
-                _OFTEN.log(logging.ERROR, "counters_not_written", {"problem": str(error)})
+                self._often.log(logging.ERROR, "counters_not_written", {"problem": str(error)})
 
     def _usable(self) -> None:
         if self._closed:

@@ -55,9 +55,6 @@ from misfire_runtime.waking import Waking
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
 
 _LOG = logging.getLogger(__name__)
-_OFTEN = Throttle(_LOG)
-_CONNECTIONS = Throttle(_LOG, burst=5)
-_REJECTIONS = Throttle(_LOG, burst=20)
 _BRIEF_S = 5.0
 _BRIEF_SESSIONS = 3
 """So many connections in a row that end within seconds, with nothing acknowledged, are no accident."""
@@ -111,6 +108,9 @@ class Uplink:
         )
         self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
         self._desired = DesiredWorker(on_desired, self.publish_reported) if on_desired else None
+        self._often = Throttle(_LOG)
+        self._connections = Throttle(_LOG, burst=5)
+        self._rejections = Throttle(_LOG, burst=20)
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
         self._offers: dict[str, bytes] = {}
@@ -239,7 +239,7 @@ class Uplink:
             if self._name_problem is not None:
                 problem += f"; {self._name_problem}"
         self._problem = problem
-        _OFTEN.log(logging.WARNING, "uplink_down", {"problem": problem}, key=problem)
+        self._often.log(logging.WARNING, "uplink_down", {"problem": problem}, key=problem)
 
     def _session(self) -> None:
         self._reached = False
@@ -278,7 +278,7 @@ class Uplink:
         self._seen_version = -1
         self._online.set()
         fields = {"broker": self._broker.url, "pending": self._spool.counters().pending}
-        _CONNECTIONS.log(logging.INFO, "uplink_up", fields)
+        self._connections.log(logging.INFO, "uplink_up", fields)
 
     def _step(self, connection: Connection) -> None:
         """Waits for something to happen, then does all that follows from it."""
@@ -314,7 +314,7 @@ class Uplink:
         self._problem = f"{self._broker.url}: the broker refuses this vehicle's messages: {receipt.reason}"
         if self._name_problem is not None:
             self._problem += f"; {self._name_problem}"
-        _OFTEN.log(logging.WARNING, "publish_refused", {"problem": self._problem}, key=receipt.reason)
+        self._often.log(logging.WARNING, "publish_refused", {"problem": self._problem}, key=receipt.reason)
 
     def _watch_hold(self) -> None:
         """Offers nothing while the spool holds; a request to end that may come from another process."""
@@ -322,7 +322,7 @@ class Uplink:
             if self._spool.hold is not None:
                 self._spool.resume_if_asked()
         except SpoolError as error:
-            _OFTEN.log(logging.ERROR, "resume_failed", {"problem": str(error)})
+            self._often.log(logging.ERROR, "resume_failed", {"problem": str(error)})
         hold = self._spool.hold
         if self._machine.offering and hold is not None:
             since = clock.utc_text(hold.since)
@@ -375,7 +375,7 @@ class Uplink:
             data = self._spool.read(action.id, action.offset, action.size, total=action.total)
         except SpoolError as error:
             fields = {"sample": action.id, "problem": str(error)}
-            _OFTEN.log(logging.ERROR, "sample_unreadable", fields, key=type(error).__name__)
+            self._often.log(logging.ERROR, "sample_unreadable", fields, key=type(error).__name__)
             self._machine.refused(action.token, time.monotonic())
             return
         if data is None:
@@ -397,9 +397,15 @@ class Uplink:
             offers = {sample: self._offers.pop(sample, b"") for sample in ids}
             for verdict in booked.news:
                 if isinstance(verdict, Rejected):
-                    _log_rejection(verdict, offers[verdict.id])
+                    self._log_rejection(verdict, offers[verdict.id])
                 if isinstance(verdict, Declined) and self._on_declined is not None:
                     self._on_declined(verdict.id)
+
+    def _log_rejection(self, verdict: Rejected, offer: bytes) -> None:
+        """offer: as it was sent; empty if the verdict came when nobody waited for it any more."""
+        trigger = json.loads(offer)["trigger"]["name"] if offer else ""
+        fields = {"reason": verdict.reason, "sample": verdict.id, "trigger": trigger}
+        self._rejections.log(logging.WARNING, "sample_rejected", fields)
 
     def _take(self, connection: Connection, message: Arrived, now: float) -> None:
         try:
@@ -415,7 +421,7 @@ class Uplink:
                     connection.publish(self._topics.state, encode(self._birth), retain=True)
         except MessageError as error:
             fields = {"topic": message.topic, "problem": str(error)}
-            _OFTEN.log(logging.WARNING, "message_refused", fields, key=message.topic)
+            self._often.log(logging.WARNING, "message_refused", fields, key=message.topic)
 
     def _replied(self, reply: Reply, now: float) -> None:
         self._answered = True
@@ -423,12 +429,12 @@ class Uplink:
         self._machine.replied(reply.verdicts, now)
         if self._machine.small_chunks > before:
             least = {"least_chunk_bytes": MIN_CHUNK_BYTES, "count": self._machine.small_chunks}
-            _OFTEN.log(logging.WARNING, "send_ignored", least)
+            self._often.log(logging.WARNING, "send_ignored", least)
         if reply.offer_again:
             try:
                 self._spool.resume()
             except SpoolError as error:
-                _OFTEN.log(logging.ERROR, "resume_failed", {"problem": str(error)})
+                self._often.log(logging.ERROR, "resume_failed", {"problem": str(error)})
 
     def _limit(self, now: float) -> None:
         if now - self._rate_checked_at < _MAX_WAIT_S:
@@ -458,10 +464,3 @@ def _name_problem(broker: BrokerConfig, vehicle: str) -> str | None:
         return name_problem(broker.cert_file, vehicle)
     except (OSError, ValueError):
         return None  # TLS says what is wrong with it
-
-
-def _log_rejection(verdict: Rejected, offer: bytes) -> None:
-    """offer: as it was sent; empty if the verdict came when nobody waited for it any more."""
-    trigger = json.loads(offer)["trigger"]["name"] if offer else ""
-    fields = {"reason": verdict.reason, "sample": verdict.id, "trigger": trigger}
-    _REJECTIONS.log(logging.WARNING, "sample_rejected", fields)

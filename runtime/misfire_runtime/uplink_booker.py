@@ -16,7 +16,6 @@ from misfire_runtime.logs import Throttle
 from misfire_runtime.spool import Spool, Terminal
 
 _LOG = logging.getLogger(__name__)
-_OFTEN = Throttle(_LOG)
 _MAX_GROUP = 256
 
 
@@ -39,6 +38,7 @@ class Booker:
 
     def __init__(self, spool: Spool, wake: Callable[[], None]) -> None:
         self._spool, self._wake = spool, wake
+        self._often = Throttle(_LOG)
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Booked] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="booker", daemon=True)
@@ -82,7 +82,7 @@ class Booker:
             news = self._spool.settle_many(verdicts)
         except SpoolError as error:
             fields = {"count": len(verdicts), "problem": str(error)}
-            _OFTEN.log(logging.ERROR, "verdicts_not_booked", fields, key=type(error).__name__)
+            self._often.log(logging.ERROR, "verdicts_not_booked", fields, key=type(error).__name__)
             self._results.put(Booked(verdicts, None))
         except Exception:  # noqa: BLE001  (a dead thread would leave every later verdict unbooked)
             _LOG.exception("verdicts_not_booked", extra={"fields": {"count": len(verdicts)}})

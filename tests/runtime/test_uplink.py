@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,8 @@ import pytest
 from authority import Authority
 from tests.faults.proving_ground import BROKER_OPTIONS, IMPATIENT
 from tests.faults.samples import make_offer, make_payload
-from tests.services import Mosquitto, free_port, mosquitto
+from tests.faults.small_disk import small_disk
+from tests.services import Mosquitto, free_port, missing, mosquitto, need_root
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_settings import CollectorSettings
@@ -26,15 +30,20 @@ from misfire_runtime.messages import (
     Counters,
     Desired,
     Offer,
+    Rejected,
     Reply,
     Reported,
+    Send,
     State,
+    Stored,
     Telemetry,
     Topics,
+    Verdict,
     decode,
     encode,
 )
 from misfire_runtime.spool import Spool
+from misfire_runtime.spool_ballast import BALLAST_BYTES
 from misfire_runtime.uplink import BrokerConfig, Uplink, make_client
 from misfire_runtime.uplink_settings import UplinkSettings
 
@@ -372,3 +381,150 @@ def test_speaks_tls_with_a_client_certificate_and_refuses_to_without(tmp_path: P
         with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
             assert uplink.drain(60)
             assert {s.id for s in store.newest(20)} == set(payloads)
+
+
+class Answering:
+    """A collector by hand, in place of one whose store is ill: answers each offer with `answer`."""
+
+    def __init__(self, broker: BrokerConfig, answer: Callable[[Offer], Verdict]) -> None:
+        self.answer = answer
+        self.offers: list[str] = []
+        self.client = make_client(broker, client_id="ill-collector")
+        self.client.on_connect = lambda client, *_: client.subscribe(TOPICS.offer, qos=1)
+        self.client.on_message = self._on_message
+        self.client.connect(broker.host, broker.port)
+        self.client.loop_start()
+
+    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        offer = decode(Offer, message.payload)
+        self.offers.append(offer.id)
+        self.reply(Reply(verdicts=[self.answer(offer)]))
+
+    def reply(self, reply: Reply) -> None:
+        self.client.publish(TOPICS.reply, encode(reply), qos=1)
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+def fields_of(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    return [record.fields for record in caplog.records if record.message == event]  # type: ignore[attr-defined]
+
+
+def test_a_collector_that_rejects_everything_cannot_empty_a_vehicle(
+    tmp_path: Path, address: BrokerConfig, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a fleet does whose database became read-only, and how the samples arrive once it is mended."""
+    payloads = fill(spool, 40)
+    with caplog.at_level(logging.INFO, "misfire_runtime"):
+        with Answering(address, lambda offer: Rejected(id=offer.id, reason="unstorable")) as ill:
+            with uplinked(spool, address) as uplink:
+                assert eventually(lambda: spool.hold is not None)
+                assert not uplink.drain(1.0)
+                answered = len(ill.offers)
+                assert not uplink.drain(1.5)
+                assert len(ill.offers) == answered, "nothing is offered while the spool holds"
+            books = spool.counters()
+            assert (books.rejected, books.pending) == (10, 30)
+        logged = fields_of(caplog, "sample_rejected")
+        assert len(logged) == 10 and {entry["sample"] for entry in logged} <= set(payloads)
+        assert {(entry["reason"], entry["trigger"]) for entry in logged} == {("unstorable", "target-rate")}
+        assert len(fields_of(caplog, "uploads_held")) == 1
+    with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+        assert uplink.wait_online(20) and not uplink.drain(1.0) and store.count() == 0
+        fleet = make_client(address, client_id="operator")
+        fleet.connect(address.host, address.port)
+        fleet.loop_start()
+        fleet.publish(TOPICS.reply, encode(Reply(verdicts=[], offer_again=True)), qos=1).wait_for_publish(10)
+        assert uplink.drain(60)
+        fleet.disconnect()
+        fleet.loop_stop()
+        assert {sample.id for sample in store.newest(100)} == set(payloads)
+    books = spool.counters()
+    assert (books.captured, books.stored, books.rejected) == (40, 40, 0)
+
+
+def test_a_thief_that_asks_for_single_bytes_gets_none_and_is_named(
+    address: BrokerConfig, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(spool, 1, size=30_000)
+    with (
+        caplog.at_level(logging.INFO, "misfire_runtime"),
+        listening(address, f"{TOPICS.base}/data/#") as heard,
+    ):
+        thief = Answering(address, lambda offer: Send(id=offer.id, collector="thief", chunk_bytes=1))
+        with thief, uplinked(spool, address):
+            assert eventually(lambda: len(thief.offers) >= 3)
+        assert heard == []
+    assert fields_of(caplog, "send_ignored")
+
+
+class OtherProgram:
+    """Fills the disk to the last byte and, if it is `greedy`, takes again whatever becomes free."""
+
+    def __init__(self, folder: Path, *, greedy: bool) -> None:
+        script = "dd if=/dev/zero of=log bs=4096 oflag=append conv=notrunc status=none"
+        if greedy:
+            script = f"while :; do {script}; done"
+        self._process = subprocess.Popen(["sh", "-c", script], cwd=folder, stderr=subprocess.DEVNULL)
+        if not greedy:
+            self._process.wait(60)
+        assert eventually(lambda: not (stat := os.statvfs(folder)).f_bavail or stat.f_bavail < 2)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("reserve", [0, 64 * 1024 * 1024])
+def test_a_disk_that_another_program_filled_lets_go_of_what_the_fleet_has(
+    tmp_path: Path, address: BrokerConfig, caplog: pytest.LogCaptureFixture, reserve: int, greedy: bool
+) -> None:
+    with small_disk(tmp_path / "disk", mib=100) as disk:
+        if disk is None:
+            need_root("a small file system")
+            missing("a small file system", "run where mounting is allowed (CAP_SYS_ADMIN)")
+        folder = disk.mount / "spool"
+        with Spool(folder, reserve_bytes=reserve) as spool, caplog.at_level(logging.INFO, "misfire_runtime"):
+            payloads = fill(spool, 40, size=85_000)
+            other = OtherProgram(disk.mount, greedy=greedy)
+            try:
+                with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+                    assert uplink.drain(30)
+                    assert {sample.id for sample in store.newest(100)} == set(payloads)
+                assert (spool.counters().stored, spool.counters().pending) == (40, 0)
+                assert list((folder / "samples").iterdir()) == []
+            finally:
+                other.end()
+        assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) <= 4
+        disk.fill()
+        with Spool(folder, reserve_bytes=reserve) as spool:
+            assert spool.counters().stored == 40 and spool.session == 2
+        disk.free()
+        (disk.mount / "log").unlink()
+        with Spool(folder, reserve_bytes=reserve) as spool:
+            fill(spool, 1, start=50)
+            assert (folder / "ballast").stat().st_size == BALLAST_BYTES
+
+
+def test_a_spool_is_opened_on_a_full_disk_after_a_power_cut(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", mib=8) as disk:
+        if disk is None:
+            need_root("a small file system")
+            missing("a small file system", "run where mounting is allowed (CAP_SYS_ADMIN)")
+        folder = disk.mount / "spool"
+        with Spool(folder, reserve_bytes=0) as spool:
+            payloads = fill(spool, 20)
+        disk.fill()
+        for _ in range(3):
+            with Spool(folder, reserve_bytes=0) as spool:
+                assert spool.counters().pending == 20
+        disk.fill()
+        with Spool(folder, reserve_bytes=0) as spool:
+            assert len(spool.settle_many([Stored(id=sample) for sample in payloads])) == 20
+            assert spool.counters().pending == 0 and list((folder / "samples").iterdir()) == []
