@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,16 @@ from misfire_runtime.uplink_settings import UplinkSettings
 from services import find_program, free_port, mosquitto
 
 QUICK = UplinkSettings(reconnect_s=0.05, reconnect_max_s=0.1)
-# paho leaves the socket of a failed TLS handshake to the garbage collector.
+# paho leaves the socket of a failed TLS handshake to the garbage collector, which is to come here, not later.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def sockets_are_collected_here() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 def problem(broker: BrokerConfig) -> str:
