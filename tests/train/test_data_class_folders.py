@@ -177,6 +177,15 @@ def test_names_that_are_not_utf8_are_read_split_and_printed(tmp_path: Path) -> N
     names.encode()
 
 
+def test_a_data_set_in_a_folder_whose_name_is_not_utf8_is_refused_in_words(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9"))
+    write_classes(folder, "a", "b")
+    with pytest.raises(
+        DatasetError, match=r"d\\xe9: the path of a data set must be UTF-8; rename the folder"
+    ):
+        load_dataset(f"image-folder:{folder}")
+
+
 def test_a_class_called_train_is_a_class_among_others(tmp_path: Path) -> None:
     write_classes(tmp_path, "car", "train", "bus")
     dataset = load_dataset(f"image-folder:{tmp_path}")

@@ -202,12 +202,14 @@ def test_a_class_file_that_lists_nothing_is_refused(tmp_path: Path, content: str
         load_dataset(f"masks:{tmp_path}")
 
 
-def test_halves_in_front_of_or_behind_images_and_drives_in_both(tmp_path: Path) -> None:
+def test_halves_above_or_below_images_and_drives_in_both(tmp_path: Path) -> None:
     for i, half in enumerate(("train", "valid", "test")):
         masks = [png(bands(0, 1), depth=8)] * 8
         write_set(tmp_path / "behind", masks, image=f"images/{half}/drive{{drive}}/{i}-{{i}}.png")
         write_set(tmp_path / "before" / half, masks, image="images/drive{drive}/{i}.png")
-    for layout in ("behind", "before"):
+        for drive in (0, 1):
+            write_set(tmp_path / f"far/{half}/drive{drive}", masks[:4])
+    for layout in ("behind", "before", "far"):
         dataset = load_dataset(f"masks:{tmp_path / layout}")
         assert (len(dataset.train), len(dataset.test)) == (8, 16)
         assert set(dataset.train.groups) == {"drive0", "drive1"}

@@ -111,7 +111,10 @@ def show(
         typer.echo(json.dumps(found))
         return
     for key, value in found.items():
-        typer.echo(f"{key:13} {', '.join(value) if isinstance(value, list) else value}")
+        if key != "notes":
+            typer.echo(f"{key:13} {', '.join(value) if isinstance(value, list) else value}")
+    for note in dataset.notes:
+        typer.echo(f"{'note':13} {note}")
 
 
 def _row(entry: Entry, data: Path | None) -> dict[str, Any]:

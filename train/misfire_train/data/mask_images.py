@@ -85,9 +85,11 @@ def _stored(path: Path, name: str) -> NDArray[Any]:
         raise DatasetError(f"{name}: the mask cannot be read ({error})") from error
     if pixels.ndim == 3:
         pixels = _one_channel(pixels, name)
-    if not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    if not np.issubdtype(pixels.dtype, np.integer):
         raise DatasetError(f"{name}: the mask holds {pixels.dtype} numbers; expected whole class numbers")
-    return pixels.astype(np.int64) // step
+    return pixels // step if step > 1 else pixels
 
 
 def _grey_step(image: ImageFile.ImageFile) -> int:

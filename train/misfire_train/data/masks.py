@@ -3,8 +3,8 @@
     PATH/images/**/NAME.jpg                        PATH/masks/**/NAME.png, or both below train/ and test/
     PATH/leftImg8bit/PART/CITY/X_leftImg8bit.png   PATH/gtFine/PART/CITY/X_gtFine_labelTrainIds.png
 
-The folder between `images` and the file is the group (a drive, a city); a split word (train, val, test)
-directly before or behind `images` is the half. `PATH/classes.txt` or `classes.json` names the classes.
+The first folder that is a split word (train, val, test) is the half; what other folders there are beside
+`images` are the group (a drive, a city). `PATH/classes.txt` or `classes.json` names the classes.
 """
 
 from __future__ import annotations
@@ -140,8 +140,7 @@ def _places(folder: Path, names: Sequence[str]) -> list[_Place]:
     for name in names:
         folders = [nfc(part) for part in name.split("/")[:-1]]
         kind = next((at for at, part in enumerate(folders) if part in _IMAGE_FOLDERS), len(folders))
-        around = [at for at in (kind - 1, kind + 1) if 0 <= at < len(folders)]
-        half = next((at for at in around if split_word(folders[at])), None)
+        half = next((at for at, part in enumerate(folders) if at != kind and split_word(part)), None)
         rest = [part for at, part in enumerate(folders) if at not in (kind, half)]
         found.append(_Place(split_word(folders[half]) if half is not None else "", "/".join(rest)))
     require_words(folder, names, [place.word for place in found])
