@@ -55,6 +55,9 @@ def open_source(
 
 def _is_recording(path: Path) -> bool:
     """An MCAP file, there or not, or a folder with one."""
-    if path.is_dir():
-        return any(file.suffix.lower() == ".mcap" for file in path.iterdir())
-    return path.suffix.lower() == ".mcap" or (path.is_file() and kind_of(path) == "mcap")
+    try:
+        if path.is_dir():
+            return any(file.suffix.lower() == ".mcap" for file in path.iterdir())
+        return path.suffix.lower() == ".mcap" or (path.is_file() and kind_of(path) == "mcap")
+    except OSError:  # RecordedFiles says what is wrong with it
+        return False

@@ -154,7 +154,10 @@ class RecordedFiles:
 def _list(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
     """The files to read with their kinds, in natural order, and the names of those that are neither."""
     if path.is_file():
-        kind = kind_of(path)
+        try:
+            kind = kind_of(path)
+        except OSError as error:
+            raise SourceError(f"{shown(path)}: {error.strerror or error}") from error
         if kind not in ("image", "video"):
             kinds = ", ".join(KNOWN_SUFFIXES)
             raise SourceError(
