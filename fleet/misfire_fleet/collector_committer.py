@@ -76,6 +76,7 @@ class Committer:
     ) -> None:
         self._store, self._name, self._settings = store, name, settings
         self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
+        self._decoder = settings.decoder()
         self._breaker, self._setbacks = breaker, setbacks
         self._whole: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
         self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
@@ -115,6 +116,7 @@ class Committer:
         for thread in self._workers:
             if thread.is_alive():
                 thread.join(30.0)
+        self._decoder.close()
         if self._thread.is_alive():
             self._durable.put(None)
             self._thread.join(30.0)
@@ -154,9 +156,7 @@ class Committer:
         me = threading.get_ident()
         self._began[me] = ("check", time.monotonic())
         try:
-            found = verify(
-                data, sample=offer.id, media_type=offer.media_type, max_pixels=self._settings.max_pixels
-            )
+            found = verify(data, sample=offer.id, media_type=offer.media_type, decoder=self._decoder)
         except HashMismatchError as error:
             self._spoiled(transfer, data, error)
             return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from misfire_fleet.decoder import Decoder
+from misfire_fleet.decoder_headers import Limits
 from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_SAMPLE_BYTES
 
 MIB = 1024 * 1024
@@ -39,7 +42,15 @@ class CollectorSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_sample_bytes: int = Field(default=32 * MIB, gt=0, le=MAX_SAMPLE_BYTES)
-    max_pixels: int = Field(default=64_000_000, gt=0)
+    max_pixels: int = Field(default=40_000_000, gt=0)
+    """Of a picture or a frame; 8K cameras have 33 million."""
+    max_decoded_bytes: int = Field(default=256 * MIB, gt=0)
+    """Memory that decoding one sample may need, and all large ones together: pixels x channels x depth, the
+    coefficients of a progressive JPEG."""
+    max_decode_s: float = Field(default=10.0, gt=0, le=600)
+    """Processor time that decoding one sample may take."""
+    decoders: int | None = Field(default=None, ge=2, le=64)
+    """Processes that decode; by default one per processor, at least 2 and at most `workers`."""
     max_transfers: int = Field(default=256, ge=1)
     max_transfer_bytes: int = Field(default=256 * MIB, gt=0)
     """Memory for samples on their way: all that were asked for and are not yet committed."""
@@ -69,3 +80,10 @@ class CollectorSettings(BaseModel):
     """How often the broker is asked for the states of all vehicles again."""
     quotas: Quotas = Quotas()
     near_duplicates: NearDuplicates | None = None
+
+    def decoder(self) -> Decoder:
+        """A decoder with these limits."""
+        limits = Limits(
+            max_pixels=self.max_pixels, max_bytes=self.max_decoded_bytes, max_seconds=self.max_decode_s
+        )
+        return Decoder(workers=self.decoders or min(os.cpu_count() or 2, self.workers), limits=limits)

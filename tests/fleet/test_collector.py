@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
+from tests.fleet.foreign_bytes import SDP, many_scans
 
 from misfire_fleet import collector_committer
 from misfire_fleet.store import Store
@@ -157,7 +158,10 @@ def test_a_payload_that_is_no_such_image_is_rejected_with_a_reason(
         _bomb_png(): ("image/png", "60000x60000 is above the limit"),
         _bomb_jpeg(photo): ("image/jpeg", "65000x65000 is above the limit"),
         b"\xff\xd8\xff\xd9": ("image/jpeg", "no frame header"),
-        b"\x00" * 1000: ("video/mp4", "does not decode"),
+        b"\x00" * 1000: ("video/mp4", "of another format"),
+        SDP: ("video/mp4", "of another format"),
+        photo[: len(photo) // 2] + b"\xff\xd9": ("image/jpeg", "data is missing"),
+        many_scans(2000): ("image/jpeg", "more than 100 scans"),
     }
     for data, (media_type, reason) in cases.items():
         verdict = car.upload(data, media_type=media_type)

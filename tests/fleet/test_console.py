@@ -173,7 +173,7 @@ def test_what_a_vehicle_says_is_text_never_markup(
         prediction={"class": evil, evil: evil},
         context={evil: evil},
         trigger=Trigger(name="<b>x", reason=evil),
-        captured_at=Clock(wall=1e300, monotonic=0, boot_id=""),
+        captured_at=Clock(wall=253_402_300_799, monotonic=0, boot_id=""),
     )
     for path in ("/", f"/samples/{sample}", "/vehicles", "/vehicles/car-1"):
         page.goto(console + path)

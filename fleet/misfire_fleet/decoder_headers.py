@@ -1,0 +1,266 @@
+"""What an upload is by its own first bytes, and what it will cost to decode: all read without decoding it.
+
+The media type says which format is read; magic bytes that differ refuse the upload. Costs are counted in
+bytes (width x height x channels x depth, and a JPEG's coefficients) and in passes over the picture (a
+progressive JPEG may ask for thousands), because pixels alone say little about either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from misfire_runtime.errors import ImageError
+
+MIB = 1024 * 1024
+IMAGES = frozenset({"image/jpeg", "image/png", "image/webp"})
+VIDEOS = frozenset({"video/mp4", "video/x-matroska", "video/webm", "video/mp2t"})
+MAX_SCANS = 100
+"""Of a progressive JPEG; encoders write about ten."""
+MAX_PASSES_OF_LARGEST = 25
+"""Passes over a picture of `max_pixels`; a smaller one may have more, up to MAX_SCANS."""
+MAX_PARTS = 65_536
+"""Segments of a JPEG or chunks of a PNG; libpng writes chunks of 8 KiB."""
+MAX_BEHIND = 64 * 1024
+"""Bytes behind the end of a picture: cameras fill up their buffers."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_INTERLEAVED_ONLY = frozenset({0xC0, 0xC1})
+_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD9)) | {0x01}
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_SEGMENT_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""The first marker that does not belong to coded data: neither a stuffed zero nor a restart."""
+_STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
+_EBML = b"\x1aE\xdf\xa3"
+_TS_PACKETS = (188, 192)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one picture or clip may cost."""
+
+    max_pixels: int = 40_000_000
+    """8K cameras have 33 million."""
+    max_bytes: int = 256 * MIB
+    """Of the decoded picture, or of what is kept of it while it is decoded."""
+    max_seconds: float = 10.0
+    """Processor time."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Size in pixels, bytes needed to decode, times that a decoder goes over the picture."""
+
+    width: int
+    height: int
+    memory: int
+    passes: int = 1
+
+
+def read_header(data: bytes | bytearray, media_type: str, limits: Limits) -> Header:
+    """Reads the header of a picture. Raises ImageError if it is another format, cut off, or above a limit."""
+    kind = _kind_of(data)
+    if kind != media_type:
+        raise ImageError(f"payload is {kind or 'neither JPEG, PNG nor WebP'}, the offer said {media_type}")
+    header, end = _READERS[media_type](data, limits)
+    if len(data) - end > MAX_BEHIND:
+        raise ImageError(f"{len(data) - end} bytes behind the end of the picture; at most {MAX_BEHIND}")
+    _check_limits(header, limits)
+    return header
+
+
+def check_container(data: bytes | bytearray, media_type: str) -> None:
+    """Compares the magic bytes of a clip with its media type. Raises ImageError if they differ."""
+    if not _CONTAINERS[media_type](bytes(data[:4096])):
+        raise ImageError(f"payload is {_kind_of(data) or 'of another format'}, the offer said {media_type}")
+
+
+def check_pixels(width: int, height: int, limits: Limits) -> None:
+    """Raises ImageError if there are none or too many."""
+    if width <= 0 or height <= 0:
+        raise ImageError(f"an image of {width}x{height} has no pixels")
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{width}x{height} is above the limit of {limits.max_pixels} pixels")
+
+
+def _check_limits(header: Header, limits: Limits) -> None:
+    """Raises ImageError that names the cost."""
+    check_pixels(header.width, header.height, limits)
+    if header.memory > limits.max_bytes:
+        raise ImageError(
+            f"needs {header.memory} bytes to decode, which is above the limit of {limits.max_bytes}"
+        )
+    if header.passes * header.width * header.height > MAX_PASSES_OF_LARGEST * limits.max_pixels:
+        raise ImageError(f"{header.passes} scans over {header.width}x{header.height} pixels are too many")
+
+
+def _kind_of(data: bytes | bytearray) -> str:
+    """The media type by magic bytes; empty if it is none that is taken."""
+    if data.startswith(_PNG):
+        return "image/png"
+    if data.startswith(b"\xff\xd8"):
+        return "image/jpeg"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return ""
+
+
+def _number(data: bytes | bytearray, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "big")
+
+
+# ---- JPEG
+
+
+def _jpeg(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
+    """The first picture; others may follow it, as in the multi-picture format of cameras and phones."""
+    header, end = _one_jpeg(data, 0, limits)
+    for _ in range(16):
+        if data[end : end + 3] != b"\xff\xd8\xff":
+            break
+        end = _one_jpeg(data, end, limits)[1]
+    return header, end
+
+
+def _one_jpeg(data: bytes | bytearray, start: int, limits: Limits) -> tuple[Header, int]:
+    at, scans, frame = start + 2, 0, 0
+    for _ in range(MAX_PARTS):
+        marker, at = _marker(data, at)
+        if marker == _EOI:
+            if not frame or not scans:
+                raise ImageError("damaged JPEG (no frame header or no scan)")
+            return _jpeg_header(data, frame, scans), at
+        if marker in _WITHOUT_LENGTH:
+            continue
+        following = at + _number(data, at, 2)
+        if following < at + 2 or following > len(data):
+            raise ImageError("truncated JPEG (no end marker)")
+        if marker in _SOF and not frame:
+            frame = at - 1
+            check_pixels(_number(data, at + 5, 2), _number(data, at + 3, 2), limits)
+        if marker == _SOS:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise ImageError(f"a JPEG of more than {MAX_SCANS} scans")
+            found = _SEGMENT_AFTER_SCAN.search(data, following)
+            if found is None:
+                raise ImageError("truncated JPEG (no end marker)")
+            following = found.start()
+        at = following
+    raise ImageError(f"a JPEG of more than {MAX_PARTS} segments")
+
+
+def _marker(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """(marker, where its segment begins); fill bytes before a marker are skipped."""
+    if at + 2 > len(data):
+        raise ImageError("truncated JPEG (no end marker)")
+    if data[at] != 0xFF:
+        raise ImageError("damaged JPEG (no marker where one must be)")
+    while at + 1 < len(data) and data[at + 1] == 0xFF:
+        at += 1
+    if at + 2 > len(data):
+        raise ImageError("truncated JPEG (no end marker)")
+    return data[at + 1], at + 2
+
+
+def _jpeg_header(data: bytes | bytearray, at: int, scans: int) -> Header:
+    """at: of the frame header's marker. libjpeg keeps all coefficients if there are several scans."""
+    kind, components = data[at], data[at + 8]
+    height, width = _number(data, at + 4, 2), _number(data, at + 6, 2)
+    factors = [data[at + 10 + 3 * n] for n in range(components) if at + 10 + 3 * n < len(data)]
+    areas = [(factor >> 4) * (factor & 15) for factor in factors]
+    if not areas or 0 in areas or len(areas) > 4:
+        raise ImageError("damaged JPEG (frame header)")
+    samples = width * height * sum(areas) // max(areas)
+    coefficients = 0 if kind in _INTERLEAVED_ONLY and scans == 1 else 2 * samples
+    return Header(width, height, memory=max(coefficients, width * height // 64), passes=scans)
+
+
+# ---- PNG, WebP
+
+
+def _png(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        raise ImageError("truncated PNG")
+    header = _png_header(data)
+    check_pixels(header.width, header.height, limits)
+    at = len(_PNG)
+    for _ in range(MAX_PARTS):
+        kind, following = bytes(data[at + 4 : at + 8]), at + 12 + _number(data, at, 4)
+        if following > len(data) or len(kind) < 4:
+            raise ImageError("truncated PNG")
+        if kind == b"acTL":
+            raise ImageError("an animated PNG; one picture is taken, or a clip as video")
+        if kind == b"IEND":
+            return header, following
+        at = following
+    raise ImageError(f"a PNG of more than {MAX_PARTS} chunks")
+
+
+def _png_header(data: bytes | bytearray) -> Header:
+    width, height = _number(data, 16, 4), _number(data, 20, 4)
+    bits = data[24] * _PNG_CHANNELS.get(data[25], 4)
+    return Header(width, height, memory=max(height * ((width * bits + 7) // 8), 3 * width * height))
+
+
+def _webp(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
+    size = int.from_bytes(data[4:8], "little")
+    end = 8 + size + (size & 1)
+    if len(data) < 30 or 8 + size > len(data):
+        raise ImageError("truncated WebP")
+    kind = data[12:16]
+    if kind == b"VP8X":
+        if data[20] & 2:
+            raise ImageError("an animated WebP; one picture is taken, or a clip as video")
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+    elif kind == b"VP8L":
+        packed = int.from_bytes(data[21:25], "little")
+        width, height = (packed & 0x3FFF) + 1, ((packed >> 14) & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width = int.from_bytes(data[26:28], "little") & 0x3FFF
+        height = int.from_bytes(data[28:30], "little") & 0x3FFF
+    else:
+        raise ImageError("damaged WebP (unknown chunk)")
+    # Lossless pictures are unpacked to four bytes per pixel beside the result.
+    return Header(width, height, memory=6 * width * height), min(end, len(data))
+
+
+_READERS: dict[str, Callable[[bytes | bytearray, Limits], tuple[Header, int]]] = {
+    "image/jpeg": _jpeg,
+    "image/png": _png,
+    "image/webp": _webp,
+}
+
+
+# ---- clips
+
+
+def _is_mp4(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] not in _STILL_BRANDS
+
+
+def _is_matroska(head: bytes) -> bool:
+    return head.startswith(_EBML) and (b"matroska" in head[:64] or b"webm" in head[:64])
+
+
+def _is_webm(head: bytes) -> bool:
+    return head.startswith(_EBML) and b"webm" in head[:64]
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Packets of 188 bytes, or of 192 with a time before each; a recording may begin within one."""
+    return len(head) >= 2 * max(_TS_PACKETS) and any(
+        set(head[first::step]) == {0x47} for step in _TS_PACKETS for first in range(step)
+    )
+
+
+_CONTAINERS: dict[str, Callable[[bytes], bool]] = {
+    "video/mp4": _is_mp4,
+    "video/x-matroska": _is_matroska,
+    "video/webm": _is_webm,
+    "video/mp2t": _is_transport_stream,
+}
