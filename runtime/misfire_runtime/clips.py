@@ -56,6 +56,11 @@ class _Entry:
     encoded: ClipFrame
     candidate: Candidate
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it keeps alive: the encoded picture, its pixels, and the graph's outputs."""
+        return len(self.encoded.data) + self.encoded.frame.image.nbytes + self.candidate.scored.nbytes
+
 
 @dataclass(slots=True)
 class _Lane:
@@ -69,6 +74,7 @@ class _Lane:
     key_s: float = float("-inf")
     trigger: Trigger | None = None
     video: list[_Entry] = field(default_factory=list)
+    video_bytes: int = 0
     key: _Entry | None = None
 
 
@@ -82,9 +88,13 @@ class ClipRecorder:
         after_s: float,
         fps: float,
         form: Literal["frames", "video"] = "frames",
-        max_bytes: int = 64 * 1024**2,
+        max_bytes: int = 256 * 1024**2,
     ) -> None:
-        """fps: at which frames enter the ring, in the time of the recording.  max_bytes: of each ring."""
+        """fps: at which frames enter the ring, in the time of the recording.
+
+        max_bytes: memory of the ring, and of the open video, of each source. A full ring forgets its oldest
+        frame; a full video ends, and the next chosen frame begins another.
+        """
         self._before_s = before_s
         self._after_s = after_s
         self._period_s = 1.0 / fps
@@ -131,27 +141,31 @@ class ClipRecorder:
         if lane.key is None:
             return self._open(lane, entry, trigger, sample)
         lane.key_s = entry.encoded.frame.time_s
-        lane.video.append(entry)
-        return []
+        return self._film(lane, entry) if self._form == "video" else []
+
+    def _film(self, lane: _Lane, *entries: _Entry) -> list[Piece]:
+        """Adds frames to the open video, and ends it when it is full."""
+        lane.video += entries
+        lane.video_bytes += sum(entry.memory_bytes for entry in entries)
+        return self._finish(lane) if lane.video_bytes > self._max_bytes else []
 
     def _passing(self, lane: _Lane, entry: _Entry) -> list[Piece]:
         if lane.key is None:
             self._remember(lane, entry)
             return []
         if self._form == "video":
-            lane.video.append(entry)
-            return []
+            return self._film(lane, entry)
         return [self._single(lane, entry)]
 
     def _remember(self, lane: _Lane, entry: _Entry) -> None:
         lane.ring.append(entry)
-        lane.ring_bytes += len(entry.encoded.data)
+        lane.ring_bytes += entry.memory_bytes
         newest = entry.encoded.frame.time_s
         while lane.ring and (
             lane.ring_bytes > self._max_bytes
             or not 0 <= newest - lane.ring[0].encoded.frame.time_s <= self._before_s
         ):
-            lane.ring_bytes -= len(lane.ring.popleft().encoded.data)
+            lane.ring_bytes -= lane.ring.popleft().memory_bytes
 
     def _open(self, lane: _Lane, entry: _Entry, trigger: Trigger, sample: str) -> list[Piece]:
         lane.clip, lane.trigger, lane.key = sample[:16], trigger, entry
@@ -160,8 +174,7 @@ class ClipRecorder:
         lane.ring.clear()
         lane.ring_bytes = 0
         if self._form == "video":
-            lane.video = [*before, entry]
-            return []
+            return self._film(lane, *before, entry)
         return [self._single(lane, e) for e in before]
 
     def _single(self, lane: _Lane, entry: _Entry) -> Piece:
@@ -174,7 +187,7 @@ class ClipRecorder:
 
     def _finish(self, lane: _Lane) -> list[Piece]:
         key, trigger, frames = lane.key, lane.trigger, lane.video
-        lane.key, lane.trigger, lane.video = None, None, []
+        lane.key, lane.trigger, lane.video, lane.video_bytes = None, None, [], 0
         if self._form != "video" or key is None or trigger is None:
             return []
         # One size per video: a folder may mix pictures of several.

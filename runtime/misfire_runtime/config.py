@@ -179,7 +179,9 @@ class ClipsTable(Table):
     after_s: float = Field(default=1.0, ge=0, le=60)
     fps: float = Field(default=5.0, gt=0, le=60)
     format: Literal["frames", "video"] = "frames"
-    max_bytes: int = Field(default=64 * 1024**2, gt=0, description="of the ring buffer of encoded frames")
+    max_bytes: int = Field(
+        default=256 * 1024**2, gt=0, description="memory of the ring and of the open video, per source"
+    )
 
 
 class EncodeTable(Table):

@@ -148,7 +148,7 @@ class OnnxRuntimeEngine:
             chain.append("CPUExecutionProvider")
         try:
             session = ort.InferenceSession(str(self._bundle.model_path), options, providers=chain)
-        except Exception as error:  # noqa: BLE001  (as above)
+        except Exception as error:  # noqa: BLE001  (a provider raises types of its own)
             return None, _first_line(error)
         running = session.get_providers()
         if not running or running[0] != provider:

@@ -119,7 +119,7 @@ def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
 
 
 class _Watcher:
-    """Called once a second: watchdog, progress line, plain log line every ten seconds."""
+    """Feeds the watchdog and shows the progress line, about once a second."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._notifier = ServiceNotifier()

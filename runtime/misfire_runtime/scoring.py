@@ -59,6 +59,11 @@ class Scored:
         return {name: self.percentile(name) for name in self.scores}
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the outputs that it keeps alive."""
+        return sum(values.nbytes for values in self._outputs.values())
+
+    @property
     def prediction(self) -> dict[str, Any]:
         """The task's answer in brief."""
         if self._prediction is None:

@@ -37,12 +37,19 @@ def heartbeat(vehicle: Vehicle, counters: Counters, *, disk: Path) -> Telemetry:
         at=Clock(wall=wall_time(), monotonic=time.monotonic(), boot_id=boot_id()),
         bundle=vehicle.scorer.label,
         counters=counters,
-        disk_free_bytes=shutil.disk_usage(disk).free,
+        disk_free_bytes=_free_bytes(disk),
         latency_ms_p50=p50,
         latency_ms_p99=p99,
         thresholds=vehicle.chooser.thresholds,
         sketches=vehicle.statistics.sketches(),
     )
+
+
+def _free_bytes(disk: Path) -> int:
+    try:
+        return shutil.disk_usage(disk).free
+    except OSError:  # the disk is gone: that must not end the frame path
+        return 0
 
 
 def health(vehicle: Vehicle, *, silence_s: float = SILENCE_S) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -15,7 +17,10 @@ import pytest
 from drawn_files import HEIGHT, WIDTH, exif, jpeg_with_exif, scene
 from vehicle_support import make, run
 
+from misfire_runtime.clips import ClipFrame, ClipRecorder
+from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import decode_image, encode_jpeg
+from misfire_runtime.samples import Candidate
 from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.sources.video import upright
 
@@ -98,8 +103,33 @@ def test_a_second_firing_prolongs_a_clip_and_the_end_of_the_drive_completes_it(
     assert clips[0].context["clip_frames"] >= 9
 
 
+@pytest.mark.parametrize("form", ["frames", "video"])
+@pytest.mark.parametrize("every", [1, 3, 10**9])
+def test_memory_is_bounded_however_often_frames_are_chosen(form: Any, every: int) -> None:
+    """Pixels and outputs count: a trigger that always fires would otherwise hold all frames of a drive."""
+    recorder = ClipRecorder(before_s=60, after_s=60, fps=60, form=form, max_bytes=2_000_000)
+    trigger, alive, clips = Trigger(name="t"), [], 0
+    for index in range(300):
+        frame = Frame(np.full((128, 128, 3), index % 250, np.uint8), "v", index, "v", pts_s=index / 30)
+        scored: Any = SimpleNamespace(nbytes=50_000)
+        picture = ClipFrame(encode_jpeg(frame.image), "image/jpeg", frame, [])
+        alive.append(weakref.ref(frame.image))
+        chosen = index % every == every - 1
+        pieces = recorder.see(
+            picture,
+            Candidate(frame, scored, "b@1", {}),
+            trigger=trigger if chosen else None,
+            sample=f"{index:064}" if chosen else None,
+        )
+        clips += len(pieces)
+        del frame, picture, pieces
+    held = sum(image() is not None for image in alive)
+    assert held <= 2_000_000 // (128 * 128 * 3 + 50_000) + 3
+    assert clips > 0 or every > 300 or (form == "frames" and every == 1)
+
+
 def test_the_ring_is_bounded_in_bytes(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> None:
-    more = "max_bytes = 250_000\n"
+    more = "max_bytes = 3_600_000\n"
     drive(bundle, store, tmp_path, clip, "frames", 100, more=more)
     before = [o for o in store.offers if o.trigger.name == "clip" and o.context["clip_offset_s"] < 0]
     assert 1 <= len(before) <= 2
