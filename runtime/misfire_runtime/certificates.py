@@ -19,21 +19,27 @@ _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 def not_after(data: bytes) -> float:
     """End of validity of the first certificate in `data`, seconds since 1970. Raises ValueError."""
+    return validity(data)[1]
+
+
+def validity(data: bytes) -> tuple[float, float]:
+    """Start and end of validity of the first certificate in `data`, seconds since 1970. Raises ValueError."""
     der = _der(data)
     try:
-        at, _end = _expect(der, _validity(der), _SEQUENCE)
-        at = _element(der, at)[2]
-        start, tag, end = _element(der, at)
+        at, _end = _expect(der, _validity_at(der), _SEQUENCE)
+        first = _element(der, at)
+        second = _element(der, first[2])
     except IndexError as error:
         raise ValueError("not a certificate: it ends too early") from error
-    return _time(tag, der[start:end].decode("ascii"))
+    since, until = (_time(tag, der[start:end].decode("ascii")) for start, tag, end in (first, second))
+    return since, until
 
 
 def common_name(data: bytes) -> str | None:
     """Common name of the first certificate in `data`; None if it has none. Raises ValueError."""
     der = _der(data)
     try:
-        at, end = _expect(der, _element(der, _validity(der))[2], _SEQUENCE)
+        at, end = _expect(der, _element(der, _validity_at(der))[2], _SEQUENCE)
         while at < end:
             attributes, at = _expect(der, at, _SET)
             kind, _ = _expect(der, attributes, _SEQUENCE)
@@ -62,7 +68,7 @@ def name_problem(cert_file: Path, vehicle: str) -> str | None:
     )
 
 
-def _validity(der: bytes) -> int:
+def _validity_at(der: bytes) -> int:
     """Where the element `validity` begins; the subject follows it."""
     certificate = _expect(der, 0, _SEQUENCE)
     at, _end = _expect(der, certificate[0], _SEQUENCE)

@@ -9,10 +9,11 @@ import ctypes
 import json
 import shutil
 import socket
-import ssl
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -22,21 +23,25 @@ from typing import Annotated, Literal
 import typer
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.certificates import not_after
+from misfire_runtime.certificates import name_problem, validity
 from misfire_runtime.clock import wall_time
 from misfire_runtime.config import VehicleConfig, read_config
 from misfire_runtime.degrade import read_temperature_c
 from misfire_runtime.engine import EngineOptions
-from misfire_runtime.errors import MisfireError
+from misfire_runtime.errors import ConfigError, MisfireError
+from misfire_runtime.messages import Topics
 from misfire_runtime.privacy import Privacy
 from misfire_runtime.run import broker_options, overlay
 from misfire_runtime.scoring import Scorer
 from misfire_runtime.session import broker_config
+from misfire_runtime.small_files import read_bounded
 from misfire_runtime.sources import open_source
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.spool_ledger import Ledger
+from misfire_runtime.uplink_client import is_loopback
+from misfire_runtime.uplink_connection import Connection, LinkError
 
 WARN_DAYS = 30
-_CONNECT_S = 5.0
+_MAX_CERTIFICATES = 1024 * 1024
 _TIMEX_BYTES = 512
 _TIME_ERROR = 5
 
@@ -95,6 +100,7 @@ def examine(config: VehicleConfig) -> list[Finding]:
         ("python", _python),
         ("engine", _engine),
         ("disk", _disk),
+        ("spool", _spool),
         ("clock", _clock),
         ("sources", _sources),
         ("privacy", _privacy),
@@ -225,62 +231,88 @@ def _privacy(config: VehicleConfig) -> Iterator[Finding]:
 
 
 def _certificates(config: VehicleConfig) -> Iterator[Finding]:
-    broker = broker_config(config)
-    for file in (broker.ca_file, broker.cert_file) if broker is not None else ():
+    try:
+        broker = broker_config(config)
+    except ConfigError:
+        return  # said by the check of the broker
+    if broker is None:
+        return
+    for file in (broker.ca_file, broker.cert_file):
         if file is not None:
-            yield expiry(file.name, not_after(file.read_bytes()), now=wall_time())
+            since, until = validity(read_bounded(file, max_bytes=_MAX_CERTIFICATES))
+            yield lifetime(file.name, since, until, now=wall_time())
+    if broker.cert_file is not None and (problem := name_problem(broker.cert_file, config.vehicle)):
+        # With a client id of its own the broker may tell vehicles by that, as AWS IoT Core does.
+        yield Finding("certificates", "warn" if broker.client_id else "fail", problem)
 
 
-def expiry(name: str, until: float, *, now: float) -> Finding:
-    """Whether a certificate that ends at `until` (seconds since 1970) still holds, and for how long."""
+def lifetime(name: str, since: float, until: float, *, now: float) -> Finding:
+    """Whether a certificate is valid now, and for how long. since, until, now: seconds since 1970."""
     days = (until - now) / 86400
-    date = datetime.fromtimestamp(until, timezone.utc).date().isoformat()
+    if now < since:
+        text = f"{name} is not valid before {_date(since)}, and this clock says {_date(now)}"
+        return Finding("certificates", "fail", text)
     if days <= 0:
-        return Finding("certificates", "fail", f"{name} expired on {date}; renew it")
+        return Finding("certificates", "fail", f"{name} expired on {_date(until)}; renew it")
     status: Literal["ok", "warn"] = "warn" if days < WARN_DAYS else "ok"
-    return Finding("certificates", status, f"{name} is valid until {date}, {int(days)} more days")
+    return Finding("certificates", status, f"{name} is valid until {_date(until)}, {int(days)} more days")
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).date().isoformat()
 
 
 def _broker(config: VehicleConfig) -> Iterator[Finding]:
     broker = broker_config(config)
     if broker is None:
         return
+    if not broker.tls and not is_loopback(broker.host):
+        text = "is not encrypted: anybody on the way can read pictures, and forge verdicts that delete them"
+        yield Finding("broker", "warn", f"{broker.url} {text}")
+    replies = Topics(config.fleet, config.vehicle).reply
+    client_id = f"misfire-doctor-{socket.gethostname()[:32]}"
+    connection = Connection(broker, client_id=client_id, subscriptions=(replies,))
     try:
-        with socket.create_connection((broker.host, broker.port), timeout=_CONNECT_S):
-            pass
-    except OSError as error:
-        yield Finding("broker", "fail", f"{broker.url} cannot be reached: {error}")
+        connection.open()
+    except LinkError as error:
+        connection.close(in_order=False)
+        yield Finding("broker", "fail", str(error))
         return
-    yield _greet(broker)
+    connection.close(in_order=True)
+    yield Finding("broker", "ok", f"{broker.url} speaks MQTT {broker.protocol}")
 
 
-def _greet(broker: BrokerConfig) -> Finding:
-    """Connects as a client of its own id, and leaves."""
-    answered = threading.Event()
-    answer: list[str] = []
-    client = make_client(broker, client_id=f"misfire-doctor-{socket.gethostname()[:32]}")
-
-    def connected(
-        _client: object, _data: object, _flags: object, reason: object, _properties: object
-    ) -> None:
-        answer.append("" if not getattr(reason, "is_failure", False) else str(reason))
-        answered.set()
-
-    client.on_connect = connected
+def _spool(config: VehicleConfig) -> Iterator[Finding]:
+    """Reads the books of a spool, of a running vehicle as well; writes nothing."""
+    file = config.spool.path / "spool.sqlite"
+    if not file.is_file():
+        return
     try:
-        client.connect(broker.host, broker.port, keepalive=30)
-        client.loop_start()
-        in_time = answered.wait(_CONNECT_S)
-    except (OSError, ssl.SSLError) as error:
-        return Finding("broker", "fail", f"{broker.url}: {error}")
-    finally:
-        client.disconnect()
-        client.loop_stop()
-    if not in_time:
-        return Finding("broker", "fail", f"{broker.url} does not answer as an MQTT {broker.protocol} broker")
-    if answer[0]:
-        return Finding("broker", "fail", f"{broker.url} refuses: {answer[0]}")
-    return Finding("broker", "ok", f"{broker.url} speaks MQTT {broker.protocol}")
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as opened:
+            opened.execute("BEGIN")  # one moment, whatever a running vehicle books meanwhile
+            yield from _books(Ledger(opened), config.spool.path)
+    except sqlite3.Error as error:
+        yield Finding("spool", "fail", f"{file}: {error}")
+
+
+def _books(ledger: Ledger, folder: Path) -> Iterator[Finding]:
+    books = ledger.counters()
+    ended = {name: books.get(name, 0) for name in ("stored", "pending", "declined", "rejected", "evicted")}
+    captured = books.get("captured", 0)
+    text = f"{captured} captured = " + " + ".join(f"{count} {name}" for name, count in ended.items())
+    if captured == sum(ended.values()):
+        yield Finding("spool", "ok", f"{folder}: {text}")
+    else:
+        text = text.replace(" = ", " is not ")
+        yield Finding("spool", "fail", f"{folder}: the books do not add up: {text}")
+    gone = sum(not (folder / "samples" / sample).is_file() for sample, _size in ledger.lengths())
+    if gone:
+        yield Finding("spool", "warn", f"{gone} pending samples have no file in {folder / 'samples'}")
+    for reason, count in sorted(ledger.lost().items()):
+        yield Finding("spool", "warn", f"{count} chosen frames were lost: {reason}")
+    hold = ledger.hold()
+    if hold is not None:
+        yield Finding("spool", "fail", f"nothing is offered since {_date(hold.since)}: {hold.reason}")
 
 
 def _heat(config: VehicleConfig) -> Iterator[Finding]:

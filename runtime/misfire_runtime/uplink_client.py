@@ -67,7 +67,7 @@ class BrokerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _plain_stays_here(self) -> BrokerConfig:
-        if not (self.tls or self.insecure or _is_loopback(self.host)):
+        if not (self.tls or self.insecure or is_loopback(self.host)):
             raise ValueError(
                 f"plain MQTT to {self.host} is not encrypted; use mqtts://, or allow it on a network you "
                 "trust: --insecure, or `insecure = true` in [broker]"
@@ -147,7 +147,7 @@ def _without_credentials(url: str) -> str:
     return f"{scheme}{found}{shown}" + ("..." if shown != place else "")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

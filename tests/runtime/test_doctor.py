@@ -6,12 +6,12 @@ import datetime
 import json
 import socket
 import sys
-import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from authority import Authority
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from misfire_runtime import cli
-from misfire_runtime.certificates import not_after
+from misfire_runtime.certificates import not_after, validity
 from misfire_runtime.config import parse_config
-from misfire_runtime.doctor import Finding, examine, expiry, onnxruntime_conflict
+from misfire_runtime.doctor import Finding, examine, lifetime, onnxruntime_conflict
+from misfire_runtime.spool import Spool
 from services import free_port, mosquitto
 
 UTC = datetime.timezone.utc
@@ -46,6 +47,8 @@ def test_the_end_of_a_certificate_is_read_from_pem_and_der(year: int) -> None:
     made = certificate(until)
     for encoding in (serialization.Encoding.PEM, serialization.Encoding.DER):
         assert not_after(made.public_bytes(encoding)) == until.timestamp()
+        since = datetime.datetime(2001, 1, 1, tzinfo=UTC).timestamp()
+        assert validity(made.public_bytes(encoding)) == (since, until.timestamp())
 
 
 @given(st.binary(max_size=300))
@@ -62,12 +65,15 @@ def test_a_torn_certificate_is_a_value_error() -> None:
             not_after(data[: len(data) // 2])
 
 
-def test_expiry_warns_a_month_ahead() -> None:
+def test_a_certificates_lifetime_warns_a_month_ahead_and_names_one_that_is_not_valid_yet() -> None:
     day = 86400.0
-    assert expiry("c", 100 * day, now=0.0).status == "ok"
-    assert expiry("c", 10 * day, now=0.0).status == "warn"
-    gone = expiry("c", 10 * day, now=11 * day)
+    assert lifetime("c", 0.0, 100 * day, now=1.0).status == "ok"
+    assert lifetime("c", 0.0, 10 * day, now=1.0).status == "warn"
+    gone = lifetime("c", 0.0, 10 * day, now=11 * day)
     assert gone.status == "fail" and "expired on 1970-01-11" in gone.text
+    early = lifetime("c", 5 * day, 10 * day, now=2 * day)
+    assert early.status == "fail"
+    assert "not valid before 1970-01-06, and this clock says 1970-01-03" in early.text
 
 
 def test_both_onnx_runtimes_at_once_are_found() -> None:
@@ -91,21 +97,69 @@ def test_a_broker_that_answers_and_those_that_do_not(tmp_path: Path) -> None:
             found = findings(f'[broker]\nurl = "{broker.url}"\nprotocol = "{protocol}"', "broker")
             assert [f.status for f in found] == ["ok"] and f"MQTT {protocol}" in found[0].text
     found = findings(f'[broker]\nurl = "mqtt://127.0.0.1:{free_port()}"', "broker")
-    assert found[0].status == "fail" and "cannot be reached" in found[0].text
+    assert found[0].status == "fail" and "connection refused: nothing listens" in found[0].text
 
 
-def test_a_listener_that_is_no_broker_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misfire_runtime.doctor._CONNECT_S", 0.5)
+def test_a_listener_that_is_no_broker_is_told_apart() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        taken: list[socket.socket] = []
-        thread = threading.Thread(target=lambda: [taken.append(listener.accept()[0]) for _ in range(2)])
-        thread.start()
-        found = findings(f'[broker]\nurl = "mqtt://127.0.0.1:{port}"', "broker")
-        thread.join(5)
-        for connection in taken:
-            connection.close()
-    assert found[0].status == "fail" and "does not answer as an MQTT 5 broker" in found[0].text
+        text = f'[broker]\nurl = "mqtt://127.0.0.1:{port}"\nconnect_timeout_s = 0.3'
+        found = findings(text, "broker")
+    assert found[0].status == "fail" and "no answer within" in found[0].text
+
+
+def test_a_broker_that_refuses_is_named(tmp_path: Path) -> None:
+    with mosquitto(tmp_path, options="allow_anonymous false") as broker:
+        found = findings(f'[broker]\nurl = "{broker.url}"', "broker")
+    assert found[0].status == "fail" and "refuses the connection: not authorised" in found[0].text
+
+
+def test_plain_mqtt_to_another_machine_is_found() -> None:
+    text = '[broker]\nurl = "mqtt://192.0.2.1"\nconnect_timeout_s = 0.2\n'
+    found = findings(text, "broker")
+    assert [f.status for f in found] == ["fail"] and "is not encrypted" in found[0].text
+    assert findings(text, "certificates") == [], "it is said once"
+    allowed = findings(text + "insecure = true", "broker")
+    assert allowed[0].status == "warn" and "forge verdicts" in allowed[0].text
+
+
+def test_a_name_that_does_not_fit_its_certificate_is_found(tmp_path: Path) -> None:
+    cert_file, key_file = Authority(tmp_path).issue("bus-12", days=90)
+    text = f"""
+        vehicle = "NAME"
+        [broker]
+        url = "mqtts://127.0.0.1:{free_port()}"
+        cert_file = "{cert_file}"
+        key_file = "{key_file}"
+        """
+    assert [f.status for f in findings(text.replace("NAME", "bus-12"), "certificates")] == ["ok"]
+    found = findings(text.replace("NAME", "bus-13"), "certificates")
+    assert [f.status for f in found] == ["ok", "fail"]
+    assert "is issued to 'bus-12', but this vehicle is 'bus-13'" in found[1].text
+    other = findings(text.replace("NAME", "bus-13") + 'client_id = "thing"', "certificates")
+    assert [f.status for f in other] == ["ok", "warn"]
+
+
+def test_the_books_of_the_spool_are_read_while_a_vehicle_runs(tmp_path: Path) -> None:
+    text = f'[spool]\npath = "{tmp_path}"'
+    assert findings(text, "spool") == []
+    spool = Spool(tmp_path)
+    try:
+        (ok,) = findings(text, "spool")
+        assert ok.status == "ok" and "0 captured = 0 stored + 0 pending" in ok.text
+        with spool._ledger.transaction():
+            spool._ledger.increase({"captured": 3})
+            spool._ledger.lose({"disk full": 167})
+            spool._ledger._hold("8 samples in a row were rejected, the last: no picture")
+        wrong, lost, hold = findings(text, "spool")
+    finally:
+        spool.close()
+    assert wrong.status == "fail" and "do not add up: 3 captured is not 0 stored" in wrong.text
+    assert lost.status == "warn" and "167 chosen frames were lost: disk full" in lost.text
+    assert hold.status == "fail" and "nothing is offered since" in hold.text
+    assert "8 samples in a row were rejected" in hold.text
+    (tmp_path / "spool.sqlite").write_bytes(b"no database" * 500)
+    assert findings(text, "spool")[0].status == "fail"
 
 
 def test_certificates_of_the_broker_are_looked_at(tmp_path: Path) -> None:

@@ -180,6 +180,15 @@ def test_a_heartbeats_sketches_merge_across_vehicles(driven: Any, store: Any, tm
     assert heartbeat(driven, store.counters(), disk=tmp_path).sketches == {}
 
 
+def test_a_threshold_without_a_number_and_a_disk_that_is_gone_do_not_end_the_frame_path(
+    driven: Any, store: Any, tmp_path: Path
+) -> None:
+    for value in (float("nan"), float("inf")):
+        driven.chooser.triggers[0].threshold = value
+        beat = decode(Telemetry, encode(heartbeat(driven, store.counters(), disk=tmp_path / "gone")))
+        assert beat.thresholds == {} and beat.disk_free_bytes == 0
+
+
 def test_a_sketch_answers_within_its_accuracy(driven: Any) -> None:
     driven.statistics.begin_stretch()
     values = np.random.default_rng(0).gamma(2.0, 1.0, 5000)
