@@ -94,6 +94,15 @@ def test_a_list_names_the_test_half(tmp_path: Path, lines: list[str]) -> None:
     assert load_dataset(f"image-folder:{tmp_path}?test={tmp_path / 'val.txt'}").test.ids == dataset.test.ids
 
 
+def test_another_list_is_another_data_set(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{label}/{i}.png" for label in "ab" for i in range(3)))
+    found = set()
+    for line in ("a/0", "a/1"):
+        (tmp_path / "list.txt").write_text(line)
+        found.add(load_dataset(f"image-folder:{tmp_path}?test=list.txt").sha256)
+    assert len(found) == 2
+
+
 def test_a_list_overrides_split_words(tmp_path: Path) -> None:
     write_images(
         tmp_path,

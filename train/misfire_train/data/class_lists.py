@@ -31,19 +31,19 @@ class ClassList:
 
     @property
     def digest(self) -> dict[str, str]:
-        """Name and checksum of the file."""
+        """Returns name and checksum of the file."""
         return {self.path.name: sha256_file(self.path)}
 
 
 def nfc(name: str) -> str:
-    """The composed form: an archive of a Mac spells an umlaut in two characters, and means the same name."""
+    """Returns the composed form: an archive of a Mac spells an umlaut in two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def find_class_list(folder: Path, options: Options) -> ClassList | None:
-    """The list named by `classes=FILE`, else classes.txt or classes.json in the folder, else None.
+    """Reads the list named by `classes=FILE`, else classes.txt or classes.json in the folder, if any.
 
-    Raises DatasetError where it cannot be read, is empty, or names a class twice.
+    Raises DatasetError if it cannot be read, is empty, or names a class twice.
     """
     if options.classes is not None:
         return read_class_list(beside(options.classes, folder))
@@ -56,7 +56,7 @@ def find_class_list(folder: Path, options: Options) -> ClassList | None:
 
 
 def read_class_list(path: Path) -> ClassList:
-    """Raises DatasetError as find_class_list does."""
+    """Reads one file. Raises DatasetError as find_class_list does."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DatasetError(f"{path}: a list of classes has at most {_MAX_BYTES} bytes")
@@ -103,7 +103,7 @@ def _from_json(content: Any, path: Path) -> tuple[list[str], frozenset[int]]:
 
 
 def _numbered(content: Any) -> dict[int, str] | None:
-    """Names by number, or None where the content is nothing that lists classes."""
+    """Returns names by number, or None if the content lists no classes."""
     try:
         if isinstance(content, dict):
             if all(type(value) is int for value in content.values()):

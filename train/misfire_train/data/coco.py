@@ -26,6 +26,7 @@ from misfire_train.data.coco_documents import (
     find_sources,
     image_folders,
     joint_names,
+    names_a_document,
     names_a_file_inside,
     read_document,
 )
@@ -33,7 +34,7 @@ from misfire_train.data.examples import Dataset
 from misfire_train.data.files import ImageFile, digest_files, named_file, read_images, skipped_notes
 from misfire_train.data.halves import divide
 from misfire_train.data.images import DecodedImages
-from misfire_train.data.options import Options
+from misfire_train.data.options import Options, list_digest
 from misfire_train.errors import DatasetError
 
 _SIDE = 96
@@ -93,7 +94,7 @@ def load_coco_keypoints(path: Path, options: Options) -> Dataset:
     or below `images=FOLDER`.
     Crowds, boxes below 12 pixels and annotations without a visible keypoint are left out and counted, and so,
     apart from them, are annotations whose image is missing. Raises DatasetError on a malformed document, on
-    keypoints that are not triples, or where nothing is left.
+    keypoints that are not triples, or if nothing is left.
     """
     sources = find_sources(path, options)
     root = data_root(sources[0].path)
@@ -104,7 +105,8 @@ def load_coco_keypoints(path: Path, options: Options) -> Dataset:
     for source, document in zip(sources, documents, strict=True):
         _collect(persons, source, document, root=root, joints=len(names), side=side, options=options)
     file_names = [crop.file.name for crop in persons.crops]
-    own_list = options.test is not None and options.test.suffix.lower() != ".json"
+    # A JSON of the test half is a source by now; only a list of names is left to be looked up.
+    own = replace(options, test=None) if names_a_document(options) else options
     halves = divide(
         images=_cuts(persons.crops, side=side),
         targets=np.stack(persons.targets),
@@ -112,7 +114,7 @@ def load_coco_keypoints(path: Path, options: Options) -> Dataset:
         names=file_names,
         groups=file_names,
         words=persons.words,
-        options=options if own_list else replace(options, test=None),
+        options=own,
         folder=root,
     )
     checksums = {source.path.name: sha256_file(source.path) for source in sources}
@@ -123,7 +125,7 @@ def load_coco_keypoints(path: Path, options: Options) -> Dataset:
         contract=InputContract(height=side, width=side, mean=(0.45, 0.45, 0.44), std=(0.25, 0.25, 0.26)),
         train=halves.train,
         test=halves.test,
-        sha256=digest_files(persons.files, more=checksums),
+        sha256=digest_files(persons.files, more=checksums | list_digest(own, root)),
         licence="yours",
         notes=(*persons.notes, *halves.notes),
     )
@@ -178,7 +180,7 @@ def _collect(
 def _read_files(
     document: Document, folders: Sequence[Path], root: Path
 ) -> tuple[dict[int, ImageFile], list[str], list[str]]:
-    """(image files by image id, names that are not there, what cannot be decoded)."""
+    """Returns (image files by image id, names that are not there, what cannot be decoded)."""
     places: dict[int, Path] = {}
     absent = []
     for picture in document.images:

@@ -62,10 +62,15 @@ class Source:
     part: str = ""
 
 
+def names_a_document(options: Options) -> bool:
+    """Tells if `test` names the JSON of the test half, not a list of its images."""
+    return options.test is not None and options.test.suffix.lower() == ".json"
+
+
 def find_sources(path: Path, options: Options) -> list[Source]:
-    """The documents of a data set. Raises DatasetError where it is not clear which they are."""
+    """Finds the documents of a data set. Raises DatasetError if it is not clear which they are."""
     found = [path] if path.is_file() else _documents_in(path)
-    if options.test is not None and options.test.suffix.lower() == ".json":
+    if options.test is not None and names_a_document(options):
         test = beside(options.test, path if path.is_dir() else path.parent)
         rest = [each for each in found if each.resolve() != test.resolve()]
         if len(rest) == 1:
@@ -84,13 +89,13 @@ def find_sources(path: Path, options: Options) -> list[Source]:
 
 
 def _documents_in(folder: Path) -> list[Path]:
-    """JSON files of a folder; the official archives hold captions and boxes beside the keypoints."""
+    """Lists JSON files of a folder; the official archives hold captions and boxes beside the keypoints."""
     found = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
     return [each for each in found if "keypoints" in each.stem.casefold()] or found
 
 
 def half_part(path: Path) -> str:
-    """The piece of a document's name that is a split word and perhaps a year: `train2017`."""
+    """Returns the piece of a document's name that is a split word and perhaps a year: `train2017`."""
     pieces = re.split(r"[^A-Za-z0-9]+", path.stem)
     return next((piece for piece in pieces if split_word(_word(piece))), "")
 
@@ -100,13 +105,13 @@ def _word(part: str) -> str:
 
 
 def data_root(document: Path) -> Path:
-    """The data set's folder: the one with the JSON, or the one with `annotations`."""
+    """Returns the data set's folder: the one with the JSON, or the one with `annotations`."""
     folder = document.parent
     return folder.parent if folder.name == "annotations" else folder
 
 
 def image_folders(source: Source, root: Path, options: Options) -> list[Path]:
-    """Where the images of a document may be, first to last."""
+    """Lists where the images of a document may be, first to last."""
     own = half_part(source.path)
     halves = list(dict.fromkeys((own, _word(own)))) if own else []
     if options.images is not None:
@@ -118,13 +123,13 @@ def image_folders(source: Source, root: Path, options: Options) -> list[Path]:
 
 
 def names_a_file_inside(name: str, root: Path) -> bool:
-    """Whether a file_name stays beside or below the data set; one that leads elsewhere is not followed."""
+    """Tells if a file_name stays beside or below the data set; one that leads elsewhere is not followed."""
     path = PureWindowsPath(name)
     return ".." not in path.parts and (not path.anchor or Path(name).is_relative_to(root.parent.absolute()))
 
 
 def read_document(path: Path) -> Document:
-    """Raises DatasetError where the file is no COCO document, with the place."""
+    """Reads a document. Raises DatasetError, with the place, if the file is none."""
     try:
         return Document.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -136,7 +141,7 @@ def read_document(path: Path) -> Document:
 
 
 def joint_names(documents: Sequence[Document], sources: Sequence[Source]) -> tuple[str, ...]:
-    """The keypoints of the one category that has some, the same in all documents."""
+    """Returns the keypoints of the one category that has some, the same in all documents."""
     found = []
     for document, source in zip(documents, sources, strict=True):
         named = [category for category in document.categories if category.keypoints]

@@ -59,9 +59,10 @@ class Found:
 
 
 def find_images(folder: Path) -> Found:
-    """All image files below a folder: by their ending, else by their first bytes. Links are followed.
+    """Finds all image files below a folder: by their ending, else by their first bytes. Links are followed.
 
-    Hidden and system files and folders are left out. Raises DatasetError where there is no folder.
+    Hidden and system files and folders are left out. Raises DatasetError if there is no folder,
+    or one that cannot be listed.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
@@ -86,7 +87,7 @@ def find_images(folder: Path) -> Found:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, without hidden ones and those of operating systems, by name."""
+    """Lists the folders in a folder, by name, without hidden ones and those of operating systems."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _not_data(path.name))
 
 
@@ -103,13 +104,13 @@ def skipped_notes(problems: Sequence[str]) -> tuple[str, ...]:
 
 
 def first_of(sentences: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
+    """Joins the first few sentences, and says how many more there are."""
     more = f"; and {len(sentences) - _NAMED_AT_MOST} more" if len(sentences) > _NAMED_AT_MOST else ""
     return f"{'; '.join(sentences[:_NAMED_AT_MOST])}{more}"
 
 
 def named_file(text: str, folders: Sequence[Path]) -> Path | None:
-    """The file that a document names, in the first folder that has it; Windows' separators are understood."""
+    """Finds a file that a document names, in the first folder with it; Windows' separators are fine."""
     for name in dict.fromkeys((text, PureWindowsPath(text).as_posix())):
         found = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if found is not None:
@@ -118,7 +119,7 @@ def named_file(text: str, folders: Sequence[Path]) -> Path | None:
 
 
 def name_below(path: Path, base: Path) -> str:
-    """A file's printable name below the data set's folder; outside of it, its own name."""
+    """Returns a file's printable name below the data set's folder; outside of it, its own name."""
     relative = path.relative_to(base) if path.is_relative_to(base) else PurePosixPath(path.name)
     return printable(relative.as_posix())
 
@@ -162,10 +163,13 @@ def _read_one(path: Path, base: Path) -> ImageFile | str:
 
 
 def _walk(folder: Path, left_out: Counter[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
-    """Files below a folder; counts what it leaves out by name. A link that leads back up is not followed."""
-    status = folder.stat()
+    """Yields files below a folder; counts what it leaves out by name. Links that lead back up end there."""
+    try:
+        status, content = folder.stat(), sorted(folder.iterdir())
+    except OSError as error:
+        raise DatasetError(f"{printable(folder)}: cannot be listed ({error.strerror})") from error
     here = (*above, (status.st_dev, status.st_ino))
-    for path in sorted(folder.iterdir()):
+    for path in content:
         if _not_data(path.name):
             # A hidden file that is no picture, such as .DS_Store, is nobody's news.
             if path.is_dir() or path.suffix.lower() in EXTENSIONS:

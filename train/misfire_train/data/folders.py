@@ -27,13 +27,13 @@ from misfire_train.data.files import (
     subfolders,
 )
 from misfire_train.data.halves import Halves, divide, require_words, split_word
-from misfire_train.data.options import Options, printable
+from misfire_train.data.options import Options, list_digest, printable
 from misfire_train.errors import DatasetError
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What the folders of an image say. word: its split word, "" where there is none."""
+    """What the folders of an image say. word: its split word, "" for none.  group: "" for none."""
 
     word: str
     label: str
@@ -43,7 +43,7 @@ class _Place:
 def load_image_folder(folder: Path, options: Options) -> Dataset:
     """Every image below a class's folder. What lies between class and image is its group (a drive, a track).
 
-    Raises DatasetError where there are no classes, no readable images, or a class that the list lacks.
+    Raises DatasetError if there are no classes, no readable images, or a class that the list lacks.
     """
     found = find_images(folder)
     listed = find_class_list(folder, options)
@@ -68,6 +68,7 @@ def load_image_folder(folder: Path, options: Options) -> Dataset:
         folder=folder,
     )
     failed = Counter(place.label for place in place_of.values()) - Counter(place.label for place in places)
+    more = list_digest(options, folder) | (listed.digest if listed is not None else {})
     return Dataset(
         name=f"image-folder:{folder}",
         task="classification",
@@ -75,7 +76,7 @@ def load_image_folder(folder: Path, options: Options) -> Dataset:
         contract=natural_contract(files, options.size),
         train=halves.train,
         test=halves.test,
-        sha256=digest_files(files, more=listed.digest if listed is not None else None),
+        sha256=digest_files(files, more=more),
         licence="yours",
         notes=(
             *skipped_notes(problems),
@@ -88,7 +89,7 @@ def load_image_folder(folder: Path, options: Options) -> Dataset:
 
 
 def _words(folder: Path, names: Sequence[str], known: set[str]) -> list[str]:
-    """The split word of each image, all "" where the first folders are classes."""
+    """Returns the split word of each image, all "" if the first folders are classes."""
     tops = [(name.split("/")[0], len(name.split("/"))) for name in names]
     # train/x.png lies in a class called train, such as one of vehicles; so does what the class list names.
     words = ["" if depth < 3 or nfc(top) in known else split_word(top) for top, depth in tops]
@@ -104,7 +105,7 @@ def _place(name: str, word: str) -> _Place:
 
 
 def _classes(folder: Path, used: Iterable[str], *, halved: bool, listed: ClassList | None) -> tuple[str, ...]:
-    """The listed classes, else the names of all class folders, empty ones too."""
+    """Returns the listed classes, else the names of all class folders, empty ones too."""
     if listed is not None:
         unknown = sorted(set(used) - set(listed.names))
         if unknown:
@@ -123,7 +124,7 @@ def _classes(folder: Path, used: Iterable[str], *, halved: bool, listed: ClassLi
 
 
 def _class_notes(classes: Sequence[str], halves: Halves, failed: Mapping[str, int]) -> list[str]:
-    """Classes that a network cannot learn, or that nothing tests."""
+    """Notes classes without images, and those without images to train on."""
     trained, tested = (set(np.unique(half.targets)) for half in (halves.train, halves.test))
     empty = [
         f"{name} ({failed[name]} that cannot be read)" if failed.get(name) else name

@@ -46,13 +46,13 @@ class Halves:
 
 
 def split_word(text: str) -> str:
-    """The word in its plain form (`Valid` is `valid`), or "" where it is none of SPLIT_WORDS."""
+    """Returns the word in its plain form (`Valid` is `valid`), or "" if it is none of SPLIT_WORDS."""
     word = nfc(text).strip().casefold()
     return word if word in _TEST_WORDS else ""
 
 
 def require_words(folder: Path, names: Sequence[str], words: Sequence[str]) -> None:
-    """Raises DatasetError where only some images lie below a folder with a split word."""
+    """Raises DatasetError if only some images are below a folder with a split word."""
     if any(words) and not all(words):
         stray = next(name for name, word in zip(names, words, strict=True) if not word)
         raise DatasetError(
@@ -72,11 +72,11 @@ def divide(
     options: Options,
     folder: Path,
 ) -> Halves:
-    """Both halves of the examples of one reader.
+    """Divides the examples of one reader into halves.
 
     ids: unique; names: the images' file names, which `group` and `test` are about.
     groups: what the data set itself says.  words: split words, "" where it says none.
-    Raises DatasetError where the options do not fit the names, or a half would be empty.
+    Raises DatasetError if the options do not fit the names, or a half would be empty.
     """
     notes: list[str] = []
     if options.test is not None:
@@ -100,7 +100,7 @@ def divide(
 
 
 def _listed(path: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split words from a file that names the test half, one image a line, and a note on lines of no image."""
+    """Reads the file that names the test half: a split word per image, and a note on lines of no image."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -131,7 +131,7 @@ def _listed(path: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _spellings(name: str) -> set[str]:
-    """How lists write an image: its path or its name, with or without the ending."""
+    """Returns how lists may write an image: its path or its name, with or without the ending."""
     path = PurePosixPath(name)
     return {name, str(path.with_suffix("")), path.name, path.stem}
 
@@ -139,7 +139,7 @@ def _spellings(name: str) -> set[str]:
 def _groups(
     names: Sequence[str], groups: Sequence[str], tests: Sequence[bool] | None, options: Options
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The groups that the options ask for, and notes; in a given test half a name may fail to match."""
+    """Returns the groups that the options ask for, and notes; names of a given test half may not match."""
     if not options.grouped:
         torn = len(set(groups)) < len(set(names))
         note = "split without groups, as group=none says: neighbouring frames may be in different parts"
@@ -169,7 +169,7 @@ def _groups(
 
 
 def _word_notes(words: Sequence[str]) -> list[str]:
-    """A note where validation data are (part of) the test half, or words are missing."""
+    """Notes that validation data are in the test half, or that words are missing."""
     counts = Counter(word for word in words if word and _TEST_WORDS[word])
     notes = []
     if set(counts) - {"test", "testing"}:
@@ -182,7 +182,7 @@ def _word_notes(words: Sequence[str]) -> list[str]:
 
 
 def _flattering(train: Examples, test: Examples, options: Options) -> list[str]:
-    """What would make a number look better than it is."""
+    """Notes what would make a number look better than it is."""
     notes = []
     own = set(train.groups)
     if options.grouped and options.group is None and len(own) == len(train) > 1:

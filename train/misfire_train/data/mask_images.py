@@ -35,9 +35,9 @@ def read_mask(
     classes: int | None = None,
     ignore: frozenset[int] = frozenset(),
 ) -> NDArray[np.uint8]:
-    """Class numbers of a mask image, uint8 [H,W]; 255 where nothing is labelled.
+    """Reads the class numbers of a mask image, uint8 [H,W]; 255 means "not labelled".
 
-    size: width and height of the mask's image.  classes: how many there are, None where nobody knows yet.
+    size: width and height of the mask's image.  classes: how many there are, None if nobody knows yet.
     ignore: stored labels that become 255.
     Raises DatasetError naming the file: unreadable, lossy, in colours, another size, a label of no class.
     """
@@ -59,12 +59,12 @@ def read_mask(
 
 
 def resize_mask(mask: NDArray[np.uint8], *, height: int, width: int) -> NDArray[np.uint8]:
-    """The nearest label for each pixel, uint8 [height,width]."""
+    """Resizes by the nearest label, to uint8 [height,width]."""
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def _stored(path: Path, name: str) -> NDArray[Any]:
-    """The numbers in the file, integer [H,W]."""
+    """Reads the numbers in the file, integer [H,W]."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DatasetError(f"{name}: a mask has at most {_MAX_BYTES} bytes")
@@ -93,14 +93,14 @@ def _stored(path: Path, name: str) -> NDArray[Any]:
 
 
 def _grey_step(image: ImageFile.ImageFile) -> int:
-    """What to divide by; known only before the pixels are loaded."""
+    """Returns what to divide by; it is known only before the pixels are loaded."""
     arguments = image.tile[0].args if image.tile else ()
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return _STEP.get(raw, 1) if isinstance(raw, str) else 1
 
 
 def _one_channel(pixels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The grey of [H,W,2..4]; an alpha channel says nothing about classes."""
+    """Returns the grey of [H,W,2..4]; an alpha channel says nothing about classes."""
     colours = pixels[..., :1] if pixels.shape[2] == 2 else pixels[..., :3]
     if not (colours == colours[..., :1]).all():
         raise DatasetError(

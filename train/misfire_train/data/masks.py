@@ -33,7 +33,7 @@ from misfire_train.data.files import (
 )
 from misfire_train.data.halves import divide, require_words, split_word
 from misfire_train.data.mask_images import IGNORE, read_mask, resize_mask
-from misfire_train.data.options import Options
+from misfire_train.data.options import Options, list_digest
 from misfire_train.errors import DatasetError
 
 _IMAGE_FOLDERS = ("images", "leftImg8bit")
@@ -50,7 +50,7 @@ class _Place:
 def load_masks(folder: Path, options: Options) -> Dataset:
     """Images with masks, resized by the nearest label to the network's input size.
 
-    Images without a mask and masks without an image are left out and counted. Raises DatasetError where
+    Images without a mask and masks without an image are left out and counted. Raises DatasetError if
     nothing is left, a mask cannot be right (see read_mask), or a label is beyond the listed classes.
     """
     found = find_images(folder)
@@ -93,7 +93,7 @@ def load_masks(folder: Path, options: Options) -> Dataset:
         contract=contract,
         train=halves.train,
         test=halves.test,
-        sha256=digest_files(files, more=_digests(files, mask_of, listed)),
+        sha256=digest_files(files, more=_digests(files, mask_of, listed) | list_digest(options, folder)),
         licence="yours",
         notes=(
             *skipped_notes(problems),
@@ -135,7 +135,7 @@ def _key(name: str, kind: str) -> str:
 
 
 def _places(folder: Path, names: Sequence[str]) -> list[_Place]:
-    """Split word and group of each image. Raises DatasetError where only some images have a split word."""
+    """Returns split word and group of each image. Raises DatasetError if only some have a split word."""
     found = []
     for name in names:
         folders = [nfc(part) for part in name.split("/")[:-1]]
@@ -148,7 +148,7 @@ def _places(folder: Path, names: Sequence[str]) -> list[_Place]:
 
 
 def _classes(folder: Path, pixels: NDArray[np.int64], listed: ClassList | None) -> tuple[str, ...]:
-    """pixels: how many have each label."""
+    """Names the classes. pixels: how many have each label."""
     labels = np.flatnonzero(pixels)
     if not labels.size:
         raise DatasetError(f"{folder}: no pixel of any mask has a label")
@@ -171,6 +171,6 @@ def _ignored(pixels: NDArray[np.int64], ignore: frozenset[int]) -> list[str]:
 def _digests(
     files: Sequence[ImageFile], mask_of: dict[Path, Path], listed: ClassList | None
 ) -> dict[str, str]:
-    """Checksums of the masks, and of a class list that says what the numbers in them mean."""
+    """Returns checksums of the masks, and of a class list that says what the numbers in them mean."""
     masks = {f"{file.name}.mask": sha256_file(mask_of[file.path]) for file in files}
     return masks | (listed.digest if listed is not None and listed.ignore else {})

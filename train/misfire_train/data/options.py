@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from misfire_runtime.bundle import sha256_file
 from misfire_runtime.errors import ConfigError
 
 SPELLINGS = {
@@ -46,9 +47,10 @@ class Options:
 
 
 def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) -> tuple[Path, Options]:
-    """`PATH?size=WIDTHxHEIGHT&group=REGEX` to a path and options. Raises ConfigError on anything else.
+    """Splits `PATH?size=WIDTHxHEIGHT&group=REGEX` into a path and options.
 
-    takes: names of the options that the reader understands.
+    takes: names of the options that the reader understands. Raises ConfigError on any other, and on a value
+    that cannot be meant.
     """
     path, _, query = argument.partition("?")
     given: dict[str, str] = dict(part.partition("=")[::2] for part in query.split("&") if part)
@@ -69,13 +71,20 @@ def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) 
 
 
 def beside(given: Path, folder: Path) -> Path:
-    """An option's path: in the data set's folder if it is there, else from the working directory."""
+    """Returns an option's path: in the data set's folder if it is there, else from the working directory."""
     inside = folder / given
     return inside if inside.exists() else given
 
 
+def list_digest(options: Options, folder: Path) -> dict[str, str]:
+    """Returns name and checksum of the file that names the test half: another list is another data set."""
+    if options.test is None:
+        return {}
+    return {str(options.test): sha256_file(beside(options.test, folder))}
+
+
 def printable(path: str | os.PathLike[str]) -> str:
-    r"""A file's name as text that can be printed and stored; bytes that are not UTF-8 become `\xe9`."""
+    r"""Returns a file's name as text that can be printed and stored; bytes that are not UTF-8: `\xe9`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

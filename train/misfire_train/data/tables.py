@@ -29,7 +29,7 @@ from misfire_train.data.files import (
     skipped_notes,
 )
 from misfire_train.data.halves import SPLIT_WORDS, divide, split_word
-from misfire_train.data.options import Options
+from misfire_train.data.options import Options, list_digest
 from misfire_train.errors import DatasetError
 
 _OTHER_COLUMNS = ("image", "group", "split")
@@ -39,7 +39,7 @@ _INDEX_COLUMN = re.compile(r"(Unnamed: [\d.]+)?")
 
 @dataclass(frozen=True)
 class _Row:
-    """path: None where there is no such file. word: split word, "" for none."""
+    """A row. path: None if there is no such file.  word: split word, "" for none."""
 
     line: int
     image: str
@@ -93,7 +93,7 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
         contract=natural_contract(files, options.size),
         train=halves.train,
         test=halves.test,
-        sha256=digest_files(files, more={path.name: sha256_file(path)}),
+        sha256=digest_files(files, more={path.name: sha256_file(path)} | list_digest(options, base)),
         licence="yours",
         notes=(*skipped_notes(problems), *((lost,) if missing else ()), *table.notes, *halves.notes),
     )
@@ -121,12 +121,12 @@ def _read_table(path: Path) -> _Table:
 
 
 def _separator(header: str) -> str:
-    """What the header is divided by: a comma wherever it has one."""
+    """Returns what the header is divided by: a comma if it has one."""
     return next((each for each in ",;\t" if each in header), ",")
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of values, and a note on those without a name."""
+    """Returns the columns of values, and a note on those without a name."""
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
         raise DatasetError(f"{path}: has two columns {twice}")
@@ -166,7 +166,7 @@ def _number(path: Path, line: int, column: str, raw: dict[str, str], separator: 
 
 
 def _counting(columns: Sequence[str], rows: Sequence[_Row]) -> list[str]:
-    """A note on columns that only count the rows: an index under a name."""
+    """Notes columns that only count the rows: an index under a name."""
     count = len(rows)
     counting = [
         name

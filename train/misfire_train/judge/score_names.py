@@ -13,10 +13,10 @@ ALL, FREE = "all", "free"
 
 
 def chosen_scores(wanted: Sequence[str], record: RunRecord) -> list[str]:
-    """The names of the scores, once each, in the order in which they were asked for.
+    """Returns the names of the scores, once each, in the order in which they were asked for.
 
     `all` is every score of the run's task and its learned head, `free` those that need only the outputs.
-    Raises JudgeError on a name that is none of them, with the complete list, and where no free score is left.
+    Raises JudgeError on a name that is none of them, with the complete list, and if no free score is left.
     """
     free, known = names_for(record.task, free=True), names_for(record.task)
     if record.head is not None:
