@@ -32,7 +32,7 @@ def scene(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def palette(mask: NDArray[np.uint8]) -> Image.Image:
     """As VOC, CVAT and labelme write it: colours that have nothing to do with the numbers."""
-    image = Image.fromarray(mask, mode=None).convert("P")
+    image = Image.fromarray(mask).convert("P")
     image.putdata(mask.reshape(-1).tolist())
     image.putpalette([value for i in range(256) for value in (37 * i % 256, 91 * i % 256, 53 * i % 256)])
     return image
