@@ -127,12 +127,12 @@ class _Watcher:
         self._task = progress.add_task("starting") if progress is not None else None
         self._ready = False
 
-    def __call__(self, vehicle: Vehicle, spool: Spool) -> None:
+    def __call__(self, vehicle: Vehicle | None, spool: Spool) -> None:
         counters = spool.counters()
-        text = (
-            f"{vehicle.statistics.frames} frames, {vehicle.statistics.spooled} chosen, "
-            f"{counters.stored} stored, {counters.pending} pending"
-        )
+        doing = "cannot run"
+        if vehicle is not None:
+            doing = f"{vehicle.statistics.frames} frames, {vehicle.statistics.spooled} chosen"
+        text = f"{doing}, {counters.stored} stored, {counters.pending} pending"
         if not self._ready:
             self._ready = self._notifier.ready()
         self._notifier.alive(text)

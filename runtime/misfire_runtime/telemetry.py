@@ -10,7 +10,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,26 @@ STANDING_S = 5.0
 _LEVELS = (0.5, 0.9, 0.99)
 
 
-def heartbeat(vehicle: Vehicle, counters: Counters, *, disk: Path) -> Telemetry:
-    """The telemetry message: counters since the spool was made, sketches since the last heartbeat."""
+def heartbeat(vehicle: Vehicle | None, counters: Counters, *, disk: Path, hold: str = "") -> Telemetry:
+    """The telemetry message: counters since the spool was made, sketches since the last heartbeat.
+
+    vehicle: None if it could not be started, and only uploads what waits. hold: why it offers nothing.
+    """
+    at = Clock(wall=wall_time(), monotonic=time.monotonic(), boot_id=boot_id())
+    free = _free_bytes(disk)
+    if vehicle is None:
+        return Telemetry(at=at, bundle="", counters=counters, disk_free_bytes=free, hold=hold)
     p50, p99 = vehicle.statistics.latency_ms()
     return Telemetry(
-        at=Clock(wall=wall_time(), monotonic=time.monotonic(), boot_id=boot_id()),
+        at=at,
         bundle=vehicle.scorer.label,
         counters=counters,
-        disk_free_bytes=_free_bytes(disk),
+        disk_free_bytes=free,
         latency_ms_p50=p50,
         latency_ms_p99=p99,
         thresholds=vehicle.chooser.thresholds,
         sketches=vehicle.statistics.sketches(),
+        hold=hold,
     )
 
 
@@ -52,13 +60,17 @@ def _free_bytes(disk: Path) -> int:
         return 0
 
 
-def health(vehicle: Vehicle, *, silence_s: float = SILENCE_S) -> dict[str, Any]:
-    """Returns `ok` and what is wrong.
+def health(
+    vehicle: Vehicle | None, *, silence_s: float = SILENCE_S, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns `ok` and what is wrong; others: problems that the vehicle itself does not know of.
 
     A vehicle is ill if a source stalls, nothing may leave for privacy's sake, the spool fails, the frame path
     stands still, frames come and none is scored, or there was no frame at all for `silence_s`.
     """
-    problems = [f"source {name} is stalled" for name in vehicle.stalled]
+    if vehicle is None:
+        return {"ok": False, "problems": list(others)}
+    problems = [*others, *(f"source {name} is stalled" for name in vehicle.stalled)]
     if vehicle.privacy is not None and vehicle.privacy.problem is not None:
         problems.append(f"privacy: {vehicle.privacy.problem}")
     if vehicle.writer.failure is not None:
@@ -83,9 +95,12 @@ def health(vehicle: Vehicle, *, silence_s: float = SILENCE_S) -> dict[str, Any]:
 class VehicleMetrics(Collector):
     """A Prometheus collector that reads the vehicle when it is scraped."""
 
-    def __init__(self, vehicle: Vehicle, *, counters: Callable[[], Counters]) -> None:
+    def __init__(
+        self, vehicle: Vehicle | None, *, counters: Callable[[], Counters], hold: Callable[[], str] = str
+    ) -> None:
         self._vehicle = vehicle
         self._counters = counters
+        self._hold = hold
 
     def describe(self) -> Iterator[Metric]:
         """Nothing in advance: the vehicle need not be ready when it is registered."""
@@ -93,67 +108,90 @@ class VehicleMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
-        yield from self._books()
-        vehicle, stats = self._vehicle, self._vehicle.statistics
-        for name, text, counts in (
-            ("misfire_chosen", "Samples spooled, by trigger", stats.chosen),
-            ("misfire_suppressed", "Firings not taken, by reason", vehicle.chooser.suppressed),
-            ("misfire_lost", "Chosen frames that did not reach the spool, by reason", self._counters().lost),
-            ("misfire_refused_scores", "Scores that were not finite, by score", stats.refused_scores),
-        ):
-            family = CounterMetricFamily(name, text, labels=["kind"])
-            for kind, value in dict(counts).items():
-                family.add_metric([kind], value)
-            yield family
-        yield CounterMetricFamily(
-            "misfire_engine_failures", "Frames the engine failed on", stats.engine_failures
-        )
-        yield GaugeMetricFamily(
-            "misfire_degradation_step", "Step of the ladder, 0 is normal", vehicle.ladder.step
-        )
-        yield GaugeMetricFamily(
-            "misfire_writer_fill", "How full the writer's queue is, 0..1", vehicle.writer.fill
-        )
-        yield from self._distributions()
-        yield from self._sources()
+        counters = self._counters()
+        yield from _books(counters)
+        yield GaugeMetricFamily("misfire_uploads_held", "1 after a wave of rejections", bool(self._hold()))
+        if self._vehicle is not None:
+            yield from _frames(self._vehicle)
+            yield from _distributions(self._vehicle)
+            yield from _sources(self._vehicle)
 
-    def _books(self) -> Iterator[Metric]:
-        for name, value in self._counters().model_dump(exclude={"lost"}).items():
-            kind = GaugeMetricFamily if name == "pending" else CounterMetricFamily
-            yield kind(f"misfire_{name}", f"{name} since the spool was made", value)
 
-    def _distributions(self) -> Iterator[Metric]:
-        stats = self._vehicle.statistics
-        p50, p99 = stats.latency_ms()
-        latency = GaugeMetricFamily("misfire_latency_ms", "Frame latency, quantiles", labels=["quantile"])
-        latency.add_metric(["0.5"], p50)
-        latency.add_metric(["0.99"], p99)
-        yield latency
-        scores = GaugeMetricFamily("misfire_score", "Score quantiles", labels=["score", "quantile"])
-        for level in _LEVELS:
-            for name, value in stats.quantiles(level).items():
-                scores.add_metric([name, str(level)], value)
-        yield scores
-        thresholds = GaugeMetricFamily("misfire_threshold", "Present thresholds", labels=["trigger"])
-        for name, value in self._vehicle.chooser.thresholds.items():
-            thresholds.add_metric([name], value)
-        yield thresholds
-
-    def _sources(self) -> Iterator[Metric]:
-        family = CounterMetricFamily("misfire_source", "Events per source", labels=["source", "event"])
-        for source in self._vehicle.sources:
-            for event in ("read", "unreadable", "dropped", "stalls", "reconnects"):
-                family.add_metric([source.name, event], getattr(source.counts, event))
+def _frames(vehicle: Vehicle) -> Iterator[Metric]:
+    stats = vehicle.statistics
+    for name, text, counts in (
+        ("misfire_chosen", "Samples spooled, by trigger", stats.chosen),
+        ("misfire_suppressed", "Firings not taken, by reason", vehicle.chooser.suppressed),
+        ("misfire_refused_scores", "Scores that were not finite, by score", stats.refused_scores),
+    ):
+        family = CounterMetricFamily(name, text, labels=["kind"])
+        for kind, value in dict(counts).items():
+            family.add_metric([kind], value)
         yield family
+    yield CounterMetricFamily("misfire_engine_failures", "Frames the engine failed on", stats.engine_failures)
+    yield GaugeMetricFamily(
+        "misfire_degradation_step", "Step of the ladder, 0 is normal", vehicle.ladder.step
+    )
+    yield GaugeMetricFamily(
+        "misfire_writer_fill", "How full the writer's queue is, 0..1", vehicle.writer.fill
+    )
+
+
+def _books(counters: Counters) -> Iterator[Metric]:
+    for name, value in counters.model_dump(exclude={"lost"}).items():
+        kind = GaugeMetricFamily if name == "pending" else CounterMetricFamily
+        yield kind(f"misfire_{name}", f"{name} since the spool was made", value)
+    lost = CounterMetricFamily("misfire_lost", "Chosen frames lost since the spool was made", labels=["kind"])
+    for reason, value in counters.lost.items():
+        lost.add_metric([reason], value)
+    yield lost
+
+
+def _distributions(vehicle: Vehicle) -> Iterator[Metric]:
+    stats = vehicle.statistics
+    p50, p99 = stats.latency_ms()
+    latency = GaugeMetricFamily("misfire_latency_ms", "Frame latency, quantiles", labels=["quantile"])
+    latency.add_metric(["0.5"], p50)
+    latency.add_metric(["0.99"], p99)
+    yield latency
+    scores = GaugeMetricFamily("misfire_score", "Score quantiles", labels=["score", "quantile"])
+    for level in _LEVELS:
+        for name, value in stats.quantiles(level).items():
+            scores.add_metric([name, str(level)], value)
+    yield scores
+    thresholds = GaugeMetricFamily("misfire_threshold", "Present thresholds", labels=["trigger"])
+    for name, value in vehicle.chooser.thresholds.items():
+        thresholds.add_metric([name], value)
+    yield thresholds
+
+
+def _sources(vehicle: Vehicle) -> Iterator[Metric]:
+    family = CounterMetricFamily("misfire_source", "Events per source", labels=["source", "event"])
+    for source in vehicle.sources:
+        for event in ("read", "unreadable", "dropped", "stalls", "reconnects"):
+            family.add_metric([source.name, event], getattr(source.counts, event))
+    yield family
 
 
 class TelemetryServer:
     """Serves /metrics and /healthz from its own thread."""
 
-    def __init__(self, vehicle: Vehicle, *, counters: Callable[[], Counters], host: str, port: int) -> None:
-        """port: 0 lets the system choose (`port` tells). Raises ConfigError where it cannot listen."""
+    def __init__(
+        self,
+        vehicle: Vehicle | None,
+        *,
+        counters: Callable[[], Counters],
+        host: str,
+        port: int,
+        hold: Callable[[], str] = str,
+        problems: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """port: 0 lets the system choose (`port` tells). Raises ConfigError where it cannot listen.
+
+        vehicle: None if it could not be started. hold: why nothing is offered, or "". problems: see `health`.
+        """
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(VehicleMetrics(vehicle, counters=counters))
+        registry.register(VehicleMetrics(vehicle, counters=counters, hold=hold))
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 10
@@ -162,7 +200,7 @@ class TelemetryServer:
                 if self.path == "/metrics":
                     self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
                 elif self.path == "/healthz":
-                    state = health(vehicle)
+                    state = health(vehicle, others=problems())
                     self._answer(200 if state["ok"] else 503, "application/json", json.dumps(state).encode())
                 else:
                     self._answer(404, "text/plain", b"there are /metrics and /healthz\n")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,14 +17,20 @@ from typing import Any
 
 import pytest
 from rtsp_camera import RtspCamera
+from tests.faults.samples import make_offer, make_payload
 
+from misfire_runtime import session
 from misfire_runtime.config import parse_config, read_config
+from misfire_runtime.errors import MisfireError, SourceError
 from misfire_runtime.messages import (
     Declined,
     Desired,
     Offer,
+    Rejected,
     Reply,
     Reported,
+    Send,
+    Stored,
     Telemetry,
     Topics,
     decode,
@@ -89,9 +98,12 @@ class Running:
     def _run(self, config: Any, options: dict[str, Any]) -> None:
         try:
             self.result = run_vehicle(config, stop=self.stop, **options)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (told to the test)
             self.error = error
-            raise
+
+    def ended(self) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
 
     def end(self) -> Any:
         self.stop.set()
@@ -185,3 +197,123 @@ def test_a_file_is_reloaded_on_change_and_context_reaches_the_offers(
     running.end()
     fleet.close()
     camera.close()
+
+
+def pending_samples(folder: Path, count: int) -> list[str]:
+    with Spool(folder, reserve_bytes=0) as spool:
+        payloads = [make_payload("waiting", number) for number in range(count)]
+        for number, payload in enumerate(payloads):
+            assert spool.add(payload, make_offer(payload, number=number, vehicle="vehicle"))
+        return [pending.id for pending in spool.next_offers(count)]
+
+
+class Collector(Fleet):
+    """Asks for every sample and stores it."""
+
+    def __init__(self, broker: Mosquitto) -> None:
+        self.got: dict[str, bytes] = {}
+        super().__init__(broker, answer=self._want)
+
+    def _want(self, offer: Offer) -> Send | Stored:
+        return Send(id=offer.id, collector="c", offset=0)
+
+    def _on_message(self, client: Any, data: Any, message: Any) -> None:
+        super()._on_message(client, data, message)
+        parts = message.topic.removeprefix(self.topics.base + "/").split("/")
+        if parts[0] == "data":
+            self.got[parts[2]] = self.got.get(parts[2], b"") + message.payload
+            if hashlib.sha256(self.got[parts[2]]).hexdigest() == parts[2]:
+                self.client.publish(self.topics.reply, encode(Reply(verdicts=[Stored(id=parts[2])])), qos=1)
+
+
+def broken(kind: str, bundle: Any, make_bundle: Any, folder: Path) -> tuple[str, str]:
+    """Configuration of a vehicle that cannot run, and what its error says."""
+    if kind == "damaged bundle":
+        bundle = make_bundle(folder / "damaged")
+        (bundle.path / "model.onnx").write_bytes(b"damaged")
+        return f'bundle = "{bundle.path}"\n[[source]]\ninput = "{folder}"\n', "model.onnx"
+    return f'bundle = "{bundle.path}"\n[[source]]\ninput = "{folder}/nowhere.mp4"\n', "nowhere.mp4"
+
+
+@pytest.mark.parametrize(
+    "case", list(itertools.product(["damaged bundle", "missing source"], [False, True])), ids=str
+)
+def test_without_a_model_or_a_camera_what_waits_is_uploaded_before_the_error_ends_the_run(
+    bundle: Any, make_bundle: Any, broker: Mosquitto, tmp_path: Path, case: tuple[str, bool]
+) -> None:
+    kind, until_empty = case
+    text, complaint = broken(kind, bundle, make_bundle, tmp_path)
+    waiting = pending_samples(tmp_path / "spool", 12)
+    text += f'[spool]\npath = "{tmp_path / "spool"}"\n[broker]\nurl = "{broker.url}"\n'
+    fleet = Collector(broker)
+    with pytest.raises(MisfireError, match=complaint):
+        run_vehicle(parse_config(text), until_empty=until_empty)
+    fleet.close()
+    assert set(fleet.got) == set(waiting)
+    with Spool(tmp_path / "spool") as spool:
+        assert spool.counters().stored == 12 and spool.counters().pending == 0
+
+
+def test_a_vehicle_that_cannot_run_says_so_and_ends_when_uploads_do_not_go_forward(
+    bundle: Any, make_bundle: Any, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a service manager can try again; nobody answers its offers."""
+    monkeypatch.setattr(session, "PATIENCE_S", 4.0)
+    text, complaint = broken("missing source", bundle, make_bundle, tmp_path)
+    pending_samples(tmp_path / "spool", 3)
+    port = free_port()
+    text += f'[spool]\npath = "{tmp_path / "spool"}"\n[broker]\nurl = "{broker.url}"\n'
+    text += f"[telemetry]\nport = {port}\nheartbeat_s = 1\n"
+    fleet = Fleet(broker)
+    statuses: list[Any] = []
+    running = Running(parse_config(text), on_tick=lambda vehicle, spool: statuses.append((vehicle, spool)))
+    beat = decode(Telemetry, fleet.wait("telemetry"))
+    assert beat.counters.pending == 3 and beat.bundle == ""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
+    assert caught.value.code == 503 and complaint in json.loads(caught.value.read())["problems"][0]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert b"misfire_pending 3.0" in answer.read()
+    running.ended()
+    assert isinstance(running.error, SourceError) and statuses
+    fleet.close()
+
+
+def test_nothing_that_waits_or_no_broker_means_that_the_error_comes_at_once(
+    bundle: Any, make_bundle: Any, tmp_path: Path
+) -> None:
+    text, complaint = broken("missing source", bundle, make_bundle, tmp_path)
+    text += f'[spool]\npath = "{tmp_path / "spool"}"\n'
+    nobody = f"[broker]\nport = {free_port()}\nhost = '127.0.0.1'\n"
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=complaint):
+        run_vehicle(parse_config(text + nobody), until_empty=True)
+    pending_samples(tmp_path / "spool", 1)
+    with pytest.raises(SourceError, match=complaint):
+        run_vehicle(parse_config(text), until_empty=True)
+    assert time.monotonic() - began < 20
+
+
+def test_a_hold_is_in_health_metrics_and_heartbeats_and_ends_a_run_that_waits_for_an_empty_spool(
+    bundle: Any, broker: Mosquitto, tmp_path: Path, clip: Path
+) -> None:
+    port = free_port()
+    fleet = Fleet(broker, answer=lambda offer: Rejected(id=offer.id, reason="unstorable"))
+    text = f'bundle = "{bundle.path}"\n[[source]]\ninput = "{clip}"\n[spool]\npath = "{tmp_path / "spool"}"\n'
+    text += f'[broker]\nurl = "{broker.url}"\n[telemetry]\nport = {port}\nheartbeat_s = 0.5\n'
+    text += "[random]\nrate = 0.3\nseed = 1\n"
+    camera = RtspCamera(clip, fps=40)
+    live = Running(parse_config(text.replace(str(clip), camera.url)))
+    beat = decode(Telemetry, fleet.wait("telemetry", lambda payload: b"unstorable" in payload))
+    assert "10 samples in a row were rejected, the last: unstorable" in beat.hold
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
+    assert "uploads are held" in json.loads(caught.value.read())["problems"][0]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert b"misfire_uploads_held 1.0" in answer.read()
+    assert live.end().counters.rejected == 10
+    camera.close()
+    result = run_vehicle(parse_config(text), until_empty=True)
+    assert result.failure is not None and "misfire spool resume" in str(result.failure)
+    assert result.counters.rejected == 10 and result.counters.pending > 0
+    fleet.close()
