@@ -134,7 +134,7 @@ class TargetRateTable(_TriggerTable):
     score: str | None = None
     rate: Rate = 0.02
     window: int = Field(default=2000, ge=50, le=1_000_000)
-    warm_up: int = Field(default=50, ge=2)
+    warm_up: int = Field(default=50, ge=2, le=1_000_000)
 
 
 class RuleTable(_TriggerTable):

@@ -28,7 +28,7 @@ _STATM = Path("/proc/self/statm")
 class Probation:
     """What a wish must stand: time and frames with it, growth of memory, and starts that ended badly."""
 
-    seconds: float = 60.0
+    seconds: float = 300.0
     frames: int = 100
     growth_bytes: int = 512 * 1024**2
     unscored_s: float = 20.0

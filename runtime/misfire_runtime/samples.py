@@ -123,7 +123,12 @@ class SampleWriter:
         self._queue: queue.Queue[Candidate | Mark | Change | None] = queue.Queue(capacity)
         self._counted_lost: Counter[str] = Counter()
         self._often = Throttle(_LOG)
+        self._uncounted: Counter[str] = Counter()
+        """What the store could not take yet: a full disk must not make the books forget frames."""
         self.failure: MisfireError | None = None
+        """The last that the run ends with, whether or not it is over."""
+        self.trouble: MisfireError | None = None
+        """What has kept samples from the store since it last took one."""
         self._thread = threading.Thread(target=self._run, name="sample-writer", daemon=True)
         self._thread.start()
 
@@ -205,15 +210,15 @@ class SampleWriter:
             self._lose("privacy", error)
         except DiskFullError as error:
             self._lose("disk full", error)
-            self.failure = error
+            self._fail(error)
         except ImageError as error:
             self._lose("encoding", error)
         except MisfireError as error:
             self._lose("spool", error)
-            self.failure = error
+            self._fail(error)
         except Exception as error:  # noqa: BLE001  (a codec's or driver's own; the thread must outlive it)
             self._lose(type(error).__name__, error)
-            self.failure = SpoolError(f"{type(error).__name__}: {error}")
+            self._fail(SpoolError(f"{type(error).__name__}: {error}"))
 
     def _count_lost(self) -> None:
         """Makes durable what was lost since the last time, here or on the frame path, which never waits."""
@@ -222,18 +227,23 @@ class SampleWriter:
                 self._store.lose(reason, count - self._counted_lost[reason])
                 self._counted_lost[reason] = count
 
+    def _fail(self, error: MisfireError) -> None:
+        self.failure = self.trouble = error
+
     def _settle(self, mark: Mark) -> None:
         try:
             self._count_lost()
-            if any(mark.counts.values()):
-                self._store.count(**{name: value for name, value in mark.counts.items() if value})
+            self._uncounted.update({name: value for name, value in mark.counts.items() if value})
+            if self._uncounted:
+                self._store.count(**self._uncounted)
+                self._uncounted.clear()
             if mark.positions:
                 self._progress.save(mark.positions)
             if mark.then is not None:
                 mark.then()
         except MisfireError as error:
             self._lose("counting", error)
-            self.failure = error
+            self._fail(error)
         finally:
             if mark.done is not None:
                 mark.done.set()
@@ -284,7 +294,9 @@ class SampleWriter:
         return offer.id
 
     def _add(self, data: bytes, offer: Offer, priority: int, *, budgeted: bool) -> None:
-        if not self._store.add(data, offer, priority=priority):
+        added = self._store.add(data, offer, priority=priority)
+        self.trouble = None
+        if not added:
             self._statistics.duplicates += 1
             return
         self._statistics.spooled += 1

@@ -73,8 +73,8 @@ def health(
     problems = [*others, *(f"source {name} is stalled" for name in vehicle.stalled)]
     if vehicle.privacy is not None and vehicle.privacy.problem is not None:
         problems.append(f"privacy: {vehicle.privacy.problem}")
-    if vehicle.writer.failure is not None:
-        problems.append(f"spool: {vehicle.writer.failure}")
+    if vehicle.writer.trouble is not None:
+        problems.append(f"spool: {vehicle.writer.trouble}")
     silent = time.monotonic() - vehicle.statistics.last_frame_s
     if vehicle.standing_s > STANDING_S:
         problems.append(f"the frame path has stood still for {vehicle.standing_s:.0f} s")

@@ -15,7 +15,7 @@ from vehicle_support import EVERY, NONE, make, run
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config import VehicleConfig, parse_config
-from misfire_runtime.errors import ConfigError, EngineError
+from misfire_runtime.errors import ConfigError, DiskFullError, EngineError
 from misfire_runtime.messages import unpack_embedding
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
 from misfire_runtime.scoring import Scorer
@@ -89,6 +89,26 @@ def test_a_full_disk_is_counted_named_and_does_not_stop_scoring(
     report = run(vehicle)
     assert report.frames == 10 and report.lost == {"disk full": 10}
     assert "no room" in str(vehicle.writer.failure)
+
+
+def test_frames_that_a_full_disk_could_not_count_are_counted_later(
+    bundle: Bundle, store: Any, tmp_path: Path
+) -> None:
+    real, full = store.count, [True]
+
+    def count(**increments: int) -> None:
+        if full[0]:
+            raise DiskFullError("no room on the disk")
+        real(**increments)
+
+    store.count = count
+    vehicle = make(bundle, store, tmp_path, pictures(tmp_path / "in", 10), NONE)
+    vehicle.run(threading.Event())
+    assert store.counted["frames"] == 0
+    full[0] = False
+    vehicle.writer.flush({"frames": 0}, {})
+    vehicle.close()
+    assert store.counted["frames"] == 10
 
 
 def test_a_store_that_breaks_loses_a_sample_not_the_thread(

@@ -152,6 +152,30 @@ def test_a_live_vehicle_obeys_reports_beats_and_ends_in_order(
         assert spool.counters().frames == result.report.frames
 
 
+def test_a_wish_on_trial_survives_an_end_in_order_and_is_refused_after_ends_that_were_not(
+    bundle: Any, broker: Mosquitto, tmp_path: Path, clip: Path
+) -> None:
+    camera, fleet = RtspCamera(clip, fps=40), Fleet(broker)
+    config = parse_config(settings(bundle, tmp_path, camera, f'[broker]\nurl = "{broker.url}"\n'))
+    trial = tmp_path / "spool" / "vehicle" / "trial.json"
+    fleet.desire(version=1, config={"random": {"rate": 0.5}})
+    running = Running(config)
+    assert decode(Reported, fleet.wait("reported")).accepted
+    assert json.loads(trial.read_text())["starts"] == 1
+    running.end()
+    kept = json.loads(trial.read_text())
+    assert kept["starts"] == 0
+    trial.write_text(json.dumps({**kept, "starts": 2}))
+    fleet.heard.clear()
+    running = Running(config)
+    report = decode(Reported, fleet.wait("reported"))
+    assert (report.version, report.accepted) == (1, False)
+    assert "ended 2 times other than in order" in report.reason
+    running.end()
+    fleet.close()
+    camera.close()
+
+
 def test_a_declined_sample_gives_its_budget_back(
     bundle: Any, broker: Mosquitto, tmp_path: Path, clip: Path
 ) -> None:

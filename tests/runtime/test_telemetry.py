@@ -198,6 +198,26 @@ def test_a_sketch_answers_within_its_accuracy(driven: Any) -> None:
         assert driven.statistics.quantiles(level)["s"] == pytest.approx(np.quantile(values, level), rel=0.03)
 
 
+def test_a_full_disk_is_a_problem_until_the_store_takes_samples_again(
+    bundle: Any, store: Any, tmp_path: Path
+) -> None:
+    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], EVERY)
+    stop = threading.Event()
+    thread = threading.Thread(target=vehicle.run, args=(stop,))
+    thread.start()
+    try:
+        assert wait_for(lambda: vehicle.statistics.spooled > 0) and health(vehicle)["ok"]
+        store.full = True
+        assert wait_for(lambda: not health(vehicle)["ok"])
+        assert "spool: no room" in health(vehicle)["problems"][0]
+        store.full = False
+        assert wait_for(lambda: health(vehicle)["ok"])
+    finally:
+        stop.set()
+        thread.join()
+        vehicle.close()
+
+
 def test_health_names_a_closed_privacy_stage_and_a_full_disk(
     bundle: Any, store: Any, tmp_path: Path, clip: Path
 ) -> None:
