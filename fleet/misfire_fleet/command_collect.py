@@ -69,7 +69,7 @@ def collect(
         key_file=key_file,
         password_file=password_file,
     )
-    with open_store(fleet_dir, database, blobs) as store, stop_on_signals() as stop:
+    with open_store(fleet_dir, database, blobs, checked=True) as store, stop_on_signals() as stop:
         collector = Collector(store, broker=address, fleet=fleet, name=name, settings=settings)
         endpoint = None
         if metrics_port is not None:

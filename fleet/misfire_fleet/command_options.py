@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from misfire_fleet.store import Store
+from misfire_fleet.store_integrity import refuse_damaged
 from misfire_runtime.errors import ConfigError
 
 FleetDir = Annotated[Path, typer.Option("--fleet-dir", help="Folder with fleet.sqlite and blobs/.")]
@@ -34,8 +35,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change noth
 DEFAULT_DIR = Path("fleet")
 
 
-def open_store(fleet_dir: Path, database: str | None, blobs: str | None) -> Store:
-    """The store that the options name; what is not named lies in the fleet folder."""
+def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, checked: bool = False) -> Store:
+    """The store that the options name; what is not named lies in the fleet folder.
+
+    With `checked`, as daemons open it, raises StoreError if the database's file is damaged.
+    """
+    if checked:
+        refuse_damaged(database or fleet_dir / "fleet.sqlite")
     return Store.open(database or fleet_dir / "fleet.sqlite", blobs or fleet_dir / "blobs")
 
 

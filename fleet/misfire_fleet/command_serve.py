@@ -22,7 +22,7 @@ def serve(
 ) -> None:
     """Show what was uploaded, as pages and as JSON."""
     listener = listen(host, port)
-    with open_store(fleet_dir, database, blobs) as store, listener:
+    with open_store(fleet_dir, database, blobs, checked=True) as store, listener:
         typer.echo(f"console at http://{host}:{listener.getsockname()[1]}/")
         config = uvicorn.Config(create_app(store), log_level="warning", server_header=False)
         uvicorn.Server(config).run(sockets=[listener])

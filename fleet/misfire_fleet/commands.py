@@ -6,6 +6,7 @@ import typer
 
 from misfire_fleet.command_care import audit, delete, hold, holds, release, retention, status
 from misfire_fleet.command_collect import collect
+from misfire_fleet.command_rescue import backup, check, rebuild
 from misfire_fleet.command_serve import serve
 from misfire_fleet.command_simulate import simulate
 
@@ -16,5 +17,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for _command in (collect, serve, simulate, status, delete, hold, release, holds, retention, audit):
+for _command in (
+    *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
+    *(check, backup, rebuild),
+):
     app.command()(_command)

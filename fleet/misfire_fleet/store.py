@@ -108,11 +108,11 @@ class Store:
             rows = [row_of(record, offers=group.name) for key, record in records.items() if key not in gone]
             inserted = self.database.insert_new(connection, samples, rows)
             if len(inserted) < len(wanted):
-                self.deletion.mark_stale(connection, [group.name])
+                self.deletion.groups.mark_stale(connection, [group.name])
         if gone:
             self.blobs.delete_many(gone)
         if len(inserted) < len(wanted):
-            self.deletion.tidy()
+            self.deletion.groups.tidy()
         outcomes: list[Outcome] = []
         for sample in new:
             key = sample.offer.id

@@ -187,7 +187,7 @@ class FolderBlobs:
 
     def names(self) -> Iterator[str]:
         """Every blob."""
-        return (entry.name for entry in os.scandir(self.root) if _BLOB.fullmatch(entry.name))
+        return (name for name in self._listed(self.root) if _BLOB.fullmatch(name))
 
     def entries(self) -> Iterator[Entry]:
         """One pass over the folder."""
@@ -215,7 +215,7 @@ class FolderBlobs:
 
     def documents(self, kind: Kind) -> Iterator[str]:
         """Every file of the documents' folder."""
-        return (entry.name for entry in os.scandir(self.root / kind) if entry.is_file())
+        return self._listed(self.root / kind)
 
     def drop(self, kind: Kind, name: str) -> None:
         """Unlinks."""
@@ -239,6 +239,14 @@ class FolderBlobs:
             return os.stat(_checked(sample), dir_fd=self._folder).st_size
         except OSError:
             return -1
+
+    def _listed(self, folder: Path) -> Iterator[str]:
+        """The names of its files."""
+        try:
+            with os.scandir(folder) as entries:
+                yield from (entry.name for entry in entries if entry.is_file())
+        except OSError as error:
+            raise StoreUnavailableError(f"blob folder {folder}: {error.strerror}") from error
 
     def _write(self, name: str, data: bytes) -> None:
         handle = os.open(name, _DURABLY, 0o640, dir_fd=self._folder)

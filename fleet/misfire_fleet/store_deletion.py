@@ -10,19 +10,19 @@ for a fleet whose database is lost.
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
-from misfire_fleet.errors import SampleGoneError, StoreError
-from misfire_fleet.store_blobs import Blobs, Document
+from misfire_fleet.errors import StoreError
+from misfire_fleet.store_blobs import Blobs
 from misfire_fleet.store_database import Database
-from misfire_fleet.store_offers import split_group
+from misfire_fleet.store_groups import OfferGroups
+from misfire_fleet.store_ledger import Ledger
 from misfire_fleet.store_records import Deletion, Hold
-from misfire_fleet.store_schema import audit, doomed_blobs, holds, samples, stale_offers, tombstones
+from misfire_fleet.store_schema import audit, doomed_blobs, holds, samples, tombstones
 from misfire_runtime.clock import wall_time
 
 _GROUP = 500
@@ -36,6 +36,8 @@ class Deletions:
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
         self._blobs = blobs
+        self.groups = OfferGroups(database, blobs)
+        self.ledger = Ledger(blobs)
 
     def delete(
         self,
@@ -90,24 +92,26 @@ class Deletions:
 
     def hold(self, hold: Hold, *, actor: str = "") -> None:
         """Keeps what the hold covers from any deletion. Raises StoreError where the name is taken."""
-        row = asdict(hold) | {"created_at": wall_time(), "released_at": None}
+        now = wall_time()
+        row = asdict(hold) | {"created_at": now, "released_at": None}
         with self._database.write() as connection:
             if connection.scalar(select(func.count()).where(holds.c.name == hold.name)):
                 raise StoreError(f"hold {hold.name!r} exists already; choose another name")
             connection.execute(holds.insert(), row)
-            self._log(connection, actor, "hold", row)
+            self._log(connection, actor, "hold", row, at=now)
 
     def release(self, name: str, *, actor: str = "") -> None:
         """Ends a hold; it stays in the list with its end. Raises StoreError where no such hold is open."""
+        now = wall_time()
         with self._database.write() as connection:
             ended = connection.execute(
                 holds.update()
                 .where(holds.c.name == name, holds.c.released_at.is_(None))
-                .values(released_at=wall_time())
+                .values(released_at=now)
             ).rowcount
             if not ended:
                 raise StoreError(f"hold {name!r}: there is no open hold of that name")
-            self._log(connection, actor, "release", {"name": name})
+            self._log(connection, actor, "release", {"name": name}, at=now)
 
     def holds(self) -> list[Hold]:
         """All holds, open and released, oldest first."""
@@ -131,76 +135,28 @@ class Deletions:
                 buried = [dict(row) for row in graves]
             if not group:
                 break
-            self._note({"at": wall_time(), "action": "tombstones", "tombstones": buried})
+            self.ledger.note(action="tombstones", tombstones=buried)
             removed += self._blobs.delete_many(group)
             with self._database.write() as connection:
                 connection.execute(delete(doomed_blobs).where(doomed_blobs.c.id.in_(group)))
-        self.tidy()
-        self._tidy_unowned()
+        self.groups.tidy()
+        self.groups.tidy_unowned()
         return removed
 
-    def mark_stale(self, connection: Connection, names: Sequence[str]) -> None:
-        """Marks files of offers, in the transaction of `connection`, as holding what no row needs."""
-        for name in sorted(set(names)):
-            statement = self._database.insert_statement(stale_offers).values(name=name)
-            connection.execute(statement.on_conflict_do_nothing())
-
-    def tidy(self) -> None:
-        """Writes stale files of offers anew, without what was deleted or belongs to another file's rows."""
-        with self._database.read() as connection:
-            stale = list(connection.scalars(select(stale_offers.c.name)))
-        for name in stale:
-            self._tidy(name)
-
-    def _tidy_unowned(self) -> None:
-        """Files that no row names are of groups whose commit failed or was cut short."""
-        with self._database.read() as connection:
-            owned = set(connection.scalars(select(samples.c.offers).distinct()))
-        for name in list(self._blobs.documents("offers")):
-            if name not in owned:
-                self._tidy(name)
-
-    def _tidy(self, name: str) -> None:
-        """A record stays if its row names this file, or if the blob has neither a row nor a tombstone yet."""
-        with self._alone() as connection:
-            connection.execute(delete(stale_offers).where(stale_offers.c.name == name))
-            try:
-                data = self._blobs.document("offers", name)
-            except SampleGoneError:
-                return
-            lines = split_group(data)
-            own = set(connection.scalars(select(samples.c.id).where(samples.c.offers == name)))
-            settled = own.copy()
-            for table in (samples, tombstones):
-                asked = self._database.among(table)
-                settled |= set(connection.scalars(asked, self._database.ids(list(lines))))
-            kept = [
-                line
-                for key, line in lines.items()
-                if key in own or (key not in settled and self._blobs.exists(key))
-            ]
-            if not kept:
-                self._blobs.drop("offers", name)
-            elif b"".join(kept) != data:
-                self._blobs.keep(Document("offers", name, b"".join(kept)))
-
-    @contextmanager
-    def _alone(self) -> Iterator[Connection]:
-        """A transaction beside which no other deletes or tidies. SQLite has one writer anyway."""
+    def doom(self, ids: Sequence[str]) -> None:
+        """Marks blobs for the next `purge`."""
+        now = wall_time()
         with self._database.write() as connection:
-            if self._database.dialect == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _DELETIONS_LOCK})
-            yield connection
+            rows = [{"id": key, "doomed_at": now} for key in ids]
+            self._database.insert_new(connection, doomed_blobs, rows)
 
-    def _log(self, connection: Connection, actor: str, action: str, detail: dict[str, object]) -> None:
+    def _log(
+        self, connection: Connection, actor: str, action: str, detail: dict[str, object], *, at: float
+    ) -> None:
         """An audit line, in the database and, before the commit, in the ledger."""
-        row = {"at": wall_time(), "actor": actor, "action": action, "detail": detail}
-        connection.execute(audit.insert(), row | {"detail": json.dumps(detail, sort_keys=True)})
-        self._note(row)
-
-    def _note(self, entry: dict[str, object]) -> None:
-        name = f"{int(wall_time() * 1000):015d}-{secrets.token_hex(4)}.json"
-        self._blobs.keep(Document("ledger", name, json.dumps(entry, sort_keys=True).encode()))
+        entry = {"at": at, "actor": actor, "action": action, "detail": detail}
+        connection.execute(audit.insert(), audit_row(entry))
+        self.ledger.note(**entry)
 
     def _delete(
         self, matches: ColumnElement[bool], *, reason: str, actor: str, action: str, dry_run: bool
@@ -215,10 +171,11 @@ class Deletions:
                 ).one()
                 return Deletion(int(count), int(total or 0), int(kept), dry_run=True)
         while True:
-            with self._alone() as connection:
+            with self.groups.alone() as connection:
                 count, total = self._delete_group(connection, and_(matches, ~held), reason=reason)
                 if count:
-                    self._log(connection, actor, action, {"reason": reason, "deleted": count, "bytes": total})
+                    detail: dict[str, object] = {"reason": reason, "deleted": count, "bytes": total}
+                    self._log(connection, actor, action, detail, at=wall_time())
             if not count:
                 break
             deleted, size = deleted + count, size + total
@@ -244,7 +201,7 @@ class Deletions:
             self._database.insert_new(
                 connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids]
             )
-            self.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
+            self.groups.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
             connection.execute(delete(samples).where(samples.c.id.in_(ids)))
         return len(rows), sum(row.size for row in rows)
 
@@ -279,3 +236,13 @@ def _is_held() -> ColumnElement[bool]:
         or_(holds.c.captured_from.is_(None), samples.c.captured_at >= holds.c.captured_from),
         or_(holds.c.captured_to.is_(None), samples.c.captured_at < holds.c.captured_to),
     )
+
+
+def audit_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the row of the audit log for an entry of the ledger."""
+    return {
+        "at": entry["at"],
+        "actor": entry.get("actor", ""),
+        "action": entry["action"],
+        "detail": json.dumps(entry["detail"], sort_keys=True),
+    }

@@ -121,7 +121,7 @@ def test_offers_that_a_crash_left_behind_a_deletion_are_removed_later(
     for broken_part in ("delete_many", "keep"):
         with monkeypatch.context() as broken:
             if broken_part == "keep":
-                broken.setattr(anywhere.deletion, "tidy", _killed)
+                broken.setattr(anywhere.deletion.groups, "tidy", _killed)
             else:
                 broken.setattr(anywhere.blobs, broken_part, _killed)
             with pytest.raises(StoreUnavailableError):
