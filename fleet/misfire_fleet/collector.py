@@ -85,7 +85,7 @@ class Collector:
             breaker=self.breaker,
             setbacks=setbacks,
             metrics=self.metrics,
-            outlets=Outlets(self._answer, self._ask, self._given_up),
+            outlets=Outlets(self._answer, self._ask, self._stored, self._given_up),
         )
         self.desk = Desk(
             store,
@@ -216,6 +216,11 @@ class Collector:
         self.metrics.asked_again.inc()
         send = Send(id=ask.sample, collector=self.name, offset=ask.offset, chunk_bytes=self._chunk_bytes())
         self._answer(ask.vehicle, send, "again")
+
+    def _stored(self, vehicle: str, sample: str) -> None:
+        self._quotas.confirm(vehicle, sample)
+        if self._novelty is not None:
+            self._novelty.arrived(sample)
 
     def _given_up(self, vehicle: str, sample: str) -> None:
         self._quotas.give_back(vehicle, sample)

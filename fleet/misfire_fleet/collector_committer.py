@@ -52,10 +52,11 @@ class _Whole:
 
 @dataclass(frozen=True)
 class Outlets:
-    """Where results go: verdicts (vehicle, verdict, cause), requests, and samples that came to nothing."""
+    """Where results go: verdicts (vehicle, verdict, cause), requests, and what became of a sample."""
 
     answer: Callable[[str, Verdict, str], None]
     ask: Callable[[Ask], None]
+    stored: Callable[[str, str], None]
     given_up: Callable[[str, str], None]
 
 
@@ -304,6 +305,7 @@ class Committer:
                 self._outlets.answer(offer.vehicle, declined, "deleted")
                 self._outlets.given_up(*whole.transfer.key)
             else:
+                self._outlets.stored(*whole.transfer.key)
                 self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
 
     # ---- what comes to nothing

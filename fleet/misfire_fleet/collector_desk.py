@@ -23,7 +23,7 @@ from misfire_fleet.collector_breaker import Breaker
 from misfire_fleet.collector_guard import guarded
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_novelty import Novelty
-from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_quota import QuotaBook, Refusal
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Transfers
@@ -50,6 +50,8 @@ _BATCH = 256
 _ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{64})"')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_RETRY_S = 60.0
+_PENDING_S = 5.0
+_MAX_LOOKED_UP = 256
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,12 @@ class Desk:
             return
         self._rules.breaker.succeeded("look-up")
         for offer in offers:
-            with guarded("desk", self._metrics):
+            try:
                 self._decide(offer, known, buried)
+            except Exception:
+                self._metrics.failures.labels("desk").inc()
+                log.exception("sample %s: its offer cannot be judged now", offer.id)
+                self._busy(offer, "failed", "this collector could not judge the offer")
 
     def _read(self, incoming: Incoming) -> Offer | None:
         """The offer, or None after telling the sender what is wrong with it, as far as it can be told."""
@@ -219,12 +225,35 @@ class Desk:
 
     def _consider(self, offer: Offer) -> None:
         underway = self._rules.transfers.find(offer.vehicle, offer.id) is not None
-        if not underway and (refusal := self._rules.quotas.refusal(offer)) is not None:
-            self._decline(offer, "quota", refusal)
-        elif not underway and self._is_near_duplicate(offer):
-            self._decline(offer, "near-duplicate", "the fleet has enough samples like this one")
+        if not underway and (refusal := self._rules.quotas.refusal(offer, time.monotonic())) is not None:
+            self._not_wanted(offer, "quota", refusal)
+        elif not underway and (refusal := self._near_duplicate(offer)) is not None:
+            self._not_wanted(offer, "near-duplicate", refusal)
         else:
             self._ask(offer)
+
+    def _not_wanted(self, offer: Offer, cause: str, refusal: Refusal) -> None:
+        if refusal.final:
+            self._decline(offer, cause, refusal.reason)
+        else:
+            self._busy(offer, cause, f"{refusal.reason}, by what is still on its way", retry_s=_PENDING_S)
+
+    def _near_duplicate(self, offer: Offer) -> Refusal | None:
+        """Similar samples count for good if the store has them now; one that was deleted is forgotten."""
+        novelty, near = self._rules.novelty, self._settings.near_duplicates
+        if novelty is None or near is None or offer.embedding is None or offer.trigger.random:
+            return None
+        similar = novelty.neighbours(offer.bundle, unpack_embedding(offer.embedding), besides=offer.id)
+        similar = similar[: near.copies + _MAX_LOOKED_UP]
+        if len(similar) < near.copies:
+            return None
+        stored = self._store.known(similar)
+        coming = [sample for sample in similar if sample not in stored and novelty.expects(sample)]
+        for gone in set(similar) - stored - set(coming):
+            novelty.forget(gone)
+        if len(stored) + len(coming) < near.copies:
+            return None
+        return Refusal(len(stored) >= near.copies, "the fleet has enough samples like this one")
 
     def _ask(self, offer: Offer) -> None:
         transfer = self._rules.transfers.open(offer, time.monotonic())
@@ -235,7 +264,8 @@ class Desk:
         elif not transfer.finishing:
             self._rules.quotas.accept(offer)
             if self._rules.novelty is not None and offer.embedding is not None:
-                self._rules.novelty.remember(offer.bundle, offer.id, unpack_embedding(offer.embedding))
+                embedding = unpack_embedding(offer.embedding)
+                self._rules.novelty.remember(offer.bundle, offer.id, embedding, stored=False)
             send = Send(
                 id=offer.id,
                 collector=self._name,
@@ -243,13 +273,6 @@ class Desk:
                 chunk_bytes=self._rules.chunk_bytes(),
             )
             self._answer(offer.vehicle, send, "")
-
-    def _is_near_duplicate(self, offer: Offer) -> bool:
-        if self._rules.novelty is None or offer.embedding is None or offer.trigger.random:
-            return False
-        return self._rules.novelty.is_duplicate(
-            offer.bundle, unpack_embedding(offer.embedding), sample=offer.id
-        )
 
     def _decline(self, offer: Offer, cause: str, reason: str) -> None:
         self._answer(offer.vehicle, Declined(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)

@@ -27,6 +27,7 @@ _TICK_S = 0.1
 _NOTES_S = 0.5
 _REFRESH_S = 5.0
 _DAY_S = 86_400.0
+_CLOCK_TOLERANCE_S = 300.0
 _OVERLAP = 1_000
 _PAGE = 20_000
 _MAX_BEATS = 20_000
@@ -116,12 +117,24 @@ class Housekeeping:
 
     def _refresh(self) -> None:
         if self._quotas.daily:
-            accepted = self._quotas.accepted()
-            known = self._store.known(sorted(accepted))
-            self._quotas.refresh(self._store.usage_since(wall_time() - _DAY_S), counted=known)
+            self._refresh_quotas()
         if self._novelty is not None and self._near is not None:
             # Rows become visible in another order than their numbers, so a little is read twice.
             since = max(0, self._seen_seq - _OVERLAP)
             for seq, sample, bundle, embedding in self._store.embeddings_after(since, limit=_PAGE):
                 self._novelty.remember(bundle, sample, embedding)
                 self._seen_seq = max(self._seen_seq, seq)
+
+    def _refresh_quotas(self) -> None:
+        """The usage first, then what of it this collector accepted: so nothing is counted twice."""
+        now = wall_time()
+        latest = max((row.stored_at for row in self._store.newest(1)), default=now)
+        slow_s = latest - now
+        if slow_s > _CLOCK_TOLERANCE_S:
+            log.warning(
+                "this machine's clock is %.0f s behind the latest sample: quotas decline nothing", slow_s
+            )
+        usage = self._store.usage_since(now - _DAY_S)
+        known = self._store.known(sorted(self._quotas.accepted()))
+        trusted = slow_s <= _CLOCK_TOLERANCE_S
+        self._quotas.refresh(usage, counted=known, now=time.monotonic(), trusted=trusted)

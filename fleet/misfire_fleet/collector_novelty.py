@@ -1,7 +1,8 @@
 """Has the fleet seen this already? The newest embeddings of each bundle, compared by cosine similarity.
 
-Embeddings of different bundles live in different spaces and are never compared. Accepted offers count at
-once, not only when stored: a thousand vehicles in one fog bank offer within the same second.
+Embeddings of different bundles live in different spaces and are never compared. Samples that were asked for
+are remembered at once, because a thousand vehicles in one fog bank offer within the same second. Whether one
+more like them is declined or only put off depends on how many of them the store has: the desk looks.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ class Novelty:
         self._settings = settings
         self._lock = threading.Lock()
         self._rings: OrderedDict[tuple[str, int], _Ring] = OrderedDict()
+        self._expected: set[str] = set()
 
-    def neighbours(self, bundle: str, embedding: NDArray[np.float32], *, besides: str) -> int:
-        """How many remembered samples other than `besides` are at least as similar as the settings say."""
+    def neighbours(self, bundle: str, embedding: NDArray[np.float32], *, besides: str) -> list[str]:
+        """Remembered samples other than `besides` that are at least as similar as the settings say."""
         unit = _unit(embedding)
         with self._lock:
             ring = self._rings.get((bundle, len(unit)))
-            return 0 if ring is None else ring.near(unit, self._settings.similarity, besides=besides)
+            return [] if ring is None else ring.near(unit, self._settings.similarity, besides=besides)
 
-    def remember(self, bundle: str, sample: str, embedding: NDArray[np.float32]) -> None:
-        """Adds a sample; the oldest of its bundle is forgotten where the ring is full."""
+    def remember(
+        self, bundle: str, sample: str, embedding: NDArray[np.float32], *, stored: bool = True
+    ) -> None:
+        """Adds a sample, `stored` or on its way; a full ring forgets the oldest of its bundle."""
         unit = _unit(embedding)
         key = (bundle, len(unit))
         with self._lock:
@@ -43,16 +47,26 @@ class Novelty:
                     self._rings.popitem(last=False)
             self._rings.move_to_end(key)
             self._rings[key].add(sample, unit)
+            if stored:
+                self._expected.discard(sample)
+            else:
+                self._expected.add(sample)
+
+    def arrived(self, sample: str) -> None:
+        """A sample that was on its way is stored."""
+        with self._lock:
+            self._expected.discard(sample)
 
     def forget(self, sample: str) -> None:
-        """Takes a sample out: it was asked for and never came."""
+        """Takes a sample out: it was asked for and never came, or it was deleted."""
         with self._lock:
+            self._expected.discard(sample)
             for ring in self._rings.values():
                 ring.remove(sample)
 
-    def is_duplicate(self, bundle: str, embedding: NDArray[np.float32], *, sample: str) -> bool:
-        """True where the fleet has its copies of this scene."""
-        return self.neighbours(bundle, embedding, besides=sample) >= self._settings.copies
+    def expects(self, sample: str) -> bool:
+        """True while a sample is on its way."""
+        return sample in self._expected
 
 
 class _Ring:
@@ -63,38 +77,41 @@ class _Ring:
         self._rows: NDArray[np.float32] = np.zeros((min(capacity, 256), width), np.float32)
         self._ids: list[str | None] = []
         self._at: dict[str, int] = {}
+        self._free: list[int] = []
         self._next = 0
 
-    def near(self, unit: NDArray[np.float32], similarity: float, *, besides: str) -> int:
+    def near(self, unit: NDArray[np.float32], similarity: float, *, besides: str) -> list[str]:
         used = len(self._ids)
-        count = int(np.count_nonzero(self._rows[:used] @ unit >= similarity))
-        own = self._at.get(besides)
-        return count - (own is not None and float(self._rows[own] @ unit) >= similarity)
+        similar = np.flatnonzero(self._rows[:used] @ unit >= similarity)
+        found = (self._ids[slot] for slot in similar)
+        return [sample for sample in found if sample is not None and sample != besides]
 
     def add(self, sample: str, unit: NDArray[np.float32]) -> None:
-        if sample in self._at:
-            self._rows[self._at[sample]] = unit
-            return
+        slot = self._at.get(sample)
+        if slot is None:
+            slot = self._free.pop() if self._free else self._oldest()
+        self._ids[slot], self._at[sample] = sample, slot
+        self._rows[slot] = unit
+
+    def _oldest(self) -> int:
+        """The next slot in turn, emptied; so a sample that never came pushes nothing out."""
         slot = self._next
         self._next = (self._next + 1) % self._capacity
         if slot == len(self._ids):
-            self._ids.append(sample)
+            self._ids.append(None)
             if slot == len(self._rows):
-                more = min(self._capacity, 2 * len(self._rows))
-                self._rows = np.concatenate([self._rows, np.zeros((more - slot, unit.size), np.float32)])
-        else:
-            old = self._ids[slot]
-            if old is not None:
-                del self._at[old]
-            self._ids[slot] = sample
-        self._rows[slot] = unit
-        self._at[sample] = slot
+                more = min(self._capacity, 2 * slot) - slot
+                self._rows = np.concatenate([self._rows, np.zeros((more, self._rows.shape[1]), np.float32)])
+        elif (old := self._ids[slot]) is not None:
+            del self._at[old]
+        return slot
 
     def remove(self, sample: str) -> None:
         slot = self._at.pop(sample, None)
         if slot is not None:
             self._ids[slot] = None
             self._rows[slot] = 0
+            self._free.append(slot)
 
 
 def _unit(embedding: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,12 +1,14 @@
 """What each vehicle may: samples and bytes per day, offers per second.
 
 The day's usage is read from the store from time to time, because other collectors count too, and what this
-collector accepted since then is added.
+collector accepted since then is added. Only what is stored can decline an offer for good; with what is still
+on its way, or figures that are old, the answer is that the vehicle shall ask again.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,12 +17,30 @@ from misfire_runtime.messages import Offer
 
 _BURST_S = 10.0
 _MAX_BUCKETS = 100_000
+_STALE_S = 60.0
 
 
 @dataclass
 class _Bucket:
     tokens: float
     at: float
+
+
+@dataclass
+class _Accepted:
+    """A sample that was asked for since the last refresh; `stored`: it is known to be in the store."""
+
+    count: int
+    size: int
+    stored: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The quota does not allow a sample. `final`: what is stored alone uses it up."""
+
+    final: bool
+    reason: str
 
 
 class QuotaBook:
@@ -30,18 +50,26 @@ class QuotaBook:
         self._quotas = quotas
         self._lock = threading.Lock()
         self._stored: Mapping[str, tuple[int, int]] = {}
-        self._since: dict[str, dict[str, tuple[int, int]]] = {}
-        self._buckets: dict[str, _Bucket] = {}
+        self._refreshed_at: float | None = None
+        self._since: dict[str, dict[str, _Accepted]] = {}
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     @property
     def daily(self) -> bool:
         """True where the store's usage is needed at all."""
         return self._quotas.samples_per_day is not None or self._quotas.bytes_per_day is not None
 
-    def refresh(self, usage: Mapping[str, tuple[int, int]], *, counted: set[str]) -> None:
-        """Takes the day's usage from the store; `counted` are accepted samples that it now includes."""
+    def refresh(
+        self, usage: Mapping[str, tuple[int, int]], *, counted: set[str], now: float, trusted: bool = True
+    ) -> None:
+        """Takes the day's usage from the store.
+
+        counted: accepted samples that are stored, looked up after `usage`, so that none counts twice.
+        trusted: False where the day may be another one than the store's; then nothing is declined.
+        """
         with self._lock:
             self._stored = usage
+            self._refreshed_at = now if trusted else None
             for vehicle in list(self._since):
                 left = {key: value for key, value in self._since[vehicle].items() if key not in counted}
                 if left:
@@ -56,9 +84,10 @@ class QuotaBook:
             return 0.0
         burst = max(1.0, rate * _BURST_S)
         with self._lock:
-            if len(self._buckets) > _MAX_BUCKETS:
-                self._buckets.clear()
             bucket = self._buckets.setdefault(vehicle, _Bucket(burst, now))
+            self._buckets.move_to_end(vehicle)
+            if len(self._buckets) > _MAX_BUCKETS:
+                self._buckets.popitem(last=False)
             bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * rate)
             bucket.at = now
             if bucket.tokens < 1.0:
@@ -66,15 +95,22 @@ class QuotaBook:
             bucket.tokens -= 1.0
             return 0.0
 
-    def refusal(self, offer: Offer) -> str | None:
+    def refusal(self, offer: Offer, now: float) -> Refusal | None:
         """Why the day's quota does not allow it, or None."""
         if not self.daily:
             return None
         with self._lock:
             count, size = self._stored.get(offer.vehicle, (0, 0))
-            fresh = self._since.get(offer.vehicle, {})
-        count += sum(each[0] for key, each in fresh.items() if key != offer.id)
-        size += sum(each[1] for key, each in fresh.items() if key != offer.id)
+            fresh = [each for key, each in self._since.get(offer.vehicle, {}).items() if key != offer.id]
+            current = self._refreshed_at is not None and now - self._refreshed_at < _STALE_S
+        stored = [each for each in fresh if each.stored]
+        reason = self._excess(offer, count + _counted(fresh), size + _sized(fresh))
+        if reason is None:
+            return None
+        alone = self._excess(offer, count + _counted(stored), size + _sized(stored))
+        return Refusal(current and alone is not None, reason)
+
+    def _excess(self, offer: Offer, count: int, size: int) -> str | None:
         samples, volume = self._quotas.samples_per_day, self._quotas.bytes_per_day
         if samples is not None and not offer.trigger.random and count >= samples:
             return f"quota of {samples} samples per day is used up"
@@ -87,7 +123,14 @@ class QuotaBook:
         if self.daily:
             with self._lock:
                 mine = self._since.setdefault(offer.vehicle, {})
-                mine[offer.id] = (0 if offer.trigger.random else 1, offer.size)
+                mine.setdefault(offer.id, _Accepted(0 if offer.trigger.random else 1, offer.size))
+
+    def confirm(self, vehicle: str, sample: str) -> None:
+        """An accepted sample is stored."""
+        with self._lock:
+            accepted = self._since.get(vehicle, {}).get(sample)
+            if accepted is not None:
+                accepted.stored = True
 
     def accepted(self) -> set[str]:
         """Samples accepted here that the last refresh did not count."""
@@ -98,3 +141,11 @@ class QuotaBook:
         """It was asked for and never stored."""
         with self._lock:
             self._since.get(vehicle, {}).pop(sample, None)
+
+
+def _counted(accepted: list[_Accepted]) -> int:
+    return sum(each.count for each in accepted)
+
+
+def _sized(accepted: list[_Accepted]) -> int:
+    return sum(each.size for each in accepted)

@@ -11,14 +11,25 @@ import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 
 from misfire_fleet.collector_novelty import Novelty
-from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_quota import QuotaBook, Refusal
 from misfire_fleet.collector_settings import CollectorSettings, NearDuplicates, Quotas
 from misfire_fleet.command_collect import read_settings
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_records import NewSample, Outcome
+from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Trigger, Verdict, pack_embedding
+from misfire_runtime.messages import (
+    Busy,
+    Declined,
+    Offer,
+    Rejected,
+    Send,
+    Stored,
+    Trigger,
+    Verdict,
+    pack_embedding,
+)
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]
@@ -82,14 +93,54 @@ def test_a_scene_that_the_fleet_has_enough_of_is_declined_whichever_vehicle_offe
     assert isinstance(cars[0].upload(jpeg(13), embedding=None), Stored)
 
 
-def test_scenes_offered_at_the_same_moment_are_counted_before_they_are_stored(
+def test_scenes_offered_at_the_same_moment_wait_until_it_is_known_what_is_stored(
     start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered
 ) -> None:
     start_collector(near_duplicates={"similarity": 0.99, "copies": 2})
     cars = [vehicle(f"car-{number}") for number in range(8)]
     for number, car in enumerate(cars):
         car.offer(make_offer(jpeg(number), vehicle=car.name, embedding=scene(0.0)))
-    assert sorted(verdict_of(car.hear()) for car in cars) == ["declined"] * 6 + ["send"] * 2
+    verdicts = {number: car.hear() for number, car in enumerate(cars)}
+    assert sorted(map(verdict_of, verdicts.values())) == ["busy"] * 6 + ["send"] * 2
+    for number, verdict in verdicts.items():
+        if isinstance(verdict, Send):
+            cars[number].send(jpeg(number), verdict)
+            assert isinstance(cars[number].hear(), Stored)
+    late = [number for number, verdict in verdicts.items() if isinstance(verdict, Busy)]
+    assert {verdict_of(cars[n].upload(jpeg(n), embedding=scene(0.0))) for n in late} == {"declined"}
+
+
+def test_a_scene_whose_copies_were_deleted_is_wanted_again(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered
+) -> None:
+    start_collector(near_duplicates={"similarity": 0.99, "copies": 1})
+    car = vehicle()
+    assert isinstance(car.upload(jpeg(1), embedding=scene(0.0)), Stored)
+    assert isinstance(car.upload(jpeg(2), embedding=scene(0.0)), Declined)
+    store.deletion.delete(vehicle="car-1", reason="asked for")
+    assert isinstance(car.upload(jpeg(3), embedding=scene(0.0)), Stored)
+
+
+def test_a_quota_that_is_used_up_by_samples_on_their_way_declines_nothing(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered
+) -> None:
+    start_collector(quotas={"samples_per_day": 1})
+    car = vehicle()
+    car.offer(make_offer(jpeg(1)))
+    send = car.hear_send()
+    assert isinstance(car.upload(jpeg(2)), Busy)
+    car.send(jpeg(1), send)
+    assert isinstance(car.hear(), Stored)
+    assert isinstance(car.upload(jpeg(2)), Declined)
+
+
+def test_a_clock_that_is_behind_the_store_declines_nothing_by_quota(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered
+) -> None:
+    ahead = NewSample(make_offer(jpeg(0)), jpeg(0), 1280, 720, "another", stored_at=wall_time() + 86_400)
+    store.add_many([ahead])
+    start_collector(quotas={"samples_per_day": 1})
+    assert isinstance(vehicle().upload(jpeg(1)), Busy)
 
 
 def test_scenes_stored_before_a_start_are_remembered_after_it(
@@ -107,7 +158,7 @@ def test_a_scene_that_never_came_makes_room_for_another(
     car, other = vehicle("car-1"), vehicle("car-2")
     car.offer(make_offer(jpeg(1), embedding=scene(0.0)))
     car.hear_send()
-    assert isinstance(other.upload(jpeg(2), embedding=scene(0.0)), Declined)
+    assert isinstance(other.upload(jpeg(2), embedding=scene(0.0)), Busy)
     assert eventually(lambda: len(collector.transfers) == 0)
     assert isinstance(other.upload(jpeg(3), embedding=scene(0.0)), Stored)
 
@@ -173,15 +224,15 @@ def test_novelty_forgets_the_oldest_and_never_compares_bundles() -> None:
     directions = np.eye(5, dtype=np.float32)
     for number, direction in enumerate(directions):
         novelty.remember("a@1.0.0", f"{number}", direction)
-    found = [novelty.neighbours("a@1.0.0", direction, besides="") for direction in directions]
+    found = [len(novelty.neighbours("a@1.0.0", direction, besides="")) for direction in directions]
     assert found == [0, 0, 1, 1, 1]
-    assert novelty.neighbours("b@1.0.0", directions[4], besides="") == 0
-    assert novelty.neighbours("a@1.0.0", directions[4], besides="4") == 0
+    assert novelty.neighbours("b@1.0.0", directions[4], besides="") == []
+    assert novelty.neighbours("a@1.0.0", directions[4], besides="4") == []
     novelty.forget("3")
     novelty.forget("never heard of")
-    assert novelty.neighbours("a@1.0.0", directions[3], besides="") == 0
+    assert novelty.neighbours("a@1.0.0", directions[3], besides="") == []
     novelty.remember("a@1.0.0", "zero", np.zeros(5, np.float32))
-    assert novelty.neighbours("a@1.0.0", np.zeros(5, np.float32), besides="") == 0
+    assert novelty.neighbours("a@1.0.0", np.zeros(5, np.float32), besides="") == []
 
 
 @pytest.mark.parametrize("remembered", [1, 7, 300, 1000])
@@ -194,22 +245,33 @@ def test_novelty_agrees_with_a_search_through_everything(remembered: int) -> Non
     kept = vectors[-remembered:] / np.linalg.norm(vectors[-remembered:], axis=1, keepdims=True)
     for query in rng.normal(size=(20, 4)).astype(np.float32):
         expected = int(np.count_nonzero(kept @ (query / np.linalg.norm(query)) >= 0.8))
-        assert novelty.neighbours("a@1.0.0", query, besides="") == expected
+        assert len(novelty.neighbours("a@1.0.0", query, besides="")) == expected
 
 
 def test_the_quota_book_counts_a_sample_once_between_store_and_memory() -> None:
     book = QuotaBook(Quotas(samples_per_day=2))
     first, second, third = (make_offer(bytes([n])) for n in range(3))
+    book.refresh({}, counted=set(), now=0.0)
     book.accept(first)
-    assert book.refusal(second) is None
+    assert book.refusal(second, 0.0) is None
     book.accept(second)
-    assert book.refusal(second) is None, "a repeated offer of an accepted sample is not refused"
-    assert book.refusal(third) is not None
-    book.refresh({"car-1": (1, 1)}, counted={first.id})
+    assert book.refusal(second, 0.0) is None, "a repeated offer of an accepted sample is not refused"
+    assert not refused(book, third, 0.0).final
+    book.confirm("car-1", first.id)
+    book.refresh({"car-1": (1, 1)}, counted={first.id}, now=1.0)
     assert book.accepted() == {second.id}
-    assert book.refusal(third) is not None
+    assert not refused(book, third, 1.0).final
+    book.confirm("car-1", second.id)
+    assert refused(book, third, 1.0).final
+    assert not refused(book, third, 100.0).final, "old figures decline nothing"
     book.give_back("car-1", second.id)
-    assert book.refusal(third) is None
+    assert book.refusal(third, 1.0) is None
+
+
+def refused(book: QuotaBook, offer: Offer, now: float) -> Refusal:
+    refusal = book.refusal(offer, now)
+    assert refusal is not None
+    return refusal
 
 
 def test_the_rate_has_a_burst_and_then_its_pace() -> None:
