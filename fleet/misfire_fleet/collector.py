@@ -27,10 +27,10 @@ from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
-from misfire_fleet.collector_transfers import Ask, Excess, Transfers
+from misfire_fleet.collector_transfers import Ask, Transfers
 from misfire_fleet.store import Store
 from misfire_runtime.errors import MessageError
-from misfire_runtime.messages import Rejected, Send, State, Telemetry, Verdict, decode
+from misfire_runtime.messages import Send, State, Telemetry, Verdict, decode
 from misfire_runtime.uplink import BrokerConfig
 
 log = logging.getLogger(__name__)
@@ -178,12 +178,9 @@ class Collector:
             self.metrics.unknown_chunks.inc()
         elif isinstance(event, Ask):
             self._ask(event)
-        elif isinstance(event, Excess):
-            self.transfers.close((vehicle, sample))
-            self._given_up(vehicle, sample)
-            self._answer(
-                vehicle, Rejected(id=sample, reason="size: more bytes came than the offer said"), "size"
-            )
+        elif event == "flood":
+            self.metrics.floods.inc()
+            self.committer.put_off((vehicle, sample), "flood", "far more chunks came than the sample needs")
         else:
             self.committer.put(event)
 
@@ -233,7 +230,10 @@ class Collector:
     def _tick(self, now: float) -> None:
         """Sweeps transfers, watches the link, and refreshes what the metrics show."""
         asks, abandoned = self.transfers.stalled(
-            now, stall_s=self.settings.stall_s, abandon_s=self.settings.abandon_s
+            now,
+            stall_s=self.settings.stall_s,
+            abandon_s=self.settings.abandon_s,
+            min_bytes_per_s=self.settings.min_bytes_per_s,
         )
         for ask in asks:
             self._ask(ask)
@@ -242,6 +242,7 @@ class Collector:
             self._given_up(*key)
         self.metrics.breaker_open.set(self.breaker.is_open)
         self.metrics.transfers.set(len(self.transfers))
+        self.metrics.transfers_full.set(self.transfers.full_s(now))
         self.metrics.transfer_bytes.set(self.transfers.reserved_bytes)
         self.metrics.offers_waiting.set(self.desk.waiting)
         self.metrics.verdicts_waiting.set(self.link.outbox.pending)

@@ -26,7 +26,7 @@ from misfire_fleet.collector_guard import guarded
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
-from misfire_fleet.collector_transfers import Ask, Transfer, Transfers
+from misfire_fleet.collector_transfers import Ask, Key, Transfer, Transfers
 from misfire_fleet.collector_verify import HashMismatchError, Verified, verify
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
@@ -177,14 +177,14 @@ class Committer:
     def _spoiled(self, transfer: Transfer, data: bytes, error: HashMismatchError) -> None:
         """Asks again: what differs each time was damaged on the way, what stays the same is what is there."""
         digest = hashlib.sha256(data).hexdigest()
-        same = all(each == digest for each in transfer.spoiled)
         if len(transfer.spoiled) < _MAX_SPOILED:
             self._metrics.spoiled.inc()
             self._outlets.ask(self._transfers.restart(transfer, digest, time.monotonic()))
-        elif same:
-            self._reject(transfer, "sha256", f"sha256: {error}; {len(transfer.spoiled) + 1} times the same")
+        elif set(transfer.spoiled) == {digest}:
+            more = "; more bytes came than the offer said" if transfer.excess else ""
+            self._reject(transfer, "sha256", f"sha256: {error}, each time in the same way{more}")
         else:
-            self._put_off(transfer, "spoiled", "the bytes arrive damaged, each time in another way")
+            self.put_off(transfer.key, "spoiled", "the bytes arrive damaged, each time in another way")
 
     # ---- the thread that commits
 
@@ -232,7 +232,7 @@ class Committer:
             self._commit_group([whole], again=True)
         else:
             self._breaker.failed("rows", error)
-            self._put_off(whole.transfer, "failed", "the store takes no samples now")
+            self.put_off(whole.transfer.key, "failed", "the store takes no samples now")
 
     def _takes_rows(self) -> bool:
         try:
@@ -288,8 +288,7 @@ class Committer:
             if self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
                 break
         for transfer in group:
-            self._transfers.close(transfer.key)
-            self._outlets.given_up(*transfer.key)
+            self._close(transfer.key)
         return False
 
     def _finish(self, group: list[_Whole], outcomes: list[Outcome]) -> None:
@@ -315,21 +314,22 @@ class Committer:
         self._metrics.failures.labels(stage).inc()
         self._breaker.failed(stage, error, vehicle=transfer.offer.vehicle)
         what = "check" if stage == "check" else "store"
-        self._put_off(transfer, "failed", f"this collector could not {what} the sample")
+        self.put_off(transfer.key, "failed", f"this collector could not {what} the sample")
 
-    def _put_off(self, transfer: Transfer, cause: str, reason: str) -> None:
-        self._close(transfer)
-        wait = self._setbacks.add(transfer.key, time.monotonic())
-        busy = Busy(id=transfer.offer.id, retry_after_s=wait, reason=reason)
-        self._outlets.answer(transfer.offer.vehicle, busy, cause)
+    def put_off(self, key: Key, cause: str, reason: str) -> None:
+        """Ends a transfer for now; each time its vehicle shall wait longer before it offers again."""
+        self._close(key)
+        vehicle, sample = key
+        wait = self._setbacks.add(key, time.monotonic())
+        self._outlets.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
 
     def _reject(self, transfer: Transfer, cause: str, reason: str) -> None:
-        self._close(transfer)
+        self._close(transfer.key)
         self._setbacks.forget(transfer.key)
         self._outlets.answer(
             transfer.offer.vehicle, Rejected(id=transfer.offer.id, reason=reason[:256]), cause
         )
 
-    def _close(self, transfer: Transfer) -> None:
-        self._transfers.close(transfer.key)
-        self._outlets.given_up(*transfer.key)
+    def _close(self, key: Key) -> None:
+        self._transfers.close(key)
+        self._outlets.given_up(*key)

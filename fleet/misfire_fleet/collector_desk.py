@@ -205,8 +205,7 @@ class Desk:
             self._answer(offer.vehicle, Stored(id=offer.id), "again")
         elif offer.id in buried:
             self._decline(offer, "deleted", "the fleet deleted this sample")
-        elif offer.size > self._settings.max_sample_bytes:
-            limit = self._settings.max_sample_bytes
+        elif offer.size > (limit := self._settings.largest_sample):
             self._reject(offer, "size", f"{offer.size} bytes is above the limit of {limit}")
         elif offer.media_type not in IMAGES | VIDEOS:
             self._reject(offer, "media-type", f"media type {offer.media_type!r} is not taken here")
@@ -260,7 +259,7 @@ class Desk:
         if transfer == "full":
             self._busy(offer, "room", "too many transfers")
         elif transfer == "share":
-            self._busy(offer, "share", "too many transfers of this vehicle")
+            self._busy(offer, "share", "this vehicle holds its share of all transfers")
         elif not transfer.finishing:
             self._rules.quotas.accept(offer)
             if self._rules.novelty is not None and offer.embedding is not None:

@@ -34,6 +34,9 @@ class CollectorMetrics:
         self.spoiled = Counter(
             "misfire_spoiled", "Transfers begun again because the hash differed.", registry=self.registry
         )
+        self.floods = Counter(
+            "misfire_floods", "Transfers ended because of far too many chunks.", registry=self.registry
+        )
         self.abandoned = Counter("misfire_abandoned", "Transfers given up.", registry=self.registry)
         self.store_failures = Counter(
             "misfire_store_failures", "Commits that the store did not take.", registry=self.registry
@@ -69,6 +72,11 @@ class CollectorMetrics:
         self.transfers = Gauge("misfire_transfers", "Transfers open.", registry=self.registry)
         self.transfer_bytes = Gauge(
             "misfire_transfer_bytes", "Bytes reserved by them.", registry=self.registry
+        )
+        self.transfers_full = Gauge(
+            "misfire_transfers_full_seconds",
+            "For how long no new transfer has found room.",
+            registry=self.registry,
         )
         self.offers_waiting = Gauge(
             "misfire_offers_waiting", "Offers not yet answered.", registry=self.registry

@@ -53,9 +53,10 @@ class CollectorSettings(BaseModel):
     """Processes that decode; by default one per processor, at least 2 and at most `workers`."""
     max_transfers: int = Field(default=256, ge=1)
     max_transfer_bytes: int = Field(default=256 * MIB, gt=0)
-    """Memory for samples on their way: all that were asked for and are not yet committed."""
+    """Memory for samples on their way: all that were asked for and are not yet committed. A vehicle may hold
+    as much of both as it leaves free, half at most."""
     max_offers_waiting: int = Field(default=10_000, ge=1)
-    chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, gt=0, le=MAX_CHUNK_BYTES)
+    chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, ge=1024, le=MAX_CHUNK_BYTES)
     """Largest chunk asked for; a broker that announces a smaller packet limit lowers it."""
     group_samples: int = Field(default=64, ge=1)
     group_bytes: int = Field(default=32 * MIB, gt=0)
@@ -66,6 +67,8 @@ class CollectorSettings(BaseModel):
     """A transfer without a new byte for this long is asked for again, from where it stands."""
     abandon_s: float = Field(default=120.0, gt=0)
     """... and given up after this long; the vehicle offers it again."""
+    min_bytes_per_s: float = Field(default=256.0, gt=0)
+    """A transfer that is slower on average than this is given up, too, after its first `abandon_s`."""
     probe_s: float = Field(default=10.0, gt=0)
     """While the store takes no samples, one is asked for this often to find out whether it does again."""
     drain_s: float = Field(default=10.0, ge=0)
@@ -87,3 +90,8 @@ class CollectorSettings(BaseModel):
             max_pixels=self.max_pixels, max_bytes=self.max_decoded_bytes, max_seconds=self.max_decode_s
         )
         return Decoder(workers=self.decoders or min(os.cpu_count() or 2, self.workers), limits=limits)
+
+    @property
+    def largest_sample(self) -> int:
+        """In bytes: what is larger than all memory for transfers could never be taken."""
+        return min(self.max_sample_bytes, self.max_transfer_bytes)

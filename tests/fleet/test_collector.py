@@ -202,17 +202,39 @@ def test_a_chunk_damaged_on_the_way_costs_one_repetition_not_the_sample(
     assert store.read_blob(store.newest()[0].id) == data
 
 
-def test_more_bytes_than_offered_are_rejected(
+def test_more_bytes_than_offered_are_rejected_after_another_chance(
     start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered
 ) -> None:
     start_collector()
     car, data = vehicle(), jpeg(1)
-    car.offer(make_offer(data, size=1000))
-    car.send(data, car.hear_send())
-    verdict = car.hear()
+    verdict = car.upload(data, size=1000)
     assert isinstance(verdict, Rejected)
     assert "more bytes" in verdict.reason
     assert store.totals().samples == 0
+
+
+def test_a_sample_with_noise_behind_it_is_stored_without_the_noise(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered
+) -> None:
+    start_collector()
+    car, data = vehicle(), jpeg(1)
+    car.offer(make_offer(data))
+    car.send(data + b"of another sample", car.hear_send())
+    assert isinstance(car.hear(), Stored)
+    assert store.read_blob(make_offer(data).id) == data
+
+
+def test_a_flood_of_tiny_chunks_is_put_off(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered
+) -> None:
+    collector = start_collector()
+    flooder, car = vehicle("car-1"), vehicle("car-2")
+    flooder.offer(make_offer(jpeg(1)))
+    send = flooder.hear_send()
+    flooder.send(jpeg(1), Send(id=send.id, collector=send.collector, chunk_bytes=2), until=4000)
+    assert isinstance(flooder.hear(), Busy)
+    assert len(collector.transfers) == 0
+    assert isinstance(car.upload(jpeg(2)), Stored)
 
 
 @pytest.mark.parametrize(

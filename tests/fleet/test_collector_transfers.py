@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fleet.conftest import make_offer
 
 from misfire_fleet.collector_outbox import MAX_IN_FLIGHT, Outbox
-from misfire_fleet.collector_transfers import Ask, Excess, Transfer, Transfers
-from misfire_runtime.messages import Reply, Send, Stored, decode
+from misfire_fleet.collector_transfers import Ask, Transfer, Transfers
+from misfire_runtime.messages import Offer, Reply, Send, Stored, decode
 
 CHUNK = 7
 
@@ -40,7 +42,7 @@ def test_whatever_order_chunks_come_in_only_the_whole_sample_comes_out(
         completed += event is transfer
         if isinstance(event, Ask):
             assert event.offset == transfer.received < at
-        assert not isinstance(event, Excess)
+        assert event != "flood"
     assert completed == 1
     assert transfer.take() == data
 
@@ -71,7 +73,7 @@ def test_what_is_reserved_is_always_what_is_open_and_within_the_budget(
         elif what == "close":
             transfers.close(key)
         else:
-            transfers.stalled(float(clock), stall_s=2.0, abandon_s=float(amount))
+            transfers.stalled(float(clock), stall_s=2.0, abandon_s=float(amount), min_bytes_per_s=1.0)
         assert len(transfers) <= 5
         assert 0 <= transfers.reserved_bytes <= 100
         assert (len(transfers) == 0) == (transfers.reserved_bytes == 0)
@@ -98,7 +100,9 @@ def test_a_stall_is_asked_for_less_and_less_often_until_it_is_given_up() -> None
     sample = opened(transfers, b"x" * 50).offer.id
     asked = []
     for second in range(1, 200):
-        asks, abandoned = transfers.stalled(float(second), stall_s=10.0, abandon_s=120.0)
+        asks, abandoned = transfers.stalled(
+            float(second), stall_s=10.0, abandon_s=120.0, min_bytes_per_s=256.0
+        )
         asked += [second for _ in asks]
         if abandoned:
             assert abandoned == [("car-1", sample)]
@@ -113,7 +117,87 @@ def test_a_transfer_that_is_being_committed_is_never_swept() -> None:
     transfer = opened(transfers, b"x" * 10)
     assert transfers.chunk("car-1", transfer.offer.id, 0, b"x" * 10, 0.0) is transfer
     assert transfers.chunk("car-1", transfer.offer.id, 0, b"x" * 10, 0.0) is None
-    assert transfers.stalled(1e9, stall_s=1.0, abandon_s=1.0) == ([], [])
+    assert transfers.stalled(1e9, stall_s=1.0, abandon_s=1.0, min_bytes_per_s=1.0) == ([], [])
+
+
+LIMITS = {"stall_s": 15.0, "abandon_s": 120.0, "min_bytes_per_s": 256.0}
+
+
+def sized(number: int, size: int, *, vehicle: str = "car-1") -> Offer:
+    return make_offer(b"%d" % number, vehicle=vehicle, size=size)
+
+
+def test_vehicles_that_hold_all_they_can_leave_room_for_another() -> None:
+    mib = 1024 * 1024
+    transfers = Transfers(max_transfers=256, max_bytes=256 * mib)
+    for hog in range(4):
+        taken = [transfers.open(sized(n, 32 * mib, vehicle=f"hog-{hog}"), 0.0) for n in range(8)]
+        assert taken[-1] == ("share" if hog < 3 else "full")
+    assert transfers.reserved_bytes == 224 * mib
+    assert isinstance(transfers.open(sized(99, mib, vehicle="honest"), 0.0), Transfer)
+    assert transfers.full_s(5.0) == 0.0
+    assert transfers.open(sized(100, 32 * mib, vehicle="large"), 6.0) == "full"
+    assert transfers.full_s(8.0) == 2.0
+
+
+def test_offering_again_prolongs_nothing() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=10_000_000)
+    offer = sized(1, 1_000_000)
+    given_up_at = None
+    for second in range(0, 300, 10):
+        if given_up_at is None:
+            transfers.open(offer, float(second))
+            _, given_up = transfers.stalled(float(second), **LIMITS)
+            given_up_at = second if given_up else None
+    assert given_up_at == 130
+
+
+@pytest.mark.parametrize(("bytes_per_s", "survives"), [(100, False), (1000, True)])
+def test_a_trickle_of_bytes_holds_no_memory_and_a_slow_link_gets_through(
+    bytes_per_s: int, *, survives: bool
+) -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=10_000_000)
+    data = bytes(1_000_000)
+    transfer = opened(transfers, data)
+    for second in range(0, 1000, 10):
+        at = second * bytes_per_s
+        payload = data[at : at + 10 * bytes_per_s]
+        event = transfers.chunk("car-1", transfer.offer.id, at, payload, float(second))
+        transfers.stalled(float(second), **LIMITS)
+    assert (event is transfer) == survives
+    assert (len(transfers) == 1) == survives
+
+
+def test_bytes_behind_the_declared_size_are_cut_off() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=1000)
+    data = bytes(range(50))
+    transfer = opened(transfers, data)
+    assert transfers.chunk("car-1", transfer.offer.id, 0, data + b"more", 0.0) is transfer
+    assert transfer.excess
+    assert transfer.take() == data
+
+
+def test_small_chunks_cost_no_more_memory_than_their_bytes() -> None:
+    data = bytes(400_000)
+    transfers = Transfers(max_transfers=4, max_bytes=10_000_000)
+    transfer = opened(transfers, data)
+    tracemalloc.start()
+    at = 0
+    while (
+        at < len(data) and transfers.chunk("car-1", transfer.offer.id, at, data[at : at + 300], 0.0) is None
+    ):
+        at += 300
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert at > 390_000
+    assert peak < 1.5 * len(data)
+
+
+def test_a_flood_of_chunks_ends_the_transfer_and_costs_little_from_then_on() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=10_000_000)
+    transfer = opened(transfers, bytes(100_000))
+    events = [transfers.chunk("car-1", transfer.offer.id, 2 * at, b"\0\0", 0.0) for at in range(50_000)]
+    assert events.index("flood") == transfer.max_chunks < 700
 
 
 class Wire:
