@@ -15,32 +15,27 @@ import secrets
 import socket
 import threading
 import time
-from collections import Counter, deque
 
 from misfire_fleet.collector_breaker import Breaker
-from misfire_fleet.collector_committer import Committer, Outlets, Stage
+from misfire_fleet.collector_committer import Committer, Outlets
 from misfire_fleet.collector_desk import Desk, DeskRules
+from misfire_fleet.collector_health import Answers
 from misfire_fleet.collector_housekeeping import Housekeeping
 from misfire_fleet.collector_link import Handlers, Link, chunk_bytes
 from misfire_fleet.collector_metrics import CollectorMetrics
+from misfire_fleet.collector_notes import Notebook
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Transfers
 from misfire_fleet.store import Store
-from misfire_runtime.errors import MessageError
-from misfire_runtime.messages import Send, State, Telemetry, Verdict, decode
+from misfire_runtime.messages import Send, Verdict
 from misfire_runtime.uplink import BrokerConfig
 
 log = logging.getLogger(__name__)
 
-_MAX_NOTES = 20_000
-_STUCK: tuple[tuple[Stage, str, float], ...] = (
-    ("check", "the check of a sample", 30.0),
-    ("blobs", "the writing of a blob", 60.0),
-    ("rows", "a commit", 60.0),
-)
+_LOOK_S = 2.0
 
 
 class Collector:
@@ -73,10 +68,9 @@ class Collector:
         self.breaker = Breaker(probe_s=self.settings.probe_s)
         setbacks = Setbacks()
         self._draining = threading.Event()
-        self._lock = threading.Lock()
-        self._refused: Counter[tuple[str, str, str]] = Counter()
-        self._states: dict[str, State] = {}
-        self._beats: deque[tuple[str, Telemetry]] = deque(maxlen=_MAX_NOTES)
+        self._notebook = Notebook(self.metrics)
+        self._answers = Answers()
+        self._looked_at = 0.0
         self.committer = Committer(
             store,
             name=self.name,
@@ -110,9 +104,9 @@ class Collector:
             store,
             quotas=self._quotas,
             novelty=self._novelty,
-            near=near,
+            settings=self.settings,
             metrics=self.metrics,
-            notes=self._take_notes,
+            notebook=self._notebook,
             tick=self._tick,
         )
 
@@ -152,9 +146,15 @@ class Collector:
             found.append("the broker does not deliver to this collector")
         found += self.breaker.problems()
         now = time.monotonic()
-        for stage, what, limit_s in _STUCK:
-            if (since := self.committer.busy_s(stage, now)) > limit_s:
-                found.append(f"{what} has been running for {since:.0f} s")
+        for what, since, limit_s in (
+            ("the check of a sample has been running", self.committer.busy_s("check", now), 30.0),
+            ("a whole sample has been waiting to be stored", self.transfers.oldest_whole_s(now), 60.0),
+            ("an offer has been waiting for an answer", self.desk.oldest_s(now), 30.0),
+            ("vehicles have found no memory for transfers", self.transfers.full_s(now), 60.0),
+        ):
+            if since > limit_s:
+                found.append(f"{what} for {since:.0f} s")
+        found += self._answers.shares(now).problems()
         if not all(part.alive for part in (self.link, self.desk, self.committer, self._housekeeping)):
             found.append("a thread died; see the log")
         return found
@@ -163,8 +163,8 @@ class Collector:
         return Handlers(
             chunk=self._on_chunk,
             offer=self.desk.put,
-            state=self._on_state,
-            telemetry=self._on_telemetry,
+            state=self._notebook.state,
+            telemetry=lambda vehicle, payload: self._notebook.heartbeat(vehicle, payload, time.monotonic()),
             malformed=lambda kind: self.metrics.malformed.labels(kind).inc(),
         )
 
@@ -184,29 +184,11 @@ class Collector:
         else:
             self.committer.put(event)
 
-    def _on_state(self, vehicle: str, payload: bytes) -> None:
-        if not payload:  # somebody cleared the retained message
-            return
-        try:
-            state = decode(State, payload)
-        except MessageError:
-            self.metrics.malformed.labels("state").inc()
-            return
-        with self._lock:
-            if len(self._states) < _MAX_NOTES:
-                self._states[vehicle] = state
-
-    def _on_telemetry(self, vehicle: str, payload: bytes) -> None:
-        try:
-            self._beats.append((vehicle, decode(Telemetry, payload)))
-        except MessageError:
-            self.metrics.malformed.labels("telemetry").inc()
-
     def _answer(self, vehicle: str, verdict: Verdict, cause: str) -> None:
         self.metrics.verdicts.labels(verdict.verdict, cause).inc()
+        self._answers.count(vehicle, verdict.verdict, cause, time.monotonic())
         if verdict.verdict in {"declined", "rejected"}:
-            with self._lock:
-                self._refused[(vehicle, verdict.verdict, cause)] += 1
+            self._notebook.refused(vehicle, verdict.verdict, cause)
         self.link.outbox.put(vehicle, verdict)
 
     def _ask(self, ask: Ask) -> None:
@@ -248,17 +230,17 @@ class Collector:
         self.metrics.verdicts_waiting.set(self.link.outbox.pending)
         self.metrics.ready.set(self.link.ready.is_set())
         self.metrics.reconnects.set(self.link.stalls)
+        if now - self._looked_at > _LOOK_S:
+            self._looked_at = now
+            self._look_at_health(now)
 
-    def _take_notes(
-        self,
-    ) -> tuple[dict[str, State], list[tuple[str, Telemetry]], dict[tuple[str, str, str], int]]:
-        with self._lock:
-            states, self._states = self._states, {}
-            refused, self._refused = self._refused, Counter()
-        beats = []
-        while self._beats:
-            beats.append(self._beats.popleft())
-        return states, beats, refused
+    def _look_at_health(self, now: float) -> None:
+        shares = self._answers.shares(now)
+        self.metrics.busy_share.set(shares.busy)
+        self.metrics.rejected_share.set(shares.rejected)
+        self.metrics.oldest_offer.set(self.desk.oldest_s(now))
+        self.metrics.oldest_whole.set(self.transfers.oldest_whole_s(now))
+        self.metrics.longest_check.set(self.committer.busy_s("check", now))
 
 
 def _own_name() -> str:

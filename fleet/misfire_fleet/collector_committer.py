@@ -32,6 +32,7 @@ from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import Staged
 from misfire_fleet.store_records import NewSample, Outcome
+from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ImageError
 from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Verdict
 
@@ -304,6 +305,7 @@ class Committer:
                 self._outlets.answer(offer.vehicle, declined, "deleted")
                 self._outlets.given_up(*whole.transfer.key)
             else:
+                self._metrics.last_stored.set(wall_time())
                 self._outlets.stored(*whole.transfer.key)
                 self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
 

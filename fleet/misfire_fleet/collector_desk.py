@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import random
 import re
 import threading
@@ -23,7 +22,9 @@ from misfire_fleet.collector_breaker import Breaker
 from misfire_fleet.collector_guard import guarded
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_novelty import Novelty
+from misfire_fleet.collector_queue import Incoming, OfferQueue
 from misfire_fleet.collector_quota import QuotaBook, Refusal
+from misfire_fleet.collector_rates import Rates
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Transfers
@@ -49,17 +50,11 @@ log = logging.getLogger(__name__)
 _BATCH = 256
 _ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{64})"')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_MAX_RETRY_S = 60.0
+_MAX_RETRY_S = 3600.0
 _PENDING_S = 5.0
 _MAX_LOOKED_UP = 256
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """An offer as it came: the topic's vehicle and the bytes."""
-
-    vehicle: str
-    payload: bytes
+_ID_WITHIN = 1024
+"""An offer's id is among its first fields; above the rate nobody searches the rest."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,12 @@ class Desk:
     ) -> None:
         self._store, self._name, self._settings = store, name, settings
         self._rules, self._metrics, self._answer = rules, metrics, answer
-        self._offers: queue.Queue[Incoming | None] = queue.Queue(settings.max_offers_waiting)
+        self._offers = OfferQueue(
+            max_waiting=settings.max_offers_waiting, max_per_vehicle=settings.max_offers_per_vehicle
+        )
+        rate = settings.quotas.offers_per_s
+        self._rates = None if rate is None else Rates(rate)
+        self._batch_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
 
     def start(self) -> None:
@@ -98,16 +98,27 @@ class Desk:
         self._thread.start()
 
     def put(self, vehicle: str, payload: bytes) -> None:
-        """Takes an offer, or drops and counts it where too many wait; the vehicle offers again."""
-        try:
-            self._offers.put_nowait(Incoming(vehicle, payload))
-        except queue.Full:
+        """Takes an offer, or puts it off above the vehicle's rate; where too many wait it is only counted."""
+        now = time.monotonic()
+        wait_s = 0.0 if self._rates is None else self._rates.wait_s(vehicle, now)
+        if wait_s > 0:
+            self._metrics.dropped.labels("rate").inc()
+            found = _ID.search(payload[:_ID_WITHIN])
+            if found is not None:
+                sample = found.group(1).decode()
+                self._say_busy(vehicle, sample, "rate", "too many offers per second", retry_s=wait_s)
+        elif not self._offers.put(Incoming(vehicle, payload, now)):
             self._metrics.dropped.labels("offer").inc()
 
     @property
     def waiting(self) -> int:
         """Offers not yet looked at."""
-        return self._offers.qsize()
+        return len(self._offers)
+
+    def oldest_s(self, now: float) -> float:
+        """For how long the oldest unanswered offer has been here; 0 if there is none."""
+        known = [at for at in (self._batch_at, self._offers.oldest_at()) if at is not None]
+        return max(0.0, now - min(known)) if known else 0.0
 
     @property
     def alive(self) -> bool:
@@ -116,22 +127,16 @@ class Desk:
 
     def close(self) -> None:
         """Answers what waits, then ends."""
+        self._offers.close()
         if self._thread.is_alive():
-            self._offers.put(None)
             self._thread.join(10.0)
 
     def _run(self) -> None:
-        while True:
-            batch = [self._offers.get()]
-            while len(batch) < _BATCH and batch[-1] is not None:
-                try:
-                    batch.append(self._offers.get_nowait())
-                except queue.Empty:
-                    break
+        while batch := self._offers.take(_BATCH):
+            self._batch_at = min(incoming.arrived_at for incoming in batch)
             with guarded("desk", self._metrics):
-                self.decide([incoming for incoming in batch if incoming is not None])
-            if batch[-1] is None:
-                return
+                self.decide(batch)
+            self._batch_at = None
 
     def decide(self, batch: list[Incoming]) -> None:
         """Answers a batch of offers."""
@@ -209,8 +214,6 @@ class Desk:
             self._reject(offer, "size", f"{offer.size} bytes is above the limit of {limit}")
         elif offer.media_type not in IMAGES | VIDEOS:
             self._reject(offer, "media-type", f"media type {offer.media_type!r} is not taken here")
-        elif (wait_s := self._rules.quotas.wait_s(offer.vehicle, time.monotonic())) > 0:
-            self._busy(offer, "rate", "too many offers per second", retry_s=wait_s)
         elif self._rules.draining():
             self._busy(offer, "draining", "this collector is about to end")
         elif (wait_s := self._rules.setbacks.wait_s((offer.vehicle, offer.id), time.monotonic())) > 0:
@@ -280,12 +283,16 @@ class Desk:
         self._answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
 
     def _busy(self, offer: Offer, cause: str, reason: str, *, retry_s: float | None = None) -> None:
-        """Later for a fuller collector, and never at the same moment for all."""
+        """Later for a fuller collector."""
         if retry_s is None:
             load = len(self._rules.transfers) / self._settings.max_transfers
             retry_s = 1.0 + 4.0 * load
+        self._say_busy(offer.vehicle, offer.id, cause, reason, retry_s=retry_s)
+
+    def _say_busy(self, vehicle: str, sample: str, cause: str, reason: str, *, retry_s: float) -> None:
+        """Never at the same moment for all."""
         wait = min(_MAX_RETRY_S, retry_s * random.uniform(1.0, 2.0))
-        self._answer(offer.vehicle, Busy(id=offer.id, retry_after_s=wait, reason=reason), cause)
+        self._answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
 
 
 def _fields(payload: bytes) -> dict[str, Any] | None:

@@ -8,32 +8,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from misfire_fleet.collector_guard import guarded
 from misfire_fleet.collector_metrics import CollectorMetrics
+from misfire_fleet.collector_notes import Notebook, Notes
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
-from misfire_fleet.collector_settings import NearDuplicates
+from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.errors import StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_runtime.clock import wall_time
-from misfire_runtime.messages import State, Telemetry
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
 _NOTES_S = 0.5
 _REFRESH_S = 5.0
+_FORGET_S = 3600.0
 _DAY_S = 86_400.0
 _CLOCK_TOLERANCE_S = 300.0
 _OVERLAP = 1_000
 _PAGE = 20_000
-_MAX_BEATS = 20_000
-
-Notes = tuple[dict[str, State], list[tuple[str, Telemetry]], Mapping[tuple[str, str, str], int]]
-"""States, heartbeats, and refusals counted, since the last time."""
 
 
 class Housekeeping:
@@ -45,17 +41,15 @@ class Housekeeping:
         *,
         quotas: QuotaBook,
         novelty: Novelty | None,
-        near: NearDuplicates | None,
+        settings: CollectorSettings,
         metrics: CollectorMetrics,
-        notes: Callable[[], Notes],
+        notebook: Notebook,
         tick: Callable[[float], None],
     ) -> None:
-        self._store, self._quotas, self._novelty, self._near = store, quotas, novelty, near
-        self._metrics, self._notes, self._tick = metrics, notes, tick
+        self._store, self._quotas, self._novelty, self._settings = store, quotas, novelty, settings
+        self._metrics, self._notebook, self._tick = metrics, notebook, tick
         self._seen_seq = 0
-        self._states: dict[str, State] = {}
-        self._beats: list[tuple[str, Telemetry]] = []
-        self._refused: Counter[tuple[str, str, str]] = Counter()
+        self._unwritten = Notes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -79,18 +73,24 @@ class Housekeeping:
             self._thread.join(35.0)
 
     def _run(self) -> None:
-        noted = refreshed = time.monotonic()
+        due = {work: time.monotonic() + period for work, period in self._works()}
         while not self._stop.wait(_TICK_S):
-            now = time.monotonic()
             with guarded("housekeeping", self._metrics):
-                self._tick(now)
-            if now - noted > _NOTES_S:
-                noted = now
-                self._guarded(self._write_notes)
-            if now - refreshed > _REFRESH_S:
-                refreshed = now
-                self._guarded(self._refresh)
-        self._guarded(self._write_notes)
+                self._tick(time.monotonic())
+            for work, period in self._works():
+                if time.monotonic() > due[work]:
+                    due[work] = time.monotonic() + period
+                    self._guarded(work)
+        for _ in ("what is left", "the last"):
+            self._guarded(self._write_notes)
+
+    def _works(self) -> tuple[tuple[Callable[[], None], float], ...]:
+        """What is done, and how many seconds lie between."""
+        return (
+            (self._write_notes, _NOTES_S),
+            (self._refresh, _REFRESH_S),
+            (self._forget_vehicles, _FORGET_S),
+        )
 
     def _guarded(self, work: Callable[[], None]) -> None:
         with guarded("housekeeping", self._metrics):
@@ -100,25 +100,44 @@ class Housekeeping:
                 log.warning("housekeeping is put off: %s", error)
 
     def _write_notes(self) -> None:
-        """What the store does not take now is kept and written with the next notes."""
-        states, beats, refused = self._notes()
-        self._states |= states
-        self._beats = (self._beats + beats)[-_MAX_BEATS:]
-        self._refused.update(refused)
-        if self._states:
-            self._store.vehicles.record_states(self._states)
-            self._states = {}
-        if self._beats:
-            self._store.vehicles.record_telemetry(self._beats)
-            self._beats = []
-        if self._refused:
-            self._store.vehicles.record_refusals(self._refused)
-            self._refused.clear()
+        """What the store does not take now is tried again before anything else is taken."""
+        if not self._unwritten.vehicles():
+            self._unwritten = self._notebook.take()
+        notes = self._unwritten = self._admitted(self._unwritten)
+        vehicles = self._store.vehicles
+        if notes.states:
+            vehicles.record_states(notes.states)
+            notes.states.clear()
+        if notes.beats:
+            vehicles.record_telemetry(notes.beats)
+            notes.beats.clear()
+        if notes.refused:
+            vehicles.record_refusals(notes.refused)
+            notes.refused.clear()
+
+    def _admitted(self, notes: Notes) -> Notes:
+        names = notes.vehicles()
+        limit = self._settings.max_unproven_vehicles
+        allowed = self._store.vehicles.admitted(names, max_unproven=limit) if names else set()
+        if len(allowed) < len(names):
+            self._metrics.strangers.inc(len(names) - len(allowed))
+            log.warning(
+                "%d vehicles are not written down: %d are known already of which no sample is stored",
+                len(names) - len(allowed),
+                limit,
+            )
+        return notes.only(allowed)
+
+    def _forget_vehicles(self) -> None:
+        days = self._settings.unproven_vehicle_days
+        forgotten = self._store.vehicles.forget_unproven(wall_time() - days * _DAY_S)
+        if forgotten:
+            log.info("%d vehicles forgotten: no sample stored, not heard of for %g days", forgotten, days)
 
     def _refresh(self) -> None:
         if self._quotas.daily:
             self._refresh_quotas()
-        if self._novelty is not None and self._near is not None:
+        if self._novelty is not None:
             # Rows become visible in another order than their numbers, so a little is read twice.
             since = max(0, self._seen_seq - _OVERLAP)
             for seq, sample, bundle, embedding in self._store.embeddings_after(since, limit=_PAGE):

@@ -25,6 +25,11 @@ class CollectorMetrics:
         self.dropped = Counter(
             "misfire_dropped", "Messages dropped because too many waited.", ["kind"], registry=self.registry
         )
+        self.strangers = Counter(
+            "misfire_strangers",
+            "Vehicles not written down: too many are known of which no sample is stored.",
+            registry=self.registry,
+        )
         self.unknown_chunks = Counter(
             "misfire_unknown_chunks", "Chunks of transfers that are not open here.", registry=self.registry
         )
@@ -68,6 +73,36 @@ class CollectorMetrics:
         )
         self.breaker_open = Gauge(
             "misfire_breaker_open", "1 while no new samples are taken.", registry=self.registry
+        )
+        self.last_stored = Gauge(
+            "misfire_last_stored_timestamp_seconds",
+            "When the last sample was stored, in seconds since 1970; 0 before the first.",
+            registry=self.registry,
+        )
+        self.oldest_offer = Gauge(
+            "misfire_oldest_offer_seconds",
+            "For how long the oldest unanswered offer has waited.",
+            registry=self.registry,
+        )
+        self.oldest_whole = Gauge(
+            "misfire_oldest_whole_sample_seconds",
+            "For how long the oldest whole sample has waited to be stored.",
+            registry=self.registry,
+        )
+        self.longest_check = Gauge(
+            "misfire_longest_check_seconds",
+            "For how long the longest of the present checks has been running.",
+            registry=self.registry,
+        )
+        self.busy_share = Gauge(
+            "misfire_busy_share",
+            "Share of `busy` for the collector's reasons in five minutes, the mean of all vehicles.",
+            registry=self.registry,
+        )
+        self.rejected_share = Gauge(
+            "misfire_rejected_share",
+            "Share of `rejected` in five minutes, the mean of all vehicles.",
+            registry=self.registry,
         )
         self.transfers = Gauge("misfire_transfers", "Transfers open.", registry=self.registry)
         self.transfer_bytes = Gauge(

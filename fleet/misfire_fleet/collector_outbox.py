@@ -24,8 +24,11 @@ Publish = Callable[[str, bytes], int]
 class Outbox:
     """`wake` is called after every `put`: whoever calls `send` then does so soon."""
 
-    def __init__(self, wake: Callable[[], None], *, max_verdicts: int = 50_000) -> None:
+    def __init__(
+        self, wake: Callable[[], None], *, max_verdicts: int = 50_000, max_per_vehicle: int = 2_000
+    ) -> None:
         self._wake = wake
+        self._max_per_vehicle = max_per_vehicle
         self._max_verdicts = max_verdicts
         self._new: deque[tuple[str, Verdict]] = deque()
         self._waiting: OrderedDict[str, OrderedDict[str, Verdict]] = OrderedDict()
@@ -85,7 +88,7 @@ class Outbox:
         if verdict.id in mine:
             if replace:
                 mine[verdict.id] = verdict
-        elif self._count >= self._max_verdicts:
+        elif self._count >= self._max_verdicts or len(mine) >= self._max_per_vehicle:
             self.dropped += 1
             if not mine:
                 del self._waiting[vehicle]

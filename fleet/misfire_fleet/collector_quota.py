@@ -1,4 +1,4 @@
-"""What each vehicle may: samples and bytes per day, offers per second.
+"""What each vehicle may upload per day: samples and bytes.
 
 The day's usage is read from the store from time to time, because other collectors count too, and what this
 collector accepted since then is added. Only what is stored can decline an offer for good; with what is still
@@ -8,22 +8,13 @@ on its way, or figures that are old, the answer is that the vehicle shall ask ag
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from misfire_fleet.collector_settings import Quotas
 from misfire_runtime.messages import Offer
 
-_BURST_S = 10.0
-_MAX_BUCKETS = 100_000
 _STALE_S = 60.0
-
-
-@dataclass
-class _Bucket:
-    tokens: float
-    at: float
 
 
 @dataclass
@@ -52,7 +43,6 @@ class QuotaBook:
         self._stored: Mapping[str, tuple[int, int]] = {}
         self._refreshed_at: float | None = None
         self._since: dict[str, dict[str, _Accepted]] = {}
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     @property
     def daily(self) -> bool:
@@ -76,24 +66,6 @@ class QuotaBook:
                     self._since[vehicle] = left
                 else:
                     del self._since[vehicle]
-
-    def wait_s(self, vehicle: str, now: float) -> float:
-        """0 where this offer is within the rate, else how long to wait."""
-        rate = self._quotas.offers_per_s
-        if rate is None:
-            return 0.0
-        burst = max(1.0, rate * _BURST_S)
-        with self._lock:
-            bucket = self._buckets.setdefault(vehicle, _Bucket(burst, now))
-            self._buckets.move_to_end(vehicle)
-            if len(self._buckets) > _MAX_BUCKETS:
-                self._buckets.popitem(last=False)
-            bucket.tokens = min(burst, bucket.tokens + (now - bucket.at) * rate)
-            bucket.at = now
-            if bucket.tokens < 1.0:
-                return (1.0 - bucket.tokens) / rate
-            bucket.tokens -= 1.0
-            return 0.0
 
     def refusal(self, offer: Offer, now: float) -> Refusal | None:
         """Why the day's quota does not allow it, or None."""

@@ -32,7 +32,7 @@ class Quotas(BaseModel):
 
     samples_per_day: int | None = Field(default=None, ge=0)
     bytes_per_day: int | None = Field(default=None, ge=0)
-    offers_per_s: float | None = Field(default=None, gt=0)
+    offers_per_s: float | None = Field(default=100.0, gt=0)
     """Above it, with a burst of ten seconds' worth, the answer is `busy`."""
 
 
@@ -56,6 +56,12 @@ class CollectorSettings(BaseModel):
     """Memory for samples on their way: all that were asked for and are not yet committed. A vehicle may hold
     as much of both as it leaves free, half at most."""
     max_offers_waiting: int = Field(default=10_000, ge=1)
+    max_offers_per_vehicle: int = Field(default=256, ge=1)
+    """Offers that wait to be answered, of all vehicles and of one; more are dropped, and offered again."""
+    max_unproven_vehicles: int = Field(default=1_000, ge=0)
+    """So many vehicles of which no sample is stored are written down; more of them are counted only."""
+    unproven_vehicle_days: float = Field(default=7.0, gt=0)
+    """Such a vehicle is forgotten after this time without a heartbeat."""
     chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, ge=1024, le=MAX_CHUNK_BYTES)
     """Largest chunk asked for; a broker that announces a smaller packet limit lowers it."""
     group_samples: int = Field(default=64, ge=1)

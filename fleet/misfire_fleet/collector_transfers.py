@@ -107,10 +107,16 @@ class Transfers:
         """For how long vehicles that hold nothing have found no room; 0 if the last one did."""
         return 0.0 if self._full_at is None else now - self._full_at
 
+    def oldest_whole_s(self, now: float) -> float:
+        """For how long the oldest whole sample has been waiting to be stored; 0 if none is."""
+        with self._lock:
+            whole = [transfer.progress_at for transfer in self._open.values() if transfer.finishing]
+        return max(0.0, now - min(whole)) if whole else 0.0
+
     def open(self, offer: Offer, now: float) -> Transfer | Literal["full", "share"]:
         """Finds or opens the transfer of an offer.
 
-        "share": this vehicle would hold more than it leaves free; "full": so it would without holding anything.
+        "share": this vehicle would hold more than it leaves free; "full": it holds nothing, and still would.
         """
         key = (offer.vehicle, offer.id)
         with self._lock:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select
+from sqlalchemy import Row, delete, exists, func, select
 
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_records import VehicleSummary
 from misfire_fleet.store_schema import refusals, samples, telemetry, vehicles
 from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import State, Telemetry, encode
+
+_UNPROVEN = ~exists().where(samples.c.vehicle == vehicles.c.name)
+_SLICE = 500
 
 
 class VehicleBook:
@@ -76,6 +79,36 @@ class VehicleBook:
                         set_={"count": refusals.c["count"] + statement.excluded["count"], "last_at": now},
                     )
                 )
+
+    def admitted(self, names: Sequence[str], *, max_unproven: int) -> set[str]:
+        """Those of the names that may have rows of their own.
+
+        That is every vehicle that is known or of which a sample is stored, and others as long as no more than
+        `max_unproven` vehicles are known without a sample: a name costs its sender nothing.
+        """
+        allowed: set[str] = set()
+        with self._database.read() as connection:
+            for some in _slices(names):
+                known = select(vehicles.c.name).where(vehicles.c.name.in_(some))
+                proven = select(samples.c.vehicle).where(samples.c.vehicle.in_(some)).distinct()
+                allowed |= set(connection.scalars(known)) | set(connection.scalars(proven))
+            strangers = [name for name in names if name not in allowed]
+            if strangers:
+                unproven = select(func.count()).select_from(vehicles).where(_UNPROVEN)
+                room = max(0, max_unproven - int(connection.scalar(unproven) or 0))
+                allowed |= set(strangers[:room])
+        return allowed
+
+    def forget_unproven(self, before: float) -> int:
+        """Drops vehicles without a stored sample, seen first before then and silent since; how many."""
+        idle = func.coalesce(vehicles.c.telemetry_at, 0.0) < before
+        query = select(vehicles.c.name).where(_UNPROVEN, vehicles.c.first_seen < before, idle)
+        with self._database.write() as connection:
+            names = list(connection.scalars(query))
+            for some in _slices(names):
+                for column in (vehicles.c.name, telemetry.c.vehicle, refusals.c.vehicle):
+                    connection.execute(delete(column.table).where(column.in_(some)))
+        return len(names)
 
     def summaries(self) -> list[VehicleSummary]:
         """All vehicles that were ever heard of, by name."""
@@ -148,3 +181,8 @@ def _summary(
         declined=refusal.get((name, "declined"), 0),
         rejected=refusal.get((name, "rejected"), 0),
     )
+
+
+def _slices(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A statement takes a limited number of parameters."""
+    return (names[at : at + _SLICE] for at in range(0, len(names), _SLICE))

@@ -12,6 +12,7 @@ from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook, Refusal
+from misfire_fleet.collector_rates import Rates
 from misfire_fleet.collector_settings import CollectorSettings, NearDuplicates, Quotas
 from misfire_fleet.command_collect import read_settings
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
@@ -275,12 +276,12 @@ def refused(book: QuotaBook, offer: Offer, now: float) -> Refusal:
 
 
 def test_the_rate_has_a_burst_and_then_its_pace() -> None:
-    book = QuotaBook(Quotas(offers_per_s=2.0))
+    rates = Rates(2.0)
     now = time.monotonic()
-    assert [book.wait_s("car-1", now) for _ in range(20)] == [0.0] * 20
-    assert book.wait_s("car-1", now) == pytest.approx(0.5)
-    assert book.wait_s("car-2", now) == 0.0
-    assert book.wait_s("car-1", now + 0.6) == 0.0
+    assert [rates.wait_s("car-1", now) for _ in range(20)] == [0.0] * 20
+    assert rates.wait_s("car-1", now) == pytest.approx(0.5)
+    assert rates.wait_s("car-2", now) == 0.0
+    assert rates.wait_s("car-1", now + 0.6) == 0.0
 
 
 @pytest.mark.parametrize(
