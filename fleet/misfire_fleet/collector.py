@@ -154,7 +154,7 @@ class Collector:
         ):
             if since > limit_s:
                 found.append(f"{what} for {since:.0f} s")
-        found += self._answers.shares(now).problems()
+        found += self._answers.problems(now)
         if not all(part.alive for part in (self.link, self.desk, self.committer, self._housekeeping)):
             found.append("a thread died; see the log")
         return found
@@ -235,9 +235,9 @@ class Collector:
             self._look_at_health(now)
 
     def _look_at_health(self, now: float) -> None:
-        shares = self._answers.shares(now)
-        self.metrics.busy_share.set(shares.busy)
-        self.metrics.rejected_share.set(shares.rejected)
+        busy, rejected = self._answers.shares(now)
+        self.metrics.busy_share.set(busy.share)
+        self.metrics.rejected_share.set(rejected.share)
         self.metrics.oldest_offer.set(self.desk.oldest_s(now))
         self.metrics.oldest_whole.set(self.transfers.oldest_whole_s(now))
         self.metrics.longest_check.set(self.committer.busy_s("check", now))

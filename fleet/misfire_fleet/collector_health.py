@@ -6,7 +6,7 @@ Every vehicle weighs the same, so that one that is refused a thousand times does
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 _SLICE_S, _SLICES = 30.0, 10
@@ -18,31 +18,35 @@ OURS = frozenset({"store", "room", "failed"})
 
 
 @dataclass
-class _Slice:
-    """(answers, busy, rejected) per vehicle since `began_at`."""
+class _Heard:
+    """What one vehicle heard, by verdict, and last."""
 
-    began_at: float
-    of: dict[str, list[int]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    last: str = ""
+
+    def add(self, other: _Heard) -> None:
+        self.counts += other.counts
+        self.last = other.last
+
+    def share(self, verdict: str) -> float:
+        return self.counts[verdict] / self.counts.total()
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Shares of the vehicles' answers, 0..1; `answers` is how many there were. `send` is no answer yet."""
+class Share:
+    """How much of what vehicles heard was this verdict, 0..1, and for how many it was the last word."""
 
+    verdict: str
     answers: int
-    busy: float
-    rejected: float
+    share: float
+    last: float
 
-    def problems(self) -> list[str]:
-        """In sentences, where most of a number worth counting went wrong."""
-        if self.answers < _FEW:
-            return []
-        shares = {"`busy`": self.busy, "`rejected`": self.rejected}
-        return [
-            f"{share:.0%} of the answers of the last five minutes were {what}"
-            for what, share in shares.items()
-            if share > _MOST
-        ]
+    @property
+    def problem(self) -> str | None:
+        """A sentence if most of a number worth counting went wrong, and still does."""
+        if self.answers < _FEW or self.share <= _MOST or self.last <= _MOST:
+            return None
+        return f"{self.share:.0%} of the answers of the last five minutes were `{self.verdict}`"
 
 
 class Answers:
@@ -50,33 +54,42 @@ class Answers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._slices: deque[_Slice] = deque(maxlen=_SLICES)
+        self._slices: deque[tuple[float, dict[str, _Heard]]] = deque(maxlen=_SLICES)
 
     def count(self, vehicle: str, verdict: str, cause: str, now: float) -> None:
         """One verdict; `send` and a `busy` that the vehicle itself brought about are passed over."""
         if verdict == "send" or (verdict == "busy" and cause not in OURS):
             return
         with self._lock:
-            if not self._slices or now - self._slices[-1].began_at >= _SLICE_S:
-                self._slices.append(_Slice(now))
-            of = self._slices[-1].of
-            if vehicle in of or len(of) < _MAX_VEHICLES:
-                counts = of.setdefault(vehicle, [0, 0, 0])
-                counts[0] += 1
-                counts[1] += verdict == "busy"
-                counts[2] += verdict == "rejected"
+            if not self._slices or now - self._slices[-1][0] >= _SLICE_S:
+                self._slices.append((now, {}))
+            heard = self._slices[-1][1]
+            if vehicle in heard or len(heard) < _MAX_VEHICLES:
+                mine = heard.setdefault(vehicle, _Heard())
+                mine.counts[verdict] += 1
+                mine.last = verdict
 
-    def shares(self, now: float) -> Shares:
-        """Of the last five minutes."""
-        total: dict[str, list[int]] = {}
+    def shares(self, now: float) -> tuple[Share, Share]:
+        """Of `busy` and of `rejected` in the last five minutes."""
+        heard: dict[str, _Heard] = {}
         with self._lock:
-            for part in self._slices:
-                if now - part.began_at < _SLICE_S * _SLICES:
-                    for vehicle, counts in part.of.items():
-                        mine = total.setdefault(vehicle, [0, 0, 0])
-                        for at, count in enumerate(counts):
-                            mine[at] += count
-        if not total:
-            return Shares(0, 0.0, 0.0)
-        busy, rejected = (sum(c[at] / c[0] for c in total.values()) / len(total) for at in (1, 2))
-        return Shares(sum(c[0] for c in total.values()), busy, rejected)
+            for began_at, part in self._slices:
+                if now - began_at < _SLICE_S * _SLICES:
+                    for vehicle, each in part.items():
+                        heard.setdefault(vehicle, _Heard()).add(each)
+        busy, rejected = (_share(verdict, list(heard.values())) for verdict in ("busy", "rejected"))
+        return busy, rejected
+
+    def problems(self, now: float) -> list[str]:
+        """In sentences; empty if vehicles are served."""
+        return [share.problem for share in self.shares(now) if share.problem is not None]
+
+
+def _share(verdict: str, heard: list[_Heard]) -> Share:
+    vehicles = max(1, len(heard))
+    return Share(
+        verdict,
+        answers=sum(each.counts.total() for each in heard),
+        share=sum(each.share(verdict) for each in heard) / vehicles,
+        last=sum(each.last == verdict for each in heard) / vehicles,
+    )

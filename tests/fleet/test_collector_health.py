@@ -183,13 +183,17 @@ def test_shares_weigh_each_vehicle_the_same_and_forget_after_five_minutes() -> N
     for number in range(9):
         answers.count(f"car-{number}", "send", "", 0.0)
         answers.count(f"car-{number}", "stored", "stored", 0.0)
-    assert answers.shares(1.0).rejected == pytest.approx(0.1)
-    assert answers.shares(1.0).problems() == []
+    assert answers.shares(1.0)[1].share == pytest.approx(0.1)
+    assert answers.problems(1.0) == []
     for number in range(9):
         for _ in range(9):
             answers.count(f"car-{number}", "busy", "store", 200.0)
-    assert "`busy`" in answers.shares(201.0).problems()[0]
-    assert answers.shares(600.0).problems() == []
+    assert "`busy`" in answers.problems(201.0)[0]
+    for number in range(9):
+        answers.count(f"car-{number}", "stored", "stored", 210.0)
+    assert answers.problems(211.0) == [], "it is over"
+    assert answers.shares(211.0)[0].share > 0.5
+    assert answers.shares(600.0)[0].answers == 0
 
 
 def test_a_thread_that_meets_the_unforeseen_goes_on(

@@ -72,6 +72,10 @@ def offer_and_send(car: Vehicle, numbers: range) -> None:
         car.send(samples[send.id], send)
 
 
+def stored_at_last(car: Vehicle, data: bytes) -> bool:
+    return eventually(lambda: isinstance(car.upload(data), Stored))
+
+
 def assert_all_kept_then_stored(
     collector: Collector, car: Vehicle, store: Store, mend: Callable[[], None], *, says: str
 ) -> None:
@@ -259,7 +263,7 @@ def test_a_constraint_that_every_row_breaks_rejects_none(
             assert isinstance(verdict, Busy), verdict
         assert eventually(lambda: collector.breaker.is_open)
         assert "does not take samples" in collector.problems()[0]
-    assert eventually(lambda: isinstance(car.upload(picture(0)), Stored))
+    assert stored_at_last(car, picture(0))
     assert collector.problems() == []
 
 
@@ -329,7 +333,8 @@ def test_a_check_that_fails_for_every_vehicle_stops_the_collector_until_it_works
         assert collector.problems() == ["samples cannot be checked: MemoryError"]
         cars[3].offer(make_offer(picture(3), vehicle="car-3"))
         assert isinstance(cars[3].hear(), Busy)
-    assert eventually(lambda: isinstance(cars[3].upload(picture(3)), Stored))
+    for number, car in enumerate(cars):
+        assert stored_at_last(car, picture(number))
     assert collector.problems() == []
 
 
