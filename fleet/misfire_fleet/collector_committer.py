@@ -31,6 +31,7 @@ from misfire_fleet.collector_verify import HashMismatchError, Verified, verify
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import Staged
+from misfire_fleet.store_offers import capture_time
 from misfire_fleet.store_records import NewSample, Outcome
 from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ImageError
@@ -306,6 +307,7 @@ class Committer:
                 self._outlets.given_up(*whole.transfer.key)
             else:
                 self._metrics.last_stored.set(wall_time())
+                self._metrics.implausible_clocks.inc(not _clock_is_plausible(whole.sample))
                 self._outlets.stored(*whole.transfer.key)
                 self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
 
@@ -335,3 +337,10 @@ class Committer:
     def _close(self, key: Key) -> None:
         self._transfers.close(key)
         self._outlets.given_up(*key)
+
+
+def _clock_is_plausible(sample: NewSample) -> bool:
+    """True if the fleet believes the vehicle's clock, or does not need it."""
+    offer = sample.offer
+    believed = capture_time(offer, stored_at=sample.stored_at) == offer.captured_at.wall
+    return believed or offer.recorded_at is not None

@@ -30,6 +30,11 @@ class CollectorMetrics:
             "Vehicles not written down: too many are known of which no sample is stored.",
             registry=self.registry,
         )
+        self.implausible_clocks = Counter(
+            "misfire_implausible_clocks",
+            "Samples stored whose time of capture by the vehicle's clock cannot be right.",
+            registry=self.registry,
+        )
         self.unknown_chunks = Counter(
             "misfire_unknown_chunks", "Chunks of transfers that are not open here.", registry=self.registry
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from misfire_fleet.collector_transfers import Key
 
-_FIRST_S, _LONGEST_S = 30.0, 3600.0
+_FIRST_S, _LONGEST_S = 10.0, 3600.0
 _LENIENT = 2
 _MAX_SAMPLES = 10_000
 

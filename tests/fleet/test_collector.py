@@ -15,6 +15,8 @@ from tests.fleet.foreign_bytes import SDP, many_scans
 
 from misfire_fleet import collector_committer
 from misfire_fleet.store import Store
+from misfire_fleet.store_records import SampleFilter
+from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import (
     Busy,
     Clock,
@@ -351,6 +353,19 @@ def test_the_random_stream_is_marked(
     vehicle().upload(jpeg(1), trigger=Trigger(name="random", random=True, rate=0.01))
     assert store.newest()[0].random
     assert store.totals().random == 1
+
+
+@pytest.mark.parametrize("years", [-60, 30])
+def test_a_sample_of_an_impossible_time_is_stored_marked_and_found_by_the_time_it_came(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered, years: int
+) -> None:
+    collector = start_collector()
+    now = wall_time()
+    wrong = Clock(wall=max(0.0, now + years * 31_557_600), monotonic=5.0, boot_id="boot")
+    assert isinstance(vehicle().upload(jpeg(1), captured_at=wrong), Stored)
+    (row,) = store.newest(filters=SampleFilter(captured_from=now - 60, captured_to=now + 60))
+    assert row.offer.captured_at == wrong
+    assert collector.metrics.implausible_clocks._value.get() == 1
 
 
 def test_a_deleted_sample_is_declined_and_stays_away(

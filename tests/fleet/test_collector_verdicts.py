@@ -310,7 +310,7 @@ def test_a_sample_that_cannot_be_checked_is_put_off_longer_and_longer_and_stops_
         verdict = car.upload(picture(0))
         assert isinstance(verdict, Busy)
         waits.append(verdict.retry_after_s)
-    assert waits == [30.0, 60.0, 120.0]
+    assert waits == [10.0, 20.0, 40.0]
     chunks = collector.metrics.chunks._value.get()
     assert isinstance(car.upload(picture(0)), Busy)
     assert collector.metrics.chunks._value.get() == chunks, "it is not asked for again"
