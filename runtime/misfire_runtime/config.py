@@ -357,8 +357,7 @@ def parse_config(text: str, *, file: str = "configuration", folder: Path | None 
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from error
-    spool = data.setdefault("spool", {})
-    if folder is not None and isinstance(spool, dict):
+    if folder is not None and isinstance(spool := data.setdefault("spool", {}), dict):
         spool.setdefault("path", str(SpoolTable().path))  # the default, too, is beside the file
     try:
         return VehicleConfig.model_validate(data, context={"folder": folder})

@@ -131,7 +131,7 @@ class LiveConfig:
             if desired.version > most:
                 reason = f"version {desired.version} is above {most}, the highest that may follow {highest}"
                 _log_refusal(desired, reason)
-                return self._report(desired.version, accepted=False, reason=reason)
+                return self._report(max(0, highest), accepted=False, reason=reason)
             problem = self._try(desired, begin=lambda: self._kept.begin(desired))
             return self._report(desired.version, accepted=not problem, reason=problem, bundle=desired.bundle)
 
@@ -191,7 +191,7 @@ class LiveConfig:
             return
         try:
             self._vehicle.switch(config, scorer)
-        except MisfireError:
+        except Exception:
             scorer.close()
             raise
 
@@ -236,10 +236,10 @@ class LiveConfig:
     def _answer_known(self, desired: Desired) -> Reported:
         """What became of a wish that is not above the highest."""
         trial, highest = self._kept.trial, self._kept.version
+        if trial is not None and trial.refused and desired == trial.wish:
+            return self._report(desired.version, accepted=False, reason=trial.refused)
         if desired == self._desired:
             return self._report(desired.version, accepted=True, reason="")
-        if trial is not None and desired == trial.wish:
-            return self._report(desired.version, accepted=False, reason=trial.refused)
         if desired == self._kept.confirmed and trial is None:
             return self._report(desired.version, accepted=False, reason=self._unfit)
         reason = f"version {desired.version} is not above {highest}"

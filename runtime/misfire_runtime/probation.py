@@ -132,7 +132,8 @@ def harm(now: Vitals, before: Vitals, limits: Probation) -> str:
     growth = now.memory_bytes - before.memory_bytes
     if growth > limits.growth_bytes:
         return f"memory grew by {growth >> 20} MiB with it; at most {limits.growth_bytes >> 20} MiB"
-    if now.unscored_s > limits.unscored_s:
+    # Frames that were not scored before it either are not its doing.
+    if now.unscored_s > limits.unscored_s > 2 * before.unscored_s:
         return f"frames came with it and none was scored for {now.unscored_s:.0f} s"
     return ""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from misfire_runtime import small_files
 from misfire_runtime.errors import SpoolError
 from misfire_runtime.triggers.budget import Budget, Limits, Times
 
@@ -84,6 +88,38 @@ def test_a_reboot_with_the_clock_set_back_does_not_lose_the_book(tmp_path: Path)
     assert fill(Budget(tmp_path / "b.json", limits=limits, now=clock), 9) == 0
 
 
+def test_a_slow_disk_does_not_keep_the_frame_path_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(tmp_path / "b.json", limits=Limits(samples_per_hour=2), now=Clock())
+    real, writing, go_on = small_files.os.fsync, threading.Event(), threading.Event()
+
+    def fsync(handle: int) -> None:
+        writing.set()
+        assert go_on.wait(20)
+        real(handle)
+
+    monkeypatch.setattr(small_files.os, "fsync", fsync)
+    first, second = (threading.Thread(target=budget.spend, args=(name, 1)) for name in "st")
+    first.start()
+    try:
+        assert writing.wait(20)
+        assert budget.refusal(1) is None
+        second.start()
+        deadline = time.monotonic() + 20
+        while budget.refusal(1) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert budget.refusal(1) == "2 samples per hour are spent"
+    finally:
+        go_on.set()
+        first.join()
+        second.join()
+    assert [sample for sample, _at, _size in json.loads((tmp_path / "b.json").read_text())["spent"]] == [
+        "s",
+        "t",
+    ]
+
+
 def test_a_declined_sample_gives_back_what_it_cost(tmp_path: Path) -> None:
     clock = Clock()
     budget = Budget(tmp_path / "b.json", limits=Limits(bytes_per_hour=100), now=clock)
@@ -120,6 +156,10 @@ def test_a_damaged_book_is_set_aside_and_counts_as_spent(
     fields: Any = record.__dict__["fields"]
     assert fields["file"] == str(file) and "count as spent" in fields["assume"]
     assert (tmp_path / "b.damaged").read_bytes() == damage
+    written = file.read_bytes()
+    file.unlink()
+    assert Budget(file, limits=limits, now=clock).refusal(1) is not None, "a full disk took no new book"
+    file.write_bytes(written)
     assert budget.refusal(1) == "what was spent in the last hour is not known: its record was damaged"
     clock.pass_time(3601)
     again = Budget(file, limits=limits, now=clock)

@@ -22,7 +22,7 @@ from misfire_runtime.errors import EngineError, SourceError
 from misfire_runtime.live_config import MAX_FIRST_VERSION, MAX_RISE, LiveConfig
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.preprocess import encode_png
-from misfire_runtime.probation import KeptWishes, Probation, Trial
+from misfire_runtime.probation import KeptWishes, Probation, Trial, Vitals, harm
 from misfire_runtime.sources import Frame, SourceCounts
 
 SCRIPT = Path(__file__).with_name("wish_process.py")
@@ -259,6 +259,15 @@ def test_a_bundle_that_is_taken_back_gives_way_to_the_vehicles_own(
     assert vehicle.scorer.label == "small@1.0.0" and not later[0].accepted and hoard.size
 
 
+def test_what_was_wrong_before_a_wish_is_not_blamed_on_it() -> None:
+    limits, mib = Probation(unscored_s=20), 1024**2
+    ill, well = Vitals(5, 30.0, 100 * mib), Vitals(5, 0.1, 100 * mib)
+    later = Vitals(5, 60.0, 400 * mib)
+    assert harm(later, ill, limits) == ""
+    assert "none was scored for 60 s" in harm(later, well, limits)
+    assert "memory grew by 600 MiB" in harm(Vitals(900, 0.0, 700 * mib), ill, limits)
+
+
 @pytest.mark.parametrize(
     ("error", "starts"),
     [(None, 0), (SourceError("gone"), 0), (EngineError("gave up"), 1), (MemoryError(), 1)],
@@ -278,6 +287,7 @@ def test_a_version_cannot_lock_out_later_ones(live: Any, tmp_path: Path) -> None
     for version in (9007199254740993123, MAX_FIRST_VERSION + 1):
         answer = config.take_desired(wish(version))
         assert not answer.accepted and "the highest that may follow" in answer.reason
+        assert answer.version == 0, "a fleet that goes on from what is reported is not led astray"
     assert config.take_desired(wish(MAX_FIRST_VERSION)).accepted
     assert not config.take_desired(wish(MAX_FIRST_VERSION + MAX_RISE + 1)).accepted
     assert config.take_desired(wish(MAX_FIRST_VERSION + 1)).accepted

@@ -87,12 +87,16 @@ class Budget:
         self._path = path
         self._now = now
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        """Taken before `_lock`, so that the newer book is not overwritten by an older one."""
         times = now()
+        empty, lost = (_Book(OrderedDict(), 0.0, times, lost_at_s) for lost_at_s in (None, 0.0))
         book = read_state(
             path,
             _book,
-            missing=_Book(OrderedDict(), 0.0, times),
-            damaged=_Book(OrderedDict(), 0.0, times, lost_at_s=0.0),
+            # With a damaged book set aside and none in its place, the new one found no room on the disk.
+            missing=lost if path.with_suffix(".damaged").exists() else empty,
+            damaged=lost,
             assume="the limits of the last hour and day count as spent",
         )
         self._spent = book.spent
@@ -117,7 +121,7 @@ class Budget:
         with self._lock:
             self._advance()
             self._spent[sample] = _Spent(self._clock, size)
-            self._save()
+        self._save()
 
     def credit(self, sample: str) -> bool:
         """Gives back what a declined sample cost; False where it is not in the book."""
@@ -125,8 +129,8 @@ class Budget:
             if self._spent.pop(sample, None) is None:
                 return False
             self._advance()
-            self._save()
-            return True
+        self._save()
+        return True
 
     def _refusal(self, size: int) -> str | None:
         limits = self.limits
@@ -159,20 +163,25 @@ class Budget:
             self._lost_at_s = None
 
     def _save(self) -> None:
-        times = self._times
-        state = {
+        """Writes the book. The frame path asks for refusals meanwhile, and must not wait for the disk."""
+        with self._writing:
+            with self._lock:
+                state = self._state()
+            try:
+                write_durably(self._path, json.dumps(state).encode())
+            except OSError as error:
+                raise SpoolError(f"{self._path}: {error.strerror}; budgets cannot be kept") from error
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "version": _VERSION,
             "clock": self._clock,
-            "wall": times.wall,
-            "monotonic": times.monotonic,
-            "boot": times.boot,
+            "wall": self._times.wall,
+            "monotonic": self._times.monotonic,
+            "boot": self._times.boot,
             "spent": [[sample, entry.at_s, entry.size] for sample, entry in self._spent.items()],
             "lost_at": self._lost_at_s,
         }
-        try:
-            write_durably(self._path, json.dumps(state).encode())
-        except OSError as error:
-            raise SpoolError(f"{self._path}: {error.strerror}; budgets cannot be kept") from error
 
 
 def _book(state: Any) -> _Book:
