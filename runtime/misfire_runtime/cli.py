@@ -41,6 +41,7 @@ COMMANDS = {
     "bundle": Command("misfire_runtime.bundle_commands:app", "cpu", "Inspect and verify bundles."),
     "bench": Command("misfire_runtime.bench:bench", "cpu", "Measure what a bundle's scores cost."),
     "run": Command("misfire_runtime.run:run", "cpu", "Score frames and upload the telling ones."),
+    "spool": Command("misfire_runtime.spool_commands:app", "cpu", "Inspect, empty and export a spool."),
     "doctor": Command("misfire_runtime.doctor:doctor", "cpu", "Check this machine for what a vehicle needs."),
     "schemas": Command(
         "misfire_runtime.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."

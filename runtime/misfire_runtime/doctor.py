@@ -9,7 +9,6 @@ import ctypes
 import json
 import shutil
 import socket
-import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from misfire_runtime.session import broker_config
 from misfire_runtime.small_files import read_bounded
 from misfire_runtime.sources import open_source
 from misfire_runtime.spool_ledger import Ledger
+from misfire_runtime.spool_schema import snapshot
 from misfire_runtime.uplink_client import is_loopback
 from misfire_runtime.uplink_connection import Connection, LinkError
 
@@ -287,12 +287,8 @@ def _spool(config: VehicleConfig) -> Iterator[Finding]:
     file = config.spool.path / "spool.sqlite"
     if not file.is_file():
         return
-    try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as opened:
-            opened.execute("BEGIN")  # one moment, whatever a running vehicle books meanwhile
-            yield from _books(Ledger(opened), config.spool.path)
-    except sqlite3.Error as error:
-        yield Finding("spool", "fail", f"{file}: {error}")
+    with closing(snapshot(file)) as copy:
+        yield from _books(Ledger(copy), config.spool.path)
 
 
 def _books(ledger: Ledger, folder: Path) -> Iterator[Finding]:

@@ -9,7 +9,8 @@ MisfireError                 catch this at a program's edge; its text is fit for
 ├── PrivacyError             a picture could not be made private, so it does not leave
 ├── MessageError             a message from the wire is malformed, too large, or of an unknown version
 ├── SpoolError               the spool cannot be opened or written
-│   └── DiskFullError        there is no room; nothing was half-written
+│   ├── DiskFullError        there is no room; nothing was half-written
+│   └── SpoolInUseError      another process has the spool open
 └── MissingExtraError        a command needs an extra that is not installed: names it
 """
 
@@ -54,6 +55,10 @@ class SpoolError(MisfireError):
 
 class DiskFullError(SpoolError):
     """No room on the disk; the sample was not kept and nothing was half-written."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another process has the spool open."""
 
 
 class MissingExtraError(MisfireError):

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from misfire_runtime.errors import DiskFullError, SpoolError
+from misfire_runtime.errors import DiskFullError, SpoolError, SpoolInUseError
 from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import MAX_KEY, Counters, Declined, Offer, Rejected, Stored, encode
 from misfire_runtime.spool_ballast import Ballast
@@ -533,5 +533,6 @@ def _own(folder: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
-        raise SpoolError(f"spool {folder} is in use by another process; give each vehicle its own") from error
+        text = f"spool {folder} is in use by another process; give each vehicle its own, or stop that one"
+        raise SpoolInUseError(text) from error
     return handle

@@ -207,6 +207,18 @@ class SampleFiles:
         return SpoolError(f"spool file {self.samples / sample}: {error.strerror}")
 
 
+def kept_offers(folder: Path) -> Iterator[Offer]:
+    """Offers of the samples in `folder`, the oldest file first; what is no sample's file is passed over."""
+    try:
+        files = sorted((file.stat().st_mtime_ns, file) for file in folder.iterdir())
+    except OSError:
+        return
+    for _time, file in files:
+        offer = _offer_behind(file)
+        if offer is not None:
+            yield offer
+
+
 def _offer_behind(file_path: Path) -> Offer | None:
     """The offer behind a file's payload, if both fit the file's name and length; the hash is not checked."""
     try:

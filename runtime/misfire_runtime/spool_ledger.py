@@ -47,6 +47,16 @@ class Row:
     offer: bytes
 
 
+@dataclass(frozen=True)
+class PendingGroup:
+    """Samples that wait, of one priority and trigger."""
+
+    priority: int
+    trigger: str
+    samples: int
+    bytes: int
+
+
 class Ledger:
     """Statements over one connection; callers serialise. `disk_bytes` is the sum over pending rows."""
 
@@ -254,6 +264,18 @@ class Ledger:
             victims.append(_row(row))
             need -= victims[-1].disk
         return victims if need <= 0 else None
+
+    def pending(self) -> list[PendingGroup]:
+        """What waits, the first to go first."""
+        rows = self._sql.execute(
+            "SELECT priority, coalesce(json_extract(offer, '$.trigger.name'), ''), count(*), sum(size) "
+            "FROM samples GROUP BY 1, 2 ORDER BY 1 DESC, 2"
+        )
+        return [PendingGroup(*row) for row in rows]
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """(id, bytes of the payload) of every pending row."""
+        return self._sql.execute("SELECT id, size FROM samples").fetchall()
 
     def lengths(self) -> Iterator[tuple[str, int]]:
         """(id, length of its file) of every pending row."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from misfire_runtime.errors import DiskFullError, SpoolError
@@ -82,6 +83,30 @@ def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Co
         connection.close()
         raise
     return connection
+
+
+def snapshot(path: Path) -> sqlite3.Connection:
+    """A copy in memory, brought to the current schema; the file may be open elsewhere, and is not changed.
+
+    Raises SpoolError where there is no database, DamagedDatabaseError where it is not sound.
+    """
+    if not path.is_file():
+        raise SpoolError(f"{path.parent} is no spool: it has no {path.name}")
+    copy = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)
+        ) as opened:
+            _check(opened, path)
+            opened.backup(copy)
+        _migrate(copy, path, MIGRATIONS)
+    except sqlite3.Error as error:
+        copy.close()
+        raise DamagedDatabaseError(f"spool database {path}: {error}") from error
+    except SpoolError:
+        copy.close()
+        raise
+    return copy
 
 
 def explained(error: sqlite3.OperationalError, path: Path) -> SpoolError:

@@ -118,7 +118,7 @@ class Uplink:
         self._booker = Booker(spool, self._waking.wake)
         self._bytes_sent = 0
         self._seen_version = -1
-        self._rate_checked_at = float("-inf")
+        self._rate_checked_at = self._asked_at = float("-inf")
         self._failures = 0
         self._brief = 0
         self._problem: str | None = None
@@ -318,11 +318,13 @@ class Uplink:
 
     def _watch_hold(self) -> None:
         """Offers nothing while the spool holds; a request to end that may come from another process."""
-        try:
-            if self._spool.hold is not None:
+        now = time.monotonic()
+        if now - self._asked_at >= _MAX_WAIT_S:
+            self._asked_at = now
+            try:
                 self._spool.resume_if_asked()
-        except SpoolError as error:
-            self._often.log(logging.ERROR, "resume_failed", {"problem": str(error)})
+            except SpoolError as error:
+                self._often.log(logging.ERROR, "resume_failed", {"problem": str(error)})
         hold = self._spool.hold
         if self._machine.offering and hold is not None:
             since = clock.utc_text(hold.since)
