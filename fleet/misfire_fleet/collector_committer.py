@@ -27,6 +27,7 @@ from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Key, Transfer, Transfers
+from misfire_fleet.collector_turns import Turns
 from misfire_fleet.collector_verify import HashMismatchError, Verified, verify
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
@@ -81,12 +82,18 @@ class Committer:
         self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
         self._decoder = settings.decoder()
         self._breaker, self._setbacks = breaker, setbacks
-        self._whole: queue.SimpleQueue[Transfer | None] = queue.SimpleQueue()
+        self._whole: Turns[Transfer] = Turns()
+        self._large: Turns[tuple[Transfer, bytes]] = Turns()
         self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._workers = [
             threading.Thread(target=self._work, name=f"worker-{n}", daemon=True)
             for n in range(settings.workers)
+        ]
+        # As many as the decoder takes at once: no worker waits for it, and small samples pass.
+        self._large_workers = [
+            threading.Thread(target=self._work_large, name=f"large-worker-{n}", daemon=True)
+            for n in range(self._decoder.workers - 1)
         ]
         self._thread = threading.Thread(target=self._commit, name="committer", daemon=True)
         self._began: dict[int, tuple[Stage, float]] = {}
@@ -94,17 +101,17 @@ class Committer:
 
     def start(self) -> None:
         """Begins to commit. All threads start here: later there might be no memory for one."""
-        for thread in (*self._workers, self._thread):
+        for thread in (*self._workers, *self._large_workers, self._thread):
             thread.start()
 
     def put(self, transfer: Transfer) -> None:
         """Takes a transfer whose bytes are all here."""
-        self._whole.put(transfer)
+        self._whole.put(transfer.offer.vehicle, transfer)
 
     @property
     def alive(self) -> bool:
         """False where a thread died."""
-        return all(thread.is_alive() for thread in (*self._workers, self._thread))
+        return all(thread.is_alive() for thread in (*self._workers, *self._large_workers, self._thread))
 
     def busy_s(self, stage: Stage, now: float) -> float:
         """How long the longest of the present works of a stage has been running; 0 where none is."""
@@ -114,11 +121,11 @@ class Committer:
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
         self._stop.set()
-        for _ in self._workers:
-            self._whole.put(None)
-        for thread in self._workers:
-            if thread.is_alive():
-                thread.join(30.0)
+        for turns, threads in ((self._whole, self._workers), (self._large, self._large_workers)):
+            turns.close()
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join(30.0)
         self._decoder.close()
         if self._thread.is_alive():
             self._durable.put(None)
@@ -127,15 +134,23 @@ class Committer:
     # ---- workers
 
     def _work(self) -> None:
-        while (transfer := self._whole.get()) is not None:
+        while (transfer := self._whole.take()) is not None:
             with guarded("worker", self._metrics):
                 self._keep(transfer)
 
-    def _keep(self, transfer: Transfer) -> None:
-        """Checks a sample, makes its bytes durable, and hands it to the committer."""
+    def _work_large(self) -> None:
+        while (large := self._large.take()) is not None:
+            with guarded("worker", self._metrics):
+                self._keep(*large)
+
+    def _keep(self, transfer: Transfer, large: bytes | None = None) -> None:
+        """Checks a sample, makes its bytes durable, and hands it to the committer.
+
+        large: its bytes if their hash is right and decoding them takes a turn of its own.
+        """
         try:
-            data = transfer.take()
-            found = self._verified(transfer, data)
+            data = large or transfer.take()
+            found = self._verified(transfer, data, large=large is not None)
             whole = None if found is None else self._staged(transfer, data, found)
         except Exception as error:
             log.exception("sample %s: cannot be kept now", transfer.offer.id)
@@ -153,13 +168,16 @@ class Committer:
             return None
         return _Whole(transfer, sample, staged[0])
 
-    def _verified(self, transfer: Transfer, data: bytes) -> Verified | None:
-        """What was found, or None after the vehicle was told what is wrong."""
+    def _verified(self, transfer: Transfer, data: bytes, *, large: bool) -> Verified | None:
+        """What was found; None after the vehicle was told what is wrong, or if it waits for its turn."""
         offer = transfer.offer
         me = threading.get_ident()
         self._began[me] = ("check", time.monotonic())
         try:
-            found = verify(data, sample=offer.id, media_type=offer.media_type, decoder=self._decoder)
+            if large:
+                found: Verified | None = self._decoder.check(data, offer.media_type)
+            else:
+                found = verify(data, sample=offer.id, media_type=offer.media_type, decoder=self._decoder)
         except HashMismatchError as error:
             self._spoiled(transfer, data, error)
             return None
@@ -173,7 +191,10 @@ class Committer:
             return None
         finally:
             del self._began[me]
-        self._breaker.succeeded("check")
+        if found is None:
+            self._large.put(offer.vehicle, (transfer, data))
+        else:
+            self._breaker.succeeded("check")
         return found
 
     def _spoiled(self, transfer: Transfer, data: bytes, error: HashMismatchError) -> None:

@@ -15,12 +15,12 @@ class HashMismatchError(ImageError):
     """The bytes are not those whose hash the offer named."""
 
 
-def verify(data: bytes, *, sample: str, media_type: str, decoder: Decoder) -> Verified:
-    """Checks hash, kind and content.
+def verify(data: bytes, *, sample: str, media_type: str, decoder: Decoder) -> Verified | None:
+    """Checks hash, kind and content; None if the hash is right and decoding must wait for its turn.
 
     Raises HashMismatchError if the bytes are not the sample's, ImageError with the reason if they do not
     decode as `media_type` or are above a limit, CheckFailedError if this machine cannot tell now.
     """
     if hashlib.sha256(data).hexdigest() != sample:
         raise HashMismatchError("sha256 of the payload is not the offer's id")
-    return decoder.check(data, media_type)
+    return decoder.check_small(data, media_type)

@@ -65,8 +65,12 @@ class Decoder:
         Raises ImageError with the reason if it is not what `media_type` says, does not decode, or is above a
         limit; CheckFailedError if this machine cannot tell now.
         """
-        width, height = json.loads(self._decode(data, media_type, 0))
-        return Verified(int(width), int(height))
+        return _verified(self._decode(data, media_type, 0))
+
+    def check_small(self, data: bytes, media_type: str) -> Verified | None:
+        """As `check`, but None at once if that would have to wait for a place in the lane."""
+        status, body = self._decode_small(data, media_type, 0)
+        return _verified(body) if status is Status.DONE else None
 
     def thumbnail(self, data: bytes, media_type: str, width: int) -> bytes:
         """Returns a JPEG at most `width` pixels wide. Raises as `check`."""
@@ -83,16 +87,19 @@ class Decoder:
             self._give_back(process)
 
     def _decode(self, data: bytes, media_type: str, width: int) -> bytes:
-        size = self.limits.max_bytes // 2  # of a clip nothing is known before it is opened
-        if media_type in IMAGES:
-            status, body = self._ask(Request(media_type, large=False, width=width), data)
-            if status is not Status.LARGE:
-                return body
-            size = int(body)
-        elif media_type not in VIDEOS:
-            raise ImageError(f"media type {media_type!r} is not taken")
-        with self._lane.place(size):
+        status, body = self._decode_small(data, media_type, width)
+        if status is Status.DONE:
+            return body
+        with self._lane.place(int(body)):
             return self._ask(Request(media_type, large=True, width=width), data)[1]
+
+    def _decode_small(self, data: bytes, media_type: str, width: int) -> tuple[Status, bytes]:
+        """(DONE, result), or (LARGE, bytes needed)."""
+        if media_type in VIDEOS:  # of a clip nothing is known before it is opened
+            return Status.LARGE, str(self.limits.max_bytes // 2).encode()
+        if media_type not in IMAGES:
+            raise ImageError(f"media type {media_type!r} is not taken")
+        return self._ask(Request(media_type, large=False, width=width), data)
 
     def _ask(self, request: Request, data: bytes) -> tuple[Status, bytes]:
         """(DONE or LARGE, body). Raises ImageError or CheckFailedError."""
@@ -137,6 +144,11 @@ class Decoder:
             process.kill()
             process = None
         self._idle.put(process)
+
+
+def _verified(body: bytes) -> Verified:
+    width, height = json.loads(body)
+    return Verified(int(width), int(height))
 
 
 class _DiedError(Exception):

@@ -91,8 +91,14 @@ class Worker:
     def run(self) -> None:
         """Until the owner closes the socket."""
         send_reply(self._socket, Status.READY)
-        while (received := receive_request(self._socket)) is not None:
+        while self._serve():
+            pass  # the upload is freed before the next one is waited for
+
+    def _serve(self) -> bool:
+        received = receive_request(self._socket)
+        if received is not None:
             send_reply(self._socket, *self._answer(*received))
+        return received is not None
 
     def _answer(self, request: Request, data: bytearray) -> tuple[Status, bytes]:
         seconds = self._limits.max_seconds if request.large else min(SMALL_SECONDS, self._limits.max_seconds)

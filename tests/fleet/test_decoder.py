@@ -7,11 +7,9 @@ import os
 import resource
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import cv2
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fleet.decoding_processes import costly, processes, signalled
 from tests.fleet.foreign_bytes import (
     PLAYLISTS,
     SDP,
@@ -58,27 +57,6 @@ def make_decoder() -> Iterator[type[Decoder]]:
     yield Kept
     for each in made:
         each.close()
-
-
-def processes() -> list[int]:
-    """The decoding processes of this one."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == os.getpid() and b"decoder_worker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-@cache
-def costly() -> bytes:
-    """An upload within all limits that takes about half a second."""
-    return many_scans(20, side=6000)
 
 
 STILLS = {
@@ -252,40 +230,17 @@ def test_more_than_its_time_is_proof_about_the_upload(make_decoder: type[Decoder
     assert decoder.check(encoded(".jpg"), "image/jpeg") == Verified(320, 240)
 
 
-def while_decoding(decoder: Decoder, sent: signal.Signals, before: set[int]) -> list[int]:
-    """Sends a signal to every process that is at work on a costly picture, until the check has ended."""
-    data, hit = costly(), []
-    ended = threading.Event()
-
-    def send() -> None:
-        while not ended.wait(0.05):
-            for pid in set(processes()) - before - set(hit):
-                ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11]
-                if int(ticks) > 35:  # it has imported its libraries and decodes
-                    hit.append(pid)
-                    os.kill(pid, sent)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        decoder.check(data, "image/jpeg")
-    finally:
-        ended.set()
-        thread.join()
-    return hit
-
-
 def test_a_process_that_is_killed_says_nothing_about_the_upload(make_decoder: type[Decoder]) -> None:
     decoder, before = make_decoder(), set(processes())
-    with pytest.raises(CheckFailedError, match="signal 9"):
-        while_decoding(decoder, signal.SIGKILL, before)
+    with signalled(signal.SIGKILL, spare=before), pytest.raises(CheckFailedError, match="signal 9"):
+        decoder.check(costly(), "image/jpeg")
     assert decoder.check(encoded(".jpg"), "image/jpeg") == Verified(320, 240)
 
 
 def test_an_upload_on_which_two_processes_crash_is_at_fault(make_decoder: type[Decoder]) -> None:
     decoder, before = make_decoder(), set(processes())
-    with pytest.raises(ImageError, match="crashes the decoder, in two processes"):
-        while_decoding(decoder, signal.SIGSEGV, before)
+    with signalled(signal.SIGSEGV, spare=before), pytest.raises(ImageError, match="in two processes"):
+        decoder.check(costly(), "image/jpeg")
     assert decoder.check(encoded(".jpg"), "image/jpeg") == Verified(320, 240)
 
 

@@ -1,0 +1,43 @@
+"""Work that waits for a thread: each vehicle's in order, the vehicles in turn."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Turns(Generic[T]):
+    """A thread-safe queue. What waits is bounded by whoever puts it in."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._of: OrderedDict[str, deque[T]] = OrderedDict()
+        self._closed = False
+
+    def put(self, vehicle: str, work: T) -> None:
+        """Behind the vehicle's own; the vehicle itself waits for one turn of each other at most."""
+        with self._changed:
+            self._of.setdefault(vehicle, deque()).append(work)
+            self._changed.notify()
+
+    def take(self) -> T | None:
+        """Waits for the next; None once it is closed and empty."""
+        with self._changed:
+            while not self._of:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            vehicle, mine = self._of.popitem(last=False)
+            work = mine.popleft()
+            if mine:
+                self._of[vehicle] = mine
+            return work
+
+    def close(self) -> None:
+        """What waits can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
