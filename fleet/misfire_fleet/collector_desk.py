@@ -146,7 +146,7 @@ class Desk:
         self._metrics.offers.inc(len(offers))
         ids = [offer.id for offer in offers]
         try:
-            known, buried = self._store.known_and_buried(ids)
+            known, buried = self._store.known_and_buried(ids, vehicles=[each.vehicle for each in offers])
         except Exception as error:  # whatever it is, it is not the offers' fault
             log.warning("offers are put off: %s", error, exc_info=not isinstance(error, MisfireError))
             self._rules.breaker.failed("look-up", error)

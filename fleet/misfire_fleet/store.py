@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Integer,
     Row,
     case,
@@ -31,9 +32,10 @@ from sqlalchemy import (
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store_blobs import Blobs, Staged, open_blobs
+from misfire_fleet.store_books import VehicleBooks, foreign, note_copies, vehicle_books
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_deletion import Deletions
-from misfire_fleet.store_offers import group_of, offer_of, offer_record, row_of
+from misfire_fleet.store_offers import OfferRecord, group_of, offer_of, offer_record, row_of
 from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
@@ -52,9 +54,10 @@ class Store:
         self.vehicles = VehicleBook(database)
         self.deletion = Deletions(database, blobs)
         self._buried = database.among(tombstones)
+        self._owners = database.among(samples).add_columns(samples.c.vehicle)
         self._met = union_all(
-            database.among(samples).add_columns(false()),
-            database.among(tombstones).add_columns(true()),
+            self._owners.add_columns(false().label("buried")),
+            database.among(tombstones).add_columns(tombstones.c.vehicle, true().label("buried")),
         )
 
     @classmethod
@@ -104,11 +107,7 @@ class Store:
         for key in self.blobs.publish(staged, group):
             self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
         with self.database.write() as connection:
-            gone = set(connection.scalars(self._buried, self.database.ids(list(wanted))))
-            rows = [row_of(record, offers=group.name) for key, record in records.items() if key not in gone]
-            inserted = self.database.insert_new(connection, samples, rows)
-            if len(inserted) < len(wanted):
-                self.deletion.groups.mark_stale(connection, [group.name])
+            gone, inserted = self._insert(connection, new, records, group.name)
         if gone:
             self.blobs.delete_many(gone)
         if len(inserted) < len(wanted):
@@ -119,6 +118,22 @@ class Store:
             outcomes.append("deleted" if key in gone else "stored" if key in inserted else "duplicate")
             inserted.discard(key)
         return outcomes
+
+    def _insert(
+        self, connection: Connection, new: Sequence[NewSample], records: Mapping[str, OfferRecord], group: str
+    ) -> tuple[set[str], set[str]]:
+        """The ids that were deleted before, and those that got a row now. `group`: where the records are."""
+        asked = self.database.ids(list(records))
+        gone = set(connection.scalars(self._buried, asked))
+        rows = [row_of(record, offers=group) for key, record in records.items() if key not in gone]
+        inserted = self.database.insert_new(connection, samples, rows)
+        if len(inserted) < len(records):
+            self.deletion.groups.mark_stale(connection, [group])
+        if len(inserted) < len(new):
+            owners = {row.id: row.vehicle for row in connection.execute(self._owners, asked)}
+            told = [(sample.offer.id, sample.offer.vehicle) for sample in new]
+            note_copies(self.database, connection, foreign(told, owners))
+        return gone, inserted
 
     def takes_rows(self) -> bool:
         """True if the database takes a plain sample now, which is rolled back; False if it refuses that, too.
@@ -145,13 +160,28 @@ class Store:
         """Those of the ids that were deleted and must not come back."""
         return self.known_and_buried(ids)[1]
 
-    def known_and_buried(self, ids: Sequence[str]) -> tuple[set[str], set[str]]:
-        """Those of the ids that are stored, and those that were deleted, from one look."""
+    def known_and_buried(
+        self, ids: Sequence[str], *, vehicles: Sequence[str] = ()
+    ) -> tuple[set[str], set[str]]:
+        """Those of the ids that are stored, and those that were deleted, from one look.
+
+        `vehicles`: who offers each id and will be told `stored` if it is. If the sample is another vehicle's,
+        that is noted durably, so that the books of both can be compared with the fleet's.
+        """
         if not ids:
             return set(), set()
         with self.database.read() as connection:
             met = connection.execute(self._met, self.database.ids(ids)).all()
-        return {key for key, buried in met if not buried}, {key for key, buried in met if buried}
+        owners = {row.id: row.vehicle for row in met if not row.buried}
+        copied = foreign(zip(ids, vehicles, strict=False), owners)
+        if copied:
+            with self.database.write() as connection:
+                note_copies(self.database, connection, copied)
+        return set(owners), {row.id for row in met if row.buried}
+
+    def vehicle_books(self) -> list[VehicleBooks]:
+        """The books of all vehicles beside the fleet's, by name; see `store_books` for what they can show."""
+        return vehicle_books(self.database)
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
         """The latest stored first."""
