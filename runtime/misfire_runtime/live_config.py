@@ -2,10 +2,10 @@
 
 file changed / SIGHUP  --validate--> version above the last? hot tables only? --> Vehicle.apply
 Desired (MQTT)  --version? validate--> kept on trial --> Vehicle.apply or switch --> Reported
-watch, once a second: the wish on trial is confirmed, or does harm and is taken back (probation.py)
+watch, once a second: what is on trial is confirmed, or does harm and is taken back (probation.py)
 
 Everything is checked before anything is changed; the last good configuration stays in force, and the reason
-for a refusal is logged and reported. What the fleet last wished is kept on disk, so that a restart without
+for a refusal is logged and reported. What the fleet last desired is kept on disk, so that a restart without
 a connection runs as the fleet last said, and an old retained message cannot turn a vehicle back.
 """
 
@@ -24,14 +24,14 @@ from misfire_runtime.engine import EngineOptions
 from misfire_runtime.errors import BundleError, ConfigError, EngineError, MisfireError
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.pipeline import Vehicle
-from misfire_runtime.probation import MAX_VERSION, KeptWishes, Probation, Vitals, harm
+from misfire_runtime.probation import MAX_VERSION, DesiredStore, Probation, Vitals, harm
 from misfire_runtime.scoring import Scorer
 
 _LOG = logging.getLogger(__name__)
 MAX_FIRST_VERSION = 2**48
 MAX_RISE = 2**32
-"""Of a version in one wish: one that is absurdly high cannot lock out all later ones. Room for a counter, and
-for milliseconds since 1970 that rise within 49 days."""
+"""Of a version in one message, so that an absurdly high one cannot lock out all later ones. Enough for a
+counter, and for milliseconds since 1970 if there is a message every 49 days."""
 
 
 class LiveConfig:
@@ -51,7 +51,7 @@ class LiveConfig:
         """config: as started with.  file: watched for changes.  overlay: the command line's options, which
         override a changed file.
 
-        report: gets what becomes of a wish later than `take_desired` returns.
+        report: gets what becomes of a desired configuration later than `take_desired` returns.
         """
         self._vehicle = vehicle
         self._local = config
@@ -62,18 +62,18 @@ class LiveConfig:
         self._home = vehicle.scorer.label
         self._stamp = _stamp(file)
         self._lock = threading.Lock()
-        self._kept = KeptWishes(state_dir)
+        self._kept = DesiredStore(state_dir)
         self._desired: Desired | None = None
         self._unfit = ""
         self._trial_since: tuple[float, Vitals] | None = None
 
     @property
     def desired_version(self) -> int:
-        """Of the fleet's wish that is in force; -1 without one."""
+        """Of the desired configuration in force; -1 without one."""
         return -1 if self._desired is None else self._desired.version
 
     def restore(self) -> Reported | None:
-        """Applies the wish kept from an earlier run, if there is one that still fits.
+        """Applies what is kept from an earlier run, if it still fits.
 
         One on trial with which the process ended `Probation.starts` times other than in order is refused for
         good, and the last confirmed one is applied instead.
@@ -84,7 +84,7 @@ class LiveConfig:
                 if trial.starts >= self._probation.starts:
                     self._refuse(f"the vehicle ended {trial.starts} times other than in order while on trial")
                 else:
-                    self._try(trial.wish, begin=self._kept.start_again)
+                    self._try(trial.desired, begin=self._kept.start_again)
             confirmed = self._kept.confirmed
             if self._desired is None and confirmed is not None:
                 try:
@@ -92,7 +92,7 @@ class LiveConfig:
                 except MisfireError as error:
                     self._unfit = str(error)
                     _log_refusal(confirmed, self._unfit)
-            kept = self._kept.trial.wish if self._kept.trial is not None else confirmed
+            kept = self._kept.trial.desired if self._kept.trial is not None else confirmed
             return None if kept is None else self._answer_known(kept)
 
     def reload_if_changed(self) -> bool:
@@ -122,7 +122,7 @@ class LiveConfig:
         return True
 
     def take_desired(self, desired: Desired) -> Reported:
-        """Applies the fleet's wish on trial. The answer says whether it is in force, and why not."""
+        """Applies what the fleet desires, on trial. The answer says whether it is in force, and why not."""
         with self._lock:
             highest = self._kept.version
             if desired.version <= highest:
@@ -136,9 +136,9 @@ class LiveConfig:
             return self._report(desired.version, accepted=not problem, reason=problem, bundle=desired.bundle)
 
     def watch(self) -> None:
-        """Judges the wish on trial. Called about once a second from the frame path, which it never blocks."""
+        """Judges what is on trial. Called about once a second from the frame path, which it never blocks."""
         if self._trial_since is None or not self._lock.acquire(blocking=False):
-            return  # while a wish is being loaded, none is judged
+            return  # while a bundle is being loaded, nothing is judged
         try:
             self._judge()
         finally:
@@ -147,17 +147,17 @@ class LiveConfig:
     def close(self, error: BaseException | None = None) -> None:
         """The process ends, by `error` unless in order.
 
-        Only an engine that gave up, or the unforeseen, is held against the wish on trial.
+        Only an engine that gave up, or the unforeseen, is held against what is on trial.
         """
         own = error is None or (isinstance(error, MisfireError) and not isinstance(error, EngineError))
-        if own and self._lock.acquire(timeout=1.0):  # longer: a wish is being loaded, and stays on trial
+        if own and self._lock.acquire(timeout=1.0):  # longer: a bundle is being loaded
             try:
                 self._write(self._kept.ended_in_order)
             finally:
                 self._lock.release()
 
     def _try(self, desired: Desired, *, begin: Callable[[], None]) -> str:
-        """Keeps a wish on trial and applies it. Returns why it is not in force, "" if it is."""
+        """Keeps it as on trial and applies it. Returns why it is not in force, "" if it is."""
         earlier = self._kept.trial
         try:
             self._merged(self._local, desired)
@@ -172,8 +172,8 @@ class LiveConfig:
             _LOG.info("desired_taken", extra={"fields": {"version": desired.version}})
             self._judge()
             return ""
-        if self._kept.trial is not None and self._kept.trial.wish == desired:
-            again = earlier is not None and earlier.wish == desired
+        if self._kept.trial is not None and self._kept.trial.desired == desired:
+            again = earlier is not None and earlier.desired == desired
             self._write(lambda: self._kept.withdraw(None if again else earlier))
         _log_refusal(desired, problem)
         return problem
@@ -210,12 +210,12 @@ class LiveConfig:
         ):
             self._trial_since = None
             self._write(self._kept.confirm)
-            _LOG.info("desired_confirmed", extra={"fields": {"version": trial.wish.version}})
+            _LOG.info("desired_confirmed", extra={"fields": {"version": trial.desired.version}})
 
     def _take_back(self, problem: str) -> None:
-        """Refuses the wish on trial and returns to the last confirmed one."""
+        """Refuses what is on trial and returns to the last confirmed one."""
         assert self._kept.trial is not None
-        version = self._kept.trial.wish.version
+        version = self._kept.trial.desired.version
         self._refuse(problem)
         back = self._kept.confirmed
         try:
@@ -230,13 +230,13 @@ class LiveConfig:
     def _refuse(self, problem: str) -> None:
         assert self._kept.trial is not None
         self._trial_since = None
-        _log_refusal(self._kept.trial.wish, problem)
+        _log_refusal(self._kept.trial.desired, problem)
         self._write(lambda: self._kept.refuse(problem))
 
     def _answer_known(self, desired: Desired) -> Reported:
-        """What became of a wish that is not above the highest."""
+        """What became of a version that is not above the highest."""
         trial, highest = self._kept.trial, self._kept.version
-        if trial is not None and trial.refused and desired == trial.wish:
+        if trial is not None and trial.refused and desired == trial.desired:
             return self._report(desired.version, accepted=False, reason=trial.refused)
         if desired == self._desired:
             return self._report(desired.version, accepted=True, reason="")

@@ -1,11 +1,11 @@
-"""The fleet's wish on trial: kept before it is applied, confirmed once the vehicle has worked with it.
+"""A desired configuration on trial: kept before it is applied, confirmed once the vehicle has run with it.
 
 begin (trial.json) --applied, frames go on for a while--> confirm (desired.json)
       |--the process ends otherwise than in order, again and again--> refused at the next start
       |--memory grows, or frames come and none is scored--> refused at once
 
 What is refused is remembered with its reason, because the broker delivers it again at every connection. The
-last confirmed wish stays in force instead, so a vehicle is not harmed again at every start.
+last confirmed one is used instead, so a vehicle is not harmed again at every start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STATM = Path("/proc/self/statm")
 
 @dataclass(frozen=True)
 class Probation:
-    """What a wish must stand: time and frames with it, growth of memory, and starts that ended badly."""
+    """Limits of a trial: its length, growth of memory, silence, and starts that ended badly."""
 
     seconds: float = 300.0
     frames: int = 100
@@ -47,51 +47,51 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Trial:
-    """A wish that is not confirmed.
+    """A desired configuration that is not confirmed.
 
     starts: of the process with it, that have not ended in order.  refused: why it is not tried any more.
     """
 
-    wish: Desired
+    desired: Desired
     starts: int
     refused: str = ""
 
 
-class KeptWishes:
-    """The last confirmed wish, and the one on trial or refused after it. Not thread-safe."""
+class DesiredStore:
+    """The last confirmed configuration, and the one on trial or refused after it. Not thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._confirmed_file = folder / "desired.json"
         self._trial_file = folder / "trial.json"
         self.confirmed = _read(
-            self._confirmed_file, _wish, assume="the vehicle runs on its own configuration"
+            self._confirmed_file, _desired, assume="the vehicle runs on its own configuration"
         )
-        trial = _read(self._trial_file, _trial, assume="the last confirmed wish is in force")
-        self.trial = trial if trial is not None and trial.wish.version > self._floor() else None
+        trial = _read(self._trial_file, _trial, assume="the last confirmed one is in force")
+        self.trial = trial if trial is not None and trial.desired.version > self._floor() else None
 
     @property
     def version(self) -> int:
         """The highest that was taken; -1 before any."""
-        return self.trial.wish.version if self.trial is not None else self._floor()
+        return self.trial.desired.version if self.trial is not None else self._floor()
 
-    def begin(self, wish: Desired) -> None:
-        """Puts a wish on trial in place of an earlier one. Raises OSError: then it must not be applied."""
-        self._write(Trial(wish, starts=1))
+    def begin(self, desired: Desired) -> None:
+        """Puts one on trial in place of an earlier one. Raises OSError: then it must not be applied."""
+        self._write(Trial(desired, starts=1))
 
     def start_again(self) -> None:
-        """Counts a start with the wish on trial, before it is applied. Raises OSError."""
+        """Counts a start with the one on trial, before it is applied. Raises OSError."""
         assert self.trial is not None
-        self._write(Trial(self.trial.wish, starts=self.trial.starts + 1))
+        self._write(Trial(self.trial.desired, starts=self.trial.starts + 1))
 
     def ended_in_order(self) -> None:
-        """The process ends as it should: that is not held against the wish. Raises OSError."""
+        """The process ends as it should: that is not held against the trial. Raises OSError."""
         if self.trial is not None and not self.trial.refused:
-            self._write(Trial(self.trial.wish, starts=0))
+            self._write(Trial(self.trial.desired, starts=0))
 
     def refuse(self, reason: str) -> None:
-        """The wish on trial is not tried again. Raises OSError."""
+        """The one on trial is not tried again. Raises OSError."""
         assert self.trial is not None
-        self._write(Trial(self.trial.wish, starts=self.trial.starts, refused=reason))
+        self._write(Trial(self.trial.desired, starts=self.trial.starts, refused=reason))
 
     def withdraw(self, earlier: Trial | None = None) -> None:
         """Forgets the trial, for the one before it: it could not be applied. Raises OSError."""
@@ -102,18 +102,18 @@ class KeptWishes:
             self._write(earlier)
 
     def confirm(self) -> None:
-        """The wish on trial becomes the last confirmed one. Raises OSError."""
+        """The one on trial becomes the last confirmed one. Raises OSError."""
         assert self.trial is not None
-        write_durably(self._confirmed_file, self.trial.wish.model_dump_json().encode())
-        self.confirmed = self.trial.wish
+        write_durably(self._confirmed_file, self.trial.desired.model_dump_json().encode())
+        self.confirmed = self.trial.desired
         self.withdraw()
 
     def _floor(self) -> int:
         return -1 if self.confirmed is None else self.confirmed.version
 
     def _write(self, trial: Trial) -> None:
-        wish = trial.wish.model_dump(mode="json")
-        state = {"wish": wish, "starts": trial.starts, "refused": trial.refused}
+        desired = trial.desired.model_dump(mode="json")
+        state = {"desired": desired, "starts": trial.starts, "refused": trial.refused}
         write_durably(self._trial_file, json.dumps(state).encode())
         self.trial = trial
 
@@ -128,7 +128,7 @@ def memory_bytes() -> int:
 
 
 def harm(now: Vitals, before: Vitals, limits: Probation) -> str:
-    """Says what a wish has done to the vehicle since `before`; "" if nothing."""
+    """Says what harm came to the vehicle since `before`; "" if none."""
     growth = now.memory_bytes - before.memory_bytes
     if growth > limits.growth_bytes:
         return f"memory grew by {growth >> 20} MiB with it; at most {limits.growth_bytes >> 20} MiB"
@@ -142,12 +142,12 @@ def _read(path: Path, parse: Any, *, assume: str) -> Any:
     return read_state(path, parse, missing=None, damaged=None, assume=assume)
 
 
-def _wish(state: Any) -> Desired:
-    wish = Desired.model_validate(state)
-    if wish.version > MAX_VERSION:
-        raise ValueError(f"version {wish.version} is above {MAX_VERSION}")
-    return wish
+def _desired(state: Any) -> Desired:
+    desired = Desired.model_validate(state)
+    if desired.version > MAX_VERSION:
+        raise ValueError(f"version {desired.version} is above {MAX_VERSION}")
+    return desired
 
 
 def _trial(state: Any) -> Trial:
-    return Trial(_wish(state["wish"]), int(state["starts"]), str(state["refused"]))
+    return Trial(_desired(state["desired"]), int(state["starts"]), str(state["refused"]))

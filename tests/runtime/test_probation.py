@@ -22,7 +22,7 @@ from misfire_runtime.errors import EngineError, SourceError
 from misfire_runtime.live_config import MAX_FIRST_VERSION, MAX_RISE, LiveConfig
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.preprocess import encode_png
-from misfire_runtime.probation import KeptWishes, Probation, Trial, Vitals, harm
+from misfire_runtime.probation import DesiredStore, Probation, Trial, Vitals, harm
 from misfire_runtime.sources import Frame, SourceCounts
 
 SCRIPT = Path(__file__).with_name("wish_process.py")
@@ -129,7 +129,7 @@ def test_a_confirmed_wish_is_not_on_trial_any_more(vehicle_process: Callable[...
 
 def _confirmed(child: Child) -> bool:
     folder = Path(child.process.args[3])  # type: ignore[index, arg-type]
-    return KeptWishes(folder / "state").confirmed is not None
+    return DesiredStore(folder / "state").confirmed is not None
 
 
 def _answer(version: int) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def test_a_wish_is_on_disk_before_it_is_applied(live: Any, tmp_path: Path) -> No
     real = vehicle.apply
 
     def apply(fresh: VehicleConfig) -> None:
-        seen.append(KeptWishes(tmp_path).trial)
+        seen.append(DesiredStore(tmp_path).trial)
         real(fresh)
 
     vehicle.apply = apply
@@ -223,7 +223,7 @@ def test_memory_that_grows_takes_a_wish_back_at_once(live: Any, tmp_path: Path) 
     assert vehicle.config.encode.jpeg_quality == 90 and config.desired_version == -1
     again = config.take_desired(wish(1, quality=70))
     assert not again.accepted and again.reason == report.reason
-    assert KeptWishes(tmp_path).trial.refused == report.reason  # type: ignore[union-attr]
+    assert DesiredStore(tmp_path).trial.refused == report.reason  # type: ignore[union-attr]
     assert hoard.size
 
 
@@ -278,7 +278,7 @@ def test_only_an_end_that_a_wish_may_have_caused_is_held_against_it(
     config, _vehicle, _later = live(LONG)
     assert config.take_desired(wish(1)).accepted
     config.close(error)
-    trial = KeptWishes(tmp_path).trial
+    trial = DesiredStore(tmp_path).trial
     assert trial is not None and trial.starts == starts
 
 
@@ -313,12 +313,12 @@ def test_a_wish_that_cannot_be_loaded_leaves_the_one_before_it_on_trial(live: An
     config, _vehicle, _later = live(LONG)
     assert config.take_desired(wish(1)).accepted
     assert not config.take_desired(Desired(version=2, bundle="gone@1.0.0")).accepted
-    trial = KeptWishes(tmp_path).trial
-    assert trial is not None and trial.wish == wish(1)
+    trial = DesiredStore(tmp_path).trial
+    assert trial is not None and trial.desired == wish(1)
     assert config.take_desired(wish(1)).accepted and config.take_desired(wish(2)).accepted
 
 
-@pytest.mark.parametrize("damage", ["{", '{"wish": {}}', '{"wish": {"version": 3}, "starts": "x"}'])
+@pytest.mark.parametrize("damage", ["{", '{"desired": {}}', '{"desired": {"version": 3}, "starts": "x"}'])
 def test_a_damaged_trial_is_set_aside(live: Any, tmp_path: Path, damage: str) -> None:
     (tmp_path / "trial.json").write_text(damage)
     config, _vehicle, _later = live(LONG)
