@@ -25,6 +25,7 @@ _RETURNS = ("evicted", "damaged")
 WAVE = 10
 """So many samples rejected in a row, with none `stored` between, are taken for a fault of the fleet."""
 _STREAK = "rejected_in_a_row"
+_MAX_ACCOUNTS = 500
 
 
 @dataclass(frozen=True)
@@ -336,6 +337,11 @@ class Ledger:
                 self._book(verdict, reason, size)
 
     def _book(self, verdict: str, reason: str, size: int) -> None:
+        """Adds to an account. A reason may name sizes or ids, so of their endless number some are kept."""
+        known = self._sql.execute("SELECT 1 FROM account WHERE (verdict, reason) = (?, ?)", (verdict, reason))
+        if known.fetchone() is None:
+            (lines,) = self._sql.execute("SELECT count(*) FROM account").fetchone()
+            reason = reason if lines < _MAX_ACCOUNTS else "other"
         self._sql.execute(
             "INSERT INTO account VALUES (?, ?, 1, ?) ON CONFLICT (verdict, reason) "
             "DO UPDATE SET samples = samples + 1, bytes = bytes + excluded.bytes",

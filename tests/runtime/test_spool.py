@@ -591,3 +591,11 @@ def test_the_ballast_comes_back_when_the_disk_has_room(folder: Path) -> None:
         assert not ballast.exists(), "it never takes what is reserved for others"
     with Spool(folder, reserve_bytes=0):
         assert ballast.stat().st_size == BALLAST_BYTES
+
+
+def test_reasons_without_end_do_not_make_the_account_longer_without_end(folder: Path) -> None:
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, number, size=20) for number in range(700)]
+        spool.settle_many([Declined(id=sample, reason=f"reason {n}") for n, sample in enumerate(ids)])
+        lines = {line.reason: line.samples for line in spool.account()}
+        assert len(lines) <= 501 and lines["other"] == 200 and sum(lines.values()) == 700
