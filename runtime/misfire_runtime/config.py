@@ -272,7 +272,7 @@ class BrokerTable(BrokerConfig):
     Whether plain MQTT to another machine is allowed is decided by `connection`: the command line may say so.
     """
 
-    address: str | None = Field(default=None, alias="url")
+    address: str | None = Field(default=None, alias="url", repr=False)
     ca_file: RelativePath | None = None
     cert_file: RelativePath | None = None
     key_file: RelativePath | None = None

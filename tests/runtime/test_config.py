@@ -141,6 +141,15 @@ def test_a_mistake_about_the_broker_is_named_like_all_others(tmp_path: Path, tab
         read_config(tmp_path / "v.toml")
 
 
+def test_a_configuration_in_a_log_or_an_error_shows_no_password(tmp_path: Path) -> None:
+    text = '[broker]\nurl = "mqtts://car:hunter2x@h"\n'
+    assert "hunter2x" not in repr(parse_config(text))
+    for wrong in (text + "port = 1\n", text + 'colour = "red"\n', text.replace("@h", "@h:x")):
+        with pytest.raises(ConfigError) as caught:
+            parse_config(wrong)
+        assert "hunter2x" not in str(caught.value)
+
+
 def test_the_command_line_adds_to_the_broker_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "v.toml").write_text('[broker]\nurl = "mqtt://far.example"\nclient_id = "c"\n')
     config = read_config(tmp_path / "v.toml")

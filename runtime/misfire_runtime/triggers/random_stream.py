@@ -22,8 +22,8 @@ from misfire_runtime.sources.frame import Frame
 
 _LOG = logging.getLogger(__name__)
 _SCALE = 1.0 / 2**64
-_ROWS = 16
-"""Of a decoded picture that are hashed: a whole one would cost more than scoring it."""
+_ROWS = 4
+"""Of a decoded picture that are hashed, beside its time: the whole could cost more than scoring it."""
 _VERSION = 1
 
 
