@@ -38,7 +38,8 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
 CMD ["run", "--help"]
 
 FROM base AS fleet
-RUN pip install --no-cache-dir --quiet -c /wheels/constraints.txt "$(ls /wheels/*.whl)[fleet]"
+RUN pip install --no-cache-dir --quiet -c /wheels/constraints.txt "$(ls /wheels/*.whl)[fleet]" \
+    && mkdir /srv/blobs && chown misfire /srv/blobs
 USER misfire
 CMD ["fleet", "--help"]
 

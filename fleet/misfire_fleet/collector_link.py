@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 CANARY = "_canary"
 """The vehicle name that canaries fly under; no vehicle may use it."""
-GROUP = "collectors"
 _MAX_CANARY_BYTES = 512
 _TOPIC_ROOM = 512
 _TICK_S = 0.2
@@ -168,7 +167,7 @@ class Link:
         return topics
 
     def _offer_topics(self) -> tuple[str, ...]:
-        prefix = f"$share/{GROUP}/" if self.shared else ""
+        prefix = f"$share/{self._settings.group}/" if self.shared else ""
         return tuple(f"{prefix}{ROOT}/{self._fleet}/+/{kind}" for kind in ("telemetry", "offer"))
 
     def _take(self, connection: Connection, message: Arrived) -> None:

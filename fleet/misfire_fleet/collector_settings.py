@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from misfire_fleet.decoder import Decoder
 from misfire_fleet.decoder_headers import Limits
-from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_SAMPLE_BYTES
+from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_SAMPLE_BYTES, Name
 
 MIB = 1024 * 1024
 
@@ -81,6 +81,9 @@ class CollectorSettings(BaseModel):
     """At the end, how long running transfers may take to complete."""
     shared: Literal["auto", "always", "never"] = "auto"
     """Shared subscription: `auto` falls back to a plain one where the broker does not deliver to it."""
+    group: Name = "collectors"
+    """Name of the shared subscription's group, the same for all collectors of a fleet. Make it a secret: on a
+    broker that checks rights only on delivery, whoever knows it can join and swallow offers."""
     canary_s: float = Field(default=3.0, gt=0)
     """How long a canary may take to come back."""
     watchdog_s: float = Field(default=30.0, gt=0)

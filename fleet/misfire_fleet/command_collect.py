@@ -46,6 +46,12 @@ def collect(
     protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
     insecure: Insecure = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MISFIRE_GROUP", help="Secret name of the collectors' group. Default: that of --config."
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Serve /metrics and /healthz here; 0 takes a free port.")
     ] = None,
@@ -59,7 +65,7 @@ def collect(
     limit_heaps()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    settings = read_settings(config)
+    settings = read_settings(config, group=group)
     address = BrokerConfig.from_url(
         broker,
         protocol=protocol,
@@ -83,12 +89,14 @@ def collect(
         typer.echo(json.dumps(summary(collector)))
 
 
-def read_settings(path: Path | None) -> CollectorSettings:
-    """Settings from a TOML file, or the defaults. Raises ConfigError with file, key and expected value."""
-    if path is None:
-        return CollectorSettings()
+def read_settings(path: Path | None, *, group: str | None = None) -> CollectorSettings:
+    """Settings from a TOML file, or the defaults; `group` overrides its own.
+
+    Raises ConfigError with file, key and expected value.
+    """
     try:
-        return CollectorSettings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        table = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
+        return CollectorSettings.model_validate(table if group is None else table | {"group": group})
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -96,7 +104,8 @@ def read_settings(path: Path | None) -> CollectorSettings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+        origin = "" if path is None else f"{path}: "
+        raise ConfigError(f"{origin}{where}: {first['msg']}") from error
 
 
 def summary(collector: Collector) -> dict[str, Any]:
