@@ -43,6 +43,8 @@ from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Clock, Offer, Trigger
 
 _MANY = 500
+_NUL = "\0"
+"""PostgreSQL has no text with this character: nothing that is stored can match it."""
 
 
 class Store:
@@ -212,8 +214,10 @@ class Store:
 
     def get(self, sample: str) -> StoredSample:
         """Raises SampleGoneError where there is no such row."""
-        with self.database.read() as connection:
-            row = connection.execute(select(samples).where(samples.c.id == sample)).one_or_none()
+        row = None
+        if _NUL not in sample:
+            with self.database.read() as connection:
+                row = connection.execute(select(samples).where(samples.c.id == sample)).one_or_none()
         if row is None:
             raise SampleGoneError(f"sample {sample[:64]}: not in this store")
         return _sample_of(row)
@@ -223,11 +227,11 @@ class Store:
         return self.blobs.get(sample)
 
     def distinct(self) -> dict[str, list[str]]:
-        """The vehicles, triggers and bundles that occur, for filters."""
+        """The vehicles, triggers and bundles that occur, for filters: of each the first 500 by name."""
         names = {"vehicle": samples.c.vehicle, "trigger": samples.c.trigger, "bundle": samples.c.bundle}
         with self.database.read() as connection:
             return {
-                name: sorted(connection.scalars(select(column).distinct().limit(_MANY)))
+                name: list(connection.scalars(select(column).distinct().order_by(column).limit(_MANY)))
                 for name, column in names.items()
             }
 
@@ -286,7 +290,9 @@ def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
         "random": filters.random,
     }
     conditions: list[ColumnElement[bool]] = [
-        samples.c[name] == value for name, value in exact.items() if value is not None
+        false() if _NUL in str(value) else samples.c[name] == value
+        for name, value in exact.items()
+        if value is not None
     ]
     if filters.captured_from is not None:
         conditions.append(samples.c.captured_at >= filters.captured_from)

@@ -18,6 +18,8 @@ from misfire_fleet.store_offers import split_group
 from misfire_fleet.store_schema import samples, stale_offers, tombstones
 
 _LOCK = 0x6D697364
+_FILES = 20
+"""Files per transaction: enough that commits do not dominate, few enough that collectors do not wait long."""
 
 
 class OfferGroups:
@@ -45,37 +47,40 @@ class OfferGroups:
         """Writes stale files anew, without what was deleted or belongs to another file's rows."""
         with self._database.read() as connection:
             stale = list(connection.scalars(select(stale_offers.c.name)))
-        for name in stale:
-            self._tidy(name)
+        self._tidy_all(stale)
 
     def tidy_unowned(self) -> None:
         """Tidies the files that no row names: of groups whose commit failed or was cut short."""
         with self._database.read() as connection:
             owned = set(connection.scalars(select(samples.c.offers).distinct()))
-        for name in list(self._blobs.documents("offers")):
-            if name not in owned:
-                self._tidy(name)
+        self._tidy_all([name for name in self._blobs.documents("offers") if name not in owned])
 
-    def _tidy(self, name: str) -> None:
+    def _tidy_all(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), _FILES):
+            some = names[start : start + _FILES]
+            with self.alone() as connection:
+                connection.execute(delete(stale_offers).where(stale_offers.c.name.in_(some)))
+                for name in some:
+                    self._tidy(connection, name)
+
+    def _tidy(self, connection: Connection, name: str) -> None:
         """A record stays if its row names this file, or if the blob has neither a row nor a tombstone yet."""
-        with self.alone() as connection:
-            connection.execute(delete(stale_offers).where(stale_offers.c.name == name))
-            try:
-                data = self._blobs.document("offers", name)
-            except SampleGoneError:
-                return
-            lines = split_group(data)
-            own = set(connection.scalars(select(samples.c.id).where(samples.c.offers == name)))
-            settled = own.copy()
-            for table in (samples, tombstones):
-                asked = self._database.among(table)
-                settled |= set(connection.scalars(asked, self._database.ids(list(lines))))
-            kept = [
-                line
-                for key, line in lines.items()
-                if key in own or (key not in settled and self._blobs.exists(key))
-            ]
-            if not kept:
-                self._blobs.drop("offers", name)
-            elif b"".join(kept) != data:
-                self._blobs.keep(Document("offers", name, b"".join(kept)))
+        try:
+            data = self._blobs.document("offers", name)
+        except SampleGoneError:
+            return
+        lines = split_group(data)
+        own = set(connection.scalars(select(samples.c.id).where(samples.c.offers == name)))
+        settled = own.copy()
+        for table in (samples, tombstones):
+            asked = self._database.among(table)
+            settled |= set(connection.scalars(asked, self._database.ids(list(lines))))
+        kept = [
+            line
+            for key, line in lines.items()
+            if key in own or (key not in settled and self._blobs.exists(key))
+        ]
+        if not kept:
+            self._blobs.drop("offers", name)
+        elif b"".join(kept) != data:
+            self._blobs.keep(Document("offers", name, b"".join(kept)))

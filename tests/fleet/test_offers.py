@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -11,9 +14,12 @@ from tests.fleet.stores import again, sample
 from misfire_fleet.errors import StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import Document
+from misfire_fleet.store_check import check
 from misfire_fleet.store_offers import parse_record, row_of, split_group
 from misfire_fleet.store_records import Hold
 from misfire_fleet.store_schema import samples, stale_offers
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def recorded(store: Store) -> dict[str, list[str]]:
@@ -153,6 +159,35 @@ def test_the_ledger_keeps_deletions_holds_and_their_ends(anywhere: Store) -> Non
     assert entries[1]["detail"] == {"reason": "asked for", "deleted": 1, "bytes": sample(1).offer.size}
     (grave,) = entries[2]["tombstones"]  # type: ignore[misc]
     assert (grave["id"], grave["vehicle"], grave["reason"]) == (sample(1).offer.id, "car-1", "asked for")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.fleet.stores import sample
+from misfire_fleet.store import Store
+with Store.open_folder(Path(sys.argv[1])) as store:
+    for number in range(0, 1_000_000, 3):
+        store.add_many([sample(1_000_000 * int(sys.argv[2]) + number + more) for more in range(3)])
+        print(number, flush=True)
+"""
+
+
+def test_kill_9_leaves_no_row_without_its_blob_and_its_record(tmp_path: Path) -> None:
+    for attempt in range(4):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(attempt)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(5 + 3 * attempt):
+                writer.stdout.readline()
+            writer.kill()
+    with Store.open_folder(tmp_path) as store:
+        found = check(store, deep=True)
+        assert found.rows >= 4 * 15
+        assert found.sound, found.problems
+        store.deletion.delete(vehicle="car-1", reason="asked for")
+        left = set(store.blobs.names())  # of a group that was cut short: nobody was told that it is stored
+        assert set(recorded(store)) <= left
 
 
 def _killed(*_: object, **__: object) -> set[str]:

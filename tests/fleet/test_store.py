@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import CursorResult, text
 from tests.fleet.conftest import make_offer
@@ -20,6 +22,7 @@ from tests.services import ObjectStore, Postgres, object_store, postgres
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import FolderBlobs
+from misfire_fleet.store_database import MIGRATIONS
 from misfire_fleet.store_offers import offer_of
 from misfire_fleet.store_records import Hold, NewSample, SampleFilter
 from misfire_fleet.store_schema import metadata
@@ -182,6 +185,20 @@ def test_deletion_and_holds_go_by_the_day_of_the_recording(anywhere: Store) -> N
     done = anywhere.deletion.delete(captured_from=RECORDED, captured_to=RECORDED + 3, reason="asked for")
     assert (done.deleted, done.held) == (2, 1)
     assert {row.id for row in anywhere.newest()} == {sample(1).offer.id, sample(3).offer.id}
+
+
+def test_a_name_that_no_text_column_can_hold_matches_nothing(anywhere: Store) -> None:
+    anywhere.add_many([sample(1)])
+    for field in ("vehicle", "trigger", "bundle"):
+        assert anywhere.newest(5, SampleFilter(**{field: "a\0b"})) == []  # type: ignore[arg-type]
+    with pytest.raises(SampleGoneError, match="not in this store"):
+        anywhere.get("\0")
+
+
+def test_names_for_filters_are_the_first_of_all(anywhere: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    anywhere.add_many([sample(n, vehicle=f"car-{9 - n}") for n in range(10)])
+    monkeypatch.setattr("misfire_fleet.store._MANY", 3)
+    assert anywhere.distinct()["vehicle"] == ["car-0", "car-1", "car-2"]
 
 
 def test_known_buried_and_usage(anywhere: Store) -> None:
@@ -350,6 +367,36 @@ def test_a_group_whose_rows_cannot_be_committed_leaves_no_row(
 def test_the_schema_is_what_the_migrations_build(anywhere: Store) -> None:
     with anywhere.database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_database_of_the_first_schema_is_migrated_with_all_its_rows(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path / 'fleet.sqlite'}"
+    else:
+        database: Postgres = request.getfixturevalue("database")
+        without_tables(database)
+        url = database.url
+    with Store.open(url, tmp_path / "blobs") as store:
+        store.add_many([sample(1), sample(2)])
+        store.deletion.hold(Hold("crash", "accident"))
+        before = store.newest()
+        with store.database.write() as connection:
+            config = Config()
+            config.set_main_option("script_location", str(MIGRATIONS))
+            config.set_main_option("path_separator", "os")
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0001")
+            wrong = {"at": 5.0, "id": before[0].id}  # as a clock that was wrong was stored then
+            connection.execute(text("UPDATE samples SET captured_at = :at WHERE id = :id"), wrong)
+    with Store.open(url, tmp_path / "blobs") as store:
+        newest, oldest = store.newest()
+        assert (newest.captured_at, newest.offer) == (5.0, before[0].offer)
+        assert oldest == before[1]
+        assert store.add_many([sample(1), sample(3)]) == ["duplicate", "stored"]
+        assert store.deletion.delete(vehicle="car-1", reason="asked for").held == 3
 
 
 def test_a_schema_from_the_future_is_refused(anywhere: Store) -> None:
