@@ -173,16 +173,16 @@ class FolderBlobs:
         return self._size(sample) >= 0
 
     def delete_many(self, samples: Iterable[str]) -> int:
-        """Unlinks; a blob that is gone already does not count."""
+        """Unlinks, durably; a blob that is gone already does not count."""
         removed = 0
-        for sample in samples:
-            try:
-                os.unlink(_checked(sample), dir_fd=self._folder)
-                removed += 1
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
+        try:
+            for sample in samples:
+                with suppress(FileNotFoundError):
+                    os.unlink(_checked(sample), dir_fd=self._folder)
+                    removed += 1
+            os.fsync(self._folder)
+        except OSError as error:
+            raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
         return removed
 
     def names(self) -> Iterator[str]:
@@ -218,10 +218,11 @@ class FolderBlobs:
         return self._listed(self.root / kind)
 
     def drop(self, kind: Kind, name: str) -> None:
-        """Unlinks."""
+        """Unlinks, durably: what was deleted must not come back with the next power cut."""
         try:
             with suppress(FileNotFoundError):
                 os.unlink(_document_named(name), dir_fd=self._documents[kind])
+                os.fsync(self._documents[kind])
         except OSError as error:
             raise StoreUnavailableError(f"{self.root / kind / name}: {error.strerror}") from error
 
