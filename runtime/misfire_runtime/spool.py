@@ -19,8 +19,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,16 +63,6 @@ class AccountLine:
     reason: str
     samples: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class RejectedSample:
-    """A sample that the fleet rejected and whose file is kept: see `resume`."""
-
-    id: str
-    size: int
-    trigger: str
-    reason: str
 
 
 class Spool:
@@ -208,45 +198,38 @@ class Spool:
         """
         with self._lock:
             self._usable()
-            self._book(self._ledger.lift)
+            room = self.max_bytes - self._ledger.disk_bytes - self._writing
+            taken = self._files.take_back(room)
+            try:
+                again = self._book(lambda: self._lift(taken))
+            except SpoolError:
+                for sample in taken:
+                    self._files.reject(sample)
+                raise
             self._hold = None
-            again = 0
-            for offer in list(self._files.rejections()):
-                text = encode(offer)
-                if self._ledger.disk_bytes + self._writing + offer.size + len(text) + 8 > self.max_bytes:
-                    break
-                again += self._offer_again(offer, text)
-        _LOG.warning("uploads_resumed", extra={"fields": {"offered_again": again}})
+            for sample in taken.keys() - again:  # settled so long ago that nobody knows how
+                self._discard(sample)
+        _LOG.warning("uploads_resumed", extra={"fields": {"offered_again": len(again)}})
         self._announce()
-        return again
+        return len(again)
 
-    def _offer_again(self, offer: Offer, text: bytes) -> bool:
-        disk = self._files.take_back(offer.id)
-        if disk is None:
-            return False
-        worth = _worth(offer)
-        again = self._book(lambda: self._ledger.offer_again(offer, disk=disk, value=worth, text=text))
-        if not again:
-            self._discard(offer.id)
-        return again
+    def _lift(self, taken: Mapping[str, tuple[Offer, int]]) -> set[str]:
+        """Ends the hold in the books; which of the files that were taken back are pending again."""
+        self._ledger.lift()
+        return {
+            sample
+            for sample, (offer, disk) in taken.items()
+            if self._ledger.offer_again(offer, disk=disk, value=_worth(offer), text=encode(offer))
+        }
 
     def resume_if_asked(self) -> bool:
         """Resumes if another process asked for it (see RESUME)."""
         request = self.path / RESUME
         if not request.exists():
             return False
-        request.unlink(missing_ok=True)
         self.resume()
+        request.unlink(missing_ok=True)
         return True
-
-    def rejected(self) -> list[RejectedSample]:
-        """Rejected samples whose files are kept, the oldest first."""
-        with self._lock:
-            self._usable()
-            return [
-                RejectedSample(offer.id, offer.size, offer.trigger.name, self._ledger.reason_of(offer.id))
-                for offer in self._files.rejections()
-            ]
 
     def lose(self, reason: str, samples: int = 1) -> None:
         """Counts chosen frames that never became samples, by reason; durable as what `count` counts."""
@@ -354,14 +337,14 @@ class Spool:
                     part.rename(self._files.quarantine / f"{part.name}.{os.urandom(4).hex()}")
             self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
             rebuilt = True
-            for offer in list(self._files.rejections()):  # nothing says any more that they were rejected
-                self._files.take_back(offer.id)
+            self._files.take_back(self.max_bytes)  # nothing says any more that they were rejected
         try:
             self._repair(adopt=rebuilt)
             self._session = self._book(self._ledger.begin_session)
             self._hold, self._lost = self._ledger.hold(), Counter(self._ledger.lost())
             self._ballast.fill(reserve_bytes=self.reserve_bytes)
-            self.resume_if_asked()
+            with suppress(SpoolError):  # no room for it now: asked again while the uplink runs
+                self.resume_if_asked()
         except BaseException:
             self._ledger.close()
             raise

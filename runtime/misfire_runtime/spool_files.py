@@ -129,36 +129,42 @@ class SampleFiles:
     def reject(self, sample: str) -> None:
         """Moves a rejected sample's file to rejected/, and deletes the oldest ones beyond the limits."""
         self._release(sample)
-        with suppress(FileNotFoundError):
-            (self.samples / sample).rename(self.rejected / sample)
-            self._rejected[sample] = (self.rejected / sample).stat().st_size
-        while len(self._rejected) > MAX_REJECTED_FILES or sum(self._rejected.values()) > MAX_REJECTED_BYTES:
-            self.forget_rejected(next(iter(self._rejected)))
+        with self._lock:
+            with suppress(FileNotFoundError):
+                (self.samples / sample).rename(self.rejected / sample)
+                self._rejected[sample] = (self.rejected / sample).stat().st_size
+            while (
+                len(self._rejected) > MAX_REJECTED_FILES or sum(self._rejected.values()) > MAX_REJECTED_BYTES
+            ):
+                self.forget_rejected(next(iter(self._rejected)))
 
-    def rejections(self) -> Iterator[Offer]:
-        """Offers of the rejected samples that are kept, the oldest first; a file without one is removed."""
-        for sample in list(self._rejected):
-            offer = _offer_behind(self.rejected / sample)
-            if offer is None:
-                self.forget_rejected(sample)
-            else:
-                yield offer
+    def take_back(self, room: int) -> dict[str, tuple[Offer, int]]:
+        """Moves rejected files of at most `room` bytes back, the oldest first: offers and lengths by id.
 
-    def take_back(self, sample: str) -> int | None:
-        """Moves a rejected sample's file back; its length, or None where there is no whole file."""
-        with suppress(OSError):
-            (self.rejected / sample).rename(self.samples / sample)
-            self._rejected.pop(sample, None)
-            if self.recover(sample) is not None:
-                return self.length(sample)
-            self.isolate(sample)
-        return None
+        A file that is no whole sample any more goes to quarantine/.
+        """
+        taken = {}
+        with self._lock:
+            for sample, size in list(self._rejected.items()):
+                if size > room:
+                    break
+                with suppress(FileNotFoundError):
+                    (self.rejected / sample).rename(self.samples / sample)
+                del self._rejected[sample]
+                offer = self.recover(sample)
+                if offer is None:
+                    self.isolate(sample)
+                    continue
+                taken[sample] = (offer, size)
+                room -= size
+        return taken
 
     def forget_rejected(self, sample: str) -> int:
         """Deletes a rejected sample's file; how many bytes that freed."""
-        size = self._rejected.pop(sample, None)
-        if size is not None:
-            (self.rejected / sample).unlink(missing_ok=True)
+        with self._lock:
+            size = self._rejected.pop(sample, None)
+            if size is not None:
+                (self.rejected / sample).unlink(missing_ok=True)
         return size or 0
 
     @property

@@ -232,12 +232,10 @@ class Uplink:
     def _down(self, problem: str, *, lasted_s: float) -> None:
         self._brief = self._brief + 1 if self._reached and lasted_s < _BRIEF_S else 0
         if self._brief >= _BRIEF_SESSIONS:
-            problem = (
-                f"{problem}; it does so each time, right after this vehicle's first messages: its access "
+            each_time = "it does so each time, right after this vehicle's first messages"
+            problem = self._with_name(
+                f"{problem}; {each_time}: its access rules may not allow topics of {self._topics.base}"
             )
-            problem += f"rules may not allow topics of {self._topics.base}"
-            if self._name_problem is not None:
-                problem += f"; {self._name_problem}"
         self._problem = problem
         self._often.log(logging.WARNING, "uplink_down", {"problem": problem}, key=problem)
 
@@ -311,10 +309,14 @@ class Uplink:
         if receipt.accepted:
             self._problem, self._brief = None, 0
             return
-        self._problem = f"{self._broker.url}: the broker refuses this vehicle's messages: {receipt.reason}"
-        if self._name_problem is not None:
-            self._problem += f"; {self._name_problem}"
+        self._problem = self._with_name(
+            f"{self._broker.url}: the broker refuses this vehicle's messages: {receipt.reason}"
+        )
         self._often.log(logging.WARNING, "publish_refused", {"problem": self._problem}, key=receipt.reason)
+
+    def _with_name(self, problem: str) -> str:
+        """With the likely cause, where the certificate is issued to another name."""
+        return problem if self._name_problem is None else f"{problem}; {self._name_problem}"
 
     def _watch_hold(self) -> None:
         """Offers nothing while the spool holds; a request to end that may come from another process."""

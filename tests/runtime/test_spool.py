@@ -34,6 +34,7 @@ from misfire_runtime.messages import (
 from misfire_runtime.spool import RESUME, Spool
 from misfire_runtime.spool_ballast import BALLAST_BYTES
 from misfire_runtime.spool_files import SampleFiles
+from misfire_runtime.spool_inspection import rejected
 from misfire_runtime.spool_schema import MIGRATIONS, connect
 
 
@@ -381,7 +382,7 @@ def test_killed_at_every_line_of_rejecting_and_resuming_the_sample_is_still_ther
     def check(spool: Spool) -> None:
         books = spool.counters()
         assert books.captured == 1 and books.pending + books.rejected == 1
-        assert len(spool.rejected()) == books.rejected
+        assert len(rejected(spool.path)) == books.rejected
 
     with Spool(folder, reserve_bytes=0) as spool:
         put(spool, 1, size=2000)
@@ -506,10 +507,12 @@ def test_resuming_offers_the_rejected_samples_again_byte_for_byte(folder: Path) 
     with Spool(folder, reserve_bytes=0) as spool:
         ids = [put(spool, n) for n in range(12)]
         reject(spool, *ids, reason="unstorable")
-        assert [(kept.id, kept.reason) for kept in spool.rejected()] == [(i, "unstorable") for i in ids[:10]]
+        assert [(kept["id"], kept["reason"]) for kept in rejected(spool.path)] == [
+            (i, "unstorable") for i in ids[:10]
+        ]
         assert spool.resume() == 10
         books = spool.counters()
-        assert spool.hold is None and spool.rejected() == [] and balanced(books)
+        assert spool.hold is None and rejected(spool.path) == [] and balanced(books)
         assert (books.captured, books.pending, books.rejected) == (12, 12, 0)
         assert {p.id for p in spool.next_offers(20)} == set(ids)
         assert all(spool.read(sample, 0, 1000) == payload_of(n) for n, sample in enumerate(ids))
@@ -525,7 +528,7 @@ def test_samples_that_are_rejected_again_do_not_begin_another_hold(folder: Path)
         spool.resume()
         assert reject(spool, *ids) == 10
         assert spool.hold is None and balanced(spool.counters())
-        assert len(spool.rejected()) == 10, "and are still there"
+        assert len(rejected(spool.path)) == 10, "and are still there"
 
 
 def test_another_process_asks_the_one_that_has_the_spool_open_to_resume(folder: Path) -> None:
@@ -543,7 +546,7 @@ def test_rejected_files_are_bounded_and_the_oldest_go_first(
     with Spool(folder, reserve_bytes=0) as spool:
         ids = [put(spool, n) for n in range(9)]
         reject(spool, *ids)
-        kept = [sample.id for sample in spool.rejected()]
+        kept = [sample["id"] for sample in rejected(spool.path)]
         assert kept == ids[-len(kept) :] and 0 < len(kept) < 9
         assert spool.resume() == len(kept) and balanced(spool.counters())
 
@@ -553,7 +556,7 @@ def test_a_rejected_sample_that_the_fleet_has_after_all_is_booked_as_stored(fold
         sample = put(spool, 1)
         reject(spool, sample)
         assert spool.settle(sample, Stored(id=sample))
-        assert spool.rejected() == [] and balanced(spool.counters()) and spool.counters().stored == 1
+        assert rejected(spool.path) == [] and balanced(spool.counters()) and spool.counters().stored == 1
 
 
 def test_a_rejected_sample_whose_file_was_not_moved_yet_is_kept_by_the_next_start(folder: Path) -> None:
@@ -562,7 +565,7 @@ def test_a_rejected_sample_whose_file_was_not_moved_yet_is_kept_by_the_next_star
         reject(spool, sample)
     (folder / "rejected" / sample).rename(folder / "samples" / sample)
     with Spool(folder, reserve_bytes=0) as spool:
-        assert [kept.id for kept in spool.rejected()] == [sample]
+        assert [kept["id"] for kept in rejected(spool.path)] == [sample]
         assert spool.counters().rejected == 1 and balanced(spool.counters())
 
 
@@ -599,3 +602,20 @@ def test_reasons_without_end_do_not_make_the_account_longer_without_end(folder: 
         spool.settle_many([Declined(id=sample, reason=f"reason {n}") for n, sample in enumerate(ids)])
         lines = {line.reason: line.samples for line in spool.account()}
         assert len(lines) <= 501 and lines["other"] == 200 and sum(lines.values()) == 700
+
+
+def test_a_resume_that_cannot_be_booked_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with Spool(folder, reserve_bytes=0) as spool:
+        ids = [put(spool, number) for number in range(10)]
+        reject(spool, *ids)
+        with monkeypatch.context() as patch, pytest.raises(SpoolError, match="I/O"):
+            patch.setattr(spool._ledger, "offer_again", fail)
+            spool.resume()
+        assert spool.hold is not None and len(rejected(folder)) == 10 and balanced(spool.counters())
+        assert not list((folder / "samples").iterdir())
+        assert spool.resume() == 10
