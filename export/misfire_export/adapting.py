@@ -1,44 +1,28 @@
-"""Makes a foreign graph look like one of ours: one image input [N,C,H,W], opset 18, a free batch dimension.
+"""Makes a foreign graph look like one of ours: one image input, opset 18 or above, a batch that holds.
 
-file --load--> newer opset --> input renamed (flattened where it wants [N,F]) --> batch freed and proven
+graph --newer opset--> input renamed (flattened where it wants [N,F], cast where it wants halves or doubles)
+      --> batch freed and proven, or fixed at one frame
 
-Nothing here changes what the graph computes; the batch is freed only where two frames together give what each
-gives alone.
+Nothing here changes what the graph computes. The batch is freed only where two frames together give what each
+gives alone; else it is fixed at 1 in the graph itself, so that calibration and vehicle run it alike.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, version_converter
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from misfire_export.checking import require_layout, require_operators
+from misfire_export.checking import opset_of, require_layout, require_operators
 from misfire_export.errors import GraphError
 from misfire_export.measuring import open_session
+from misfire_export.renaming import make_room, own_name, rename
 from misfire_export.tidying import drop_unused
 from misfire_export.tracing import OPSET
 from misfire_runtime.preprocess import InputContract
 
-MAX_FILE_BYTES = 1_900_000_000
-
-
-def load_graph(path: Path) -> onnx.ModelProto:
-    """The graph with its external data inside. Raises GraphError where the file is none, or too large."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise GraphError(f"{path}: larger than {MAX_FILE_BYTES / 1e9:.1f} GB")
-        model = onnx.load(path)
-    except OSError as error:
-        raise GraphError(f"{path}: {error.strerror or error}") from error
-    except GraphError:
-        raise
-    except Exception as error:
-        raise GraphError(f"{path}: not an ONNX file ({str(error).strip().splitlines()[0][:200]})") from error
-    if not model.graph.node:
-        raise GraphError(f"{path}: not an ONNX file, or one with an empty graph")
-    return model
+_CAST = (TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 def adapt(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -46,27 +30,32 @@ def adapt(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelPr
     require_operators(model)
     model = _newer(model)
     _drop_input_weights(model.graph)
-    _rename_input(model, contract)
+    make_room(model, names=frozenset({contract.name}))
+    _connect_input(model, contract)
     drop_unused(model.graph)
-    freed = _free_batch(model, contract)
+    freed, why = _free_batch(model, contract)
     if freed is not None:
         return freed, ()
-    return model, ("the graph takes one frame at a time: its batch is fixed at 1",)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return model, (f"the graph takes one frame at a time: {why}, so its batch is fixed at 1",)
 
 
 def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in opset 18, in which scores are appended."""
-    version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
+    """The graph in opset 18 at least. Newer ones stay: their operators may not exist in 18."""
+    version = opset_of(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     # Before IR 4 a weight had to be listed as an input too; the converter reads the rest by that rule.
     result.ir_version = max(result.ir_version, 8)
-    if version != OPSET:
+    if version < OPSET:
         try:
             result = version_converter.convert_version(result, OPSET)
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:300]
-            raise GraphError(f"opset {version} cannot be converted to {OPSET}: {reason}") from error
+            raise GraphError(
+                f"opset {version} cannot be converted to {OPSET}: {reason}; export the model with opset "
+                f"{OPSET} or above"
+            ) from error
     return result
 
 
@@ -78,47 +67,56 @@ def _drop_input_weights(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
-def _rename_input(model: onnx.ModelProto, contract: InputContract) -> None:
+def _connect_input(model: onnx.ModelProto, contract: InputContract) -> None:
+    """The graph's one input takes the contract's name, type and layout."""
     graph = model.graph
     if len(graph.input) != 1:
-        names = ", ".join(value.name for value in graph.input)
+        names = ", ".join(own_name(value.name) for value in graph.input)
         raise GraphError(f"a bundle takes one image; this graph has inputs {names or 'none'}")
     value = graph.input[0]
-    tensor = value.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
-        raise GraphError(
-            f"input {value.name} is {onnx.TensorProto.DataType.Name(tensor.elem_type)}; expected FLOAT"
-        )
+    kind = value.type.tensor_type.elem_type
+    _require_type(own_name(value.name), kind, contract)
     # Some exporters write a free dimension as -1, which ONNX Runtime takes for one too.
-    dims = [max(0, dim.dim_value) for dim in tensor.shape.dim]
-    old = value.name
+    dims = [max(0, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
     pixels = contract.channels * contract.height * contract.width
+    nodes, inner = [], contract.name
     if len(dims) == 2:
         if dims[1] not in (0, pixels):
-            raise GraphError(f"input {old} takes {dims[1]} numbers; an image of the contract has {pixels}")
-        inner = old if old != contract.name else f"{old}/flat"
-        _rename(graph, old, inner)
-        graph.node.insert(0, helper.make_node("Flatten", [contract.name], [inner], "flatten_image", axis=1))
-        old = ""
+            raise GraphError(
+                f"input {own_name(value.name)} takes {dims[1]} numbers; an image of the contract has {pixels}"
+            )
+        inner = "misfire/flat"
+        nodes.append(helper.make_node("Flatten", [contract.name], [inner], "flatten_image", axis=1))
     else:
-        require_layout(dims, contract)
-    if old and old != contract.name:
-        _rename(graph, old, contract.name)
+        require_layout(dims, contract, shown=own_name(value.name))
+    if kind in _CAST:
+        nodes.append(helper.make_node("Cast", [inner], ["misfire/cast"], "cast_image", to=kind))
+        inner = "misfire/cast"
+    rename(graph, {value.name: inner})
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
     batch = dims[0] if len(dims) == 4 and dims[0] else "batch"
     shape = [batch, contract.channels, contract.height, contract.width]
+    held = TensorProto.UINT8 if contract.dtype == "uint8" else TensorProto.FLOAT
     del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info(contract.name, onnx.TensorProto.FLOAT, shape))
+    graph.input.append(helper.make_tensor_value_info(contract.name, held, shape))
 
 
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        for position, name in enumerate(node.input):
-            if name == old:
-                node.input[position] = new
+def _require_type(name: str, kind: int, contract: InputContract) -> None:
+    found = TensorProto.DataType.Name(kind)
+    if kind == TensorProto.UINT8 and contract.dtype != "uint8":
+        raise GraphError(
+            f"input {name} is UINT8, so the graph normalises by itself: say so with "
+            '--image \'{"dtype": "uint8"}\''
+        )
+    if contract.dtype == "uint8" and kind != TensorProto.UINT8:
+        raise GraphError(f"input {name} is {found}; the input contract says uint8")
+    if kind not in (TensorProto.FLOAT, TensorProto.UINT8, *_CAST):
+        raise GraphError(f"input {name} is {found}; expected FLOAT, FLOAT16, DOUBLE or UINT8")
 
 
-def _free_batch(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelProto | None:
-    """The graph with a free batch dimension, or None where two frames do not give what each gives alone."""
+def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto | None, str]:
+    """(the graph with a free batch dimension, ""), or (None, why two frames together are not two alone)."""
     free = onnx.ModelProto()
     free.CopyFrom(model)
     free.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -129,17 +127,31 @@ def _free_batch(model: onnx.ModelProto, contract: InputContract) -> onnx.ModelPr
     _copy_batch_in_reshapes(free.graph)
     try:
         session = open_session(free)
-        shape = (contract.channels, contract.height, contract.width)
-        frames = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-        together = session.run(None, {contract.name: frames})
+        frames = _random_frames(contract)
+        names = [value.name for value in session.get_outputs() if value.type.startswith("tensor(")]
+        names = [value for value in names if value not in _texts(session)]
+        together = session.run(names, {contract.name: frames})
         for i in range(2):
-            alone = session.run(None, {contract.name: frames[i : i + 1]})
-            for whole, part in zip(together, alone, strict=True):
+            alone = session.run(names, {contract.name: frames[i : i + 1]})
+            for name, whole, part in zip(names, together, alone, strict=True):
                 if not np.allclose(whole[i], part[0], rtol=1e-3, atol=1e-5, equal_nan=True):
-                    return None
+                    gap = float(np.abs(np.asarray(whole[i], np.float64) - part[0]).max())
+                    return None, f"output {own_name(name)} of a frame changes by {gap:.2g} with its neighbour"
     except Exception:  # noqa: BLE001  (whatever the reason, the batch then stays as it is)
-        return None
-    return free
+        return None, "it does not take two together"
+    return free, ""
+
+
+def _texts(session: object) -> set[str]:
+    return {v.name for v in session.get_outputs() if v.type == "tensor(string)"}  # type: ignore[attr-defined]
+
+
+def _random_frames(contract: InputContract) -> NDArray[np.generic]:
+    rng = np.random.default_rng(0)
+    shape = (2, contract.channels, contract.height, contract.width)
+    if contract.dtype == "uint8":
+        return rng.integers(0, 256, shape).astype(np.uint8)
+    return rng.normal(size=shape).astype(np.float32)
 
 
 def _copy_batch_in_reshapes(graph: onnx.GraphProto) -> None:

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import onnx
 from torch import nn
 
-from misfire_export.calibrating import calibrate, operating_points, report, require_frames
+from misfire_export.calibrating import calibrate, operating_points, report, require_frames, score_notes
 from misfire_export.checking import check_graph
 from misfire_export.conformance import check_conformance
-from misfire_export.errors import ExportError
+from misfire_export.errors import ExportError, PrecisionError
 from misfire_export.folds import Folds, deal
 from misfire_export.golden import write_golden
 from misfire_export.lowering import Target, lower
@@ -75,6 +75,7 @@ class Source:
     output: the task's output.  reference: the trained module that gives {output: tensor} for a batch in the
     contract's form; None where there is none to compare with.  refit: how to fit the learned head again, for
     the gate.  ranges: frames that int8's activation ranges are read off; None takes the calibration frames.
+    precision: of the graph as it came.
     """
 
     graph: onnx.ModelProto
@@ -83,6 +84,7 @@ class Source:
     output: str
     scores: tuple[GraphScore, ...]
     lineage: Lineage
+    precision: Precision = "fp32"
     classes: tuple[str, ...] = ()
     reference: nn.Module | None = None
     refit: Refit | None = None
@@ -119,6 +121,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     parity = _parity(source, session, calibration, options)
     graph, reports = source.graph, dict(source.extra)
     if options.precision != "fp32":
+        _require_full(source, options)
         graph, reports["precision"] = lower(
             source.graph,
             precision=options.precision,
@@ -136,8 +139,12 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         reports["tensorrt"] = check_conformance(graph)
     measured = _measure(source, session, calibration, threshold=options.failure_threshold)
     folds = deal(measured.groups, seed=options.seed)
-    specs, reports["scores"] = _score_specs(source, measured, folds, options)
+    precision = source.precision if options.precision == "fp32" else options.precision
+    specs, reports["scores"] = _score_specs(source, measured, folds, precision, seed=options.seed)
     default, reports["gate"] = _default_score(source, measured, calibration, session, options)
+    notes = [*reports.get("notes", ()), *score_notes(measured, default)]
+    if notes:
+        reports["notes"] = notes
     reports["calibration"] = {
         "frames": len(measured),
         "cross_fitted": folds.about,
@@ -157,7 +164,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             version=options.version,
             task=source.task.name,
             created_at=utc_text(wall_time()),
-            precision=options.precision,
+            precision=precision,
             input=source.contract,
             outputs=_outputs(graph, source),
             classes=source.classes,
@@ -191,8 +198,16 @@ def _parity(source: Source, session: Any, calibration: Examples, options: Option
     )
 
 
+def _require_full(source: Source, options: Options) -> None:
+    if source.precision != "fp32":
+        raise PrecisionError(
+            f"--precision {options.precision}: the graph is {source.precision} already; leave it out, "
+            "or export the fp32 file"
+        )
+
+
 def _score_specs(
-    source: Source, measured: Measurement, folds: Folds, options: Options
+    source: Source, measured: Measurement, folds: Folds, precision: Precision, *, seed: int
 ) -> tuple[tuple[ScoreSpec, ...], dict[str, Any]]:
     specs, reports = [], {}
     for score in source.scores:
@@ -200,7 +215,7 @@ def _score_specs(
             score.name,
             measured,
             engine=ENGINE,
-            precision=options.precision,
+            precision=precision,
             predicts_loss=score.predicts_loss,
         )
         specs.append(
@@ -209,7 +224,7 @@ def _score_specs(
                 definition=score.definition,
                 free=score.free,
                 calibration=calibration,
-                operating_points=operating_points(score.name, measured, folds=folds, seed=options.seed),
+                operating_points=operating_points(score.name, measured, folds=folds, seed=seed),
             )
         )
         reports[score.name] = report(

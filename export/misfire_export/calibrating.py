@@ -23,6 +23,7 @@ from misfire_export.folds import Folds
 from misfire_export.measuring import Measurement
 from misfire_runtime.bundle import Calibration, Interval, OperatingPoint, QuantileTable
 from misfire_train.judge.evidence import Evidence
+from misfire_train.judge.gate import MIN_FAILURES
 from misfire_train.judge.metrics import (
     auroc,
     fit_loss_scale,
@@ -37,6 +38,8 @@ RATES = (0.005, 0.01, 0.02, 0.05, 0.10, 0.20)
 _LEVELS = (*(i / 100 for i in range(100)), 0.995, 0.999, 1.0)
 _CURVE_POINTS = 101
 _HISTOGRAM_BINS = 40
+_CONSTANT = 1e-4
+"""Of a score's size: below it, values differ by rounding alone."""
 
 
 def require_frames(frames: int, *, least: int = LEAST_FRAMES) -> None:
@@ -136,6 +139,22 @@ def report(name: str, measured: Measurement, *, folds: Folds, predicts_loss: boo
     if predicts_loss:
         result["reliability"] = _reliability(values, measured.loss, folds)
     return result
+
+
+def score_notes(measured: Measurement, trigger: str) -> tuple[str, ...]:
+    """Warnings of scores that tell nothing: the same on all frames, or a trigger that ranks failures last."""
+    notes = []
+    for name, values in measured.scores.items():
+        if float(np.ptp(values)) <= _CONSTANT * max(float(np.abs(values).max()), 1e-12):
+            constant = float(np.median(values))
+            notes.append(f"{name} is {constant:.4g} on all {len(values)} frames: it cannot tell them apart")
+    values, failed = measured.scores[trigger], measured.failed
+    if min(failed.sum(), (~failed).sum()) >= MIN_FAILURES and auroc(values, failed) < 0.5:
+        notes.append(
+            f"the trigger {trigger} scores failures below successes (AUROC {auroc(values, failed):.3f}): the "
+            "answers, their classes or the normalisation are probably misread"
+        )
+    return tuple(notes)
 
 
 def _reliability(values: NDArray[np.float64], loss: NDArray[np.float64], folds: Folds) -> dict[str, Any]:

@@ -79,21 +79,28 @@ def require_input(model: onnx.ModelProto, contract: InputContract) -> None:
     require_layout([d.dim_value for d in tensor.shape.dim], contract)
 
 
-def require_layout(dims: Sequence[int], contract: InputContract) -> None:
-    """dims: of the graph's input, 0 where dynamic. Raises GraphError on anything but [N,C,H,W] as agreed."""
-    wanted = (contract.channels, contract.height, contract.width)
+def require_layout(dims: Sequence[int], contract: InputContract, *, shown: str = "") -> None:
+    """dims: of the graph's input, 0 where dynamic. Raises GraphError on anything but [N,C,H,W] as agreed.
+
+    shown: what the file itself calls the input.
+    """
+    name, wanted = shown or contract.name, (contract.channels, contract.height, contract.width)
     if len(dims) != 4:
-        raise GraphError(f"input {contract.name} has {len(dims)} dimensions; expected [N,C,H,W]")
-    if dims[3] == contract.channels and dims[1] != contract.channels:
+        raise GraphError(f"input {name} has {len(dims)} dimensions; expected [N,C,H,W]")
+    if dims[3] in (1, 3) and dims[1] != contract.channels:
         raise GraphError(
-            f"input {contract.name} is [N,H,W,C] {list(dims)}; a bundle takes [N,C,H,W], so transpose it"
+            f"input {name} is [N,H,W,C] {list(dims)}; a bundle takes [N,C,H,W], so transpose it "
+            "(a Transpose node with perm 0,2,3,1 in front)"
         )
     if any(found not in (0, want) for found, want in zip(dims[1:], wanted, strict=True)):
-        raise GraphError(f"input {contract.name} is {list(dims)}; the input contract says {['N', *wanted]}")
+        raise GraphError(f"input {name} is {list(dims)}; the input contract says {['N', *wanted]}")
     if dims[0] not in (0, 1):
-        raise GraphError(
-            f"input {contract.name} takes batches of {dims[0]} only; make the batch dynamic, or 1"
-        )
+        raise GraphError(f"input {name} takes batches of {dims[0]} only; make the batch dynamic, or 1")
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
 
 
 def require_operators(model: onnx.ModelProto) -> None:

@@ -24,10 +24,19 @@ def export(
     features: Annotated[str, typer.Option(help="With --torch: layers that a learned head reads.")] = "",
     last_layer: Annotated[str, typer.Option(help="With --torch: name of the last layer.")] = "",
     onnx: Annotated[Path | None, typer.Option(help="Instead of a run: a foreign ONNX graph.")] = None,
-    output: Annotated[str, typer.Option(help="With --onnx: which output is the answer.")] = "",
+    output: Annotated[str, typer.Option(help="With --torch or --onnx: which output is the answer.")] = "",
+    answer: Annotated[
+        str, typer.Option(help="With --onnx: what the answer is: auto, logits, probabilities or sigmoid.")
+    ] = "auto",
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="With --torch or --onnx: class names in the model's order, one a line."),
+    ] = None,
     dataset: Annotated[str, typer.Option(help="With --torch or --onnx: labelled frames.")] = "",
     task: Annotated[str, typer.Option(help="With --torch or --onnx; default: the data set's.")] = "",
-    image: Annotated[str, typer.Option(help="Input contract as JSON; default: the data set's.")] = "",
+    image: Annotated[
+        str, typer.Option(help="What the input expects, as JSON; what is left out is the data set's.")
+    ] = "",
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets (else MISFIRE_DATA).")] = None,
     scores: Annotated[
         str, typer.Option(help="With commas; of a run also all; default: the head and free.")
@@ -50,7 +59,9 @@ def export(
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
     from misfire_export import foreign, inputs
-    from misfire_export.assembling import Options
+    from misfire_export.assembling import Options, require_free
+    from misfire_export.labels import read_classes
+    from misfire_export.opening import own_size
 
     _require_choice("--precision", precision, ("fp32", "fp16", "int8"))
     _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
@@ -62,7 +73,12 @@ def export(
     else:
         if not dataset:
             raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
-        material = inputs.of_dataset(dataset, data=data, image=image, task=task)
+        # What needs no data is looked at first: reading them can take minutes.
+        require_free(out)
+        own_names = read_classes(classes)
+        given = None if onnx is None else foreign.open_graph(onnx, output=output, task=task)
+        size = None if given is None else own_size(given)
+        material = inputs.of_dataset(dataset, data=data, image=image, task=task, size=size)
     options = Options(
         name=name or bundle_name(material.dataset[0]),
         version=version,
@@ -86,11 +102,14 @@ def export(
             options=options,
             task=material.task,
             classes=material.classes,
+            model_classes=own_names,
             scores=wanted,
             fit=material.fit,
             holdout=material.holdout,
             output=output,
+            answer=answer,
             dataset=material.dataset,
+            data_contract=material.data_contract,
             score_options=fitted_with,
         )
     else:
@@ -123,10 +142,10 @@ def _listed(text: str) -> list[str]:
 def bundle_name(dataset: str) -> str:
     """A data set's name as a bundle may carry it.
 
-    >>> bundle_name("image-folder:/data/My Signs")
+    >>> bundle_name("image-folder:/data/My Signs?size=64x64")
     'my-signs'
     """
-    stem = dataset.split(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1].lower()
+    stem = dataset.split(":", 1)[-1].partition("?")[0].rstrip("/").rsplit("/", 1)[-1].lower()
     cleaned = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("._-")
     return cleaned[:64] or "model"
 
@@ -162,7 +181,8 @@ def describe(bundle: Bundle) -> str:
     lines = [
         f"{bundle.path}: {bundle.manifest.label}, {found['task']}, {found['precision']}, "
         f"{found['onnx_bytes'] / 1e6:.2f} MB",
-        f"calibrated on {calibration['frames']} frames, {calibration['failures']} failures",
+        f"calibrated on {calibration['frames']} frames: accuracy {calibration['accuracy']:.3f}, "
+        f"{calibration['failures']} failures",
     ]
     if found["parity_max_abs"] is not None:
         worst = max(found["parity_max_abs"], key=found["parity_max_abs"].__getitem__)

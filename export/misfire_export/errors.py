@@ -3,6 +3,7 @@
 ExportError (a MisfireError)   catch this; nothing was written
 ├── TraceError                 a torch model cannot become a graph: names the layer or operator
 ├── GraphError                 an ONNX graph cannot be used: names the node, input or output
+├── LabelError                 classes of data and model do not fit: names both
 ├── OutputError                an output holds NaN or infinity: names the output and the image
 ├── ParityError                graph and trained model differ: names the output and the image
 ├── CalibrationError           too few frames to calibrate on: says how many are needed
@@ -25,6 +26,10 @@ class TraceError(ExportError):
 
 class GraphError(ExportError):
     """An ONNX graph cannot be used."""
+
+
+class LabelError(ExportError):
+    """The classes of the data are not the model's, or in another order."""
 
 
 class OutputError(ExportError):

@@ -1,6 +1,7 @@
 """A foreign ONNX classifier or segmenter becomes a bundle: `misfire export --onnx model.onnx`.
 
-file --adapt--> one image input --find--> logits, last layer --measure phi--> fit scores --graft--> assemble
+file --adapt--> one image input --find--> claim --prove on frames--> logits, last layer, order of the classes
+     --measure phi--> fit scores --graft--> assemble
 
 What could not be found is said in the manifest's notes. Parity compares with the file as it was given: its
 answers by ONNX Runtime, and the scores that torch computes from them.
@@ -19,13 +20,26 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from misfire_export.adapting import adapt, load_graph
+from misfire_export.adapting import adapt
+from misfire_export.answering import ANSWERS, Kind, choose_output, require_shape, static_shape
 from misfire_export.assembling import GraphScore, Options, Source, assemble, require_free
 from misfire_export.calibrating import require_frames
-from misfire_export.checking import require_small_scores
-from misfire_export.errors import ExportError, GraphError
-from misfire_export.last_layer import Found, choose_output, find_last_layer
+from misfire_export.checking import require_operators, require_small_scores
+from misfire_export.errors import ExportError
+from misfire_export.labels import (
+    Answered,
+    ClassOrder,
+    chance_note,
+    check_order,
+    normalisation_note,
+    order_classes,
+    require_targets,
+)
+from misfire_export.last_layer import Found, find_last_layer
 from misfire_export.measuring import answers, open_session
+from misfire_export.opening import class_names, load_graph, precision_of
+from misfire_export.renaming import own_name
+from misfire_export.settling import Seen, as_logits, fit_frames, look, read_answers, session_of
 from misfire_export.surgery import ScoreHead, append_scores, expose, hide
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_runtime.preprocess import InputContract
@@ -69,28 +83,50 @@ def export_onnx(
     options: Options,
     task: str = "classification",
     classes: Sequence[str] = (),
+    model_classes: Sequence[str] = (),
     scores: Sequence[str] | None = None,
     fit: Examples | None = None,
     holdout: Examples | None = None,
     output: str = "",
+    answer: str = "auto",
     dataset: tuple[str, str] = ("unknown", "0" * 64),
+    data_contract: InputContract | None = None,
     score_options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Writes a bundle of a foreign graph and returns it opened.
 
     contract: what its input expects of an image; the input may have any name.  scores: default, all that can
     be computed from what was found.  fit, holdout: labelled frames for banks and for gradients.
-    output: which of the graph's outputs is the answer.  dataset: name and sha256 of the frames' source.
+    classes: names that the targets count.  model_classes: names in the order of the graph's outputs; () takes
+    the file's own, or the data's.  output: which of the graph's outputs is the answer.
+    answer: what that is, auto, logits, probabilities or sigmoid (auto tells the first two by their numbers).
+    dataset: name and sha256 of the frames' source.  data_contract: the data set's own contract.
     Raises an ExportError; `out` then stays as it was.
     """
     require_free(Path(out))
     require_frames(len(calibration))
-    if task not in TASKS:
-        raise ExportError(f"a foreign graph can be a {' or a '.join(TASKS)} network, not {task!r}")
-    graph, notes = adapt(load_graph(Path(path)), contract)
-    kind = get_task(task)
-    found = find_last_layer(graph, choose_output(graph, output))
-    exposed = expose(graph, found, output=kind.output_name)
+    if answer not in ANSWERS:
+        raise ExportError(f"--answer is {answer!r}; expected {', '.join(ANSWERS)}")
+    kind = get_task(require_task(task))
+    given = open_graph(Path(path), output=output, task=task)
+    graph, notes = adapt(given, contract)
+    seen = look(
+        graph,
+        find_last_layer(graph, choose_output(graph, output)),
+        calibration,
+        contract=contract,
+        task=task,
+        classes=len(model_classes or classes),
+    )
+    order = order_classes(classes, seen.outputs, stated=model_classes, metadata=class_names(given))
+    calibration = order.of(calibration)
+    fit, holdout = (None if part is None else order.of(part) for part in (fit, holdout))
+    require_targets(calibration, seen.outputs)
+    found, told = _settle(
+        graph, seen, calibration, contract=contract, data=data_contract, task=kind, order=order, answer=answer
+    )
+    seen = replace(seen, found=found)
+    exposed = expose(graph, seen, output=kind.output_name)
     session = open_session(_with_phi(exposed, found))
     sets = {
         key: _gather(session, part, found, contract=contract, task=kind)
@@ -115,12 +151,60 @@ def export_onnx(
         output=kind.output_name,
         scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
         lineage=_lineage(Path(path), dataset),
-        classes=tuple(classes),
+        classes=order.names,
         reference=ForeignReference(session, head, output=kind.output_name, image=contract.name),
         ranges=fit,
-        extra={"notes": [*notes, *found.notes, *_told(found)], "surgery": _report(found)},
+        precision=precision_of(given),
+        extra={"notes": [*notes, *found.notes, *_told(found), *told], "surgery": _report(found)},
     )
     return assemble(source, calibration=calibration, out=Path(out), options=replace(options))
+
+
+def require_task(task: str) -> str:
+    """The name of a task that foreign graphs can do. Raises ExportError on any other."""
+    if task not in TASKS:
+        raise ExportError(f"a foreign graph can be a {' or a '.join(TASKS)} network, not {task!r}")
+    return task
+
+
+def open_graph(path: Path, *, output: str = "", task: str = "") -> onnx.ModelProto:
+    """The file's graph, after all that can be refused without any data. task: "" where not known yet."""
+    graph = load_graph(path)
+    require_operators(graph)
+    answer = choose_output(graph, output)
+    shape = static_shape(graph, answer)
+    if task and shape:
+        require_shape(shape, output=answer, task=task)
+    return graph
+
+
+def _settle(
+    graph: onnx.ModelProto,
+    seen: Seen,
+    calibration: Examples,
+    *,
+    contract: InputContract,
+    data: InputContract | None,
+    task: Task,
+    order: ClassOrder,
+    answer: str,
+) -> tuple[Found, tuple[str, ...]]:
+    """(what the answer is, notes on classes and normalisation), from its numbers on some frames."""
+    frames = fit_frames(calibration, outputs=seen.outputs, task=task.name)
+    session = session_of(graph, seen)
+
+    def read(under: InputContract) -> tuple[Kind, Answered]:
+        return read_answers(session, frames, contract=under, task=task, output=seen.found.output)
+
+    kind, answered = read(contract)
+    found = as_logits(seen.found, kind, answer)
+    notes = [
+        *([order.note] if order.note else []),
+        *check_order(answered, order),
+        *normalisation_note(answered, contract, data or contract, lambda other: read(other)[1]),
+        *chance_note(answered),
+    ]
+    return found, tuple(notes)
 
 
 def _with_phi(model: onnx.ModelProto, found: Found) -> onnx.ModelProto:
@@ -138,7 +222,7 @@ def _gather(
     """Signals of labelled frames through the graph; None without frames or without a last layer."""
     if part is None or not len(part) or found.layer is None:
         return None
-    chosen = part.take(np.unique(np.linspace(0, len(part) - 1, min(MAX_FIT, len(part))).astype(int)))
+    chosen = scoring.spread(part, MAX_FIT)
     outputs, inputs = [], []
     for _, values in answers(session, chosen, contract=contract, names=[task.output_name, "phi"]):
         outputs.append(torch.from_numpy(values[task.output_name]))
@@ -180,10 +264,6 @@ def _graft(
 ) -> onnx.ModelProto:
     image = examples.batch([0], contract).numpy()
     answer = session.run([task.output_name], {contract.name: image})[0]
-    if answer.ndim not in (2, 4) or answer.shape[1] < 2:
-        raise GraphError(
-            f"the answer has shape {list(answer.shape)}; expected [N,K] or [N,K,H,W] with K >= 2"
-        )
     phi = session.run(["phi"], {contract.name: image})[0] if found.layer is not None else None
     return append_scores(exposed, head, answer=answer, phi=phi, output=task.output_name)
 
@@ -199,12 +279,14 @@ def _told(found: Found) -> list[str]:
 def _report(found: Found) -> dict[str, Any]:
     layer = found.layer
     return {
-        "output": found.output,
-        "logits": found.logits,
-        "from_probabilities": found.probabilities,
+        "output": own_name(found.output),
+        "logits": own_name(found.logits),
+        "activation": found.activation,
+        "from_probabilities": found.take == "log",
+        "taken": found.take,
         "last_layer": None
         if layer is None
-        else {"node": layer.node, "kind": layer.kind, "features": layer.features},
+        else {"node": layer.node, "kind": layer.kind, "features": own_name(layer.features)},
     }
 
 

@@ -23,12 +23,13 @@ from misfire_train.data import Examples, load_dataset, split
 from misfire_train.runs import Run, load_run, run_splits
 
 HOLDOUT_SHARE = 0.4
+_SIZED = ("masks:", "coco-keypoints:")
 ScoreOptions = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Material:
-    """Frames by use, and what is known of them. dataset: name and sha256."""
+    """Frames by use, and what is known of them. dataset: name and sha256.  data_contract: before --image."""
 
     contract: InputContract
     task: str
@@ -38,6 +39,7 @@ class Material:
     holdout: Examples | None
     dataset: tuple[str, str]
     run: Run | None = None
+    data_contract: InputContract | None = None
 
 
 def of_run(path: Path, *, data: Path | None) -> Material:
@@ -59,20 +61,24 @@ def of_run(path: Path, *, data: Path | None) -> Material:
     )
 
 
-def of_dataset(name: str, *, data: Path | None, image: str = "", task: str = "", seed: int = 0) -> Material:
+def of_dataset(
+    name: str,
+    *,
+    data: Path | None,
+    image: str = "",
+    task: str = "",
+    seed: int = 0,
+    size: tuple[int, int, int] | None = None,
+) -> Material:
     """A data set's halves for a model that was trained elsewhere.
 
-    image: the model's input contract as JSON, laid over the data set's. Raises ConfigError on another text.
+    image: what the model's input expects, as JSON; what it leaves out is the data set's.
+    size: channels, height, width that the graph itself takes, for what neither `image` nor the name states.
+    Raises ConfigError on another text.
     """
-    dataset = load_dataset(name, root=data)
-    contract = dataset.contract
-    if image:
-        try:
-            given = InputContract.model_validate_json(image).model_dump(exclude_unset=True)
-            contract = InputContract.model_validate({**contract.model_dump(), **given})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"--image: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+    given = _read_image(image)
+    dataset = load_dataset(_with_size(name, given, size), root=data)
+    contract = _laid_over(dataset.contract, _sized(name, given, size))
     parts = split(
         dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
     )
@@ -84,7 +90,54 @@ def of_dataset(name: str, *, data: Path | None, image: str = "", task: str = "",
         fit=dataset.train,
         holdout=parts["holdout"],
         dataset=(dataset.name, dataset.sha256),
+        data_contract=_laid_over(dataset.contract, {"color": contract.color}),
     )
+
+
+def _read_image(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        found = TypeAdapter(dict[str, Any]).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(
+            f'--image is {text!r}; expected JSON such as {{"height": 224, "width": 224, "color": "gray"}}'
+        ) from error
+    return found
+
+
+def _with_size(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> str:
+    """The data set's name with the graph's own size, for readers whose labels lie on the input's pixels."""
+    if size is None or not name.startswith(_SIZED) or "size=" in name or {"height", "width"} & set(given):
+        return name
+    return f"{name}{'&' if '?' in name else '?'}size={size[2]}x{size[1]}"
+
+
+def _sized(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
+    """What is stated of the input: by --image, and where that says nothing by the graph."""
+    if size is None:
+        return dict(given)
+    found: dict[str, Any] = {"height": size[1], "width": size[2]} if "size=" not in name else {}
+    return {**found, "channels": size[0], **given}
+
+
+def _laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContract:
+    """The data set's contract with what was given; mean and deviation follow the number of channels."""
+    stated = dict(given)
+    channels = stated.pop("channels", None)
+    if "color" not in stated and channels not in (None, contract.channels):
+        stated["color"] = "gray" if channels == 1 else "rgb"
+    one = stated.get("color", contract.color) == "gray"
+    for key, values in (("mean", contract.mean), ("std", contract.std)):
+        # A grey picture's mean is the channels' mean; one number serves any number of channels.
+        if key not in stated and one and len(values) > 1:
+            stated[key] = (sum(values) / len(values),)
+    try:
+        return InputContract.model_validate({**contract.model_dump(), **stated})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"--image: {f'{where}: ' if where else ''}{first['msg']}") from error
 
 
 def read_score_options(text: str) -> dict[str, dict[str, Any]]:

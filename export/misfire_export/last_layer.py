@@ -1,9 +1,10 @@
 """Finds the last linear or 1x1-convolution layer of a foreign graph, and says plainly what it could not find.
 
-output <--Softmax, Flatten, Reshape, Dropout, Resize-- logits <--Gemm | MatMul+Add | Conv 1x1-- phi
+output <--Softmax, Sigmoid, Reshape, Resize, Quantize, ...-- logits <--Gemm | MatMul+Add | Conv 1x1-- phi
 
 Only operations that leave the logits' order alone may stand between the last layer and the output. Anything
-else (a Relu, a pooling) means that the closed-form gradients do not hold, and they are then left out.
+else (a Relu, a pooling) means that the closed-form gradients do not hold, and they are then left out. What
+was found is a claim about operators: `settling` proves it on numbers.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from misfire_export.errors import GraphError
 from misfire_export.regions import HEAVY
 from misfire_export.tidying import constant_values
 
 _SHAPERS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Identity", "Cast")
-_SOFTMAX = ("Softmax", "LogSoftmax")
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
 Kind = Literal["linear", "conv"]
+Take = Literal["as-is", "log", "log-odds"]
 
 
 @dataclass(frozen=True)
 class LastLayer:
-    """features: the tensor phi that it reads, [N,C] or [N,C,h,w].  weight [K,C], bias [K]."""
+    """features: the tensor phi that it reads, [N,C] or [N,C,h,w].  answer: the tensor that it gives.
+
+    weight [K,C], bias [K].
+    """
 
     node: str
     kind: Kind
@@ -40,60 +45,44 @@ class LastLayer:
 class Found:
     """What a walk back from the output found.
 
-    logits: the tensor before the softmax.  layer: None where the last layer is not one that can be used.
-    probabilities: the graph ends in an operator that gives probabilities without showing logits.
-    notes: one plain sentence for each thing that was not found.
+    logits: the tensor before the activation (softmax, log-softmax, sigmoid or none), or the output.
+    quantized: an 8-bit step stands on the way.  layer: None where the last layer is not one that can be used.
+    take: how the tensor `logits` becomes logits.  notes: one plain sentence for each thing not found.
     """
 
     output: str
     logits: str
     layer: LastLayer | None
-    probabilities: bool = False
+    activation: str = "none"
+    quantized: bool = False
+    take: Take = "as-is"
     notes: tuple[str, ...] = ()
-
-
-def choose_output(model: onnx.ModelProto, wanted: str = "") -> str:
-    """The output that is the task's answer: the named one, or the only one of floats with at least 2 axes."""
-    graph = model.graph
-    names = [value.name for value in graph.output]
-    if wanted:
-        if wanted not in names:
-            raise GraphError(f"the graph has no output {wanted!r}; it has {', '.join(names)}")
-        return wanted
-    floats = [
-        value.name
-        for value in graph.output
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        and len(value.type.tensor_type.shape.dim) != 1
-    ]
-    if len(floats) != 1:
-        raise GraphError(
-            f"which output is the answer? name it with --output: {', '.join(names) or 'there is none'}"
-        )
-    return str(floats[0])
 
 
 def find_last_layer(model: onnx.ModelProto, output: str) -> Found:
     """Walks back from an output to logits and the last layer; never raises for what is not there."""
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = constant_values(model.graph)
-    tensor, logits, softmax = output, output, False
+    tensor, logits, activation = output, output, "none"
     seen: list[str] = []
     while tensor in makers:
         node = makers[tensor]
-        if node.op_type in _SOFTMAX and not softmax and not seen_heavy(seen):
-            softmax = True
+        quantized = any(name in _QUANTIZERS for name in seen)
+        if node.op_type in _ACTIVATIONS and activation == "none" and not seen_heavy(seen):
+            activation = _ACTIVATIONS[node.op_type]
             tensor = logits = node.input[0]
             continue
         layer = _as_layer(node, makers, constants)
         if layer is not None:
-            return Found(output, logits, layer)
-        if node.op_type in _SHAPERS or (node.op_type in ("Resize", "Upsample") and not softmax):
+            return Found(output, logits, layer, activation, quantized)
+        passed = node.op_type in (*_SHAPERS, *_QUANTIZERS)
+        if passed or (node.op_type in ("Resize", "Upsample") and activation == "none"):
             seen.append(node.op_type)
             tensor = node.input[0]
             continue
-        return Found(output, logits, None, *_not_found(node, softmax=softmax))
-    return Found(output, logits, None, notes=(f"output {output} does not come from any layer",))
+        return Found(output, logits, None, activation, quantized, notes=(_not_found(node),))
+    note = f"output {output} does not come from any layer"
+    return Found(output, logits, None, activation, any(n in _QUANTIZERS for n in seen), notes=(note,))
 
 
 def seen_heavy(operators: list[str]) -> bool:
@@ -101,25 +90,17 @@ def seen_heavy(operators: list[str]) -> bool:
     return "Resize" in operators or "Upsample" in operators
 
 
-def _not_found(node: onnx.NodeProto, *, softmax: bool) -> tuple[bool, tuple[str, ...]]:
+def _not_found(node: onnx.NodeProto) -> str:
     name = node.name or node.output[0]
-    if node.domain == "ai.onnx.ml" and not softmax:
-        note = (
-            f"{node.op_type} (node {name}) gives probabilities without logits or a linear layer: their "
-            "logarithms stand for logits, gradient scores and the embedding are left out"
-        )
-        return True, (note,)
-    if node.op_type in HEAVY:
-        note = (
+    if node.op_type in HEAVY or node.domain == "ai.onnx.ml":
+        return (
             f"no last layer: {node.op_type} (node {name}) is no plain linear or 1x1-convolution layer with "
             "constant weights, so gradient scores and the embedding are left out"
         )
-        return False, (note,)
-    note = (
+    return (
         f"no last layer: {node.op_type} (node {name}) stands between the last linear or 1x1-convolution "
         "layer and the output, so gradient scores and the embedding are left out"
     )
-    return False, (note,)
 
 
 def _as_layer(

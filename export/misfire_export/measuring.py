@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from misfire_export.errors import GraphError, OutputError
+from misfire_export.renaming import own_name
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.tasks import Task
@@ -68,7 +69,10 @@ def answers(
     names: Sequence[str] | None = None,
     batch: int = BATCH,
 ) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
-    """(positions, {output: array}) by batch. Raises OutputError on NaN or infinity, naming the image."""
+    """(positions, {output: array}) by batch, in the batches that the graph is fixed to if it is.
+
+    Raises OutputError on NaN or infinity, naming the image; GraphError on another number of rows than frames.
+    """
     wanted = list(names) if names is not None else [output.name for output in session.get_outputs()]
     fixed = session.get_inputs()[0].shape[0]
     batch = fixed if isinstance(fixed, int) else batch
@@ -77,6 +81,7 @@ def answers(
         images = examples.batch(np.arange(part.start, part.stop), contract).numpy()
         values = run(session, images, contract=contract, names=wanted)
         for name, value in values.items():
+            require_rows(name, value, part.stop - part.start)
             require_finite(name, value, examples.ids[part])
         yield part, values
 
@@ -93,6 +98,16 @@ def run(
             f"the graph does not run on {contract.name} {list(images.shape)}: {reason}"
         ) from error
     return dict(zip(names, values, strict=True))
+
+
+def require_rows(name: str, value: NDArray[Any], frames: int) -> None:
+    """Raises GraphError where an output has not one row for each frame: its first axis is not the batch."""
+    rows = value.shape[0] if value.ndim else 0
+    if rows != frames:
+        raise GraphError(
+            f"output {own_name(name)} has shape {list(value.shape)} for {frames} "
+            f"frame{'' if frames == 1 else 's'}: its first axis must be the batch, one row for each frame"
+        )
 
 
 def require_finite(name: str, value: NDArray[Any], ids: Sequence[str]) -> None:

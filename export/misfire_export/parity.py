@@ -16,6 +16,7 @@ from misfire_export.measuring import answers, require_finite
 from misfire_runtime.bundle import Parity
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
+from misfire_train.scores.fitting import spread
 
 TOLERANCE = 1e-4
 IMAGES = 64
@@ -35,9 +36,7 @@ def check_parity(
     model: maps an image batch in the contract's form to {output: tensor}, in eval mode.
     Raises ParityError naming output, image and difference; OutputError where torch's answer is not finite.
     """
-    chosen = examples.take(
-        np.unique(np.linspace(0, len(examples) - 1, min(images, len(examples))).astype(int))
-    )
+    chosen = spread(examples, images)
     worst: dict[str, tuple[float, str]] = {}
     for part, values in answers(session, chosen, contract=contract, batch=16):
         with torch.no_grad():

@@ -29,6 +29,7 @@ from misfire_export.errors import PrecisionError
 from misfire_export.regions import name_nodes, score_node_names, tail_names, task_nodes
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
+from misfire_train.scores.fitting import spread
 
 FRAMES = 256
 """Frames that activation ranges are read off."""
@@ -62,7 +63,11 @@ def quantize(
             quantize_static(
                 source,
                 result,
-                _Frames(frames, contract),
+                _Frames(
+                    frames,
+                    contract,
+                    batch=model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or _BATCH,
+                ),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -88,14 +93,14 @@ def _options(*, symmetric: bool) -> dict[str, Any]:
 class _Frames(CalibrationDataReader):  # type: ignore[misc]
     """Feeds real frames, spread evenly over what was given."""
 
-    def __init__(self, examples: Examples, contract: InputContract) -> None:
-        self._chosen = np.unique(np.linspace(0, len(examples) - 1, min(FRAMES, len(examples))).astype(int))
-        self._examples, self._contract, self._next = examples, contract, 0
+    def __init__(self, examples: Examples, contract: InputContract, *, batch: int) -> None:
+        self._examples, self._contract, self._next = spread(examples, FRAMES), contract, 0
+        self._batch = batch
 
     def get_next(self) -> dict[str, Any] | None:
         """One batch under the input's name, None at the end."""
-        part = self._chosen[self._next : self._next + _BATCH]
-        self._next += _BATCH
+        part = np.arange(self._next, min(self._next + self._batch, len(self._examples)))
+        self._next += self._batch
         if not len(part):
             return None
         return {self._contract.name: self._examples.batch(part, self._contract).numpy()}

@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, version_converter
 from torch import Tensor, nn
 
-from misfire_export.last_layer import Found
+from misfire_export.checking import opset_of
+from misfire_export.last_layer import Found, Take
+from misfire_export.settling import Seen
 from misfire_export.tidying import drop_unused, tidy
-from misfire_export.tracing import MAX_BATCH, export_module
+from misfire_export.tracing import MAX_BATCH, OPSET, export_module
 from misfire_train.signals import Score, Signals
 
 PREFIX = "misfire/"
@@ -53,31 +55,55 @@ class ScoreHead(nn.Module):
         return result
 
 
-def expose(model: onnx.ModelProto, found: Found, *, output: str) -> onnx.ModelProto:
-    """A copy whose outputs are the task's answer as `output`, `phi` where found, and what it gave before.
+def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProto:
+    """A copy whose outputs are the task's logits as `output`, and what it gave beside; `phi` is made inside.
 
-    The answer is made [N,K] (or stays [N,K,h,w]); phi of a layer over one pixel becomes [N,C].
+    The logits are made [N,K] (or stay [N,K,h,w]) and fp32; phi of a layer over one pixel becomes [N,C].
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph = copy.graph
-    shapes = _shapes(copy)
-    source = found.logits
-    if found.probabilities:
-        graph.initializer.append(numpy_helper.from_array(np.float32(1e-12), f"{PREFIX}floor"))
-        graph.node.append(helper.make_node("Max", [source, f"{PREFIX}floor"], [f"{PREFIX}floored"]))
-        graph.node.append(helper.make_node("Log", [f"{PREFIX}floored"], [f"{PREFIX}log"]))
-        source = f"{PREFIX}log"
-    _add_output(graph, source, output, flat=_is_one_pixel(shapes.get(found.logits)))
+    graph, found = copy.graph, seen.found
+    source = _take(graph, _as_float(graph, found.logits, seen), found.take)
+    _add_output(graph, source, output, flat=found.logits in seen.flat)
     if found.layer is not None:
-        flat = _is_one_pixel(shapes.get(found.layer.features))
-        _add_output(graph, found.layer.features, "phi", flat=flat)
-    kept = [v for v in graph.output if v.name not in (found.logits, output)]
-    answers = [v for v in kept if v.name in (output, "phi")]
+        features = found.layer.features
+        _add_output(graph, _as_float(graph, features, seen), "phi", flat=features in seen.flat)
+    kept = [value for value in graph.output if value.name in seen.beside]
     del graph.output[:]
-    graph.output.extend([helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)])
-    graph.output.extend(v for v in kept if v not in answers)
+    graph.output.extend([helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None), *kept])
     return copy
+
+
+def _as_float(graph: onnx.GraphProto, tensor: str, seen: Seen) -> str:
+    """The tensor in fp32: scores compute in it, whatever the network's own nodes do."""
+    if seen.types[tensor] == "tensor(float)":
+        return tensor
+    name = f"{PREFIX}float/{tensor}"
+    if not any(name in node.output for node in graph.node):
+        graph.node.append(helper.make_node("Cast", [tensor], [name], name, to=onnx.TensorProto.FLOAT))
+    return name
+
+
+def _take(graph: onnx.GraphProto, source: str, take: Take) -> str:
+    """Logits of probabilities (their logarithms) or of sigmoids (log p - log(1 - p)), finite at the ends."""
+    if take == "as-is":
+        return source
+    if take == "log":
+        return _floored_log(graph, source, "log", floor=1e-12)
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{PREFIX}one"))
+    graph.node.append(helper.make_node("Sub", [f"{PREFIX}one", source], [f"{PREFIX}rest"]))
+    yes = _floored_log(graph, source, "log_yes", floor=1e-7)
+    no = _floored_log(graph, f"{PREFIX}rest", "log_no", floor=1e-7)
+    graph.node.append(helper.make_node("Sub", [yes, no], [f"{PREFIX}odds"]))
+    return f"{PREFIX}odds"
+
+
+def _floored_log(graph: onnx.GraphProto, source: str, name: str, *, floor: float) -> str:
+    least, raised, result = f"{PREFIX}{name}/floor", f"{PREFIX}{name}/raised", f"{PREFIX}{name}"
+    graph.initializer.append(numpy_helper.from_array(np.float32(floor), least))
+    graph.node.append(helper.make_node("Max", [source, least], [raised]))
+    graph.node.append(helper.make_node("Log", [raised], [result]))
+    return result
 
 
 def append_scores(
@@ -106,9 +132,16 @@ def append_scores(
     )
     joined = onnx.ModelProto()
     joined.CopyFrom(model)
-    free = bool(joined.graph.input[0].type.tensor_type.shape.dim[0].dim_param)
-    _set_shape(joined.graph, output, ["batch" if free else 1, *answer.shape[1:]])
+    version = opset_of(joined)
+    if version > OPSET:
+        small = version_converter.convert_version(small, version)
+    fixed = joined.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    _set_shape(joined.graph, output, [fixed or "batch", *answer.shape[1:]])
     graft(joined, small, shared=names)
+    if fixed:
+        for value in joined.graph.output:
+            if value.type.tensor_type.shape.dim:
+                value.type.tensor_type.shape.dim[0].dim_value = fixed
     return tidy(joined)
 
 
@@ -153,13 +186,3 @@ def _set_shape(graph: onnx.GraphProto, name: str, shape: Sequence[int | str]) ->
     for value in graph.output:
         if value.name == name:
             value.CopyFrom(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape)))
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    typed = onnx.shape_inference.infer_shapes(model).graph
-    known = [*typed.input, *typed.output, *typed.value_info]
-    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in known}
-
-
-def _is_one_pixel(shape: list[int] | None) -> bool:
-    return shape is not None and len(shape) == 4 and shape[2:] == [1, 1]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 PRODUCER = "misfire"
+_FOLDED = ("Reshape", "Transpose", "Identity", "Cast", "DequantizeLinear")
 
 
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -78,18 +80,23 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def constant_values(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
-    """Initialisers and Constant nodes by name, and what reshapes and transposes make of them."""
+    """Initialisers and Constant nodes by name, and what reshapes, casts and dequantisation make of them."""
     values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        elif node.op_type in ("Reshape", "Transpose", "Identity") and all(i in values for i in node.input):
-            values[node.output[0]] = _moved(node, [values[name] for name in node.input])
+        elif node.op_type in _FOLDED and all(i in values for i in node.input if i):
+            values[node.output[0]] = _moved(node, [values[name] for name in node.input if name])
     return values
 
 
 def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-    """A constant's values in another order."""
+    """A constant's values in another order or of another type."""
+    if node.op_type == "DequantizeLinear":
+        return _dequantized(node, inputs)
+    if node.op_type == "Cast":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return inputs[0].astype(helper.tensor_dtype_to_np_dtype(to))
     if node.op_type == "Transpose":
         order = {a.name: list(a.ints) for a in node.attribute}.get("perm")
         return inputs[0].transpose(order)
@@ -97,6 +104,18 @@ def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
         sizes = [inputs[0].shape[i] if size == 0 else int(size) for i, size in enumerate(inputs[1])]
         return inputs[0].reshape(sizes)
     return inputs[0]
+
+
+def _dequantized(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
+    """(x - zero point) * scale, one scale for all or for each slice of an axis."""
+    axis = {a.name: a.i for a in node.attribute}.get("axis", 1)
+    value, scale = inputs[0].astype(np.float32), inputs[1]
+    zero = inputs[2].astype(np.float32) if len(inputs) > 2 else np.zeros_like(scale, np.float32)
+    if scale.size > 1:
+        shape = [1] * value.ndim
+        shape[axis] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return np.asarray((value - zero) * scale)
 
 
 def _is_pixel_mean(node: onnx.NodeProto, constants: dict[str, NDArray[Any]], ranks: dict[str, int]) -> bool:

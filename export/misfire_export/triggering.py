@@ -24,6 +24,7 @@ from misfire_train.data.corruptions import FAMILIES, SEVERITIES, corrupt_all
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import CLEAN
 from misfire_train.judge.gate import MIN_FAILURES, GateResult, choose_score
+from misfire_train.scores.fitting import spread
 
 SHIFTS = ("noise", "blur", "night", "fog", "jpeg")
 """One of each kind: sensor, lens, light, weather, link."""
@@ -67,7 +68,7 @@ def choose_trigger(
     free: scores that cost nothing, at least one.  fallback: the free score where nothing can be decided.
     """
     families, notes = _held_out(clean, refit, shifts)
-    part = _spread(frames, MAX_SHIFTED)
+    part = spread(frames, MAX_SHIFTED)
     worse = {name: corrupt_all(part, name, severity=shifts.severity, seed=seed) for name in families}
     columns = {CLEAN: clean, **{name: measure(examples) for name, examples in worse.items()}}
     refitted = _refits(refit, worse, columns)
@@ -159,9 +160,3 @@ def _judge(
         refitted=refitted,
         seed=seed,
     )
-
-
-def _spread(frames: Examples, most: int) -> Examples:
-    if len(frames) <= most:
-        return frames
-    return frames.take(np.linspace(0, len(frames) - 1, most).astype(int))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from misfire_runtime.bundle import MODEL, Bundle, Manifest, read_manifest, verify_files
-from misfire_runtime.bundle_page import render_page
+from misfire_runtime.bundle_page import accuracy_text, origin, render_page
 from misfire_runtime.errors import BundleError
 
 app = typer.Typer(
@@ -81,7 +81,9 @@ def _facts(manifest: Manifest) -> Table:
         "why": str(gate.get("verdict", "")),
         "held out": ", ".join(map(str, gate.get("shifts") or ())),
         "parity": _parity(manifest),
-        "trained on": f"{lineage.dataset} ({lineage.dataset_sha256[:12]}), run {lineage.run_id}",
+        "accuracy": accuracy_text(manifest),
+        origin(manifest): f"{lineage.dataset} ({lineage.dataset_sha256[:12]}), run {lineage.run_id}",
+        "notes": "\n".join(map(str, manifest.extra.get("notes") or ())),
         "graph": f"{manifest.files[MODEL].bytes / 1e6:.2f} MB, sha256 {manifest.files[MODEL].sha256[:16]}",
     }
     for name, value in rows.items():

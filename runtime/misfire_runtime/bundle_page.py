@@ -88,13 +88,29 @@ def _facts(manifest: Manifest) -> str:
         ("Trigger score", manifest.default_score),
         ("Why", str(gate.get("verdict", "")) if isinstance(gate, dict) else ""),
         ("Held out", _held_out(gate)),
-        ("Data", f"{manifest.lineage.dataset}, run {manifest.lineage.run_id}"),
+        ("Accuracy", accuracy_text(manifest)),
+        (origin(manifest).capitalize(), f"{manifest.lineage.dataset}, run {manifest.lineage.run_id}"),
     ]
     if manifest.parity is not None:
         largest = max(manifest.parity.max_abs.values(), default=0.0)
         rows.append(("Parity", f"max abs difference {largest:.1e} on {manifest.parity.images} images"))
     body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows if text)
     return f"<table>{body}</table>"
+
+
+def accuracy_text(manifest: Manifest) -> str:
+    """How well the model did on the calibration frames; "" where the exporter does not say."""
+    found = _part(manifest.extra, "calibration")
+    accuracy, frames, failures = (found.get(key) for key in ("accuracy", "frames", "failures"))
+    if not isinstance(accuracy, int | float):
+        return ""
+    return f"{accuracy:.3f} on {frames} calibration frames, {failures} failures"
+
+
+def origin(manifest: Manifest) -> str:
+    """What the data set of a bundle was for: a model from elsewhere was trained on data that nobody knows."""
+    foreign = {"onnx", "torch"} & set(manifest.lineage.config)
+    return "calibrated on" if foreign else "trained on"
 
 
 def _held_out(gate: Any) -> str:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from misfire_train.errors import HoldoutWarning, ScoreError
 from misfire_train.scores.computing import compute
-from misfire_train.scores.fitting import FitSet, gather
+from misfire_train.scores.fitting import MAX_FIT, FitSet, gather, spread
 from misfire_train.scores.registry import SCORES, ScoreInfo, build, names_for
 
 __all__ = [
+    "MAX_FIT",
     "SCORES",
     "FitSet",
     "HoldoutWarning",
@@ -25,4 +26,5 @@ __all__ = [
     "compute",
     "gather",
     "names_for",
+    "spread",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from misfire_runtime.preprocess import InputContract
 from misfire_train.errors import ScoreError
 from misfire_train.signals import Probe, Signals
+
+MAX_FIT = 20_000
+"""Frames that banks and gradients are fitted on; more only cost memory."""
 
 
 class ImageSet(Protocol):
@@ -72,6 +75,27 @@ class FitSet:
         features = {name: maps[index] for name, maps in old.features.items()}
         signals = Signals(old.outputs[index], old.last_input[index], features, old.weight, old.bias)
         return FitSet(signals, self.targets[index], self.classes)
+
+
+class Takable(Protocol):
+    """A set of which some can be taken: `misfire_train.data.Examples`."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Any) -> Any:
+        """Those at these positions."""
+        ...
+
+
+Set = TypeVar("Set", bound=Takable)
+
+
+def spread(examples: Set, most: int) -> Set:
+    """At most so many of a set, evenly spaced over it: the one way in which frames to fit on are drawn."""
+    if len(examples) <= most:
+        return examples
+    chosen: Set = examples.take(np.linspace(0, len(examples) - 1, most).astype(int))
+    return chosen
 
 
 @contextmanager

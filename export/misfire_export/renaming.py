@@ -1,0 +1,77 @@
+"""Makes room in a foreign graph for misfire's public names: its own `logits` becomes `model/logits`.
+
+image, phi, embedding, score.*, misfire/* and the output of every task belong to the bundle. A foreign tensor
+of such a name, anywhere in the graph or in a subgraph, is renamed before anything is appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import onnx
+
+from misfire_train.scores.registry import ALL
+from misfire_train.tasks import get_task
+
+MOVED = "model/"
+"""Prefix of a tensor that had a public name."""
+PUBLIC = frozenset({"image", "phi", "embedding", *(get_task(name).output_name for name in ALL)})
+_RESERVED = ("score.", "misfire/")
+
+
+def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None:
+    """Renames every tensor that has a public name, in place and wherever it is read."""
+    taken = set(_names(model.graph))
+    new: dict[str, str] = {}
+    for name in sorted(taken):
+        if name in names or name.startswith(_RESERVED):
+            free = MOVED + name
+            while free in taken:
+                free = MOVED + free
+            taken.add(free)
+            new[name] = free
+    if new:
+        rename(model.graph, new)
+
+
+def own_name(name: str) -> str:
+    """The name that the file itself gives a tensor.
+
+    >>> own_name("model/logits"), own_name("z")
+    ('logits', 'z')
+    """
+    return name.removeprefix(MOVED)
+
+
+def rename(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:
+    """Renames tensors in a graph and its subgraphs, in place."""
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+        for inner in subgraphs(node):
+            rename(inner, new)
+    for item in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        item.name = new.get(item.name, item.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = new.get(sparse.values.name, sparse.values.name)
+    for note in graph.quantization_annotation:
+        note.tensor_name = new.get(note.tensor_name, note.tensor_name)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of an If, Loop or Scan; of any other node none."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    for item in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        yield item.name
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
+    for node in graph.node:
+        yield from (name for name in [*node.input, *node.output] if name)
+        for inner in subgraphs(node):
+            yield from _names(inner)
