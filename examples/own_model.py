@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.attach import attach
+from misfire_train import attach
 from misfire_train.data import Examples, load_dataset, split
 from misfire_train.data.corruptions import corrupt_all
 from misfire_train.judge.metrics import auroc

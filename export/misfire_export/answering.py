@@ -11,8 +11,7 @@ every confidence would be wrong: logarithms of probabilities stand for logits, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,13 +20,7 @@ from numpy.typing import NDArray
 from misfire_export.errors import GraphError
 from misfire_export.renaming import own_name
 
-Kind = Literal["logits", "probabilities", "sigmoid"]
 ANSWERS = ("auto", "logits", "probabilities", "sigmoid")
-SUM_TOLERANCE = 0.15
-"""Rows of 8-bit probabilities of 128 classes sum to 0.89 to 0.91: what is below half a step becomes zero."""
-_ROWS_THAT_SUM = 0.99
-_EDGE = 1e-3
-"""Halves and 8-bit numbers round a probability of one to a little above it."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 
@@ -135,36 +128,6 @@ def require_channels_first(shape: Sequence[int], *, output: str, classes: int) -
             f"the answer {own_name(output)} has shape {list(shape)}, which is [N,H,W,K]; expected [N,K,H,W]: "
             "append a Transpose with perm 0,3,1,2"
         )
-
-
-@dataclass
-class Numbers:
-    """What the numbers of an answer are, told batch by batch.
-
-    >>> Numbers().add(np.array([[0.1, 0.8], [0.95, 0.0]])).kind, Numbers().add(np.array([[0.9, 0.9]])).kind
-    ('probabilities', 'sigmoid')
-    >>> Numbers().add(np.array([[-1.0, 0.4]])).kind
-    'logits'
-    """
-
-    low: float = 0.0
-    high: float = 0.0
-    rows: int = 0
-    sum_to_one: int = 0
-
-    def add(self, values: NDArray[Any]) -> Numbers:
-        """values: [n,K,...]. Returns itself."""
-        near = np.abs(values.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        self.rows, self.sum_to_one = self.rows + near.size, self.sum_to_one + int(near.sum())
-        return self
-
-    @property
-    def kind(self) -> Kind:
-        """Of all that was added."""
-        if self.low < -_EDGE or self.high > 1 + _EDGE:
-            return "logits"
-        return "probabilities" if self.sum_to_one >= _ROWS_THAT_SUM * self.rows else "sigmoid"
 
 
 def softmax(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -27,7 +27,6 @@ from misfire_export.golden import write_golden
 from misfire_export.lowering import Target, lower
 from misfire_export.measuring import Measurement, measure, open_session
 from misfire_export.parity import TOLERANCE, check_parity
-from misfire_export.refitting import Refit
 from misfire_export.triggering import Shifts, choose_trigger
 from misfire_runtime.bundle import (
     MANIFEST,
@@ -44,6 +43,7 @@ from misfire_runtime.bundle import (
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
+from misfire_train.refitting import Refit
 from misfire_train.tasks import Task
 
 Precision = Literal["fp32", "fp16", "int8"]

@@ -20,7 +20,9 @@ def export(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
     torch: Annotated[str, typer.Option(help="Instead of a run: module:factory of any nn.Module.")] = "",
-    weights: Annotated[Path | None, typer.Option(help="With --torch: a safetensors file.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="With --torch: a safetensors file, or a state dict in a .pt file.")
+    ] = None,
     features: Annotated[str, typer.Option(help="With --torch: layers that a learned head reads.")] = "",
     last_layer: Annotated[str, typer.Option(help="With --torch: name of the last layer.")] = "",
     onnx: Annotated[Path | None, typer.Option(help="Instead of a run: a foreign ONNX graph.")] = None,
@@ -123,6 +125,8 @@ def export(
             last_layer=last_layer or None,
             scores=wanted,
             score_options=fitted_with,
+            model_classes=own_names,
+            output=output,
         )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
 

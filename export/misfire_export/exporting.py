@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from misfire_export.assembling import (
     GraphScore,
     Options,
@@ -28,19 +26,17 @@ from misfire_export.checking import require_small_scores
 from misfire_export.errors import ExportError
 from misfire_export.lowering import Target
 from misfire_export.parity import TOLERANCE
-from misfire_export.refitting import refit_of_run
 from misfire_export.tracing import PixelInput, trace
 from misfire_export.triggering import Shifts
 from misfire_runtime.bundle import Bundle, Lineage
 from misfire_train import scores as scoring
 from misfire_train.data import Examples
+from misfire_train.refitting import refit_of_run
 from misfire_train.runs import Run
 from misfire_train.signals import Score, ScoredModel
 from misfire_train.tasks import Task
 
 HEAD = "learning_loss_pp"
-MAX_FIT = 20_000
-"""Frames that banks and gradients are fitted on; more only cost memory."""
 
 
 def all_scores(task: str, *, head: bool) -> tuple[str, ...]:
@@ -180,9 +176,8 @@ def lineage_of(run: Run, *, snapshot_id: str | None = None) -> Lineage:
 
 
 def _gather(run: Run, part: Examples) -> scoring.FitSet:
-    """Signals of at most MAX_FIT frames, spread evenly."""
-    if len(part) > MAX_FIT:
-        part = part.take(torch.linspace(0, len(part) - 1, MAX_FIT).long().tolist())
+    """Signals of at most so many frames, as the judge draws them."""
+    part = scoring.spread(part, scoring.MAX_FIT)
     classes = len(run.record.classes) if run.record.task == "classification" else None
     return scoring.gather(
         run.probe,

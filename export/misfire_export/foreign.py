@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from misfire_export.adapting import adapt
-from misfire_export.answering import ANSWERS, Kind, choose_output, require_shape, static_shape
+from misfire_export.answering import ANSWERS, choose_output, require_shape, static_shape
 from misfire_export.assembling import GraphScore, Options, Source, assemble, require_free
 from misfire_export.calibrating import require_frames
 from misfire_export.checking import require_operators, require_small_scores
@@ -46,6 +46,7 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train import scores as scoring
 from misfire_train.data import Examples
 from misfire_train.signals import Signals
+from misfire_train.task_shapes import Kind
 from misfire_train.tasks import Task, get_task
 
 TASKS = ("classification", "segmentation")

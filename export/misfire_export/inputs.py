@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from misfire_export.assembling import Options
 from misfire_export.exporting import all_scores, export_run
-from misfire_export.modules import export_module_bundle, load_module, module_lineage
+from misfire_export.module_loading import load_module
+from misfire_export.modules import export_module_bundle, module_lineage
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
@@ -195,6 +196,8 @@ def export_torch(
     last_layer: str | None,
     scores: Sequence[str] | None,
     score_options: ScoreOptions | None = None,
+    model_classes: Sequence[str] = (),
+    output: str = "",
 ) -> Bundle:
     """A torch module's bundle. scores: names, or "all" alone."""
     if scores == ["all"]:
@@ -207,8 +210,11 @@ def export_torch(
         options=options,
         task=material.task,
         classes=material.classes,
+        model_classes=model_classes,
         features=features,
         last_layer=last_layer,
+        output=output,
+        data_contract=material.data_contract,
         scores=scores,
         score_options=score_options,
         fit=material.fit,

@@ -6,8 +6,6 @@ factory() --weights--> module --attach to named layers--> LearningLoss++ head fi
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,52 +16,24 @@ from torch import nn
 from misfire_export.assembling import GraphScore, Options, Source, assemble, require_free
 from misfire_export.calibrating import require_frames
 from misfire_export.checking import require_small_scores
-from misfire_export.errors import ExportError, TraceError
-from misfire_export.refitting import Refit
+from misfire_export.errors import ExportError
+from misfire_export.module_checks import layer_notes, probe_of, settle_classes
 from misfire_export.tracing import PixelInput, trace
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_runtime.preprocess import InputContract
 from misfire_train import scores as scoring
-from misfire_train.attach import attach, find_last_layer
+from misfire_train.attaching import attach
 from misfire_train.data import Examples
 from misfire_train.failures import settle_failures
 from misfire_train.heads import recipe_named
-from misfire_train.runs import read_tensors
+from misfire_train.refitting import Refit
+from misfire_train.scores.registry import CLASSES
 from misfire_train.signals import Probe, Score, ScoredModel
-from misfire_train.tasks import get_task
+from misfire_train.tasks import Task, get_task
 from misfire_train.train_config import FailureTable
 
 HEAD = "learning_loss_pp"
 RECIPE = "learning-loss-pp"
-
-
-def load_module(target: str, *, weights: Path | None = None) -> nn.Module:
-    """The module that `package.module:factory` makes, in eval mode, with weights of a safetensors file.
-
-    A factory is a function or class without required arguments, or a module. The current folder is searched.
-    Raises ExportError where it cannot be imported, called, or loaded into.
-    """
-    name, _, attribute = target.partition(":")
-    if not name or not attribute:
-        raise ExportError(f"--torch is {target!r}; expected module:factory")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(name), attribute)
-        model = found if isinstance(found, nn.Module) else found()
-    except Exception as error:
-        raise ExportError(f"--torch {target}: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ExportError(f"--torch {target} gave {type(model).__name__}; expected an nn.Module")
-    if weights is not None:
-        try:
-            model.load_state_dict(read_tensors(weights))
-        except RuntimeError as error:
-            raise ExportError(
-                f"{weights} does not fit {target}: {str(error).splitlines()[-1].strip()}"
-            ) from error
-    return model.eval().requires_grad_(False)
 
 
 def export_module_bundle(
@@ -73,10 +43,13 @@ def export_module_bundle(
     calibration: Examples,
     out: Path,
     options: Options,
-    task: str = "classification",
+    task: str | Task = "classification",
     classes: Sequence[str] = (),
+    model_classes: Sequence[str] = (),
     features: Sequence[str] = (),
     last_layer: str | None = None,
+    output: str = "",
+    data_contract: InputContract | None = None,
     scores: Sequence[str] | None = None,
     fit: Examples | None = None,
     holdout: Examples | None = None,
@@ -86,6 +59,9 @@ def export_module_bundle(
 ) -> Bundle:
     """Writes a bundle of a module that maps image [N,C,H,W] to the task's output tensor.
 
+    task: the name of a built-in task, or one made by `custom_task`.
+    classes: names that the targets count.  model_classes: names in the order of the module's outputs.
+    output: of a module that gives a dict or a tuple, the key or position of the answer.
     features: layers that a LearningLoss++ head reads; the head is fitted on `holdout` and knows `fit`.
     last_layer: its last nn.Linear or 1x1 nn.Conv2d, found where it is not named.
     scores: default, the free scores of the task, and the head where `features` are named.
@@ -93,25 +69,36 @@ def export_module_bundle(
     """
     require_free(Path(out))
     require_frames(len(calibration))
-    try:
-        last = last_layer or find_last_layer(model)
-        probe = Probe(model, last_layer=last, features=features).eval()
-    except Exception as error:
-        raise TraceError(f"no recognisable last layer: {error}") from error
-    kind = get_task(task)
+    kind = get_task(task) if isinstance(task, str) else task
+    probe = probe_of(model, contract, last_layer=last_layer, features=features, output=output)
+    notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, contract)]
+    names_in_order = tuple(classes)
+    if kind.name in CLASSES:
+        order, told = settle_classes(
+            probe,
+            calibration,
+            contract=contract,
+            data=data_contract or contract,
+            task=kind,
+            classes=classes,
+            stated=model_classes,
+        )
+        names_in_order, notes = order.names, [*notes, *told]
+        calibration = order.of(calibration)
+        fit, holdout = (None if part is None else order.of(part) for part in (fit, holdout))
     if holdout is not None:
         table = FailureTable(threshold=options.failure_threshold)
         kind, _ = settle_failures(probe, kind, holdout, contract=contract, table=table)
     recipe = recipe_named(RECIPE)
     refit = Refit(HEAD, probe, kind, recipe, contract, train=fit, holdout=holdout, seed=seed)
     learned = [fit_head(refit, layers=features)] if features else []
-    names = list(scores) if scores is not None else _default_names(task)
+    names = list(scores) if scores is not None else _default_names(kind.name)
     sets = {key: _gather(probe, part, contract) for key, part in (("fit", fit), ("holdout", holdout))}
     others = [name for name in names if name != HEAD]
     built = [
         *(learned if scores is None or HEAD in names else []),
         *scoring.build(
-            others, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
+            others, task=kind.name, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
         ),
     ]
     if HEAD in names and not learned:
@@ -125,11 +112,11 @@ def export_module_bundle(
         output=kind.output_name,
         scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
         lineage=lineage or Lineage(run_id="module", dataset="unknown", dataset_sha256="0" * 64),
-        classes=tuple(classes),
+        classes=names_in_order,
         reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,
         refit=refit if learned else None,
         ranges=fit,
-        extra={"notes": [f"last layer: {last}"]},
+        extra={"notes": notes},
     )
     return assemble(source, calibration=calibration, out=Path(out), options=options)
 
@@ -139,7 +126,9 @@ def fit_head(refit: Refit, *, layers: Sequence[str]) -> Score:
     if refit.train is None or refit.holdout is None:
         raise ExportError(f"{HEAD} is fitted on held-out frames and knows the training frames; give both")
     probe = refit.probe
-    attached = attach(probe.model, layers=layers, last_layer=probe.last_layer, task=refit.task)
+    attached = attach(
+        probe.model, layers=layers, last_layer=probe.last_layer, task=refit.task, output=probe.output
+    )
     attached.fit(train=refit.train, holdout=refit.holdout, contract=refit.contract, seed=refit.seed)
     return attached.score.eval().requires_grad_(False)
 
@@ -160,5 +149,6 @@ def _default_names(task: str) -> list[str]:
 def _gather(probe: Probe, part: Examples | None, contract: InputContract) -> scoring.FitSet | None:
     if part is None or not len(part):
         return None
+    part = scoring.spread(part, scoring.MAX_FIT)
     with torch.no_grad():
         return scoring.gather(probe, part, part.targets, contract=contract, batch=64)

@@ -18,7 +18,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from misfire_export.answering import Kind, Numbers, require_channels_first, require_shape, softmax
+from misfire_export.answering import require_channels_first, require_shape, softmax
 from misfire_export.errors import GraphError
 from misfire_export.labels import Answered
 from misfire_export.last_layer import Found, Take
@@ -27,6 +27,7 @@ from misfire_export.renaming import own_name
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.scores.fitting import spread
+from misfire_train.task_shapes import Kind, Numbers
 from misfire_train.tasks import Task, pixel_answers
 
 _FIRST = 8

@@ -85,7 +85,7 @@ def export_module(
                 verbose=False,
             )
     except Exception as error:
-        raise TraceError(f"torch cannot export this model: {_cause(error)}") from error
+        raise TraceError(f"torch cannot export this model: {cause(error)}") from error
     assert program is not None
     # The exporter names values after operators: an `embedding` inside would shadow the output of that name.
     NameFixPass()(program.model)
@@ -108,7 +108,7 @@ def _output_names(module: nn.Module, example: Tensor, contract: InputContract) -
             outputs = module(example)
     except Exception as error:
         shape = f"[N,{contract.channels},{contract.height},{contract.width}]"
-        raise TraceError(f"the model does not take {contract.name} {shape}: {_cause(error)}") from error
+        raise TraceError(f"the model does not take {contract.name} {shape}: {cause(error)}") from error
     return list(outputs)
 
 
@@ -128,7 +128,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The innermost error's first telling line: exporters wrap it in pages of advice."""
     seen: BaseException = error
     while seen.__cause__ is not None:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from misfire_export.errors import ExportError
 from misfire_export.measuring import Measurement
-from misfire_export.refitting import Refit
 from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, SEVERITIES, corrupt_all
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import CLEAN
 from misfire_train.judge.gate import MIN_FAILURES, GateResult, choose_score
+from misfire_train.refitting import Refit
 from misfire_train.scores.fitting import spread
 
 SHIFTS = ("noise", "blur", "night", "fog", "jpeg")
@@ -102,14 +102,9 @@ def _held_out(
     seen = [name for name in shifts.families if name in refit.families]
     if not seen:
         return unseen, ()
-    why = (
-        "its training and held-out frames were not given"
-        if refit.stands_alone
-        else "it was not fitted on frames that the network never saw"
-    )
     note = (
-        f"{refit.name} was trained on {', '.join(seen)} and cannot be fitted again without them ({why}): "
-        "these corruptions were not held out."
+        f"{refit.name} was trained on {', '.join(seen)} and cannot be fitted again without them "
+        f"({refit.why_not}): these corruptions were not held out."
     )
     return unseen, (note,)
 

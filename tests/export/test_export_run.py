@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,14 +16,17 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from misfire_export.errors import CalibrationError, ExportError, OutputError, ParityError
-from misfire_export.exporting import export_run
+from misfire_export.exporting import build_scores, export_run
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.engine import EngineOptions, load_engine
 from misfire_runtime.preprocess import to_tensor
+from misfire_train import scores as scoring
 from misfire_train.data import Dataset, Examples
+from misfire_train.judge import run_judging
 from misfire_train.runs import Run
-from misfire_train.signals import Score, ScoredModel, Signals
+from misfire_train.scores import FitSet, fitting
+from misfire_train.signals import Probe, Score, ScoredModel, Signals
 
 
 def session_of(bundle: Bundle) -> ort.InferenceSession:
@@ -260,3 +264,25 @@ def test_scored_model_is_left_in_eval_mode_and_its_weights_untouched(
     model = ScoredModel(digits_run.probe, [], output_name="logits")
     assert not digits_run.probe.training and model.output_name == "logits"
     assert all(not p.requires_grad for p in digits_run.probe.parameters())
+
+
+def test_the_judge_and_the_export_fit_scores_on_the_same_frames(
+    digits_run: Run, digits: Dataset, digits_parts: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the largest number of frames, too."""
+    drawn: list[tuple[str, ...]] = []
+
+    def gather(probe: Probe, examples: Examples, *rest: Any, **more: Any) -> FitSet:
+        drawn.append(examples.ids)
+        return fitting.gather(probe, examples, *rest, **more)
+
+    for module in (run_judging, scoring):
+        monkeypatch.setattr(module, "gather", gather)
+        monkeypatch.setattr(module, "MAX_FIT", 37)
+    judging = run_judging.Judging(scores=("msp", "knn_distance"), limit=100, replicates=20)
+    run_judging.judge_run(digits_run, digits, judging)
+    judged = drawn[0]
+    drawn.clear()
+    parts = {"fit": digits_parts["train"], "holdout": digits_parts["holdout"]}
+    build_scores(["msp", "knn_distance"], digits_run, task=digits_run.task, options={}, **parts)
+    assert len(judged) == 37 and drawn == [judged]

@@ -15,13 +15,17 @@ from typer.testing import CliRunner
 
 from misfire_export.assembling import Options
 from misfire_export.checking import require_small_scores
-from misfire_export.errors import ExportError, GraphError, TraceError
-from misfire_export.modules import export_module_bundle, load_module
+from misfire_export.errors import ExportError, GraphError, LabelError, TraceError
+from misfire_export.module_loading import load_module
+from misfire_export.modules import export_module_bundle
+from misfire_export.triggering import Shifts
+from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError, MisfireError
 from misfire_train.data import Dataset, Examples, split
 from misfire_train.runs import Run
 from misfire_train.scores.density import KnnDistance
+from misfire_train.tasks import custom_task
 
 OPTIONS = Options(name="module", version="1.0.0")
 SOURCE = """
@@ -62,7 +66,8 @@ def test_the_command_exports_a_module_with_a_learned_head(source: Path) -> None:
     found = json.loads(result.stdout)
     assert found["scores"] == ["learning_loss_pp", "entropy", "msp"]
     assert max(found["parity_max_abs"].values()) <= 1e-4
-    assert found["notes"] == ["last layer: 4"]
+    assert found["notes"][0] == "last layer: 4"
+    assert any("no better than chance" in note for note in found["notes"]), "it was never trained"
 
 
 def test_what_cannot_be_loaded_says_why(source: Path) -> None:
@@ -75,8 +80,45 @@ def test_what_cannot_be_loaded_says_why(source: Path) -> None:
         with pytest.raises(ExportError, match=text):
             load_module(target)
     save_file({"4.weight": torch.zeros(2, 2)}, source / "bad.safetensors")
-    with pytest.raises(ExportError, match="does not fit"):
+    with pytest.raises(
+        ExportError, match=r"does not fit .*missing: 0.weight.*of another size: 4.weight \[2, 2\] for"
+    ):
         load_module("their_network:build", weights=source / "bad.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", ["", "state_dict"])
+def test_weights_that_torch_saved_are_read_without_their_wrappers(
+    source: Path, prefix: str, wrapper: str
+) -> None:
+    wanted = {name: t + 0.01 for name, t in load_module("their_network:build").state_dict().items()}
+    saved: object = {prefix + name: tensor for name, tensor in wanted.items()}
+    torch.save({wrapper: saved, "epoch": 3} if wrapper else saved, source / "w.pt")
+    found = load_module("their_network:build", weights=source / "w.pt").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+class Payload:
+    """What a pickle does when it is loaded."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code was run",)
+
+
+def test_a_file_of_weights_runs_no_code_and_says_what_it_should_be(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"0.weight": Payload()}, source / "evil.pt")
+    (source / "text.pt").write_text("no weights")
+    torch.save([1, 2], source / "list.pt")
+    for name, text in (
+        ("evil", "without running code"),
+        ("text", "neither a safetensors"),
+        ("list", "holds list"),
+    ):
+        with pytest.raises(ExportError, match=text):
+            load_module("their_network:build", weights=source / f"{name}.pt")
+    assert "code was run" not in capsys.readouterr().out
 
 
 def test_a_module_without_a_last_layer_is_refused(
@@ -172,3 +214,82 @@ def test_options_that_make_no_sense_are_refused_before_anything_slow(digits_run:
         result = CliRunner().invoke(app, ["export", str(digits_run.path), "--out", str(out), option, value])
         assert isinstance(result.exception, MisfireError) and text in str(result.exception)
         assert not out.exists()
+
+
+class Several(nn.Module):
+    """A dict of answers, an auxiliary head declared last, and perhaps a last activation."""
+
+    def __init__(self, *, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.classifier = nn.Linear(16, 10)
+        self.activation = activation or nn.Identity()
+        self.aux = nn.Linear(16, 10)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.activation(self.classifier(self.body(image)))}
+
+
+def export_several(
+    model: nn.Module, parts: dict[str, Examples], digits: Dataset, out: Path, **more: object
+) -> Bundle:
+    given: dict[str, object] = {"output": "out", "classes": digits.classes, **more}
+    return export_module_bundle(
+        model.eval(),
+        contract=digits.contract,
+        calibration=parts["calibration"],
+        holdout=parts["holdout"],
+        out=out,
+        options=replace(OPTIONS, shifts=Shifts(())),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def test_a_module_that_gives_a_dict_is_exported_by_the_layer_that_answers(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    bundle = export_several(Several(), parts, digits, out, scores=["entropy", "egl"])
+    assert bundle.manifest.extra["notes"][0] == "last layer: classifier"
+    with pytest.raises(TraceError, match="a dict of out, which is no tensor: name the answer with --output"):
+        export_several(Several(), parts, digits, out, output="")
+    with pytest.raises(TraceError, match="'aux' is not called"):
+        export_several(Several(), parts, digits, out, last_layer="aux")
+
+
+def test_an_answer_that_is_not_the_named_layers_is_said(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    bundle = export_several(
+        Several(activation=nn.Hardtanh(-0.1, 0.1)), parts, digits, out, last_layer="classifier"
+    )
+    assert "the answer is not what classifier gives" in bundle.manifest.extra["notes"][1]
+
+
+def test_a_module_that_gives_no_logits_or_other_classes_is_refused(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    for activation, text in ((nn.Softmax(1), "gives probabilities"), (nn.Sigmoid(), "gives sigmoids")):
+        with pytest.raises(ExportError, match=text):
+            export_several(Several(activation=activation), parts, digits, out, last_layer="classifier")
+    with pytest.raises(LabelError, match=r"has 2 classes \(odd, even\), the model 10 outputs"):
+        export_several(Several(), parts, digits, out, classes=("odd", "even"))
+    assert not out.exists()
+
+
+def test_a_task_of_ones_own_is_exported(parts: dict[str, Examples], digits: Dataset, out: Path) -> None:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs.argmax(1) - targets).abs().float()
+
+    task = custom_task(loss, failure_threshold=0.5)
+    bundle = export_several(
+        Several(),
+        parts,
+        digits,
+        out,
+        task=task,
+        scores=["learning_loss_pp"],
+        features=["body"],
+        fit=digits.train,
+    )
+    assert bundle.manifest.task == "custom" and bundle.manifest.default_score == "learning_loss_pp"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
-from misfire_train.attach import attach
+from misfire_train.attaching import attach
 from misfire_train.errors import JudgeError
 from misfire_train.failures import clean_losses, settle_failures
 from misfire_train.head_data import TensorSet

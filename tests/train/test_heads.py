@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
-from misfire_train.attach import attach, find_last_layer
+from misfire_train.attaching import attach, find_last_layer
 from misfire_train.data import load_dataset
 from misfire_train.head_data import LossSet, TensorSet, collect, corrupted_copies
 from misfire_train.head_training import (

@@ -11,7 +11,7 @@ import misfire_train
 from misfire_train import scores
 
 MODULES = (
-    "misfire_train.attach",
+    "misfire_train.attaching",
     "misfire_train.data.corruptions",
     "misfire_train.data.loading",
     "misfire_train.data.splits",

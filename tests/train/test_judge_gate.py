@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from misfire_train.errors import JudgeError
+from misfire_train.judge.evidence import Evidence
+from misfire_train.judge.folds import shift_folds
 from misfire_train.judge.gate import choose_score, failures_needed
 
 
@@ -206,3 +208,25 @@ def test_nan_is_named_by_frame() -> None:
 def test_failures_needed_follow_the_width_of_the_interval() -> None:
     assert failures_needed(auroc=0.85, half_width=0.05) == 26
     assert failures_needed(auroc=0.85, half_width=0.025) == pytest.approx(4 * 26, abs=4)
+
+
+def test_a_score_below_chance_never_triggers_even_where_the_free_ones_are_worse() -> None:
+    """As where labels are misread: what ranks failures last must not win for ranking them less so."""
+    rng = np.random.default_rng(0)
+    failed = rng.random(3000) < 0.4
+    scores = {
+        "msp": -1.5 * failed + rng.normal(size=3000),
+        "learned": -0.4 * failed + rng.normal(size=3000),
+    }
+    result = choose_score(scores, failed=failed, free={"msp"}, replicates=200)
+    assert result.winner == "msp" and not result.passed
+
+
+def test_shifts_that_a_score_was_trained_on_are_not_held_out() -> None:
+    rng = np.random.default_rng(0)
+    failed = rng.random(1200) < 0.3
+    evidence = Evidence.of(
+        {"msp": rng.normal(size=1200)}, failed=failed, shifts=np.repeat(["clean", "fog", "noise"], 400)
+    )
+    assert [fold.name for fold in shift_folds(evidence)] == ["fog", "noise"]
+    assert [fold.name for fold in shift_folds(evidence, known=("fog",))] == ["noise"]

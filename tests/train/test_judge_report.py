@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,26 @@ def test_a_run_is_judged_on_its_test_images_with_refits_and_pictures(run: Run) -
         run, dataset, Judging(scores=("msp",), limit=100, shifts=("fog",), refit=False, replicates=50)
     )
     assert any("these shifts are not held out" in note for note in honest[0].gate.notes)
+
+
+def test_a_head_that_was_cross_fitted_or_trained_along_is_not_fitted_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its network has been trained on the holdout, so another head would be judged, on what it has seen."""
+
+    def fail(*_args: object, **_more: object) -> None:
+        raise AssertionError("the head was fitted again")
+
+    monkeypatch.setattr("misfire_train.refitting.fit_head", fail)
+    judging = Judging(scores=("msp", "learning_loss_pp"), limit=200, shifts=("fog",), replicates=50)
+    for change in ({"folds": 3}, {"joint": True}):
+        config = {**run.record.config, "head": {**run.record.config["head"], **change}}
+        record = run.record.model_copy(update={"config": config})
+        report, _ = judge_run(replace(run, record=record), load_dataset("digits"), judging)
+        notes = " ".join(report.gate.notes)
+        assert "not fitted again (it was not fitted on frames that the network never saw)" in notes
+        assert "these shifts are not held out" in notes
+        assert not any(view.kind == "corruptions" for view in report.gate.views)
 
 
 def test_judging_on_what_was_fitted_on_is_refused(run: Run) -> None:

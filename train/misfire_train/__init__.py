@@ -9,8 +9,8 @@ For a notebook:
 """
 
 from misfire_train import scores
-from misfire_train.attach import attach
+from misfire_train.attaching import Attached, attach
 from misfire_train.judge import evaluate
 from misfire_train.selection import select
 
-__all__ = ["attach", "evaluate", "scores", "select"]
+__all__ = ["Attached", "attach", "evaluate", "scores", "select"]

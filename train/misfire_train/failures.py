@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.head_data import LabelledSet, checked_losses, image_batches
+from misfire_train.head_data import LabelledSet, checked_losses, image_batches, on_cpu
 from misfire_train.runs import FailureRecord
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
@@ -53,7 +53,7 @@ def clean_losses(probe: Probe, task: Task, examples: LabelledSet, *, contract: I
     """[N] sample losses in eval mode. Raises ConfigError naming samples whose loss is NaN or negative."""
     device = next(probe.parameters()).device
     with evaluating(probe):
-        outputs = [probe(images.to(device)).outputs.cpu() for images in image_batches(examples, contract)]
+        outputs = [on_cpu(probe(images.to(device))).outputs for images in image_batches(examples, contract)]
     if not outputs:
         return torch.empty(0)
     return checked_losses(task, torch.cat(outputs), torch.as_tensor(examples.targets), ids=examples.ids)

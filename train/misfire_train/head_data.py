@@ -25,6 +25,7 @@ from misfire_train.heads.residual import ResidualHead
 from misfire_train.objectives import check_losses
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Signals
+from misfire_train.task_shapes import require_fit
 from misfire_train.tasks import Task
 
 BATCH = 256
@@ -164,11 +165,15 @@ def on_cpu(signals: Signals) -> Signals:
     features = {name: maps.cpu() for name, maps in signals.features.items()}
     weight = None if signals.weight is None else signals.weight.cpu()
     bias = None if signals.bias is None else signals.bias.cpu()
-    return Signals(signals.outputs.cpu(), signals.last_input.cpu(), features, weight, bias)
+    return Signals(signals.outputs.cpu(), signals.last_input.cpu(), features, weight, bias).float()
 
 
 def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequence[str]) -> Tensor:
-    """[N] sample losses. Raises ConfigError naming samples whose loss is NaN, infinite or negative."""
+    """[N] sample losses. Raises ConfigError naming samples whose loss is NaN, infinite or negative.
+
+    The same where outputs or targets are not what the task is about.
+    """
+    require_fit(task.name, outputs, targets)
     try:
         return check_losses(task.sample_loss(outputs, targets).float(), ids=ids)
     except ValueError as error:

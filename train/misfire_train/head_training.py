@@ -156,7 +156,7 @@ def gather_train(
     embeddings, statistics = [], []
     with evaluating(probe):
         for images in image_batches(train, contract):
-            signals = probe(images.to(device))
+            signals = probe(images.to(device)).float()
             embeddings.append(signals.embedding.cpu())
             if maps:
                 statistics.append(map_statistics({name: signals.features[name] for name in maps}).cpu())
@@ -188,8 +188,9 @@ def candidate_heads(
     task, train: for a residual head only, which remembers the training set.
     """
     blank = torch.zeros(1, contract.channels, contract.height, contract.width)
+    weight = next(probe.parameters())
     with evaluating(probe):
-        signals = on_cpu(probe(blank.to(next(probe.parameters()).device)))
+        signals = on_cpu(probe(blank.to(weight.device, weight.dtype)))
     channels = {name: int(signals.features[name].shape[1]) for name in probe.feature_names}
     if recipe.kind != "residual" and not channels:
         raise ConfigError(f"{recipe.name} reads feature maps: name the layers to attach to")
@@ -255,7 +256,7 @@ def best_base(
     if len(heads) == 1:
         return 0
     with evaluating(probe):
-        outputs = torch.cat([probe(images).outputs for images in image_batches(holdout, contract)])
+        outputs = torch.cat([on_cpu(probe(images)).outputs for images in image_batches(holdout, contract)])
     risk = (clean.frame_losses if clean.failed is None else clean.failed).double().numpy()
     areas = []
     for head in heads:

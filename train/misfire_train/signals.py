@@ -7,11 +7,19 @@ export traces, so that pool scoring in torch and the vehicle's graph are the sam
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from misfire_runtime.errors import ConfigError
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put in front of a layer's name."""
+_LAYERS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,14 @@ class Signals:
         flat = self.last_input if self.last_input.ndim == 2 else self.last_input.flatten(2).mean(2)
         return flat / flat.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
+    def float(self) -> Signals:
+        """The same in fp32, in which scores compute; itself where it is so already."""
+        if self.outputs.dtype == self.last_input.dtype == torch.float32:
+            return self
+        weight, bias = (None if value is None else value.float() for value in (self.weight, self.bias))
+        maps = {name: value.float() for name, value in self.features.items()}
+        return Signals(self.outputs.float(), self.last_input.float(), maps, weight, bias)
+
 
 class Score(nn.Module):
     """A failure score: `forward(signals)` gives [N], higher means a failure is likelier.
@@ -58,22 +74,23 @@ class Probe(nn.Module):
     """Runs `model` once and returns Signals. The model's own outputs are untouched.
 
     model: any module whose forward maps image [N,C,H,W] to the task's output tensor.
-    last_layer: name of its last nn.Linear or 1x1 nn.Conv2d, as in `model.named_modules()`.
-    features: names of the layers whose outputs heads want.
-    Raises ValueError where a name does not exist, listing what does.
+    last_layer: name of its last nn.Linear or 1x1 nn.Conv2d, as in `model.named_modules()`; what torch.compile
+    and DataParallel put in front may be left out.  features: names of the layers whose outputs heads want.
+    output: of a model that gives a dict or a tuple, the key or position of the answer.
+    Raises ValueError where a name does not exist, with the nearest ones.
     """
 
-    def __init__(self, model: nn.Module, *, last_layer: str, features: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, *, last_layer: str, features: Iterable[str] = (), output: str = ""
+    ) -> None:
         super().__init__()
         self.model = model
-        self.last_layer = last_layer
-        self.feature_names = tuple(features)
+        self.output = output
         modules = dict(model.named_modules())
-        for name in (last_layer, *self.feature_names):
-            if name not in modules:
-                known = ", ".join(n for n in modules if n)
-                raise ValueError(f"the model has no layer {name!r}; it has {known}")
-        self._last = modules[last_layer]
+        self.last_layer = _layer_named(last_layer, modules)
+        wanted = (features,) if isinstance(features, str) else features
+        self.feature_names = tuple(_layer_named(name, modules) for name in wanted)
+        self._last = modules[self.last_layer]
         if not isinstance(self._last, nn.Linear | nn.Conv2d):
             raise ValueError(
                 f"last layer {last_layer!r} is {type(self._last).__name__}, not Linear or Conv2d"
@@ -94,12 +111,71 @@ class Probe(nn.Module):
         handles = [module.register_forward_hook(keep_output(name)) for name, module in self._taps.items()]
         handles.append(self._last.register_forward_pre_hook(lambda _m, inputs: last.append(inputs[0])))
         try:
-            outputs = self.model(image)
+            outputs = answer_of(self.model(image), self.output)
         finally:
             for handle in handles:
                 handle.remove()
+        if not last:
+            raise ConfigError(
+                f"the last layer {self.last_layer!r} is not called when the model answers (an auxiliary "
+                "head?): name the layer that gives the answer with last_layer"
+            )
         weight = self._last.weight.flatten(1)
         return Signals(outputs, last[-1], captured, weight, self._last.bias)
+
+
+def answer_of(given: Any, output: str = "") -> Tensor:
+    """The answer among what a model returned: the tensor, or the one of this key or position.
+
+    Raises ConfigError where it returned several and none is named, or another name than there is.
+
+    >>> answer_of({"out": torch.ones(1, 2), "aux": torch.zeros(1, 2)}, "out")
+    tensor([[1., 1.]])
+    """
+    if isinstance(given, Tensor):
+        if output:
+            raise ConfigError(f"the model gives one tensor, so there is no output {output!r}: leave it out")
+        return given
+    if isinstance(given, Mapping):
+        named = {str(key): value for key, value in given.items()}
+    elif isinstance(given, tuple | list):
+        named = {str(position): value for position, value in enumerate(given)}
+    else:
+        raise ConfigError(f"the model gives {type(given).__name__}; expected a tensor")
+    kind = type(given).__name__
+    if output not in named:
+        problem = f"has no {output!r}" if output else "is no tensor"
+        raise ConfigError(
+            f"the model gives a {kind} of {', '.join(named)}, which {problem}: name the answer with output="
+        )
+    found = named[output]
+    if not isinstance(found, Tensor):
+        raise ConfigError(f"output {output!r} of the model is {type(found).__name__}; expected a tensor")
+    return found
+
+
+def _layer_named(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The full name of a layer. Raises ValueError with the nearest names where there is none."""
+    if name in modules:
+        return name
+    plain = {_without_wrappers(full): full for full in modules}
+    if name in plain:
+        return plain[name]
+    known = [full for full in modules if full]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(close)}?" if close else ";"
+    more = (
+        f" and {len(known) - _LAYERS_SHOWN} more (model.named_modules())"
+        if len(known) > _LAYERS_SHOWN
+        else ""
+    )
+    raise ValueError(f"the model has no layer {name!r}{hint} It has {', '.join(known[:_LAYERS_SHOWN])}{more}")
+
+
+def _without_wrappers(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
+    return name
 
 
 class ScoredModel(nn.Module):
@@ -114,11 +190,11 @@ class ScoredModel(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """All outputs from one forward pass; each score is [N] float32."""
         signals = self.probe(image)
-        result = {self.output_name: signals.outputs}
+        result, whole = {self.output_name: signals.outputs}, signals.float()
         for score in self.scores:
             assert isinstance(score, Score)
-            result[f"score.{score.name}"] = score(signals).float()
-        result["embedding"] = signals.embedding.float()
+            result[f"score.{score.name}"] = score(whole).float()
+        result["embedding"] = whole.embedding.float()
         return result
 
 

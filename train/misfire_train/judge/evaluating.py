@@ -44,6 +44,7 @@ def evaluate(
     loss_scales: Mapping[str, float | None] | None = None,
     loss_scales_from: str = "other frames",
     refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
+    known_shifts: Collection[str] = (),
     gate_metrics: Sequence[str] = ("auroc", "aurc"),
     replicates: int = 300,
     gate_replicates: int = 1000,
@@ -58,6 +59,7 @@ def evaluate(
     slices: {name: [N] labels} such as weather or camera, compared on clean rows.
     loss_scales: scores that predict the loss as c * exp(score), with their c; None fits it on half of the
     clean frames and judges it on the other half.  loss_scales_from: where given ones come from.
+    known_shifts: shifts that a learned score was trained on; the gate does not hold them out.
     settings: kept in the report.
     A refitted score stands in its condition's table beside the original, as "NAME without SHIFT".
     Raises JudgeError on NaN (named by frame), lengths that differ, or no free score.
@@ -88,6 +90,7 @@ def evaluate(
         refitted=refitted,
         metrics=gate_metrics,
         replicates=gate_replicates,
+        known=known_shifts,
         seed=seed,
     )
     names = sorted({str(shift) for shift in evidence.shifts}, key=lambda name: (name != CLEAN, name))

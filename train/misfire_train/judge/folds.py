@@ -9,7 +9,7 @@ rewarded on the data it was picked on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -79,9 +79,12 @@ def _dealt(
     return tuple(_fold(f"fold {i + 1}", "groups", rows[dealt == i], evidence) for i in range(count))
 
 
-def shift_folds(evidence: Evidence) -> tuple[Fold, ...]:
-    """One fold per corruption family, all its severities together; clean rows are in none."""
-    names = sorted({str(shift) for shift in evidence.shifts} - {CLEAN})
+def shift_folds(evidence: Evidence, *, known: Collection[str] = ()) -> tuple[Fold, ...]:
+    """One fold per corruption family, all its severities together; clean rows are in none.
+
+    known: families that a score was trained on, which are therefore not held out.
+    """
+    names = sorted({str(shift) for shift in evidence.shifts} - {CLEAN, *known})
     return tuple(
         _fold(name, "corruptions", np.flatnonzero(evidence.shifts == name), evidence) for name in names
     )

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from misfire_train.errors import JudgeError
 from misfire_train.judge.bootstrap import HIGHER_IS_BETTER
+from misfire_train.judge.detection import auroc
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
 from misfire_train.judge.plain import json_value
@@ -124,9 +125,13 @@ def judge_evidence(
     replicates: int = 1000,
     max_folds: int = 10,
     min_failures: int = MIN_FAILURES,
+    known: Collection[str] = (),
     seed: int = 0,
 ) -> GateResult:
-    """`choose_score` of what has been checked already."""
+    """`choose_score` of what has been checked already.
+
+    known: shifts that a learned score was trained on; they are not held out.
+    """
     free_names = [name for name in evidence.scores if name in free]
     learned_names = [name for name in evidence.scores if name not in free]
     if not free_names:
@@ -138,7 +143,7 @@ def judge_evidence(
     if few is not None:
         return _undecided(default, evidence, few, needed=min_failures)
     tables, left_out = [], []
-    for folds in (group_folds(evidence, most=max_folds, seed=seed), shift_folds(evidence)):
+    for folds in (group_folds(evidence, most=max_folds, seed=seed), shift_folds(evidence, known=known)):
         table = tabulate(
             folds,
             evidence,
@@ -161,7 +166,14 @@ def judge_evidence(
     earned = None
     if views and all(view.passed for view in views):
         # Nominees differ from fold to fold; what a bundle triggers on has to hold everywhere by itself.
-        earned = next((n for n in ranked if all(view.passed for view in contest.views([n]))), None)
+        earned = next(
+            (
+                n
+                for n in ranked
+                if _beats_chance(evidence, n) and all(view.passed for view in contest.views([n]))
+            ),
+            None,
+        )
     best_learned = earned or (ranked[0] if ranked else None)
     verdict, needed = _verdict(views, best_free, best_learned, earned=earned)
     return GateResult(
@@ -178,6 +190,17 @@ def judge_evidence(
         candidates=tuple(c for t in tables for c in list_candidates(t, free=free_names, metrics=metrics)),
         notes=evidence.clusters()[1],
     )
+
+
+def _beats_chance(evidence: Evidence, name: str) -> bool:
+    """Whether a score's AUROC on clean frames is above one half.
+
+    Where labels are misread even the best free score falls below it, and a score without a sign would win.
+    """
+    failed = evidence.failed[evidence.clean]
+    if failed.all() or not failed.any():
+        return True
+    return auroc(evidence.scores[name][evidence.clean], failed) > 0.5
 
 
 def failures_needed(*, auroc: float = 0.85, half_width: float = 0.05) -> int:

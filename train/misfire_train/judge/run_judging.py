@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from misfire_train.data import Dataset, Examples
-from misfire_train.data.corruptions import FAMILIES, corrupt_all
+from misfire_train.data.corruptions import corrupt_all
 from misfire_train.errors import JudgeError
 from misfire_train.failures import settle_failures
-from misfire_train.head_training import fit_head
 from misfire_train.heads import recipe_named
 from misfire_train.judge.calibration import fit_loss_scale
 from misfire_train.judge.evaluating import evaluate
@@ -29,14 +28,24 @@ from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.pictures import draw, legend_of
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.score_names import chosen_scores
+from misfire_train.refitting import refit_of_run
 from misfire_train.runs import Run, run_splits
-from misfire_train.scores import SCORES, FitSet, ScoreError, build, compute, gather, names_for
+from misfire_train.scores import (
+    MAX_FIT,
+    SCORES,
+    FitSet,
+    ScoreError,
+    build,
+    compute,
+    gather,
+    names_for,
+    spread,
+)
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Score
 from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable, TrainConfig
 
-_MAX_FIT = 20_000
 _BATCH = {"segmentation": 16, "keypoints": 64}
 """Images at a time where EGL++ compares every pixel with sixty neighbours' labels; 256 elsewhere."""
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
@@ -91,9 +100,7 @@ def judge_run(
     for name, rows in images.items():
         progress(f"scoring {len(rows)} frames, {name}")
         columns[name] = _column(run, rows, modules, task=task, seed=judging.seed)
-    refitted, notes = (
-        _refit(run, task, parts, images, judging, progress=progress) if judging.refit else ({}, ())
-    )
+    refitted, known, notes = _refit(run, task, parts, images, judging, progress=progress)
     progress("judging")
     stacked = {
         m.name: np.concatenate([column.scores[m.name] for column in columns.values()]) for m in modules
@@ -116,6 +123,7 @@ def judge_run(
         loss_scales=_loss_scales(run, parts, modules),
         loss_scales_from="the run's calibration part",
         refitted=_stack_refits(refitted, columns, stacked),
+        known_shifts=known,
         replicates=judging.replicates,
         settings=_settings(run, dataset, judging, examples, meaning),
         seed=judging.seed,
@@ -123,7 +131,7 @@ def judge_run(
     report = replace(
         report,
         skipped=skipped,
-        gate=replace(report.gate, notes=(*report.gate.notes, *_library_notes(run, judging), *notes)),
+        gate=replace(report.gate, notes=(*report.gate.notes, *notes)),
         frames=tuple(_with_picture(frame, run, examples, images) for frame in report.frames),
         legend=legend_of(run.record.task, run.record.classes),
     )
@@ -177,9 +185,7 @@ def _free_names(run: Run) -> list[str]:
 
 
 def _fit_set(run: Run, examples: Examples) -> FitSet:
-    chosen = examples
-    if len(examples) > _MAX_FIT:
-        chosen = examples.take(np.random.default_rng(0).choice(len(examples), _MAX_FIT, replace=False))
+    chosen = spread(examples, MAX_FIT)
     classes = len(run.record.classes) if run.record.task in ("classification", "segmentation") else None
     return gather(run.probe, chosen, chosen.targets, classes=classes, contract=run.contract)
 
@@ -226,16 +232,6 @@ def _truth(columns: Mapping[str, _Column], task: Task) -> dict[str, Any]:
     }
 
 
-def _head_library(run: Run) -> tuple[str, ...]:
-    """Corruption families that the head was trained on."""
-    if run.head is None or run.record.head is None:
-        return ()
-    recipe = recipe_named(run.record.head.recipe).with_table(_config(run).head)
-    if recipe.copies == 0:
-        return ()
-    return tuple(FAMILIES) if recipe.families is None else recipe.families
-
-
 def _config(run: Run) -> TrainConfig:
     return TrainConfig.model_validate(run.record.config)
 
@@ -248,32 +244,21 @@ def _refit(
     judging: Judging,
     *,
     progress: Callable[[str], None],
-) -> tuple[dict[str, dict[str, NDArray[Any]]], tuple[str, ...]]:
-    """{shift: {head: [n] scores of that condition by a head that never saw the family}}."""
-    library = _head_library(run)
-    seen = [name for name in judging.shifts if name in library]
-    if run.head is None or run.record.head is None or not seen:
-        return {}, ()
-    recipe = recipe_named(run.record.head.recipe).with_table(_config(run).head)
-    if recipe.joint:
-        return {}, (
-            "The head was trained along with the network, so it was not fitted again without a shift.",
-        )
+) -> tuple[dict[str, dict[str, NDArray[Any]]], tuple[str, ...], tuple[str, ...]]:
+    """({shift: {head: [n] scores by a head that never saw the family}}, shifts not held out, notes)."""
+    refit = refit_of_run(run, train=parts.get("train"), holdout=parts.get("holdout"), task=task)
+    seen = tuple(name for name in judging.shifts if refit is not None and name in refit.families)
+    if refit is None or not seen:
+        return {}, (), ()
+    why = refit.why_not if judging.refit else "as asked"
+    if why:
+        note = f"The head was trained on {', '.join(seen)} and not fitted again ({why}): "
+        return {}, seen, (f"{note}these shifts are not held out.",)
     found = {}
     for name in seen:
         progress(f"fitting the head without {name}")
-        fitted = fit_head(
-            run.probe,
-            task=run.task if run.task.knows_failures else task,
-            recipe=replace(recipe, families=tuple(family for family in library if family != name)),
-            train=parts["train"],
-            holdout=parts["holdout"],
-            contract=run.contract,
-            seed=judging.seed,
-        )
-        values = compute(run, images[name], [fitted.head], seed=judging.seed)
-        found[name] = {run.head.name: values[fitted.head.name]}
-    return found, (f"On {', '.join(seen)} the gate judges heads fitted without that corruption.",)
+        found[name] = {refit.name: refit.scores(name, images[name])}
+    return found, (), (f"On {', '.join(seen)} the gate judges heads fitted without that corruption.",)
 
 
 def _stack_refits(
@@ -291,15 +276,6 @@ def _stack_refits(
             whole[starts[shift] : starts[shift] + len(values)] = values
             result.setdefault(shift, {})[name] = whole
     return result
-
-
-def _library_notes(run: Run, judging: Judging) -> tuple[str, ...]:
-    seen = [name for name in judging.shifts if name in _head_library(run)]
-    if judging.refit or not seen:
-        return ()
-    return (
-        f"The head was trained on {', '.join(seen)} and not fitted again: these shifts are not held out.",
-    )
 
 
 def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Score]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 held-out frames --corrupted by every family but one--> head --torch--> its scores on frames of that one
 
 A head is trained on a library of corruptions. On a family of that library it can only be judged by a head
-that never saw it: else "held-out corruption" would be a corruption that it knows.
+that never saw it: else "held-out corruption" would be a corruption that it knows. `misfire evaluate` and
+`misfire export` both go by this file.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ class Refit:
         return tuple(FAMILIES) if self.recipe.families is None else self.recipe.families
 
     @property
+    def why_not(self) -> str:
+        """Why it cannot be fitted again; "" where it can."""
+        if not self.stands_alone:
+            return "it was not fitted on frames that the network never saw"
+        return "" if self.possible else "its training and held-out frames were not given"
+
+    @property
     def possible(self) -> bool:
         """Whether it can be fitted again here."""
         return self.stands_alone and self.train is not None and self.holdout is not None
@@ -73,8 +81,14 @@ class Refit:
         return np.asarray(values[fitted.head.name], np.float64)
 
 
-def refit_of_run(run: Run, *, train: Examples | None, holdout: Examples | None) -> Refit | None:
-    """The refit of a run's head; None where it has none."""
+def refit_of_run(
+    run: Run, *, train: Examples | None, holdout: Examples | None, task: Task | None = None
+) -> Refit | None:
+    """How a run's head was fitted; None without one. task: one that knows failures, if the run's does not.
+
+    A head that was trained along with the network or cross-fitted does not stand alone: its network has been
+    trained on the holdout.
+    """
     if run.head is None or run.record.head is None:
         return None
     config = TrainConfig.model_validate(run.record.config)
@@ -82,7 +96,7 @@ def refit_of_run(run: Run, *, train: Examples | None, holdout: Examples | None) 
     return Refit(
         name=run.head.name,
         probe=run.probe,
-        task=run.task,
+        task=task if task is not None and not run.task.knows_failures else run.task,
         recipe=recipe,
         contract=run.contract,
         train=train,

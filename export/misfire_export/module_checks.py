@@ -1,0 +1,141 @@
+"""Proves of a torch module, on real frames, what its bundle will claim: last layer, logits, classes.
+
+module --an image--> answer, last layer --frames--> labels and answers --> order of the classes, notes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from misfire_export.answering import require_shape
+from misfire_export.errors import ExportError, TraceError
+from misfire_export.labels import (
+    Answered,
+    ClassOrder,
+    chance_note,
+    check_order,
+    normalisation_note,
+    order_classes,
+    require_targets,
+)
+from misfire_export.settling import compare, fit_frames
+from misfire_export.tracing import cause, example_input
+from misfire_runtime.errors import MisfireError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.attaching import find_last_layer
+from misfire_train.data import Examples
+from misfire_train.scores.fitting import batches, evaluating
+from misfire_train.signals import Probe, answer_of
+from misfire_train.task_shapes import Kind, Numbers
+from misfire_train.tasks import Task
+
+
+def probe_of(
+    model: nn.Module,
+    contract: InputContract,
+    *,
+    last_layer: str | None,
+    features: Sequence[str],
+    output: str,
+) -> Probe:
+    """Raises TraceError where the model does not take an image, or has no last layer that scores can use."""
+    image = example_input(contract.model_copy(update={"dtype": "float32"}), batch=2)
+    try:
+        with torch.no_grad():
+            answer_of(model(image), output)
+    except MisfireError as error:
+        raise TraceError(str(error).replace("output=", "--output")) from error
+    except Exception as error:
+        raise TraceError(
+            f"the model does not take {contract.name} {list(image.shape)}: {cause(error)}"
+        ) from error
+    try:
+        last = last_layer or find_last_layer(model, image, output=output)
+        probe = Probe(model, last_layer=last, features=features, output=output).eval()
+        with torch.no_grad():
+            probe(image)
+    except (ValueError, MisfireError) as error:
+        raise TraceError(f"no recognisable last layer: {error} (--last-layer)") from error
+    return probe
+
+
+@torch.no_grad()
+def layer_notes(probe: Probe, contract: InputContract) -> list[str]:
+    """A warning where the answer is not W phi + b of the last layer, which gradient scores take it for."""
+    signals = probe(example_input(contract.model_copy(update={"dtype": "float32"}), batch=2))
+    if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
+        return []
+    made = torch.einsum("nc...,kc->nk...", signals.last_input, signals.weight)
+    if signals.bias is not None:
+        made = made + signals.bias.reshape(1, -1, *[1] * (made.ndim - 2))
+    answer = signals.outputs
+    if made.shape != answer.shape and made.ndim == answer.ndim == 4 and made.shape[1] == answer.shape[1]:
+        return []
+    if made.numel() == answer.numel() and torch.allclose(
+        made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-4
+    ):
+        return []
+    return [
+        f"the answer is not what {probe.last_layer} gives: gradient scores are of that layer and not of "
+        "the answer"
+    ]
+
+
+def settle_classes(
+    probe: Probe,
+    calibration: Examples,
+    *,
+    contract: InputContract,
+    data: InputContract,
+    task: Task,
+    classes: Sequence[str],
+    stated: Sequence[str],
+) -> tuple[ClassOrder, tuple[str, ...]]:
+    """(order of the classes, notes on it and on normalisation). data: the contract of the data set.
+
+    Raises ExportError where the classes do not fit, or where the module gives no logits.
+    """
+
+    outputs = int(probe(calibration.batch([0], contract).float()).outputs.shape[1])
+    order = order_classes(classes, outputs, stated=stated)
+    frames = order.of(fit_frames(calibration, outputs=outputs, task=task.name))
+    require_targets(frames, outputs)
+    kind, answered = _read(probe, frames, contract, task)
+    if kind != "logits":
+        what = (
+            "probabilities"
+            if kind == "probabilities"
+            else "sigmoids (rows within 0..1 that do not sum to one)"
+        )
+        raise ExportError(
+            f"the module gives {what}; the failure scores would take a softmax of them, which is "
+            "nearly flat: return what stands before its last activation"
+        )
+    notes = (
+        *check_order(answered, order),
+        *normalisation_note(answered, contract, data, lambda other: _read(probe, frames, other, task)[1]),
+        *chance_note(answered),
+    )
+    return order, notes
+
+
+@torch.no_grad()
+def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -> tuple[Kind, Answered]:
+    """(kind of the answer's numbers, labels and answers)."""
+    numbers, truth, said, outputs = Numbers(), [], [], 0
+    plain = contract.model_copy(update={"dtype": "float32"})
+    with evaluating(probe):
+        for part, image in batches(frames, contract=plain, size=16):
+            found = probe(image).float().outputs
+            require_shape(found.shape, output="of the module", task=task.name)
+            labels, answers = compare(task, found, torch.as_tensor(frames.targets[part]))
+            outputs = int(found.shape[1])
+            numbers.add(found.numpy())
+            truth.append(labels)
+            said.append(answers)
+    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, task.name == "segmentation")
+    return numbers.kind, whole

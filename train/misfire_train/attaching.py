@@ -1,0 +1,286 @@
+"""A failure score for any network, in a notebook: attach to layers by name, fit on held-out data, score.
+
+model + layer names --attach--> Attached --fit(train, holdout)--> score(images) -> [N]; the model stays as it
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples
+from misfire_train.failures import settle_failures
+from misfire_train.head_data import LabelledSet, TensorSet, augmented
+from misfire_train.head_training import HeadReport, fit_head, require_enough
+from misfire_train.heads import HeadRecipe, LossHead, recipe_named
+from misfire_train.scores.fitting import evaluating
+from misfire_train.signals import Probe, Score, ScoredModel, answer_of
+from misfire_train.task_shapes import require_fit
+from misfire_train.tasks import Task, get_task
+from misfire_train.train_config import FailureTable
+
+_LOOKED_AT = 64
+_SHARED = 0.05
+"""Share of held-out images that may be copies of training images: black or frozen frames are alike."""
+Labelled = Examples | tuple[Tensor, Any]
+
+
+class Attached:
+    """A network with a place for a failure score. The network keeps its mode, its weights and its statistics.
+
+    probe: what captures the layers.  score: the fitted head, a `Score`; ConfigError before `fit`.
+    report: what its training showed.  task: after `fit`, one that knows what a failure is: where nobody has
+    said so, a loss among the worst fifth of the clean holdout.
+    """
+
+    def __init__(
+        self, probe: Probe, recipe: HeadRecipe, *, task: Task, last_layer_named: bool = True
+    ) -> None:
+        self.probe, self.recipe, self.task, self._given = probe, recipe, task, task
+        self._last_layer_named = last_layer_named
+        self.report: HeadReport | None = None
+        self._head: LossHead | None = None
+
+    @property
+    def score(self) -> Score:
+        """The fitted head."""
+        if self._head is None:
+            raise ConfigError("the head is not fitted yet: call fit(train=..., holdout=...)")
+        return self._head
+
+    def fit(
+        self,
+        *,
+        train: Labelled,
+        holdout: Labelled,
+        contract: InputContract | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        copies: int | None = None,
+        seed: int = 0,
+    ) -> HeadReport:
+        """Fits the head on losses of `holdout`, which the network must never have been trained on.
+
+        train, holdout: (images [N,C,H,W], targets), tensors as the network takes them; or Examples with
+        their contract. Raises ConfigError on anything else, or where both hold the same images.
+        augment: for tensors, makes a worse version of a batch [n,C,H,W]; Examples use the corruption library.
+        copies: how many worse versions.  Returns the report; `collapsed` says if nothing was learned.
+        """
+        recipe = self.recipe if copies is None else replace(self.recipe, copies=copies)
+        known, unseen = _as_set(train, name="train"), _as_set(holdout, name="holdout")
+        require_apart(known, unseen)
+        versions: Sequence[LabelledSet] | None = None
+        for part in (known, unseen):
+            if isinstance(part, TensorSet):
+                self._require_images(part.images)
+        if isinstance(unseen, TensorSet):
+            contract = contract or _contract_of(unseen)
+            versions = augmented(unseen, augment, copies=recipe.copies) if augment is not None else []
+        if contract is None:
+            raise ConfigError("examples need contract=..., the InputContract of the network")
+        require_enough(unseen)
+        first = unseen.batch([0, 1], contract)
+        if not self._last_layer_named:
+            self._choose_last_layer(first)
+        for part in (known, unseen):
+            self._require_task(part, contract)
+        self.task, _ = settle_failures(
+            self.probe, self._given, unseen, contract=contract, table=FailureTable()
+        )
+        fitted = fit_head(
+            self.probe,
+            task=self.task,
+            recipe=recipe,
+            train=known,
+            holdout=unseen,
+            contract=contract,
+            copies=versions,
+            seed=seed,
+        )
+        self._head, self.report = fitted.head, fitted.report
+        return fitted.report
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """[N,C,H,W] to scores [N]; higher = likelier to fail. The network's mode is restored."""
+        self._require_images(images)
+        with evaluating(self.probe):
+            value: Tensor = self.score(self.probe(images).float())
+        return value
+
+    def _choose_last_layer(self, images: Tensor) -> None:
+        """Finds the layer that gives the answer; the order of declaration does not tell it."""
+        old = self.probe
+        last = find_last_layer(old.model, images, output=old.output)
+        self.probe = Probe(old.model, last_layer=last, features=old.feature_names, output=old.output)
+
+    @torch.no_grad()
+    def _require_task(self, part: Examples | TensorSet, contract: InputContract) -> None:
+        """Raises ConfigError where answers or labels are not what the task is about."""
+        some = list(range(min(_LOOKED_AT, len(part))))
+        with evaluating(self.probe):
+            outputs = self.probe(part.batch(some, contract)).outputs
+        require_fit(self._given.name, outputs, torch.as_tensor(part.targets)[: len(some)])
+
+    def _require_images(self, images: Tensor) -> None:
+        """Raises ConfigError on images that the network cannot take."""
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            shape = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ConfigError(f"images are {shape}; expected a tensor [N,C,H,W]")
+        if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+            raise ConfigError(
+                f"images are {list(images.shape)}, which looks like [N,H,W,C]; expected [N,C,H,W]: "
+                "images.permute(0, 3, 1, 2)"
+            )
+        weight = next((p for p in self.probe.parameters() if p.is_floating_point()), None)
+        if weight is not None and images.dtype != weight.dtype:
+            how = (
+                "scale and normalise them as for its training" if images.dtype == torch.uint8 else "cast them"
+            )
+            raise ConfigError(f"images are {images.dtype}, the network's weights {weight.dtype}: {how}")
+
+    def scored_model(self) -> ScoredModel:
+        """Network and score as one module, ready for export."""
+        return ScoredModel(self.probe, [self.score], output_name=self.task.output_name)
+
+
+def attach(
+    model: nn.Module,
+    *,
+    layers: str | Sequence[str],
+    last_layer: str | None = None,
+    objective: str = "learning-loss-pp",
+    task: str | Task = "classification",
+    steps: int | None = None,
+    output: str = "",
+) -> Attached:
+    """Attaches a loss-predicting head to `model`, which stays bit-identical.
+
+    layers: names as in `model.named_modules()`, whose outputs the head may read.
+    last_layer: the last Linear or 1x1 convolution; where it is not named, `fit` finds the one whose answer is
+    the model's.  output: of a model that gives a dict or a tuple, the key or position of the answer.
+    objective: a recipe (misfire_train.heads.RECIPES).
+    Raises ConfigError on an unknown recipe or layer.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+    ...                       nn.Flatten(), nn.Linear(8, 3))
+    >>> images, labels = torch.randn(200, 1, 8, 8), torch.randint(0, 3, (200,))
+    >>> attached = attach(model, layers=["1"], steps=20)
+    >>> report = attached.fit(train=(images[:100], labels[:100]), holdout=(images[100:], labels[100:]))
+    >>> attached(images[:5]).shape, report.samples
+    (torch.Size([5]), 100)
+    """
+    recipe = replace(recipe_named(objective), joint=False)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    try:
+        last = last_layer or find_last_layer(model)
+        probe = Probe(model, last_layer=last, features=layers, output=output)
+    except ValueError as error:
+        raise ConfigError(f"attach: {error}") from error
+    given = get_task(task) if isinstance(task, str) else task
+    return Attached(probe, recipe, task=given, last_layer_named=last_layer is not None)
+
+
+@torch.no_grad()
+def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: str = "") -> str:
+    """The name of the nn.Linear or 1x1 nn.Conv2d that gives the model's answer.
+
+    images: a batch that the model takes; the layer is then the last one called whose result is the answer (or
+    is resized to it). Without images it is the last one declared, which may be an auxiliary head.
+    Raises ConfigError where there is none.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    }
+    if not layers:
+        raise ConfigError("attach: the model has no Linear and no 1x1 convolution; name last_layer")
+    if images is None:
+        return str(list(layers)[-1])
+    calls: list[tuple[str, Tensor]] = []
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, made: calls.append((name, made))
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    try:
+        with evaluating(model):
+            answer = answer_of(model(images), output)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, made in reversed(calls):
+        if _gives(made, answer):
+            return name
+    called = ", ".join(dict.fromkeys(name for name, _ in reversed(calls))) or "none"
+    raise ConfigError(
+        f"attach: no Linear and no 1x1 convolution gives the model's answer as it is (called: {called}); "
+        "name last_layer"
+    )
+
+
+def _gives(made: Tensor, answer: Tensor) -> bool:
+    """The layer's result is the answer, reshaped or resized."""
+    if made.numel() == answer.numel():
+        return torch.allclose(made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-5)
+    return made.ndim == answer.ndim == 4 and made.shape[:2] == answer.shape[:2]
+
+
+def _as_set(given: Any, *, name: str) -> Examples | TensorSet:
+    if isinstance(given, Examples):
+        return given
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ConfigError(
+            f"fit: {name} is {type(given).__name__}; expected (images, targets) or Examples. Of a torch "
+            "Dataset: torch.stack of its images and torch.tensor of its targets; of a DataLoader: torch.cat "
+            "of its batches"
+        )
+    images, targets = given
+    if not isinstance(images, Tensor):
+        how = (
+            "torch.from_numpy(images)"
+            if isinstance(images, np.ndarray)
+            else "torch.stack(images), of one size"
+        )
+        raise ConfigError(
+            f"fit: the images of {name} are {type(images).__name__}; expected a tensor [N,C,H,W]: {how}"
+        )
+    return TensorSet.of(images, torch.as_tensor(targets))
+
+
+def require_apart(train: Examples | TensorSet, holdout: Examples | TensorSet) -> None:
+    """Raises ConfigError where held-out images are training images too: their losses show no failures."""
+    if isinstance(train, TensorSet) and isinstance(holdout, TensorSet):
+        seen = {_digest(image) for image in train.images}
+        shared = sum(_digest(image) in seen for image in holdout.images)
+    else:
+        shared = len(set(train.ids) & set(holdout.ids)) if type(train) is type(holdout) else 0
+    if shared > _SHARED * len(holdout):
+        raise ConfigError(
+            f"fit: {shared} of {len(holdout)} held-out images are among the training images; hold out images "
+            "that the network was never trained on"
+        )
+
+
+def _digest(image: Tensor) -> bytes:
+    plain = image.detach().cpu().contiguous()
+    return hashlib.blake2b(plain.view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
+
+
+def _contract_of(given: TensorSet) -> InputContract:
+    channels, height, width = given.images.shape[1:]
+    if channels not in (1, 3):
+        raise ConfigError(f"images have {channels} channels; expected 1 or 3")
+    return InputContract(height=height, width=width, color="gray" if channels == 1 else "rgb")
