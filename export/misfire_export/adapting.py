@@ -136,7 +136,7 @@ def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.M
             for name, whole, part in zip(names, together, alone, strict=True):
                 if not np.allclose(whole[i], part[0], rtol=1e-3, atol=1e-5, equal_nan=True):
                     gap = float(np.abs(np.asarray(whole[i], np.float64) - part[0]).max())
-                    return None, f"output {own_name(name)} of a frame changes by {gap:.2g} with its neighbour"
+                    return None, f"output {own_name(name)} changes by {gap:.2g} with a frame's neighbours"
     except Exception:  # noqa: BLE001  (whatever the reason, the batch then stays as it is)
         return None, "it does not take two together"
     return free, ""
@@ -162,6 +162,9 @@ def _copy_batch_in_reshapes(graph: onnx.GraphProto) -> None:
             continue
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
         if shape.ndim == 1 and len(shape) > 1 and shape[0] == 1:
+            if (shape != 0).all():
+                # With `allowzero` a zero would mean an empty axis and not "as the input has it".
+                del node.attribute[:]
             shape[0] = 0
             name = f"{node.output[0]}/shape"
             graph.initializer.append(numpy_helper.from_array(shape, name))

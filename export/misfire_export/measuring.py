@@ -51,7 +51,7 @@ def open_session(graph: onnx.ModelProto | bytes, *, threads: int = 1) -> ort.Inf
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, too, and said in our own words
     data = graph if isinstance(graph, bytes) else graph.SerializeToString()
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

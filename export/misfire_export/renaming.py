@@ -20,7 +20,7 @@ _RESERVED = ("score.", "misfire/")
 
 
 def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None:
-    """Renames every tensor that has a public name, in place and wherever it is read."""
+    """Renames every tensor that has a public name, in place, wherever it is read; misfire's nodes too."""
     taken = set(_names(model.graph))
     new: dict[str, str] = {}
     for name in sorted(taken):
@@ -32,6 +32,9 @@ def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None
             new[name] = free
     if new:
         rename(model.graph, new)
+    for node in model.graph.node:
+        if node.name.startswith(_RESERVED):
+            node.name = MOVED + node.name
 
 
 def own_name(name: str) -> str:

@@ -87,7 +87,7 @@ def test_a_softmax_behind_a_quantiser_is_seen_through_and_so_is_the_layer_before
         "ps": np.float32(1 / 256),
         "p0": np.uint8(0),
     }
-    bundle = export(network(tmp_path / "m.onnx", tail, constants=constants, outputs=["p"]), out)
+    bundle = export(network(tmp_path / "m.onnx", tail, constants=constants, outputs=["p"]), out, scores=None)
     frames = coloured(20, seed=3)
     pixels = frames.batch(range(20), PLAIN).numpy().mean(axis=(2, 3))
     wanted = entropy_of((pixels @ (eight * scale).T + BIAS).astype(np.float64))
@@ -170,7 +170,7 @@ def test_a_softmax_over_another_axis_is_no_softmax_of_the_classes(out: Path, tmp
 def test_a_foreign_tensor_of_a_public_name_makes_room(
     names: dict[str, str], out: Path, tmp_path: Path
 ) -> None:
-    bundle = export(network(tmp_path / "m.onnx", names=names), out)
+    bundle = export(network(tmp_path / "m.onnx", names=names), out, scores=["entropy", "egl"])
     frames = coloured(20, seed=3)
     found = answers_of(bundle, frames)
     assert found["logits"] == pytest.approx(true_logits(frames), rel=1e-3, abs=1e-3)
@@ -206,7 +206,8 @@ def test_names_in_subgraphs_make_room_too_and_the_output_keeps_the_users_name(
 @pytest.mark.parametrize("opset", [20, 21, 23])
 def test_operators_newer_than_opset_18_stay(opset: int, out: Path, tmp_path: Path) -> None:
     tail = [node("Gelu", "z", "g"), node("Gemm", "g", "w", "z2", transB=1)]
-    bundle = export(network(tmp_path / "m.onnx", tail, outputs=["z2"], opset=opset), out)
+    path = network(tmp_path / "m.onnx", tail, outputs=["z2"], opset=opset)
+    bundle = export(path, out, scores=["entropy", "egl"])
     model = onnx.load(bundle.model_path)
     assert "Gelu" in {n.op_type for n in model.graph.node}
     assert [item.version for item in model.opset_import if item.domain == ""] == [opset]
@@ -236,7 +237,8 @@ def test_a_graph_with_a_loop_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_halves_and_doubles_inside_come_out_as_fp32(inside: int, out: Path, tmp_path: Path) -> None:
     tail = [node("Softmax", "z", "s", axis=1), node("Cast", "s", "p", to=TensorProto.FLOAT)]
-    bundle = export(network(tmp_path / "m.onnx", tail, outputs=["p"], inside=inside), out)
+    path = network(tmp_path / "m.onnx", tail, outputs=["p"], inside=inside)
+    bundle = export(path, out, scores=["entropy", "egl"])
     frames = coloured(20, seed=3)
     wanted = entropy_of(true_logits(frames))
     found = answers_of(bundle, frames)
@@ -290,7 +292,7 @@ def test_an_answer_that_depends_on_its_neighbours_keeps_a_batch_of_one_everywher
     ]
     bundle = export(network(tmp_path / "m.onnx", tail, outputs=["p"]), out)
     assert "its batch is fixed at 1" in bundle.manifest.extra["notes"][0]
-    assert "with its neighbour" in bundle.manifest.extra["notes"][0]
+    assert "with a frame's neighbours" in bundle.manifest.extra["notes"][0]
     model = onnx.load(bundle.model_path)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     assert all(spec.shape[0] == 1 for spec in bundle.manifest.outputs)
@@ -362,3 +364,34 @@ def test_what_the_input_expects_may_be_stated_in_part() -> None:
     for text in ('{"hight": 3}', "gray", '{"mean": [1, 2, 3]}'):
         with pytest.raises(ConfigError, match="--image"):
             contract(text)
+
+
+def test_a_bundle_s_own_graph_can_be_exported_again(out: Path, tmp_path: Path) -> None:
+    first = export(network(tmp_path / "m.onnx"), tmp_path / "first")
+    bundle = export(first.model_path, out, output="logits")
+    frames = coloured(20, seed=3)
+    assert (answers_of(bundle, frames)["logits"] == answers_of(first, frames)["logits"]).all()
+
+
+def test_a_batch_fixed_by_a_reshape_is_freed(out: Path, tmp_path: Path) -> None:
+    tail = [node("Reshape", "z", "shape", "p", allowzero=1)]
+    constants = {"shape": np.array([1, 3], np.int64)}
+    path = network(tmp_path / "m.onnx", tail, constants=constants, outputs=["p"], input_shape=[1, 3, 8, 8])
+    bundle = export(path, out)
+    assert {spec.shape[0] for spec in bundle.manifest.outputs} == {-1}
+    assert answers_of(bundle, coloured(20, seed=3))["logits"].shape == (20, 3)
+
+
+def test_int8_by_misfire_runs_a_graph_of_a_fixed_batch_in_its_batch(out: Path, tmp_path: Path) -> None:
+    tail = [
+        node("Relu", "z", "r"),
+        node("Gemm", "r", "w", "z2", transB=1),
+        node("ReduceMean", "z2", "m", keepdims=1),
+        node("Sub", "z2", "m", "p"),
+    ]
+    path = network(tmp_path / "m.onnx", tail, outputs=["p"], input_shape=[1, 3, 8, 8])
+    bundle = export(path, out, options=replace(OPTIONS, precision="int8"))
+    assert bundle.manifest.precision == "int8"
+    assert onnx.load(bundle.model_path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    with pytest.raises(ExportError, match="the graph is int8 already"):
+        export(bundle.model_path, out, output="logits", options=replace(OPTIONS, precision="fp16"))
