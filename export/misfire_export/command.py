@@ -61,15 +61,20 @@ def export(
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
     from misfire_export import foreign, inputs
+    from misfire_export.answering import ANSWERS
     from misfire_export.assembling import Options, require_free
     from misfire_export.labels import read_classes
+    from misfire_export.module_loading import load_module
+    from misfire_export.modules import module_lineage
     from misfire_export.opening import own_size
 
     _require_choice("--precision", precision, ("fp32", "fp16", "int8"))
     _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
+    _require_choice("--answer", answer, ANSWERS)
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
         raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
     wanted, fitted_with = _listed(scores) or None, inputs.read_score_options(score_options)
+    own_names, module = read_classes(classes), None
     if run is not None:
         material = inputs.of_run(run, data=data)
     else:
@@ -77,9 +82,8 @@ def export(
             raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
         # What needs no data is looked at first: reading them can take minutes.
         require_free(out)
-        own_names = read_classes(classes)
-        given = None if onnx is None else foreign.open_graph(onnx, output=output, task=task)
-        size = None if given is None else own_size(given)
+        module = load_module(torch, weights=weights) if torch else None
+        size = own_size(foreign.open_graph(onnx, output=output, task=task)) if onnx is not None else None
         material = inputs.of_dataset(dataset, data=data, image=image, task=task, size=size)
     options = Options(
         name=name or bundle_name(material.dataset[0]),
@@ -95,7 +99,22 @@ def export(
         bundle = inputs.export_material(
             material, out=out, options=options, scores=wanted, score_options=fitted_with
         )
-    elif onnx is not None:
+    elif module is not None:
+        bundle = inputs.export_torch(
+            module,
+            material,
+            out=out,
+            options=options,
+            lineage=module_lineage(torch, weights, material.dataset),
+            features=_listed(features),
+            last_layer=last_layer or None,
+            scores=wanted,
+            score_options=fitted_with,
+            model_classes=own_names,
+            output=output,
+        )
+    else:
+        assert onnx is not None
         bundle = foreign.export_onnx(
             onnx,
             contract=material.contract,
@@ -113,20 +132,6 @@ def export(
             dataset=material.dataset,
             data_contract=material.data_contract,
             score_options=fitted_with,
-        )
-    else:
-        bundle = inputs.export_torch(
-            torch,
-            material,
-            out=out,
-            options=options,
-            weights=weights,
-            features=_listed(features),
-            last_layer=last_layer or None,
-            scores=wanted,
-            score_options=fitted_with,
-            model_classes=own_names,
-            output=output,
         )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
 

@@ -170,6 +170,8 @@ def require_task(task: str) -> str:
 
 def open_graph(path: Path, *, output: str = "", task: str = "") -> onnx.ModelProto:
     """The file's graph, after all that can be refused without any data. task: "" where not known yet."""
+    if task:
+        require_task(task)
     graph = load_graph(path)
     require_operators(graph)
     answer = choose_output(graph, output)

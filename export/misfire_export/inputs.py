@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from misfire_export.assembling import Options
 from misfire_export.exporting import all_scores, export_run
-from misfire_export.module_loading import load_module
-from misfire_export.modules import export_module_bundle, module_lineage
-from misfire_runtime.bundle import Bundle
+from misfire_export.modules import export_module_bundle
+from misfire_runtime.bundle import Bundle, Lineage
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples, load_dataset, split
@@ -79,7 +79,7 @@ def of_dataset(
     """
     given = _read_image(image)
     dataset = load_dataset(_with_size(name, given, size), root=data)
-    contract = _laid_over(dataset.contract, _sized(name, given, size))
+    contract = laid_over(dataset.contract, _sized(name, given, size))
     parts = split(
         dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
     )
@@ -91,7 +91,7 @@ def of_dataset(
         fit=dataset.train,
         holdout=parts["holdout"],
         dataset=(dataset.name, dataset.sha256),
-        data_contract=_laid_over(dataset.contract, {"color": contract.color}),
+        data_contract=laid_over(dataset.contract, {"color": contract.color}),
     )
 
 
@@ -122,8 +122,16 @@ def _sized(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | Non
     return {**found, "channels": size[0], **given}
 
 
-def _laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContract:
-    """The data set's contract with what was given; mean and deviation follow the number of channels."""
+def laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContract:
+    """The data set's contract with what was given; mean and deviation follow the number of channels.
+
+    given: fields of the contract, and `channels` where only their number is known. Raises ConfigError.
+
+    >>> rgb = InputContract(height=8, width=8, mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
+    >>> found = laid_over(rgb, {"color": "gray"})
+    >>> round(found.mean[0], 6), round(found.std[0], 6)
+    (0.4, 0.2)
+    """
     stated = dict(given)
     channels = stated.pop("channels", None)
     if "color" not in stated and channels not in (None, contract.channels):
@@ -186,12 +194,12 @@ def export_material(
 
 
 def export_torch(
-    target: str,
+    model: nn.Module,
     material: Material,
     *,
     out: Path,
     options: Options,
-    weights: Path | None,
+    lineage: Lineage,
     features: Sequence[str],
     last_layer: str | None,
     scores: Sequence[str] | None,
@@ -203,7 +211,7 @@ def export_torch(
     if scores == ["all"]:
         scores = all_scores(material.task, head=bool(features))
     return export_module_bundle(
-        load_module(target, weights=weights),
+        model,
         contract=material.contract,
         calibration=material.calibration,
         out=out,
@@ -219,5 +227,5 @@ def export_torch(
         score_options=score_options,
         fit=material.fit,
         holdout=material.holdout,
-        lineage=module_lineage(target, weights, material.dataset),
+        lineage=lineage,
     )

@@ -30,7 +30,7 @@ from misfire_train.scores.fitting import spread
 from misfire_train.task_shapes import Kind, Numbers
 from misfire_train.tasks import Task, pixel_answers
 
-_FIRST = 8
+_FIRST = 4
 _PLACES = 1024
 """Pixels of a frame whose labels are compared; more only cost time."""
 _NOT_LOGITS = "The failure scores would take a softmax of them, which is nearly flat"
@@ -66,8 +66,8 @@ def look(
     Raises GraphError where the answer is none that the task can have.
     """
     names = _tensors(found)
-    others = [value.name for value in graph.graph.output if value.name not in names]
-    session = open_session(_exposing(graph, [*names, *others]))
+    others = [value.name for value in graph.graph.output if value.name not in (found.output, found.logits)]
+    session = open_session(_exposing(graph, list(dict.fromkeys([*names, *others]))))
     some = frames.take(np.arange(min(_FIRST, len(frames))))
     rows = _first(session, some, contract=contract, output=found.output, task=task)
     values = {name: np.concatenate([row[name] for row in rows]) for name in names}

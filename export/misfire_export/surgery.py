@@ -68,7 +68,8 @@ def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProt
     if found.layer is not None:
         features = found.layer.features
         _add_output(graph, _as_float(graph, features, seen), "phi", flat=features in seen.flat)
-    kept = [value for value in graph.output if value.name in seen.beside]
+    own = {found.output} - {found.logits}  # the file's probabilities stay beside the logits before them
+    kept = [value for value in graph.output if value.name in seen.beside | own]
     del graph.output[:]
     graph.output.extend([helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None), *kept])
     return copy

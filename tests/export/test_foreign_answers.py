@@ -278,7 +278,7 @@ def test_an_answer_without_a_row_for_each_frame_is_refused_in_one_sentence(out: 
             export(path, out, frames=coloured(60), classes=())
     every = [node("Concat", "z", "z", "z", "p", axis=0)]
     with pytest.raises(
-        GraphError, match=r"has shape \[24, 3\] for 8 frames: its first axis must be the batch"
+        GraphError, match=r"has shape \[12, 3\] for 4 frames: its first axis must be the batch"
     ):
         export(network(tmp_path / "m.onnx", every, outputs=["p"]), out)
 
@@ -307,6 +307,14 @@ def test_other_outputs_stay_only_if_they_hold_a_row_for_each_frame(out: Path, tm
     names = {spec.name for spec in bundle.manifest.outputs}
     assert "label" in names and "shape" not in names
     assert any("output shape is left out" in note for note in bundle.manifest.extra["notes"])
+
+
+def test_probabilities_stay_an_output_beside_the_logits_before_them(out: Path, tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx", [node("Softmax", "z", "p", axis=1)], outputs=["p", "f"], kinds=[1, 1])
+    found = answers_of(export(path, out, output="p"), coloured(20, seed=3))
+    assert found["p"].sum(axis=1) == pytest.approx(np.ones(20), abs=1e-5)
+    assert found["logits"] == pytest.approx(true_logits(coloured(20, seed=3)), rel=1e-3, abs=1e-3)
+    assert found["f"].shape == (20, 3)
 
 
 def labels_only() -> tuple[list[NodeProto], list[str], list[int]]:

@@ -22,6 +22,8 @@ MODULES = (
     "misfire_train.models.cost",
     "misfire_train.scores.computing",
     "misfire_train.selection.choosing",
+    "misfire_train.signals",
+    "misfire_train.task_shapes",
     "misfire_train.tasks",
 )
 
