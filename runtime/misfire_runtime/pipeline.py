@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from misfire_runtime.clips import ClipRecorder
 from misfire_runtime.config import VehicleConfig
 from misfire_runtime.context import Context
 from misfire_runtime.degrade import Ladder
-from misfire_runtime.errors import EngineError, ImageError
+from misfire_runtime.errors import EngineError, ImageError, SpoolError
 from misfire_runtime.privacy import Privacy
 from misfire_runtime.probation import Vitals, memory_bytes
 from misfire_runtime.progress import Progress
@@ -33,7 +34,7 @@ from misfire_runtime.sources import Frame, FrameReader, Source
 from misfire_runtime.statistics import Statistics
 from misfire_runtime.triggers import Chooser, Observation, build_triggers
 from misfire_runtime.triggers.budget import Budget, Limits
-from misfire_runtime.triggers.memory import TriggerMemory
+from misfire_runtime.triggers.memory import Learned, TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import (
     RandomStream,
@@ -210,6 +211,11 @@ class Vehicle:
         return self._reader.stalled if self._reader is not None else ()
 
     @property
+    def lost(self) -> tuple[str, ...]:
+        """Sources that ended by an error."""
+        return self._reader.lost if self._reader is not None else ()
+
+    @property
     def standing_s(self) -> float:
         """How long the frame path has been at one frame (or tick); 0 while it waits for the next."""
         since = self._busy_since
@@ -264,6 +270,8 @@ class Vehicle:
         if self._reader is not None:
             self._reader.close()
         self.writer.close()
+        with suppress(SpoolError):  # a lost credit errs on the safe side
+            self.budget.keep()
         self.scorer.close()
 
     def _next_frame(self, reader: FrameReader, stop: threading.Event) -> bool:
@@ -369,16 +377,21 @@ class Vehicle:
         self._next_tick_s = self._busy_since + TICK_S
         self.ladder.update(latency_ms=self.statistics.recent_latency_ms, queue_fill=self.writer.fill)
         counts = self._new_counts()
-        remember = None
+        keep: Callable[[], None] = self.budget.keep
         if time.monotonic() >= self._remember_at_s:
             self._remember_at_s = time.monotonic() + REMEMBER_S
-            remember = partial(self._memory.save, self.scorer.label, self.chooser.learned())
-        if not self.writer.mark(counts, dict(self._positions), remember):
+            keep = partial(self._remember, self.scorer.label, self.chooser.learned())
+        if not self.writer.mark(counts, dict(self._positions), keep):
             for name, value in counts.items():
                 self._counted[name] -= value
         if self._on_tick is not None:
             self._on_tick(self)
         self._busy_since = None
+
+    def _remember(self, bundle: str, learned: Learned) -> None:
+        """On the writer's thread: the frame path never waits for the disk."""
+        self._memory.save(bundle, learned)
+        self.budget.keep()
 
     def _new_counts(self) -> dict[str, int]:
         """What the spool's counters have not been told yet."""

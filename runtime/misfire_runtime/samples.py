@@ -161,7 +161,7 @@ class SampleWriter:
     ) -> bool:
         """Hands in counts and positions; False (try again later) where the queue is full.
 
-        then: something else to write at this point, which raises nothing.
+        then: something else to write at this point; a MisfireError that it raises is counted.
         """
         try:
             self._queue.put_nowait(Mark(counts, positions, then=then))

@@ -65,12 +65,13 @@ def health(
 ) -> dict[str, Any]:
     """Returns `ok` and what is wrong; others: problems that the vehicle itself does not know of.
 
-    A vehicle is ill if a source stalls, nothing may leave for privacy's sake, the spool fails, the frame path
-    stands still, frames come and none is scored, or there was no frame at all for `silence_s`.
+    A vehicle is ill if a source stalls or fails, nothing may leave for privacy's sake, the spool fails, the
+    frame path stands still, frames come and none is scored, or there was no frame for `silence_s`.
     """
     if vehicle is None:
         return {"ok": False, "problems": list(others)}
     problems = [*others, *(f"source {name} is stalled" for name in vehicle.stalled)]
+    problems += [f"source {name} ended by an error" for name in vehicle.lost]
     if vehicle.privacy is not None and vehicle.privacy.problem is not None:
         problems.append(f"privacy: {vehicle.privacy.problem}")
     if vehicle.writer.trouble is not None:

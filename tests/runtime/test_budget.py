@@ -128,6 +128,7 @@ def test_a_declined_sample_gives_back_what_it_cost(tmp_path: Path) -> None:
     assert budget.credit("big")
     assert not budget.credit("big")
     assert budget.refusal(100) is None
+    budget.keep()
     again = Budget(tmp_path / "b.json", limits=Limits(bytes_per_hour=100), now=clock)
     assert again.refusal(100) is None
 

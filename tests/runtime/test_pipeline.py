@@ -282,6 +282,7 @@ def test_budgets_bound_what_triggers_take_and_credit_comes_back(
     stream = vehicle._random
     assert report.chosen["random"] == sum(stream.takes(recorded_identity(frame)) for frame in frames) > 0
     vehicle.credit(triggered[0].id)
+    vehicle.close()
     again = make(
         bundle,
         store,

@@ -161,6 +161,11 @@ class FrameReader:
             self._watch()
             return tuple(feed.source.name for feed in self._feeds if feed.stalled)
 
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Names of sources that ended by an error; the others go on."""
+        return tuple(reader.source.name for reader in self._readers() if reader.error is not None)
+
     def close(self) -> None:
         """Ends the threads; frames not yet taken are given up."""
         self._stop.set()

@@ -103,6 +103,7 @@ class Budget:
         self._clock = book.clock_s
         self._times = book.times
         self._lost_at_s = book.lost_at_s
+        self._credited = False
         self._advance()
         if self._lost_at_s is not None:
             with suppress(SpoolError):  # a full disk: the next spending writes it
@@ -124,13 +125,21 @@ class Budget:
         self._save()
 
     def credit(self, sample: str) -> bool:
-        """Gives back what a declined sample cost; False where it is not in the book."""
+        """Gives back what a declined sample cost; False where it is not in the book.
+
+        It is written by the next `spend` or `keep`: a credit that a power cut takes errs on the safe side.
+        """
         with self._lock:
             if self._spent.pop(sample, None) is None:
                 return False
             self._advance()
-        self._save()
-        return True
+            self._credited = True
+            return True
+
+    def keep(self) -> None:
+        """Writes credits that are not written yet. Raises SpoolError."""
+        if self._credited:
+            self._save()
 
     def _refusal(self, size: int) -> str | None:
         limits = self.limits
@@ -166,7 +175,7 @@ class Budget:
         """Writes the book. The frame path asks for refusals meanwhile, and must not wait for the disk."""
         with self._writing:
             with self._lock:
-                state = self._state()
+                state, self._credited = self._state(), False
             try:
                 write_durably(self._path, json.dumps(state).encode())
             except OSError as error:
