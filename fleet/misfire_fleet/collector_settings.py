@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,7 +49,7 @@ class CollectorSettings(BaseModel):
     max_decode_s: float = Field(default=10.0, gt=0, le=600)
     """Processor time that decoding one sample may take."""
     decoders: int | None = Field(default=None, ge=2, le=64)
-    """Processes that decode; by default one per processor, at least 2 and at most `workers`."""
+    """Processes that decode; by default one per processor, at least 2 and at most 8."""
     max_transfers: int = Field(default=256, ge=1)
     max_transfer_bytes: int = Field(default=256 * MIB, gt=0)
     """Memory for samples on their way: all that were asked for and are not yet committed. A vehicle may hold
@@ -98,7 +97,7 @@ class CollectorSettings(BaseModel):
         limits = Limits(
             max_pixels=self.max_pixels, max_bytes=self.max_decoded_bytes, max_seconds=self.max_decode_s
         )
-        return Decoder(workers=self.decoders or min(os.cpu_count() or 2, self.workers), limits=limits)
+        return Decoder(workers=self.decoders, limits=limits)
 
     @property
     def largest_sample(self) -> int:

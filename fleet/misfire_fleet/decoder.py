@@ -50,9 +50,9 @@ class Decoder:
     """A pool of decoding processes, started when they are needed. Safe to call from several threads."""
 
     def __init__(self, *, workers: int | None = None, limits: Limits | None = None) -> None:
-        """workers: processes; by default one per processor, at least 2."""
+        """workers: processes; by default one per processor, at least 2 and at most 8."""
         self.limits = limits or Limits()
-        self.workers = max(2, workers or os.cpu_count() or 2)
+        self.workers = max(2, workers or min(os.cpu_count() or 2, 8))
         self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         self._lane = _Lane(self.workers - 1, self.limits.max_bytes)
         self._closed = False

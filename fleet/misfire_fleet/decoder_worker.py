@@ -16,7 +16,6 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
 from contextlib import suppress
 
 import av
@@ -33,24 +32,25 @@ SMALL_PASSES = 32_000_000
 SMALL_SECONDS = 2.0
 _SPARE_BYTES = 64 * MIB
 """Of a request beside the picture: buffers of the libraries and Python's own."""
-_MAX_LOG = MIB
 _DATA_MISSING = (b"premature end of data", b"Premature end of JPEG")
 
 
 class Warnings:
-    """What the libraries write to stderr about the present request."""
+    """What the libraries write to stderr about the present request; what a pipe does not hold is lost."""
 
     def __init__(self) -> None:
-        with tempfile.TemporaryFile(mode="ab") as file:
-            os.dup2(file.fileno(), 2)
+        self._pipe, end = os.pipe()
+        os.dup2(end, 2)
+        os.close(end)
+        os.set_blocking(self._pipe, False)
+        os.set_blocking(2, False)
 
     def take(self) -> bytes:
         """All since the last call."""
-        size = os.fstat(2).st_size
-        if size == 0:
-            return b""
-        text = os.pread(2, min(size, _MAX_LOG), 0)
-        os.ftruncate(2, 0)
+        text = b""
+        with suppress(BlockingIOError):
+            while part := os.read(self._pipe, 64 * 1024):
+                text += part
         return text
 
 
@@ -158,7 +158,7 @@ def _confine() -> None:
             importlib.import_module(module.name)
     limits = (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, _MAX_LOG),
+        (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 0),
     )
     for limit, value in limits:
