@@ -41,6 +41,8 @@ from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Verdict
 log = logging.getLogger(__name__)
 
 _MAX_SPOILED = 2
+_PATIENCE = 4
+"""After so many retries it is asked whether the store takes other samples."""
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 Stage = Literal["check", "blobs", "rows"]
@@ -216,6 +218,9 @@ class Committer:
         for group in self._groups():
             with guarded("committer", self._metrics):
                 self._commit_group(group)
+            for whole in group:
+                if self._transfers.holds(whole.transfer):  # after an unforeseen error
+                    self.put_off(whole.transfer.key, "failed", "this collector could not store the sample")
 
     def _commit_group(self, group: list[_Whole], *, again: bool = False) -> None:
         """Commits and answers; one by one where one of them fails, so that it keeps no other out."""
@@ -260,9 +265,17 @@ class Committer:
     def _takes_rows(self) -> bool:
         try:
             return self._store.takes_rows()
-        except Exception:
-            log.exception("the store cannot be probed")
+        except StoreUnavailableError:
             return False
+
+    def _takes_others(self, stage: Literal["blobs", "rows"]) -> bool:
+        """True if the store works at this moment, as far as anybody but the group at hand can tell."""
+        if stage == "blobs":
+            return not self._breaker.is_open  # other workers' successes close it
+        if self._takes_rows():
+            self._breaker.succeeded(stage)
+            return True
+        return False
 
     def _groups(self) -> Iterator[list[_Whole]]:
         """All that waits, at most a group's worth; ends with None."""
@@ -290,7 +303,8 @@ class Committer:
     ) -> bool:
         """Tries until the store takes the group; False where the end came first.
 
-        A store that is away is waited for. Any other error is the caller's to judge.
+        A store that is away is waited for. Any other error is the caller's to judge, and this one as well if
+        the store takes others meanwhile: one sample must not stop all.
         """
         me = threading.get_ident()
         for attempt in itertools.count():
@@ -302,6 +316,8 @@ class Committer:
                 self._breaker.failed(stage, error)
                 self._metrics.store_failures.inc()
                 log.warning("%d samples wait for the store: %s", len(group), error)
+                if attempt >= _PATIENCE and self._takes_others(stage):
+                    raise
             else:
                 self._breaker.succeeded(stage)
                 self._seconds[stage].observe(time.monotonic() - began)

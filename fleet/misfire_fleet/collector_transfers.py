@@ -140,6 +140,10 @@ class Transfers:
         """The open transfer, or None."""
         return self._open.get((vehicle, sample))
 
+    def holds(self, transfer: Transfer) -> bool:
+        """True if this very transfer is open."""
+        return self._open.get(transfer.key) is transfer
+
     def chunk(self, vehicle: str, sample: str, offset: int, payload: bytes, now: float) -> Event:
         """Takes a chunk; returns the Transfer when it is whole, once."""
         with self._lock:

@@ -6,6 +6,7 @@ Real SQLite and real PostgreSQL that fail in their own words, behind a real brok
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -20,8 +21,9 @@ from tests.services import Postgres, postgres
 from misfire_fleet import collector_committer
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_verify import Verified
-from misfire_fleet.errors import CheckFailedError
+from misfire_fleet.errors import CheckFailedError, RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
+from misfire_fleet.store_blobs import Staged
 from misfire_runtime.messages import Busy, Rejected, Stored
 
 VehicleMaker = Callable[..., Vehicle]
@@ -265,6 +267,63 @@ def test_a_constraint_that_every_row_breaks_rejects_none(
         assert "does not take samples" in collector.problems()[0]
     assert stored_at_last(car, picture(0))
     assert collector.problems() == []
+
+
+def test_a_row_that_brings_up_another_error_keeps_no_other_out(
+    remote: Store, start_collector: CollectorMaker, vehicle: VehicleMaker, server: Postgres
+) -> None:
+    start_collector(into=remote)
+    bad, car = vehicle("car-bad"), vehicle("car-1")
+    administrate(
+        server,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'trouble'; END $$",
+        "CREATE TRIGGER fail BEFORE INSERT ON samples FOR EACH ROW"
+        " WHEN (NEW.vehicle = 'car-bad') EXECUTE FUNCTION fail()",
+    )
+    offer_and_send(bad, range(1))
+    offer_and_send(car, range(1, 5))
+    verdict = bad.hear()
+    assert isinstance(verdict, Busy), verdict
+    assert {type(car.hear()) for _ in range(4)} == {Stored}
+
+
+def test_a_probe_that_fails_in_an_unforeseen_way_leaves_no_transfer_behind(
+    local: Store, start_collector: CollectorMaker, vehicle: VehicleMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RowRefusedError("value out of range")
+
+    def fail() -> None:
+        raise MemoryError
+
+    collector, car = start_collector(into=local), vehicle()
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "add_many", refuse)
+        patch.setattr(local, "takes_rows", fail)
+        assert isinstance(car.upload(picture(0)), Busy)
+    assert len(collector.transfers) == 0
+    assert isinstance(car.upload(picture(0)), Stored)
+
+
+def test_a_blob_that_cannot_be_written_keeps_no_worker_for_ever(
+    local: Store, start_collector: CollectorMaker, vehicle: VehicleMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, bad = local.blobs.stage, make_offer(picture(0)).id
+
+    def stage(sample: str, data: bytes) -> Staged:
+        if sample == bad:
+            raise StoreUnavailableError("input/output error")
+        return real(sample, data)
+
+    monkeypatch.setattr(local.blobs, "stage", stage)
+    start_collector(into=local, workers=2)
+    other, car = vehicle("car-2"), vehicle("car-1")
+    offer_and_send(car, range(1))
+    until = time.monotonic() + 20.0
+    while car.silent(for_s=0.0) and time.monotonic() < until:
+        assert isinstance(other.upload(picture(int(time.monotonic() * 1000) % 100_000 + 1)), Stored)
+    assert time.monotonic() < until
+    assert not local.known([bad])
 
 
 def test_a_row_number_that_is_taken_already_is_no_duplicate(
