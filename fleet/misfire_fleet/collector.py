@@ -148,7 +148,7 @@ class Collector:
         now = time.monotonic()
         for what, since, limit_s in (
             ("the check of a sample has been running", self.committer.busy_s("check", now), 30.0),
-            ("a whole sample has been waiting to be stored", self.transfers.oldest_whole_s(now), 60.0),
+            ("whole samples wait, and none has been stored", self.committer.stuck_s(now), 60.0),
             ("an offer has been waiting for an answer", self.desk.oldest_s(now), 30.0),
             ("vehicles have found no memory for transfers", self.transfers.full_s(now), 60.0),
         ):
@@ -239,7 +239,7 @@ class Collector:
         self.metrics.busy_share.set(busy.share)
         self.metrics.rejected_share.set(rejected.share)
         self.metrics.oldest_offer.set(self.desk.oldest_s(now))
-        self.metrics.oldest_whole.set(self.transfers.oldest_whole_s(now))
+        self.metrics.stuck.set(self.committer.stuck_s(now))
         self.metrics.longest_check.set(self.committer.busy_s("check", now))
 
 

@@ -99,6 +99,7 @@ class Committer:
         ]
         self._thread = threading.Thread(target=self._commit, name="committer", daemon=True)
         self._began: dict[int, tuple[Stage, float]] = {}
+        self._done_at = time.monotonic()
         self._seconds = {stage: metrics.commit_seconds.labels(stage) for stage in ("blobs", "rows")}
 
     def start(self) -> None:
@@ -119,6 +120,10 @@ class Committer:
         """How long the longest of the present works of a stage has been running; 0 where none is."""
         running = [now - began for of, began in list(self._began.values()) if of == stage]
         return max(running, default=0.0)
+
+    def stuck_s(self, now: float) -> float:
+        """For how long whole samples have been waiting without one being stored or rejected; 0 if none is."""
+        return min(self._transfers.oldest_whole_s(now), now - self._done_at)
 
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
@@ -331,7 +336,7 @@ class Committer:
         return False
 
     def _finish(self, group: list[_Whole], outcomes: list[Outcome]) -> None:
-        now = time.monotonic()
+        now = self._done_at = time.monotonic()
         for whole, outcome in zip(group, outcomes, strict=True):
             offer = whole.transfer.offer
             self._transfers.close(whole.transfer.key)
@@ -365,6 +370,7 @@ class Committer:
         self._outlets.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
 
     def _reject(self, transfer: Transfer, cause: str, reason: str) -> None:
+        self._done_at = time.monotonic()
         self._close(transfer.key)
         self._setbacks.forget(transfer.key)
         self._outlets.answer(

@@ -89,9 +89,9 @@ class CollectorMetrics:
             "For how long the oldest unanswered offer has waited.",
             registry=self.registry,
         )
-        self.oldest_whole = Gauge(
-            "misfire_oldest_whole_sample_seconds",
-            "For how long the oldest whole sample has waited to be stored.",
+        self.stuck = Gauge(
+            "misfire_stuck_seconds",
+            "For how long whole samples have been waiting without one being stored or rejected.",
             registry=self.registry,
         )
         self.longest_check = Gauge(

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
@@ -156,6 +157,36 @@ def test_a_check_that_runs_too_long_is_a_problem(
     finally:
         release.set()
     assert isinstance(car.hear(), Stored)
+
+
+def test_whole_samples_that_wait_without_end_are_a_problem(
+    start_collector: CollectorMaker,
+    vehicle: VehicleMaker,
+    store: Store,
+    jpeg: Callable[[int], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collector = start_collector()
+    release, real = threading.Event(), store.add_many
+
+    def hang(*arguments: Any, **keywords: Any) -> Any:
+        release.wait(30)
+        return real(*arguments, **keywords)
+
+    car = vehicle()
+    assert isinstance(car.upload(jpeg(0)), Stored)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "add_many", hang)
+        car.offer(make_offer(jpeg(1)))
+        car.send(jpeg(1), car.hear_send())
+        try:
+            assert eventually(lambda: collector.committer.stuck_s(time.monotonic()) > 0.2)
+            later = time.monotonic() + 61.0
+            assert collector.committer.stuck_s(later) > 60.0
+        finally:
+            release.set()
+        assert isinstance(car.hear(), Stored)
+    assert collector.committer.stuck_s(time.monotonic()) == 0.0
 
 
 def test_vehicles_that_only_hear_busy_are_a_problem(
