@@ -20,7 +20,6 @@ from collections.abc import Callable
 from misfire_runtime import __version__, clock
 from misfire_runtime.backoff import full_jitter
 from misfire_runtime.bandwidth import Bandwidth, TokenBucket
-from misfire_runtime.certificates import name_problem
 from misfire_runtime.errors import MessageError, MisfireError, SpoolError
 from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import (
@@ -38,7 +37,8 @@ from misfire_runtime.messages import (
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink_booker import Booker
 from misfire_runtime.uplink_client import BrokerConfig, make_client
-from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Receipt, Will
+from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
+from misfire_runtime.uplink_health import LinkHealth
 from misfire_runtime.uplink_machine import (
     MIN_CHUNK_BYTES,
     Action,
@@ -55,9 +55,6 @@ from misfire_runtime.waking import Waking
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
 
 _LOG = logging.getLogger(__name__)
-_BRIEF_S = 5.0
-_BRIEF_SESSIONS = 3
-"""So many connections in a row that end within seconds, with nothing acknowledged, are no accident."""
 _MAX_WAIT_S = 1.0
 _MAX_MESSAGE_BYTES = 128 * 1024
 """Of what a vehicle accepts."""
@@ -109,7 +106,6 @@ class Uplink:
         self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
         self._desired = DesiredWorker(on_desired, self.publish_reported) if on_desired else None
         self._often = Throttle(_LOG)
-        self._connections = Throttle(_LOG, burst=5)
         self._rejections = Throttle(_LOG, burst=20)
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
@@ -120,10 +116,7 @@ class Uplink:
         self._seen_version = -1
         self._rate_checked_at = self._asked_at = float("-inf")
         self._failures = 0
-        self._brief = 0
-        self._problem: str | None = None
-        self._reached = self._answered = False
-        self._name_problem = _name_problem(broker, vehicle)
+        self._health = LinkHealth(broker, vehicle=vehicle, base=self._topics.base)
         self._online = threading.Event()
         self._thread: threading.Thread | None = None
         self.connects = 0
@@ -143,12 +136,8 @@ class Uplink:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing gets through to the fleet, in words; None if the last message did, as far as is known.
-
-        A broker may drop in silence what it does not allow, so a wrong name in the certificate counts until a
-        collector has answered.
-        """
-        return self._problem or (None if self._answered else self._name_problem)
+        """Why nothing gets through to the fleet, in words; None if the last message did."""
+        return self._health.problem
 
     def wait_online(self, timeout_s: float) -> bool:
         """Waits until connected; False after `timeout_s`."""
@@ -208,14 +197,13 @@ class Uplink:
 
     def run(self) -> None:
         """Connects, carries, connects again, until the stop event."""
-        if self._name_problem is not None:
-            _LOG.warning("certificate_name", extra={"fields": {"problem": self._name_problem}})
+        self._health.began()
         while not self._stop.is_set():
             began = time.monotonic()
             try:
                 self._session()
             except MisfireError as error:
-                self._down(str(error), lasted_s=time.monotonic() - began)
+                self._health.down(str(error), lasted_s=time.monotonic() - began)
             if not self._stop.is_set():
                 wait_s = full_jitter(
                     self._failures,
@@ -229,18 +217,7 @@ class Uplink:
         self._booked()
         self._waking.close()
 
-    def _down(self, problem: str, *, lasted_s: float) -> None:
-        self._brief = self._brief + 1 if self._reached and lasted_s < _BRIEF_S else 0
-        if self._brief >= _BRIEF_SESSIONS:
-            each_time = "it does so each time, right after this vehicle's first messages"
-            problem = self._with_name(
-                f"{problem}; {each_time}: its access rules may not allow topics of {self._topics.base}"
-            )
-        self._problem = problem
-        self._often.log(logging.WARNING, "uplink_down", {"problem": problem}, key=problem)
-
     def _session(self) -> None:
-        self._reached = False
         death = encode(self._birth.model_copy(update={"online": False}))
         connection = Connection(
             self._broker,
@@ -270,13 +247,11 @@ class Uplink:
 
     def _up(self, connection: Connection) -> None:
         self.connects += 1
-        self._reached = True
         self._machine.connected(time.monotonic(), packet_limit=connection.packet_limit)
         connection.publish(self._topics.state, encode(self._birth), retain=True)
         self._seen_version = -1
         self._online.set()
-        fields = {"broker": self._broker.url, "pending": self._spool.counters().pending}
-        self._connections.log(logging.INFO, "uplink_up", fields)
+        self._health.up(pending=self._spool.counters().pending)
 
     def _step(self, connection: Connection) -> None:
         """Waits for something to happen, then does all that follows from it."""
@@ -292,7 +267,7 @@ class Uplink:
         now = time.monotonic()
         for receipt in connection.receipts:
             token = self._tokens.pop(receipt.mid, None)
-            self._note(receipt)
+            self._health.receipt(receipt)
             if token is not None:
                 self._failures = 0
                 (self._machine.acked if receipt.accepted else self._machine.refused)(token, now)
@@ -303,20 +278,6 @@ class Uplink:
         while self._outbox:
             topic, payload, qos, retain = self._outbox.popleft()
             connection.publish(topic, payload, qos=qos, retain=retain)
-
-    def _note(self, receipt: Receipt) -> None:
-        """Remembers whether messages get through."""
-        if receipt.accepted:
-            self._problem, self._brief = None, 0
-            return
-        self._problem = self._with_name(
-            f"{self._broker.url}: the broker refuses this vehicle's messages: {receipt.reason}"
-        )
-        self._often.log(logging.WARNING, "publish_refused", {"problem": self._problem}, key=receipt.reason)
-
-    def _with_name(self, problem: str) -> str:
-        """With the likely cause, where the certificate is issued to another name."""
-        return problem if self._name_problem is None else f"{problem}; {self._name_problem}"
 
     def _watch_hold(self) -> None:
         """Offers nothing while the spool holds; a request to end that may come from another process."""
@@ -428,7 +389,7 @@ class Uplink:
             self._often.log(logging.WARNING, "message_refused", fields, key=message.topic)
 
     def _replied(self, reply: Reply, now: float) -> None:
-        self._answered = True
+        self._health.answered()
         before = self._machine.small_chunks
         self._machine.replied(reply.verdicts, now)
         if self._machine.small_chunks > before:
@@ -459,12 +420,3 @@ class Uplink:
         self._outbox.append((topic, payload, qos, retain))
         self._waking.wake()
         return True
-
-
-def _name_problem(broker: BrokerConfig, vehicle: str) -> str | None:
-    if broker.cert_file is None:
-        return None
-    try:
-        return name_problem(broker.cert_file, vehicle)
-    except (OSError, ValueError):
-        return None  # TLS says what is wrong with it

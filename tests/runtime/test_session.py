@@ -21,7 +21,7 @@ from tests.faults.samples import make_offer, make_payload
 
 from misfire_runtime import session
 from misfire_runtime.config import parse_config, read_config
-from misfire_runtime.errors import MisfireError, SourceError
+from misfire_runtime.errors import EngineError, MisfireError, SourceError
 from misfire_runtime.messages import (
     Declined,
     Desired,
@@ -36,6 +36,7 @@ from misfire_runtime.messages import (
     decode,
     encode,
 )
+from misfire_runtime.pipeline import Vehicle
 from misfire_runtime.session import run_vehicle
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import BrokerConfig, make_client
@@ -276,6 +277,22 @@ def test_without_a_model_or_a_camera_what_waits_is_uploaded_before_the_error_end
     assert set(fleet.got) == set(waiting)
     with Spool(tmp_path / "spool") as spool:
         assert spool.counters().stored == 12 and spool.counters().pending == 0
+
+
+def test_an_engine_that_gives_up_in_mid_run_does_not_keep_what_waits(
+    bundle: Any, broker: Mosquitto, tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: object) -> None:
+        raise EngineError("gave up after 10 failures in a row")
+
+    monkeypatch.setattr(Vehicle, "run", give_up)
+    waiting = pending_samples(tmp_path / "spool", 12)
+    text = f'bundle = "{bundle.path}"\n[[source]]\ninput = "{clip}"\n[spool]\npath = "{tmp_path / "spool"}"\n'
+    fleet = Collector(broker)
+    with pytest.raises(EngineError, match="gave up"):
+        run_vehicle(parse_config(text + f'[broker]\nurl = "{broker.url}"\n'))
+    fleet.close()
+    assert set(fleet.got) == set(waiting)
 
 
 def test_a_vehicle_that_cannot_run_says_so_and_ends_when_uploads_do_not_go_forward(
