@@ -77,6 +77,7 @@ def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
         driven.statistics.last_frame_s -= 100
         assert get(server.port, "/healthz")[0] == 200, "a recording at its end is not ill"
         driven._finished = False
+        driven.statistics.last_frame_s = time.monotonic() - 100
         status, body = get(server.port, "/healthz")
         assert status == 503 and "no frame was scored for 100 s" in json.loads(body)["problems"][0]
         assert get(server.port, "/secret")[0] == 404
@@ -103,8 +104,7 @@ def test_health_is_false_within_seconds_of_a_frame_path_that_hangs(
     try:
         assert wait_for(lambda: vehicle.statistics.frames > 20 and health(vehicle)["ok"])
         hang.set()
-        assert wait_for(lambda: not health(vehicle)["ok"])
-        assert "the frame path has stood still for" in health(vehicle)["problems"][0]
+        assert wait_for(lambda: "the frame path has stood still for" in str(health(vehicle)["problems"]))
         let_go.set()
         assert wait_for(lambda: health(vehicle)["ok"])
     finally:
@@ -238,8 +238,7 @@ def test_a_full_disk_is_a_problem_until_the_store_takes_samples_again(
     try:
         assert wait_for(lambda: vehicle.statistics.spooled > 0 and health(vehicle)["ok"])
         store.full = True
-        assert wait_for(lambda: not health(vehicle)["ok"])
-        assert "spool: no room" in health(vehicle)["problems"][0]
+        assert wait_for(lambda: "spool: no room" in str(health(vehicle)["problems"]))
         store.full = False
         assert wait_for(lambda: health(vehicle)["ok"])
     finally:
