@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +291,32 @@ def test_a_closed_decoder_leaves_no_process_behind() -> None:
     assert set(processes()) - before
     decoder.close()
     assert not set(processes()) - before
+
+
+OWNER = """
+import sys, time
+from misfire_fleet.decoder import Decoder
+decoder = Decoder()
+decoder.check(sys.stdin.buffer.read(), "image/jpeg")
+print(decoder._idle.get()._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_processes_end_when_their_owner_is_killed() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdin is not None and owner.stdout is not None
+    owner.stdin.write(encoded(".jpg"))
+    owner.stdin.close()
+    decoding = Path(f"/proc/{int(owner.stdout.readline())}")
+    assert decoding.exists()
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    until = time.monotonic() + 10
+    while decoding.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not decoding.exists()
 
 
 @pytest.mark.parametrize(
