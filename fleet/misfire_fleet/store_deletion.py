@@ -26,7 +26,6 @@ from misfire_fleet.store_schema import audit, doomed_blobs, holds, samples, tomb
 from misfire_runtime.clock import wall_time
 
 _GROUP = 500
-_DELETIONS_LOCK = 0x6D697364
 _DAY_S = 86_400.0
 
 
