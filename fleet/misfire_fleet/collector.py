@@ -26,6 +26,7 @@ from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_notes import Notebook
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_retained import RetainedSweep
 from misfire_fleet.collector_setbacks import Setbacks
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_transfers import Ask, Transfers
@@ -100,6 +101,7 @@ class Collector:
         self.link = Link(
             broker, fleet=fleet, name=self.name, settings=self.settings, handlers=self._handlers()
         )
+        self.retained = RetainedSweep(broker, fleet=fleet, name=self.name, metrics=self.metrics)
         self._housekeeping = Housekeeping(
             store,
             quotas=self._quotas,
@@ -117,6 +119,7 @@ class Collector:
         self.desk.start()
         self.link.start()
         self._housekeeping.start()
+        self.retained.start()
         return self.link.ready.wait(wait_s)
 
     def run(self, stop: threading.Event) -> None:
@@ -137,6 +140,7 @@ class Collector:
         self.committer.close()
         self.link.outbox.wait_empty()
         self._housekeeping.close()
+        self.retained.close()
         self.link.close()
 
     def problems(self) -> list[str]:
@@ -155,7 +159,9 @@ class Collector:
             if since > limit_s:
                 found.append(f"{what} for {since:.0f} s")
         found += self._answers.problems(now)
-        if not all(part.alive for part in (self.link, self.desk, self.committer, self._housekeeping)):
+        found += self.retained.problems(now)
+        parts = (self.link, self.desk, self.committer, self._housekeeping, self.retained)
+        if not all(part.alive for part in parts):
             found.append("a thread died; see the log")
         return found
 

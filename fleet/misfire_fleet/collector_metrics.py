@@ -47,6 +47,11 @@ class CollectorMetrics:
         self.floods = Counter(
             "misfire_floods", "Transfers ended because of far too many chunks.", registry=self.registry
         )
+        self.retained_cleared = Counter(
+            "misfire_retained_cleared",
+            "Messages cleared that a vehicle made the broker retain in data topics.",
+            registry=self.registry,
+        )
         self.abandoned = Counter("misfire_abandoned", "Transfers given up.", registry=self.registry)
         self.store_failures = Counter(
             "misfire_store_failures", "Commits that the store did not take.", registry=self.registry

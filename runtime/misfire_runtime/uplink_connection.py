@@ -169,9 +169,13 @@ class Connection:
             properties.UserProperty = list(attributes.items())
         return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
 
-    def subscribe(self, *topics: str) -> None:
-        """Subscribes to more at QoS 1; a refusal is logged, not raised."""
-        self._client.subscribe([(topic, self._option()) for topic in topics])
+    def subscribe(self, *topics: str, retain_as_published: bool = False) -> None:
+        """Subscribes to more at QoS 1; a refusal is logged, not raised.
+
+        retain_as_published: new messages show whether they are to be retained, where the protocol can.
+        """
+        option = self._option(retain_as_published=retain_as_published)
+        self._client.subscribe([(topic, option) for topic in topics])
 
     def unsubscribe(self, *topics: str) -> None:
         """Wants no more of these."""
@@ -219,8 +223,8 @@ class Connection:
         properties.MaximumPacketSize = self._max_message_bytes
         return properties
 
-    def _option(self) -> Any:
-        return SubscribeOptions(qos=1) if self._v5 else 1
+    def _option(self, *, retain_as_published: bool = False) -> Any:
+        return SubscribeOptions(qos=1, retainAsPublished=retain_as_published) if self._v5 else 1
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         self._answered = True
