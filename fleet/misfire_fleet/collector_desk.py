@@ -1,8 +1,8 @@
 """The desk where offers are answered: a batch at a time, with one look into the database for all of them.
 
-offers -> malformed? rejected -> of another vehicle or version? busy -> stored already? stored
-       -> deleted? declined -> too large, no known format? rejected -> too fast, store ill? busy
-       -> over quota, near-duplicate? declined -> no room? busy -> send
+offers -> too fast? busy -> malformed? rejected -> of another vehicle or version? busy
+       -> stored already? stored -> deleted? declined -> too large, no known format? rejected
+       -> store ill? busy -> over quota, near-duplicate? declined -> no room? busy -> send
 The unbiased random stream is never declined as a near-duplicate: statistics stand on it.
 """
 

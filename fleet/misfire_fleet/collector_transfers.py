@@ -121,9 +121,10 @@ class Transfers:
         key = (offer.vehicle, offer.id)
         with self._lock:
             known = self._open.get(key)
-            if known is not None:
+            if known is not None and (known.finishing or known.offer.size == offer.size):
                 known.asked_at, known.asked_offset = now, known.received
                 return known
+            self._forget(key)  # what was offered before was another size
             first = offer.vehicle not in self._of
             if not self._has_room(offer.vehicle, offer.size):
                 if first and self._full_at is None:

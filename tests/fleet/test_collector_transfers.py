@@ -168,6 +168,17 @@ def test_a_trickle_of_bytes_holds_no_memory_and_a_slow_link_gets_through(
     assert (len(transfers) == 1) == survives
 
 
+def test_an_offer_that_corrects_its_size_begins_again() -> None:
+    transfers = Transfers(max_transfers=4, max_bytes=1000)
+    data = bytes(range(50))
+    wrong = transfers.open(make_offer(data, size=20), 0.0)
+    assert transfers.open(make_offer(data, size=20), 1.0) is wrong
+    right = opened(transfers, data, now=2.0)
+    assert right is not wrong
+    assert (len(transfers), transfers.reserved_bytes) == (1, 50)
+    assert transfers.chunk("car-1", right.offer.id, 0, data, 3.0) is right
+
+
 def test_bytes_behind_the_declared_size_are_cut_off() -> None:
     transfers = Transfers(max_transfers=4, max_bytes=1000)
     data = bytes(range(50))
