@@ -15,23 +15,23 @@ _BLOCK = 4096
 
 @dataclass
 class SmallDisk:
-    """A mounted one; `fill` leaves not a byte, `free` takes the ballast away again."""
+    """A mounted one; `fill` leaves not a byte, `free` takes the filler away again."""
 
     mount: Path
 
     @property
-    def _ballast(self) -> Path:
-        return self.mount / "ballast"
+    def _filler(self) -> Path:
+        return self.mount / "filler"
 
     def fill(self) -> None:
         """Writes until the kernel says that there is no space left."""
-        with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as ballast:
+        with contextlib.suppress(OSError), self._filler.open("ab", buffering=0) as filler:
             while True:
-                ballast.write(b"\0" * _BLOCK)
+                filler.write(b"\0" * _BLOCK)
 
     def free(self) -> None:
         """Makes room."""
-        self._ballast.unlink(missing_ok=True)
+        self._filler.unlink(missing_ok=True)
 
 
 @contextmanager
