@@ -9,6 +9,7 @@ answers by ONNX Runtime, and the scores that torch computes from them.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,15 +197,15 @@ def _settle(
     frames = fit_frames(calibration, outputs=seen.outputs, task=task.name)
     session = session_of(graph, seen)
 
-    def read(under: InputContract) -> tuple[Kind, Answered]:
-        return read_answers(session, frames, contract=under, task=task, output=seen.found.output)
+    def read(some: Examples, under: InputContract) -> tuple[Kind, Answered]:
+        return read_answers(session, some, contract=under, task=task, output=seen.found.output)
 
-    kind, answered = read(contract)
+    kind, answered = read(frames, contract)
     found = as_logits(seen.found, kind, answer)
     notes = [
         *([order.note] if order.note else []),
         *check_order(answered, order),
-        *normalisation_note(answered, contract, data or contract, lambda other: read(other)[1]),
+        *normalisation_note(answered, frames, contract, data or contract, lambda *other: read(*other)[1]),
         *chance_note(answered),
     ]
     return found, tuple(notes)
@@ -249,7 +250,10 @@ def _names(
     for name in wanted:
         info = scoring.SCORES.get(name)
         if info is None or task not in info.tasks or not info.exportable:
-            raise ExportError(f"score {name!r} cannot be appended; there are {', '.join(chosen)} and more")
+            can = scoring.names_for(task, exportable=True)
+            close = difflib.get_close_matches(name, can, n=1)
+            hint = f"did you mean {close[0]}? There" if close else "there"
+            raise ExportError(f"score {name!r} cannot be appended; {hint} are {', '.join(can)}")
         if name not in OUTPUT_ONLY and name != "egl_unweighted" and found.layer is None:
             raise ExportError(f"score {name} needs the last layer: {' '.join(found.notes)}")
     return list(wanted)

@@ -117,7 +117,9 @@ def settle_classes(
         )
     notes = (
         *check_order(answered, order),
-        *normalisation_note(answered, contract, data, lambda other: _read(probe, frames, other, task)[1]),
+        *normalisation_note(
+            answered, frames, contract, data, lambda some, other: _read(probe, some, other, task)[1]
+        ),
         *chance_note(answered),
     )
     return order, notes

@@ -22,6 +22,7 @@ from foreign_cases import (
 )
 from onnx import NodeProto, TensorProto, helper
 
+from misfire_export.answering import require_channels_first
 from misfire_export.errors import ExportError, GraphError
 from misfire_export.foreign import open_graph
 from misfire_export.inputs import of_dataset
@@ -403,3 +404,11 @@ def test_int8_by_misfire_runs_a_graph_of_a_fixed_batch_in_its_batch(out: Path, t
     assert onnx.load(bundle.model_path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
     with pytest.raises(ExportError, match="the graph is int8 already"):
         export(bundle.model_path, out, output="logits", options=replace(OPTIONS, precision="fp16"))
+
+
+def test_an_answer_with_its_classes_last_is_refused_with_the_way_out() -> None:
+    with pytest.raises(
+        GraphError, match=r"\[N,H,W,K\]; expected \[N,K,H,W\]: append a Transpose with perm 0,3,1,2"
+    ):
+        require_channels_first((2, 16, 20, 4), output="mask", classes=4)
+    require_channels_first((2, 4, 16, 4), output="mask", classes=4)

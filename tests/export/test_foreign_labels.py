@@ -7,12 +7,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from foreign_cases import BIAS, CLASSES, PLAIN, WEIGHT, coloured, export, network
+from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from misfire_export.errors import LabelError
 from misfire_export.labels import order_classes, read_classes
+from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 
 ORDER = [2, 0, 1]
@@ -168,3 +171,47 @@ def test_what_needs_no_data_is_looked_at_before_the_data_are(out: Path, tmp_path
     assert "the graph has no output 'other'" in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--classes", str(tmp_path / "none.txt")])
     assert "--classes" in str(result.exception)
+
+
+def test_masks_are_read_at_the_graphs_own_size_and_their_classes_are_compared(
+    out: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "road" / kind).mkdir(parents=True)
+    for i in range(480):
+        labels = np.zeros((24, 48), np.uint8)
+        labels[:, : rng.integers(8, 40)] = 1
+        image = np.where(labels[..., None] == 1, [40, 200, 40], [200, 40, 40]) + rng.integers(
+            -30, 30, (24, 48, 3)
+        )
+        cv2.imwrite(str(tmp_path / "road" / "images" / f"{i}.png"), image.astype(np.uint8)[:, :, ::-1])
+        cv2.imwrite(str(tmp_path / "road" / "masks" / f"{i}.png"), labels)
+    (tmp_path / "road" / "classes.txt").write_text("road\nkerb\n")
+    weight = np.array([[4, -4, 0], [-4, 4, 0]], np.float32)
+
+    def graph(weight: np.ndarray) -> Path:
+        nodes = [helper.make_node("Conv", ["x", "w"], ["mask"])]
+        made = helper.make_graph(
+            nodes,
+            "road",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 12, 16])],
+            [helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n", len(weight), 12, 16])],
+            [numpy_helper.from_array(weight[:, :, None, None], "w")],
+        )
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, tmp_path / "road.onnx")
+        return tmp_path / "road.onnx"
+
+    arguments = ["export", "--dataset", f"masks:{tmp_path / 'road'}", "--out", str(out), "--shifts", "none"]
+    arguments += ["--image", '{"mean": [0], "std": [1]}', "--scores", "entropy", "--json", "--onnx"]
+    result = CliRunner().invoke(app, [*arguments, str(graph(weight))])
+    assert result.exit_code == 0, result.exception
+    manifest = Bundle.open(out).manifest
+    assert (manifest.input.height, manifest.input.width) == (12, 16)
+    assert "size=16x12" in manifest.lineage.dataset and manifest.name == "road"
+    assert manifest.extra["calibration"]["accuracy"] > 0.95
+    swapped = CliRunner().invoke(app, [*arguments, str(graph(weight[::-1].copy()))])
+    assert "output 0 (road) as kerb" in str(swapped.exception)
+    three = CliRunner().invoke(app, [*arguments, str(graph(np.concatenate([weight, weight[:1]])))])
+    assert "has 2 classes (road, kerb), the model 3 outputs" in str(three.exception)

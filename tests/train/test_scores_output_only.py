@@ -163,7 +163,12 @@ def test_registry_rows_agree_with_their_names_and_say_their_source() -> None:
 @pytest.mark.parametrize(
     ("names", "task", "options", "message"),
     [
-        (["entorpy"], "classification", {}, "unknown score 'entorpy'; for classification there are msp"),
+        (
+            ["entorpy"],
+            "classification",
+            {},
+            "unknown score 'entorpy'; did you mean entropy. For classification there are msp",
+        ),
         (["msp"], "detection", {}, "unknown task 'detection'"),
         (["msp"], "keypoints", {}, "msp serves classification, segmentation, not keypoints"),
         (["msp"], "classification", {"energy": {}}, "options given for energy"),

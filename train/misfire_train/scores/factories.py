@@ -48,7 +48,8 @@ class Recipe:
         """The training set's signals; raises ScoreError without."""
         if self.fit is None:
             raise ScoreError(
-                f"{self.name} is fitted on training data: pass fit=gather(probe, images, targets)"
+                f"{self.name} is fitted on training data: build it with "
+                f"scores.build([{self.name!r}], task=..., fit=scores.gather(probe, images, targets))"
             )
         return self.fit
 
@@ -56,7 +57,8 @@ class Recipe:
         """The held-out set's signals; raises ScoreError without."""
         if self.holdout is None:
             raise ScoreError(
-                f"{self.name} is fitted on held-out data: pass holdout=gather(probe, images, targets)"
+                f"{self.name} is fitted on held-out data: build it with "
+                f"scores.build([{self.name!r}], task=..., holdout=scores.gather(probe, images, targets))"
             )
         return self.holdout
 

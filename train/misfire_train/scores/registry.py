@@ -8,6 +8,7 @@ what it needs is missing. Options are given per score: `build(..., knn_distance=
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -192,8 +193,10 @@ def build(
 def _build_one(recipe: Recipe) -> Score:
     info = SCORES.get(recipe.name)
     if info is None:
-        known = ", ".join(names_for(recipe.task))
-        raise ScoreError(f"unknown score {recipe.name!r}; for {recipe.task} there are {known}")
+        known = names_for(recipe.task)
+        close = difflib.get_close_matches(recipe.name, known, n=1)
+        hint = f"; did you mean {close[0]}? For" if close else "; for"
+        raise ScoreError(f"unknown score {recipe.name!r}{hint} {recipe.task} there are {', '.join(known)}")
     if recipe.task not in info.tasks:
         raise ScoreError(f"{recipe.name} serves {', '.join(info.tasks)}, not {recipe.task}")
     try:
