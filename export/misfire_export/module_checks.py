@@ -43,7 +43,7 @@ def probe_of(
     output: str,
 ) -> Probe:
     """Raises TraceError where the model does not take an image, or has no last layer that scores can use."""
-    image = example_input(contract.model_copy(update={"dtype": "float32"}), batch=2)
+    image = example_input(contract, batch=2)
     try:
         with torch.no_grad():
             answer_of(model(image), output)
@@ -66,7 +66,7 @@ def probe_of(
 @torch.no_grad()
 def layer_notes(probe: Probe, contract: InputContract) -> list[str]:
     """A warning where the answer is not W phi + b of the last layer, which gradient scores take it for."""
-    signals = probe(example_input(contract.model_copy(update={"dtype": "float32"}), batch=2))
+    signals = probe(example_input(contract, batch=2))
     if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
         return []
     made = torch.einsum("nc...,kc->nk...", signals.last_input, signals.weight)
@@ -100,7 +100,7 @@ def settle_classes(
     Raises ExportError where the classes do not fit, or where the module gives no logits.
     """
 
-    outputs = int(probe(calibration.batch([0], contract).float()).outputs.shape[1])
+    outputs = int(probe(calibration.batch([0], contract)).outputs.shape[1])
     order = order_classes(classes, outputs, stated=stated)
     frames = order.of(fit_frames(calibration, outputs=outputs, task=task.name))
     require_targets(frames, outputs)
@@ -129,9 +129,8 @@ def settle_classes(
 def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -> tuple[Kind, Answered]:
     """(kind of the answer's numbers, labels and answers)."""
     numbers, truth, said, outputs = Numbers(), [], [], 0
-    plain = contract.model_copy(update={"dtype": "float32"})
     with evaluating(probe):
-        for part, image in batches(frames, contract=plain, size=16):
+        for part, image in batches(frames, contract=contract, size=16):
             found = probe(image).float().outputs
             require_shape(found.shape, output="of the module", task=task.name)
             labels, answers = compare(task, found, torch.as_tensor(frames.targets[part]))

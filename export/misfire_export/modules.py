@@ -70,14 +70,16 @@ def export_module_bundle(
     require_free(Path(out))
     require_frames(len(calibration))
     kind = get_task(task) if isinstance(task, str) else task
-    probe = probe_of(model, contract, last_layer=last_layer, features=features, output=output)
-    notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, contract)]
+    # With uint8 pixels the graph normalises by itself; the module takes what comes out of that.
+    plain = contract.model_copy(update={"dtype": "float32"})
+    probe = probe_of(model, plain, last_layer=last_layer, features=features, output=output)
+    notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain)]
     names_in_order = tuple(classes)
     if kind.name in CLASSES:
         order, told = settle_classes(
             probe,
             calibration,
-            contract=contract,
+            contract=plain,
             data=data_contract or contract,
             task=kind,
             classes=classes,
@@ -88,12 +90,12 @@ def export_module_bundle(
         fit, holdout = (None if part is None else order.of(part) for part in (fit, holdout))
     if holdout is not None:
         table = FailureTable(threshold=options.failure_threshold)
-        kind, _ = settle_failures(probe, kind, holdout, contract=contract, table=table)
+        kind, _ = settle_failures(probe, kind, holdout, contract=plain, table=table)
     recipe = recipe_named(RECIPE)
-    refit = Refit(HEAD, probe, kind, recipe, contract, train=fit, holdout=holdout, seed=seed)
+    refit = Refit(HEAD, probe, kind, recipe, plain, train=fit, holdout=holdout, seed=seed)
     learned = [fit_head(refit, layers=features)] if features else []
     names = list(scores) if scores is not None else _default_names(kind.name)
-    sets = {key: _gather(probe, part, contract) for key, part in (("fit", fit), ("holdout", holdout))}
+    sets = {key: _gather(probe, part, plain) for key, part in (("fit", fit), ("holdout", holdout))}
     others = [name for name in names if name != HEAD]
     built = [
         *(learned if scores is None or HEAD in names else []),

@@ -293,3 +293,22 @@ def test_a_task_of_ones_own_is_exported(parts: dict[str, Examples], digits: Data
         fit=digits.train,
     )
     assert bundle.manifest.task == "custom" and bundle.manifest.default_score == "learning_loss_pp"
+
+
+def test_a_module_behind_uint8_pixels_is_proven_on_what_it_takes(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    contract = digits.contract.model_copy(update={"dtype": "uint8"})
+    bundle = export_module_bundle(
+        Several().eval(),
+        contract=contract,
+        calibration=parts["calibration"],
+        holdout=parts["holdout"],
+        out=out,
+        options=replace(OPTIONS, shifts=Shifts(())),
+        output="out",
+    )
+    assert (
+        bundle.manifest.input.dtype == "uint8"
+        and bundle.manifest.extra["notes"][0] == "last layer: classifier"
+    )
