@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 COUNT = "$SYS/broker/retained messages/count"
 _MARGIN = 250
-"""So many retained messages more than after the last sweep begin a sweep: 32 MiB of the largest ones. A vehicle
+"""A sweep begins at so many retained messages more than after the last one: 32 MiB of the largest. A vehicle
 has three (state, desired, reported), so a fleet that grows is swept for nothing now and then."""
 _QUIET_S = 1.0
 _SHOWN_S = 60.0

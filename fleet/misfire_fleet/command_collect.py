@@ -17,9 +17,16 @@ from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.command_options import (
     DEFAULT_DIR,
     BlobsUrl,
+    BrokerUrl,
+    CaFile,
+    CertFile,
     DatabaseUrl,
     FleetDir,
+    FleetName,
     Insecure,
+    KeyFile,
+    PasswordFile,
+    Protocol,
     open_store,
     stop_on_signals,
 )
@@ -35,15 +42,13 @@ else:
 
 def collect(
     *,
-    broker: Annotated[
-        str, typer.Option(envvar="MISFIRE_BROKER", help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT].")
-    ] = "mqtt://127.0.0.1:1883",
-    fleet: Annotated[str, typer.Option(help="The fleet's name in topics.")] = "default",
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
+    fleet: FleetName = "default",
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
     name: Annotated[str | None, typer.Option(help="Unique among collectors; made up where absent.")] = None,
-    protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    protocol: Protocol = "5",
     insecure: Insecure = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,
     group: Annotated[
@@ -56,10 +61,10 @@ def collect(
         int | None, typer.Option(help="Serve /metrics and /healthz here; 0 takes a free port.")
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics port.")] = "127.0.0.1",
-    ca_file: Annotated[Path | None, typer.Option(help="CA certificates for mqtts://.")] = None,
-    cert_file: Annotated[Path | None, typer.Option(help="Client certificate for mqtts://.")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with the password.")] = None,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    password_file: PasswordFile = None,
 ) -> None:
     """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
     limit_heaps()

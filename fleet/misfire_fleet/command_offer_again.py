@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from misfire_fleet.command_options import AsJson, Insecure, show
+from misfire_fleet.command_options import (
+    AsJson,
+    BrokerUrl,
+    CaFile,
+    CertFile,
+    FleetName,
+    Insecure,
+    KeyFile,
+    PasswordFile,
+    Protocol,
+    show,
+)
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Reply, State, Topics, decode, encode
 from misfire_runtime.uplink import BrokerConfig
@@ -21,16 +31,14 @@ _ANSWER_S = 5.0
 def offer_again(
     vehicle: Annotated[str, typer.Argument(help="Name of the vehicle.")],
     *,
-    broker: Annotated[
-        str, typer.Option(envvar="MISFIRE_BROKER", help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT].")
-    ] = "mqtt://127.0.0.1:1883",
-    fleet: Annotated[str, typer.Option(help="The fleet's name in topics.")] = "default",
-    protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
+    fleet: FleetName = "default",
+    protocol: Protocol = "5",
     insecure: Insecure = False,
-    ca_file: Annotated[Path | None, typer.Option(help="CA certificates for mqtts://.")] = None,
-    cert_file: Annotated[Path | None, typer.Option(help="Client certificate for mqtts://.")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="File with the password.")] = None,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    password_file: PasswordFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell a vehicle to offer its samples again, those that were rejected last as well.

@@ -30,6 +30,15 @@ Insecure = Annotated[
     bool,
     typer.Option("--insecure", envvar="MISFIRE_INSECURE", help="Allow plain mqtt:// to another machine."),
 ]
+BrokerUrl = Annotated[
+    str, typer.Option("--broker", envvar="MISFIRE_BROKER", help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT].")
+]
+FleetName = Annotated[str, typer.Option("--fleet", help="The fleet's name in topics.")]
+Protocol = Annotated[str, typer.Option("--protocol", help="MQTT version: 5 or 3.1.1.")]
+CaFile = Annotated[Path | None, typer.Option("--ca-file", help="CA certificates for mqtts://.")]
+CertFile = Annotated[Path | None, typer.Option("--cert-file", help="Client certificate for mqtts://.")]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", help="Its private key.")]
+PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the password.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")]
 DEFAULT_DIR = Path("fleet")

@@ -6,6 +6,7 @@ import typer
 
 from misfire_fleet.command_care import audit, delete, hold, holds, release, retention, status
 from misfire_fleet.command_collect import collect
+from misfire_fleet.command_configure import configure
 from misfire_fleet.command_offer_again import offer_again
 from misfire_fleet.command_rescue import backup, check, rebuild
 from misfire_fleet.command_serve import serve
@@ -20,6 +21,6 @@ app = typer.Typer(
 )
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
-    *(check, backup, rebuild, offer_again),
+    *(check, backup, rebuild, offer_again, configure),
 ):
     app.command()(_command)
