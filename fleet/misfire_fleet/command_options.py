@@ -7,12 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from misfire_fleet.moments import parse_moment
 from misfire_fleet.store import Store
 from misfire_fleet.store_integrity import refuse_damaged
 from misfire_runtime.errors import ConfigError
@@ -70,13 +70,10 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 def moment(option: str, text: str | None) -> float | None:
     """ISO 8601 (UTC where no zone is given) to seconds since 1970. Raises ConfigError."""
-    if text is None:
-        return None
     try:
-        when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return None if text is None else parse_moment(text)
     except ValueError as error:
-        raise ConfigError(f"{option} {text!r}: expected a time such as 2026-01-31T12:00:00") from error
-    return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+        raise ConfigError(f"{option}: {error}") from error
 
 
 def show(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:
