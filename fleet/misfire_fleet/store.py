@@ -13,7 +13,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Row,
     case,
     false,
     func,
@@ -35,10 +33,13 @@ from misfire_fleet.store_blobs import Blobs, Staged, open_blobs
 from misfire_fleet.store_books import VehicleBooks, foreign, note_copies, vehicle_books
 from misfire_fleet.store_database import Database
 from misfire_fleet.store_deletion import Deletions
-from misfire_fleet.store_offers import OfferRecord, group_of, offer_of, offer_record, row_of
+from misfire_fleet.store_offers import OfferRecord, group_of, offer_record, row_of
+from misfire_fleet.store_presence import present
 from misfire_fleet.store_records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
+from misfire_fleet.store_rows import sample_of, whole
 from misfire_fleet.store_schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store_vehicles import VehicleBook
+from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Clock, Offer, Trigger
 
@@ -181,9 +182,9 @@ class Store:
                 note_copies(self.database, connection, copied)
         return set(owners), {row.id for row in met if row.buried}
 
-    def vehicle_books(self) -> list[VehicleBooks]:
-        """The books of all vehicles beside the fleet's, by name; see `store_books` for what they can show."""
-        return vehicle_books(self.database)
+    def vehicle_books(self, names: Sequence[str] | None = None) -> list[VehicleBooks]:
+        """The books of these vehicles, or of all, beside the fleet's, by name; see `store_books`."""
+        return vehicle_books(self.database, names)
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
         """The latest stored first."""
@@ -191,7 +192,7 @@ class Store:
         for condition in _conditions(filters):
             query = query.where(condition)
         with self.database.read() as connection:
-            return [_sample_of(row) for row in connection.execute(query)]
+            return [sample_of(row) for row in connection.execute(query)]
 
     def count(self, filters: SampleFilter = ANY) -> int:
         """How many match."""
@@ -207,7 +208,7 @@ class Store:
         query = select(samples).where(samples.c.id.in_(self.database.among(samples))).order_by(samples.c.id)
         with self.database.read() as connection:
             return [
-                _sample_of(row)
+                sample_of(row)
                 for start in range(0, len(ordered), _MANY)
                 for row in connection.execute(query, self.database.ids(ordered[start : start + _MANY]))
             ]
@@ -220,18 +221,22 @@ class Store:
                 row = connection.execute(select(samples).where(samples.c.id == sample)).one_or_none()
         if row is None:
             raise SampleGoneError(f"sample {sample[:64]}: not in this store")
-        return _sample_of(row)
+        return sample_of(row)
 
     def read_blob(self, sample: str) -> bytes:
         """The bytes, exactly as the vehicle wrote them. Raises SampleGoneError."""
         return self.blobs.get(sample)
 
     def distinct(self) -> dict[str, list[str]]:
-        """The vehicles, triggers and bundles that occur, for filters: of each the first 500 by name."""
+        """The vehicles, triggers and bundles that occur, for filters; of each the first 500 in order."""
         names = {"vehicle": samples.c.vehicle, "trigger": samples.c.trigger, "bundle": samples.c.bundle}
         with self.database.read() as connection:
             return {
-                name: list(connection.scalars(select(column).distinct().order_by(column).limit(_MANY)))
+                name: [
+                    value
+                    for value in connection.scalars(select(column).distinct().order_by(column).limit(_MANY))
+                    if isinstance(value, str)
+                ]
                 for name, column in names.items()
             }
 
@@ -265,20 +270,20 @@ class Store:
                 select(func.count(), func.sum(samples.c.size), func.sum(samples.c.random.cast(Integer)))
             ).one()
             fleet, online = connection.execute(
-                select(func.count(), func.sum(vehicles.c.online.cast(Integer)))
+                select(func.count(), func.sum(case((present(wall_time()), 1), else_=0))).select_from(vehicles)
             ).one()
             query = select(refusals.c.verdict, func.sum(refusals.c["count"])).group_by(refusals.c.verdict)
             refused = {row[0]: row[1] for row in connection.execute(query)}
             deleted = connection.scalar(select(func.count()).select_from(tombstones))
         return Totals(
             samples=int(count),
-            bytes=int(size or 0),
-            random=int(drawn or 0),
+            bytes=whole(size),
+            random=whole(drawn),
             vehicles=int(fleet),
-            online=int(online or 0),
-            declined=int(refused.get("declined", 0)),
-            rejected=int(refused.get("rejected", 0)),
-            deleted=int(deleted or 0),
+            online=whole(online),
+            declined=whole(refused.get("declined")),
+            rejected=whole(refused.get("rejected")),
+            deleted=whole(deleted),
         )
 
 
@@ -303,24 +308,6 @@ def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
     if filters.before_seq is not None:
         conditions.append(samples.c.seq < filters.before_seq)
     return conditions
-
-
-def _sample_of(row: Row[Any]) -> StoredSample:
-    return StoredSample(
-        seq=row.seq,
-        id=row.id,
-        vehicle=row.vehicle,
-        captured_at=row.captured_at,
-        stored_at=row.stored_at,
-        bundle=row.bundle,
-        percentile=row.percentile,
-        media_type=row.media_type,
-        size=row.size,
-        width=row.width,
-        height=row.height,
-        collector=row.collector,
-        offer=offer_of(row),
-    )
 
 
 def _vector(raw: bytes) -> NDArray[np.float32]:

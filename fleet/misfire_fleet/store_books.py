@@ -9,13 +9,13 @@ spool, whose counts start at 0. Until such a vehicle has stored as much again, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-from sqlalchemy import Connection, func, literal, select, union_all
+from sqlalchemy import Connection, func, literal, select, true, union_all
 
 from misfire_fleet.store_database import Database
+from misfire_fleet.store_rows import message_of
 from misfire_fleet.store_schema import copies, samples, tombstones, vehicles
 from misfire_runtime.messages import Counters, Telemetry
 
@@ -43,16 +43,23 @@ class VehicleBooks:
         return max(0, told - self.stored - self.deleted - self.copies)
 
 
-def vehicle_books(database: Database) -> list[VehicleBooks]:
-    """Returns the books of all vehicles, by name; the fleet's numbers come from one query."""
+def vehicle_books(database: Database, names: Sequence[str] | None = None) -> list[VehicleBooks]:
+    """Returns the books of these vehicles, or of all, by name; the fleet's numbers come from one query."""
     counted = [
-        select(literal(name).label("book"), table.c.vehicle, func.count()).group_by(table.c.vehicle)
+        select(literal(name).label("book"), table.c.vehicle, func.count())
+        .where(true() if names is None else table.c.vehicle.in_(names))
+        .group_by(table.c.vehicle)
         for name, table in (("stored", samples), ("deleted", tombstones), ("copies", copies))
     ]
+    query = select(vehicles).where(vehicles.c.telemetry.is_not(None))
+    if names is not None:
+        query = query.where(vehicles.c.name.in_(names))
     with database.read() as connection:
         # Heartbeats first: a sample that is stored between the two must not look as if it were missing.
-        query = select(vehicles).where(vehicles.c.telemetry.is_not(None))
-        beats = {row.name: (_counters(row.telemetry), row.telemetry_at) for row in connection.execute(query)}
+        beats = {
+            row.name: (_counters(row.name, row.telemetry), row.telemetry_at)
+            for row in connection.execute(query)
+        }
         numbers = {(book, vehicle): int(n) for book, vehicle, n in connection.execute(union_all(*counted))}
     return [
         VehicleBooks(
@@ -60,16 +67,14 @@ def vehicle_books(database: Database) -> list[VehicleBooks]:
             *beats.get(name, (None, None)),
             *(numbers.get((book, name), 0) for book in ("stored", "deleted", "copies")),
         )
-        for name in sorted({vehicle for _, vehicle in numbers} | set(beats))
+        for name in sorted({vehicle for _, vehicle in numbers} | set(beats), key=str)
     ]
 
 
-def _counters(telemetry: str) -> Counters | None:
+def _counters(name: str, telemetry: str) -> Counters | None:
     """None where an earlier version stored what is outside of today's bounds."""
-    try:
-        return Telemetry.model_validate_json(telemetry).counters
-    except ValidationError:
-        return None
+    beat, _ = message_of(Telemetry, telemetry, f"vehicle {name}")
+    return None if beat is None else beat.counters
 
 
 def foreign(told: Iterable[tuple[str, str]], owners: Mapping[str, str]) -> set[tuple[str, str]]:

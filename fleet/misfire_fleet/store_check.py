@@ -17,7 +17,8 @@ from sqlalchemy import Row, select, update
 from misfire_fleet.errors import SampleGoneError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_integrity import integrity
-from misfire_fleet.store_offers import OfferRecord, group_of, offer_of, parse_record, row_of, split_group
+from misfire_fleet.store_offers import OfferRecord, group_of, parse_record, row_of, split_group
+from misfire_fleet.store_rows import sample_of
 from misfire_fleet.store_schema import holds, samples, tombstones
 from misfire_runtime.clock import wall_time
 
@@ -230,7 +231,7 @@ def _record_of(row: Row[Any]) -> OfferRecord:
         collector=row.collector,
         width=row.width,
         height=row.height,
-        offer=offer_of(row),
+        offer=sample_of(row).offer,
     )
 
 

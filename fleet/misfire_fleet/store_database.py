@@ -200,6 +200,8 @@ def _create(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
+    # Text that is no UTF-8 (a damaged page) is one bad value; by default it fails the whole query.
+    connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "cache_size=-1024"):
         connection.execute(f"PRAGMA {pragma}").close()
 

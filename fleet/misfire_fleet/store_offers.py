@@ -16,12 +16,11 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import Row
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store_blobs import Document
 from misfire_fleet.store_records import NewSample
-from misfire_runtime.messages import Clock, Offer, Trigger
+from misfire_runtime.messages import Offer
 
 log = logging.getLogger(__name__)
 
@@ -102,28 +101,6 @@ def row_of(record: OfferRecord, *, offers: str) -> dict[str, Any]:
         "offer": offer.model_dump_json(),
         "offers": offers,
     }
-
-
-def offer_of(row: Row[Any]) -> Offer:
-    """Returns the offer of a row of `samples`.
-
-    What an earlier version stored may be outside of today's bounds. Such a row must not take a listing down:
-    its offer is then made of the row's columns, and its scores and prediction are left out.
-    """
-    try:
-        return Offer.model_validate_json(row.offer)
-    except ValidationError as error:
-        log.warning("sample %s: its offer cannot be read (%d errors)", row.id, error.error_count())
-    return Offer.model_construct(
-        id=row.id,
-        vehicle=row.vehicle,
-        size=row.size,
-        media_type=row.media_type,
-        captured_at=Clock(wall=row.stored_at, monotonic=0.0, boot_id=""),
-        bundle=row.bundle,
-        scores={},
-        trigger=Trigger(name=row.trigger, random=row.random),
-    )
 
 
 def capture_time(offer: Offer, *, stored_at: float) -> float:

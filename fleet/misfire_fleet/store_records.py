@@ -53,6 +53,8 @@ class StoredSample:
     height: int
     collector: str
     offer: Offer
+    unreadable: str = ""
+    """What is wrong with a row that cannot be shown; only `seq` and `id` of it are sure then."""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -120,6 +122,10 @@ class VehicleSummary:
     last_stored_at: float | None
     declined: int
     rejected: int
+    silent: bool = False
+    """It said that it is online, and its heartbeats are missing."""
+    unreadable: str = ""
+    """What is wrong with a state or heartbeat that cannot be shown."""
 
 
 @dataclass(frozen=True)

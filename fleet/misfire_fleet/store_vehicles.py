@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, exists, func, select
+from sqlalchemy import Row, Subquery, delete, exists, func, select, union
 
 from misfire_fleet.store_database import Database
+from misfire_fleet.store_presence import present
 from misfire_fleet.store_records import VehicleSummary
+from misfire_fleet.store_rows import message_of, seconds, whole
 from misfire_fleet.store_schema import refusals, samples, telemetry, vehicles
 from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import State, Telemetry, encode
@@ -110,27 +112,41 @@ class VehicleBook:
                     connection.execute(delete(column.table).where(column.in_(some)))
         return len(names)
 
-    def summaries(self) -> list[VehicleSummary]:
-        """All vehicles that were ever heard of, by name."""
-        stored = (
-            select(
-                samples.c.vehicle,
-                func.count().label("stored"),
-                func.sum(samples.c.size).label("bytes"),
-                func.max(samples.c.stored_at).label("last"),
-            )
-            .group_by(samples.c.vehicle)
-            .order_by(samples.c.vehicle)
-        )
+    def names(self, *, after: str = "", limit: int) -> list[str]:
+        """The vehicles that were ever heard of, in the database's order, from behind `after` on."""
+        heard = _heard(after)
+        with self._database.read() as connection:
+            found = connection.scalars(select(heard.c.name).order_by(heard.c.name).limit(limit))
+            return [name for name in found if isinstance(name, str)]
+
+    def count(self) -> int:
+        """How many vehicles were ever heard of."""
+        with self._database.read() as connection:
+            return int(connection.scalar(select(func.count()).select_from(_heard(""))) or 0)
+
+    def summaries(self, names: Sequence[str] | None = None) -> list[VehicleSummary]:
+        """Those of the names that were ever heard of, in the same order; or all vehicles by name."""
+        stored = select(
+            samples.c.vehicle,
+            func.count().label("stored"),
+            func.sum(samples.c.size).label("bytes"),
+            func.max(samples.c.stored_at).label("last"),
+        ).group_by(samples.c.vehicle)
         refused = select(refusals.c.vehicle, refusals.c.verdict, func.sum(refusals.c["count"])).group_by(
             refusals.c.vehicle, refusals.c.verdict
         )
+        known = select(vehicles, present(wall_time()).label("present"))
+        if names is not None:
+            stored = stored.where(samples.c.vehicle.in_(names))
+            refused = refused.where(refusals.c.vehicle.in_(names))
+            known = known.where(vehicles.c.name.in_(names))
         with self._database.read() as connection:
             uploads = {row.vehicle: row for row in connection.execute(stored)}
-            refusal = {(name, verdict): int(n) for name, verdict, n in connection.execute(refused)}
-            known = {row.name: row for row in connection.execute(select(vehicles))}
-        names = sorted(set(uploads) | set(known) | {name for name, _ in refusal})
-        return [_summary(name, known.get(name), uploads.get(name), refusal) for name in names]
+            refusal = {(name, verdict): whole(n) for name, verdict, n in connection.execute(refused)}
+            rows = {row.name: row for row in connection.execute(known)}
+        heard = set(uploads) | set(rows) | {name for name, _ in refusal}
+        ordered = sorted(heard, key=str) if names is None else [name for name in names if name in heard]
+        return [_summary(name, rows.get(name), uploads.get(name), refusal) for name in ordered]
 
     def causes(self, vehicle: str) -> list[tuple[str, str, int]]:
         """(verdict, cause, count) of what a vehicle was refused, most first."""
@@ -138,10 +154,12 @@ class VehicleBook:
         count = columns["count"]
         query = select(columns.verdict, columns.cause, count).where(columns.vehicle == vehicle)
         with self._database.read() as connection:
-            return [(row[0], row[1], int(row[2])) for row in connection.execute(query.order_by(count.desc()))]
+            return [
+                (row[0], row[1], whole(row[2])) for row in connection.execute(query.order_by(count.desc()))
+            ]
 
     def heartbeats(self, vehicle: str, *, limit: int = 200) -> list[tuple[float, Telemetry]]:
-        """(received at, heartbeat), newest first."""
+        """(received at, heartbeat), newest first; those that cannot be read are left out."""
         query = (
             select(telemetry.c.received_at, telemetry.c.payload)
             .where(telemetry.c.vehicle == vehicle)
@@ -149,10 +167,9 @@ class VehicleBook:
             .limit(limit)
         )
         with self._database.read() as connection:
-            return [
-                (row.received_at, Telemetry.model_validate_json(row.payload))
-                for row in connection.execute(query)
-            ]
+            rows = connection.execute(query).all()
+        beats = [(row.received_at, message_of(Telemetry, row.payload, f"vehicle {vehicle}")) for row in rows]
+        return [(received_at, beat) for received_at, (beat, _) in beats if beat is not None]
 
     def forget_telemetry(self, before: float) -> int:
         """Drops heartbeats received before that time; returns how many."""
@@ -160,26 +177,33 @@ class VehicleBook:
             return int(connection.execute(delete(telemetry).where(telemetry.c.received_at < before)).rowcount)
 
 
+def _heard(after: str) -> Subquery:
+    """The names behind `after` of all vehicles that sent a state, a heartbeat or an offer."""
+    columns = (vehicles.c.name, samples.c.vehicle, refusals.c.vehicle)
+    return union(*(select(each.label("name")).where(each > after).distinct() for each in columns)).subquery()
+
+
 def _summary(
     name: str, known: Row[Any] | None, uploads: Row[Any] | None, refusal: Mapping[tuple[str, str], int]
 ) -> VehicleSummary:
-    state = None if known is None or known.state is None else State.model_validate_json(known.state)
-    beat = (
-        None if known is None or known.telemetry is None else Telemetry.model_validate_json(known.telemetry)
-    )
+    state, bad_state = message_of(State, None if known is None else known.state, f"vehicle {name}")
+    beat, bad_beat = message_of(Telemetry, None if known is None else known.telemetry, f"vehicle {name}")
+    online = bool(known.online) if known is not None else False
     return VehicleSummary(
         name=name,
-        online=bool(known.online) if known is not None else False,
-        first_seen=known.first_seen if known is not None else 0.0,
+        online=online,
+        silent=online and known is not None and not known.present,
+        first_seen=seconds(known.first_seen) or 0.0 if known is not None else 0.0,
         state=state,
-        state_at=known.state_at if known is not None else None,
+        state_at=seconds(known.state_at) if known is not None else None,
         telemetry=beat,
-        telemetry_at=known.telemetry_at if known is not None else None,
-        stored=int(uploads.stored) if uploads is not None else 0,
-        bytes_stored=int(uploads.bytes) if uploads is not None else 0,
-        last_stored_at=uploads.last if uploads is not None else None,
+        telemetry_at=seconds(known.telemetry_at) if known is not None else None,
+        stored=whole(uploads.stored) if uploads is not None else 0,
+        bytes_stored=whole(uploads.bytes) if uploads is not None else 0,
+        last_stored_at=seconds(uploads.last) if uploads is not None else None,
         declined=refusal.get((name, "declined"), 0),
         rejected=refusal.get((name, "rejected"), 0),
+        unreadable="; ".join(bad for bad in (bad_state, bad_beat) if bad),
     )
 
 

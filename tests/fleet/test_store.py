@@ -23,8 +23,8 @@ from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableEr
 from misfire_fleet.store import Store
 from misfire_fleet.store_blobs import FolderBlobs
 from misfire_fleet.store_database import MIGRATIONS
-from misfire_fleet.store_offers import offer_of
 from misfire_fleet.store_records import Hold, NewSample, SampleFilter
+from misfire_fleet.store_rows import sample_of
 from misfire_fleet.store_schema import metadata
 from misfire_runtime.messages import Clock, Counters, State, Telemetry, Trigger, pack_embedding
 
@@ -123,7 +123,7 @@ def test_samples_are_found_by_id_and_only_theirs_are_read(
 ) -> None:
     anywhere.add_many([sample(number) for number in range(40)])
     read = []
-    monkeypatch.setattr("misfire_fleet.store.offer_of", lambda row: read.append(row.id) or offer_of(row))
+    monkeypatch.setattr("misfire_fleet.store.sample_of", lambda row: read.append(row.id) or sample_of(row))
     wanted = [sample(number).offer.id for number in (3, 17, 5)]
     found = anywhere.among([*wanted, "f" * 64, wanted[0]])
     assert [row.id for row in found] == sorted(wanted) == sorted(read)
