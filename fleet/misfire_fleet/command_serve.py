@@ -14,17 +14,27 @@ from misfire_runtime.errors import ConfigError
 
 
 def serve(
+    *,
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
     host: Annotated[str, typer.Option(help="Address; the console has no accounts of its own.")] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="MISFIRE_ALLOWED_HOSTS",
+            help="Name by which browsers may ask, such as the proxy's. Repeat it for several. "
+            "Default: localhost, --host and any address.",
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
 ) -> None:
     """Show what was uploaded, as pages and as JSON."""
     listener = listen(host, port)
     with open_store(fleet_dir, database, blobs, checked=True) as store, listener:
         typer.echo(f"console at http://{host}:{listener.getsockname()[1]}/")
-        config = uvicorn.Config(create_app(store), log_level="warning", server_header=False)
+        app = create_app(store, allowed_hosts=[host, *(allowed_host or [])])
+        config = uvicorn.Config(app, log_level="warning", server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
 
 

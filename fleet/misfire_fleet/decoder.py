@@ -76,6 +76,11 @@ class Decoder:
         """Returns a JPEG at most `width` pixels wide. Raises as `check`."""
         return self._decode(data, media_type, width)
 
+    def thumbnail_small(self, data: bytes, media_type: str, width: int) -> bytes | None:
+        """As `thumbnail`, but None at once if that would have to wait for a place in the lane."""
+        status, body = self._decode_small(data, media_type, width)
+        return body if status is Status.DONE else None
+
     def close(self) -> None:
         """Ends the processes; those at work end with their request."""
         self._closed = True

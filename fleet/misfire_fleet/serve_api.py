@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
-from misfire_fleet.serve_filters import GalleryQuery, gallery_query
+from misfire_fleet.serve_books import Books, concerns
+from misfire_fleet.serve_filters import GalleryQuery, Text, gallery_query, readable, sample_id
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import StoredSample
-from misfire_runtime.errors import MisfireError
+from misfire_fleet.store_books import VehicleBooks
+from misfire_fleet.store_records import StoredSample, Totals, VehicleSummary
+from misfire_runtime.clock import wall_time
+
+MAX_VEHICLES = 1000
 
 
 class SampleJson(BaseModel):
@@ -33,6 +38,8 @@ class SampleJson(BaseModel):
     width: int
     height: int
     blob: str
+    unreadable: str = ""
+    """What is wrong with a row that cannot be shown; the other fields are empty then."""
 
 
 class SamplePage(BaseModel):
@@ -47,6 +54,7 @@ class VehicleJson(BaseModel):
 
     name: str
     online: bool
+    """It said so, and its heartbeats come."""
     bundle: str
     stored: int
     bytes_stored: int
@@ -54,6 +62,10 @@ class VehicleJson(BaseModel):
     rejected: int
     pending: int | None
     last_stored_at: float | None
+    missing: int = 0
+    """Samples that it was told are stored, and that the fleet never had."""
+    concerns: list[str] = []
+    """What an operator should look at, in words."""
 
 
 class TotalsJson(BaseModel):
@@ -69,8 +81,8 @@ class TotalsJson(BaseModel):
     deleted: int
 
 
-def api_router(store: Store) -> APIRouter:
-    """/api/samples, /api/samples/{id}, /api/vehicles, /api/totals and /healthz."""
+def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIRouter:
+    """/api/samples, /api/samples/{id}, /api/vehicles and /api/totals."""
     router = APIRouter()
 
     @router.get("/api/samples")
@@ -81,39 +93,38 @@ def api_router(store: Store) -> APIRouter:
 
     @router.get("/api/samples/{sample}")
     def sample(sample: str) -> SampleJson:
-        return _json_of(store.get(sample))
+        return _json_of(store.get(sample_id(sample)))
 
     @router.get("/api/vehicles")
-    def vehicles() -> list[VehicleJson]:
-        return [
-            VehicleJson(
-                name=each.name,
-                online=each.online,
-                bundle=each.state.bundle if each.state else "",
-                stored=each.stored,
-                bytes_stored=each.bytes_stored,
-                declined=each.declined,
-                rejected=each.rejected,
-                pending=each.telemetry.counters.pending if each.telemetry else None,
-                last_stored_at=each.last_stored_at,
-            )
-            for each in store.vehicles.summaries()
-        ]
+    def vehicles(
+        after: Text = "", limit: Annotated[int, Query(ge=1, le=MAX_VEHICLES)] = MAX_VEHICLES
+    ) -> list[VehicleJson]:
+        """By name; `after` is the last name of the answer before."""
+        found = store.vehicles.summaries(store.vehicles.names(after=readable("after", after), limit=limit))
+        compared = books.of(found)
+        return [_vehicle_json(each, compared.get(each.name)) for each in found]
 
     @router.get("/api/totals")
-    def totals() -> TotalsJson:
-        return TotalsJson.model_validate(store.totals(), from_attributes=True)
-
-    @router.get("/healthz", include_in_schema=False)
-    def healthz() -> Response:
-        try:
-            store.known([])
-            store.newest(1)
-        except MisfireError as error:
-            raise HTTPException(503, str(error)) from error
-        return Response("ok\n", media_type="text/plain")
+    def totals_() -> TotalsJson:
+        return TotalsJson.model_validate(totals(), from_attributes=True)
 
     return router
+
+
+def _vehicle_json(each: VehicleSummary, book: VehicleBooks | None) -> VehicleJson:
+    return VehicleJson(
+        name=each.name,
+        online=each.online and not each.silent,
+        bundle=each.state.bundle if each.state else "",
+        stored=each.stored,
+        bytes_stored=each.bytes_stored,
+        declined=each.declined,
+        rejected=each.rejected,
+        pending=each.telemetry.counters.pending if each.telemetry else None,
+        last_stored_at=each.last_stored_at,
+        missing=book.missing if book is not None else 0,
+        concerns=concerns(each, book, wall_time()),
+    )
 
 
 def _json_of(row: StoredSample) -> SampleJson:
@@ -135,4 +146,5 @@ def _json_of(row: StoredSample) -> SampleJson:
         width=row.width,
         height=row.height,
         blob=f"/blobs/{row.id}",
+        unreadable=row.unreadable,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Annotated
 
 from fastapi import HTTPException, Query
 
+from misfire_fleet.errors import SampleGoneError
+from misfire_fleet.moments import parse_moment
 from misfire_fleet.store_records import SampleFilter
 
 Text = Annotated[str, Query(max_length=130)]
 PAGE = 48
 MAX_PAGE = 500
+_ID = re.compile(r"[0-9a-f]{64}")
+_STREAMS = {"": None, "random": True, "chosen": False}
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ def gallery_query(
         "until": until,
         "percentile": percentile,
     }
+    for field, text in given.items():
+        readable(field, text)
     filters = SampleFilter(
         vehicle=vehicle or None,
         trigger=trigger or None,
         bundle=bundle or None,
-        random={"": None, "random": True, "chosen": False}.get(stream) if stream else None,
+        random=_stream(stream),
         captured_from=_time("since", since),
         captured_to=_time("until", until),
         min_percentile=_number("percentile", percentile),
@@ -59,14 +65,31 @@ def gallery_query(
     return GalleryQuery(filters, limit, {name: value for name, value in given.items() if value})
 
 
+def readable(field: str, text: str) -> str:
+    """Returns the text. Raises HTTPException 422 if a database cannot hold it, or its bytes are no UTF-8."""
+    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
+        raise HTTPException(422, f"{field}: not readable as text")
+    return text
+
+
+def sample_id(text: str) -> str:
+    """Returns the id of an address. Raises SampleGoneError if it can be none."""
+    if _ID.fullmatch(text) is None:
+        raise SampleGoneError(f"sample {text[:64]!r}: an id has 64 digits of 0-9 and a-f")
+    return text
+
+
+def _stream(text: str) -> bool | None:
+    if text not in _STREAMS:
+        raise HTTPException(422, f"stream: {text!r} is neither 'chosen' nor 'random'")
+    return _STREAMS[text]
+
+
 def _time(field: str, text: str) -> float | None:
-    if not text:
-        return None
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_moment(text) if text else None
     except ValueError as error:
-        raise HTTPException(422, f"{field}: {text!r} is not a time such as 2026-01-31T12:00") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        raise HTTPException(422, f"{field}: {error}") from error
 
 
 def _number(field: str, text: str) -> float | None:

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from playwright.sync_api import Page, Request, expect, sync_playwright
-from tests.fleet.conftest import eventually, make_offer
+from tests.fleet.conftest import eventually
+from tests.fleet.consoles import add, serving
 from tests.services import CHROMIUM_FLAGS, chromium
 
-from misfire_fleet.command_serve import listen
 from misfire_fleet.serve import create_app
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample
 from misfire_runtime.messages import Clock, State, Trigger
 
 Numbered = Callable[[int], bytes]
 
 
-def add(store: Store, data: bytes, **fields: object) -> str:
-    offer = make_offer(data, **fields)
-    assert store.add_many([NewSample(offer, data, 1280, 720, "collector-1")]) == ["stored"]
-    return offer.id
-
-
 @pytest.fixture
 def console(store: Store) -> Iterator[str]:
     """The address of a running console over `store`."""
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    assert eventually(lambda: server.started)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    with serving(store) as address:
+        yield address
 
 
 def unanswered(request: Request) -> list[str]:
@@ -146,7 +130,7 @@ def test_vehicles_are_listed_with_what_they_stored(
     store.vehicles.record_refusals({("car-1", "declined", "near-duplicate"): 3})
     page.goto(f"{console}/vehicles")
     row = page.locator("table.rows tr", has_text="car-1")
-    assert row.locator(".dot.on").count() == 1
+    assert row.locator(".dot.online").count() == 1
     assert "lights@1.0.0" in row.inner_text()
     row.locator("a").click()
     page.wait_for_url("**/vehicles/car-1")

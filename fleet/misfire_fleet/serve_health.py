@@ -1,0 +1,57 @@
+"""Is the console of use? It asks the store what its pages ask, and does not wait for ever."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+
+from misfire_fleet.store import Store
+from misfire_runtime.errors import MisfireError
+
+log = logging.getLogger(__name__)
+
+LIMIT_S = 5.0
+
+
+class Health:
+    """One check at a time; while one hangs, others wait for the same."""
+
+    def __init__(self, store: Store, *, limit_s: float = LIMIT_S) -> None:
+        self._store, self._limit_s = store, limit_s
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="health")
+        self._lock = threading.Lock()
+        self._running: Future[str] | None = None
+
+    def problem(self) -> str:
+        """Returns what is wrong in words, empty if nothing is."""
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = self._threads.submit(self._check)
+            running = self._running
+        try:
+            return running.result(self._limit_s)
+        except TimeoutError:
+            return f"the store does not answer within {self._limit_s:g} s"
+
+    def close(self) -> None:
+        """Does not wait for a check that hangs."""
+        self._threads.shutdown(wait=False)
+
+    def _check(self) -> str:
+        book = self._store.vehicles
+        questions: dict[str, Callable[[], object]] = {
+            "newest uploads": lambda: self._store.newest(1),
+            "totals": self._store.totals,
+            "vehicles": lambda: book.summaries(book.names(limit=1)),
+        }
+        for what, ask in questions.items():
+            try:
+                ask()
+            except MisfireError as error:
+                return f"{what}: {error}"
+            except Exception as error:
+                log.exception("health: %s", what)
+                return f"{what}: {type(error).__name__}"
+        return ""
