@@ -73,7 +73,7 @@ def moment(option: str, text: str | None) -> float | None:
     try:
         return None if text is None else parse_moment(text)
     except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from error
+        raise ConfigError(f"{option} {text!r}: {error}") from error
 
 
 def show(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:

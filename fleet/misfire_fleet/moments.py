@@ -16,4 +16,4 @@ def parse_moment(text: str) -> float:
         moment = datetime.fromisoformat(written)
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     except ValueError as error:
-        raise ValueError(f"{text!r} is no time such as 2026-01-31T12:00 or 2026-01-31T12:00:00Z") from error
+        raise ValueError("expected a time such as 2026-01-31T12:00 or 2026-01-31T12:00:00Z") from error

@@ -89,7 +89,7 @@ def _time(field: str, text: str) -> float | None:
     try:
         return parse_moment(text) if text else None
     except ValueError as error:
-        raise HTTPException(422, f"{field}: {error}") from error
+        raise HTTPException(422, f"{field} {text!r}: {error}") from error
 
 
 def _number(field: str, text: str) -> float | None:

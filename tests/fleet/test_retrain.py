@@ -15,8 +15,8 @@ from misfire_fleet.retrain import retrain_from_store
 from misfire_fleet.retrain_loop import divide, retrain_run, shifted_test
 from misfire_fleet.retrain_uploads import labelled_uploads, parse_label, read_labels
 from misfire_fleet.store import Store
-from misfire_fleet.store_offers import offer_of
 from misfire_fleet.store_records import NewSample
+from misfire_fleet.store_rows import sample_of
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Clock
@@ -162,7 +162,7 @@ def test_only_labelled_rows_are_read_and_each_image_is_decoded_once(
     wanted = sorted(offer.id for offer in offers[4:8])
     read: list[str] = []
     decoded: list[str] = []
-    monkeypatch.setattr("misfire_fleet.store.offer_of", lambda row: read.append(row.id) or offer_of(row))
+    monkeypatch.setattr("misfire_fleet.store.sample_of", lambda row: read.append(row.id) or sample_of(row))
     monkeypatch.setattr(
         "misfire_fleet.retrain_uploads.decode_image",
         lambda data, name: decoded.append(name) or decode_image(data, name=name),
