@@ -41,7 +41,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ENDLESS = 10_000_000
 MESSAGES = Trouble(lose=0.06, repeat=0.05, reorder=0.05, spoil=0.02, kinds=(*SAMPLES, *BESIDE))
-FIELDS = ("faults", "chosen", "stored", "lost", "duplicated", "evicted", "declined", "rejected")
+FIELDS = (
+    "faults",
+    "chosen",
+    "stored",
+    "lost",
+    "duplicated",
+    "deleted_unstored",
+    "evicted",
+    "declined",
+    "rejected",
+)
 
 
 def main() -> None:
@@ -58,7 +68,7 @@ def main() -> None:
         print(json.dumps(report))
     else:
         for name in FIELDS:
-            print(f"{name:11}{report[name]:>9}")
+            print(f"{name:17}{report[name]:>9}")
         for name, count in report["faults_by_kind"].items():
             print(f"  {name:36}{count:>7}")
     sys.exit(0 if result.sound and quiet else 1)
@@ -250,6 +260,7 @@ def _report(
         "stored": result.stored,
         "lost": result.lost,
         "duplicated": result.duplicated,
+        "deleted_unstored": result.deleted_unstored,
         "evicted": result.evicted,
         "declined": result.declined,
         "rejected": result.rejected,
@@ -261,7 +272,7 @@ def _report(
         "problems": result.problems,
         "faults_by_kind": dict(sorted(faults.items())),
         "seconds": round(seconds, 1),
-        "command": " ".join(["python", "benchmarks/faults.py", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.faults", *sys.argv[1:]]),
         "store": options.store,
         "commit": _commit(),
         "seed": options.seed,

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-from benchmarks.score_overhead import CONTRACT, interleave
 
+from benchmarks.score_overhead import CONTRACT, interleave
 from misfire_export.exporting import export_run
 from misfire_export.measuring import open_session
 from misfire_export.quantizing import quantize

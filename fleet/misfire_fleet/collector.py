@@ -177,7 +177,12 @@ class Collector:
     def _on_chunk(self, vehicle: str, sample: str, offset: int, payload: bytes) -> None:
         self.metrics.chunks.inc()
         self.metrics.chunk_bytes.inc(len(payload))
-        event = self.transfers.chunk(vehicle, sample, offset, payload, time.monotonic())
+        try:
+            event = self.transfers.chunk(vehicle, sample, offset, payload, time.monotonic())
+        except MemoryError:
+            log.warning("sample %s is put off: no memory for its bytes", sample)
+            self.committer.put_off((vehicle, sample), "failed", "this collector is short of memory")
+            return
         if event is None:
             return
         if event == "unknown":

@@ -9,10 +9,12 @@ become StoreUnavailableError, which is worth a retry and says nothing about what
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     ARRAY,
@@ -38,6 +40,7 @@ from misfire_runtime.errors import MisfireError
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0002"
 _WRITES = "misfire_writes"
+_OPENED = "misfire_opened"
 _MIGRATION_LOCK = 0x6D697366
 
 
@@ -61,15 +64,19 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads."""
-        with _translated("database"), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with _translated("database"), self.engine.connect() as connection:
+            with connection.begin():
+                yield connection
+            _check_in_place(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that commits at the end, durably, or not at all."""
         writer = self.engine.execution_options(**{_WRITES: True})
-        with _translated("database"), writer.connect() as connection, connection.begin():
-            yield connection
+        with _translated("database"), writer.connect() as connection:
+            with connection.begin():
+                yield connection
+            _check_in_place(connection)
 
     def insert_statement(self, table: Table) -> Any:
         """An INSERT of this dialect, which knows ON CONFLICT."""
@@ -180,10 +187,20 @@ def _create(url: str) -> Engine:
         raise StoreError(
             f"database {parsed.drivername!r}: expected sqlite:///PATH or postgresql://USER@HOST/NAME"
         )
+    path = Path(str(parsed.database))
     try:
-        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch()
     except OSError as error:
         raise StoreError(f"database {parsed.database}: {error.strerror}") from error
+
+    # Only here is a file made. A connection that made one where the fleet's was moved away would also take
+    # the write-ahead log for its own, and empty it.
+    def connect() -> sqlite3.Connection:
+        address = f"file:{quote(str(path))}?mode=rw"
+        return sqlite3.connect(address, uri=True, timeout=30.0, check_same_thread=False)
+
     # Each connection keeps a page cache of its own: few of them, and the same ones again and again, keep
     # memory flat.
     engine = create_engine(
@@ -191,19 +208,40 @@ def _create(url: str) -> Engine:
         pool_size=8,
         max_overflow=0,
         pool_use_lifo=True,
-        connect_args={"timeout": 30.0, "check_same_thread": False},
+        creator=connect,
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
     # Text that is no UTF-8 (a damaged page) is one bad value; by default it fails the whole query.
     connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
     for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "cache_size=-1024"):
         connection.execute(f"PRAGMA {pragma}").close()
+    path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+    record.info[_OPENED] = path, _identity(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _check_in_place(connection: Connection) -> None:
+    """Raises StoreUnavailableError if the SQLite file was moved or replaced since this connection opened it.
+
+    SQLite goes on in the old file, so what it knows and what it commits there is not in the fleet's database.
+    """
+    path, opened = connection.info.get(_OPENED, (None, None))
+    if path is not None and _identity(path) != opened:
+        connection.invalidate()
+        raise StoreUnavailableError(f"database: {path.name} was moved or replaced while it was open")
 
 
 def _begin_sqlite(connection: Connection) -> None:

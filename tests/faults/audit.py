@@ -15,7 +15,12 @@ from misfire_runtime.spool import Spool
 
 @dataclass
 class Audit:
-    """Sums over vehicles. `lost`: the spool had taken it, and it is neither in the fleet nor in the books."""
+    """Sums over vehicles.
+
+    lost: the spool had taken it, and it is neither in the fleet nor in the books.
+    deleted_unstored: a verdict made a vehicle delete it, the fleet does not hold it, and nothing is wrong
+        with it; what a policy declined, or a full spool evicted, is not meant.
+    """
 
     chosen: int = 0
     stored: int = 0
@@ -24,6 +29,7 @@ class Audit:
     rejected: int = 0
     evicted: int = 0
     lost: int = 0
+    deleted_unstored: int = 0
     duplicated: int = 0
     damaged: int = 0
     unheard: int = 0
@@ -33,7 +39,7 @@ class Audit:
 
     @property
     def sound(self) -> bool:
-        return not (self.lost or self.duplicated or self.damaged or self.problems)
+        return not (self.lost or self.deleted_unstored or self.duplicated or self.damaged or self.problems)
 
 
 def audit(store: Store, folders: Iterable[Path]) -> Audit:
@@ -71,6 +77,9 @@ def _vehicle(folder: Path, rows: set[str], result: Audit, booked: set[str], ende
         row[0] for row in sqlite3.connect(folder / "spool" / "spool.sqlite").execute("SELECT id FROM samples")
     }
     lines = (folder / "journal").read_text().splitlines()
+    at_fault = {line.split()[2] for line in lines if line.startswith("b ")}
+    final = {sample for sample, verdict in settled.items() if verdict in {"stored", "rejected"}}
+    result.deleted_unstored += len(final - rows - at_fault)
     for line in lines:
         kind, _, rest = line.partition(" ")
         if kind == "f":

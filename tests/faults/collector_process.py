@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import event
+
+from misfire_fleet import collector_setbacks
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.errors import StoreUnavailableError
@@ -24,11 +27,19 @@ STEPS = ("stage.before", "stage.after", "blobs.after", "rows.after", "verdict.be
 
 
 def run_collector(config: dict[str, Any]) -> None:
-    """Keys: home (see homes.Home.config), broker, settings, name, die_at, die_after, trouble, ready."""
+    """Keys: home (see homes.Home.config), broker, settings, name, die_at, die_after, trouble, ready.
+
+    setback_s: how long a sample that it failed with waits at first.
+    clock_offset_s: by how much the wall clock is wrong.
+    """
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     home = config["home"]
+    set_clock(config)
+    collector_setbacks._FIRST_S = float(config.get("setback_s", 0.5))
     store = Store.open(home["database"], home["blobs"], blob_options=home.get("blob_options"))
+    if home.get("busy_timeout_ms") is not None:
+        _hurry(store, int(home["busy_timeout_ms"]))
     settings = CollectorSettings.model_validate({"drain_s": 1.0, **config.get("settings", {})})
     collector = Collector(
         store,
@@ -47,6 +58,20 @@ def run_collector(config: dict[str, Any]) -> None:
     stop.wait()
     collector.close()
     store.close()
+
+
+def set_clock(config: dict[str, Any]) -> None:
+    """The wall clock of this process is wrong by `clock_offset_s`."""
+    offset, right = float(config.get("clock_offset_s", 0.0)), time.time
+    time.time = lambda: right() + offset
+
+
+def _hurry(store: Store, milliseconds: int) -> None:
+    """SQLite waits so long for another writer, and no longer."""
+    engine = store.database.engine
+    pragma = f"PRAGMA busy_timeout={milliseconds}"
+    event.listen(engine, "connect", lambda connection, _record: connection.execute(pragma).close())
+    engine.dispose()
 
 
 def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:

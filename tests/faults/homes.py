@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.faults.small_disk import SmallDisk, small_disk
 from tests.faults.zygote import ROOT
 from tests.services import (
     Postgres,
+    find_program,
     free_port,
     object_store_options,
     postgres,
@@ -59,11 +61,17 @@ class FolderHome:
 
     folder: Path
     kind: str = "folder"
+    busy_timeout_ms: int | None = None
+    """How long a collector process waits for another writer; None: as the product does."""
 
     @property
     def config(self) -> dict[str, Any]:
         """See Home."""
-        return {"database": str(self.folder / "fleet.sqlite"), "blobs": str(self.folder / "blobs")}
+        return {
+            "database": str(self.folder / "fleet.sqlite"),
+            "blobs": str(self.folder / "blobs"),
+            "busy_timeout_ms": self.busy_timeout_ms,
+        }
 
     def open(self) -> Store:
         """See Home."""
@@ -184,6 +192,8 @@ class ServerHome:
     servers: Servers
     name: str
     kind: str = "postgres"
+    user: str = "postgres"
+    """As whom collector processes come; the audit is the owner's."""
 
     def __post_init__(self) -> None:
         with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
@@ -193,7 +203,7 @@ class ServerHome:
     def config(self) -> dict[str, Any]:
         """See Home."""
         return {
-            "database": self._address(self.name),
+            "database": self._address(self.name, user=self.user),
             "blobs": f"s3://misfire/{self.name}",
             "blob_options": self.servers.blobs.options,
         }
@@ -201,12 +211,71 @@ class ServerHome:
     def open(self) -> Store:
         """See Home."""
         config = self.config
-        return Store.open(config["database"], config["blobs"], blob_options=config["blob_options"])
+        return Store.open(self._address(self.name), config["blobs"], blob_options=config["blob_options"])
+
+    def set_synchronous(self, names: str) -> None:
+        """Which standbys a commit waits for."""
+        with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
+            connection.execute(b"SELECT pg_reload_conf()")
 
     def drop(self) -> None:
         """Gives its database's room back."""
         with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
             connection.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')
 
-    def _address(self, database: str) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.servers.database.port}/{database}"
+    def _address(self, database: str, *, user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.servers.database.port}/{database}"
+
+
+@dataclass
+class Standby:
+    """A second PostgreSQL that follows the first and answers readers until it is promoted."""
+
+    server: Postgres
+
+    def promote(self) -> None:
+        """From now on it takes rows."""
+        self.server.control("promote")
+
+
+@contextmanager
+def standby(home: ServerHome) -> Iterator[Standby]:
+    """A hot standby; the primary acknowledges a commit only when the standby has it on its disk."""
+    primary = home.servers.database
+    folder = Path(tempfile.mkdtemp(prefix="misfire-standby-"))
+    if primary.user:
+        shutil.chown(folder, "postgres", "postgres")
+    following = Postgres(folder, free_port(), primary.user)
+    program = find_program("pg_basebackup", install="apt-get install postgresql")
+    source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres"]
+    copy = [*primary.user, program, *source, "-D", str(folder / "data"), "-R", "-X", "stream", "-c", "fast"]
+    try:
+        subprocess.run(copy, check=True, capture_output=True, cwd="/")
+        following.start()
+        home.set_synchronous("*")
+        yield Standby(following)
+    finally:
+        following.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class StandbyHome:
+    """The same database, first at the primary, and at the standby where the primary does not answer."""
+
+    home: ServerHome
+    standby: Standby
+    kind: str = "postgres"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See Home."""
+        ports = (self.home.servers.database.port, self.standby.server.port)
+        hosts = "&".join(f"host=127.0.0.1:{port}" for port in ports)
+        return {**self.home.config, "database": f"postgresql://postgres@/{self.home.name}?{hosts}"}
+
+    def open(self) -> Store:
+        """See Home."""
+        config = self.config
+        return Store.open(config["database"], config["blobs"], blob_options=config["blob_options"])

@@ -1,7 +1,8 @@
 """A vehicle as a process to be killed: captures numbered samples, uploads them, and writes down what it did.
 
-The journal holds `i N ID` before a sample is given to the spool, `d N ID` after the spool took it,
-`w VERSION` where a wish of the fleet came into force, `f WHAT` for a fault that the process made itself.
+The journal holds `i N ID` before a sample is given to the spool, `d N ID` after the spool took it, `b N ID`
+for a sample that the fleet must refuse, `w VERSION` where a wish of the fleet came into force, `f WHAT` for a
+fault that the process made itself.
 What stands under `d` must reach the fleet or be explained; what stands under `w` never falls.
 """
 
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.faults.collector_process import set_clock
 from tests.faults.samples import make_offer, make_payload, make_trick
 
 from misfire_runtime import clock, spool_files
@@ -59,6 +61,7 @@ def run_vehicle(config: dict[str, Any]) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     rng = random.Random(os.getpid())
+    set_clock(config)
     spool = Spool(folder / "spool", **config.get("spool", {}))
     books = spool.counters()
     if books.captured != books.stored + books.pending + books.declined + books.rejected + books.evicted:
@@ -137,6 +140,8 @@ def _capture(
             payload = b"no picture " + payload[11:]
         payload, fields = make_trick(config.get("tricks", {}).get(str(number)), payload)
         offer = make_offer(payload, number=number, **{"vehicle": vehicle, "priority": number % 10, **fields})
+        if _is_at_fault(number, config):
+            journal.write(f"b {number} {offer.id}")
         journal.write(f"i {number} {offer.id}")
         _jump(journal, config, rng)
         pretended = rng.random() < float(config.get("full", 0.0))
@@ -151,6 +156,11 @@ def _capture(
         journal.write(f"d {number} {offer.id}")
         number += 1
         stop.wait(rng.expovariate(float(config.get("rate", 50.0))))
+
+
+def _is_at_fault(number: int, config: dict[str, Any]) -> bool:
+    every = int(config.get("broken") or 0)
+    return (every > 0 and number % every == 0) or str(number) in config.get("tricks", {})
 
 
 def _jump(journal: Journal, config: dict[str, Any], rng: random.Random) -> None:
