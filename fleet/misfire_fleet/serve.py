@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from misfire_fleet.errors import CheckFailedError, SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.serve_api import api_router
 from misfire_fleet.serve_blobs import PRIVATE_MINUTES, blob_response
-from misfire_fleet.serve_books import Books, concerns
+from misfire_fleet.serve_books import Books, accounted_for, concerns
 from misfire_fleet.serve_filters import GalleryQuery, Text, gallery_query, readable, sample_id
 from misfire_fleet.serve_format import (
     age,
@@ -201,6 +201,7 @@ class Pages:
             "vehicle.html",
             vehicle=found[0],
             concerns=concerns(found[0], self._books.of(found).get(name), wall_time()),
+            accounted_for=accounted_for,
             causes=self._store.vehicles.causes(name),
             samples=self._store.newest(24, SampleFilter(vehicle=name)),
             score_rows=score_rows,

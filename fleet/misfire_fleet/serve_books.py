@@ -15,7 +15,8 @@ from misfire_fleet.store_books import VehicleBooks
 from misfire_fleet.store_records import VehicleSummary
 from misfire_runtime.messages import Counters
 
-_COUNT_S = 10.0
+_COUNT_S = 30.0
+"""20,000 vehicles take half a second."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def concerns(vehicle: VehicleSummary, book: VehicleBooks | None, now: float) -> 
                 found.append(f"{number(count)} frames lost: {reason}")
     if vehicle.silent:
         last = max(vehicle.telemetry_at or 0.0, vehicle.state_at or 0.0)
-        found.append(f"no heartbeat for {duration(now - last)}, though it did not say goodbye")
+        found.append(f"no heartbeat for {duration(now - last)}, but it did not report going offline")
     if vehicle.unreadable:
         found.append(f"cannot be shown: {vehicle.unreadable}")
     return found

@@ -51,7 +51,8 @@ def vehicle_books(database: Database, names: Sequence[str] | None = None) -> lis
         .group_by(table.c.vehicle)
         for name, table in (("stored", samples), ("deleted", tombstones), ("copies", copies))
     ]
-    query = select(vehicles).where(vehicles.c.telemetry.is_not(None))
+    query = select(vehicles.c.name, vehicles.c.telemetry, vehicles.c.telemetry_at)
+    query = query.where(vehicles.c.telemetry.is_not(None))
     if names is not None:
         query = query.where(vehicles.c.name.in_(names))
     with database.read() as connection:
