@@ -134,8 +134,8 @@ def test_a_live_vehicle_obeys_reports_beats_and_ends_in_order(
     fleet.desire(version=1, config={"random": {"rate": 1.0}, "limits": {"samples_per_day": 3}})
     report = decode(Reported, fleet.wait("reported"))
     assert (report.version, report.accepted, report.bundle) == (1, True, "small@1.0.0")
-    offer = decode(Offer, fleet.wait("offer"))
-    assert offer.trigger.random and offer.trigger.rate == 1.0
+    offer = decode(Offer, fleet.wait("offer", lambda payload: json.loads(payload)["trigger"]["random"]))
+    assert offer.trigger.rate == 1.0
     fleet.desire(version=2, config={"privacy": {}})
     refused = decode(Reported, fleet.wait("reported", lambda payload: b'"version":2' in payload))
     assert not refused.accepted and "cannot set privacy" in refused.reason
