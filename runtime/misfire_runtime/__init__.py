@@ -4,4 +4,4 @@ Also the ground floor of the house: the contracts that every unit shares are her
 `preprocess`). Nothing in this package imports torch or another misfire unit.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
