@@ -15,9 +15,9 @@ from urllib.parse import urlencode
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exception_handlers import http_exception_handler, request_validation_exception_handler
+from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -221,35 +221,40 @@ class Pages:
         picture = await self._thumbnails.of(row, width)
         return Response(picture.data, media_type=picture.media_type, headers=PRIVATE_MINUTES)
 
-    def gone(self, _request: Request, error: Exception) -> Response:
+    async def gone(self, request: Request, error: Exception) -> Response:
         """404 in words."""
-        return self._render("problem.html", status=404, title="Not here", text=str(error))
+        return self._refuse(request, 404, "Not here", str(error))
 
-    def unavailable(self, _request: Request, error: Exception) -> Response:
+    async def unavailable(self, request: Request, error: Exception) -> Response:
         """503 in words."""
-        title = "The store does not answer"
-        if isinstance(error, CheckFailedError):
-            title = "The picture cannot be decoded now"
-        return self._render("problem.html", status=503, title=title, text=str(error))
+        decoding = isinstance(error, CheckFailedError)
+        title = "The picture cannot be decoded now" if decoding else "The store does not answer"
+        return self._refuse(request, 503, title, str(error))
 
     async def refused(self, request: Request, error: HTTPException) -> Response:
-        """404, 405 and 422 in words, as JSON for programs."""
-        if not _for_people(request):
-            return await http_exception_handler(request, error)
+        """404, 405 and 422 in words."""
         title = {404: "Not here", 422: "The address cannot be read"}.get(error.status_code, "Not possible")
-        return self._render("problem.html", status=error.status_code, title=title, text=str(error.detail))
+        answer = self._refuse(request, error.status_code, title, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
 
     async def unreadable(self, request: Request, error: RequestValidationError) -> Response:
-        """422 that names the field."""
-        if not _for_people(request):
+        """422 that names the field; for programs as /openapi.json describes it."""
+        if _for_programs(request):
             return await request_validation_exception_handler(request, error)
         text = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
-        return self._render("problem.html", status=422, title="The address cannot be read", text=text)
+        return self._refuse(request, 422, "The address cannot be read", text)
+
+    def _refuse(self, request: Request, status: int, title: str, text: str) -> Response:
+        """A page for people, JSON for programs."""
+        if _for_programs(request):
+            return JSONResponse({"detail": text}, status)
+        return self._render("problem.html", status=status, title=title, text=text)
 
     def _render(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         page = self._templates.get_template(template).render(now=wall_time(), version=__version__, **values)
         return HTMLResponse(page, status_code=status)
 
 
-def _for_people(request: Request) -> bool:
-    return not request.url.path.startswith(("/api/", "/openapi"))
+def _for_programs(request: Request) -> bool:
+    return request.url.path.startswith("/api/")

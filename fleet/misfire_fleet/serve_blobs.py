@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from fastapi import Response
@@ -33,6 +34,8 @@ def blob_response(store: Store, sample: StoredSample, wanted: str | None) -> Res
             raise SampleGoneError(f"sample {sample.id}: its bytes are not here") from error
         except OSError as error:
             raise StoreUnavailableError(f"blob {path}: {error.strerror}") from error
+        if not os.access(path, os.R_OK):  # the answer would have begun before the file is opened
+            raise StoreUnavailableError(f"blob {path}: the console may not read it")
         return FileResponse(path, media_type=media_type, headers=headers, stat_result=state)
     return _part(store.read_blob(sample.id), wanted, media_type, headers)
 

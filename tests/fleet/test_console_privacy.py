@@ -50,7 +50,7 @@ def test_a_page_answers_to_head_as_to_get_without_a_body(console: str, store: St
         assert (head.status_code, head.content) == (200, b""), path
         assert head.headers["content-length"] == get.headers["content-length"]
     assert httpx.head(f"{console}/samples/{'0' * 64}").status_code == 404
-    assert httpx.post(console).status_code == 405
+    assert (httpx.post(console).status_code, httpx.post(console).headers["allow"]) == (405, "GET")
 
 
 def test_a_player_gets_the_part_of_a_clip_that_it_asks_for(anywhere: Store) -> None:
@@ -96,6 +96,15 @@ def test_addresses_that_cannot_be_read_are_named_and_never_the_stores_trouble(an
             assert httpx.get(console + path).status_code == 422, path
         for path in ("/samples/%00", "/blobs/%00", "/thumbs/%00", "/api/samples/%00", "/samples/%ff"):
             assert httpx.get(console + path).status_code == 404, path
+
+
+def test_people_are_told_in_pages_and_programs_in_json(console: str) -> None:
+    for path, status in (("samples/nothing", 404), ("samples?limit=0", 422), ("nothing", 404)):
+        answer = httpx.get(f"{console}/api/{path}")
+        assert answer.status_code == status and answer.json()["detail"]
+    for path, status in (("samples/nothing", 404), ("?limit=0", 422), ("nothing", 404)):
+        answer = httpx.get(f"{console}/{path}")
+        assert answer.status_code == status and "<h1>" in answer.text
 
 
 def test_a_filter_that_is_none_is_named(console: str, store: Store, jpeg: Numbered) -> None:
