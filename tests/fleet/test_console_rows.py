@@ -62,7 +62,8 @@ COLUMNS: dict[str, dict[str, object]] = {
     "words for numbers": {"size": "many", "width": "wide", "stored_at": "noon", "captured_at": "yesterday"},
     "infinite times": {"stored_at": float("inf"), "captured_at": -1e308},
     "bytes for a name": {"vehicle": b"\xff\xfe", "trigger": b"\xff"},
-    "a percentile of 1e308 in words": {"percentile": "1e3x"},
+    "a percentile in words": {"percentile": "high"},
+    "a size above all bounds": {"size": 2**62, "width": -1, "random": "maybe"},
 }
 
 

@@ -140,13 +140,17 @@ def test_a_broker_that_is_away_is_waited_for_and_reported(fleet_dir: Path) -> No
 
 def test_serve_says_where_it_is_and_shows_the_page(fleet_dir: Path) -> None:
     process = subprocess.Popen(
-        command("serve", "--fleet-dir", str(fleet_dir), "--port", "0"), stdout=subprocess.PIPE, text=True
+        command("serve", "--fleet-dir", str(fleet_dir), "--port", "0", "--allowed-host", "console.example"),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip().removeprefix("console at ")
         assert eventually(lambda: _answers(address), timeout_s=60)
         assert "No uploads yet" in httpx.get(address).text
+        for host, status in (("console.example", 200), ("other.example", 400)):
+            assert httpx.get(address, headers={"Host": host}).status_code == status
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     finally:
