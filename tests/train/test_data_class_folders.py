@@ -121,6 +121,14 @@ def test_a_class_list_that_does_not_fit_is_refused(tmp_path: Path, content: str,
         load_dataset(f"image-folder:{tmp_path}")
 
 
+def test_halves_without_class_folders_are_no_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path, "train", "test")
+    with pytest.raises(DatasetError, match=r"directly in test; train; expected .* train/CLASS/image"):
+        load_dataset(f"image-folder:{tmp_path}")
+    (tmp_path / "classes.txt").write_text("train\ntest\n")
+    assert load_dataset(f"image-folder:{tmp_path}").classes == ("train", "test")
+
+
 def test_a_class_list_that_is_missing_is_named(tmp_path: Path) -> None:
     write_classes(tmp_path, "a", "b")
     with pytest.raises(DatasetError, match=r"nowhere\.txt: cannot be read as a list of classes"):

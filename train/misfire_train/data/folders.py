@@ -93,6 +93,11 @@ def _words(folder: Path, names: Sequence[str], known: set[str]) -> list[str]:
     tops = [(name.split("/")[0], len(name.split("/"))) for name in names]
     # train/x.png lies in a class called train, such as one of vehicles; so does what the class list names.
     words = ["" if depth < 3 or nfc(top) in known else split_word(top) for top, depth in tops]
+    if not known and not any(words) and names and all(split_word(top) for top, _ in tops):
+        raise DatasetError(
+            f"{folder} has images directly in {first_of(sorted({top for top, _ in tops}))}; expected "
+            "a folder per class below each half, as train/CLASS/image (or list the classes in classes.txt)"
+        )
     require_words(folder, names, words)
     return words
 
