@@ -1,6 +1,8 @@
 """A failure score for any network, in a notebook: attach to layers by name, fit on held-out data, score.
 
-model + layer names --attach--> Attached --fit(train, holdout)--> score(images) -> [N]; the model stays as it
+model + layer names --attach--> Attached --fit(train, holdout)--> score(images) -> [N]
+
+The model stays as it is.
 """
 
 from __future__ import annotations
@@ -227,8 +229,15 @@ def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: s
     called = ", ".join(dict.fromkeys(name for name, _ in reversed(calls))) or "none"
     raise ConfigError(
         f"attach: no Linear and no 1x1 convolution gives the model's answer as it is (called: {called}); "
-        "name last_layer"
+        f"{_way_out(answer)}"
     )
+
+
+def _way_out(answer: Tensor) -> str:
+    low, high = (float(value) for value in answer.float().aminmax())
+    if low >= 0 and high <= 1:
+        return "the answer lies within 0..1: if it is a softmax or sigmoid, return what stands before that"
+    return "name last_layer"
 
 
 def _gives(made: Tensor, answer: Tensor) -> bool:
