@@ -128,8 +128,10 @@ def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.M
     try:
         session = open_session(free)
         frames = _random_frames(contract)
-        names = [value.name for value in session.get_outputs() if value.type.startswith("tensor(")]
-        names = [value for value in names if value not in _texts(session)]
+        numeric = [
+            v for v in session.get_outputs() if v.type.startswith("tensor(") and "string" not in v.type
+        ]
+        names = [value.name for value in numeric]
         together = session.run(names, {contract.name: frames})
         for i in range(2):
             alone = session.run(names, {contract.name: frames[i : i + 1]})
@@ -140,10 +142,6 @@ def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.M
     except Exception:  # noqa: BLE001  (whatever the reason, the batch then stays as it is)
         return None, "it does not take two together"
     return free, ""
-
-
-def _texts(session: object) -> set[str]:
-    return {v.name for v in session.get_outputs() if v.type == "tensor(string)"}  # type: ignore[attr-defined]
 
 
 def _random_frames(contract: InputContract) -> NDArray[np.generic]:

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from misfire_export.regions import HEAVY
+from misfire_export.renaming import own_name
 from misfire_export.tidying import constant_values
 
 _SHAPERS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Identity", "Cast")
@@ -68,7 +69,7 @@ def find_last_layer(model: onnx.ModelProto, output: str) -> Found:
     while tensor in makers:
         node = makers[tensor]
         quantized = any(name in _QUANTIZERS for name in seen)
-        if node.op_type in _ACTIVATIONS and activation == "none" and not seen_heavy(seen):
+        if node.op_type in _ACTIVATIONS and activation == "none" and not _resized(seen):
             activation = _ACTIVATIONS[node.op_type]
             tensor = logits = node.input[0]
             continue
@@ -81,11 +82,11 @@ def find_last_layer(model: onnx.ModelProto, output: str) -> Found:
             tensor = node.input[0]
             continue
         return Found(output, logits, None, activation, quantized, notes=(_not_found(node),))
-    note = f"output {output} does not come from any layer"
+    note = f"output {own_name(output)} does not come from any layer"
     return Found(output, logits, None, activation, any(n in _QUANTIZERS for n in seen), notes=(note,))
 
 
-def seen_heavy(operators: list[str]) -> bool:
+def _resized(operators: list[str]) -> bool:
     """A softmax before a resize is one over pixels that are then mixed: its logits are not the output's."""
     return "Resize" in operators or "Upsample" in operators
 
