@@ -5,10 +5,12 @@ module --an image--> answer, last layer --frames--> labels and answers --> order
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from misfire_export.answering import require_shape
@@ -22,7 +24,7 @@ from misfire_export.labels import (
     order_classes,
     require_targets,
 )
-from misfire_export.settling import compare, fit_frames
+from misfire_export.settling import fit_frames, fold
 from misfire_export.tracing import cause, example_input
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.preprocess import InputContract
@@ -30,7 +32,7 @@ from misfire_train.attaching import find_last_layer
 from misfire_train.data import Examples
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Probe, answer_of
-from misfire_train.task_shapes import Kind, Numbers
+from misfire_train.task_shapes import Kind
 from misfire_train.tasks import Task
 
 
@@ -63,26 +65,34 @@ def probe_of(
     return probe
 
 
-@torch.no_grad()
 def layer_notes(probe: Probe, contract: InputContract) -> list[str]:
-    """A warning where the answer is not W phi + b of the last layer, which gradient scores take it for."""
-    signals = probe(example_input(contract, batch=2))
-    if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
-        return []
-    made = torch.einsum("nc...,kc->nk...", signals.last_input, signals.weight)
-    if signals.bias is not None:
-        made = made + signals.bias.reshape(1, -1, *[1] * (made.ndim - 2))
-    answer = signals.outputs
-    if made.shape != answer.shape and made.ndim == answer.ndim == 4 and made.shape[1] == answer.shape[1]:
-        return []
-    if made.numel() == answer.numel() and torch.allclose(
-        made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-4
-    ):
+    """Returns a warning if the answer is not W phi + b of the last layer, as gradient scores assume."""
+    if _layer_gives(probe, contract) != "another":
         return []
     return [
         f"the answer is not what {probe.last_layer} gives: gradient scores are of that layer and not of "
         "the answer"
     ]
+
+
+@torch.no_grad()
+def _layer_gives(
+    probe: Probe, contract: InputContract
+) -> Literal["the answer", "a smaller answer", "another", "unknown"]:
+    """Tells what W phi + b of the last layer is, on an example image."""
+    signals = probe(example_input(contract, batch=2))
+    if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
+        return "unknown"
+    made = torch.einsum("nc...,kc->nk...", signals.last_input, signals.weight)
+    if signals.bias is not None:
+        made = made + signals.bias.reshape(1, -1, *[1] * (made.ndim - 2))
+    answer = signals.outputs
+    if made.shape != answer.shape and made.ndim == answer.ndim == 4 and made.shape[1] == answer.shape[1]:
+        return "a smaller answer"
+    same = made.numel() == answer.numel() and torch.allclose(
+        made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-4
+    )
+    return "the answer" if same else "another"
 
 
 def settle_classes(
@@ -99,13 +109,13 @@ def settle_classes(
 
     Raises ExportError where the classes do not fit, or where the module gives no logits.
     """
-
     outputs = int(probe(calibration.batch([0], contract)).outputs.shape[1])
     order = order_classes(classes, outputs, stated=stated)
     frames = order.of(fit_frames(calibration, outputs=outputs, task=task.name))
     require_targets(frames, outputs)
     kind, answered = _read(probe, frames, contract, task)
-    if kind != "logits":
+    # What a linear layer gives are logits, even where small ones of a weak model lie within 0..1.
+    if kind != "logits" and _layer_gives(probe, contract) != "the answer":
         what = (
             "probabilities"
             if kind == "probabilities"
@@ -127,16 +137,13 @@ def settle_classes(
 
 @torch.no_grad()
 def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -> tuple[Kind, Answered]:
-    """(kind of the answer's numbers, labels and answers)."""
-    numbers, truth, said, outputs = Numbers(), [], [], 0
-    with evaluating(probe):
+    """Returns (kind of the answer's numbers, labels and answers)."""
+
+    def parts() -> Iterator[tuple[slice, NDArray[np.float32]]]:
         for part, image in batches(frames, contract=contract, size=16):
             found = probe(image).float().outputs
             require_shape(found.shape, output="of the module", task=task.name)
-            labels, answers = compare(task, found, torch.as_tensor(frames.targets[part]))
-            outputs = int(found.shape[1])
-            numbers.add(found.numpy())
-            truth.append(labels)
-            said.append(answers)
-    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, task.name == "segmentation")
-    return numbers.kind, whole
+            yield part, found.numpy()
+
+    with evaluating(probe):
+        return fold(parts(), frames, task=task)

@@ -8,7 +8,7 @@ One row a frame; logits, probabilities or sigmoids; softmax(logits) is the answe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -208,22 +208,38 @@ def read_answers(
     task: Task,
     output: str,
 ) -> tuple[Kind, Answered]:
-    """(kind of the answer's numbers, labels and answers), folded batch by batch."""
-    numbers = Numbers()
-    truth, answer, outputs = [], [], 0
-    for part, values in answers(session, frames, contract=contract, names=[output], batch=16):
-        value = values[output].astype(np.float32)
-        value = _plain(value, flat=task.name != "segmentation" and value.ndim == 4)
-        outputs = value.shape[1]
-        numbers.add(value)
-        labels, said = compare(task, torch.from_numpy(value), torch.as_tensor(frames.targets[part]))
+    """Returns (kind of the answer's numbers, labels and answers)."""
+    found = answers(session, frames, contract=contract, names=[output], batch=16)
+    per_pixel = task.name == "segmentation"
+    return fold(
+        (
+            (part, _plain(values[output], flat=not per_pixel and values[output].ndim == 4))
+            for part, values in found
+        ),
+        frames,
+        task=task,
+    )
+
+
+def fold(
+    parts: Iterable[tuple[slice, NDArray[np.float32]]], frames: Examples, *, task: Task
+) -> tuple[Kind, Answered]:
+    """Returns (kind of the numbers, labels and answers) of a model's outputs, read batch by batch.
+
+    parts: positions in `frames` and outputs [n,K] or [n,K,h,w] of them; at least one.
+    """
+    numbers, truth, said, outputs = Numbers(), [], [], 0
+    for part, values in parts:
+        labels, classes = _compare(task, torch.from_numpy(values), torch.as_tensor(frames.targets[part]))
+        outputs = values.shape[1]
+        numbers.add(values)
         truth.append(labels)
-        answer.append(said)
-    whole = Answered(np.concatenate(truth), np.concatenate(answer), outputs, task.name == "segmentation")
+        said.append(classes)
+    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, task.name == "segmentation")
     return numbers.kind, whole
 
 
-def compare(
+def _compare(
     task: Task, outputs: torch.Tensor, targets: torch.Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(labels, answers), each [n,P]: of whole frames P is 1, of pixels every so many."""
@@ -253,7 +269,9 @@ def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
             "their logarithms stand for logits"
         )
         return _instead(found, "log", note)
-    if kind == "sigmoid" or found.activation == "sigmoid":
+    # What a linear layer gives is no sigmoid, even where small logits of a weak model lie within 0..1.
+    linear = found.layer is not None and found.activation == "none"
+    if found.activation == "sigmoid" or (kind == "sigmoid" and not linear):
         raise GraphError(
             f"the answer {name} is sigmoids: it lies within 0..1 and its rows do not sum to one, each class "
             f"stands for itself. {_NOT_LOGITS}. --answer sigmoid takes their log-odds as logits, which is "

@@ -128,6 +128,18 @@ def test_sigmoids_are_refused_until_their_log_odds_are_asked_for(out: Path, tmp_
     assert "log-odds" in bundle.manifest.extra["notes"][0]
 
 
+def test_small_logits_of_a_weak_model_are_no_sigmoids(out: Path, tmp_path: Path) -> None:
+    path = network(
+        tmp_path / "m.onnx", weight=WEIGHT / 1000, bias=np.array([0.1, 0.11, 0.12], np.float32), outputs=["z"]
+    )
+    frames = coloured(20, seed=3)
+    found = answers_of(export(path, out, scores=["entropy"]), frames)
+    pixels = frames.batch(range(20), PLAIN).numpy().mean(axis=(2, 3))
+    wanted = pixels @ WEIGHT.T / 1000 + [0.1, 0.11, 0.12]
+    assert wanted.min() >= 0 and wanted.max() <= 1
+    assert found["logits"] == pytest.approx(wanted, abs=1e-5)
+
+
 def test_what_the_user_says_of_the_answer_must_be_possible(out: Path, tmp_path: Path) -> None:
     path = network(tmp_path / "m.onnx")
     for said in ("sigmoid", "probabilities"):

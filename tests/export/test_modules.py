@@ -67,7 +67,7 @@ def test_the_command_exports_a_module_with_a_learned_head(source: Path) -> None:
     assert found["scores"] == ["learning_loss_pp", "entropy", "msp"]
     assert max(found["parity_max_abs"].values()) <= 1e-4
     assert found["notes"][0] == "last layer: 4"
-    assert any("no better than chance" in note for note in found["notes"]), "it was never trained"
+    assert any("no better than always" in note for note in found["notes"]), "it was never trained"
 
 
 def test_what_cannot_be_loaded_says_why(source: Path) -> None:
@@ -275,6 +275,24 @@ def test_a_module_that_gives_no_logits_or_other_classes_is_refused(
     with pytest.raises(LabelError, match=r"has 2 classes \(odd, even\), the model 10 outputs"):
         export_several(Several(), parts, digits, out, classes=("odd", "even"))
     assert not out.exists()
+
+
+def test_a_softmax_of_the_last_layer_says_what_to_return_instead(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    with pytest.raises(TraceError, match=r"within 0\.\.1: if it is a softmax or sigmoid, return what stands"):
+        export_several(Several(activation=nn.Softmax(1)), parts, digits, out)
+
+
+def test_small_logits_of_a_weak_module_are_no_sigmoids(
+    parts: dict[str, Examples], digits: Dataset, out: Path
+) -> None:
+    weak = Several()
+    with torch.no_grad():
+        weak.classifier.weight.mul_(0.001)
+        weak.classifier.bias.copy_(torch.linspace(0.2, 0.3, 10))
+    bundle = export_several(weak, parts, digits, out, scores=["entropy"])
+    assert bundle.manifest.extra["notes"][0] == "last layer: classifier"
 
 
 def test_a_task_of_ones_own_is_exported(parts: dict[str, Examples], digits: Dataset, out: Path) -> None:
