@@ -21,6 +21,8 @@ from scipy.optimize import linear_sum_assignment
 from misfire_export.errors import LabelError, OutputError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
+from misfire_train.data.class_lists import nfc, read_class_list
+from misfire_train.errors import DatasetError
 from misfire_train.tasks import IGNORE
 
 GAIN = 0.15
@@ -54,18 +56,16 @@ class ClassOrder:
 
 
 def read_classes(path: Path | None) -> tuple[str, ...]:
-    """Class names in the model's order, one a line; () without a file. Raises LabelError on a bad one."""
+    """Returns class names in the model's order, read as a data set's class list is; () without a file.
+
+    Raises LabelError on a file that is none.
+    """
     if path is None:
         return ()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"--classes {path}: cannot be read as UTF-8 text ({error})") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise LabelError(f"--classes {path}: {f'{twice[0]!r} is there twice' if twice else 'no names'}")
-    return names
+        return read_class_list(path).names
+    except DatasetError as error:
+        raise LabelError(f"--classes {error}") from error
 
 
 def order_classes(
@@ -80,6 +80,7 @@ def order_classes(
     >>> order_classes(["bag", "coat"], 3, stated=["coat", "shirt", "bag"]).index
     (2, 0)
     """
+    stated, metadata = [nfc(name) for name in stated], [nfc(name) for name in metadata]
     own = tuple(stated) or (tuple(metadata) if len(metadata) == outputs else ())
     where = "--classes" if stated else "the file's metadata"
     if own and len(own) != outputs:
@@ -167,9 +168,10 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
     """Notes on the order of the classes.
 
     The likeliest order is read off one half of the frames and judged on the other, so that chance explains no
-    gain. Raises LabelError naming it where it explains far more than the given one and nobody stated that.
+    gain. A model that always gives one answer shows no order. Raises LabelError naming the likeliest order if
+    it explains far more than the given one and nobody stated that.
     """
-    if len(seen.truth) < 2 or seen.outputs < 2:
+    if len(seen.truth) < 2 or seen.outputs < 2 or len(np.unique(seen.answer[seen.known])) < 2:
         return ()
     half = np.random.default_rng(0).permutation(len(seen.truth)) % 2 == 0
     gains = np.zeros(len(seen.truth))
@@ -196,14 +198,14 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
 
 
 def chance_note(seen: Answered) -> tuple[str, ...]:
-    """A warning where the model answers no better than its commonest class."""
+    """Returns a warning if always giving the commonest class would be right as often."""
     own = seen.accuracies()
     margin = 2 * float(own.std()) / max(np.sqrt(len(own)), 1)
     if seen.accuracy > seen.chance + margin:
         return ()
     return (
-        f"accuracy {seen.accuracy:.3f} on {len(own)} frames is no better than chance (always answering the "
-        f"commonest class: {seen.chance:.3f}): check the order of the classes, normalisation and colours",
+        f"accuracy {seen.accuracy:.3f} on {len(own)} frames is no better than always answering the commonest "
+        f"class ({seen.chance:.3f}): check the order of the classes, normalisation and colours",
     )
 
 

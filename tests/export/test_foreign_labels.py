@@ -87,7 +87,13 @@ def test_a_list_of_classes_is_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes("﻿rot\n\n grün \n".encode())
     assert read_classes(path) == ("rot", "grün")
-    for text, problem in (("a\nb\na\n", "'a' is there twice"), ("\n", "no names")):
+    path.write_text("gru\u0308n\nrot\n", encoding="utf-8")  # as an archive of a Mac spells it
+    assert order_classes(["grün", "rot"], 2, stated=read_classes(path)).index == (0, 1)
+    assert order_classes(["grün", "rot"], 2, metadata=["rot", "gru\u0308n"]).index == (1, 0)
+    as_json = tmp_path / "names.json"
+    as_json.write_text('{"classes": [\n  "a",\n  "b"\n]}')
+    assert read_classes(as_json) == ("a", "b")
+    for text, problem in (("a\nb\na\n", "lists the class a twice"), ("\n", "lists no classes")):
         path.write_text(text)
         with pytest.raises(LabelError, match=problem):
             read_classes(path)
@@ -105,7 +111,7 @@ def test_random_labels_of_many_classes_are_no_other_order(out: Path, tmp_path: P
     frames = coloured(120)
     frames.targets[:] = rng.integers(0, 40, 120)
     held = export(path, out, frames=frames, classes=())
-    assert any("is no better than chance" in note for note in held.manifest.extra["notes"])
+    assert any("is no better than always" in note for note in held.manifest.extra["notes"])
 
 
 def test_a_usual_normalisation_that_does_much_better_is_named(out: Path, tmp_path: Path) -> None:
@@ -121,7 +127,17 @@ def test_a_score_that_is_the_same_on_all_frames_is_named(out: Path, tmp_path: Pa
     )
     notes = export(path, out, scores=["entropy", "msp"]).manifest.extra["notes"]
     assert any(note.startswith("msp is ") and "it cannot tell them apart" in note for note in notes)
-    assert any("no better than chance" in note for note in notes)
+    assert any("no better than always" in note for note in notes)
+
+
+def test_a_model_that_always_gives_one_answer_is_bad_and_not_misread(out: Path, tmp_path: Path) -> None:
+    path = network(
+        tmp_path / "m.onnx", weight=np.zeros((3, 3), np.float32), bias=np.array([9, 0, 0], np.float32)
+    )
+    frames = coloured(300)
+    frames.targets[:] = np.where(np.arange(300) % 4 == 0, frames.targets, 1)  # most are of class 1
+    notes = export(path, out, frames=frames, scores=["entropy", "msp"]).manifest.extra["notes"]
+    assert any("no better than always" in note for note in notes)
 
 
 @pytest.fixture
