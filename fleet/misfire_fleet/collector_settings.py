@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from misfire_fleet.decoder import Decoder
 from misfire_fleet.decoder_headers import Limits
-from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_SAMPLE_BYTES, Name
+from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_SAMPLE_BYTES, MIN_CHUNK_BYTES, Name
 
 MIB = 1024 * 1024
 
@@ -61,7 +61,7 @@ class CollectorSettings(BaseModel):
     """So many vehicles of which no sample is stored are written down; more of them are counted only."""
     unproven_vehicle_days: float = Field(default=7.0, gt=0)
     """Such a vehicle is forgotten after this time without a heartbeat."""
-    chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, ge=1024, le=MAX_CHUNK_BYTES)
+    chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)
     """Largest chunk asked for; a broker that announces a smaller packet limit lowers it."""
     group_samples: int = Field(default=64, ge=1)
     group_bytes: int = Field(default=32 * MIB, gt=0)

@@ -13,13 +13,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
-from misfire_runtime.messages import Offer
+from misfire_runtime.messages import MIN_CHUNK_BYTES, Offer
 
 Key = tuple[str, str]
 """(vehicle, sample id)."""
 
 _SPARE_CHUNKS = 256
-_CHUNKS_PER_KIB = 4
+_REPETITIONS = 4
 
 
 @dataclass
@@ -56,8 +56,8 @@ class Transfer:
 
     @property
     def max_chunks(self) -> int:
-        """More than any honest vehicle needs with chunks of 1 KiB, repeated several times."""
-        return _SPARE_CHUNKS + _CHUNKS_PER_KIB * self.offer.size // 1024
+        """More than any honest vehicle needs with the smallest chunks, repeated several times."""
+        return _SPARE_CHUNKS + _REPETITIONS * self.offer.size // MIN_CHUNK_BYTES
 
     def take(self) -> bytes:
         """The whole sample, once."""

@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store_integrity import sqlite_file
+from misfire_runtime.small_files import sync
 
 
 def backup(database: str | Path, file: Path) -> int:
@@ -31,9 +32,9 @@ def backup(database: str | Path, file: Path) -> int:
             _dump(make_url(str(database)), part)
         else:
             _copy(source, part, file)
-        _sync(part)
+        sync(part)
         part.replace(file)
-        _sync(file.parent)
+        sync(file.parent)
         return file.stat().st_size
     except OSError as error:
         raise StoreError(f"{file}: the backup cannot be written ({error.strerror})") from error
@@ -75,11 +76,3 @@ def _dump(url: URL, part: Path) -> None:
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise StoreError(f"pg_dump: {said}")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store_blobs import Document
 from misfire_fleet.store_records import NewSample
-from misfire_runtime.messages import Offer
+from misfire_runtime.messages import LAST_DATE, Offer
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class OfferRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     v: Literal[1] = 1
-    stored_at: Annotated[float, Field(ge=0, le=253402300799)]
+    stored_at: Annotated[float, Field(ge=0, le=LAST_DATE)]
     collector: Annotated[str, Field(max_length=64)]
     width: Annotated[int, Field(ge=0)]
     height: Annotated[int, Field(ge=0)]

@@ -22,6 +22,7 @@ from misfire_fleet.store_check import add_rows
 from misfire_fleet.store_deletion import audit_row
 from misfire_fleet.store_integrity import file_damage, sqlite_file
 from misfire_fleet.store_schema import audit, holds, samples, tombstones
+from misfire_runtime.small_files import sync
 
 NOT_RESTORED = (
     "vehicles, their heartbeats and counts of refusals (they come again with each vehicle's next message)",
@@ -74,7 +75,7 @@ def rebuild(
             done = _restore(store)
         kept = _set_aside(path)
         fresh.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StoreError(f"{path}: cannot be rebuilt ({error.strerror})") from error
     finally:
@@ -169,11 +170,3 @@ def _set_aside(path: Path) -> str | None:
 def _remove(path: Path) -> None:
     for side in _SIDES:
         Path(f"{path}{side}").unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,14 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Row
 
 from misfire_fleet.store_records import StoredSample
-from misfire_runtime.messages import MAX_INTEGER, Clock, Message, Name, Offer, SampleId, Trigger, WallTime
+from misfire_runtime.messages import (
+    LAST_DATE,
+    MAX_INTEGER,
+    Clock,
+    Message,
+    Name,
+    Offer,
+    SampleId,
+    Trigger,
+    WallTime,
+)
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 _Text = Annotated[str, Field(max_length=130)]
-LAST_DATE = 253_402_300_799.0
-"""The end of the year 9999."""
 _Whole = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 

@@ -26,13 +26,14 @@ PROTOCOL_VERSION: Literal[1] = 1
 MAX_JSON_BYTES = 64 * 1024
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
 DEFAULT_CHUNK_BYTES = 64 * 1024
-MAX_CHUNK_BYTES = 120 * 1024
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1024, 120 * 1024
+"""A vehicle ignores a `send` that asks for less at a time; a collector asks for no more."""
 MAX_INTEGER = 2**63 - 1
 """The largest integer that SQLite and PostgreSQL hold."""
 MAX_KEY = 128
 MAX_TEXT = 256
-_FIRST_DATE, _LAST_DATE = -62_135_596_800, 253_402_300_799
-"""The years 1 and 9999: what a calendar can show."""
+FIRST_DATE, LAST_DATE = -62_135_596_800, 253_402_300_799
+"""The years 1 and 9999, in seconds since 1970: what a calendar can show."""
 _MAX_DEPTH = 16
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -42,7 +43,7 @@ BundleLabel = Annotated[str, Field(max_length=130)]
 Key = Annotated[str, Field(max_length=MAX_KEY)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-WallTime = Annotated[float, Field(ge=_FIRST_DATE, le=_LAST_DATE)]
+WallTime = Annotated[float, Field(ge=FIRST_DATE, le=LAST_DATE)]
 """Seconds since 1970."""
 Sketch = Annotated[str, Field(max_length=MAX_JSON_BYTES)]
 
@@ -130,7 +131,7 @@ class Offer(Message):
     source: Text = ""
     frame: Count = 0
     priority: Annotated[int, Field(ge=0, le=9)] = 5
-    recorded_at: Annotated[float, Field(ge=0, le=253402300799)] | None = None
+    recorded_at: Annotated[float, Field(ge=0, le=LAST_DATE)] | None = None
     """Seconds since 1970 when the frame was recorded, if it was read from a recording that says so.
 
     Absent for live sources: `captured_at` is the time of capture there, and the time of the replay here.

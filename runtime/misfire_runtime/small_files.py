@@ -68,18 +68,18 @@ def write_durably(path: Path, data: bytes) -> None:
     finally:
         os.close(handle)
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def remove_durably(path: Path) -> None:
     """Removes `path` if it is there. Raises OSError."""
     path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

@@ -18,11 +18,18 @@ from dataclasses import dataclass
 
 from misfire_runtime.backoff import floor_jitter
 from misfire_runtime.bandwidth import TokenBucket
-from misfire_runtime.messages import MAX_CHUNK_BYTES, Busy, Declined, Rejected, Send, Stored
+from misfire_runtime.messages import (
+    MAX_CHUNK_BYTES,
+    MIN_CHUNK_BYTES,
+    Busy,
+    Declined,
+    Rejected,
+    Send,
+    Stored,
+)
 from misfire_runtime.spool import Pending, Terminal
 from misfire_runtime.uplink_settings import UplinkSettings
 
-MIN_CHUNK_BYTES = 1024
 _TOPIC_BYTES = 340
 """Room for a data topic and an MQTT header: two names of 64, an id of 64, and what is fixed."""
 _REPEAT_S = 0.8

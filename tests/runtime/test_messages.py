@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from misfire_runtime.errors import MessageError
-from misfire_runtime.messages import Desired, Message, Offer, Reply, Reported, State, Telemetry, decode
+from misfire_runtime.messages import (
+    Desired,
+    Message,
+    Offer,
+    Reply,
+    Reported,
+    State,
+    Telemetry,
+    decode,
+    encode,
+)
 
 HUGE = 10**400
 CLOCK = {"wall": 1_790_000_000.5, "monotonic": 12.25, "boot_id": "b" * 36}
@@ -137,6 +147,13 @@ def test_the_reason_names_what_is_wrong_with_a_value_of_several_types() -> None:
 def test_predictions_of_version_0_1_0_come_through_unchanged(prediction: dict[str, Any]) -> None:
     taken = offer(prediction=prediction).prediction
     assert json.dumps(taken) == json.dumps(prediction)
+
+
+def test_an_offer_may_have_fields_that_this_version_does_not_know() -> None:
+    fields = json.loads(encode(offer()))
+    fields["lens"] = {"cover": "wet"}
+    fields["captured_at"]["leap"] = True
+    assert decode(Offer, json.dumps(fields).encode()) == offer()
 
 
 def test_a_heartbeat_of_version_0_1_0_is_taken() -> None:

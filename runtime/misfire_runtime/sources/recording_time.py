@@ -11,9 +11,10 @@ import struct
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 
+from misfire_runtime.messages import LAST_DATE
+
 EARLIEST_S = 631152000.0
 """1990-01-01. Clocks that were never set start in 1904, 1970 or 1980, and simulated ones at 0."""
-_LATEST_S = 253402300799.0
 _MOMENT = re.compile(
     r"(\d{4})[-:](\d\d)[-:](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6})\d*)?"
     r"\s*(?:(Z)|([+-])(\d\d):?(\d\d))?\s*"
@@ -23,7 +24,7 @@ _EXIF_IFD, _DATE, _OFFSET, _FRACTION, _ORIENTATION = 0x8769, 0x9003, 0x9011, 0x9
 
 def believable(seconds: float) -> float | None:
     """Returns seconds since 1970, or None if they come from a clock that was never set."""
-    return seconds if EARLIEST_S <= seconds <= _LATEST_S else None
+    return seconds if EARLIEST_S <= seconds <= LAST_DATE else None
 
 
 def parse_moment(text: str) -> float | None:
