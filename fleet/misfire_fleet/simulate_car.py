@@ -180,7 +180,7 @@ class Car:
             pending.due_at = now + verdict.retry_after_s
         else:
             del self._offered[verdict.id]
-            self._settle(verdict.verdict, now - (pending.first_at or now))
+            self._settle(verdict.verdict, now - (now if pending.first_at is None else pending.first_at))
 
     def _settle(self, verdict: str, took_s: float) -> None:
         if verdict == "stored":

@@ -96,7 +96,8 @@ class BrokerConfig(BaseModel):
         ):
             raise ConfigError(f"broker {shown!r}: {_EXPECTED}")
         tls = scheme == "mqtts"
-        fields: dict[str, object] = {"host": host, "port": port or (8883 if tls else 1883), "tls": tls}
+        usual = 8883 if tls else 1883
+        fields: dict[str, object] = {"host": host, "port": usual if port is None else port, "tls": tls}
         if parts.username:
             fields["username"] = unquote(parts.username)
         if parts.password:

@@ -26,6 +26,7 @@ collect_app.command()(collect)
         ("http://broker", {}, "expected mqtt://"),
         ("mqtt://", {}, "expected mqtt://"),
         ("mqtt://h:99999", {}, "expected mqtt://"),
+        ("mqtt://h:0", {}, "port: .*greater than 0"),
         ("mqtt://h/path", {}, "expected mqtt://"),
         ("mqtt://h", {"protocol": "4"}, "protocol"),
         ("mqtt://h", {"ca_file": "x.pem"}, "need tls"),
