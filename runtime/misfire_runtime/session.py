@@ -280,6 +280,7 @@ class _Session:
             counters=self._spool.counters,
             hold=self._hold,
             problems=self._problems,
+            uplink=lambda: None if self._uplink is None else self._uplink.problem,
             host=table.host,
             port=table.port,
         )

@@ -61,15 +61,21 @@ def _free_bytes(disk: Path) -> int:
 
 
 def health(
-    vehicle: Vehicle | None, *, silence_s: float = SILENCE_S, others: Sequence[str] = ()
+    vehicle: Vehicle | None,
+    *,
+    silence_s: float = SILENCE_S,
+    others: Sequence[str] = (),
+    uplink: str | None = None,
 ) -> dict[str, Any]:
     """Returns `ok` and what is wrong; others: problems that the vehicle itself does not know of.
 
+    uplink: why nothing gets through to the fleet. It is shown, but a vehicle without a connection is well:
+    its samples wait.
     A vehicle is ill if a source stalls or fails, nothing may leave for privacy's sake, the spool fails, the
     frame path stands still, frames come and none is scored, or there was no frame for `silence_s`.
     """
     if vehicle is None:
-        return {"ok": False, "problems": list(others)}
+        return {"ok": False, "problems": list(others), "uplink": uplink}
     problems = [*others, *(f"source {name} is stalled" for name in vehicle.stalled)]
     problems += [f"source {name} ended by an error" for name in vehicle.lost]
     if vehicle.privacy is not None and vehicle.privacy.problem is not None:
@@ -90,6 +96,7 @@ def health(
         "provider": vehicle.scorer.engine.provider,
         "step": vehicle.ladder.step,
         "frames": vehicle.statistics.frames,
+        "uplink": uplink,
     }
 
 
@@ -186,10 +193,12 @@ class TelemetryServer:
         port: int,
         hold: Callable[[], str] = str,
         problems: Callable[[], Sequence[str]] = tuple,
+        uplink: Callable[[], str | None] = lambda: None,
     ) -> None:
         """port: 0 lets the system choose (`port` tells). Raises ConfigError where it cannot listen.
 
-        vehicle: None if it could not be started. hold: why nothing is offered, or "". problems: see `health`.
+        vehicle: None if it could not be started. hold: why nothing is offered, or "".
+        problems, uplink: see `health`.
         """
         registry = CollectorRegistry(auto_describe=False)
         registry.register(VehicleMetrics(vehicle, counters=counters, hold=hold))
@@ -201,7 +210,7 @@ class TelemetryServer:
                 if self.path == "/metrics":
                     self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
                 elif self.path == "/healthz":
-                    state = health(vehicle, others=problems())
+                    state = health(vehicle, others=problems(), uplink=uplink())
                     self._answer(200 if state["ok"] else 503, "application/json", json.dumps(state).encode())
                 else:
                     self._answer(404, "text/plain", b"there are /metrics and /healthz\n")

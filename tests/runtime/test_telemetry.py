@@ -85,6 +85,19 @@ def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
         server.close()
 
 
+def test_health_shows_why_nothing_gets_through_and_is_well_all_the_same(driven: Any, store: Any) -> None:
+    problem = "mqtts://h:8883: the broker does not trust this client"
+    for vehicle, status in ((driven, 200), (None, 503)):
+        server = TelemetryServer(
+            vehicle, counters=store.counters, host="127.0.0.1", port=0, uplink=lambda: problem
+        )
+        try:
+            answer, body = get(server.port, "/healthz")
+            assert answer == status and json.loads(body)["uplink"] == problem
+        finally:
+            server.close()
+
+
 def test_health_is_false_within_seconds_of_a_frame_path_that_hangs(
     bundle: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
