@@ -89,8 +89,8 @@ class LiveConfig:
             if self._desired is None and confirmed is not None:
                 try:
                     self._put_in_force(confirmed)
-                except MisfireError as error:
-                    self._unfit = str(error)
+                except Exception as error:  # noqa: BLE001  (see _try)
+                    self._unfit = _said(error)
                     _log_refusal(confirmed, self._unfit)
             kept = self._kept.trial.desired if self._kept.trial is not None else confirmed
             return None if kept is None else self._answer_known(kept)
@@ -136,7 +136,10 @@ class LiveConfig:
             return self._report(desired.version, accepted=not problem, reason=problem, bundle=desired.bundle)
 
     def watch(self) -> None:
-        """Judges what is on trial. Called about once a second from the frame path, which it never blocks."""
+        """Judges what is on trial. Called about once a second from the frame path.
+
+        It waits for nobody, but a bundle that did harm is exchanged for the earlier one right here.
+        """
         if self._trial_since is None or not self._lock.acquire(blocking=False):
             return  # while a bundle is being loaded, nothing is judged
         try:
@@ -166,7 +169,7 @@ class LiveConfig:
         except OSError as error:
             problem = f"it cannot be kept, so it is not applied: {error}"
         except Exception as error:  # noqa: BLE001  (an engine's own: the vehicle goes on with what it runs)
-            problem = str(error) if isinstance(error, MisfireError) else f"{type(error).__name__}: {error}"
+            problem = _said(error)
         else:
             self._trial_since = (time.monotonic(), self._vehicle.vitals())
             _LOG.info("desired_taken", extra={"fields": {"version": desired.version}})
@@ -223,8 +226,8 @@ class LiveConfig:
                 self._merged(self._local, back), (back.bundle if back is not None else None) or self._home
             )
             self._desired = back
-        except MisfireError as error:
-            _LOG.error("desired_not_taken_back", extra={"fields": {"problem": str(error)}})
+        except Exception as error:  # noqa: BLE001  (see _try)
+            _LOG.error("desired_not_taken_back", extra={"fields": {"problem": _said(error)}})
         self._publish(self._report(version, accepted=False, reason=problem))
 
     def _refuse(self, problem: str) -> None:
@@ -283,7 +286,11 @@ class LiveConfig:
         folder = self._local.bundles
         if folder is None:
             raise BundleError(f"bundle {label} is desired, but no `bundles` folder is configured")
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        except OSError as error:
+            raise BundleError(f"bundle {label} is desired, but {folder}: {error.strerror}") from error
+        for path in paths:
             try:
                 found = (path / "manifest.json").is_file() and read_manifest(path).label == label
             except BundleError:
@@ -291,6 +298,10 @@ class LiveConfig:
             if found:
                 return Scorer.load(Bundle.open(path), options=options)
         raise BundleError(f"bundle {label} is desired, but is not in {folder}")
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, MisfireError) else f"{type(error).__name__}: {error}"
 
 
 def _log_refusal(desired: Desired, problem: str) -> None:

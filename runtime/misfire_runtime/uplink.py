@@ -23,6 +23,7 @@ from misfire_runtime.bandwidth import Bandwidth, TokenBucket
 from misfire_runtime.errors import MessageError, MisfireError, SpoolError
 from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import (
+    MIN_CHUNK_BYTES,
     Declined,
     Desired,
     Rejected,
@@ -40,7 +41,6 @@ from misfire_runtime.uplink_client import BrokerConfig, make_client
 from misfire_runtime.uplink_connection import Arrived, Connection, LinkError, Will
 from misfire_runtime.uplink_health import LinkHealth
 from misfire_runtime.uplink_machine import (
-    MIN_CHUNK_BYTES,
     Action,
     Machine,
     PublishChunk,
@@ -204,6 +204,12 @@ class Uplink:
                 self._session()
             except MisfireError as error:
                 self._health.down(str(error), lasted_s=time.monotonic() - began)
+            except Exception as error:  # noqa: BLE001  (without this thread nothing is ever uploaded again)
+                problem = f"{type(error).__name__}: {error}"
+                self._often.log(
+                    logging.ERROR, "uplink_failed", {"problem": problem}, key=type(error).__name__
+                )
+                self._health.down(problem, lasted_s=time.monotonic() - began)
             if not self._stop.is_set():
                 wait_s = full_jitter(
                     self._failures,

@@ -92,9 +92,10 @@ class DesiredWorker:
         while (desired := self._wishes.get()) is not None:
             try:
                 self._report(self._apply(desired))
-            except MisfireError as error:
+            except Exception as error:  # noqa: BLE001  (later wishes still need this thread)
+                fields = {"version": desired.version, "problem": str(error)}
                 _LOG.error(
-                    "desired_failed", extra={"fields": {"version": desired.version, "problem": str(error)}}
+                    "desired_failed", exc_info=not isinstance(error, MisfireError), extra={"fields": fields}
                 )
 
 

@@ -46,6 +46,7 @@ from misfire_runtime.spool import Spool
 from misfire_runtime.spool_ballast import BALLAST_BYTES
 from misfire_runtime.uplink import BrokerConfig, Uplink, make_client
 from misfire_runtime.uplink_settings import UplinkSettings
+from misfire_runtime.uplink_side import DesiredWorker
 
 FLEET = "uplink-tests"
 QUICK = UplinkSettings.model_validate(IMPATIENT)
@@ -160,6 +161,39 @@ def test_without_a_broker_it_waits_and_then_delivers(tmp_path: Path, spool: Spoo
         heartbeat = Telemetry(at=Clock(wall=0, monotonic=0, boot_id=""), bundle="", counters=Counters())
         assert not uplink.publish_telemetry(heartbeat)
     assert spool.counters().pending == 3
+
+
+def test_an_unforeseen_error_ends_the_connection_and_not_the_uplink(
+    tmp_path: Path, address: BrokerConfig, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payloads = fill(spool, 3)
+    step, errors = Uplink._step, [KeyError("nobody foresaw it")]
+
+    def failing(uplink: Uplink, connection: Any) -> None:
+        if errors:
+            raise errors.pop()
+        step(uplink, connection)
+
+    monkeypatch.setattr(Uplink, "_step", failing)
+    with collecting(tmp_path / "fleet", address) as store, uplinked(spool, address) as uplink:
+        assert uplink.drain(30) and uplink.connects >= 2
+        assert store.known(list(payloads)) == set(payloads)
+
+
+def test_a_wish_that_breaks_what_applies_it_leaves_later_wishes_their_thread() -> None:
+    reports: list[Reported] = []
+
+    def apply(desired: Desired) -> Reported:
+        if desired.version == 1:
+            raise KeyError("nobody foresaw it")
+        return Reported(version=desired.version, bundle="b@1")
+
+    worker = DesiredWorker(apply, reports.append)
+    worker.put(Desired(version=1))
+    assert eventually(worker._wishes.empty)
+    worker.put(Desired(version=2))
+    assert eventually(lambda: [each.version for each in reports] == [2])
+    worker.close()
 
 
 def test_without_a_collector_it_keeps_offering(tmp_path: Path, address: BrokerConfig, spool: Spool) -> None:
