@@ -204,7 +204,7 @@ class Spool:
                 again = self._book(lambda: self._lift(taken))
             except SpoolError:
                 for sample in taken:
-                    self._files.reject(sample)
+                    self._discard(sample, rejected=True)
                 raise
             self._hold = None
             for sample in taken.keys() - again:  # settled so long ago that nobody knows how
@@ -228,7 +228,10 @@ class Spool:
         if not request.exists():
             return False
         self.resume()
-        request.unlink(missing_ok=True)
+        try:
+            request.unlink(missing_ok=True)
+        except OSError as error:
+            raise SpoolError(f"{request}: {error.strerror}; remove it, or every hold ends at once") from error
         return True
 
     def lose(self, reason: str, samples: int = 1) -> None:

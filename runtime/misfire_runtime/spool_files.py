@@ -141,22 +141,31 @@ class SampleFiles:
     def take_back(self, room: int) -> dict[str, tuple[Offer, int]]:
         """Moves rejected files of at most `room` bytes back, the oldest first: offers and lengths by id.
 
-        A file that is no whole sample any more goes to quarantine/.
+        On return their places are durable: books that call them pending may be written. A file that is no
+        whole sample any more goes to quarantine/. Raises SpoolError; the next start moves them to rejected/.
         """
+        try:
+            with self._lock:
+                taken = self._take_back(room)
+                os.fsync(self._folder)
+        except OSError as error:
+            raise SpoolError(f"{self.rejected}: samples cannot be taken back: {error.strerror}") from error
+        return taken
+
+    def _take_back(self, room: int) -> dict[str, tuple[Offer, int]]:
         taken = {}
-        with self._lock:
-            for sample, size in list(self._rejected.items()):
-                if size > room:
-                    break
-                with suppress(FileNotFoundError):
-                    (self.rejected / sample).rename(self.samples / sample)
-                del self._rejected[sample]
-                offer = self.recover(sample)
-                if offer is None:
-                    self.isolate(sample)
-                    continue
-                taken[sample] = (offer, size)
-                room -= size
+        for sample, size in list(self._rejected.items()):
+            if size > room:
+                break
+            with suppress(FileNotFoundError):
+                (self.rejected / sample).rename(self.samples / sample)
+            del self._rejected[sample]
+            offer = self.recover(sample)
+            if offer is None:
+                self.isolate(sample)
+                continue
+            taken[sample] = (offer, size)
+            room -= size
         return taken
 
     def forget_rejected(self, sample: str) -> int:

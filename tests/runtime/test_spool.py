@@ -507,9 +507,8 @@ def test_resuming_offers_the_rejected_samples_again_byte_for_byte(folder: Path) 
     with Spool(folder, reserve_bytes=0) as spool:
         ids = [put(spool, n) for n in range(12)]
         reject(spool, *ids, reason="unstorable")
-        assert [(kept["id"], kept["reason"]) for kept in rejected(spool.path)] == [
-            (i, "unstorable") for i in ids[:10]
-        ]
+        kept = {(each["id"], each["reason"]) for each in rejected(spool.path)}
+        assert kept == {(i, "unstorable") for i in ids[:10]}
         assert spool.resume() == 10
         books = spool.counters()
         assert spool.hold is None and rejected(spool.path) == [] and balanced(books)
@@ -602,6 +601,30 @@ def test_reasons_without_end_do_not_make_the_account_longer_without_end(folder: 
         spool.settle_many([Declined(id=sample, reason=f"reason {n}") for n, sample in enumerate(ids)])
         lines = {line.reason: line.samples for line in spool.account()}
         assert len(lines) <= 501 and lines["other"] == 200 and sum(lines.values()) == 700
+
+
+def test_a_resume_that_the_disk_does_not_let_through_is_an_error_of_the_spool(folder: Path) -> None:
+    with Spool(folder) as spool:
+        samples = [put(spool, n) for n in range(10)]
+        reject(spool, *samples)
+        (folder / RESUME).mkdir()
+        with pytest.raises(SpoolError, match=r"resume: .*remove it"):
+            spool.resume_if_asked()
+        (folder / RESUME).rmdir()
+        assert len(spool.next_offers(20)) == 10
+        reject(spool, *samples)
+        in_the_way = folder / "samples" / put_rejected(spool, 99)
+        in_the_way.mkdir()
+        with pytest.raises(SpoolError, match="cannot be taken back"):
+            spool.resume()
+        in_the_way.rmdir()
+        assert balanced(spool.counters())
+
+
+def put_rejected(spool: Spool, number: int) -> str:
+    sample = put(spool, number)
+    reject(spool, sample)
+    return sample
 
 
 def test_a_resume_that_cannot_be_booked_changes_nothing(
