@@ -33,7 +33,8 @@ from misfire_runtime.errors import ImageError
 log = logging.getLogger(__name__)
 
 _START_S = 30.0
-_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE})
+"""Not SIGILL (a library built for another processor) or SIGBUS (a disk that fails to load a page of it)."""
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
 """The process has no use for passwords in the environment."""
 
