@@ -44,6 +44,8 @@ _MAX_SPOILED = 2
 _PATIENCE = 4
 """After so many retries it is asked whether the store takes other samples."""
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_END_S = 30.0
+"""At the end, how long all workers together may take, and how long the last commit may."""
 
 Stage = Literal["check", "blobs", "rows"]
 
@@ -128,15 +130,16 @@ class Committer:
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
         self._stop.set()
+        until = time.monotonic() + _END_S
         for turns, threads in ((self._whole, self._workers), (self._large, self._large_workers)):
             turns.close()
             for thread in threads:
                 if thread.is_alive():
-                    thread.join(30.0)
+                    thread.join(max(0.0, until - time.monotonic()))
         self._decoder.close()
         if self._thread.is_alive():
             self._durable.put(None)
-            self._thread.join(30.0)
+            self._thread.join(_END_S)
 
     # ---- workers
 

@@ -16,7 +16,7 @@ from misfire_fleet.collector_notes import Notebook, Notes
 from misfire_fleet.collector_novelty import Novelty
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_settings import CollectorSettings
-from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_runtime.clock import wall_time
 
@@ -106,14 +106,22 @@ class Housekeeping:
         notes = self._unwritten = self._admitted(self._unwritten)
         vehicles = self._store.vehicles
         if notes.states:
-            vehicles.record_states(notes.states)
+            self._note("states", lambda: vehicles.record_states(notes.states))
             notes.states.clear()
         if notes.beats:
-            vehicles.record_telemetry(notes.beats)
+            self._note("heartbeats", lambda: vehicles.record_telemetry(notes.beats))
             notes.beats.clear()
         if notes.refused:
-            vehicles.record_refusals(notes.refused)
+            self._note("refusals", lambda: vehicles.record_refusals(notes.refused))
             notes.refused.clear()
+
+    def _note(self, what: str, write: Callable[[], None]) -> None:
+        """Leaves out what the database refuses for its values: that would be refused for ever."""
+        try:
+            write()
+        except RowRefusedError as error:
+            self._metrics.failures.labels("housekeeping").inc()
+            log.error("%s are not written down: %s", what, error)
 
     def _admitted(self, notes: Notes) -> Notes:
         names = notes.vehicles()

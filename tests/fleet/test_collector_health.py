@@ -10,20 +10,27 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 
 from misfire_fleet import collector_committer
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector_endpoint import MetricsEndpoint
 from misfire_fleet.collector_health import Answers
+from misfire_fleet.collector_housekeeping import Housekeeping
 from misfire_fleet.collector_metrics import CollectorMetrics
 from misfire_fleet.collector_notes import Notebook
 from misfire_fleet.collector_outbox import Outbox
 from misfire_fleet.collector_queue import Incoming, OfferQueue
+from misfire_fleet.collector_quota import QuotaBook
+from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_verify import Verified
+from misfire_fleet.errors import RowRefusedError
 from misfire_fleet.store import Store
 from misfire_fleet.store_records import NewSample
 from misfire_runtime.messages import (
+    MAX_CHUNK_BYTES,
+    MIN_CHUNK_BYTES,
     Busy,
     Clock,
     Counters,
@@ -305,6 +312,43 @@ def test_vehicles_without_a_sample_are_forgotten_with_all_that_they_said(store: 
     assert book.forget_unproven(before=4e9) == 2
     assert [row.name for row in book.summaries()] == ["proven"]
     assert book.heartbeats("made-up") == [] and book.causes("made-up") == []
+
+
+def test_notes_that_the_database_refuses_for_their_values_hold_up_no_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = RowRefusedError("telemetry: value out of range")
+    record = store.vehicles.record_telemetry
+
+    def refuse_one(beats: list[tuple[str, Telemetry]]) -> None:
+        if any(name == "odd" for name, _ in beats):
+            raise refused
+        record(beats)
+
+    monkeypatch.setattr(store.vehicles, "record_telemetry", refuse_one)
+    settings, metrics = CollectorSettings(), CollectorMetrics()
+    notebook = Notebook(metrics)
+    housekeeping = Housekeeping(
+        store,
+        quotas=QuotaBook(settings.quotas),
+        novelty=None,
+        settings=settings,
+        metrics=metrics,
+        notebook=notebook,
+        tick=lambda _now: None,
+    )
+    notebook.heartbeat("odd", encode(beat()), now=0.0)
+    housekeeping._write_notes()
+    notebook.heartbeat("car-1", encode(beat()), now=1.0)
+    housekeeping._write_notes()
+    assert len(store.vehicles.heartbeats("car-1")) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1023, MAX_CHUNK_BYTES + 1])
+def test_chunks_that_vehicles_would_ignore_cannot_be_asked_for(size: int) -> None:
+    with pytest.raises(ValidationError, match="chunk_bytes"):
+        CollectorSettings(chunk_bytes=size)
+    assert CollectorSettings(chunk_bytes=MIN_CHUNK_BYTES).chunk_bytes == 1024
 
 
 def test_notes_are_bounded_in_names_bytes_and_rate() -> None:
