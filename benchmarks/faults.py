@@ -7,11 +7,12 @@ Several vehicles (MQTT 5 and 3.1.1) capture and upload to two collectors that sh
 through a chaos proxy. Faults go on until so many have happened, so many vehicles killed among them: messages
 of every kind lost although acknowledged, repeated, overtaken, chunks with a flipped bit; links cut and
 half-open; vehicles, collectors and the broker killed with -9, collectors also at named steps of their work;
-disks that are full in the middle of a file; clocks that jump ten years. With --store postgres the store is
-PostgreSQL and S3, which are killed and stopped dead as well. Then the trouble ends, everything comes to rest,
-and what was chosen is compared with what was stored. A vehicle with a small spool makes evictions, one with
-broken pictures rejections, a quota per vehicle declines: those are counted and explained, as the spool
-promises; lost and duplicated must be 0.
+disks that are full in the middle of a file; clocks that jump ten years; collectors without memory or file
+descriptors; a database that somebody else keeps locked. With --store postgres the store is PostgreSQL and S3,
+which are killed and stopped dead as well; the database turns read-only, and ends commits in the middle. Then
+the trouble ends, everything comes to rest, and what was chosen is compared with what was stored. A vehicle
+with a small spool makes evictions, one with broken pictures rejections, a quota per vehicle declines: those
+are counted and explained, as the spool promises; lost, duplicated and deleted_unstored must be 0.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ import argparse
 import json
 import platform
 import random
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from tests.faults.audit import Audit
 from tests.faults.chaos_proxy import BESIDE, SAMPLES, Trouble
 from tests.faults.collector_process import STEPS
+from tests.faults.hardship import WAITING, Want, ask, relieve, seal, starve
 from tests.faults.homes import FolderHome, Home, ServerHome, servers
 from tests.faults.proving_ground import Member, ProvingGround
 
@@ -110,7 +114,7 @@ def _well(ground: ProvingGround, member: Member) -> bool:
 
 def _home(stack: ExitStack, folder: Path, options: argparse.Namespace) -> Home:
     if options.store == "folder":
-        return FolderHome(folder / "fleet")
+        return FolderHome(folder / "fleet", busy_timeout_ms=200)
     return ServerHome(stack.enter_context(servers(folder)), "fleet")
 
 
@@ -152,8 +156,11 @@ def _mistreat(ground: ProvingGround, options: argparse.Namespace) -> None:
         _kill_broker: 1,
         _wish: 3,
     }
+    weights |= {_starve_collector: 4}
     if isinstance(ground.home, ServerHome):
-        weights |= {_kill_server: 6, _freeze_server: 4}
+        weights |= {_kill_server: 6, _freeze_server: 4, _seal_database: 3, _lock_rows: 3}
+    else:
+        weights |= {_lock_file: 3}
     while (done := _faults_so_far(ground)) < options.faults:
         deed = rng.choices(list(weights), list(weights.values()))[0]
         deed(ground, rng)
@@ -231,6 +238,52 @@ def _freeze_server(ground: ProvingGround, rng: random.Random) -> None:
     part, name = rng.choice((("database", "database stopped dead"), ("blobs", "object store stopped dead")))
     ground.home.servers.freeze(part, rng.uniform(0.2, 1.5))
     ground.faults[name] += 1
+
+
+def _starve_collector(ground: ProvingGround, rng: random.Random) -> None:
+    """No more memory, or no more file descriptors, for a moment."""
+    member = rng.choice(ground.collectors)
+    wants: tuple[Want, Want] = ("memory", "descriptors")
+    want = rng.choice(wants)
+    if member.child is None or not member.alive:
+        return
+    with suppress(ProcessLookupError, FileNotFoundError):
+        starve(member.child.pid, want)
+        time.sleep(rng.uniform(0.2, 1.5))
+        relieve(member.child.pid, want)
+        ground.faults[f"collector without {want}"] += 1
+
+
+def _seal_database(ground: ProvingGround, rng: random.Random) -> None:
+    """Read-only for a moment."""
+    assert isinstance(ground.home, ServerHome)
+    address = str(ground.home.config["database"])
+    seal(address, shut=True)
+    time.sleep(rng.uniform(0.2, 1.5))
+    seal(address, shut=False)
+    ground.faults["database read-only"] += 1
+
+
+def _lock_rows(ground: ProvingGround, rng: random.Random) -> None:
+    """Commits wait behind a lock, and those that wait are ended in the middle."""
+    assert isinstance(ground.home, ServerHome)
+    address = str(ground.home.config["database"])
+    with psycopg.connect(address) as holder:
+        holder.execute("LOCK TABLE samples IN SHARE MODE")
+        time.sleep(rng.uniform(0.1, 0.6))
+        ask(address, WAITING)
+    ground.faults["commit ended in the middle"] += 1
+
+
+def _lock_file(ground: ProvingGround, rng: random.Random) -> None:
+    """Somebody else writes to the database, longer than collectors wait."""
+    assert isinstance(ground.home, FolderHome)
+    holder = sqlite3.connect(ground.home.folder / "fleet.sqlite", isolation_level=None, timeout=30)
+    holder.execute("BEGIN IMMEDIATE")
+    time.sleep(rng.uniform(0.1, 0.8))
+    holder.execute("ROLLBACK")
+    holder.close()
+    ground.faults["database locked"] += 1
 
 
 def _revive_dead(ground: ProvingGround) -> None:

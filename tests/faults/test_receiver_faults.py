@@ -7,7 +7,6 @@ lets a trouble last until it is felt, ends it, and expects every sample in the f
 
 from __future__ import annotations
 
-import resource
 import sqlite3
 import threading
 import time
@@ -16,19 +15,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tests.faults.hardship import RENEW, WAITING, Want, ask, relieve, seal, starve
 from tests.faults.homes import FolderHome, Home, ServerHome, StandbyHome, standby
 from tests.faults.proving_ground import Member, ProvingGround
 
 COUNT = 30
 PROBE_S = 0.5
 """How often an open breaker lets an offer through, for tests."""
-
-
-RENEW = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle'"
-)
-"""Ends the connections of a pool, so that settings of the database reach those that take their place."""
 
 
 def _suffer(
@@ -60,41 +53,34 @@ def _suffer(
 # ---- a database that takes no rows
 
 
-def _ask(address: str, *statements: str) -> None:
-    """Runs statements as the database's owner, who may always write."""
-    with psycopg.connect(f"{address}?options=-cdefault_transaction_read_only%3Doff", autocommit=True) as link:
-        for statement in statements:
-            link.execute(statement.encode())
-
-
 def test_a_database_that_turns_read_only(tmp_path: Path, server_home: ServerHome) -> None:
     """As a managed server does when its disk is full; connections that were made before are replaced."""
-    name, address = server_home.name, str(server_home.config["database"])
-
-    def turn(value: str) -> Callable[[Member], None]:
-        change = f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}'
-        return lambda _: _ask(address, change, RENEW)
-
+    address = str(server_home.config["database"])
     with ProvingGround(tmp_path, seed=61, home=server_home) as ground:
-        _suffer(ground, trouble=turn("on"), relief=turn("off"), felt="read-only transaction")
+        _suffer(
+            ground,
+            trouble=lambda _: seal(address, shut=True),
+            relief=lambda _: seal(address, shut=False),
+            felt="read-only transaction",
+        )
 
 
 def test_a_database_whose_grant_is_gone(tmp_path: Path, server_home: ServerHome) -> None:
     """A table that another owner made anew: the collector may read it, and not write."""
     owner = str(server_home.config["database"])
-    _ask(owner, "DROP ROLE IF EXISTS clerk", "CREATE ROLE clerk LOGIN")
+    ask(owner, "DROP ROLE IF EXISTS clerk", "CREATE ROLE clerk LOGIN")
     server_home.open().close()
-    _ask(owner, "GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk")
-    _ask(owner, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO clerk")
+    ask(owner, "GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk")
+    ask(owner, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO clerk")
     with ProvingGround(tmp_path, seed=62, home=server_home) as ground:
         server_home.user = "clerk"
         _suffer(
             ground,
-            trouble=lambda _: _ask(owner, "REVOKE INSERT ON samples FROM clerk"),
-            relief=lambda _: _ask(owner, "GRANT INSERT ON samples TO clerk"),
+            trouble=lambda _: ask(owner, "REVOKE INSERT ON samples FROM clerk"),
+            relief=lambda _: ask(owner, "GRANT INSERT ON samples TO clerk"),
             felt="permission denied",
         )
-    _ask(owner, "DROP OWNED BY clerk", "DROP ROLE clerk")
+    ask(owner, "DROP OWNED BY clerk", "DROP ROLE clerk")
 
 
 def test_a_database_file_that_was_moved_away(tmp_path: Path) -> None:
@@ -164,14 +150,10 @@ def test_a_commit_that_ends_in_the_middle(tmp_path: Path, server_home: ServerHom
     address = str(server_home.config["database"])
     server_home.open().close()
     holder, ended = psycopg.connect(address), threading.Event()
-    waiting = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
 
     def end_all_that_wait() -> None:
         while not ended.wait(0.2):
-            _ask(address, waiting)
+            ask(address, WAITING)
 
     killer = threading.Thread(target=end_all_that_wait)
 
@@ -180,7 +162,7 @@ def test_a_commit_that_ends_in_the_middle(tmp_path: Path, server_home: ServerHom
         if what == "killed":
             killer.start()
         else:
-            _ask(address, f'ALTER DATABASE "{server_home.name}" SET statement_timeout = 300', RENEW)
+            ask(address, f'ALTER DATABASE "{server_home.name}" SET statement_timeout = 300', RENEW)
 
     def release(_: Member) -> None:
         ended.set()
@@ -208,42 +190,22 @@ def test_a_database_that_somebody_else_keeps_locked(tmp_path: Path) -> None:
 # ---- a collector that lacks something
 
 
-def _limit(kind: int, room: Callable[[int], int]) -> Callable[[Member], None]:
-    """Sets a limit of the running collector."""
+def _starving(want: Want) -> dict[str, Callable[[Member], None]]:
+    def with_pid(call: Callable[[int, Want], None]) -> Callable[[Member], None]:
+        def run(collector: Member) -> None:
+            assert collector.child is not None
+            call(collector.child.pid, want)
 
-    def set_limit(collector: Member) -> None:
-        assert collector.child is not None
-        pid = collector.child.pid
-        _soft, hard = resource.prlimit(pid, kind)
-        resource.prlimit(pid, kind, (room(pid), hard))
+        return run
 
-    return set_limit
-
-
-def _lift(kind: int) -> Callable[[Member], None]:
-    def lift(collector: Member) -> None:
-        assert collector.child is not None
-        _soft, hard = resource.prlimit(collector.child.pid, kind)
-        resource.prlimit(collector.child.pid, kind, (hard, hard))
-
-    return lift
-
-
-def _mapped(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
-
-
-def _descriptors(pid: int) -> int:
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    return {"trouble": with_pid(starve), "relief": with_pid(relieve)}
 
 
 def test_a_collector_without_memory(tmp_path: Path, home: Home) -> None:
     with ProvingGround(tmp_path, seed=68, home=home) as ground:
         _suffer(
             ground,
-            trouble=_limit(resource.RLIMIT_AS, _mapped),
-            relief=_lift(resource.RLIMIT_AS),
+            **_starving("memory"),
             felt="no memory",
             # Larger than what the collector's heap keeps in stock.
             count=4,
@@ -255,8 +217,7 @@ def test_a_collector_without_file_descriptors(tmp_path: Path, home: Home) -> Non
     with ProvingGround(tmp_path, seed=69, home=home) as ground:
         _suffer(
             ground,
-            trouble=_limit(resource.RLIMIT_NOFILE, _descriptors),
-            relief=_lift(resource.RLIMIT_NOFILE),
+            **_starving("descriptors"),
             felt="oo many open files" if home.kind == "folder" else "wait for the store",
         )
 
