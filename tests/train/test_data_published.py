@@ -151,3 +151,8 @@ def test_a_malformed_idx_file_is_refused(tmp_path: Path, content: bytes, match: 
 def test_a_wrong_name_says_what_would_be_right(name: str, match: str) -> None:
     with pytest.raises(DatasetError, match=match):
         load_dataset(name)
+
+
+def test_a_folder_without_a_reader_is_told_which_one_to_name(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="say 'image-folder:/"):
+        load_dataset(str(tmp_path))

@@ -77,4 +77,6 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     known = [entry + (":PATH" if entry in _READERS else "") for entry in entries() if entry != "dashcam"]
     close = difflib.get_close_matches(reader, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
+    if Path(name).is_dir():
+        hint = f"; for a folder with one subfolder per class say 'image-folder:{name}'."
     raise DatasetError(f"there is no data set '{name}'{hint} Known: {', '.join(known)}")
