@@ -85,9 +85,15 @@ def constant_values(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        elif node.op_type in _FOLDED and all(i in values for i in node.input if i):
+        elif _folds(node) and all(i in values for i in node.input if i):
             values[node.output[0]] = _moved(node, [values[name] for name in node.input if name])
     return values
+
+
+def _folds(node: onnx.NodeProto) -> bool:
+    """Tells if the node's constants are read; scales of blocks (since opset 21) are not."""
+    blocked = any(a.name == "block_size" and a.i for a in node.attribute)
+    return node.op_type in _FOLDED and not blocked
 
 
 def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
