@@ -4,8 +4,8 @@ values [n,K] or [n,K,h,w] --within 0..1?--> no: logits;  rows sum to about one: 
 
 Operators do not tell it: probabilities also come out of Clip, of Exp / ReduceSum / Div, of an average of
 networks, or of a Softmax behind a quantiser. A softmax of probabilities is nearly flat, so every score and
-every confidence would be wrong: logarithms of probabilities stand for logits, and sigmoids are refused unless
-`--answer sigmoid` says to take their log-odds.
+every confidence would be wrong: logarithms of probabilities are used as logits, and sigmoids are refused
+unless `--answer sigmoid` says to take their log-odds.
 """
 
 from __future__ import annotations

@@ -19,32 +19,48 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Folder of a training run.")] = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
-    torch: Annotated[str, typer.Option(help="Instead of a run: module:factory of any nn.Module.")] = "",
+    torch: Annotated[
+        str, typer.Option(help="Export an nn.Module, given as module:factory, instead of a run.")
+    ] = "",
     weights: Annotated[
-        Path | None, typer.Option(help="With --torch: a safetensors file, or a state dict in a .pt file.")
+        Path | None,
+        typer.Option(help="With --torch: load a safetensors file, or a state dict in a .pt file."),
     ] = None,
-    features: Annotated[str, typer.Option(help="With --torch: layers that a learned head reads.")] = "",
-    last_layer: Annotated[str, typer.Option(help="With --torch: name of the last layer.")] = "",
-    onnx: Annotated[Path | None, typer.Option(help="Instead of a run: a foreign ONNX graph.")] = None,
-    output: Annotated[str, typer.Option(help="With --torch or --onnx: which output is the answer.")] = "",
+    features: Annotated[
+        str, typer.Option(help="With --torch: attach a learned head to these comma-separated layers.")
+    ] = "",
+    last_layer: Annotated[
+        str, typer.Option(help="With --torch: name the last layer. Default: found by calling it.")
+    ] = "",
+    onnx: Annotated[Path | None, typer.Option(help="Export a foreign ONNX graph instead of a run.")] = None,
+    output: Annotated[
+        str, typer.Option(help="With --torch or --onnx: name the output that is the answer.")
+    ] = "",
     answer: Annotated[
-        str, typer.Option(help="With --onnx: what the answer is: auto, logits, probabilities or sigmoid.")
+        str, typer.Option(help="With --onnx: read the answer as auto, logits, probabilities or sigmoid.")
     ] = "auto",
     classes: Annotated[
         Path | None,
-        typer.Option(help="With --torch or --onnx: class names in the model's order, one a line."),
+        typer.Option(
+            help="With --torch or --onnx: read class names in the model's order, one per line or JSON."
+        ),
     ] = None,
-    dataset: Annotated[str, typer.Option(help="With --torch or --onnx: labelled frames.")] = "",
-    task: Annotated[str, typer.Option(help="With --torch or --onnx; default: the data set's.")] = "",
+    dataset: Annotated[
+        str, typer.Option(help="With --torch or --onnx: calibrate on this labelled data set.")
+    ] = "",
+    task: Annotated[
+        str, typer.Option(help="With --torch or --onnx: state the task. Default: the data set's.")
+    ] = "",
     image: Annotated[
-        str, typer.Option(help="What the input expects, as JSON; what is left out is the data set's.")
+        str, typer.Option(help="Describe the input as JSON. Default, field by field: the data set's.")
     ] = "",
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets (else MISFIRE_DATA).")] = None,
     scores: Annotated[
-        str, typer.Option(help="With commas; of a run also all; default: the head and free.")
+        str,
+        typer.Option(help="Comma-separated score names, or 'all'. Default: the head and the free scores."),
     ] = "",
     score_options: Annotated[
-        str, typer.Option(help='Of scores, as JSON: {"egl_pp": {"size": 512, "sigma": "auto"}}.')
+        str, typer.Option(help='Set options of scores as JSON: {"egl_pp": {"size": 512, "sigma": "auto"}}.')
     ] = "",
     name: Annotated[str, typer.Option(help="Name of the bundle; default: the data set's.")] = "",
     version: Annotated[str, typer.Option(help="Semantic version.")] = "1.0.0",
@@ -55,7 +71,7 @@ def export(
     shifts: Annotated[
         str, typer.Option(help="Corruptions that the gate holds out, or none; default: one of each kind.")
     ] = "",
-    severity: Annotated[int, typer.Option(min=1, max=5, help="How bad each of them is.")] = 3,
+    severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of each corruption.")] = 3,
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -74,6 +90,8 @@ def export(
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
         raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
     wanted, fitted_with = _listed(scores) or None, inputs.read_score_options(score_options)
+    if answer != "auto" and onnx is None:
+        raise ConfigError("--answer is for --onnx; a module returns logits")
     own_names, module = read_classes(classes), None
     if run is not None:
         material = inputs.of_run(run, data=data)

@@ -242,7 +242,7 @@ def normalisation_note(
     asked = f"""--image '{{"mean": {list(found.mean)}, "std": {list(found.std)}}}'"""
     return (
         f"with {name} the accuracy on {len(seen.truth)} frames is {seen.accuracy + gain:.3f} and not "
-        f"{seen.accuracy:.3f}: the model was probably trained so, try {asked}",
+        f"{seen.accuracy:.3f}: the model was probably trained with it; try {asked}",
     )
 
 

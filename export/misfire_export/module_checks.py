@@ -123,7 +123,7 @@ def settle_classes(
         )
         raise ExportError(
             f"the module gives {what}; the failure scores would take a softmax of them, which is "
-            "nearly flat: return what stands before its last activation"
+            "nearly flat: return the tensor before its last activation"
         )
     notes = (
         *check_order(answered, order),

@@ -266,7 +266,7 @@ def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
     if wanted == "probabilities" or (kind == "probabilities" and found.activation == "none"):
         note = (
             f"the answer {name} gives probabilities without logits (rows within 0..1 that sum to about one): "
-            "their logarithms stand for logits"
+            "their logarithms are used as logits"
         )
         return _instead(found, "log", note)
     # What a linear layer gives is no sigmoid, even where small logits of a weak model lie within 0..1.
@@ -282,7 +282,7 @@ def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
 
 
 def _odds_note(name: str) -> str:
-    return f"the answer {name} is sigmoids: their log-odds stand for logits, as --answer sigmoid asks"
+    return f"the answer {name} is sigmoids: their log-odds are used as logits, as --answer sigmoid asks"
 
 
 def _instead(found: Found, take: Take, note: str) -> Found:

@@ -67,7 +67,7 @@ def test_probabilities_of_any_operator_become_their_logarithms(
     found, wanted = answers_of(bundle, frames), entropy_of(true_logits(frames))
     assert found["score.entropy"] == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     assert wanted.min() < 0.3, "the frames must not all be uncertain"
-    assert "their logarithms stand for logits" in bundle.manifest.extra["notes"][0]
+    assert "their logarithms are used as logits" in bundle.manifest.extra["notes"][0]
 
 
 def test_a_softmax_behind_a_quantiser_is_seen_through_and_so_is_the_layer_before_it(
@@ -226,6 +226,24 @@ def test_operators_newer_than_opset_18_stay(opset: int, out: Path, tmp_path: Pat
     assert [item.version for item in model.opset_import if item.domain == ""] == [opset]
     assert {"egl", "entropy"} <= {score.name for score in bundle.manifest.scores}
     assert bundle.manifest.parity is not None and max(bundle.manifest.parity.max_abs.values()) < 1e-4
+
+
+def test_weights_quantised_in_blocks_leave_out_the_last_layer_only(out: Path, tmp_path: Path) -> None:
+    tail = [node("DequantizeLinear", "w8", "ws", "w_again", axis=1, block_size=2)]
+    tail += [node("Gemm", "f4", "w_again", "z2", transB=1)]
+    tail.insert(0, node("Concat", "f", "one", "f4", axis=1))
+    constants = {
+        "w8": np.concatenate([WEIGHT, np.zeros((3, 1))], axis=1).astype(np.int8),
+        "ws": np.ones((3, 2), np.float32),
+        "one": np.zeros((1, 1), np.float32),
+    }
+    path = network(
+        tmp_path / "m.onnx", tail, constants=constants, outputs=["z2"], opset=21, input_shape=[1, 3, 8, 8]
+    )
+    bundle = export(path, out, scores=None)
+    assert "egl" not in {score.name for score in bundle.manifest.scores}
+    frames = coloured(20, seed=3)
+    assert answers_of(bundle, frames)["logits"] == pytest.approx(true_logits(frames) - BIAS, abs=1e-3)
 
 
 def test_an_opset_listed_twice_and_nodes_out_of_order_are_put_right(out: Path, tmp_path: Path) -> None:

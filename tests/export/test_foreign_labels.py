@@ -118,7 +118,7 @@ def test_a_usual_normalisation_that_does_much_better_is_named(out: Path, tmp_pat
     wrong = PLAIN.model_copy(update={"mean": (0.9, 0.1, 0.4), "std": (0.3, 0.3, 0.3)})
     bundle = export(network(tmp_path / "m.onnx"), out, contract=wrong)
     note = next(note for note in bundle.manifest.extra["notes"] if "accuracy on 300 frames" in note)
-    assert 'the model was probably trained so, try --image \'{"mean": [' in note
+    assert 'the model was probably trained with it; try --image \'{"mean": [' in note
 
 
 def test_a_score_that_is_the_same_on_all_frames_is_named(out: Path, tmp_path: Path) -> None:

@@ -277,10 +277,18 @@ def test_a_module_that_gives_no_logits_or_other_classes_is_refused(
     assert not out.exists()
 
 
+def test_a_reading_of_the_answer_is_for_graphs_only(source: Path) -> None:
+    arguments = ["export", "--torch", "their_network:build", "--answer", "sigmoid"]
+    result = CliRunner().invoke(app, [*arguments, "--dataset", "digits", "--out", str(source / "bundle")])
+    assert isinstance(result.exception, ConfigError) and "--answer is for --onnx" in str(result.exception)
+
+
 def test_a_softmax_of_the_last_layer_says_what_to_return_instead(
     parts: dict[str, Examples], digits: Dataset, out: Path
 ) -> None:
-    with pytest.raises(TraceError, match=r"within 0\.\.1: if it is a softmax or sigmoid, return what stands"):
+    with pytest.raises(
+        TraceError, match=r"within 0\.\.1: if it is a softmax or sigmoid, return the tensor before"
+    ):
         export_several(Several(activation=nn.Softmax(1)), parts, digits, out)
 
 

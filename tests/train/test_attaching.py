@@ -69,7 +69,7 @@ def test_the_last_layer_is_the_one_that_gives_the_answer_and_not_the_last_declar
     assert find_last_layer(Lane(as_dict=True), images(2), output="out") == "classifier"
     with pytest.raises(ConfigError, match="no Linear and no 1x1 convolution gives the model's answer"):
         find_last_layer(Lane(softmax=True), images(2))
-    with pytest.raises(ConfigError, match="if it is a softmax or sigmoid, return what stands before that"):
+    with pytest.raises(ConfigError, match="if it is a softmax or sigmoid, return the tensor before that"):
         find_last_layer(Lane(softmax=True), images(2))
     attached = attach(Early(), layers=[], steps=3)
     attached.fit(train=labelled(40, seed=1), holdout=labelled(40, seed=2))

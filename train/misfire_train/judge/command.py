@@ -30,8 +30,8 @@ def evaluate(
     scores: str = typer.Option(
         "all", help="Comma-separated: all, free (scores of the outputs), learning_loss_pp, or other names."
     ),
-    shift: str = typer.Option("", help="Corruptions with commas, or all: " + ", ".join(FAMILIES)),
-    severity: int = typer.Option(3, min=1, max=5, help="How bad each corruption is."),
+    shift: str = typer.Option("", help="Comma-separated corruptions, or all: " + ", ".join(FAMILIES)),
+    severity: int = typer.Option(3, min=1, max=5, help="Severity of each corruption."),
     part: str = typer.Option("test", help="test, field or calibration: what nothing was fitted on."),
     limit: int | None = typer.Option(None, min=1, help="Judge on this many frames, drawn at random."),
     refit: bool = typer.Option(True, help="Fit the head again without each corruption it is judged on."),
@@ -41,7 +41,7 @@ def evaluate(
         None, help="Exit 1 where errors of slices differ by more, beyond chance and with the whole interval."
     ),
     replicates: int = typer.Option(300, min=50, help="Bootstrap resamples."),
-    seed: int = typer.Option(0, help="Of corruptions, resamples and sampled scores."),
+    seed: int = typer.Option(0, help="Random seed of corruptions, resamples and sampled scores."),
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
     """Judge every failure score on held-out data, and name the one to trigger on."""
