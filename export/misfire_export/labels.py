@@ -168,17 +168,18 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
     """Notes on the order of the classes.
 
     The likeliest order is read off one half of the frames and judged on the other, so that chance explains no
-    gain. A model that always gives one answer shows no order. Raises LabelError naming the likeliest order if
-    it explains far more than the given one and nobody stated that.
+    gain. Answers that tell nothing of the labels show no order either: always the same one, or an order that
+    is worse than always the commonest class. Raises LabelError naming the likeliest order if it explains far
+    more than the given one and nobody stated that.
     """
     if len(seen.truth) < 2 or seen.outputs < 2 or len(np.unique(seen.answer[seen.known])) < 2:
         return ()
     half = np.random.default_rng(0).permutation(len(seen.truth)) % 2 == 0
-    gains = np.zeros(len(seen.truth))
+    given, likelier = seen.accuracies(), np.zeros(len(seen.truth))
     for fitted, judged in ((half, ~half), (~half, half)):
-        other = seen.take(judged)
-        gains[judged] = other.accuracies(seen.take(fitted).best_order()) - other.accuracies()
-    if gains.mean() < GAIN or not _sure(gains):
+        likelier[judged] = seen.take(judged).accuracies(seen.take(fitted).best_order())
+    gains = likelier - given
+    if gains.mean() < GAIN or not _sure(gains) or likelier.mean() < seen.chance - GAIN / 3:
         return ()
     best = seen.best_order()
     swapped = [i for i in range(seen.outputs) if best[i] != i and (seen.answer[seen.known] == i).any()]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from misfire_export.errors import LabelError
-from misfire_export.labels import order_classes, read_classes
+from misfire_export.labels import Answered, ClassOrder, check_order, order_classes, read_classes
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 
@@ -112,6 +112,17 @@ def test_random_labels_of_many_classes_are_no_other_order(out: Path, tmp_path: P
     frames.targets[:] = rng.integers(0, 40, 120)
     held = export(path, out, frames=frames, classes=())
     assert any("is no better than always" in note for note in held.manifest.extra["notes"])
+
+
+def test_answers_that_tell_nothing_of_the_labels_are_no_other_order() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((1000, 1)) < 0.8).astype(np.int64)
+    answer = (rng.random((1000, 1)) < 0.3).astype(np.int64)  # mostly the rare class, whatever the label
+    order = ClassOrder(("ok", "bad"), (0, 1))
+    assert check_order(Answered(truth, answer, 2), order) == ()
+    swapped = np.where(rng.random((1000, 1)) < 0.8, 1 - truth, truth)
+    with pytest.raises(LabelError, match="another order of the classes"):
+        check_order(Answered(truth, swapped, 2), order)
 
 
 def test_a_usual_normalisation_that_does_much_better_is_named(out: Path, tmp_path: Path) -> None:
