@@ -28,10 +28,10 @@ from misfire_fleet.command_options import (
     PasswordFile,
     Protocol,
     open_store,
-    stop_on_signals,
 )
 from misfire_fleet.steady_memory import limit_heaps
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.stopping import stop_on_signals
 from misfire_runtime.uplink import BrokerConfig
 
 if sys.version_info >= (3, 11):
@@ -47,7 +47,7 @@ def collect(
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
-    name: Annotated[str | None, typer.Option(help="Unique among collectors; made up where absent.")] = None,
+    name: Annotated[str | None, typer.Option(help="Unique among collectors. Default: generated.")] = None,
     protocol: Protocol = "5",
     insecure: Insecure = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,

@@ -1,12 +1,9 @@
-"""Options that several fleet commands share, and how they become a store or a stop event."""
+"""Options that several fleet commands share, and how they become a store."""
 
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,20 +49,6 @@ def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, chec
     if checked:
         refuse_damaged(database or fleet_dir / "fleet.sqlite")
     return Store.open(database or fleet_dir / "fleet.sqlite", blobs or fleet_dir / "blobs")
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that a daemon drains instead of dying."""
-    stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def moment(option: str, text: str | None) -> float | None:

@@ -74,7 +74,7 @@ def backup(
 
 
 def rebuild(
-    force: Annotated[bool, typer.Option("--force", help="Even if the database is sound.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild even a database that is sound.")] = False,
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,

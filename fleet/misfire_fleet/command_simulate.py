@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from misfire_fleet.command_options import AsJson, Insecure, show, stop_on_signals
+from misfire_fleet.command_options import AsJson, Insecure, show
 from misfire_fleet.simulate import Swarm
 from misfire_fleet.simulate_car import Faults, Plan
 from misfire_fleet.simulate_samples import Mint, read_pictures
 from misfire_runtime.bundle import read_manifest
+from misfire_runtime.stopping import stop_on_signals
 from misfire_runtime.uplink import BrokerConfig
 
 Chance = Annotated[float, typer.Option(min=0, max=1)]

@@ -59,7 +59,7 @@ def run(
     provider: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, tensorrt-provider, tensorrt.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; options given here stand above it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file. Options given here override it.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics and /healthz there.")] = None,
     nice: Annotated[int, typer.Option(min=0, max=19, help="Lower the priority of this process.")] = 0,
     until_empty: Annotated[

@@ -7,9 +7,7 @@ drain, resume --> Spool and Uplink: `drain` needs the vehicle stopped, `resume` 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from misfire_runtime.config import VehicleConfig, read_config, validated
 from misfire_runtime.errors import ConfigError, SpoolError, SpoolInUseError
 from misfire_runtime.logs import set_up_logs
 from misfire_runtime.spool import RESUME, Spool
+from misfire_runtime.stopping import stop_on_signals
 from misfire_runtime.uplink import Uplink
 
 app = typer.Typer(
@@ -124,7 +123,7 @@ def drain(
     if address is None:
         raise ConfigError("broker: not set; give --broker, or a [broker] table in the configuration file")
     set_up_logs(sys.stderr, form="json" if as_json else "plain")
-    with _opened(settings) as opened, _stopped_by_signals() as stop:
+    with _opened(settings) as opened, stop_on_signals() as stop:
         if opened.hold is not None:
             raise SpoolError(f"uploads are held: {opened.hold.reason}; `misfire spool resume` ends that")
         uplink = Uplink(
@@ -198,18 +197,6 @@ def _opened(settings: VehicleConfig) -> Iterator[Spool]:
         raise SpoolError(f"{table.path} is no spool; give --spool or --config")
     with Spool(table.path, max_bytes=table.max_bytes, reserve_bytes=table.reserve_bytes) as opened:
         yield opened
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _page(found: spool_inspection.Inspection) -> Iterator[str]:
