@@ -162,7 +162,7 @@ class Collector:
         found += self.retained.problems(now)
         parts = (self.link, self.desk, self.committer, self._housekeeping, self.retained)
         if not all(part.alive for part in parts):
-            found.append("a thread died; see the log")
+            found.append("a thread died; see the log, and restart this collector")
         return found
 
     def _handlers(self) -> Handlers:

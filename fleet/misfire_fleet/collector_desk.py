@@ -31,6 +31,7 @@ from misfire_fleet.collector_transfers import Transfers
 from misfire_fleet.collector_verify import IMAGES, VIDEOS
 from misfire_fleet.store import Store
 from misfire_runtime.errors import MessageError, MisfireError
+from misfire_runtime.logs import Throttle
 from misfire_runtime.messages import (
     MAX_JSON_BYTES,
     PROTOCOL_VERSION,
@@ -91,6 +92,7 @@ class Desk:
         rate = settings.quotas.offers_per_s
         self._rates = None if rate is None else Rates(rate)
         self._batch_at: float | None = None
+        self._often = Throttle(log)
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
 
     def start(self) -> None:
@@ -148,7 +150,10 @@ class Desk:
         try:
             known, buried = self._store.known_and_buried(ids, vehicles=[each.vehicle for each in offers])
         except Exception as error:  # whatever it is, it is not the offers' fault
-            log.warning("offers are put off: %s", error, exc_info=not isinstance(error, MisfireError))
+            if isinstance(error, MisfireError):
+                self._often.log(logging.WARNING, f"offers are put off: {error}", {})
+            else:
+                log.exception("offers are put off")
             self._rules.breaker.failed("look-up", error)
             for offer in offers:
                 self._busy(offer, "store", "the store is not available")

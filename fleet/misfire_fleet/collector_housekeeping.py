@@ -19,6 +19,7 @@ from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_runtime.clock import wall_time
+from misfire_runtime.logs import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Housekeeping:
         self._metrics, self._notebook, self._tick = metrics, notebook, tick
         self._seen_seq = 0
         self._unwritten = Notes()
+        self._often = Throttle(log)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -97,7 +99,7 @@ class Housekeeping:
             try:
                 work()
             except (StoreUnavailableError, StoreError) as error:
-                log.warning("housekeeping is put off: %s", error)
+                self._often.log(logging.WARNING, f"housekeeping is put off: {error}", {})
 
     def _write_notes(self) -> None:
         """What the store does not take now is tried again before anything else is taken."""

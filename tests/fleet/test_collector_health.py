@@ -25,7 +25,7 @@ from misfire_fleet.collector_queue import Incoming, OfferQueue
 from misfire_fleet.collector_quota import QuotaBook
 from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.collector_verify import Verified
-from misfire_fleet.errors import RowRefusedError
+from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_fleet.store_records import NewSample
 from misfire_runtime.messages import (
@@ -314,6 +314,34 @@ def test_vehicles_without_a_sample_are_forgotten_with_all_that_they_said(store: 
     assert book.heartbeats("made-up") == [] and book.causes("made-up") == []
 
 
+def housekeeping_of(store: Store) -> tuple[Housekeeping, Notebook]:
+    settings, metrics = CollectorSettings(), CollectorMetrics()
+    notebook = Notebook(metrics)
+    housekeeping = Housekeeping(
+        store,
+        quotas=QuotaBook(settings.quotas),
+        novelty=None,
+        settings=settings,
+        metrics=metrics,
+        notebook=notebook,
+        tick=lambda _now: None,
+    )
+    return housekeeping, notebook
+
+
+def test_a_store_that_is_away_does_not_fill_the_log(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    housekeeping, _ = housekeeping_of(store)
+
+    def away() -> None:
+        raise StoreUnavailableError("database: it is away")
+
+    for _ in range(20):
+        housekeeping._guarded(away)
+    assert [record.getMessage() for record in caplog.records] == [
+        "housekeeping is put off: database: it is away"
+    ]
+
+
 def test_notes_that_the_database_refuses_for_their_values_hold_up_no_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,17 +354,7 @@ def test_notes_that_the_database_refuses_for_their_values_hold_up_no_others(
         record(beats)
 
     monkeypatch.setattr(store.vehicles, "record_telemetry", refuse_one)
-    settings, metrics = CollectorSettings(), CollectorMetrics()
-    notebook = Notebook(metrics)
-    housekeeping = Housekeeping(
-        store,
-        quotas=QuotaBook(settings.quotas),
-        novelty=None,
-        settings=settings,
-        metrics=metrics,
-        notebook=notebook,
-        tick=lambda _now: None,
-    )
+    housekeeping, notebook = housekeeping_of(store)
     notebook.heartbeat("odd", encode(beat()), now=0.0)
     housekeeping._write_notes()
     notebook.heartbeat("car-1", encode(beat()), now=1.0)
