@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import DiskFullError, MessageError, SpoolError
 from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode
 
@@ -49,7 +50,7 @@ class SampleFiles:
             for left in self.tmp.iterdir():
                 left.unlink()
             kept = sorted(
-                (file.stat().st_mtime, file.name, file.stat().st_size) for file in self.rejected.iterdir()
+                (file.stat().st_mtime_ns, file.name, file.stat().st_size) for file in self.rejected.iterdir()
             )
             self._rejected = OrderedDict((name, size) for _time, name, size in kept)
             self._folder = os.open(self.samples, os.O_RDONLY | os.O_DIRECTORY)
@@ -132,6 +133,9 @@ class SampleFiles:
         with self._lock:
             with suppress(FileNotFoundError):
                 (self.samples / sample).rename(self.rejected / sample)
+                # The order of rejection, for the next start: the kernel's own stamps are some ms apart.
+                now = int(wall_time() * 1e9)
+                os.utime(self.rejected / sample, ns=(now, now))
                 self._rejected[sample] = (self.rejected / sample).stat().st_size
             while (
                 len(self._rejected) > MAX_REJECTED_FILES or sum(self._rejected.values()) > MAX_REJECTED_BYTES

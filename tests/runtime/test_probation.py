@@ -214,7 +214,7 @@ def test_memory_that_grows_takes_a_wish_back_at_once(live: Any, tmp_path: Path) 
     assert config.take_desired(wish(1, quality=70)).accepted
     config.watch()
     assert later == []
-    hoard = np.ones(64 * 1024**2, np.uint8)
+    hoard = np.ones(256 * 1024**2, np.uint8)  # far more than what is freed meanwhile
     config.watch()
     (report,) = later
     assert (report.version, report.accepted) == (1, False)
@@ -253,7 +253,7 @@ def test_a_bundle_that_is_taken_back_gives_way_to_the_vehicles_own(
     assert config.take_desired(Desired(version=1, bundle="small@1.1.0")).accepted
     vehicle._take_over()
     assert vehicle.scorer.label == "small@1.1.0"
-    hoard = np.ones(64 * 1024**2, np.uint8)
+    hoard = np.ones(256 * 1024**2, np.uint8)
     config.watch()
     vehicle._take_over()
     assert vehicle.scorer.label == "small@1.0.0" and not later[0].accepted and hoard.size
