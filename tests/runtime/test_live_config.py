@@ -13,6 +13,7 @@ from misfire_runtime.config import read_config
 from misfire_runtime.live_config import LiveConfig
 from misfire_runtime.messages import Desired
 from misfire_runtime.preprocess import encode_png
+from misfire_runtime.probation import DesiredStore
 
 TEXT = 'version = {version}\n[random]\nrate = {rate}\n[triggers.t]\nkind = "threshold"\nabove = 1e9\n'
 
@@ -94,6 +95,24 @@ def test_a_kept_wish_that_cannot_be_read_is_no_obstacle(live: Any, tmp_path: Pat
     config, _vehicle, _file = live
     (tmp_path / "desired.json").write_text("{")
     assert config.restore() is None
+
+
+def test_a_confirmed_wish_on_which_an_engine_breaks_is_no_obstacle_to_the_start(
+    live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _config, vehicle, _file = live
+    kept = DesiredStore(tmp_path)
+    kept.begin(Desired(version=4, config={"random": {"rate": 1.0}}))
+    kept.confirm()
+
+    def breaks(_config: object) -> None:
+        raise RuntimeError("a driver's own error")
+
+    monkeypatch.setattr(vehicle, "apply", breaks)
+    again = LiveConfig(vehicle, config=vehicle.config, state_dir=tmp_path)
+    answer = again.restore()
+    assert answer is not None and not answer.accepted and "RuntimeError: a driver's own" in answer.reason
+    assert again.desired_version == -1
 
 
 def test_the_fleet_switches_to_a_bundle_on_this_machine(
