@@ -31,6 +31,7 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _INTERLEAVED_ONLY = frozenset({0xC0, 0xC1})
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD9)) | {0x01}
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
 _SEGMENT_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """The first marker that does not belong to coded data: neither a stuffed zero nor a restart."""
 _STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
@@ -154,16 +155,11 @@ def _one_jpeg(data: bytes | bytearray, start: int, limits: Limits) -> tuple[Head
 
 
 def _marker(data: bytes | bytearray, at: int) -> tuple[int, int]:
-    """(marker, where its segment begins); fill bytes before a marker are skipped."""
-    if at + 2 > len(data):
+    """(marker, where its segment begins); stray and fill bytes before it are skipped, as decoders do."""
+    found = _MARKER.search(data, at)
+    if found is None:
         raise ImageError("truncated JPEG (no end marker)")
-    if data[at] != 0xFF:
-        raise ImageError("damaged JPEG (no marker where one must be)")
-    while at + 1 < len(data) and data[at + 1] == 0xFF:
-        at += 1
-    if at + 2 > len(data):
-        raise ImageError("truncated JPEG (no end marker)")
-    return data[at + 1], at + 2
+    return data[found.end() - 1], found.end()
 
 
 def _jpeg_header(data: bytes | bytearray, at: int, scans: int) -> Header:

@@ -172,6 +172,13 @@ def test_a_picture_that_is_not_whole_is_refused(
         decoder.check(data, media_type)
 
 
+def test_stray_bytes_between_segments_are_taken_as_decoders_take_them(decoder: Decoder) -> None:
+    whole = encoded(".jpg")
+    second = 4 + int.from_bytes(whole[4:6], "big")
+    data = whole[:second] + b"\0\xff\0\xff\xff" + whole[second:]
+    assert decoder.check(data, "image/jpeg") == Verified(320, 240)
+
+
 def test_animations_are_refused(decoder: Decoder) -> None:
     still = encoded(".png")
     with pytest.raises(ImageError, match="animated PNG"):
