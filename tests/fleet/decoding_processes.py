@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -44,12 +44,13 @@ def signalled(sent: signal.Signals, *, spare: set[int]) -> Iterator[list[int]]:
     ended = threading.Event()
 
     def send() -> None:
-        while not ended.wait(0.02):
+        while not ended.wait(0.005):
             for pid in set(processes()) - spare - set(hit):
-                ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11]
-                if int(ticks) > _AT_WORK_TICKS:
-                    hit.append(pid)
-                    os.kill(pid, sent)
+                with suppress(OSError):  # it ended meanwhile; others are still to be signalled
+                    ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11]
+                    if int(ticks) > _AT_WORK_TICKS:
+                        hit.append(pid)
+                        os.kill(pid, sent)
 
     thread = threading.Thread(target=send)
     thread.start()
