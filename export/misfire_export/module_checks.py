@@ -61,7 +61,8 @@ def probe_of(
         with torch.no_grad():
             probe(image)
     except (ValueError, MisfireError) as error:
-        raise TraceError(f"no recognisable last layer: {error} (--last-layer)") from error
+        why = str(error).removeprefix("attach: ").replace("last_layer", "--last-layer")
+        raise TraceError(f"no recognisable last layer: {why}") from error
     return probe
 
 
