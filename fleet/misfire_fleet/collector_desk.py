@@ -91,6 +91,7 @@ class Desk:
         )
         rate = settings.quotas.offers_per_s
         self._rates = None if rate is None else Rates(rate)
+        self._refusals = None if rate is None else Rates(rate)
         self._batch_at: float | None = None
         self._often = Throttle(log)
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
@@ -100,11 +101,15 @@ class Desk:
         self._thread.start()
 
     def put(self, vehicle: str, payload: bytes) -> None:
-        """Takes an offer, or puts it off above the vehicle's rate; where too many wait it is only counted."""
+        """Takes an offer, or puts it off above the vehicle's rate; above twice the rate it is only counted,
+        as where too many wait.
+        """
         now = time.monotonic()
         wait_s = 0.0 if self._rates is None else self._rates.wait_s(vehicle, now)
         if wait_s > 0:
             self._metrics.dropped.labels("rate").inc()
+            if self._refusals is None or self._refusals.wait_s(vehicle, now) > 0:
+                return  # a flood: an answer to each would cost more than the offers
             found = _ID.search(payload[:_ID_WITHIN])
             if found is not None:
                 sample = found.group(1).decode()
