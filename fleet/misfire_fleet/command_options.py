@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from misfire_fleet.errors import StoreError
 from misfire_fleet.moments import parse_moment
 from misfire_fleet.store import Store
 from misfire_fleet.store_integrity import refuse_damaged
@@ -44,11 +45,16 @@ DEFAULT_DIR = Path("fleet")
 def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, checked: bool = False) -> Store:
     """The store that the options name; what is not named lies in the fleet folder.
 
-    With `checked`, as daemons open it, raises StoreError if the database's file is damaged.
+    With `checked`, as daemons open it, makes what is not there, and raises StoreError if the database's file
+    is damaged. Without, raises StoreError if the fleet folder has no database: an empty one would answer
+    wrongly.
     """
+    file = fleet_dir / "fleet.sqlite"
     if checked:
-        refuse_damaged(database or fleet_dir / "fleet.sqlite")
-    return Store.open(database or fleet_dir / "fleet.sqlite", blobs or fleet_dir / "blobs")
+        refuse_damaged(database or file)
+    elif database is None and not file.exists():
+        raise StoreError(f"{file}: no such database; name the fleet's folder with --fleet-dir")
+    return Store.open(database or file, blobs or fleet_dir / "blobs")
 
 
 def moment(option: str, text: str | None) -> float | None:

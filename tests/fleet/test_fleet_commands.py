@@ -207,6 +207,7 @@ def test_stored_samples_are_counted_held_deleted_and_audited_from_the_command_li
 def test_what_is_wrong_is_one_line_and_exit_1(
     fleet_dir: Path, arguments: tuple[str, ...], message: str
 ) -> None:
+    Store.open_folder(fleet_dir).close()
     where = () if arguments[0] == "simulate" else ("--fleet-dir", str(fleet_dir))
     done = run(*arguments, *where)
     assert done.returncode == 1
@@ -276,3 +277,10 @@ def test_few_heaps_are_kept_where_the_c_library_can_be_told() -> None:
     ).stdout.strip()
     glibc = platform.libc_ver()[0] == "glibc"
     assert told == str(glibc)
+
+
+@pytest.mark.parametrize("command", ["status", "check", "holds", "audit"])
+def test_a_folder_without_a_database_is_an_error_not_an_empty_fleet(tmp_path: Path, command: str) -> None:
+    result = run(command, "--fleet-dir", str(tmp_path / "flete"))
+    assert result.returncode == 1 and "no such database; name the fleet's folder" in result.stderr
+    assert not (tmp_path / "flete").exists()
