@@ -69,6 +69,19 @@ def test_a_quota_counts_what_other_collectors_stored_before(
     assert "bytes per day" in verdict.reason
 
 
+def test_of_a_flood_of_offers_only_some_are_answered(
+    start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered
+) -> None:
+    collector = start_collector(quotas={"offers_per_s": 1.0})
+    flooder, offers = vehicle("flooder"), 100
+    for number in range(offers):
+        flooder.offer(make_offer(jpeg(number), vehicle="flooder"))
+    dropped = collector.metrics.dropped.labels("rate")._value
+    assert eventually(lambda: dropped.get() > offers / 2)
+    time.sleep(0.5)
+    assert flooder.verdicts.qsize() < offers / 2
+
+
 def test_offers_above_the_rate_are_put_off_not_refused(
     start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Numbered
 ) -> None:
