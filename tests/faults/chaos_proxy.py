@@ -35,6 +35,8 @@ class Trouble:
     delay_s: float = 0.0
     bytes_per_s: float | None = None
     half_open: bool = False
+    alike: bool = False
+    """What is spoiled is spoiled in the same way each time, as by bytes that are wrong where they come from."""
     kinds: tuple[str, ...] = SAMPLES
     """Topics' kinds that the chances apply to."""
 
@@ -228,7 +230,11 @@ class ChaosProxy:
                 raw = bytes((raw[0] | 8,)) + raw[1:]
         elif name == "data" and chance - trouble.repeat < trouble.spoil:
             self.faults["spoiled data"] += 1
-            raw = raw[:-1] + bytes((raw[-1] ^ 1,))
+            at = len(raw) - (
+                1 if trouble.alike else self._rng.randint(1, 64)
+            )  # behind the topic, in the chunk
+            bit = 1 if trouble.alike else 1 << self._rng.randrange(8)
+            raw = raw[:at] + bytes((raw[at] ^ bit,)) + raw[at + 1 :]
         pipe.writer.write(raw)
         self._release(pipe)
 

@@ -29,9 +29,7 @@ def test_messages_of_every_kind(tmp_path: Path, trouble: str) -> None:
         assert ground.settle()
         faults = dict(car.proxy.faults)
         result = ground.audit()
-        # A chunk that was spoiled twice in a row is rejected with its reason: counted, not lost.
-        assert result.sound and result.stored + result.rejected == 40, result
-        assert result.rejected == 0 if trouble != "spoil" else result.stored > 25
+        assert result.sound and result.stored == 40, result
         kinds = {name.split()[1] for name in faults}
         assert kinds == ({"data"} if trouble == "spoil" else {"offer", "data", "reply"}), faults
 

@@ -37,7 +37,9 @@ def test_bytes_that_are_never_their_hash(tmp_path: Path) -> None:
     """Asked for again from the start, twice, then refused: the same wrong bytes are what the vehicle has."""
     with ProvingGround(tmp_path, seed=62) as ground:
         ground.add_collector()
-        car = ground.add_vehicle(count=6, rate=1000, protocol="3.1.1", link=Trouble(spoil=1.0))
+        car = ground.add_vehicle(
+            count=6, rate=1000, protocol="3.1.1", link=Trouble(spoil=1.0, alike=True), at_fault=True
+        )
         assert ground.settle()
         reasons = ground.reasons(car)
         result = ground.audit()

@@ -56,6 +56,7 @@ def run_vehicle(config: dict[str, Any]) -> None:
     """Keys: folder, vehicle, broker; count, rate, size, ...; spool, uplink, bandwidth: their options.
 
     heartbeat_s: sends telemetry, and takes the fleet's wishes. tricks: sample number to a kind of make_trick.
+    at_fault: the fleet must refuse every sample.
     """
     folder, vehicle = Path(config["folder"]), str(config["vehicle"])
     stop = threading.Event()
@@ -160,7 +161,8 @@ def _capture(
 
 def _is_at_fault(number: int, config: dict[str, Any]) -> bool:
     every = int(config.get("broken") or 0)
-    return (every > 0 and number % every == 0) or str(number) in config.get("tricks", {})
+    tricked = str(number) in config.get("tricks", {})
+    return bool(config.get("at_fault")) or tricked or (every > 0 and number % every == 0)
 
 
 def _jump(journal: Journal, config: dict[str, Any], rng: random.Random) -> None:
