@@ -36,7 +36,7 @@ class Trouble:
     bytes_per_s: float | None = None
     half_open: bool = False
     alike: bool = False
-    """What is spoiled is spoiled in the same way each time, as by bytes that are wrong where they come from."""
+    """What is spoiled is spoiled in the same way each time, as if it were wrong where it comes from."""
     kinds: tuple[str, ...] = SAMPLES
     """Topics' kinds that the chances apply to."""
 
