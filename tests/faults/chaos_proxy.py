@@ -230,9 +230,8 @@ class ChaosProxy:
                 raw = bytes((raw[0] | 8,)) + raw[1:]
         elif name == "data" and chance - trouble.repeat < trouble.spoil:
             self.faults["spoiled data"] += 1
-            at = len(raw) - (
-                1 if trouble.alike else self._rng.randint(1, 64)
-            )  # behind the topic, in the chunk
+            # One of the last bytes belongs to the chunk, not to the topic.
+            at = len(raw) - (1 if trouble.alike else self._rng.randint(1, 64))
             bit = 1 if trouble.alike else 1 << self._rng.randrange(8)
             raw = raw[:at] + bytes((raw[at] ^ bit,)) + raw[at + 1 :]
         pipe.writer.write(raw)
