@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -71,10 +72,17 @@ def data_root() -> Path:
 
 
 def free_port() -> int:
-    """A loopback port that the OS says is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that is free, and stays so while a test takes its server away and brings it back.
+
+    It is below those that the kernel gives to outgoing connections (32768 and above on Linux), one of which
+    could be made just then.
+    """
+    for _ in range(100):
+        port = 15_000 + secrets.randbelow(15_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no free port found between 15000 and 30000")
 
 
 def wait_for_port(port: int, *, timeout_s: float = 20.0) -> None:
