@@ -131,7 +131,8 @@ def _vehicle(number: int, options: argparse.Namespace) -> dict[str, Any]:
     if number == 0:
         config["spool"] = {"reserve_bytes": 0, "max_bytes": 40_000}
     if number == 1:
-        config["broken"] = 20
+        # Not a multiple of ten: priorities go by the last digit, and a run of broken ones begins a hold.
+        config["broken"] = 21
     return config
 
 
