@@ -93,7 +93,7 @@ def record(name: str, result: dict[str, Any], *, seed: int, argv: Sequence[str])
     """The result with what is needed to repeat it."""
     return {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *argv]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seed": seed,
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
