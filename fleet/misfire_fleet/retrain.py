@@ -122,8 +122,8 @@ def retrain(
     data: Annotated[Path | None, typer.Option(help="Folder of the published data sets.")] = None,
     bundle_out: Annotated[Path | None, typer.Option(help="Export the new run to this folder.")] = None,
     version: Annotated[str, typer.Option(help="Of the new bundle.")] = "2.0.0",
-    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

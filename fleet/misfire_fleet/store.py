@@ -82,7 +82,7 @@ class Store:
 
     @classmethod
     def open_folder(cls, folder: Path) -> Store:
-        """A fleet folder: `fleet.sqlite` and `blobs/`, made where absent."""
+        """Opens a fleet folder: `fleet.sqlite` and `blobs/`, created if missing."""
         return cls.open(folder / "fleet.sqlite", folder / "blobs")
 
     def close(self) -> None:

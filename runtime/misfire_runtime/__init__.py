@@ -1,4 +1,4 @@
-"""misfire on the vehicle: score live frames, keep the telling ones, hand them to the fleet.
+"""misfire on the vehicle: score live frames, keep the informative ones, hand them to the fleet.
 
 Also the ground floor of the house: the contracts that every unit shares are here (`bundle`, `messages`,
 `preprocess`). Nothing in this package imports torch or another misfire unit.

@@ -40,7 +40,7 @@ COMMANDS = {
     "export": Command("misfire_export.command:export", "export", "Turn a model into a verified bundle."),
     "bundle": Command("misfire_runtime.bundle_commands:app", "cpu", "Inspect and verify bundles."),
     "bench": Command("misfire_runtime.bench:bench", "cpu", "Measure what a bundle's scores cost."),
-    "run": Command("misfire_runtime.run:run", "cpu", "Score frames and upload the telling ones."),
+    "run": Command("misfire_runtime.run:run", "cpu", "Score frames and upload the informative ones."),
     "spool": Command("misfire_runtime.spool_commands:app", "cpu", "Inspect, empty and export a spool."),
     "doctor": Command("misfire_runtime.doctor:doctor", "cpu", "Check this machine for what a vehicle needs."),
     "schemas": Command(

@@ -1,4 +1,4 @@
-"""`misfire run`: score frames and upload the telling ones.
+"""`misfire run`: score frames and upload the informative ones.
 
 options over file --> VehicleConfig --> session.run_vehicle, with signals, progress, systemd and a result
 
@@ -68,7 +68,7 @@ def run(
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Score frames and upload the telling ones."""
+    """Score frames and upload the informative ones."""
     options = {
         "bundle": bundle,
         "source": [{"input": item, "name": _camera(item, source)} for item in source] if source else None,

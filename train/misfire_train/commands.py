@@ -21,8 +21,8 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of the published data sets.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; options override it.")] = None,
     model: Annotated[str | None, typer.Option(help="Network; default by task.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
     field: Annotated[
         float | None, typer.Option(help="Share of the training data set aside as the field.")
     ] = None,

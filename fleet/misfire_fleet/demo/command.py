@@ -26,7 +26,7 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Folder of the data sets; else MISFIRE_DATA.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep all files in this empty folder.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the console up until Ctrl-C.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
     embedded: Annotated[
         bool, typer.Option("--embedded-broker", help="Use amqtt even where a mosquitto is installed.")

@@ -91,7 +91,7 @@ Set = TypeVar("Set", bound=Takable)
 
 
 def spread(examples: Set, most: int) -> Set:
-    """At most so many of a set, evenly spaced over it: the one way in which frames to fit on are drawn."""
+    """Returns at most `most` examples, evenly spaced. All frames that scores are fitted on are drawn so."""
     if len(examples) <= most:
         return examples
     chosen: Set = examples.take(np.linspace(0, len(examples) - 1, most).astype(int))
