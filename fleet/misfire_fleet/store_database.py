@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ HEAD = "0002"
 _WRITES = "misfire_writes"
 _OPENED = "misfire_opened"
 _MIGRATION_LOCK = 0x6D697366
+_BUSY_S = 30  # how long a connection waits for the lock of another one
 
 
 class Database:
@@ -199,7 +201,7 @@ def _create(url: str) -> Engine:
     # the write-ahead log for its own, and empty it.
     def connect() -> sqlite3.Connection:
         address = f"file:{quote(str(path))}?mode=rw"
-        return sqlite3.connect(address, uri=True, timeout=30.0, check_same_thread=False)
+        return sqlite3.connect(address, uri=True, timeout=_BUSY_S, check_same_thread=False)
 
     # Each connection keeps a page cache of its own: few of them, and the same ones again and again, keep
     # memory flat.
@@ -219,10 +221,30 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
     # Text that is no UTF-8 (a damaged page) is one bad value; by default it fails the whole query.
     connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "cache_size=-1024"):
+    connection.execute(f"PRAGMA busy_timeout={1000 * _BUSY_S}").close()
+    _switch_to_wal(connection)
+    for pragma in ("synchronous=FULL", "cache_size=-1024"):
         connection.execute(f"PRAGMA {pragma}").close()
     path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
     record.info[_OPENED] = path, _identity(path)
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Switches the database to its write-ahead log, which stays in the file from then on.
+
+    SQLite does not wait for its busy timeout here: two connections that switch a new file at the same moment
+    could wait for each other forever, so one of them is told "database is locked" at once.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -419,6 +420,25 @@ def test_processes_that_open_a_new_store_at_once_migrate_it_once(tmp_path: Path,
             list(pool.map(open_it, [url] * 4))
         with Store.open(url, tmp_path / "blobs") as store:
             assert store.totals().samples == 0
+
+
+def test_a_new_database_that_another_connection_is_switching_to_wal_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SQLite refuses this without waiting, when two connections switch a new file at the very same moment.
+    refusals = iter(range(3))
+
+    class Busy(sqlite3.Connection):
+        def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+            if statement == "PRAGMA journal_mode=WAL" and next(refusals, None) is not None:
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Busy, **options))
+    with Store.open(f"sqlite:///{tmp_path / 'new.sqlite'}", tmp_path / "blobs") as store:
+        assert store.totals().samples == 0
+    assert next(refusals, None) is None
 
 
 def test_a_database_that_goes_away_is_named_and_works_again_when_it_is_back(
