@@ -24,7 +24,7 @@ from misfire_fleet.collector_settings import CollectorSettings
 from misfire_fleet.errors import CollectorError
 from misfire_runtime.backoff import full_jitter
 from misfire_runtime.errors import MessageError, MisfireError
-from misfire_runtime.messages import ROOT, Topics
+from misfire_runtime.messages import MIN_CHUNK_BYTES, ROOT, Topics
 from misfire_runtime.uplink import BrokerConfig
 from misfire_runtime.uplink_connection import Arrived, Connection, LinkError
 from misfire_runtime.waking import Waking
@@ -299,6 +299,6 @@ def chunk_bytes(packet_limit: int | None, largest: int) -> int:
     if packet_limit is None:
         return largest
     room = packet_limit - _TOPIC_ROOM
-    if room < 1024:
+    if room < MIN_CHUNK_BYTES:
         raise CollectorError(f"the broker allows packets of {packet_limit} bytes; at least 2 KiB are needed")
     return min(largest, room)
