@@ -22,7 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.uplink_client import BrokerConfig, acknowledge_at_once, make_client
 from misfire_runtime.uplink_errors import closed, in_words, reason_in_words
-from misfire_runtime.uplink_socket import BufferedClient
+from misfire_runtime.uplink_socket import BufferedClient, Publish
 
 _LOG = logging.getLogger(__name__)
 _TAKEN_OVER = 0x8E
@@ -89,6 +89,7 @@ class Connection:
         client = make_client(broker, client_id=client_id, kind=BufferedClient)
         assert isinstance(client, BufferedClient)
         self._client = client
+        self._client.manual_ack_set(True)  # for `_take`, which acknowledges what paho does not see
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.on_connect = self._on_connect
@@ -144,6 +145,10 @@ class Connection:
         """All packets of what one read of the socket brings, at least."""
         self._client.loop_read()
         for _ in range(_MAX_PACKETS):
+            message = self._client.take_publish()
+            if message is not None:
+                self._take(message)
+                continue
             sock: Any = self._client.socket()
             if sock is None or not sock.pending():
                 break
@@ -254,11 +259,23 @@ class Connection:
             self._failure = f"the broker ended the connection: {reason_in_words(reason)}"
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        if message.qos == 1:
+            self._client.ack(message.mid, 1)
         try:
             topic = message.topic
         except UnicodeDecodeError:
             return
         self.inbox.append(Arrived(topic, bytes(message.payload), bool(message.retain)))
+
+    def _take(self, message: Publish) -> None:
+        """As `_on_message`, for a message that paho has not seen."""
+        if message.mid is not None:
+            self._client.ack(message.mid, 1)
+        try:
+            topic = message.topic.decode()
+        except UnicodeDecodeError:
+            return
+        self.inbox.append(Arrived(topic, message.payload, message.retained))
 
     def _on_publish(self, _client: paho.Client, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
         refused = getattr(reason, "is_failure", False)

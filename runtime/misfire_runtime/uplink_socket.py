@@ -1,7 +1,8 @@
 """A socket that reads ahead and writes behind: few system calls for many small MQTT packets.
 
 The MQTT client asks for a packet byte by byte, and sends each by itself. Every system call also hands over
-Python's lock, and a collector has many threads that want it.
+Python's lock, and a collector has many threads that want it. A message that was read ahead completely is
+parsed here: the MQTT client needs ten times as long, and a flood of messages is lost where nobody keeps up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -17,6 +19,18 @@ import paho.mqtt.client as paho
 _READ_AHEAD = 128 * 1024
 _SMALL = 8 * 1024
 _WRITE_BEHIND = 64 * 1024
+_PUBLISH_HEADS = frozenset(0x30 | dup | qos | retain for dup in (0, 8) for qos in (0, 2) for retain in (0, 1))
+"""First bytes of messages of QoS 0 and 1."""
+
+
+@dataclass(slots=True)
+class Publish:
+    """A message from the broker, of QoS 0 or 1. `mid` is what a message of QoS 1 is acknowledged with."""
+
+    topic: bytes
+    payload: bytes
+    retained: bool
+    mid: int | None
 
 
 class BufferedSocket:
@@ -38,6 +52,23 @@ class BufferedSocket:
         start = self._start
         self._start = min(start + size, self._end)
         return bytes(self._buffer[start : self._start])
+
+    def take_publish(self, *, v5: bool) -> Publish | None:
+        """The next packet, which must begin here, if it is a message that was read ahead to its end.
+
+        None leaves every other packet to `recv`: one that is not here completely, one that is malformed, and
+        one of QoS 2. v5: the packet has properties, which are skipped.
+        """
+        buffer, start, end = self._buffer, self._start, self._end
+        if start == end or buffer[start] not in _PUBLISH_HEADS:
+            return None
+        length, at = _varint(buffer, start + 1, end)
+        if at == 0 or at + length > end:
+            return None
+        found = _parse(buffer, at, at + length, head=buffer[start], v5=v5)
+        if found is not None:
+            self._start = at + length
+        return found
 
     def pending(self) -> int:
         """Bytes that can be read although `select` may not say so."""
@@ -92,11 +123,53 @@ class BufferedSocket:
             raise
 
 
+def _parse(buffer: memoryview, at: int, stop: int, *, head: int, v5: bool) -> Publish | None:
+    """The message from `at` to `stop`, behind its first byte and its length; None if it is malformed."""
+    name_at = at + 2
+    name_end = at = name_at + int.from_bytes(buffer[at:name_at], "big")
+    mid = None
+    if head & 0x02:
+        mid = int.from_bytes(buffer[at : at + 2], "big")
+        at += 2
+    if v5:
+        length, begin = _varint(buffer, at, stop)
+        if begin == 0:
+            return None
+        at = begin + length
+    if at > stop:
+        return None
+    topic, payload = bytes(buffer[name_at:name_end]), bytes(buffer[at:stop])
+    return Publish(topic, payload, bool(head & 0x01), mid)
+
+
+def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
+    """MQTT's variable byte integer at `at`, and where it ends: 0 if it does not end before `end`."""
+    value = shift = 0
+    while at < end and shift < 28:
+        byte = buffer[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    return 0, 0
+
+
 class BufferedClient(paho.Client):
     """A paho client with buffered sockets, for a loop that asks `pending` beside `select`, and flushes."""
 
     buffered: BufferedSocket | None = None
     """The last socket; it is still here when the client has dropped it."""
+
+    def take_publish(self) -> Publish | None:
+        """The next packet if it is a message that was read ahead; the client does not see it then.
+
+        None if there is none, or if the client has read a part of a packet: then `loop_read` goes on.
+        """
+        sock = self.buffered
+        if sock is None or self._in_packet["command"] != 0:
+            return None
+        return sock.take_publish(v5=self.protocol == paho.MQTTv5)
 
     def _create_socket(self) -> Any:
         self.buffered = BufferedSocket(super()._create_socket())
