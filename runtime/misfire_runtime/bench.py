@@ -22,7 +22,8 @@ import typer
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle, Manifest
-from misfire_runtime.engine import EngineOptions, load_engine
+from misfire_runtime.engine_base import EngineOptions
+from misfire_runtime.engine_load import load_engine
 from misfire_runtime.errors import ConfigError, EngineError
 from misfire_runtime.preprocess import decode_image, to_tensor
 

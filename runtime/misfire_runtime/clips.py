@@ -24,7 +24,7 @@ from misfire_runtime.sources.frame import Frame
 from misfire_runtime.sources.recording_time import exif_orientation
 
 if TYPE_CHECKING:
-    from misfire_runtime.samples import Candidate
+    from misfire_runtime.candidate import Candidate
 
 _TIME_BASE = Fraction(1, 1000)
 

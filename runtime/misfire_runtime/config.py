@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from misfire_runtime.bandwidth import Bandwidth
-from misfire_runtime.engine import Provider
+from misfire_runtime.engine_base import Provider
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
 from misfire_runtime.small_files import read_bounded

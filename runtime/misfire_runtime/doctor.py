@@ -26,7 +26,7 @@ from misfire_runtime.certificates import name_problem, validity
 from misfire_runtime.clock import wall_time
 from misfire_runtime.config import VehicleConfig, read_config
 from misfire_runtime.degrade import read_temperature_c
-from misfire_runtime.engine import EngineOptions
+from misfire_runtime.engine_base import EngineOptions
 from misfire_runtime.errors import ConfigError, MisfireError
 from misfire_runtime.messages import Topics
 from misfire_runtime.privacy import Privacy

@@ -1,90 +1,28 @@
-"""Inference engines: one protocol, ONNX Runtime behind it, TensorRT beside it.
-
-bundle --load_engine--> Engine --infer--> {output name: array}
+"""ONNX Runtime as an engine, on the CPU, CUDA or TensorRT provider.
 
 A provider that a package lists is not a provider that works: after creation the session is asked what it
-really runs on, and an explicit wish that was not met is an error. Every engine is warmed up before it is
-handed out, so that a swap (`misfire_runtime.scoring`) never shows the first frame's compilation.
+really runs on, and an explicit wish that was not met is an error.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from misfire_runtime.bundle import ENGINE_CACHE, Bundle
+from misfire_runtime.bundle import Bundle
+from misfire_runtime.engine_base import EngineOptions, engine_cache
 from misfire_runtime.errors import EngineError
 from misfire_runtime.preprocess import InputContract
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt-provider", "tensorrt"]
 _ORT_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt-provider": "TensorrtExecutionProvider",
 }
 _AUTO_ORDER = ("cuda", "cpu")
-WARM_UP_RUNS = 2
-
-
-class Engine(Protocol):
-    """Runs a bundle's graph.
-
-    name: what calibration is keyed by, such as "onnxruntime-cpu".
-    provider: what it verifiably runs on, in the engine's own words.
-    """
-
-    name: str
-    provider: str
-
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """image [N,C,H,W] as the input contract says; gives every output of the manifest by its name.
-
-        Raises EngineError where the engine fails.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees the engine's memory; it cannot be used afterwards."""
-        ...
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """provider: "auto" takes the fastest that works. threads: intra-op threads on the CPU."""
-
-    provider: Provider = "auto"
-    threads: int = 1
-    device: int = 0
-
-
-def load_engine(bundle: Bundle, *, options: EngineOptions | None = None) -> Engine:
-    """Loads, verifies and warms up an engine for a bundle.
-
-    Raises EngineError where the wanted provider does not work here or the graph does not fit the manifest.
-    """
-    wanted = options or EngineOptions()
-    if wanted.provider == "tensorrt":
-        engine = _native_tensorrt(bundle, wanted)
-    else:
-        engine = OnnxRuntimeEngine(bundle, options=wanted)
-    warm_up(engine, bundle.manifest.input)
-    return engine
-
-
-def warm_up(engine: Engine, contract: InputContract, *, runs: int = WARM_UP_RUNS) -> None:
-    """Runs blank frames through, so that lazy initialisation is over before the first real one."""
-    dtype = np.uint8 if contract.dtype == "uint8" else np.float32
-    blank = np.zeros((1, contract.channels, contract.height, contract.width), dtype)
-    for _ in range(runs):
-        engine.infer(blank)
 
 
 class OnnxRuntimeEngine:
@@ -172,33 +110,6 @@ class OnnxRuntimeEngine:
             "trt_fp16_enable": self._bundle.manifest.precision == "fp16",
             "trt_int8_enable": self._bundle.manifest.precision == "int8",
         }
-
-
-def engine_cache(bundle: Bundle, *, runtime: str, device: str) -> Path:
-    """The folder for engines compiled from this very graph; another graph, runtime or GPU has another.
-
-    Raises EngineError where it cannot be made.
-    """
-    manifest = bundle.manifest
-    parts = (manifest.files[bundle.model_path.name].sha256, runtime, device, manifest.precision)
-    folder = bundle.path / ENGINE_CACHE / hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineError(f"{folder}: {error.strerror}; the engine cache must be writable") from error
-    return folder
-
-
-def _native_tensorrt(bundle: Bundle, options: EngineOptions) -> Engine:
-    """TensorRT without ONNX Runtime; its own module, so that nothing here imports it."""
-    try:
-        module = import_module("misfire_runtime.tensorrt_engine")
-    except ImportError as error:
-        raise EngineError(
-            f"native TensorRT is not available: {error}; pip install 'misfire[tensorrt]'"
-        ) from error
-    engine: Engine = module.TensorRTEngine(bundle, options=options)
-    return engine
 
 
 def _short_name(provider: str) -> str:

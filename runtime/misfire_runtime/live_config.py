@@ -20,7 +20,7 @@ from pathlib import Path
 from misfire_runtime.bundle import Bundle, read_manifest
 from misfire_runtime.config import HOT, VehicleConfig, read_config
 from misfire_runtime.desired_config import with_desired
-from misfire_runtime.engine import EngineOptions
+from misfire_runtime.engine_base import EngineOptions
 from misfire_runtime.errors import BundleError, ConfigError, EngineError, MisfireError
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.pipeline import Vehicle

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from misfire_runtime.candidate import Candidate
 from misfire_runtime.clips import ClipRecorder
 from misfire_runtime.config import VehicleConfig
 from misfire_runtime.context import Context
@@ -28,7 +29,7 @@ from misfire_runtime.errors import EngineError, ImageError, SpoolError
 from misfire_runtime.privacy import Privacy
 from misfire_runtime.probation import Vitals, memory_bytes
 from misfire_runtime.progress import Progress
-from misfire_runtime.samples import Candidate, SampleStore, SampleWriter, WriterOptions
+from misfire_runtime.samples import SampleStore, SampleWriter, WriterOptions
 from misfire_runtime.scoring import Scored, Scorer
 from misfire_runtime.sources import Frame, FrameReader, Source
 from misfire_runtime.statistics import Statistics

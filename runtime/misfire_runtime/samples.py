@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from misfire_runtime.candidate import Candidate
 from misfire_runtime.clips import ClipFrame, ClipRecorder, Piece
 from misfire_runtime.clock import boot_id
 from misfire_runtime.errors import DiskFullError, ImageError, MisfireError, PrivacyError, SpoolError
@@ -27,7 +28,6 @@ from misfire_runtime.messages import Clock, Counters, Offer, Trigger, pack_embed
 from misfire_runtime.preprocess import encode_jpeg
 from misfire_runtime.privacy import Privacy
 from misfire_runtime.progress import Progress
-from misfire_runtime.scoring import Scored
 from misfire_runtime.sources.frame import Frame
 from misfire_runtime.statistics import Statistics
 from misfire_runtime.triggers.budget import Budget
@@ -57,17 +57,6 @@ class SampleStore(Protocol):
     def counters(self) -> Counters:
         """All of them."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A frame that is kept (`choice`), or may become part of a clip (no choice)."""
-
-    frame: Frame
-    scored: Scored
-    bundle: str
-    context: Mapping[str, float | str | bool]
-    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)

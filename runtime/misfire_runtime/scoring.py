@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle, QuantileTable
-from misfire_runtime.engine import Engine, EngineOptions, load_engine
+from misfire_runtime.engine_base import Engine, EngineOptions
+from misfire_runtime.engine_load import load_engine
 from misfire_runtime.errors import EngineError
 from misfire_runtime.messages import MAX_TEXT
 from misfire_runtime.preprocess import Image, to_tensor

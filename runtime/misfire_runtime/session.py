@@ -21,7 +21,7 @@ from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config import VehicleConfig
 from misfire_runtime.context import Context, ContextListener
-from misfire_runtime.engine import EngineOptions
+from misfire_runtime.engine_base import EngineOptions
 from misfire_runtime.errors import ConfigError, MisfireError, SpoolError
 from misfire_runtime.live_config import LiveConfig
 from misfire_runtime.messages import Counters, Desired, Reported

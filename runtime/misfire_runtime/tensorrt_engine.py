@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cuda import Cuda, host_buffer
-from misfire_runtime.engine import EngineOptions, engine_cache
+from misfire_runtime.engine_base import EngineOptions, engine_cache
 from misfire_runtime.errors import EngineError
 
 PLAN, TIMING = "model.plan", "timing.cache"

@@ -13,7 +13,7 @@ from misfire_runtime.bench import load_frames, measure
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.bundle_page import render_page
 from misfire_runtime.cli import app
-from misfire_runtime.engine import EngineOptions
+from misfire_runtime.engine_base import EngineOptions
 from misfire_runtime.errors import BundleError, ConfigError
 
 RUNNER = CliRunner()

@@ -19,7 +19,8 @@ from misfire_export.errors import CalibrationError, ExportError, OutputError, Pa
 from misfire_export.exporting import build_scores, export_run
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
-from misfire_runtime.engine import EngineOptions, load_engine
+from misfire_runtime.engine_base import EngineOptions
+from misfire_runtime.engine_load import load_engine
 from misfire_runtime.preprocess import to_tensor
 from misfire_train import scores as scoring
 from misfire_train.data import Dataset, Examples

@@ -21,7 +21,9 @@ from misfire_runtime.bundle import (
     read_manifest,
     write_manifest,
 )
-from misfire_runtime.engine import EngineOptions, OnnxRuntimeEngine, engine_cache, load_engine
+from misfire_runtime.engine import OnnxRuntimeEngine
+from misfire_runtime.engine_base import EngineOptions, engine_cache
+from misfire_runtime.engine_load import load_engine
 from misfire_runtime.errors import BundleError, EngineError
 from misfire_runtime.preprocess import decode_image, to_tensor
 from misfire_runtime.scoring import Scorer, percentile, quantile

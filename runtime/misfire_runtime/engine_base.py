@@ -1,0 +1,61 @@
+"""The protocol of inference engines, what chooses one, and the folder for what they compile."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from misfire_runtime.bundle import ENGINE_CACHE, Bundle
+from misfire_runtime.errors import EngineError
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt-provider", "tensorrt"]
+
+
+class Engine(Protocol):
+    """Runs a bundle's graph.
+
+    name: what calibration is keyed by, such as "onnxruntime-cpu".
+    provider: what it verifiably runs on, in the engine's own words.
+    """
+
+    name: str
+    provider: str
+
+    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """image [N,C,H,W] as the input contract says; gives every output of the manifest by its name.
+
+        Raises EngineError where the engine fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the engine's memory; it cannot be used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """provider: "auto" takes the fastest that works. threads: intra-op threads on the CPU."""
+
+    provider: Provider = "auto"
+    threads: int = 1
+    device: int = 0
+
+
+def engine_cache(bundle: Bundle, *, runtime: str, device: str) -> Path:
+    """The folder for engines compiled from this very graph; another graph, runtime or GPU has another.
+
+    Raises EngineError where it cannot be made.
+    """
+    manifest = bundle.manifest
+    parts = (manifest.files[bundle.model_path.name].sha256, runtime, device, manifest.precision)
+    folder = bundle.path / ENGINE_CACHE / hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"{folder}: {error.strerror}; the engine cache must be writable") from error
+    return folder
