@@ -24,7 +24,7 @@ import paho.mqtt.client as paho
 from benchmarks.attacks_hostile import ATTACKS
 from benchmarks.attacks_stage import FLEET, HONEST, STOLEN, Honest, Stage, Watch, stage
 from benchmarks.fleet_bench import publish, record
-from misfire_runtime.uplink import make_client
+from misfire_runtime.mqtt.client import make_client
 
 MAX_P99_S = 5.0
 DECODING_MIB = 384

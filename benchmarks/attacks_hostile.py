@@ -31,9 +31,9 @@ from tests.fleet.conftest import Vehicle, make_offer
 from tests.fleet.foreign_bytes import PLAYLISTS, encoded, many_scans, numbered, png, png_chunk
 
 from benchmarks.attacks_stage import FLEET, HONEST, SCENES, scene
-from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector.settings import CollectorSettings
 from misfire_runtime.messages import Reply, Send, Stored, Topics, Verdict, encode
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
 
 Got = dict[str, int]
 

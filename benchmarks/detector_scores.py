@@ -16,9 +16,9 @@ from torch import nn
 
 from benchmarks.detectors import train
 from misfire_train.data import Examples
-from misfire_train.head_data import collect
-from misfire_train.head_training import candidate_heads, fit_on_losses
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
+from misfire_train.heads.data import collect
+from misfire_train.heads.training import candidate_heads, fit_on_losses
 from misfire_train.runs import Run
 from misfire_train.scores import FitSet, build, gather
 from misfire_train.scores.density import k_center

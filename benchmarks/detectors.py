@@ -29,10 +29,10 @@ from benchmarks.detection_table import Observed, View, differences, markdown, pl
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.head_data import LossSet, collect, corrupted_copies, image_batches, join_sets
-from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
+from misfire_train.fit import git_commit, train_run, versions
 from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
-from misfire_train.loop import git_commit, train_run, versions
+from misfire_train.heads.data import LossSet, collect, corrupted_copies, image_batches, join_sets
+from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
 from misfire_train.progress import Reporter
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import build, gather

@@ -38,7 +38,7 @@ from benchmarks.detectors import add_options, judge_default, shifted_views, size
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.loop import git_commit, versions
+from misfire_train.fit import git_commit, versions
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import SCORES, compute
 from misfire_train.scores.fitting import batches, evaluating

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from misfire_fleet.demo.broker import Broker, embedded_broker, find_mosquitto
-from misfire_fleet.simulate_samples import Picture
+from misfire_fleet.simulate.samples import Picture
 from misfire_runtime.preprocess import encode_jpeg
 
 RESULTS = Path(__file__).parent / "results"

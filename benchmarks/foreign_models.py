@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from misfire_export.assembling import Options
-from misfire_export.foreign import export_onnx
+from misfire_export.assemble import Options
+from misfire_export.sources.onnx import export_onnx
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.data.images import ImageArray

@@ -21,9 +21,9 @@ from benchmarks.detection_table import Observed, plain
 from benchmarks.detectors import add_options, judge_default
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import load_dataset
+from misfire_train.fit import git_commit
 from misfire_train.judge import choose_score
 from misfire_train.judge.gate import GateResult
-from misfire_train.loop import git_commit
 
 SHIFTS = ("fog", "rain", "noise", "glare")
 FREE = ("msp", "entropy", "egl_unweighted")

@@ -28,10 +28,10 @@ from benchmarks.detectors import add_options, observe, observed, shifted_views, 
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.head_data import LossSet, collect, corrupted_copies, join_sets
-from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
+from misfire_train.fit import git_commit, versions
 from misfire_train.heads import LossHead, recipe_named
-from misfire_train.loop import git_commit, versions
+from misfire_train.heads.data import LossSet, collect, corrupted_copies, join_sets
+from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
 from misfire_train.runs import Run, read_splits, run_splits
 from misfire_train.scores import build
 

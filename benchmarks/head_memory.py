@@ -25,10 +25,10 @@ import torch
 from benchmarks.detectors import observe, shifted_views
 from benchmarks.head_copies import UNSEEN, Rows, gains, gather, tuning, unseen_by
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.head_data import collect, join_sets
-from misfire_train.head_training import best_base, candidate_heads, fit_on_losses
 from misfire_train.heads import ResidualHead, recipe_named
+from misfire_train.heads.data import collect, join_sets
 from misfire_train.heads.memory import Memory
+from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import build
 

@@ -24,12 +24,12 @@ import onnxruntime as ort
 import torch
 
 from benchmarks.score_overhead import CONTRACT, interleave
-from misfire_export.exporting import export_run
-from misfire_export.measuring import open_session
-from misfire_export.quantizing import quantize
-from misfire_export.tracing import trace
+from misfire_export.graph.trace import trace
+from misfire_export.measure.run import open_session
+from misfire_export.precision.int8 import quantize
+from misfire_export.sources.run import export_run
 from misfire_train.data import load_dataset
-from misfire_train.loop import train_run
+from misfire_train.fit import train_run
 from misfire_train.models import build_model
 from misfire_train.runs import Run, load_run, run_splits
 from misfire_train.scores import build

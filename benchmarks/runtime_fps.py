@@ -32,12 +32,12 @@ from tests.services import data_root
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.clock import utc_text, wall_time
-from misfire_runtime.config import parse_config
-from misfire_runtime.pipeline import Vehicle
+from misfire_runtime.config.tables import parse_config
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import to_tensor
-from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import open_source
 from misfire_runtime.spool import Spool
+from misfire_runtime.vehicle.pipeline import Vehicle
 
 SEED = 1
 

@@ -30,13 +30,13 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from misfire_export.measuring import open_session
-from misfire_export.tracing import trace
+from misfire_export.graph.trace import trace
+from misfire_export.measure.run import open_session
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples, load_dataset
-from misfire_train.head_training import candidate_heads
 from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
 from misfire_train.heads.memory import BANK_ROWS, Memory
+from misfire_train.heads.training import candidate_heads
 from misfire_train.models import build_model
 from misfire_train.scores import FitSet, build, gather
 from misfire_train.signals import Probe, Score, ScoredModel, Signals
@@ -218,7 +218,7 @@ def _graph(probe: Probe, scores: Sequence[Score], *, embedding: bool) -> Any:
 
 
 def _drop_unused(graph: Any) -> None:
-    from misfire_export.tidying import drop_unused
+    from misfire_export.graph.tidy import drop_unused
 
     drop_unused(graph.graph)
 

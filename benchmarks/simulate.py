@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet_bench import broker, clip_pictures, collector, publish, record
-from misfire_fleet.command_simulate import report
-from misfire_fleet.simulate import Swarm
-from misfire_fleet.simulate_car import Plan
-from misfire_fleet.simulate_samples import Mint
+from misfire_fleet.commands.simulate import report
+from misfire_fleet.simulate.samples import Mint
+from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.vehicle import Plan
 from misfire_fleet.store import Store
 from misfire_runtime.bundle import read_manifest
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.mqtt.client import BrokerConfig
 
 FLEET = "bench"
 

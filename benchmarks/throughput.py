@@ -39,8 +39,9 @@ from tests.services import mosquitto
 
 from benchmarks.throughput_frames import run_rounds
 from benchmarks.throughput_parts import BarePublisher, fill_spool, spread_over_disk
+from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
-from misfire_runtime.uplink import BrokerConfig, Uplink
+from misfire_runtime.uplink import Uplink
 
 SAMPLE_BYTES = 100_000
 OPTIONS = f"{BROKER_OPTIONS}\nset_tcp_nodelay true"

@@ -30,12 +30,12 @@ from misfire_runtime.bundle import (
     hash_files,
     write_manifest,
 )
-from misfire_runtime.config import parse_config
-from misfire_runtime.pipeline import Vehicle
+from misfire_runtime.config.tables import parse_config
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import InputContract, to_tensor
-from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import open_source
 from misfire_runtime.spool import Spool
+from misfire_runtime.vehicle.pipeline import Vehicle
 
 SIZE, CLASSES = 224, 10
 CLIP = "solidWhiteRight.mp4"

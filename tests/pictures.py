@@ -84,7 +84,7 @@ def write_clip(path: Path, *, frames: int = 221, width: int = 960, height: int =
 
 def drawn_figures(**options: Any) -> Dataset:
     """The `figures` data sets with views as their backgrounds; options as of `load_figures`."""
-    from misfire_train.data.figures import Photo, load_figures
+    from misfire_train.data.drawn.figures import Photo, load_figures
 
     photos = [Photo(f"view-{number}", view(number, width=640, height=360)) for number in range(30)]
     return load_figures(photos=photos, **options)

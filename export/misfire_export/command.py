@@ -12,7 +12,7 @@ from misfire_runtime.bundle import Bundle
 from misfire_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from misfire_export.triggering import Shifts
+    from misfire_export.measure.trigger import Shifts
 
 
 def export(
@@ -76,13 +76,14 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
-    from misfire_export import foreign, inputs
-    from misfire_export.answering import ANSWERS
-    from misfire_export.assembling import Options, require_free
-    from misfire_export.labels import read_classes
-    from misfire_export.module_loading import load_module
-    from misfire_export.modules import module_lineage
-    from misfire_export.opening import own_size
+    from misfire_export.assemble import Options, require_free
+    from misfire_export.sources import inputs
+    from misfire_export.sources import onnx as foreign
+    from misfire_export.sources.answers import ANSWERS
+    from misfire_export.sources.labels import read_classes
+    from misfire_export.sources.module import module_lineage
+    from misfire_export.sources.module_loading import load_module
+    from misfire_export.sources.onnx_open import own_size
 
     _require_choice("--precision", precision, ("fp32", "fp16", "int8"))
     _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
@@ -155,7 +156,7 @@ def export(
 
 
 def _shifts(text: str, severity: int) -> Shifts:
-    from misfire_export.triggering import Shifts
+    from misfire_export.measure.trigger import Shifts
 
     if text == "none":
         return Shifts(())

@@ -38,16 +38,22 @@ COMMANDS = {
     "select": Command("misfire_train.selection.command:select", "train", "Choose what to label next."),
     "experiment": Command("misfire_train.experiments.commands:app", "train", "Reproduce published numbers."),
     "export": Command("misfire_export.command:export", "export", "Turn a model into a verified bundle."),
-    "bundle": Command("misfire_runtime.bundle_commands:app", "cpu", "Inspect and verify bundles."),
-    "bench": Command("misfire_runtime.bench:bench", "cpu", "Measure what a bundle's scores cost."),
-    "run": Command("misfire_runtime.run:run", "cpu", "Score frames and upload the informative ones."),
-    "spool": Command("misfire_runtime.spool_commands:app", "cpu", "Inspect, empty and export a spool."),
-    "doctor": Command("misfire_runtime.doctor:doctor", "cpu", "Check this machine for what a vehicle needs."),
-    "schemas": Command(
-        "misfire_runtime.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."
+    "bundle": Command("misfire_runtime.commands.bundle:app", "cpu", "Inspect and verify bundles."),
+    "bench": Command("misfire_runtime.commands.bench:bench", "cpu", "Measure what a bundle's scores cost."),
+    "run": Command(
+        "misfire_runtime.commands.run:run", "cpu", "Score frames and upload the informative ones."
     ),
-    "fleet": Command("misfire_fleet.commands:app", "fleet", "Collect, show and simulate uploads."),
-    "retrain": Command("misfire_fleet.retrain:retrain", "all", "Train on with what the fleet uploaded."),
+    "spool": Command("misfire_runtime.commands.spool:app", "cpu", "Inspect, empty and export a spool."),
+    "doctor": Command(
+        "misfire_runtime.commands.doctor:doctor", "cpu", "Check this machine for what a vehicle needs."
+    ),
+    "schemas": Command(
+        "misfire_runtime.commands.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."
+    ),
+    "fleet": Command("misfire_fleet.commands.app:app", "fleet", "Collect, show and simulate uploads."),
+    "retrain": Command(
+        "misfire_fleet.retrain.command:retrain", "all", "Train on with what the fleet uploaded."
+    ),
 }
 
 

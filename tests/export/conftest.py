@@ -10,7 +10,7 @@ import torch
 
 from misfire_runtime.bundle import Bundle
 from misfire_train.data import Dataset, Examples, load_dataset
-from misfire_train.loop import train_run
+from misfire_train.fit import train_run
 from misfire_train.runs import Run, run_splits
 from misfire_train.train_config import parse_train_config
 
@@ -40,7 +40,7 @@ def digits_parts(digits_run: Run, digits: Dataset) -> dict[str, Examples]:
 def digits_bundle(
     digits_run: Run, digits_parts: dict[str, Examples], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    from misfire_export.exporting import export_run
+    from misfire_export.sources.run import export_run
 
     out = tmp_path_factory.mktemp("bundles") / "digits"
     return export_run(

@@ -13,9 +13,9 @@ from export_cases import examples_of
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from misfire_export.assembling import Options
-from misfire_export.foreign import export_onnx
-from misfire_export.triggering import Shifts
+from misfire_export.assemble import Options
+from misfire_export.measure.trigger import Shifts
+from misfire_export.sources.onnx import export_onnx
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples

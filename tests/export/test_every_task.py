@@ -13,24 +13,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import misfire_export.sources.inputs
+import misfire_train.fit
 import numpy as np
 import onnx
 import pytest
 from tests.pictures import drawn_figures
 from typer.testing import CliRunner
 
-import misfire_export.inputs
-import misfire_train.loop
-from misfire_export.conformance import check_conformance
-from misfire_export.halving import halve
-from misfire_export.measuring import open_session
-from misfire_export.quantizing import quantize
+from misfire_export.measure.conformance import check_conformance
+from misfire_export.measure.run import open_session
+from misfire_export.precision.fp16 import halve
+from misfire_export.precision.int8 import quantize
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.preprocess import encode_png
 from misfire_train.data import Dataset, load_dataset
-from misfire_train.data.figures import Labels
-from misfire_train.loop import train_run
+from misfire_train.data.drawn.figures import Labels
+from misfire_train.fit import train_run
 from misfire_train.runs import Run
 from misfire_train.scores import names_for
 from misfire_train.train_config import parse_train_config
@@ -81,7 +81,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        for module in (misfire_train.loop, misfire_export.inputs):
+        for module in (misfire_train.fit, misfire_export.sources.inputs):
             patch.setattr(module, "load_dataset", lambda _name, root=None: dataset)
         run = train_run(config, out=folder / "run")
         command = ["export", str(folder / "run"), "--out", str(folder / "bundle"), "--scores", "all"]

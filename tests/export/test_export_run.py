@@ -16,11 +16,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from misfire_export.errors import CalibrationError, ExportError, OutputError, ParityError
-from misfire_export.exporting import build_scores, export_run
+from misfire_export.sources.run import build_scores, export_run
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
-from misfire_runtime.engine_base import EngineOptions
-from misfire_runtime.engine_load import load_engine
+from misfire_runtime.engines.base import EngineOptions
+from misfire_runtime.engines.load import load_engine
 from misfire_runtime.preprocess import to_tensor
 from misfire_train import scores as scoring
 from misfire_train.data import Dataset, Examples

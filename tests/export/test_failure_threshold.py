@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from misfire_export.exporting import export_run
+from misfire_export.sources.run import export_run
 from misfire_train.data import Examples
 from misfire_train.runs import FailureRecord, Run
 

@@ -22,10 +22,10 @@ from foreign_cases import (
 )
 from onnx import NodeProto, TensorProto, helper
 
-from misfire_export.answering import require_channels_first
 from misfire_export.errors import ExportError, GraphError
-from misfire_export.foreign import open_graph
-from misfire_export.inputs import of_dataset
+from misfire_export.sources.answers import require_channels_first
+from misfire_export.sources.inputs import of_dataset
+from misfire_export.sources.onnx import open_graph
 from misfire_runtime.errors import ConfigError
 
 

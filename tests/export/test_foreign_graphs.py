@@ -15,14 +15,14 @@ from benchmarks.foreign_models import draw_weights, photographs
 from export_cases import examples_of, seeded_images
 from onnx import TensorProto, helper, numpy_helper
 
-from misfire_export.adapting import adapt
-from misfire_export.answering import choose_output
-from misfire_export.assembling import Options
+from misfire_export.assemble import Options
 from misfire_export.errors import CalibrationError, ExportError, GraphError
-from misfire_export.foreign import export_onnx
-from misfire_export.last_layer import find_last_layer
-from misfire_export.measuring import open_session
-from misfire_export.opening import load_graph
+from misfire_export.graph.last_layer import find_last_layer
+from misfire_export.measure.run import open_session
+from misfire_export.sources.answers import choose_output
+from misfire_export.sources.onnx import export_onnx
+from misfire_export.sources.onnx_import import adapt
+from misfire_export.sources.onnx_open import load_graph
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples, split

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from misfire_export.errors import LabelError
-from misfire_export.labels import Answered, ClassOrder, check_order, order_classes, read_classes
+from misfire_export.sources.labels import Answered, ClassOrder, check_order, order_classes, read_classes
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from misfire_export.assembling import Options
-from misfire_export.checking import require_small_scores
+from misfire_export.assemble import Options
 from misfire_export.errors import ExportError, GraphError, LabelError, TraceError
-from misfire_export.module_loading import load_module
-from misfire_export.modules import export_module_bundle
-from misfire_export.triggering import Shifts
+from misfire_export.graph.check import require_small_scores
+from misfire_export.measure.trigger import Shifts
+from misfire_export.sources.module import export_module_bundle
+from misfire_export.sources.module_loading import load_module
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError, MisfireError

@@ -10,12 +10,12 @@ from export_cases import CONTRACT, examples_of, seeded_images, tiny_classifier
 from onnx import TensorProto, numpy_helper
 
 from misfire_export.errors import PrecisionError
-from misfire_export.exporting import export_run
-from misfire_export.halving import halve
-from misfire_export.measuring import open_session
-from misfire_export.quantizing import quantize
-from misfire_export.regions import score_node_names, task_nodes
-from misfire_export.tracing import trace
+from misfire_export.graph.regions import score_node_names, task_nodes
+from misfire_export.graph.trace import trace
+from misfire_export.measure.run import open_session
+from misfire_export.precision.fp16 import halve
+from misfire_export.precision.int8 import quantize
+from misfire_export.sources.run import export_run
 from misfire_train.data import Examples
 from misfire_train.runs import Run
 from misfire_train.scores import build
@@ -40,7 +40,7 @@ def run(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def test_regions_part_the_graph_into_task_and_scores(graph: onnx.ModelProto) -> None:
     model = onnx.ModelProto.FromString(graph.SerializeToString())
-    from misfire_export.regions import name_nodes
+    from misfire_export.graph.regions import name_nodes
 
     name_nodes(model.graph)
     task = [node.op_type for node in task_nodes(model.graph, "logits")]

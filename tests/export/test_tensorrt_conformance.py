@@ -15,17 +15,17 @@ import torch
 from onnx import TensorProto, helper
 from tests.pictures import view
 
-from misfire_export.conformance import check_conformance
 from misfire_export.errors import ConformanceError
-from misfire_export.exporting import export_run
-from misfire_export.halving import halve
-from misfire_export.measuring import open_session
-from misfire_export.quantizing import quantize
-from misfire_export.tracing import trace
+from misfire_export.graph.trace import trace
+from misfire_export.measure.conformance import check_conformance
+from misfire_export.measure.run import open_session
+from misfire_export.precision.fp16 import halve
+from misfire_export.precision.int8 import quantize
+from misfire_export.sources.run import export_run
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
-from misfire_train.head_training import candidate_heads
 from misfire_train.heads import recipe_named
+from misfire_train.heads.training import candidate_heads
 from misfire_train.models import build_model
 from misfire_train.runs import Run
 from misfire_train.scores import build, gather, names_for

@@ -16,12 +16,12 @@ from typing import Any
 
 from sqlalchemy import event
 
-from misfire_fleet import collector_setbacks
 from misfire_fleet.collector import Collector
-from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector.health import setbacks as collector_setbacks
+from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.errors import StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.mqtt.client import BrokerConfig
 
 STEPS = ("stage.before", "stage.after", "blobs.after", "rows.after", "verdict.before", "verdict.after")
 

@@ -20,16 +20,18 @@ from typing import Any
 from tests.faults.collector_process import set_clock
 from tests.faults.samples import make_offer, make_payload, make_trick
 
-from misfire_runtime import clock, spool_files
-from misfire_runtime.bandwidth import Bandwidth
-from misfire_runtime.config import VehicleConfig
+from misfire_runtime import clock
+from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import DiskFullError
-from misfire_runtime.live_config import LiveConfig
 from misfire_runtime.messages import Clock, Desired, Reported, Telemetry
-from misfire_runtime.probation import Probation, Vitals
+from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
-from misfire_runtime.uplink import BrokerConfig, Uplink
-from misfire_runtime.uplink_settings import UplinkSettings
+from misfire_runtime.spool import files as spool_files
+from misfire_runtime.uplink import Uplink
+from misfire_runtime.uplink.bandwidth import Bandwidth
+from misfire_runtime.uplink.settings import UplinkSettings
+from misfire_runtime.vehicle.live_config import LiveConfig
+from misfire_runtime.vehicle.probation import Probation, Vitals
 
 TEN_YEARS_S = 10 * 365.25 * 86400
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from misfire_runtime.errors import MessageError
 from misfire_runtime.messages import Desired, Reported, State, Topics, decode, encode
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
 
 FLEET = "faults"
 _AGAIN_S = 0.3

@@ -16,9 +16,9 @@ from tests import pictures
 from tests.services import Mosquitto, ObjectStore, Postgres, mosquitto, object_store, postgres
 
 from misfire_fleet.collector import Collector
-from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.store import Store
-from misfire_fleet.store_blobs import DOCUMENTS
+from misfire_fleet.store.blobs import DOCUMENTS
 from misfire_runtime.messages import (
     Clock,
     Offer,
@@ -31,7 +31,7 @@ from misfire_runtime.messages import (
     encode,
     pack_embedding,
 )
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
 
 FLEET = "proving-ground"
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import uvicorn
 from tests.fleet.conftest import eventually, make_offer
 
-from misfire_fleet.command_serve import listen
-from misfire_fleet.serve import create_app
+from misfire_fleet.commands.serve import listen
+from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample
+from misfire_fleet.store.records import NewSample
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.services import find_program, free_port, stop_process, wait_for_port
 
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.mqtt.client import BrokerConfig
 
 FLEET_DIR = Path(__file__).resolve().parents[2] / "fleet"
 DAY = datetime.timedelta(days=1)

@@ -7,8 +7,8 @@ from tests.fleet.conftest import make_offer
 from tests.services import ObjectStore, Postgres
 
 from misfire_fleet.store import Store
-from misfire_fleet.store_blobs import FolderBlobs, ObjectBlobs
-from misfire_fleet.store_records import NewSample
+from misfire_fleet.store.blobs import FolderBlobs, ObjectBlobs
+from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import Clock
 
 NOON = 1_700_000_000.0

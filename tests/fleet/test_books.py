@@ -9,7 +9,7 @@ from tests.fleet.conftest import CollectorMaker, Vehicle
 from tests.fleet.stores import again, at, sample
 
 from misfire_fleet.store import Store
-from misfire_fleet.store_books import VehicleBooks
+from misfire_fleet.store.books import VehicleBooks
 from misfire_runtime.messages import Counters, Stored, Telemetry
 
 

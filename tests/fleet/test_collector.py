@@ -13,9 +13,9 @@ import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 from tests.fleet.foreign_bytes import SDP, many_scans
 
-from misfire_fleet import collector_committer
+from misfire_fleet.collector import committer as collector_committer
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import SampleFilter
+from misfire_fleet.store.records import SampleFilter
 from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import (
     Busy,
@@ -30,7 +30,7 @@ from misfire_runtime.messages import (
     Trigger,
     encode,
 )
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.mqtt.client import BrokerConfig
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]

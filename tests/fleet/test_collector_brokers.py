@@ -12,8 +12,8 @@ from tests.services import mosquitto
 from misfire_fleet.demo.broker import embedded_broker
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Busy, Stored
-from misfire_runtime.uplink import BrokerConfig
-from misfire_runtime.uplink_connection import Arrived, Connection
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.mqtt.connection import Arrived, Connection
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]

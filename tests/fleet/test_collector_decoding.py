@@ -11,8 +11,8 @@ from tests.fleet.conftest import CollectorMaker, Vehicle, make_offer
 from tests.fleet.decoding_processes import costly, processes, signalled
 from tests.fleet.foreign_bytes import encoded, many_scans, numbered
 
-from misfire_fleet.collector_turns import Turns
-from misfire_fleet.decoder_headers import MIB
+from misfire_fleet.collector.turns import Turns
+from misfire_fleet.decoding.headers import MIB
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Busy, Stored
 

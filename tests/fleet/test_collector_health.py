@@ -13,21 +13,21 @@ import pytest
 from pydantic import ValidationError
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 
-from misfire_fleet import collector_committer
 from misfire_fleet.collector import Collector
-from misfire_fleet.collector_endpoint import MetricsEndpoint
-from misfire_fleet.collector_health import Answers
-from misfire_fleet.collector_housekeeping import Housekeeping
-from misfire_fleet.collector_metrics import CollectorMetrics
-from misfire_fleet.collector_notes import Notebook
-from misfire_fleet.collector_outbox import Outbox
-from misfire_fleet.collector_queue import Incoming, OfferQueue
-from misfire_fleet.collector_quota import QuotaBook
-from misfire_fleet.collector_settings import CollectorSettings
-from misfire_fleet.collector_verify import Verified
+from misfire_fleet.collector import committer as collector_committer
+from misfire_fleet.collector.broker.outbox import Outbox
+from misfire_fleet.collector.health.endpoint import MetricsEndpoint
+from misfire_fleet.collector.health.health import Answers
+from misfire_fleet.collector.health.metrics import CollectorMetrics
+from misfire_fleet.collector.housekeeping import Housekeeping
+from misfire_fleet.collector.notes import Notebook
+from misfire_fleet.collector.policy.quota import QuotaBook
+from misfire_fleet.collector.queue import Incoming, OfferQueue
+from misfire_fleet.collector.settings import CollectorSettings
+from misfire_fleet.decoding.decoder import Verified
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample
+from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import (
     MAX_CHUNK_BYTES,
     MIN_CHUNK_BYTES,

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 
-from misfire_fleet.collector_novelty import Novelty
-from misfire_fleet.collector_quota import QuotaBook, Refusal
-from misfire_fleet.collector_rates import Rates
-from misfire_fleet.collector_settings import CollectorSettings, NearDuplicates, Quotas
-from misfire_fleet.command_collect import read_settings
+from misfire_fleet.collector.policy.near_duplicates import Novelty
+from misfire_fleet.collector.policy.quota import QuotaBook, Refusal
+from misfire_fleet.collector.policy.rates import Rates
+from misfire_fleet.collector.settings import CollectorSettings, NearDuplicates, Quotas
+from misfire_fleet.commands.collect import read_settings
 from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample, Outcome
+from misfire_fleet.store.records import NewSample, Outcome
 from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import (

@@ -18,12 +18,12 @@ import pytest
 from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
 from tests.services import Postgres, postgres
 
-from misfire_fleet import collector_committer
 from misfire_fleet.collector import Collector
-from misfire_fleet.collector_verify import Verified
+from misfire_fleet.collector import committer as collector_committer
+from misfire_fleet.decoding.decoder import Verified
 from misfire_fleet.errors import CheckFailedError, RowRefusedError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_blobs import Staged
+from misfire_fleet.store.blobs import Staged
 from misfire_runtime.messages import Busy, Rejected, Stored
 
 VehicleMaker = Callable[..., Vehicle]

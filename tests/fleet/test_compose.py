@@ -18,10 +18,10 @@ from tests.fleet.conftest import FLEET, CollectorMaker, Vehicle, eventually, mak
 from tests.fleet.hardened import FLEET_DIR, Hardened, hardened
 from tests.services import find_program
 
-from misfire_fleet.collector_settings import CollectorSettings
-from misfire_fleet.command_collect import read_settings
+from misfire_fleet.collector.settings import CollectorSettings
+from misfire_fleet.commands.collect import read_settings
 from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_JSON_BYTES, Stored, Topics, encode
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
 
 SECRET = "a-group-that-no-vehicle-knows"
 

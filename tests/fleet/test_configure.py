@@ -13,8 +13,8 @@ import pytest
 from tests.fleet.conftest import FLEET, eventually
 from tests.fleet.hardened import PASSWORDS, Hardened, hardened
 
-from misfire_runtime.config import VehicleConfig
-from misfire_runtime.desired_config import with_desired
+from misfire_runtime.config.desired import with_desired
+from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.spool import Spool

@@ -12,7 +12,7 @@ from tests.fleet.conftest import eventually
 from tests.fleet.consoles import add, serving
 from tests.services import CHROMIUM_FLAGS, chromium
 
-from misfire_fleet.serve import create_app
+from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Clock, State, Trigger
 

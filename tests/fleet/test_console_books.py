@@ -12,8 +12,8 @@ from tests.fleet.conftest import eventually
 from tests.fleet.consoles import add, serving
 from tests.fleet.stores import at, sample
 
+from misfire_fleet.console.health import Health
 from misfire_fleet.errors import StoreUnavailableError
-from misfire_fleet.serve_health import Health
 from misfire_fleet.store import Store
 from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import Counters, State, Telemetry

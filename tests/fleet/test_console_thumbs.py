@@ -15,10 +15,10 @@ import pytest
 from tests.fleet.consoles import add, serving
 from tests.fleet.foreign_bytes import SDP, clip, encoded, many_scans, numbered, png, png_chunk
 
-from misfire_fleet import serve_thumbs
-from misfire_fleet.decoder import Decoder
+from misfire_fleet.console import thumbs as serve_thumbs
+from misfire_fleet.console.thumbs import UNREADABLE, WIDTHS
+from misfire_fleet.decoding.decoder import Decoder
 from misfire_fleet.errors import CheckFailedError
-from misfire_fleet.serve_thumbs import UNREADABLE, WIDTHS
 from misfire_fleet.store import Store
 
 Numbered = Callable[[int], bytes]

@@ -31,9 +31,9 @@ from tests.fleet.foreign_bytes import (
     progressive,
 )
 
-from misfire_fleet.collector_verify import HashMismatchError, verify
-from misfire_fleet.decoder import Decoder, Verified
-from misfire_fleet.decoder_headers import MIB, VIDEOS, Limits
+from misfire_fleet.collector.verify import HashMismatchError, verify
+from misfire_fleet.decoding.decoder import Decoder, Verified
+from misfire_fleet.decoding.headers import MIB, VIDEOS, Limits
 from misfire_fleet.errors import CheckFailedError
 from misfire_runtime.errors import ImageError
 

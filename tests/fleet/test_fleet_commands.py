@@ -17,13 +17,13 @@ import pytest
 from tests.fleet.conftest import FLEET, CollectorMaker, Vehicle, eventually, make_offer
 from tests.services import Mosquitto, free_port
 
-from misfire_fleet.simulate import Swarm
-from misfire_fleet.simulate_car import Faults, Plan
-from misfire_fleet.simulate_samples import Mint, Picture, read_pictures
+from misfire_fleet.simulate.samples import Mint, Picture, read_pictures
+from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.vehicle import Faults, Plan
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample
+from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import Stored
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.mqtt.client import BrokerConfig
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]
@@ -270,7 +270,7 @@ def test_every_minted_sample_is_another_file_with_the_same_pixels(photo: bytes, 
 
 def test_few_heaps_are_kept_where_the_c_library_can_be_told() -> None:
     told = subprocess.run(
-        [sys.executable, "-c", "from misfire_fleet.steady_memory import limit_heaps as h; print(h())"],
+        [sys.executable, "-c", "from misfire_fleet.collector.malloc import limit_heaps as h; print(h())"],
         capture_output=True,
         text=True,
         check=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from misfire_fleet.command_options import moment
+from misfire_fleet.commands.options import moment
 from misfire_fleet.moments import parse_moment
 from misfire_runtime.errors import ConfigError
 

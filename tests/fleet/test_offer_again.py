@@ -11,11 +11,12 @@ from tests.faults.samples import make_payload
 from tests.services import Mosquitto
 from typer.testing import CliRunner
 
-from misfire_fleet.commands import app
+from misfire_fleet.commands.app import app
 from misfire_runtime.errors import ConfigError, MisfireError
 from misfire_runtime.messages import Rejected
+from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
-from misfire_runtime.uplink import BrokerConfig, Uplink
+from misfire_runtime.uplink import Uplink
 
 
 def call(*arguments: str) -> str:

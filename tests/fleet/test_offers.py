@@ -13,11 +13,11 @@ from tests.fleet.stores import again, sample
 
 from misfire_fleet.errors import StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_blobs import Document
-from misfire_fleet.store_check import check
-from misfire_fleet.store_offers import parse_record, row_of, split_group
-from misfire_fleet.store_records import Hold
-from misfire_fleet.store_schema import samples, stale_offers
+from misfire_fleet.store.blobs import Document
+from misfire_fleet.store.care.check import check
+from misfire_fleet.store.offers import parse_record, row_of, split_group
+from misfire_fleet.store.records import Hold
+from misfire_fleet.store.schema import samples, stale_offers
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store import Store
-from misfire_fleet.store_backup import backup
-from misfire_fleet.store_blobs import Document, FolderBlobs, ObjectBlobs
-from misfire_fleet.store_check import check, repair
-from misfire_fleet.store_integrity import refuse_damaged
-from misfire_fleet.store_rebuild import rebuild
-from misfire_fleet.store_records import Hold
-from misfire_fleet.store_schema import audit, holds, samples, tombstones
+from misfire_fleet.store.blobs import Document, FolderBlobs, ObjectBlobs
+from misfire_fleet.store.care.backup import backup
+from misfire_fleet.store.care.check import check, repair
+from misfire_fleet.store.care.integrity import refuse_damaged
+from misfire_fleet.store.care.rebuild import rebuild
+from misfire_fleet.store.records import Hold
+from misfire_fleet.store.schema import audit, holds, samples, tombstones
 from misfire_runtime.cli import app
 
 
@@ -40,7 +40,7 @@ def problems(store: Store, *, deep: bool = False) -> dict[str, list[str]]:
 @pytest.fixture
 def nothing_is_young(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if ten minutes had passed: a blob without a row is no longer on its way."""
-    monkeypatch.setattr("misfire_fleet.store_check._ON_ITS_WAY_S", -3600.0)
+    monkeypatch.setattr("misfire_fleet.store.care.check._ON_ITS_WAY_S", -3600.0)
 
 
 def fill(store: Store) -> None:

@@ -11,7 +11,7 @@ from tests.fleet.hardened import Hardened, hardened
 
 from misfire_fleet.collector import Collector
 from misfire_runtime.messages import Stored
-from misfire_runtime.uplink import make_client
+from misfire_runtime.mqtt.client import make_client
 
 MANY = 1_000
 

@@ -11,12 +11,11 @@ from tests.fleet.conftest import make_offer
 from typer.testing import CliRunner
 
 from misfire_fleet.errors import StoreError
-from misfire_fleet.retrain import retrain_from_store
-from misfire_fleet.retrain_loop import divide, retrain_run, shifted_test
-from misfire_fleet.retrain_uploads import labelled_uploads, parse_label, read_labels
+from misfire_fleet.retrain.command import retrain_from_store
+from misfire_fleet.retrain.uploads import labelled_uploads, parse_label, read_labels
 from misfire_fleet.store import Store
-from misfire_fleet.store_records import NewSample
-from misfire_fleet.store_rows import sample_of
+from misfire_fleet.store.records import NewSample
+from misfire_fleet.store.rows import sample_of
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Clock
@@ -24,7 +23,8 @@ from misfire_runtime.preprocess import decode_image, encode_png
 from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import corrupt
 from misfire_train.data.images import planes
-from misfire_train.loop import train_run
+from misfire_train.fit import train_run
+from misfire_train.retraining import divide, retrain_run, shifted_test
 from misfire_train.runs import Run, load_run, read_splits, run_splits
 from misfire_train.train_config import parse_train_config
 
@@ -164,7 +164,7 @@ def test_only_labelled_rows_are_read_and_each_image_is_decoded_once(
     decoded: list[str] = []
     monkeypatch.setattr("misfire_fleet.store.sample_of", lambda row: read.append(row.id) or sample_of(row))
     monkeypatch.setattr(
-        "misfire_fleet.retrain_uploads.decode_image",
+        "misfire_fleet.retrain.uploads.decode_image",
         lambda data, name: decoded.append(name) or decode_image(data, name=name),
     )
     labels = tmp_path / "labels.csv"

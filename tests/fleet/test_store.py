@@ -22,11 +22,11 @@ from tests.services import ObjectStore, Postgres, object_store, postgres
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
-from misfire_fleet.store_blobs import FolderBlobs
-from misfire_fleet.store_database import MIGRATIONS
-from misfire_fleet.store_records import Hold, NewSample, SampleFilter
-from misfire_fleet.store_rows import sample_of
-from misfire_fleet.store_schema import metadata
+from misfire_fleet.store.blobs import FolderBlobs
+from misfire_fleet.store.database import MIGRATIONS
+from misfire_fleet.store.records import Hold, NewSample, SampleFilter
+from misfire_fleet.store.rows import sample_of
+from misfire_fleet.store.schema import metadata
 from misfire_runtime.messages import Clock, Counters, State, Telemetry, Trigger, pack_embedding
 
 
@@ -519,7 +519,7 @@ def test_samples_whose_staged_bytes_were_swept_are_written_again(tmp_path: Path)
 
 @pytest.mark.parametrize("url", ["mysql://host/name", "sqlite://", "sqlite:///:memory:", "://", "postgresql"])
 def test_a_database_url_that_is_wrong_says_what_is_expected(tmp_path: Path, url: str) -> None:
-    from misfire_fleet.store_database import Database
+    from misfire_fleet.store.database import Database
 
     with pytest.raises(StoreError, match="expected sqlite:///PATH or postgresql"):
         Database(url)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from misfire_runtime.backoff import floor_jitter, full_jitter
-from misfire_runtime.bandwidth import Bandwidth, TokenBucket, Window
+from misfire_runtime.mqtt.backoff import floor_jitter, full_jitter
+from misfire_runtime.uplink.bandwidth import Bandwidth, TokenBucket, Window
 
 UTC = timezone.utc
 

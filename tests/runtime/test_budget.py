@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misfire_runtime import small_files
 from misfire_runtime.errors import SpoolError
+from misfire_runtime.state import small_files
 from misfire_runtime.triggers.budget import Budget, Limits, Times
 
 

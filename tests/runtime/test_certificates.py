@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misfire_runtime.certificates import common_name, name_problem
+from misfire_runtime.mqtt.certificates import common_name, name_problem
 
 OID = x509.NameOID
 

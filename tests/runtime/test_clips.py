@@ -17,10 +17,10 @@ import pytest
 from drawn_files import HEIGHT, WIDTH, exif, jpeg_with_exif, scene
 from vehicle_support import make, run
 
-from misfire_runtime.candidate import Candidate
-from misfire_runtime.clips import ClipFrame, ClipRecorder
 from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import decode_image, encode_jpeg
+from misfire_runtime.samples.candidate import Candidate
+from misfire_runtime.samples.clips import ClipFrame, ClipRecorder
 from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.sources.video import upright
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from misfire_runtime.config import parse_config, read_config
+from misfire_runtime.commands.run import overlay
+from misfire_runtime.config.tables import parse_config, read_config
+from misfire_runtime.config.toml_lines import line_of
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.run import overlay
-from misfire_runtime.toml_lines import line_of
 
 FULL = """
 version = 3

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from misfire_runtime.config import VehicleConfig, parse_config
-from misfire_runtime.desired_config import MAX_TRIGGERS, DesiredConfig, with_desired
+from misfire_runtime.config.desired import MAX_TRIGGERS, DesiredConfig, with_desired
+from misfire_runtime.config.tables import VehicleConfig, parse_config
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.scoring import Scorer
 from misfire_runtime.triggers import build_triggers
 
 FULL = """

@@ -21,12 +21,12 @@ from misfire_runtime.bundle import (
     read_manifest,
     write_manifest,
 )
-from misfire_runtime.engine import OnnxRuntimeEngine
-from misfire_runtime.engine_base import EngineOptions, engine_cache
-from misfire_runtime.engine_load import load_engine
+from misfire_runtime.engines.base import EngineOptions, engine_cache
+from misfire_runtime.engines.load import load_engine
+from misfire_runtime.engines.onnx import OnnxRuntimeEngine
+from misfire_runtime.engines.scoring import Scorer, percentile, quantile
 from misfire_runtime.errors import BundleError, EngineError
 from misfire_runtime.preprocess import decode_image, to_tensor
-from misfire_runtime.scoring import Scorer, percentile, quantile
 
 
 def remade(path: Path, **changes: Any) -> Bundle:
@@ -127,9 +127,9 @@ def test_native_tensorrt_is_an_engine_of_its_own_module(
             super().__init__(made, options=EngineOptions(provider="cpu", threads=options.threads))
             self.name = "tensorrt"
 
-    module = ModuleType("misfire_runtime.tensorrt_engine")
+    module = ModuleType("misfire_runtime.engines.tensorrt")
     module.TensorRTEngine = TensorRTEngine  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "misfire_runtime.tensorrt_engine", module)
+    monkeypatch.setitem(sys.modules, "misfire_runtime.engines.tensorrt", module)
     scorer = Scorer.load(bundle, options=EngineOptions(provider="tensorrt"))
     assert scorer.engine.name == "tensorrt"
     assert scorer.calibration_differs == "small@1.0.0 was calibrated on onnxruntime-cpu and runs on tensorrt"

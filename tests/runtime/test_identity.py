@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from misfire_runtime.messages import State
-from misfire_runtime.uplink_side import Identity
+from misfire_runtime.uplink.side import Identity
 
 
 def state(boot: str, *, online: bool) -> State:

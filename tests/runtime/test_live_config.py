@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from vehicle_support import make
 
-from misfire_runtime.config import read_config
-from misfire_runtime.live_config import LiveConfig
+from misfire_runtime.config.tables import read_config
 from misfire_runtime.messages import Desired
 from misfire_runtime.preprocess import encode_png
-from misfire_runtime.probation import DesiredStore
+from misfire_runtime.vehicle.live_config import LiveConfig
+from misfire_runtime.vehicle.probation import DesiredStore
 
 TEXT = 'version = {version}\n[random]\nrate = {rate}\n[triggers.t]\nkind = "threshold"\nabove = 1e9\n'
 

@@ -14,11 +14,11 @@ import pytest
 from vehicle_support import EVERY, NONE, make, run
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.config import VehicleConfig, parse_config
+from misfire_runtime.config.tables import VehicleConfig, parse_config
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError, DiskFullError, EngineError
 from misfire_runtime.messages import unpack_embedding
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
-from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import Frame, SourceCounts, open_source
 from misfire_runtime.triggers.random_stream import recorded_identity
 

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from vehicle_support import EVERY, make, run
 
-from misfire_runtime.config import parse_config
+from misfire_runtime.config.tables import parse_config
 from misfire_runtime.errors import PrivacyError
 from misfire_runtime.preprocess import decode_image, encode_png
-from misfire_runtime.privacy import Privacy
+from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.triggers.random_stream import RandomStream, recorded_identity
 

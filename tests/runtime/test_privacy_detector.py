@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from misfire_runtime.config import parse_config
+from misfire_runtime.config.tables import parse_config
 from misfire_runtime.errors import PrivacyError
 from misfire_runtime.preprocess import decode_image
-from misfire_runtime.privacy import Privacy
+from misfire_runtime.samples.privacy import Privacy
 from services import data_root
 
 PATCH, CELLS, STRIDE = 32, 8, 8

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from vehicle_support import NONE, make
 
-from misfire_runtime.config import VehicleConfig
+from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import EngineError, SourceError
-from misfire_runtime.live_config import MAX_FIRST_VERSION, MAX_RISE, LiveConfig
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.preprocess import encode_png
-from misfire_runtime.probation import DesiredStore, Probation, Trial, Vitals, harm
 from misfire_runtime.sources import Frame, SourceCounts
+from misfire_runtime.vehicle.live_config import MAX_FIRST_VERSION, MAX_RISE, LiveConfig
+from misfire_runtime.vehicle.probation import DesiredStore, Probation, Trial, Vitals, harm
 
 SCRIPT = Path(__file__).with_name("wish_process.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from vehicle_support import NONE, make, run
 
-from misfire_runtime.clips import ClipFrame, mux_mjpeg
 from misfire_runtime.preprocess import encode_jpeg, encode_png
+from misfire_runtime.samples.clips import ClipFrame, mux_mjpeg
 from misfire_runtime.sources import Frame, SourceCounts, open_source
 from misfire_runtime.spool import Spool
 from misfire_runtime.triggers.random_stream import RandomStream, kept_seed, recorded_identity

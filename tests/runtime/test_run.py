@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from misfire_runtime import cli
-from misfire_runtime.config import VehicleConfig, parse_config
+from misfire_runtime.commands.run import overlay
+from misfire_runtime.config.tables import VehicleConfig, parse_config
 from misfire_runtime.preprocess import encode_png
-from misfire_runtime.run import overlay
-from misfire_runtime.session import run_vehicle
 from misfire_runtime.spool import Spool
+from misfire_runtime.vehicle.session import run_vehicle
 from services import Mosquitto, mosquitto, stop_process
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

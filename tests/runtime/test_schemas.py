@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from misfire_runtime.commands.schemas import CONTRACTS, schema_text, schemas
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Clock, Offer, Trigger
-from misfire_runtime.schemas import CONTRACTS, schema_text, schemas
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 

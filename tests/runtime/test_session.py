@@ -19,8 +19,7 @@ import pytest
 from rtsp_camera import RtspCamera
 from tests.faults.samples import make_offer, make_payload
 
-from misfire_runtime import session
-from misfire_runtime.config import parse_config, read_config
+from misfire_runtime.config.tables import parse_config, read_config
 from misfire_runtime.errors import EngineError, MisfireError, SourceError
 from misfire_runtime.messages import (
     Declined,
@@ -36,10 +35,11 @@ from misfire_runtime.messages import (
     decode,
     encode,
 )
-from misfire_runtime.pipeline import Vehicle
-from misfire_runtime.session import run_vehicle
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
 from misfire_runtime.spool import Spool
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.vehicle import session
+from misfire_runtime.vehicle.pipeline import Vehicle
+from misfire_runtime.vehicle.session import run_vehicle
 from services import Mosquitto, free_port, mosquitto
 
 

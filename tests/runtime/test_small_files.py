@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from misfire_runtime import small_files
-from misfire_runtime.progress import Progress
-from misfire_runtime.small_files import read_bounded, read_state, remove_durably, write_durably
+from misfire_runtime.state import small_files
+from misfire_runtime.state.progress import Progress
+from misfire_runtime.state.small_files import read_bounded, read_state, remove_durably, write_durably
 from misfire_runtime.triggers.budget import Budget, Limits
 from misfire_runtime.triggers.memory import TriggerMemory
 from misfire_runtime.triggers.random_stream import kept_seed

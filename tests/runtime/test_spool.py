@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.services import missing, need_root
 
-from misfire_runtime import spool_files
 from misfire_runtime.errors import DiskFullError, SpoolError
 from misfire_runtime.messages import (
     Clock,
@@ -32,10 +31,11 @@ from misfire_runtime.messages import (
     encode,
 )
 from misfire_runtime.spool import RESUME, Spool
-from misfire_runtime.spool_ballast import BALLAST_BYTES
-from misfire_runtime.spool_files import SampleFiles
-from misfire_runtime.spool_inspection import rejected
-from misfire_runtime.spool_schema import MIGRATIONS, connect
+from misfire_runtime.spool import files as spool_files
+from misfire_runtime.spool.ballast import BALLAST_BYTES
+from misfire_runtime.spool.files import SampleFiles
+from misfire_runtime.spool.inspection import rejected
+from misfire_runtime.spool.schema import MIGRATIONS, connect
 
 
 def offer_of(

@@ -18,14 +18,15 @@ from tests.faults.samples import make_offer, make_payload
 from typer.testing import CliRunner
 
 from misfire_fleet.collector import Collector
-from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.store import Store
+from misfire_runtime.commands.spool import app
 from misfire_runtime.errors import ConfigError, MisfireError, SpoolError
 from misfire_runtime.messages import Offer, Rejected, decode
+from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
-from misfire_runtime.spool_commands import app
-from misfire_runtime.spool_schema import MIGRATIONS, connect
-from misfire_runtime.uplink import BrokerConfig, Uplink
+from misfire_runtime.spool.schema import MIGRATIONS, connect
+from misfire_runtime.uplink import Uplink
 from services import Mosquitto, free_port, mosquitto
 
 

@@ -26,16 +26,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from vehicle_support import EVERY, NONE, make
 from wish_process import EndlessCamera
 
-from misfire_runtime import pipeline, telemetry
-from misfire_runtime.config import DegradeTable
-from misfire_runtime.degrade import STEPS, Ladder, read_temperature_c
+from misfire_runtime.config.tables import DegradeTable
 from misfire_runtime.errors import ConfigError, SourceError
-from misfire_runtime.logs import JsonLines, set_up_logs
 from misfire_runtime.messages import Telemetry, decode, encode
-from misfire_runtime.notify import ServiceNotifier
+from misfire_runtime.service.logs import JsonLines, set_up_logs
+from misfire_runtime.service.systemd import ServiceNotifier
 from misfire_runtime.sources import Frame
-from misfire_runtime.statistics import SKETCH_ACCURACY
-from misfire_runtime.telemetry import TelemetryServer, health, heartbeat
+from misfire_runtime.state.statistics import SKETCH_ACCURACY
+from misfire_runtime.vehicle import pipeline, telemetry
+from misfire_runtime.vehicle.degrade import STEPS, Ladder, read_temperature_c
+from misfire_runtime.vehicle.telemetry import TelemetryServer, health, heartbeat
 
 
 def get(port: int, path: str) -> tuple[int, str]:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from vehicle_support import make, run
 
-from misfire_runtime import pipeline
-from misfire_runtime.statistics import unpack_sketch
+from misfire_runtime.state.statistics import unpack_sketch
 from misfire_runtime.triggers.memory import TriggerMemory
 from misfire_runtime.triggers.observation import Observation
 from misfire_runtime.triggers.rates import TargetRate
+from misfire_runtime.vehicle import pipeline
 
 RATE = (
     '[triggers.telling]\nkind = "target-rate"\nrate = 0.2\nwarm_up = 10\nwindow = 60\n[random]\nrate = 0.0\n'

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.config import parse_config
+from misfire_runtime.config.tables import parse_config
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.scoring import Scorer
 from misfire_runtime.triggers import Chooser, Observation, build_triggers
 from misfire_runtime.triggers.compose import CoolDown
 from misfire_runtime.triggers.novelty import Novelty

@@ -21,9 +21,8 @@ from tests.faults.small_disk import small_disk
 from tests.services import Mosquitto, free_port, missing, mosquitto, need_root
 
 from misfire_fleet.collector import Collector
-from misfire_fleet.collector_settings import CollectorSettings
+from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.store import Store
-from misfire_runtime.bandwidth import Bandwidth
 from misfire_runtime.messages import (
     Busy,
     Clock,
@@ -42,11 +41,13 @@ from misfire_runtime.messages import (
     decode,
     encode,
 )
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
 from misfire_runtime.spool import Spool
-from misfire_runtime.spool_ballast import BALLAST_BYTES
-from misfire_runtime.uplink import BrokerConfig, Uplink, make_client
-from misfire_runtime.uplink_settings import UplinkSettings
-from misfire_runtime.uplink_side import DesiredWorker
+from misfire_runtime.spool.ballast import BALLAST_BYTES
+from misfire_runtime.uplink import Uplink
+from misfire_runtime.uplink.bandwidth import Bandwidth
+from misfire_runtime.uplink.settings import UplinkSettings
+from misfire_runtime.uplink.side import DesiredWorker
 
 FLEET = "uplink-tests"
 QUICK = UplinkSettings.model_validate(IMPATIENT)

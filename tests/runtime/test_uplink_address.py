@@ -9,12 +9,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from misfire_fleet.command_collect import collect
-from misfire_runtime.config import VehicleConfig, parse_config
+from misfire_fleet.commands.collect import collect
+from misfire_runtime.commands.run import broker_options, overlay
+from misfire_runtime.config.tables import VehicleConfig, parse_config
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.run import broker_options, overlay
-from misfire_runtime.session import broker_config
-from misfire_runtime.uplink import BrokerConfig, make_client
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
+from misfire_runtime.vehicle.session import broker_config
 
 collect_app = typer.Typer()
 collect_app.command()(collect)

@@ -12,7 +12,7 @@ from tests.faults.samples import make_offer, make_payload
 from misfire_runtime.errors import DiskFullError
 from misfire_runtime.messages import Declined, Stored
 from misfire_runtime.spool import Spool
-from misfire_runtime.uplink_booker import Booked, Booker
+from misfire_runtime.uplink.booker import Booked, Booker
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from authority import Authority
 
-from misfire_runtime.logs import Throttle
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.mqtt.connection import Connection, LinkError
+from misfire_runtime.mqtt.errors import in_words
+from misfire_runtime.service.logs import Throttle
 from misfire_runtime.spool import Spool
-from misfire_runtime.uplink import BrokerConfig, Uplink
-from misfire_runtime.uplink_connection import Connection, LinkError
-from misfire_runtime.uplink_errors import in_words
-from misfire_runtime.uplink_settings import UplinkSettings
+from misfire_runtime.uplink import Uplink
+from misfire_runtime.uplink.settings import UplinkSettings
 from services import find_program, free_port, mosquitto
 
 QUICK = UplinkSettings(reconnect_s=0.05, reconnect_max_s=0.1)
@@ -245,7 +246,7 @@ def test_a_thousand_events_are_one_line_a_minute_with_a_count(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("misfire_runtime.logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("misfire_runtime.service.logs.time.monotonic", lambda: now[0])
     often = Throttle(logging.getLogger("misfire_runtime.test"))
     with caplog.at_level(logging.INFO, "misfire_runtime"):
         for _ in range(1000):

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from misfire_runtime.bandwidth import TokenBucket
 from misfire_runtime.messages import (
     Busy,
     Clock,
@@ -28,8 +27,9 @@ from misfire_runtime.messages import (
     Verdict,
 )
 from misfire_runtime.spool import Pending, Spool
-from misfire_runtime.uplink_machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
-from misfire_runtime.uplink_settings import UplinkSettings
+from misfire_runtime.uplink.bandwidth import TokenBucket
+from misfire_runtime.uplink.machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
+from misfire_runtime.uplink.settings import UplinkSettings
 
 FAST = UplinkSettings(
     max_samples=4,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misfire_runtime.uplink_socket import BufferedSocket
-from misfire_runtime.waking import Waking
+from misfire_runtime.mqtt.socket import BufferedSocket
+from misfire_runtime.mqtt.waking import Waking
 
 Pair = tuple[BufferedSocket, socket.socket]
 

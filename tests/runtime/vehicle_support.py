@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.config import parse_config
-from misfire_runtime.pipeline import Vehicle
-from misfire_runtime.scoring import Scorer
+from misfire_runtime.config.tables import parse_config
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.sources import open_source
+from misfire_runtime.vehicle.pipeline import Vehicle
 
 EVERY = '[triggers.all]\nkind = "threshold"\nabove = -1e9\n'
 NONE = '[triggers.none]\nkind = "threshold"\nabove = 1e9\n[random]\nrate = 0.0\n'

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.config import VehicleConfig
-from misfire_runtime.live_config import LiveConfig
+from misfire_runtime.config.tables import VehicleConfig
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.messages import Desired, Reported
-from misfire_runtime.pipeline import Vehicle
-from misfire_runtime.probation import Probation
-from misfire_runtime.scoring import Scorer
 from misfire_runtime.sources import Frame, SourceCounts
 from misfire_runtime.spool import Spool
+from misfire_runtime.vehicle.live_config import LiveConfig
+from misfire_runtime.vehicle.pipeline import Vehicle
+from misfire_runtime.vehicle.probation import Probation
 
 
 class EndlessCamera:

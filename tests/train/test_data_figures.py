@@ -10,9 +10,9 @@ import pytest
 from tests.pictures import drawn_figures
 
 from misfire_train.data import Dataset
-from misfire_train.data.drawing import sample_wardrobe
-from misfire_train.data.figures import BOX, PARTS, keypoints_of, render, sample_scene
-from misfire_train.data.poses import (
+from misfire_train.data.drawn.drawing import sample_wardrobe
+from misfire_train.data.drawn.figures import BOX, PARTS, keypoints_of, render, sample_scene
+from misfire_train.data.drawn.poses import (
     HEAD,
     JOINTS,
     L_ANKLE,

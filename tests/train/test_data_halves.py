@@ -9,7 +9,7 @@ import pytest
 
 from misfire_runtime.preprocess import encode_png
 from misfire_train.data import load_dataset, split
-from misfire_train.data.halves import SPLIT_WORDS, split_word
+from misfire_train.data.readers.halves import SPLIT_WORDS, split_word
 from misfire_train.errors import DatasetError
 
 

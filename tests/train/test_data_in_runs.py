@@ -15,7 +15,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import encode_png
 from misfire_train.data import load_dataset
 from misfire_train.errors import DatasetError
-from misfire_train.loop import train_run
+from misfire_train.fit import train_run
 from misfire_train.runs import load_run, run_splits
 from misfire_train.train_config import TrainConfig, parse_train_config
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from misfire_runtime.preprocess import encode_jpeg, encode_png
 from misfire_train.data import load_dataset
-from misfire_train.data.mask_images import read_mask
+from misfire_train.data.readers.mask_images import read_mask
 from misfire_train.errors import DatasetError
 
 

@@ -14,7 +14,7 @@ from tests.services import data_root
 
 from misfire_train.data import load_dataset
 from misfire_train.data.catalogue import DataFile, data_roots, entries, open_file, state
-from misfire_train.data.published import read_idx
+from misfire_train.data.readers.published import read_idx
 from misfire_train.errors import DatasetError
 
 SIZES = {

@@ -14,9 +14,9 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.attaching import attach
 from misfire_train.errors import JudgeError
 from misfire_train.failures import clean_losses, settle_failures
-from misfire_train.head_data import TensorSet
-from misfire_train.head_training import fit_head
 from misfire_train.heads import recipe_named
+from misfire_train.heads.data import TensorSet
+from misfire_train.heads.training import fit_head
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.gate import choose_score
 from misfire_train.scores import FitSet, ScoreError, build

@@ -14,8 +14,11 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.attaching import attach, find_last_layer
 from misfire_train.data import load_dataset
-from misfire_train.head_data import LossSet, TensorSet, collect, corrupted_copies
-from misfire_train.head_training import (
+from misfire_train.heads import RECIPES, ConvHead, GapHead, ResidualHead, build_head_from_state, recipe_named
+from misfire_train.heads.base import LossHead, Parts
+from misfire_train.heads.data import LossSet, TensorSet, collect, corrupted_copies
+from misfire_train.heads.statistics import log_odds
+from misfire_train.heads.training import (
     candidate_heads,
     check_head,
     fit_head,
@@ -25,9 +28,6 @@ from misfire_train.head_training import (
     paired_objective,
     row_weights,
 )
-from misfire_train.heads import RECIPES, ConvHead, GapHead, ResidualHead, build_head_from_state, recipe_named
-from misfire_train.heads.base import LossHead, Parts
-from misfire_train.heads.statistics import log_odds
 from misfire_train.judge.metrics import aurc, spearman
 from misfire_train.models import build_model, count_flops, count_parameters
 from misfire_train.signals import Probe, ScoredModel, Signals
@@ -164,7 +164,7 @@ def test_a_head_never_reaches_into_the_network_unless_it_trains_along() -> None:
     probe = small_probe("classification").train()
     head = GapHead(channels={"layer1": 8, "layer2": 16, "layer3": 32})
     recipe = replace(recipe_named("learning-loss"), detach_epoch=1)
-    from misfire_train.joint import JointHead
+    from misfire_train.heads.joint import JointHead
 
     joint = JointHead(head, recipe, weight=1.0, detach_epoch=1)
     images, losses = torch.randn(8, 1, 16, 16), torch.rand(8)

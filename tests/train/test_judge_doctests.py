@@ -15,7 +15,7 @@ MODULES = (
     "misfire_train.data.corruptions",
     "misfire_train.data.loading",
     "misfire_train.data.splits",
-    "misfire_train.head_training",
+    "misfire_train.heads.training",
     "misfire_train.judge.metrics",
     "misfire_train.judge.gate",
     "misfire_train.judge.evaluating",
@@ -23,7 +23,7 @@ MODULES = (
     "misfire_train.scores.computing",
     "misfire_train.selection.choosing",
     "misfire_train.signals",
-    "misfire_train.task_shapes",
+    "misfire_train.tasks.shapes",
     "misfire_train.tasks",
 )
 

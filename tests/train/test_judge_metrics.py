@@ -36,7 +36,7 @@ from misfire_train.judge.metrics import (
     risk_coverage_curve,
     spearman,
 )
-from misfire_train.judge.ranking import argsort_scores, rank_scores
+from misfire_train.judge.metrics.ranking import argsort_scores, rank_scores
 
 Floats = NDArray[np.float64]
 

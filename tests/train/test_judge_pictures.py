@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.heatmaps import render_targets
-from misfire_train.judge.pictures import SIDE, Drawing, colour_of, draw, legend_of
+from misfire_train.judge.report.pictures import SIDE, Drawing, colour_of, draw, legend_of
+from misfire_train.tasks.heatmaps import render_targets
 
 GREY = np.full((64, 64, 3), 90, np.uint8)
 CONTRACT = InputContract(height=64, width=64)

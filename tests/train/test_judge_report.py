@@ -19,15 +19,15 @@ from typer.testing import CliRunner
 from misfire_runtime.cli import app
 from misfire_train.data import load_dataset
 from misfire_train.errors import JudgeError
+from misfire_train.fit import train_run
 from misfire_train.judge.evaluating import evaluate, find_frames
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.metrics import aurc, auroc, budget_table
-from misfire_train.judge.page import render
 from misfire_train.judge.report import print_report
+from misfire_train.judge.report.page import render
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.judge.slices import slice_report
-from misfire_train.loop import train_run
 from misfire_train.runs import Run
 from misfire_train.train_config import parse_train_config
 
@@ -230,7 +230,7 @@ def test_a_head_that_was_cross_fitted_or_trained_along_is_not_fitted_again(
     def fail(*_args: object, **_more: object) -> None:
         raise AssertionError("the head was fitted again")
 
-    monkeypatch.setattr("misfire_train.refitting.fit_head", fail)
+    monkeypatch.setattr("misfire_train.heads.refit.fit_head", fail)
     judging = Judging(scores=("msp", "learning_loss_pp"), limit=200, shifts=("fog",), replicates=50)
     for change in ({"folds": 3}, {"joint": True}):
         config = {**run.record.config, "head": {**run.record.config["head"], **change}}

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
 from misfire_train.data import load_dataset
-from misfire_train.data.figures import JOINTS, Labels
+from misfire_train.data.drawn.figures import Labels
+from misfire_train.data.drawn.poses import JOINTS
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.runs import RECORD, load_run, run_splits
 

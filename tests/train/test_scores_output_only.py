@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from misfire_train.heatmaps import render_gaussians
 from misfire_train.scores import SCORES, ScoreError, build, names_for
 from misfire_train.scores.output_only import (
     Energy,
@@ -22,8 +21,9 @@ from misfire_train.scores.output_only import (
     OutputScore,
     SelfResidual,
 )
-from misfire_train.scores.peaks import local_maxima
 from misfire_train.signals import Signals
+from misfire_train.tasks.heatmaps import render_gaussians
+from misfire_train.tasks.peaks import local_maxima
 
 CLASS_SCORES = [Msp, Entropy, Margin, Energy, MaxLogit]
 HEATMAP_SCORES = [MeanPeak, HeatmapEntropy, MultiPeakEntropy, SelfResidual]

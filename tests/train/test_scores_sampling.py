@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from misfire_train.heatmaps import render_gaussians
 from misfire_train.scores import FitSet, ScoreError, build, compute
 from misfire_train.scores.flip import FlipConsistency, jensen_shannon
 from misfire_train.scores.passes import dropout_only, dropout_samples
@@ -25,6 +24,7 @@ from misfire_train.scores.sampling import (
     spread,
 )
 from misfire_train.signals import Probe, Signals
+from misfire_train.tasks.heatmaps import render_gaussians
 
 
 def network(*, dropout: bool = True) -> nn.Sequential:

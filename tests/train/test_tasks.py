@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from misfire_runtime.errors import ConfigError
-from misfire_train.heatmaps import decode_heatmaps, render_gaussians, render_targets, to_cells, to_pixels
 from misfire_train.tasks import custom_task, get_task, mean_of_units, tile_losses
+from misfire_train.tasks.heatmaps import (
+    decode_heatmaps,
+    render_gaussians,
+    render_targets,
+    to_cells,
+    to_pixels,
+)
 
 
 def test_classification_fails_where_the_argmax_is_wrong() -> None:

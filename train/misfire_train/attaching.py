@@ -20,13 +20,13 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.failures import settle_failures
-from misfire_train.head_data import LabelledSet, TensorSet, augmented
-from misfire_train.head_training import HeadReport, fit_head, require_enough
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
+from misfire_train.heads.data import LabelledSet, TensorSet, augmented
+from misfire_train.heads.training import HeadReport, fit_head, require_enough
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Score, ScoredModel, answer_of
-from misfire_train.task_shapes import require_fit
 from misfire_train.tasks import Task, get_task
+from misfire_train.tasks.shapes import require_fit
 from misfire_train.train_config import FailureTable
 
 _LOOKED_AT = 64

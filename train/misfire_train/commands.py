@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from misfire_train.loop import command_line, train_run
+from misfire_train.fit import command_line, train_run
 from misfire_train.progress import Reporter
 from misfire_train.runs import Run
 from misfire_train.train_config import parse_train_config, read_train_config

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.head_data import LabelledSet, checked_losses, image_batches, on_cpu
+from misfire_train.heads.data import LabelledSet, checked_losses, image_batches, on_cpu
 from misfire_train.runs import FailureRecord
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe

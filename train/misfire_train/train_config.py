@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from misfire_runtime.config.toml_lines import line_of
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.toml_lines import line_of
 
 if sys.version_info >= (3, 11):
     import tomllib

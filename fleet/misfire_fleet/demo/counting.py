@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misfire_fleet.demo.drive import Frame
-from misfire_fleet.store_records import StoredSample
+from misfire_fleet.store.records import StoredSample
 from misfire_runtime.bundle import Bundle
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import decode_image
-from misfire_runtime.scoring import Scorer
 
 
 @dataclass(frozen=True)

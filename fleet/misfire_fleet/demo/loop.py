@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from misfire_export.exporting import export_run
+from misfire_export.sources.run import export_run
 from misfire_fleet.collector import Collector
-from misfire_fleet.command_serve import listen
+from misfire_fleet.commands.serve import listen
+from misfire_fleet.console.app import create_app
 from misfire_fleet.demo.broker import Broker, embedded_broker
 from misfire_fleet.demo.counting import Findings, count, failing_samples
 from misfire_fleet.demo.drive import Frame, write_drive
 from misfire_fleet.demo.plan import Plan
 from misfire_fleet.demo.vehicles import Assignment, running_vehicles
-from misfire_fleet.retrain import retrain_from_store
-from misfire_fleet.serve import create_app
+from misfire_fleet.retrain.command import retrain_from_store
 from misfire_fleet.store import Store
-from misfire_runtime.uplink import BrokerConfig
+from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_train.data import Dataset, Examples, load_dataset
-from misfire_train.loop import train_run
+from misfire_train.fit import train_run
 from misfire_train.runs import run_splits
 from misfire_train.train_config import TrainConfig, parse_train_config
 

@@ -19,10 +19,10 @@ import av
 
 from misfire_runtime.encoded import exif_block, without_trailer
 from misfire_runtime.errors import ImageError, SourceError
-from misfire_runtime.names import shown
 from misfire_runtime.preprocess import decode_image
 from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
 from misfire_runtime.sources.kinds import KNOWN_SUFFIXES, Kind, is_hidden, kind_of
+from misfire_runtime.sources.names import shown
 from misfire_runtime.sources.recording_time import exif_time
 from misfire_runtime.sources.video import VideoFile, upright
 

@@ -22,11 +22,11 @@ from typing import IO, Any
 
 from misfire_runtime.encoded import without_trailer
 from misfire_runtime.errors import ImageError, MissingExtraError, SourceError
-from misfire_runtime.names import shown
 from misfire_runtime.preprocess import decode_image
 from misfire_runtime.sources.files import natural_order
 from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
 from misfire_runtime.sources.kinds import is_hidden
+from misfire_runtime.sources.names import shown
 from misfire_runtime.sources.recording_time import believable
 
 _LOG = logging.getLogger(__name__)

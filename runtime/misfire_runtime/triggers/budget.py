@@ -24,7 +24,7 @@ from typing import Any
 
 from misfire_runtime.clock import boot_id, wall_time
 from misfire_runtime.errors import SpoolError
-from misfire_runtime.small_files import read_state, write_durably
+from misfire_runtime.state.small_files import read_state, write_durably
 
 HOUR_S = 3600.0
 DAY_S = 86400.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from misfire_runtime.config import (
+from misfire_runtime.config.tables import (
     GroupTable,
     PercentileTable,
     RuleTable,
     TargetRateTable,
     ThresholdTable,
 )
+from misfire_runtime.engines.scoring import Scorer, quantile
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.scoring import Scorer, quantile
 from misfire_runtime.triggers.compose import AllOf, AnyOf, CoolDown
 from misfire_runtime.triggers.expression import Rule
 from misfire_runtime.triggers.observation import Trigger

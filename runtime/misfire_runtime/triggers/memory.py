@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misfire_runtime.small_files import read_state, write_durably
+from misfire_runtime.state.small_files import read_state, write_durably
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from misfire_runtime.scoring import Scored
+from misfire_runtime.engines.scoring import Scored
 
 Value = float | str | bool
 

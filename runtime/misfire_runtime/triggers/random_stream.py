@@ -17,8 +17,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from misfire_runtime.small_files import read_state, write_durably
 from misfire_runtime.sources.frame import Frame
+from misfire_runtime.state.small_files import read_state, write_durably
 
 _LOG = logging.getLogger(__name__)
 _SCALE = 1.0 / 2**64

@@ -14,7 +14,7 @@ from typing import Any
 from ddsketch import LogCollapsingLowestDenseDDSketch
 from ddsketch.ddsketch import BaseDDSketch
 
-from misfire_runtime.statistics import pack_sketch, unpack_sketch
+from misfire_runtime.state.statistics import pack_sketch, unpack_sketch
 from misfire_runtime.triggers.observation import Firing, Observation
 
 _ACCURACY = 0.002

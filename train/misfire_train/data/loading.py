@@ -8,20 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from misfire_train.data.catalogue import entries
-from misfire_train.data.coco import load_coco_keypoints, load_coco_pose_ccby
+from misfire_train.data.drawn.figures import load_figures
 from misfire_train.data.examples import Dataset
-from misfire_train.data.figures import load_figures
-from misfire_train.data.folders import load_image_folder
-from misfire_train.data.masks import load_masks
-from misfire_train.data.options import Options, parse_argument, printable
-from misfire_train.data.published import (
+from misfire_train.data.readers.coco import load_coco_keypoints, load_coco_pose_ccby
+from misfire_train.data.readers.folders import load_image_folder
+from misfire_train.data.readers.masks import load_masks
+from misfire_train.data.readers.options import Options, parse_argument, printable
+from misfire_train.data.readers.published import (
     load_digits,
     load_fashion_mnist,
     load_kmnist,
     load_mnist,
     load_traffic_lights,
 )
-from misfire_train.data.tables import load_csv_regression
+from misfire_train.data.readers.tables import load_csv_regression
 from misfire_train.errors import DatasetError
 
 _NAMED: dict[str, Callable[[Path | None], Dataset]] = {

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from misfire_train.heads.softmax import Softmax
-from misfire_train.heatmaps import SIGMA, render_gaussians
-from misfire_train.scores.peaks import cells, local_maxima
+from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
+from misfire_train.tasks.peaks import cells, local_maxima
 
 TOP = 5
 TILES = (4, 4)

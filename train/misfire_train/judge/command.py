@@ -14,8 +14,8 @@ from rich.console import Console
 from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.errors import JudgeError
-from misfire_train.judge.page import write_page
 from misfire_train.judge.report import print_report
+from misfire_train.judge.report.page import write_page
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.runs import load_run, read_record

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.bootstrap import ROW_METRICS, estimate, point, replicate
-from misfire_train.judge.calibration import fit_loss_scale, loss_reliability
-from misfire_train.judge.correlation import kendall, pair_accuracy, spearman
-from misfire_train.judge.detection import BUDGETS, budget_table
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import judge_evidence
+from misfire_train.judge.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
+from misfire_train.judge.metrics.calibration import fit_loss_scale, loss_reliability
+from misfire_train.judge.metrics.correlation import kendall, pair_accuracy, spearman
+from misfire_train.judge.metrics.detection import BUDGETS, budget_table
+from misfire_train.judge.metrics.risk import augrc_references, aurc_references, risk_coverage_curve
 from misfire_train.judge.report import ALL, Condition, Curve, FrameExample, LossCalibration, Report, ScoreRow
-from misfire_train.judge.risk import augrc_references, aurc_references, risk_coverage_curve
 from misfire_train.judge.slices import MIN_FRAMES, slice_report
 
 FLAG_BUDGET = 0.05

@@ -22,13 +22,13 @@ from misfire_train.data.corruptions import corrupt_all
 from misfire_train.errors import JudgeError
 from misfire_train.failures import settle_failures
 from misfire_train.heads import recipe_named
-from misfire_train.judge.calibration import fit_loss_scale
+from misfire_train.heads.refit import refit_of_run
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
-from misfire_train.judge.pictures import draw, legend_of
+from misfire_train.judge.metrics.calibration import fit_loss_scale
 from misfire_train.judge.report import FrameExample, Report
+from misfire_train.judge.report.pictures import draw, legend_of
 from misfire_train.judge.score_names import chosen_scores
-from misfire_train.refitting import refit_of_run
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import (
     MAX_FIT,

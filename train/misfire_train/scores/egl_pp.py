@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from misfire_train.errors import ScoreError
-from misfire_train.heatmaps import SIGMA, render_gaussians
 from misfire_train.scores.last_layer import feature_energy, last_outputs, pooled, scaled_features
 from misfire_train.scores.neighbours import Neighbours
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
 
 
 @dataclass(frozen=True)

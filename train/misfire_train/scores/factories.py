@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from misfire_train.errors import ScoreError
-from misfire_train.heatmaps import STRIDE, peak_cells, to_cells
 from misfire_train.scores.committee import Committee
 from misfire_train.scores.density import k_center
 from misfire_train.scores.egl import Egl, HeatmapEgl
@@ -28,6 +27,7 @@ from misfire_train.scores.sampling import Aleatoric, Bald, Ensemble, Epistemic, 
 from misfire_train.scores.stacked import Stacked
 from misfire_train.signals import Score
 from misfire_train.tasks import Task, get_task
+from misfire_train.tasks.heatmaps import STRIDE, peak_cells, to_cells
 
 BANK_ROWS = 1024
 MAP_BANK_ROWS = 64

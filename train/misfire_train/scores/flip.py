@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from misfire_train.errors import ScoreError
-from misfire_train.heatmaps import peak_cells
 from misfire_train.scores.passes import PassScore
 from misfire_train.signals import Score, ScoredModel, Signals
+from misfire_train.tasks.heatmaps import peak_cells
 
 
 class FlipConsistency(PassScore):

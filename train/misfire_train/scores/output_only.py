@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from misfire_train.heatmaps import SIGMA, render_gaussians
 from misfire_train.scores.last_layer import log_one_plus_sum, pseudo_residual
-from misfire_train.scores.peaks import cells, local_maxima, scaled_peaks
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
+from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
 
 
 class OutputScore(Score):

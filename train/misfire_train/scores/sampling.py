@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from misfire_train.errors import ScoreError
-from misfire_train.heatmaps import peak_cells
 from misfire_train.scores.fitting import FitSet, evaluating
 from misfire_train.scores.last_layer import pooled
 from misfire_train.scores.passes import DropoutScore, ImageScore
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks.heatmaps import peak_cells
 
 
 def frame_mean(value: Tensor) -> Tensor:

@@ -1,0 +1,303 @@
+"""From a graph and what is known of it to a bundle folder: checked, measured, written whole or not at all.
+
+Source(graph, task, scores, reference) --check, parity, precision, measure, calibrate--> manifest + files
+
+Every way in (a run, a torch module, a foreign graph) ends here, so every bundle was checked alike. The folder
+is built beside its destination and renamed at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from torch import nn
+
+from misfire_export.errors import ExportError, PrecisionError
+from misfire_export.graph.check import check_graph
+from misfire_export.measure.calibrate import calibrate, operating_points, report, require_frames, score_notes
+from misfire_export.measure.conformance import check_conformance
+from misfire_export.measure.folds import Folds, deal
+from misfire_export.measure.golden import write_golden
+from misfire_export.measure.parity import TOLERANCE, check_parity
+from misfire_export.measure.run import Measurement, measure, open_session
+from misfire_export.measure.trigger import Shifts, choose_trigger
+from misfire_export.precision.lower import Target, lower
+from misfire_runtime.bundle import (
+    MANIFEST,
+    MODEL,
+    Bundle,
+    Lineage,
+    Manifest,
+    OutputSpec,
+    Parity,
+    ScoreSpec,
+    hash_files,
+    write_manifest,
+)
+from misfire_runtime.clock import utc_text, wall_time
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples
+from misfire_train.heads.refit import Refit
+from misfire_train.tasks import Task
+
+Precision = Literal["fp32", "fp16", "int8"]
+ENGINE = "onnxruntime-cpu"
+"""The engine that calibration runs on, by the name that the vehicle's engine gives itself."""
+LEARNED_LOSS = ("learning_loss_pp",)
+"""Scores that predict the logarithm of the loss up to a constant."""
+_KINDS = {"logits": "logits", "values": "values", "heatmaps": "heatmaps", "segmentation": "segmentation"}
+
+
+@dataclass(frozen=True)
+class GraphScore:
+    """A score in the graph: its output is `score.<name>`."""
+
+    name: str
+    definition: str
+    free: bool
+
+    @property
+    def predicts_loss(self) -> bool:
+        """c * exp(score) is the predicted loss."""
+        return self.name in LEARNED_LOSS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph and what must be known of it.
+
+    output: the task's output.  reference: the trained module that gives {output: tensor} for a batch in the
+    contract's form; None where there is none to compare with.  refit: how to fit the learned head again, for
+    the gate.  ranges: frames that int8's activation ranges are read off; None takes the calibration frames.
+    precision: of the graph as it came.
+    """
+
+    graph: onnx.ModelProto
+    contract: InputContract
+    task: Task
+    output: str
+    scores: tuple[GraphScore, ...]
+    lineage: Lineage
+    precision: Precision = "fp32"
+    classes: tuple[str, ...] = ()
+    reference: nn.Module | None = None
+    refit: Refit | None = None
+    ranges: Examples | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to bundle. default_score: forces the trigger score; else the gate chooses, holding out `shifts`."""
+
+    name: str
+    version: str
+    precision: Precision = "fp32"
+    target: Target = "onnxruntime-x86"
+    tolerance: float = TOLERANCE
+    default_score: str | None = None
+    failure_threshold: float | None = None
+    shifts: Shifts = field(default_factory=Shifts)
+    seed: int = 0
+
+
+def assemble(source: Source, *, calibration: Examples, out: Path, options: Options) -> Bundle:
+    """Checks, measures and writes a bundle; returns it opened, so verified once more.
+
+    Raises an ExportError and leaves `out` as it was where anything is wrong. An older bundle at `out` is
+    replaced; any other folder is not touched.
+    """
+    require_free(out)
+    require_frames(len(calibration))
+    require_options(options, [score.name for score in source.scores])
+    check_graph(source.graph, source.contract, outputs=[source.output, *_score_outputs(source)])
+    session = open_session(source.graph)
+    parity = _parity(source, session, calibration, options)
+    graph, reports = source.graph, dict(source.extra)
+    if options.precision != "fp32":
+        _require_full(source, options)
+        graph, reports["precision"] = lower(
+            source.graph,
+            precision=options.precision,
+            target=options.target,
+            ranges=source.ranges or calibration,
+            calibration=calibration,
+            contract=source.contract,
+            task=source.task,
+            output=source.output,
+            scores=[score.name for score in source.scores],
+            failure_threshold=options.failure_threshold,
+        )
+        session = open_session(graph)
+    if options.target == "tensorrt":
+        reports["tensorrt"] = check_conformance(graph)
+    measured = _measure(source, session, calibration, threshold=options.failure_threshold)
+    folds = deal(measured.groups, seed=options.seed)
+    precision = source.precision if options.precision == "fp32" else options.precision
+    specs, reports["scores"] = _score_specs(source, measured, folds, precision, seed=options.seed)
+    default, reports["gate"] = _default_score(source, measured, calibration, session, options)
+    notes = [*reports.get("notes", ()), *score_notes(measured, default)]
+    if notes:
+        reports["notes"] = notes
+    reports["calibration"] = {
+        "frames": len(measured),
+        "cross_fitted": folds.about,
+        "failures": int(measured.failed.sum()),
+        "failure_threshold": measured.threshold,
+        "accuracy": measured.accuracy,
+        "target": options.target,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        work = Path(folder) / "bundle"
+        work.mkdir()
+        (work / MODEL).write_bytes(graph.SerializeToString(deterministic=True))
+        write_golden(work, session, calibration, contract=source.contract, seed=options.seed)
+        manifest = Manifest(
+            name=options.name,
+            version=options.version,
+            task=source.task.name,
+            created_at=utc_text(wall_time()),
+            precision=precision,
+            input=source.contract,
+            outputs=_outputs(graph, source),
+            classes=source.classes,
+            scores=specs,
+            default_score=default,
+            parity=parity,
+            lineage=source.lineage,
+            extra=reports,
+            files=hash_files(work),
+        )
+        write_manifest(work, manifest)
+        Bundle.open(work)
+        _replace(work, out)
+    return Bundle.open(out)
+
+
+def require_options(options: Options, names: Sequence[str]) -> None:
+    """Raises ExportError on an unknown corruption, or a default score that is not among `names`."""
+    options.shifts.require_known()
+    if options.default_score is not None and options.default_score not in names:
+        raise ExportError(
+            f"default score {options.default_score!r} is not in the bundle; it has {', '.join(names)}"
+        )
+
+
+def _parity(source: Source, session: Any, calibration: Examples, options: Options) -> Parity | None:
+    if source.reference is None:
+        return None
+    return check_parity(
+        source.reference, session, calibration, contract=source.contract, tolerance=options.tolerance
+    )
+
+
+def _require_full(source: Source, options: Options) -> None:
+    if source.precision != "fp32":
+        raise PrecisionError(
+            f"--precision {options.precision}: the graph is {source.precision} already; leave it out, "
+            "or export the fp32 file"
+        )
+
+
+def _score_specs(
+    source: Source, measured: Measurement, folds: Folds, precision: Precision, *, seed: int
+) -> tuple[tuple[ScoreSpec, ...], dict[str, Any]]:
+    specs, reports = [], {}
+    for score in source.scores:
+        calibration = calibrate(
+            score.name,
+            measured,
+            engine=ENGINE,
+            precision=precision,
+            predicts_loss=score.predicts_loss,
+        )
+        specs.append(
+            ScoreSpec(
+                name=score.name,
+                definition=score.definition,
+                free=score.free,
+                calibration=calibration,
+                operating_points=operating_points(score.name, measured, folds=folds, seed=seed),
+            )
+        )
+        reports[score.name] = report(
+            score.name, measured, folds=folds, predicts_loss=calibration.loss_scale is not None
+        )
+    return tuple(specs), reports
+
+
+def _default_score(
+    source: Source, measured: Measurement, calibration: Examples, session: Any, options: Options
+) -> tuple[str, dict[str, Any]]:
+    """The trigger score: asked for, or the gate's winner among what this engine measured."""
+    names = [score.name for score in source.scores]
+    if options.default_score is not None:
+        return options.default_score, {"verdict": "chosen by hand"}
+    free = {score.name for score in source.scores if score.free}
+    if not free:
+        return names[0], {"verdict": f"no free score in the bundle to compare with: trigger on {names[0]}"}
+    preferred = source.task.default_free_score
+    return choose_trigger(
+        measured,
+        calibration,
+        measure=lambda frames: _measure(source, session, frames, threshold=measured.threshold),
+        free=free,
+        fallback=preferred if preferred in free else None,
+        refit=source.refit,
+        shifts=options.shifts,
+        seed=options.seed,
+    )
+
+
+def _measure(source: Source, session: Any, frames: Examples, *, threshold: float | None) -> Measurement:
+    return measure(
+        session,
+        frames,
+        contract=source.contract,
+        task=source.task,
+        output=source.output,
+        scores=[score.name for score in source.scores],
+        threshold=threshold,
+    )
+
+
+def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:
+    specs = []
+    for value in graph.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
+        if value.name == source.output:
+            kind = _KINDS.get(source.task.output_name, "other")
+        elif value.name.startswith("score."):
+            kind = "score"
+        else:
+            kind = "embedding" if value.name == "embedding" else "other"
+        specs.append(OutputSpec(name=value.name, kind=kind, shape=shape))
+    return tuple(specs)
+
+
+def _score_outputs(source: Source) -> list[str]:
+    return [f"score.{score.name}" for score in source.scores]
+
+
+def require_free(out: Path) -> None:
+    """Raises ExportError where a folder is there that is not a bundle."""
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not a bundle; choose another --out")
+
+
+def _replace(work: Path, out: Path) -> None:
+    """Moves a finished folder to its place; an older bundle goes only once the new one stands."""
+    old = work.parent / "old"
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    if old.exists():
+        shutil.rmtree(old)

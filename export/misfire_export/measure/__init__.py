@@ -1,0 +1,1 @@
+"""What a graph does on real frames: parity, calibration, golden answers, the trigger score."""

@@ -1,0 +1,223 @@
+"""What a score's values mean on this engine: quantiles, what thresholds cost and find, predicted loss.
+
+Measurement --quantile_table--> percentiles        --operating_points--> threshold, recall, precision
+            --fit_loss_scale--> c of c * exp(score)
+
+What ships is set on all frames. What is said about it (recall, precision, reliability) is cross-fitted: each
+fold of the frames is judged by thresholds and by a c that the other folds set. Another engine or precision
+shifts every value, so all of this is measured anew on each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misfire_export.errors import CalibrationError
+from misfire_export.measure.folds import Folds
+from misfire_export.measure.run import Measurement
+from misfire_runtime.bundle import Calibration, Interval, OperatingPoint, QuantileTable
+from misfire_train.judge.evidence import Evidence
+from misfire_train.judge.gate import MIN_FAILURES
+from misfire_train.judge.metrics import (
+    auroc,
+    fit_loss_scale,
+    reliability,
+    resample_weights,
+    risk_coverage_curve,
+)
+
+LEAST_FRAMES = 50
+"""A threshold for a 2 % upload rate needs one frame above it."""
+RATES = (0.005, 0.01, 0.02, 0.05, 0.10, 0.20)
+_LEVELS = (*(i / 100 for i in range(100)), 0.995, 0.999, 1.0)
+_CURVE_POINTS = 101
+_HISTOGRAM_BINS = 40
+_CONSTANT = 1e-4
+"""Of a score's size: below it, values differ by rounding alone."""
+
+
+def require_frames(frames: int, *, least: int = LEAST_FRAMES) -> None:
+    """Raises CalibrationError where a calibration set is too small, saying how many frames are needed."""
+    if frames < least:
+        raise CalibrationError(
+            f"the calibration set has {frames} frames; at least {least} are needed "
+            f"(a threshold for the top {100 / least:g} % needs one frame above it)"
+        )
+
+
+def quantile_table(values: NDArray[np.float64]) -> QuantileTable:
+    """Quantiles of [N] values at 1 % steps and finer at the top."""
+    quantiles = np.maximum.accumulate(np.quantile(values, _LEVELS))
+    return QuantileTable(levels=_LEVELS, values=tuple(float(q) for q in quantiles), count=len(values))
+
+
+def calibrate(
+    name: str, measured: Measurement, *, engine: str, precision: str, predicts_loss: bool
+) -> Calibration:
+    """The calibration of one score. predicts_loss: the score is a log-loss up to a constant."""
+    values = measured.scores[name]
+    scale = fit_loss_scale(values, measured.loss) if predicts_loss and measured.loss.mean() > 0 else None
+    return Calibration(
+        engine=engine,
+        precision=precision,
+        quantiles=quantile_table(values),
+        loss_scale=scale,
+    )
+
+
+def operating_points(
+    name: str,
+    measured: Measurement,
+    *,
+    folds: Folds,
+    rates: Sequence[float] = RATES,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> tuple[OperatingPoint, ...]:
+    """Thresholds for these upload rates, with recall and precision and their 95 % bootstrap intervals.
+
+    threshold: set on all frames.  upload_rate, recall, precision: of frames judged by thresholds that the
+    other folds set. Whole groups are resampled where there are enough of them. Rates finer than one frame are
+    left out; without failures (or with nothing else) recall means nothing, and there are no points.
+    """
+    values, failed = measured.scores[name], measured.failed
+    if failed.all() or not failed.any():
+        return ()
+    least = min(int(others.sum()) for _, others in folds)
+    usable = [rate for rate in rates if rate * least >= 1]
+    thresholds = _thresholds(values, usable)
+    flagged = np.zeros((len(usable), len(values)), bool)
+    for inside, others in folds:
+        flagged[:, inside] = values[None, inside] >= _thresholds(values[others], usable)[:, None]
+    counts = _counts(flagged, failed, np.ones((1, len(values))))
+    drawn = [
+        _counts(flagged, failed, weights)
+        for weights in resample_weights(_clusters(measured), replicates=replicates, seed=seed)
+    ]
+    replicas = {key: np.concatenate([block[key] for block in drawn]) for key in counts}
+    points = []
+    for i, threshold in enumerate(thresholds):
+        hits, uploads, total = (float(counts[key][0, i]) for key in ("hits", "uploads", "failures"))
+        points.append(
+            OperatingPoint(
+                threshold=float(threshold),
+                upload_rate=uploads / len(values),
+                failure_recall=_interval(hits, total, replicas["hits"][:, i], replicas["failures"][:, i]),
+                failure_precision=_interval(hits, uploads, replicas["hits"][:, i], replicas["uploads"][:, i]),
+            )
+        )
+    return tuple(points)
+
+
+def _thresholds(values: NDArray[np.float64], rates: Sequence[float]) -> NDArray[np.float64]:
+    """For each rate the value that this share of the frames reaches."""
+    ordered = np.sort(values)
+    return np.array([ordered[len(values) - max(1, round(rate * len(values)))] for rate in rates])
+
+
+def report(name: str, measured: Measurement, *, folds: Folds, predicts_loss: bool) -> dict[str, Any]:
+    """What a person wants to see of a score: AUROC, risk by coverage, histogram, reliability of its loss."""
+    values, failed = measured.scores[name], measured.failed
+    both = bool(failed.any() and not failed.all())
+    coverage, risk = risk_coverage_curve(values, measured.loss, points=_CURVE_POINTS)
+    edges = np.linspace(*_span(values), _HISTOGRAM_BINS + 1)
+    result: dict[str, Any] = {
+        "auroc": auroc(values, failed) if both else None,
+        "risk_coverage": {"coverage": _plain(coverage), "risk": _plain(risk)},
+        "histogram": {
+            "edges": _plain(edges),
+            "right": np.histogram(values[~failed], edges)[0].tolist(),
+            "failed": np.histogram(values[failed], edges)[0].tolist(),
+        },
+    }
+    if predicts_loss:
+        result["reliability"] = _reliability(values, measured.loss, folds)
+    return result
+
+
+def score_notes(measured: Measurement, trigger: str) -> tuple[str, ...]:
+    """Warnings of scores that tell nothing: the same on all frames, or a trigger that ranks failures last."""
+    notes = []
+    for name, values in measured.scores.items():
+        if float(np.ptp(values)) <= _CONSTANT * max(float(np.abs(values).max()), 1e-12):
+            constant = float(np.median(values))
+            notes.append(f"{name} is {constant:.4g} on all {len(values)} frames: it cannot tell them apart")
+    values, failed = measured.scores[trigger], measured.failed
+    if min(failed.sum(), (~failed).sum()) >= MIN_FAILURES and auroc(values, failed) < 0.5:
+        notes.append(
+            f"the trigger {trigger} scores failures below successes (AUROC {auroc(values, failed):.3f}): the "
+            "answers, their classes or the normalisation are probably misread"
+        )
+    return tuple(notes)
+
+
+def _reliability(values: NDArray[np.float64], loss: NDArray[np.float64], folds: Folds) -> dict[str, Any]:
+    """Predicted against true loss, each fold's prediction with the c of the other folds."""
+    scales, predicted = [], np.zeros(len(values))
+    for inside, others in folds:
+        scales.append(fit_loss_scale(values[others], loss[others]))
+        predicted[inside] = scales[-1] * np.exp(values[inside])
+    curve = reliability(predicted, loss)
+    return {
+        "cross_fitted": folds.about,
+        "scales": scales,
+        "error": curve.error,
+        "relative_error": curve.relative_error,
+        "bias": curve.bias,
+        "bins": [asdict(b) for b in curve.bins if math.isfinite(b.low)],
+    }
+
+
+def _clusters(measured: Measurement) -> NDArray[Any]:
+    """What the bootstrap draws whole: groups where there are enough, else frames."""
+    evidence = Evidence.of({}, failed=measured.failed, groups=np.asarray(measured.groups))
+    return np.asarray(evidence.clusters()[0])
+
+
+def _counts(
+    flagged: NDArray[np.bool_], failed: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> Mapping[str, NDArray[np.float64]]:
+    """Weighted hits, uploads and failures: [B, thresholds] each."""
+    hits = weights @ (flagged & failed).T.astype(np.float64)
+    uploads = weights @ flagged.T.astype(np.float64)
+    failures = np.repeat((weights @ failed.astype(np.float64))[:, None], len(flagged), axis=1)
+    return {"hits": hits, "uploads": uploads, "failures": failures}
+
+
+def _interval(
+    hits: float, total: float, hit_rows: NDArray[np.float64], total_rows: NDArray[np.float64]
+) -> Interval:
+    """A share with its bootstrap interval, or Wilson's where no resample differs from another.
+
+    Of nothing (no fold's threshold was reached) it is 0, and may be anything.
+    """
+    shares = hit_rows[total_rows > 0] / total_rows[total_rows > 0]
+    value = hits / total if total else 0.0
+    low, high = np.quantile(shares, [0.025, 0.975]) if shares.size else (value, value)
+    if low == high:
+        low, high = _wilson(hits, total)
+    return Interval(value=value, low=float(min(low, value)), high=float(max(high, value)))
+
+
+def _wilson(hits: float, total: float, *, z: float = 1.96) -> tuple[float, float]:
+    if not total:
+        return 0.0, 1.0
+    share, square = hits / total, z * z / total
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _span(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _plain(values: NDArray[Any]) -> list[float]:
+    return [float(value) for value in values]

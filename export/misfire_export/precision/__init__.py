@@ -1,0 +1,1 @@
+"""Graphs at lower precision: fp16 and int8."""

@@ -1,0 +1,1 @@
+"""Where a graph comes from: a training run, a torch module, or a foreign ONNX file."""

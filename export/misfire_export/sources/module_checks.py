@@ -1,0 +1,150 @@
+"""Proves of a torch module, on real frames, what its bundle will claim: last layer, logits, classes.
+
+module --an image--> answer, last layer --frames--> labels and answers --> order of the classes, notes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from misfire_export.errors import ExportError, TraceError
+from misfire_export.graph.trace import cause, example_input
+from misfire_export.sources.answers import require_shape
+from misfire_export.sources.labels import (
+    Answered,
+    ClassOrder,
+    chance_note,
+    check_order,
+    normalisation_note,
+    order_classes,
+    require_targets,
+)
+from misfire_export.sources.onnx_proof import fit_frames, fold
+from misfire_runtime.errors import MisfireError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.attaching import find_last_layer
+from misfire_train.data import Examples
+from misfire_train.scores.fitting import batches, evaluating
+from misfire_train.signals import Probe, answer_of
+from misfire_train.tasks import Task
+from misfire_train.tasks.shapes import Kind
+
+
+def probe_of(
+    model: nn.Module,
+    contract: InputContract,
+    *,
+    last_layer: str | None,
+    features: Sequence[str],
+    output: str,
+) -> Probe:
+    """Raises TraceError where the model does not take an image, or has no last layer that scores can use."""
+    image = example_input(contract, batch=2)
+    try:
+        with torch.no_grad():
+            answer_of(model(image), output)
+    except MisfireError as error:
+        raise TraceError(str(error).replace("output=", "--output")) from error
+    except Exception as error:
+        raise TraceError(
+            f"the model does not take {contract.name} {list(image.shape)}: {cause(error)}"
+        ) from error
+    try:
+        last = last_layer or find_last_layer(model, image, output=output)
+        probe = Probe(model, last_layer=last, features=features, output=output).eval()
+        with torch.no_grad():
+            probe(image)
+    except (ValueError, MisfireError) as error:
+        why = str(error).removeprefix("attach: ").replace("last_layer", "--last-layer")
+        raise TraceError(f"no recognisable last layer: {why}") from error
+    return probe
+
+
+def layer_notes(probe: Probe, contract: InputContract) -> list[str]:
+    """Returns a warning if the answer is not W phi + b of the last layer, as gradient scores assume."""
+    if _layer_gives(probe, contract) != "another":
+        return []
+    return [
+        f"the answer is not what {probe.last_layer} gives: gradient scores are of that layer and not of "
+        "the answer"
+    ]
+
+
+@torch.no_grad()
+def _layer_gives(
+    probe: Probe, contract: InputContract
+) -> Literal["the answer", "a smaller answer", "another", "unknown"]:
+    """Tells what W phi + b of the last layer is, on an example image."""
+    signals = probe(example_input(contract, batch=2))
+    if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
+        return "unknown"
+    made = torch.einsum("nc...,kc->nk...", signals.last_input, signals.weight)
+    if signals.bias is not None:
+        made = made + signals.bias.reshape(1, -1, *[1] * (made.ndim - 2))
+    answer = signals.outputs
+    if made.shape != answer.shape and made.ndim == answer.ndim == 4 and made.shape[1] == answer.shape[1]:
+        return "a smaller answer"
+    same = made.numel() == answer.numel() and torch.allclose(
+        made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-4
+    )
+    return "the answer" if same else "another"
+
+
+def settle_classes(
+    probe: Probe,
+    calibration: Examples,
+    *,
+    contract: InputContract,
+    data: InputContract,
+    task: Task,
+    classes: Sequence[str],
+    stated: Sequence[str],
+) -> tuple[ClassOrder, tuple[str, ...]]:
+    """(order of the classes, notes on it and on normalisation). data: the contract of the data set.
+
+    Raises ExportError where the classes do not fit, or where the module gives no logits.
+    """
+    outputs = int(probe(calibration.batch([0], contract)).outputs.shape[1])
+    order = order_classes(classes, outputs, stated=stated)
+    frames = order.of(fit_frames(calibration, outputs=outputs, task=task.name))
+    require_targets(frames, outputs)
+    kind, answered = _read(probe, frames, contract, task)
+    # What a linear layer gives are logits, even where small ones of a weak model lie within 0..1.
+    if kind != "logits" and _layer_gives(probe, contract) != "the answer":
+        what = (
+            "probabilities"
+            if kind == "probabilities"
+            else "sigmoids (rows within 0..1 that do not sum to one)"
+        )
+        raise ExportError(
+            f"the module gives {what}; the failure scores would take a softmax of them, which is "
+            "nearly flat: return the tensor before its last activation"
+        )
+    notes = (
+        *check_order(answered, order),
+        *normalisation_note(
+            answered, frames, contract, data, lambda some, other: _read(probe, some, other, task)[1]
+        ),
+        *chance_note(answered),
+    )
+    return order, notes
+
+
+@torch.no_grad()
+def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -> tuple[Kind, Answered]:
+    """Returns (kind of the answer's numbers, labels and answers)."""
+
+    def parts() -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        for part, image in batches(frames, contract=contract, size=16):
+            found = probe(image).float().outputs
+            require_shape(found.shape, output="of the module", task=task.name)
+            yield part, found.numpy()
+
+    with evaluating(probe):
+        return fold(parts(), frames, task=task)

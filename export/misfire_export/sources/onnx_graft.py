@@ -1,0 +1,189 @@
+"""Appends failure scores to a graph that we did not make.
+
+found logits and phi --ScoreHead traced by torch--> small graph --graft--> one graph: task, scores, embedding
+
+The scores are the very modules that score a pool in torch; they are traced with logits and phi as inputs and
+their nodes joined to the foreign graph, whose own nodes stay untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper, version_converter
+from torch import Tensor, nn
+
+from misfire_export.graph.check import opset_of
+from misfire_export.graph.last_layer import Found, Take
+from misfire_export.graph.tidy import drop_unused, tidy
+from misfire_export.graph.trace import MAX_BATCH, OPSET, export_module
+from misfire_export.sources.onnx_proof import Seen
+from misfire_train.signals import Score, Signals
+
+PREFIX = "misfire/"
+_SCORES = "misfire/scores/"
+"""Of grafted names only: torch calls a node "log" as readily as we do."""
+
+
+class ScoreHead(nn.Module):
+    """Scores from the answer and, if there is one, the last layer's input: (outputs, phi) -> {name: [N]}."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, scores: Sequence[Score], *, found: Found) -> None:
+        super().__init__()
+        self.scores = nn.ModuleList(scores)
+        layer = found.layer
+        self.register_buffer("weight", None if layer is None else torch.from_numpy(layer.weight))
+        self.register_buffer("bias", None if layer is None else torch.from_numpy(layer.bias))
+
+    def signals(self, outputs: Tensor, features: Tensor | None) -> Signals:
+        """As a Probe would give them; without a last layer the answer stands in for its input."""
+        return Signals(outputs, outputs if features is None else features, {}, self.weight, self.bias)
+
+    def forward(self, outputs: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
+        """All scores, and the embedding where there are features."""
+        signals = self.signals(outputs, features)
+        result = {f"score.{score.name}": score(signals).float() for score in self.scores}
+        if features is not None:
+            result["embedding"] = signals.embedding.float()
+        return result
+
+
+def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProto:
+    """A copy whose outputs are the task's logits as `output`, and what it gave beside; `phi` is made inside.
+
+    The logits are made [N,K] (or stay [N,K,h,w]) and fp32; phi of a layer over one pixel becomes [N,C].
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, found = copy.graph, seen.found
+    source = _take(graph, _as_float(graph, found.logits, seen), found.take)
+    _add_output(graph, source, output, flat=found.logits in seen.flat)
+    if found.layer is not None:
+        features = found.layer.features
+        _add_output(graph, _as_float(graph, features, seen), "phi", flat=features in seen.flat)
+    own = {found.output} - {found.logits}  # the file's probabilities stay beside the logits before them
+    kept = [value for value in graph.output if value.name in seen.beside | own]
+    del graph.output[:]
+    graph.output.extend([helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None), *kept])
+    return copy
+
+
+def _as_float(graph: onnx.GraphProto, tensor: str, seen: Seen) -> str:
+    """The tensor in fp32: scores compute in it, whatever the network's own nodes do."""
+    if seen.types[tensor] == "tensor(float)":
+        return tensor
+    name = f"{PREFIX}float/{tensor}"
+    if not any(name in node.output for node in graph.node):
+        graph.node.append(helper.make_node("Cast", [tensor], [name], name, to=onnx.TensorProto.FLOAT))
+    return name
+
+
+def _take(graph: onnx.GraphProto, source: str, take: Take) -> str:
+    """Logits of probabilities (their logarithms) or of sigmoids (log p - log(1 - p)), finite at the ends."""
+    if take == "as-is":
+        return source
+    if take == "log":
+        return _floored_log(graph, source, "log", floor=1e-12)
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{PREFIX}one"))
+    graph.node.append(helper.make_node("Sub", [f"{PREFIX}one", source], [f"{PREFIX}rest"]))
+    yes = _floored_log(graph, source, "log_yes", floor=1e-7)
+    no = _floored_log(graph, f"{PREFIX}rest", "log_no", floor=1e-7)
+    graph.node.append(helper.make_node("Sub", [yes, no], [f"{PREFIX}odds"]))
+    return f"{PREFIX}odds"
+
+
+def _floored_log(graph: onnx.GraphProto, source: str, name: str, *, floor: float) -> str:
+    least, raised, result = f"{PREFIX}{name}/floor", f"{PREFIX}{name}/raised", f"{PREFIX}{name}"
+    graph.initializer.append(numpy_helper.from_array(np.float32(floor), least))
+    graph.node.append(helper.make_node("Max", [source, least], [raised]))
+    graph.node.append(helper.make_node("Log", [raised], [result]))
+    return result
+
+
+def append_scores(
+    model: onnx.ModelProto,
+    head: ScoreHead,
+    *,
+    answer: NDArray[np.float32],
+    phi: NDArray[np.float32] | None,
+    output: str,
+) -> onnx.ModelProto:
+    """Grafts the scores onto an exposed graph. answer, phi: what it gave for two frames, for their shapes."""
+    inputs = [torch.from_numpy(np.repeat(answer[:1], 2, axis=0))]
+    names = [output]
+    if phi is not None:
+        inputs.append(torch.from_numpy(np.repeat(phi[:1], 2, axis=0)))
+        names.append("phi")
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with torch.no_grad():
+        outputs = list(head(*inputs))
+    small = export_module(
+        head.eval(),
+        tuple(inputs),
+        input_names=names,
+        output_names=outputs,
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+    )
+    joined = onnx.ModelProto()
+    joined.CopyFrom(model)
+    version = opset_of(joined)
+    if version > OPSET:
+        small = version_converter.convert_version(small, version)
+    fixed = joined.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    _set_shape(joined.graph, output, [fixed or "batch", *answer.shape[1:]])
+    graft(joined, small, shared=names)
+    if fixed:
+        for value in joined.graph.output:
+            if value.type.tensor_type.shape.dim:
+                value.type.tensor_type.shape.dim[0].dim_value = fixed
+    return tidy(joined)
+
+
+def graft(model: onnx.ModelProto, small: onnx.ModelProto, *, shared: Sequence[str]) -> None:
+    """Adds a graph's nodes, weights and outputs; names get a prefix but for shared inputs and the outputs."""
+    public = {value.name for value in small.graph.output} | set(shared)
+
+    def renamed(name: str) -> str:
+        return name if not name or name in public else _SCORES + name
+
+    for item in small.graph.initializer:
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(item)
+        copy.name = renamed(item.name)
+    for node in small.graph.node:
+        new = model.graph.node.add()
+        new.CopyFrom(node)
+        new.name = _SCORES + (node.name or node.output[0])
+        new.input[:] = [renamed(name) for name in node.input]
+        new.output[:] = [renamed(name) for name in node.output]
+    model.graph.output.extend(small.graph.output)
+    domains = {item.domain for item in model.opset_import}
+    model.opset_import.extend(item for item in small.opset_import if item.domain not in domains)
+    model.ir_version = max(model.ir_version, small.ir_version)
+
+
+def hide(model: onnx.ModelProto, name: str) -> None:
+    """Takes a tensor off the outputs; its nodes stay where a score needs them."""
+    kept = [value for value in model.graph.output if value.name != name]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    drop_unused(model.graph)
+
+
+def _add_output(graph: onnx.GraphProto, tensor: str, name: str, *, flat: bool) -> None:
+    operator = helper.make_node("Flatten", [tensor], [name], f"{PREFIX}{name}", axis=1) if flat else None
+    graph.node.append(operator or helper.make_node("Identity", [tensor], [name], f"{PREFIX}{name}"))
+
+
+def _set_shape(graph: onnx.GraphProto, name: str, shape: Sequence[int | str]) -> None:
+    """Declares an output's shape, as it was seen."""
+    for value in graph.output:
+        if value.name == name:
+            value.CopyFrom(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, list(shape)))

@@ -1,0 +1,158 @@
+"""Clears messages that vehicles made the broker retain in data topics, before they fill its memory.
+
+broker's count of retained messages --far above the last clean sweep's--> sweep:
+    subscribe to the data topics of all vehicles --retained message--> empty retained message, which clears it
+    nothing retained for a while --> unsubscribe; the count is what honest vehicles explain
+Chunks are never retained, but Mosquitto has no rule that forbids it on some topics, and no quota per client.
+The count is its `$SYS/broker/retained messages/count`; a broker that has none is swept at every connect only.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+
+from misfire_fleet.collector.health.metrics import CollectorMetrics
+from misfire_runtime.errors import MisfireError
+from misfire_runtime.messages import ROOT
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.mqtt.connection import Arrived, Connection
+
+log = logging.getLogger(__name__)
+
+COUNT = "$SYS/broker/retained messages/count"
+_MARGIN = 250
+"""A sweep begins at so many retained messages more than after the last one: 32 MiB of the largest. A vehicle
+has three (state, desired, reported), so a fleet that grows is swept for nothing now and then."""
+_QUIET_S = 1.0
+_SHOWN_S = 60.0
+_TICK_S = 0.2
+_RECONNECT_S = 5.0
+_MAX_NAMES = 1_000
+
+
+class RetainedSweep:
+    """A thread with a connection of its own, so that a flood of retained messages delays no offer."""
+
+    def __init__(self, broker: BrokerConfig, *, fleet: str, name: str, metrics: CollectorMetrics) -> None:
+        self._broker, self._name, self._metrics = broker, name, metrics
+        self._filter = f"{ROOT}/{fleet}/+/data/+/+/+"
+        self._count = 0
+        self._limit: int | None = None
+        self._round: int | None = None
+        """How many were cleared since the last subscription; None while there is none."""
+        self._last_s = self._shown_s = 0.0
+        self._seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="retained", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """False where the thread died."""
+        return self._thread.is_alive()
+
+    @property
+    def watching(self) -> bool:
+        """True where the last sweep found nothing, and the next begins when the count rises."""
+        return self._limit is not None and self._round is None
+
+    def start(self) -> None:
+        """Connects in the background and keeps trying."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Disconnects."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def problems(self, now: float) -> list[str]:
+        """Names the vehicle that left most, for a minute after the last message was cleared."""
+        with self._lock:
+            if not self._seen or now - self._shown_s > _SHOWN_S:
+                return []
+            vehicle, most = self._seen.most_common(1)[0]
+            total = sum(self._seen.values())
+        return [
+            f"vehicle {vehicle} leaves retained messages in data topics, which fill the broker's memory: "
+            f"{most} of {total} that were cleared; revoke its certificate"
+        ]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._session()
+            except MisfireError as error:
+                log.debug("collector %s cannot watch retained messages: %s", self._name, error)
+            except Exception:  # a message that nobody foresaw must not end the sweep
+                log.exception("collector %s: the watch of retained messages begins anew", self._name)
+            self._stop.wait(_RECONNECT_S)
+
+    def _session(self) -> None:
+        client_id = f"{self._name}-retained-{secrets.token_hex(3)}"
+        connection = Connection(self._broker, client_id=client_id, subscriptions=(COUNT,))
+        orderly = False
+        self._limit = None
+        try:
+            connection.open()
+            self._begin(connection)
+            while not self._stop.is_set():
+                connection.poll(_TICK_S, wake=None)
+                connection.receipts.clear()
+                arrived = connection.inbox.copy()
+                connection.inbox.clear()
+                for message in arrived:
+                    self._take(connection, message)
+                self._judge(connection, time.monotonic())
+            orderly = True
+        finally:
+            connection.close(in_order=orderly)
+
+    def _begin(self, connection: Connection) -> None:
+        """The broker sends what it retains, and from now on marks what it is to retain."""
+        self._round, self._last_s = 0, time.monotonic()
+        connection.subscribe(self._filter, retain_as_published=True)
+
+    def _take(self, connection: Connection, message: Arrived) -> None:
+        if message.topic == COUNT:
+            self._counted(connection, message.payload)
+        elif message.retained and message.payload:
+            connection.publish(message.topic, b"", qos=0, retain=True)
+            self._cleared(message.topic.split("/")[3])
+
+    def _counted(self, connection: Connection, payload: bytes) -> None:
+        self._count = int(payload) if payload.isdigit() else 0
+        if self._limit is None:
+            return  # the first sweep has not ended
+        self._limit = min(self._limit, self._count + _MARGIN)
+        if self._count > self._limit and self._round is None:
+            self._begin(connection)
+
+    def _judge(self, connection: Connection, now: float) -> None:
+        """Ends a sweep that found nothing; one that found something begins again, for what was dropped."""
+        if self._round is None or now - self._last_s < _QUIET_S:
+            return
+        connection.unsubscribe(self._filter)
+        if self._round:
+            self._begin(connection)
+        else:
+            self._round, self._limit = None, self._count + _MARGIN
+
+    def _cleared(self, vehicle: str) -> None:
+        self._metrics.retained_cleared.inc()
+        self._round = (self._round or 0) + 1
+        now = time.monotonic()
+        with self._lock:
+            if now - self._shown_s > _SHOWN_S:
+                self._seen.clear()
+            if vehicle in self._seen or len(self._seen) < _MAX_NAMES:
+                if vehicle not in self._seen:
+                    log.warning(
+                        "vehicle %s leaves retained messages in data topics; they are cleared", vehicle
+                    )
+                self._seen[vehicle] += 1
+            self._last_s = self._shown_s = now

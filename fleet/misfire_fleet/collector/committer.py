@@ -1,0 +1,393 @@
+"""From whole transfers to `stored`: verified and written side by side, named and committed in groups.
+
+whole -> workers: hash, kind, pixels, bytes durable -> committer: names and rows durable -> `stored`
+One worker does all that is done to one sample, so that it passes between threads once. While a group is
+committed the next one gathers: groups grow with the load, and nobody waits for a timer.
+
+A sample is rejected only on proof about the sample itself: its bytes, or a row that the database refuses
+while it takes others. Whatever else goes wrong is trouble of this collector: the vehicle hears `busy` and
+keeps the sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from misfire_fleet.collector.health.breaker import Breaker
+from misfire_fleet.collector.health.guard import guarded
+from misfire_fleet.collector.health.metrics import CollectorMetrics
+from misfire_fleet.collector.health.setbacks import Setbacks
+from misfire_fleet.collector.settings import CollectorSettings
+from misfire_fleet.collector.transfers import Ask, Key, Transfer, Transfers
+from misfire_fleet.collector.turns import Turns
+from misfire_fleet.collector.verify import HashMismatchError, verify
+from misfire_fleet.decoding.decoder import Verified
+from misfire_fleet.errors import RowRefusedError, StoreUnavailableError
+from misfire_fleet.store import Store
+from misfire_fleet.store.blobs import Staged
+from misfire_fleet.store.offers import capture_time
+from misfire_fleet.store.records import NewSample, Outcome
+from misfire_runtime.clock import wall_time
+from misfire_runtime.errors import ImageError
+from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Verdict
+
+log = logging.getLogger(__name__)
+
+_MAX_SPOILED = 2
+_PATIENCE = 4
+"""After so many retries it is asked whether the store takes other samples."""
+_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_END_S = 30.0
+"""At the end, how long all workers together may take, and how long the last commit may."""
+
+Stage = Literal["check", "blobs", "rows"]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    transfer: Transfer
+    sample: NewSample
+    staged: Staged
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where results go: verdicts (vehicle, verdict, cause), requests, and what became of a sample."""
+
+    answer: Callable[[str, Verdict, str], None]
+    ask: Callable[[Ask], None]
+    stored: Callable[[str, str], None]
+    given_up: Callable[[str, str], None]
+
+
+class Committer:
+    """Owns the workers and the thread that commits."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        settings: CollectorSettings,
+        transfers: Transfers,
+        breaker: Breaker,
+        setbacks: Setbacks,
+        metrics: CollectorMetrics,
+        outlets: Outlets,
+    ) -> None:
+        self._store, self._name, self._settings = store, name, settings
+        self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
+        self._decoder = settings.decoder()
+        self._breaker, self._setbacks = breaker, setbacks
+        self._whole: Turns[Transfer] = Turns()
+        self._large: Turns[tuple[Transfer, bytes]] = Turns()
+        self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._workers = [
+            threading.Thread(target=self._work, name=f"worker-{n}", daemon=True)
+            for n in range(settings.workers)
+        ]
+        # As many as the decoder takes at once: no worker waits for it, and small samples pass.
+        self._large_workers = [
+            threading.Thread(target=self._work_large, name=f"large-worker-{n}", daemon=True)
+            for n in range(self._decoder.workers - 1)
+        ]
+        self._thread = threading.Thread(target=self._commit, name="committer", daemon=True)
+        self._began: dict[int, tuple[Stage, float]] = {}
+        self._done_at = time.monotonic()
+        self._seconds = {stage: metrics.commit_seconds.labels(stage) for stage in ("blobs", "rows")}
+
+    def start(self) -> None:
+        """Begins to commit. All threads start here: later there might be no memory for one."""
+        for thread in (*self._workers, *self._large_workers, self._thread):
+            thread.start()
+
+    def put(self, transfer: Transfer) -> None:
+        """Takes a transfer whose bytes are all here."""
+        self._whole.put(transfer.offer.vehicle, transfer)
+
+    @property
+    def alive(self) -> bool:
+        """False where a thread died."""
+        return all(thread.is_alive() for thread in (*self._workers, *self._large_workers, self._thread))
+
+    def busy_s(self, stage: Stage, now: float) -> float:
+        """How long the longest of the present works of a stage has been running; 0 where none is."""
+        running = [now - began for of, began in list(self._began.values()) if of == stage]
+        return max(running, default=0.0)
+
+    def stuck_s(self, now: float) -> float:
+        """For how long whole samples have been waiting without one being stored or rejected; 0 if none is."""
+        return min(self._transfers.oldest_whole_s(now), now - self._done_at)
+
+    def close(self) -> None:
+        """Verifies and commits what is here, then ends; a store that is down is not waited for."""
+        self._stop.set()
+        until = time.monotonic() + _END_S
+        for turns, threads in ((self._whole, self._workers), (self._large, self._large_workers)):
+            turns.close()
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join(max(0.0, until - time.monotonic()))
+        self._decoder.close()
+        if self._thread.is_alive():
+            self._durable.put(None)
+            self._thread.join(_END_S)
+
+    # ---- workers
+
+    def _work(self) -> None:
+        while (transfer := self._whole.take()) is not None:
+            with guarded("worker", self._metrics):
+                self._keep(transfer)
+
+    def _work_large(self) -> None:
+        while (large := self._large.take()) is not None:
+            with guarded("worker", self._metrics):
+                self._keep(*large)
+
+    def _keep(self, transfer: Transfer, large: bytes | None = None) -> None:
+        """Checks a sample, makes its bytes durable, and hands it to the committer.
+
+        large: its bytes if their hash is right and decoding them takes a turn of its own.
+        """
+        try:
+            data = large or transfer.take()
+            found = self._verified(transfer, data, large=large is not None)
+            whole = None if found is None else self._staged(transfer, data, found)
+        except Exception as error:
+            log.exception("sample %s: cannot be kept now", transfer.offer.id)
+            self._failed("blobs", transfer, error)
+        else:
+            if whole is not None:
+                self._durable.put(whole)
+
+    def _staged(self, transfer: Transfer, data: bytes, found: Verified) -> _Whole | None:
+        """The bytes are durable; None where the end came first."""
+        sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
+        staged: list[Staged] = []
+        stage = self._store.blobs.stage
+        if not self._persist("blobs", [transfer], lambda: staged.append(stage(sample.offer.id, data))):
+            return None
+        return _Whole(transfer, sample, staged[0])
+
+    def _verified(self, transfer: Transfer, data: bytes, *, large: bool) -> Verified | None:
+        """What was found; None after the vehicle was told what is wrong, or if it waits for its turn."""
+        offer = transfer.offer
+        me = threading.get_ident()
+        self._began[me] = ("check", time.monotonic())
+        try:
+            if large:
+                found: Verified | None = self._decoder.check(data, offer.media_type)
+            else:
+                found = verify(data, sample=offer.id, media_type=offer.media_type, decoder=self._decoder)
+        except HashMismatchError as error:
+            self._spoiled(transfer, data, error)
+            return None
+        except ImageError as error:
+            self._breaker.succeeded("check")
+            self._reject(transfer, "image", f"image: {error}")
+            return None
+        except Exception as error:
+            log.exception("sample %s: cannot be checked now", offer.id)
+            self._failed("check", transfer, error)
+            return None
+        finally:
+            del self._began[me]
+        if found is None:
+            self._large.put(offer.vehicle, (transfer, data))
+        else:
+            self._breaker.succeeded("check")
+        return found
+
+    def _spoiled(self, transfer: Transfer, data: bytes, error: HashMismatchError) -> None:
+        """Asks again: what differs each time was damaged on the way, what stays the same is what is there."""
+        digest = hashlib.sha256(data).hexdigest()
+        if len(transfer.spoiled) < _MAX_SPOILED:
+            self._metrics.spoiled.inc()
+            self._outlets.ask(self._transfers.restart(transfer, digest, time.monotonic()))
+        elif set(transfer.spoiled) == {digest}:
+            more = "; more bytes came than the offer said" if transfer.excess else ""
+            self._reject(transfer, "sha256", f"sha256: {error}, each time in the same way{more}")
+        else:
+            self.put_off(transfer.key, "spoiled", "the bytes arrive damaged, each time in another way")
+
+    # ---- the thread that commits
+
+    def _commit(self) -> None:
+        """Commits group after group and answers."""
+        for group in self._groups():
+            with guarded("committer", self._metrics):
+                self._commit_group(group)
+            for whole in group:
+                if self._transfers.holds(whole.transfer):  # after an unforeseen error
+                    self.put_off(whole.transfer.key, "failed", "this collector could not store the sample")
+
+    def _commit_group(self, group: list[_Whole], *, again: bool = False) -> None:
+        """Commits and answers; one by one where one of them fails, so that it keeps no other out."""
+        outcomes: list[Outcome] = []
+
+        def add() -> None:
+            samples = [whole.sample for whole in group]
+            outcomes.extend(self._store.add_many(samples, staged=[whole.staged for whole in group]))
+
+        try:
+            if self._persist("rows", [whole.transfer for whole in group], add):
+                self._metrics.group_size.observe(len(group))
+                self._finish(group, outcomes)
+        except RowRefusedError as error:
+            if len(group) > 1:
+                self._commit_each(group, error)
+            else:
+                self._refused(group[0], error, again=again)
+        except Exception as error:
+            log.exception("%d samples cannot be committed now", len(group))
+            if len(group) > 1:
+                self._commit_each(group, error)
+            else:
+                self._failed("rows", group[0].transfer, error)
+
+    def _commit_each(self, group: list[_Whole], error: Exception) -> None:
+        log.warning("%d samples are committed one by one: %s", len(group), error)
+        for whole in group:
+            self._commit_group([whole])
+
+    def _refused(self, whole: _Whole, error: RowRefusedError, *, again: bool) -> None:
+        """A row is at fault if it is refused, the database takes a plain row, and it is refused again."""
+        if again:
+            log.error("sample %s: its row cannot be stored: %s", whole.transfer.offer.id, error)
+            self._reject(whole.transfer, "unstorable", f"cannot be stored: {error}")
+        elif self._takes_rows():
+            self._commit_group([whole], again=True)
+        else:
+            self._breaker.failed("rows", error)
+            self.put_off(whole.transfer.key, "failed", "the store takes no samples now")
+
+    def _takes_rows(self) -> bool:
+        try:
+            return self._store.takes_rows()
+        except StoreUnavailableError:
+            return False
+
+    def _takes_others(self, stage: Literal["blobs", "rows"]) -> bool:
+        """True if the store works at this moment, as far as anybody but the group at hand can tell."""
+        if stage == "blobs":
+            return not self._breaker.is_open  # other workers' successes close it
+        if self._takes_rows():
+            self._breaker.succeeded(stage)
+            return True
+        return False
+
+    def _groups(self) -> Iterator[list[_Whole]]:
+        """All that waits, at most a group's worth; ends with None."""
+        source = self._durable
+        following: _Whole | None = source.get()
+        while following is not None:
+            group, size = [following], following.transfer.offer.size
+            following = None
+            while len(group) < self._settings.group_samples and size < self._settings.group_bytes:
+                try:
+                    following = source.get_nowait()
+                except queue.Empty:
+                    following = None
+                    break
+                if following is None:
+                    yield group
+                    return
+                group.append(following)
+                size += following.transfer.offer.size
+            yield group
+            following = source.get()
+
+    def _persist(
+        self, stage: Literal["blobs", "rows"], group: list[Transfer], work: Callable[[], None]
+    ) -> bool:
+        """Tries until the store takes the group; False where the end came first.
+
+        A store that is away is waited for. Any other error is the caller's to judge, and this one as well if
+        the store takes others meanwhile: one sample must not stop all.
+        """
+        me = threading.get_ident()
+        for attempt in itertools.count():
+            began = time.monotonic()
+            self._began[me] = (stage, began)
+            try:
+                work()
+            except StoreUnavailableError as error:
+                self._breaker.failed(stage, error)
+                self._metrics.store_failures.inc()
+                log.warning("%d samples wait for the store: %s", len(group), error)
+                if attempt >= _PATIENCE and self._takes_others(stage):
+                    raise
+            else:
+                self._breaker.succeeded(stage)
+                self._seconds[stage].observe(time.monotonic() - began)
+                return True
+            finally:
+                del self._began[me]
+            if self._stop.wait(_RETRY_S[min(attempt, len(_RETRY_S) - 1)]):
+                break
+        for transfer in group:
+            self._close(transfer.key)
+        return False
+
+    def _finish(self, group: list[_Whole], outcomes: list[Outcome]) -> None:
+        now = self._done_at = time.monotonic()
+        for whole, outcome in zip(group, outcomes, strict=True):
+            offer = whole.transfer.offer
+            self._transfers.close(whole.transfer.key)
+            self._setbacks.forget(whole.transfer.key)
+            self._metrics.seconds_to_stored.observe(now - whole.transfer.opened_at)
+            self._metrics.stored_bytes.inc(offer.size if outcome == "stored" else 0)
+            if outcome == "deleted":
+                declined = Declined(id=offer.id, reason="deleted: the fleet deleted this sample")
+                self._outlets.answer(offer.vehicle, declined, "deleted")
+                self._outlets.given_up(*whole.transfer.key)
+            else:
+                self._metrics.last_stored.set(wall_time())
+                self._metrics.implausible_clocks.inc(not _clock_is_plausible(whole.sample))
+                self._outlets.stored(*whole.transfer.key)
+                self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
+
+    # ---- what comes to nothing
+
+    def _failed(self, stage: Stage, transfer: Transfer, error: Exception) -> None:
+        """Nothing is known to be wrong with the sample: its vehicle keeps it and offers it again."""
+        self._metrics.failures.labels(stage).inc()
+        self._breaker.failed(stage, error, vehicle=transfer.offer.vehicle)
+        what = "check" if stage == "check" else "store"
+        self.put_off(transfer.key, "failed", f"this collector could not {what} the sample")
+
+    def put_off(self, key: Key, cause: str, reason: str) -> None:
+        """Ends a transfer for now; each time its vehicle shall wait longer before it offers again."""
+        self._close(key)
+        vehicle, sample = key
+        wait = self._setbacks.add(key, time.monotonic())
+        self._outlets.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
+
+    def _reject(self, transfer: Transfer, cause: str, reason: str) -> None:
+        self._done_at = time.monotonic()
+        self._close(transfer.key)
+        self._setbacks.forget(transfer.key)
+        self._outlets.answer(
+            transfer.offer.vehicle, Rejected(id=transfer.offer.id, reason=reason[:256]), cause
+        )
+
+    def _close(self, key: Key) -> None:
+        self._transfers.close(key)
+        self._outlets.given_up(*key)
+
+
+def _clock_is_plausible(sample: NewSample) -> bool:
+    """True if the fleet believes the vehicle's clock, or does not need it."""
+    offer = sample.offer
+    believed = capture_time(offer, stored_at=sample.stored_at) == offer.captured_at.wall
+    return believed or offer.recorded_at is not None

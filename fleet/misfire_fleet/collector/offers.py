@@ -1,0 +1,323 @@
+"""The desk where offers are answered: a batch at a time, with one look into the database for all of them.
+
+offers -> too fast? busy -> malformed? rejected -> of another vehicle or version? busy
+       -> stored already? stored -> deleted? declined -> too large, no known format? rejected
+       -> store ill? busy -> over quota, near-duplicate? declined -> no room? busy -> send
+The unbiased random stream is never declined as a near-duplicate: statistics stand on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from misfire_fleet.collector.health.breaker import Breaker
+from misfire_fleet.collector.health.guard import guarded
+from misfire_fleet.collector.health.metrics import CollectorMetrics
+from misfire_fleet.collector.health.setbacks import Setbacks
+from misfire_fleet.collector.policy.near_duplicates import Novelty
+from misfire_fleet.collector.policy.quota import QuotaBook, Refusal
+from misfire_fleet.collector.policy.rates import Rates
+from misfire_fleet.collector.queue import Incoming, OfferQueue
+from misfire_fleet.collector.settings import CollectorSettings
+from misfire_fleet.collector.transfers import Transfers
+from misfire_fleet.decoding.headers import IMAGES, VIDEOS
+from misfire_fleet.store import Store
+from misfire_runtime.errors import MessageError, MisfireError
+from misfire_runtime.messages import (
+    MAX_JSON_BYTES,
+    PROTOCOL_VERSION,
+    Busy,
+    Declined,
+    Offer,
+    Rejected,
+    Send,
+    Stored,
+    Verdict,
+    decode,
+    unpack_embedding,
+)
+from misfire_runtime.service.logs import Throttle
+
+log = logging.getLogger(__name__)
+
+_BATCH = 256
+_ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{64})"')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_RETRY_S = 3600.0
+_PENDING_S = 5.0
+_MAX_LOOKED_UP = 256
+_ID_WITHIN = 1024
+"""An offer's id is among its first fields; above the rate nobody searches the rest."""
+
+
+@dataclass(frozen=True)
+class DeskRules:
+    """What the desk asks besides the store: all live, all thread-safe."""
+
+    transfers: Transfers
+    quotas: QuotaBook
+    novelty: Novelty | None
+    chunk_bytes: Callable[[], int]
+    breaker: Breaker
+    setbacks: Setbacks
+    draining: Callable[[], bool]
+
+
+class Desk:
+    """A thread that answers offers; `answer` is where verdicts go: (vehicle, verdict, cause)."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        settings: CollectorSettings,
+        rules: DeskRules,
+        metrics: CollectorMetrics,
+        answer: Callable[[str, Verdict, str], None],
+    ) -> None:
+        self._store, self._name, self._settings = store, name, settings
+        self._rules, self._metrics, self._answer = rules, metrics, answer
+        self._offers = OfferQueue(
+            max_waiting=settings.max_offers_waiting, max_per_vehicle=settings.max_offers_per_vehicle
+        )
+        rate = settings.quotas.offers_per_s
+        self._rates = None if rate is None else Rates(rate)
+        self._refusals = None if rate is None else Rates(rate)
+        self._batch_at: float | None = None
+        self._often = Throttle(log)
+        self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
+
+    def start(self) -> None:
+        """Begins to answer."""
+        self._thread.start()
+
+    def put(self, vehicle: str, payload: bytes) -> None:
+        """Takes an offer, or puts it off above the vehicle's rate; above twice the rate it is only counted,
+        as where too many wait.
+        """
+        now = time.monotonic()
+        wait_s = 0.0 if self._rates is None else self._rates.wait_s(vehicle, now)
+        if wait_s > 0:
+            self._metrics.dropped.labels("rate").inc()
+            if self._refusals is None or self._refusals.wait_s(vehicle, now) > 0:
+                return  # a flood: an answer to each would cost more than the offers
+            found = _ID.search(payload[:_ID_WITHIN])
+            if found is not None:
+                sample = found.group(1).decode()
+                self._say_busy(vehicle, sample, "rate", "too many offers per second", retry_s=wait_s)
+        elif not self._offers.put(Incoming(vehicle, payload, now)):
+            self._metrics.dropped.labels("offer").inc()
+
+    @property
+    def waiting(self) -> int:
+        """Offers not yet looked at."""
+        return len(self._offers)
+
+    def oldest_s(self, now: float) -> float:
+        """For how long the oldest unanswered offer has been here; 0 if there is none."""
+        known = [at for at in (self._batch_at, self._offers.oldest_at()) if at is not None]
+        return max(0.0, now - min(known)) if known else 0.0
+
+    @property
+    def alive(self) -> bool:
+        """False where the thread died."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Answers what waits, then ends."""
+        self._offers.close()
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+
+    def _run(self) -> None:
+        while batch := self._offers.take(_BATCH):
+            self._batch_at = min(incoming.arrived_at for incoming in batch)
+            with guarded("desk", self._metrics):
+                self.decide(batch)
+            self._batch_at = None
+
+    def decide(self, batch: list[Incoming]) -> None:
+        """Answers a batch of offers."""
+        offers = [offer for offer in map(self._read, batch) if offer is not None]
+        if not offers:
+            return
+        self._metrics.offers.inc(len(offers))
+        ids = [offer.id for offer in offers]
+        try:
+            known, buried = self._store.known_and_buried(ids, vehicles=[each.vehicle for each in offers])
+        except Exception as error:  # whatever it is, it is not the offers' fault
+            if isinstance(error, MisfireError):
+                self._often.log(logging.WARNING, f"offers are put off: {error}", {})
+            else:
+                log.exception("offers are put off")
+            self._rules.breaker.failed("look-up", error)
+            for offer in offers:
+                self._busy(offer, "store", "the store is not available")
+            return
+        self._rules.breaker.succeeded("look-up")
+        for offer in offers:
+            try:
+                self._decide(offer, known, buried)
+            except Exception:
+                self._metrics.failures.labels("desk").inc()
+                log.exception("sample %s: its offer cannot be judged now", offer.id)
+                self._busy(offer, "failed", "this collector could not judge the offer")
+
+    def _read(self, incoming: Incoming) -> Offer | None:
+        """The offer, or None after telling the sender what is wrong with it, as far as it can be told."""
+        try:
+            offer = decode(Offer, incoming.payload)
+            if any(map(_CONTROL.search, (offer.bundle, offer.trigger.name, offer.media_type))):
+                raise MessageError("Offer: control characters in bundle, trigger or media type")
+            if offer.embedding is not None:
+                unpack_embedding(offer.embedding)
+        except MessageError as error:
+            self._refuse(incoming, _fields(incoming.payload), str(error))
+            return None
+        if offer.vehicle != incoming.vehicle:
+            self._refuse(incoming, {"id": offer.id, "vehicle": offer.vehicle}, "")
+            return None
+        return offer
+
+    def _refuse(self, incoming: Incoming, fields: dict[str, Any] | None, error: str) -> None:
+        """Rejects what breaks this protocol's rules; what says nothing about the sample is put off.
+
+        That is an offer that is no JSON (damaged on its way), one of another version (this collector is old),
+        and one of another vehicle (a vehicle was renamed while samples waited).
+        """
+        self._metrics.malformed.labels("offer").inc()
+        sample = _sample_named(incoming.payload, fields)
+        if sample is None:
+            return
+        if fields is None:
+            self._put_off(
+                incoming.vehicle, sample, "malformed", f"{error}; it may have been damaged on its way"
+            )
+        elif fields.get("v", PROTOCOL_VERSION) != PROTOCOL_VERSION:
+            self._put_off(incoming.vehicle, sample, "version", error)
+        elif fields.get("vehicle") != incoming.vehicle:
+            other = str(fields.get("vehicle"))[:64]
+            reason = f"Offer: vehicle {other} offered under the topic of {incoming.vehicle}"
+            self._put_off(incoming.vehicle, sample, "identity", reason)
+        else:
+            self._answer(incoming.vehicle, Rejected(id=sample, reason=error[:256]), "malformed")
+
+    def _put_off(self, vehicle: str, sample: str, cause: str, reason: str) -> None:
+        wait = self._rules.setbacks.add((vehicle, sample), time.monotonic())
+        self._answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason[:256]), cause)
+
+    def _decide(self, offer: Offer, known: set[str], buried: set[str]) -> None:
+        if offer.id in known:
+            self._answer(offer.vehicle, Stored(id=offer.id), "again")
+        elif offer.id in buried:
+            self._decline(offer, "deleted", "the fleet deleted this sample")
+        elif offer.size > (limit := self._settings.largest_sample):
+            self._reject(offer, "size", f"{offer.size} bytes is above the limit of {limit}")
+        elif offer.media_type not in IMAGES | VIDEOS:
+            self._reject(offer, "media-type", f"media type {offer.media_type!r} is not taken here")
+        elif self._rules.draining():
+            self._busy(offer, "draining", "this collector is about to end")
+        elif (wait_s := self._rules.setbacks.wait_s((offer.vehicle, offer.id), time.monotonic())) > 0:
+            self._busy(
+                offer, "failed", "this collector failed with this sample several times", retry_s=wait_s
+            )
+        elif not self._rules.breaker.admits(time.monotonic()):
+            self._busy(offer, "store", "this collector cannot store now")
+        else:
+            self._consider(offer)
+
+    def _consider(self, offer: Offer) -> None:
+        underway = self._rules.transfers.find(offer.vehicle, offer.id) is not None
+        if not underway and (refusal := self._rules.quotas.refusal(offer, time.monotonic())) is not None:
+            self._not_wanted(offer, "quota", refusal)
+        elif not underway and (refusal := self._near_duplicate(offer)) is not None:
+            self._not_wanted(offer, "near-duplicate", refusal)
+        else:
+            self._ask(offer)
+
+    def _not_wanted(self, offer: Offer, cause: str, refusal: Refusal) -> None:
+        if refusal.final:
+            self._decline(offer, cause, refusal.reason)
+        else:
+            self._busy(offer, cause, f"{refusal.reason}, by what is still on its way", retry_s=_PENDING_S)
+
+    def _near_duplicate(self, offer: Offer) -> Refusal | None:
+        """Similar samples count for good if the store has them now; one that was deleted is forgotten."""
+        novelty, near = self._rules.novelty, self._settings.near_duplicates
+        if novelty is None or near is None or offer.embedding is None or offer.trigger.random:
+            return None
+        similar = novelty.neighbours(offer.bundle, unpack_embedding(offer.embedding), besides=offer.id)
+        similar = similar[: near.copies + _MAX_LOOKED_UP]
+        if len(similar) < near.copies:
+            return None
+        stored = self._store.known(similar)
+        coming = [sample for sample in similar if sample not in stored and novelty.expects(sample)]
+        for gone in set(similar) - stored - set(coming):
+            novelty.forget(gone)
+        if len(stored) + len(coming) < near.copies:
+            return None
+        return Refusal(len(stored) >= near.copies, "the fleet has enough samples like this one")
+
+    def _ask(self, offer: Offer) -> None:
+        transfer = self._rules.transfers.open(offer, time.monotonic())
+        if transfer == "full":
+            self._busy(offer, "room", "too many transfers")
+        elif transfer == "share":
+            self._busy(offer, "share", "this vehicle holds its share of all transfers")
+        elif not transfer.finishing:
+            self._rules.quotas.accept(offer)
+            if self._rules.novelty is not None and offer.embedding is not None:
+                embedding = unpack_embedding(offer.embedding)
+                self._rules.novelty.remember(offer.bundle, offer.id, embedding, stored=False)
+            send = Send(
+                id=offer.id,
+                collector=self._name,
+                offset=transfer.received,
+                chunk_bytes=self._rules.chunk_bytes(),
+            )
+            self._answer(offer.vehicle, send, "")
+
+    def _decline(self, offer: Offer, cause: str, reason: str) -> None:
+        self._answer(offer.vehicle, Declined(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
+
+    def _reject(self, offer: Offer, cause: str, reason: str) -> None:
+        self._answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
+
+    def _busy(self, offer: Offer, cause: str, reason: str, *, retry_s: float | None = None) -> None:
+        """Later for a fuller collector."""
+        if retry_s is None:
+            load = len(self._rules.transfers) / self._settings.max_transfers
+            retry_s = 1.0 + 4.0 * load
+        self._say_busy(offer.vehicle, offer.id, cause, reason, retry_s=retry_s)
+
+    def _say_busy(self, vehicle: str, sample: str, cause: str, reason: str, *, retry_s: float) -> None:
+        """Never at the same moment for all."""
+        wait = min(_MAX_RETRY_S, retry_s * random.uniform(1.0, 2.0))
+        self._answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
+
+
+def _fields(payload: bytes) -> dict[str, Any] | None:
+    """The payload's fields, or None where it is no JSON object."""
+    try:
+        fields = json.loads(payload) if len(payload) <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _sample_named(payload: bytes, fields: dict[str, Any] | None) -> str | None:
+    """The sample id in a payload that is no valid offer, so that its sender can be told."""
+    if fields is not None:
+        named = fields.get("id")
+        return named if isinstance(named, str) and re.fullmatch(r"[0-9a-f]{64}", named) else None
+    found = _ID.search(payload[:MAX_JSON_BYTES])
+    return None if found is None else found.group(1).decode()

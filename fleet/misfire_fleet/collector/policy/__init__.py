@@ -1,0 +1,1 @@
+"""What the fleet takes from a vehicle: near-duplicates, quotas and rates."""

@@ -1,0 +1,1 @@
+"""`misfire fleet ...`, one file per group of commands."""

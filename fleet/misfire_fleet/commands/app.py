@@ -1,0 +1,26 @@
+"""`misfire fleet ...`: collect, serve, simulate, and the care of what was stored."""
+
+from __future__ import annotations
+
+import typer
+
+from misfire_fleet.commands.collect import collect
+from misfire_fleet.commands.configure import configure
+from misfire_fleet.commands.offer_again import offer_again
+from misfire_fleet.commands.rescue import backup, check, rebuild
+from misfire_fleet.commands.serve import serve
+from misfire_fleet.commands.simulate import simulate
+from misfire_fleet.commands.store import audit, delete, hold, holds, release, retention, status
+
+app = typer.Typer(
+    name="fleet",
+    help="Collect, show and simulate uploads.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for _command in (
+    *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
+    *(check, backup, rebuild, offer_again, configure),
+):
+    app.command()(_command)

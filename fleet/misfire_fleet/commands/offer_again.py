@@ -1,0 +1,88 @@
+"""`misfire fleet offer-again`: tells a vehicle that stopped offering after a wave of rejections to go on."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Annotated
+
+import typer
+
+from misfire_fleet.commands.options import (
+    AsJson,
+    BrokerUrl,
+    CaFile,
+    CertFile,
+    FleetName,
+    Insecure,
+    KeyFile,
+    PasswordFile,
+    Protocol,
+    show,
+)
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.messages import Reply, State, Topics, decode, encode
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.mqtt.connection import Connection, LinkError
+
+_ANSWER_S = 5.0
+
+
+def offer_again(
+    vehicle: Annotated[str, typer.Argument(help="Name of the vehicle.")],
+    *,
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
+    fleet: FleetName = "default",
+    protocol: Protocol = "5",
+    insecure: Insecure = False,
+    ca_file: CaFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+    password_file: PasswordFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a vehicle to offer its samples again, those that were rejected last as well.
+
+    Connects with the rights of a collector. The vehicle must be connected to the broker.
+    """
+    address = BrokerConfig.from_url(
+        broker,
+        protocol=protocol,
+        insecure=insecure,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
+        password_file=password_file,
+    )
+    topics = Topics(fleet, vehicle)
+    name = f"misfire-offer-again-{secrets.token_hex(4)}"
+    connection = Connection(address, client_id=name, subscriptions=(topics.state,))
+    try:
+        connection.open()
+        if not _is_online(connection):
+            raise ConfigError(f"vehicle {vehicle} is not connected in fleet {fleet}; try again when it is")
+        mid = connection.publish(topics.reply, encode(Reply(verdicts=[], offer_again=True)))
+        _wait_for_receipt(connection, mid, vehicle)
+    finally:
+        connection.close(in_order=True)
+    show({"vehicle": vehicle, "told": True}, as_json=as_json, text=f"{vehicle} was told to offer again")
+
+
+def _is_online(connection: Connection) -> bool:
+    """Whether the vehicle's retained state says so; False if none comes."""
+    until = time.monotonic() + _ANSWER_S
+    while not connection.inbox and time.monotonic() < until:
+        connection.poll(0.2, wake=None)
+    return bool(connection.inbox) and decode(State, connection.inbox[-1].payload).online
+
+
+def _wait_for_receipt(connection: Connection, mid: int, vehicle: str) -> None:
+    until = time.monotonic() + _ANSWER_S
+    while time.monotonic() < until:
+        for receipt in connection.receipts:
+            if receipt.mid == mid and not receipt.accepted:
+                raise LinkError(f"the broker does not let this client reply to {vehicle}: {receipt.reason}")
+            if receipt.mid == mid:
+                return
+        connection.poll(0.2, wake=None)
+    raise LinkError(f"the broker did not acknowledge the message to {vehicle} within {_ANSWER_S:g} s")

@@ -1,0 +1,70 @@
+"""Options that several fleet commands share, and how they become a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from misfire_fleet.errors import StoreError
+from misfire_fleet.moments import parse_moment
+from misfire_fleet.store import Store
+from misfire_fleet.store.care.integrity import refuse_damaged
+from misfire_runtime.errors import ConfigError
+
+FleetDir = Annotated[Path, typer.Option("--fleet-dir", help="Folder with fleet.sqlite and blobs/.")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option("--database", envvar="MISFIRE_DATABASE", help="Instead: postgresql://USER@HOST/NAME."),
+]
+BlobsUrl = Annotated[
+    str | None,
+    typer.Option("--blobs", envvar="MISFIRE_BLOBS", help="Instead: a folder or s3://BUCKET/PREFIX."),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", envvar="MISFIRE_INSECURE", help="Allow plain mqtt:// to another machine."),
+]
+BrokerUrl = Annotated[
+    str, typer.Option("--broker", envvar="MISFIRE_BROKER", help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT].")
+]
+FleetName = Annotated[str, typer.Option("--fleet", help="The fleet's name in topics.")]
+Protocol = Annotated[str, typer.Option("--protocol", help="MQTT version: 5 or 3.1.1.")]
+CaFile = Annotated[Path | None, typer.Option("--ca-file", help="CA certificates for mqtts://.")]
+CertFile = Annotated[Path | None, typer.Option("--cert-file", help="Client certificate for mqtts://.")]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", help="Its private key.")]
+PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the password.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")]
+DEFAULT_DIR = Path("fleet")
+
+
+def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, checked: bool = False) -> Store:
+    """The store that the options name; what is not named lies in the fleet folder.
+
+    With `checked`, as daemons open it, makes what is not there, and raises StoreError if the database's file
+    is damaged. Without, raises StoreError if the fleet folder has no database: an empty one would answer
+    wrongly.
+    """
+    file = fleet_dir / "fleet.sqlite"
+    if checked:
+        refuse_damaged(database or file)
+    elif database is None and not file.exists():
+        raise StoreError(f"{file}: no such database; name the fleet's folder with --fleet-dir")
+    return Store.open(database or file, blobs or fleet_dir / "blobs")
+
+
+def moment(option: str, text: str | None) -> float | None:
+    """ISO 8601 (UTC where no zone is given) to seconds since 1970. Raises ConfigError."""
+    try:
+        return None if text is None else parse_moment(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: {error}") from error
+
+
+def show(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:
+    """Prints a result for a program or for a person."""
+    typer.echo(json.dumps(result) if as_json else text)

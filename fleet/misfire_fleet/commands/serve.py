@@ -1,0 +1,51 @@
+"""`misfire fleet serve`: the console over HTTP, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from misfire_fleet.commands.options import DEFAULT_DIR, BlobsUrl, DatabaseUrl, FleetDir, open_store
+from misfire_fleet.console.app import create_app
+from misfire_runtime.errors import ConfigError
+
+
+def serve(
+    *,
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    host: Annotated[str, typer.Option(help="Address; the console has no accounts of its own.")] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="MISFIRE_ALLOWED_HOSTS",
+            help="Name by which browsers may ask, such as the proxy's. Repeat it for several. "
+            "Default: localhost, --host and any address.",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
+) -> None:
+    """Show what was uploaded, as pages and as JSON."""
+    listener = listen(host, port)
+    with open_store(fleet_dir, database, blobs, checked=True) as store, listener:
+        typer.echo(f"console at http://{host}:{listener.getsockname()[1]}/")
+        app = create_app(store, allowed_hosts=[host, *(allowed_host or [])])
+        config = uvicorn.Config(app, log_level="warning", server_header=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that port 0 is known before the server runs. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from error
+    return listener

@@ -1,0 +1,84 @@
+"""`misfire fleet simulate`: many vehicles against a broker, for load and fault tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from misfire_fleet.commands.options import AsJson, Insecure, show
+from misfire_fleet.simulate.samples import Mint, read_pictures
+from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.vehicle import Faults, Plan
+from misfire_runtime.bundle import read_manifest
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.service.stopping import stop_on_signals
+
+Chance = Annotated[float, typer.Option(min=0, max=1)]
+
+
+def simulate(
+    *,
+    images: Annotated[Path, typer.Option(help="Folder with JPEG or PNG files: what the vehicles see.")],
+    vehicles: Annotated[int, typer.Option(min=1, max=20_000)] = 100,
+    rate: Annotated[float, typer.Option(min=0.001, help="Samples per second, all vehicles together.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long samples arrive.")] = 60.0,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle whose calibration the scores are drawn from.")
+    ] = None,
+    broker: Annotated[str, typer.Option(envvar="MISFIRE_BROKER")] = "mqtt://127.0.0.1:1883",
+    protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    insecure: Insecure = False,
+    fleet: Annotated[str, typer.Option(help="The fleet's name in topics.")] = "default",
+    window: Annotated[int, typer.Option(min=1, help="Samples that a vehicle offers at once.")] = 4,
+    max_pending: Annotated[int, typer.Option(min=1, help="Samples that a vehicle keeps.")] = 64,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds to wait for the last verdicts.")] = 30.0,
+    seed: int = 0,
+    drop: Chance = 0.0,
+    repeat: Chance = 0.0,
+    reorder: Chance = 0.0,
+    corrupt: Chance = 0.0,
+    reconnect: Annotated[float, typer.Option(min=0, max=1, help="Per second and vehicle.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a fleet of vehicles, with faults if asked for."""
+    mint = Mint(read_pictures(images), manifest=None if bundle is None else read_manifest(bundle), seed=seed)
+    plan = Plan(
+        fleet=fleet,
+        vehicles=vehicles,
+        rate=rate,
+        duration_s=seconds,
+        window=window,
+        max_pending=max_pending,
+        drain_s=drain,
+        seed=seed,
+        faults=Faults(drop, repeat, reorder, corrupt, reconnect),
+    )
+    swarm = Swarm(BrokerConfig.from_url(broker, protocol=protocol, insecure=insecure), plan, mint=mint)
+    with stop_on_signals() as stop:
+        swarm.run(stop)
+    result = report(swarm)
+    text = "\n".join(f"{name:>18}  {value}" for name, value in result.items())
+    show(result, as_json=as_json, text=text)
+
+
+def report(swarm: Swarm) -> dict[str, Any]:
+    """The account of a run; seconds from a sample's first offer to `stored`."""
+    tally = swarm.tally
+    seconds = {f"p{percent}_s": tally.percentile_s(percent) for percent in (50, 95, 99)}
+    return {
+        "vehicles": swarm.plan.vehicles,
+        "captured": tally.captured,
+        "stored": tally.stored,
+        "declined": tally.declined,
+        "rejected": tally.rejected,
+        "evicted": tally.evicted,
+        "pending": swarm.pending,
+        "offers": tally.offers,
+        "busy": tally.busy,
+        "bytes_sent": tally.bytes_sent,
+        "faults": tally.faults,
+        "reconnects": tally.reconnects,
+        **{name: None if value is None else round(value, 4) for name, value in seconds.items()},
+    }

@@ -1,0 +1,163 @@
+"""`misfire fleet status|delete|hold|release|holds|retention|audit`: what is stored, and its removal."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from misfire_fleet.commands.options import (
+    DEFAULT_DIR,
+    AsJson,
+    BlobsUrl,
+    DatabaseUrl,
+    DryRun,
+    FleetDir,
+    moment,
+    open_store,
+    show,
+)
+from misfire_fleet.console.format import byte_count, utc
+from misfire_fleet.store.records import Deletion, Hold
+
+Vehicle = Annotated[str | None, typer.Option("--vehicle", help="Only this vehicle's samples.")]
+Sample = Annotated[str | None, typer.Option("--sample", help="Only the sample with this SHA-256.")]
+Since = Annotated[str | None, typer.Option("--from", help="Captured at or after this time (ISO 8601, UTC).")]
+Until = Annotated[str | None, typer.Option("--to", help="Captured before this time (ISO 8601, UTC).")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept in tombstones and the audit log.")]
+
+
+def status(
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the store holds."""
+    with open_store(fleet_dir, database, blobs) as store:
+        totals = store.totals()
+    text = (
+        f"{totals.samples} samples ({totals.random} random), {byte_count(totals.bytes)}, "
+        f"{totals.online} of {totals.vehicles} vehicles online, {totals.declined} declined, "
+        f"{totals.rejected} rejected, {totals.deleted} deleted"
+    )
+    show(asdict(totals), as_json=as_json, text=text)
+
+
+def delete(
+    *,
+    reason: Reason,
+    vehicle: Vehicle = None,
+    sample: Sample = None,
+    since: Since = None,
+    until: Until = None,
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete samples for good: what matches all that is given and is under no hold."""
+    with open_store(fleet_dir, database, blobs) as store:
+        done = store.deletion.delete(
+            vehicle=vehicle,
+            sample=sample,
+            captured_from=moment("--from", since),
+            captured_to=moment("--to", until),
+            reason=reason,
+            actor=getpass.getuser(),
+            dry_run=dry_run,
+        )
+    show(asdict(done), as_json=as_json, text=_said(done))
+
+
+def retention(
+    *,
+    days: Annotated[float | None, typer.Option(help="Delete what was stored longer ago.", min=0)] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Delete the oldest above this many bytes.", min=0)
+    ] = None,
+    telemetry_days: Annotated[float | None, typer.Option(help="Forget older heartbeats.", min=0)] = None,
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Apply a retention rule once; run it from a timer. Holds are respected."""
+    from misfire_runtime.clock import wall_time
+
+    with open_store(fleet_dir, database, blobs) as store:
+        done = store.deletion.apply_retention(max_age_days=days, max_bytes=max_bytes, dry_run=dry_run)
+        heartbeats = 0
+        if telemetry_days is not None and not dry_run:
+            heartbeats = store.vehicles.forget_telemetry(wall_time() - telemetry_days * 86_400)
+    text = f"{_said(done)}; {heartbeats} heartbeats forgotten"
+    show(asdict(done) | {"heartbeats_forgotten": heartbeats}, as_json=as_json, text=text)
+
+
+def hold(
+    name: str,
+    *,
+    reason: Reason,
+    vehicle: Vehicle = None,
+    sample: Sample = None,
+    since: Since = None,
+    until: Until = None,
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+) -> None:
+    """Keep samples from any deletion until `release NAME`; with no condition, all of them."""
+    covered = Hold(name, reason, sample, vehicle, moment("--from", since), moment("--to", until))
+    with open_store(fleet_dir, database, blobs) as store:
+        store.deletion.hold(covered, actor=getpass.getuser())
+    typer.echo(f"hold {name!r} is open")
+
+
+def release(
+    name: str, fleet_dir: FleetDir = DEFAULT_DIR, database: DatabaseUrl = None, blobs: BlobsUrl = None
+) -> None:
+    """End a hold."""
+    with open_store(fleet_dir, database, blobs) as store:
+        store.deletion.release(name, actor=getpass.getuser())
+    typer.echo(f"hold {name!r} is released")
+
+
+def holds(
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """List holds, open and released."""
+    with open_store(fleet_dir, database, blobs) as store:
+        listed = store.deletion.holds()
+    lines = [
+        f"{each.name}: {'released ' + utc(each.released_at) if each.released_at else 'open'}; {each.reason}"
+        for each in listed
+    ]
+    show({"holds": [asdict(each) for each in listed]}, as_json=as_json, text="\n".join(lines) or "no holds")
+
+
+def audit(
+    limit: Annotated[int, typer.Option(min=1)] = 50,
+    fleet_dir: FleetDir = DEFAULT_DIR,
+    database: DatabaseUrl = None,
+    blobs: BlobsUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """List who deleted, held or released what, newest first."""
+    with open_store(fleet_dir, database, blobs) as store:
+        entries = store.deletion.audit(limit=limit)
+    listed = [{"at": at, "actor": actor, "action": action, **detail} for at, actor, action, detail in entries]
+    lines = [f"{utc(at)} {actor} {action} {json.dumps(detail)}" for at, actor, action, detail in entries]
+    show({"audit": listed}, as_json=as_json, text="\n".join(lines) or "nothing was deleted or held")
+
+
+def _said(done: Deletion) -> str:
+    verb = "would delete" if done.dry_run else "deleted"
+    return f"{verb} {done.deleted} samples ({byte_count(done.bytes)}); {done.held} kept by holds"

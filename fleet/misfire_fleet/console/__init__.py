@@ -1,0 +1,1 @@
+"""The console: pages and JSON over the store."""

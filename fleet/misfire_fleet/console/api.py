@@ -1,0 +1,150 @@
+"""The console's JSON: the same rows as the pages, for programs; described at /openapi.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel
+
+from misfire_fleet.console.books import Books, concerns
+from misfire_fleet.console.filters import GalleryQuery, Text, gallery_query, readable, sample_id
+from misfire_fleet.store import Store
+from misfire_fleet.store.books import VehicleBooks
+from misfire_fleet.store.records import StoredSample, Totals, VehicleSummary
+from misfire_runtime.clock import wall_time
+
+MAX_VEHICLES = 1000
+
+
+class SampleJson(BaseModel):
+    """One stored sample. Times are seconds since 1970; the image is at `blob`."""
+
+    seq: int
+    id: str
+    vehicle: str
+    captured_at: float
+    stored_at: float
+    bundle: str
+    trigger: str
+    random: bool
+    scores: dict[str, float]
+    percentiles: dict[str, float]
+    prediction: dict[str, Any]
+    context: dict[str, str | float | bool]
+    media_type: str
+    size: int
+    width: int
+    height: int
+    blob: str
+    unreadable: str = ""
+    """What is wrong with a row that cannot be shown; the other fields are empty then."""
+
+
+class SamplePage(BaseModel):
+    """Newest first; `next_before` asks for what is older, None at the end."""
+
+    samples: list[SampleJson]
+    next_before: int | None
+
+
+class VehicleJson(BaseModel):
+    """One vehicle in numbers."""
+
+    name: str
+    online: bool
+    """It said so, and its heartbeats come."""
+    bundle: str
+    stored: int
+    bytes_stored: int
+    declined: int
+    rejected: int
+    pending: int | None
+    last_stored_at: float | None
+    missing: int = 0
+    """Samples that it was told are stored, and that the fleet never had."""
+    concerns: list[str] = []
+    """What an operator should look at, in words."""
+
+
+class TotalsJson(BaseModel):
+    """The store in numbers."""
+
+    samples: int
+    bytes: int
+    random: int
+    vehicles: int
+    online: int
+    declined: int
+    rejected: int
+    deleted: int
+
+
+def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIRouter:
+    """/api/samples, /api/samples/{id}, /api/vehicles and /api/totals."""
+    router = APIRouter()
+
+    @router.get("/api/samples")
+    def samples(query: Annotated[GalleryQuery, Depends(gallery_query)]) -> SamplePage:
+        rows = store.newest(query.limit, query.filters)
+        more = rows[-1].seq if len(rows) == query.limit else None
+        return SamplePage(samples=[_json_of(row) for row in rows], next_before=more)
+
+    @router.get("/api/samples/{sample}")
+    def sample(sample: str) -> SampleJson:
+        return _json_of(store.get(sample_id(sample)))
+
+    @router.get("/api/vehicles")
+    def vehicles(
+        after: Text = "", limit: Annotated[int, Query(ge=1, le=MAX_VEHICLES)] = MAX_VEHICLES
+    ) -> list[VehicleJson]:
+        """By name; `after` is the last name of the answer before."""
+        found = store.vehicles.summaries(store.vehicles.names(after=readable("after", after), limit=limit))
+        compared = books.of(found)
+        return [_vehicle_json(each, compared.get(each.name)) for each in found]
+
+    @router.get("/api/totals")
+    def totals_() -> TotalsJson:
+        return TotalsJson.model_validate(totals(), from_attributes=True)
+
+    return router
+
+
+def _vehicle_json(each: VehicleSummary, book: VehicleBooks | None) -> VehicleJson:
+    return VehicleJson(
+        name=each.name,
+        online=each.online and not each.silent,
+        bundle=each.state.bundle if each.state else "",
+        stored=each.stored,
+        bytes_stored=each.bytes_stored,
+        declined=each.declined,
+        rejected=each.rejected,
+        pending=each.telemetry.counters.pending if each.telemetry else None,
+        last_stored_at=each.last_stored_at,
+        missing=book.missing if book is not None else 0,
+        concerns=concerns(each, book, wall_time()),
+    )
+
+
+def _json_of(row: StoredSample) -> SampleJson:
+    return SampleJson(
+        seq=row.seq,
+        id=row.id,
+        vehicle=row.vehicle,
+        captured_at=row.captured_at,
+        stored_at=row.stored_at,
+        bundle=row.bundle,
+        trigger=row.trigger,
+        random=row.random,
+        scores=row.scores,
+        percentiles=row.percentiles,
+        prediction=dict(row.prediction),
+        context=row.offer.context,
+        media_type=row.media_type,
+        size=row.size,
+        width=row.width,
+        height=row.height,
+        blob=f"/blobs/{row.id}",
+        unreadable=row.unreadable,
+    )

@@ -1,0 +1,104 @@
+"""The gallery's query string: an empty field is no filter, and one that cannot be read is named."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import HTTPException, Query
+
+from misfire_fleet.errors import SampleGoneError
+from misfire_fleet.moments import parse_moment
+from misfire_fleet.store.records import SampleFilter
+
+Text = Annotated[str, Query(max_length=130)]
+PAGE = 48
+MAX_PAGE = 500
+_ID = re.compile(r"[0-9a-f]{64}")
+_STREAMS = {"": None, "random": True, "chosen": False}
+
+
+@dataclass(frozen=True)
+class GalleryQuery:
+    """`filters` for the store; `values` are the non-empty fields as they came, to be put into links."""
+
+    filters: SampleFilter
+    limit: int
+    values: dict[str, str]
+
+
+def gallery_query(
+    *,
+    vehicle: Text = "",
+    trigger: Text = "",
+    bundle: Text = "",
+    stream: Text = "",
+    since: Text = "",
+    until: Text = "",
+    percentile: Text = "",
+    before: Text = "",
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
+) -> GalleryQuery:
+    """Reads the fields. Raises HTTPException 422 that names a field which cannot be read."""
+    given = {
+        "vehicle": vehicle,
+        "trigger": trigger,
+        "bundle": bundle,
+        "stream": stream,
+        "since": since,
+        "until": until,
+        "percentile": percentile,
+    }
+    for field, text in given.items():
+        readable(field, text)
+    filters = SampleFilter(
+        vehicle=vehicle or None,
+        trigger=trigger or None,
+        bundle=bundle or None,
+        random=_stream(stream),
+        captured_from=_time("since", since),
+        captured_to=_time("until", until),
+        min_percentile=_number("percentile", percentile),
+        before_seq=None if not before else int(_number("before", before) or 0),
+    )
+    return GalleryQuery(filters, limit, {name: value for name, value in given.items() if value})
+
+
+def readable(field: str, text: str) -> str:
+    """Returns the text. Raises HTTPException 422 if a database cannot hold it, or its bytes are no UTF-8."""
+    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
+        raise HTTPException(422, f"{field}: not readable as text")
+    return text
+
+
+def sample_id(text: str) -> str:
+    """Returns the id of an address. Raises SampleGoneError if it can be none."""
+    if _ID.fullmatch(text) is None:
+        raise SampleGoneError(f"sample {text[:64]!r}: an id has 64 digits of 0-9 and a-f")
+    return text
+
+
+def _stream(text: str) -> bool | None:
+    if text not in _STREAMS:
+        raise HTTPException(422, f"stream: {text!r} is neither 'chosen' nor 'random'")
+    return _STREAMS[text]
+
+
+def _time(field: str, text: str) -> float | None:
+    try:
+        return parse_moment(text) if text else None
+    except ValueError as error:
+        raise HTTPException(422, f"{field} {text!r}: {error}") from error
+
+
+def _number(field: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise HTTPException(422, f"{field}: {text!r} is not a number") from error
+    if not abs(value) <= 2**53:
+        raise HTTPException(422, f"{field}: {text!r} is out of range")
+    return value

@@ -1,0 +1,51 @@
+"""/metrics of the console: the fleet's books as numbers, for an alert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from misfire_fleet.console.books import Difference
+from misfire_fleet.store.records import Totals
+
+
+class FleetMetrics(Collector):
+    """Read from the store when somebody looks."""
+
+    def __init__(self, difference: Callable[[], Difference], totals: Callable[[], Totals]) -> None:
+        self._difference, self._totals = difference, totals
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering does not ask the store."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Raises what the store raises."""
+        books, totals = self._difference(), self._totals()
+        for name, text, value in (
+            (
+                "misfire_books_difference",
+                "Samples that vehicles count as stored and the fleet never had.",
+                books.missing,
+            ),
+            (
+                "misfire_books_vehicles_missing",
+                "Vehicles with such samples.",
+                books.vehicles_missing,
+            ),
+            (
+                "misfire_books_vehicles_unbalanced",
+                "Vehicles whose own counts do not add up.",
+                books.vehicles_unbalanced,
+            ),
+            ("misfire_frames_lost", "Chosen frames that never became a sample.", books.lost),
+            ("misfire_samples", "Samples stored.", totals.samples),
+            ("misfire_vehicles", "Vehicles heard of.", totals.vehicles),
+            ("misfire_vehicles_online", "Vehicles online, with heartbeats in time.", totals.online),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)

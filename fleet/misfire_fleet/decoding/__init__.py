@@ -1,0 +1,1 @@
+"""Decodes what vehicles sent, in processes with limits of memory and time."""

@@ -1,0 +1,258 @@
+"""Decodes what vehicles sent, in processes of its own with limits of memory and time.
+
+check, thumbnail --upload--> an idle process --> result, or ImageError: proof that the upload is at fault
+Small pictures go to any process. What costs more (bytes, passes, all clips) goes through a lane that has one
+place less than there are processes and a budget of bytes, so that a small picture always finds a process.
+
+A process that dies is replaced. Its processor time or a crash that repeats is proof about the upload; any
+other death, a refused allocation or a process that cannot be started is this machine's trouble, and raises
+CheckFailedError: the same upload may pass later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+from misfire_fleet.decoding.headers import IMAGES, VIDEOS, Limits
+from misfire_fleet.decoding.wire import Request, Status, receive_reply, send_request
+from misfire_fleet.errors import CheckFailedError
+from misfire_runtime.errors import ImageError
+
+log = logging.getLogger(__name__)
+
+_START_S = 30.0
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE})
+"""Not SIGILL (a library built for another processor) or SIGBUS (a disk that fails to load a page of it)."""
+_KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
+"""The process has no use for passwords in the environment."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Width and height in pixels, of the picture or of the clip's first frame."""
+
+    width: int
+    height: int
+
+
+class Decoder:
+    """A pool of decoding processes, started when they are needed. Safe to call from several threads."""
+
+    def __init__(self, *, workers: int | None = None, limits: Limits | None = None) -> None:
+        """workers: processes; by default one per processor, at least 2 and at most 8."""
+        self.limits = limits or Limits()
+        self.workers = max(2, workers or min(os.cpu_count() or 2, 8))
+        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        self._lane = _Lane(self.workers - 1, self.limits.max_bytes)
+        self._closed = False
+        for _ in range(self.workers):
+            self._idle.put(None)
+
+    def check(self, data: bytes, media_type: str) -> Verified:
+        """Decodes a picture, or a clip's first frame.
+
+        Raises ImageError with the reason if it is not what `media_type` says, does not decode, or is above a
+        limit; CheckFailedError if this machine cannot tell now.
+        """
+        return _verified(self._decode(data, media_type, 0))
+
+    def check_small(self, data: bytes, media_type: str) -> Verified | None:
+        """As `check`, but None at once if that would have to wait for a place in the lane."""
+        status, body = self._decode_small(data, media_type, 0)
+        return _verified(body) if status is Status.DONE else None
+
+    def thumbnail(self, data: bytes, media_type: str, width: int) -> bytes:
+        """Returns a JPEG at most `width` pixels wide. Raises as `check`."""
+        return self._decode(data, media_type, width)
+
+    def thumbnail_small(self, data: bytes, media_type: str, width: int) -> bytes | None:
+        """As `thumbnail`, but None at once if that would have to wait for a place in the lane."""
+        status, body = self._decode_small(data, media_type, width)
+        return body if status is Status.DONE else None
+
+    def close(self) -> None:
+        """Ends the processes; those at work end with their request."""
+        self._closed = True
+        resting = []
+        with suppress(queue.Empty):
+            while True:
+                resting.append(self._idle.get_nowait())
+        for process in resting:
+            self._give_back(process)
+
+    def _decode(self, data: bytes, media_type: str, width: int) -> bytes:
+        status, body = self._decode_small(data, media_type, width)
+        if status is Status.DONE:
+            return body
+        with self._lane.place(int(body)):
+            return self._ask(Request(media_type, large=True, width=width), data)[1]
+
+    def _decode_small(self, data: bytes, media_type: str, width: int) -> tuple[Status, bytes]:
+        """(DONE, result), or (LARGE, bytes needed)."""
+        if media_type in VIDEOS:  # of a clip nothing is known before it is opened
+            return Status.LARGE, str(self.limits.max_bytes // 2).encode()
+        if media_type not in IMAGES:
+            raise ImageError(f"media type {media_type!r} is not taken")
+        return self._ask(Request(media_type, large=False, width=width), data)
+
+    def _ask(self, request: Request, data: bytes) -> tuple[Status, bytes]:
+        """(DONE or LARGE, body). Raises ImageError or CheckFailedError."""
+        for _ in range(2):
+            try:
+                status, body = self._ask_one(request, data)
+            except _DiedError as death:
+                if death.signal == signal.SIGPROF:
+                    if not request.large:
+                        return Status.LARGE, b"0"
+                    raise ImageError(
+                        f"takes more than {self.limits.max_seconds:g} s of processor time"
+                    ) from death
+                log.warning("a decoder's process ended while it decoded %s: %s", request.media_type, death)
+                if death.signal not in _CRASHES:
+                    raise CheckFailedError(f"a decoder's process ended ({death})") from death
+                continue
+            if status is Status.REFUSED:
+                raise ImageError(body.decode("utf-8", "replace"))
+            if status is Status.FAILED:
+                raise CheckFailedError(f"decoder: {body.decode('utf-8', 'replace')}")
+            return status, body
+        raise ImageError("crashes the decoder, in two processes")
+
+    def _ask_one(self, request: Request, data: bytes) -> tuple[Status, bytes]:
+        process, sound = self._idle.get(), False
+        try:
+            if process is not None and not process.alive:
+                process.kill()
+                process = None
+            if process is None:
+                process = _Process(self.limits)
+            status, body = process.ask(request, data)
+            sound = status is not Status.FAILED
+            return status, body
+        finally:
+            self._give_back(process, sound=sound)
+
+    def _give_back(self, process: _Process | None, *, sound: bool = True) -> None:
+        """Its place is free again; a process that failed is replaced."""
+        if process is not None and (self._closed or not sound):
+            process.kill()
+            process = None
+        self._idle.put(process)
+
+
+def _verified(body: bytes) -> Verified:
+    width, height = json.loads(body)
+    return Verified(int(width), int(height))
+
+
+class _DiedError(Exception):
+    """A process ended without a reply; `signal` is what killed it, 0 if nothing did."""
+
+    def __init__(self, code: int) -> None:
+        self.signal = -code if code < 0 else 0
+        super().__init__(f"signal {self.signal}" if code < 0 else f"exit code {code}")
+
+
+class _Process:
+    """One decoding process and the socket to it."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Starts it and waits until it is ready. Raises CheckFailedError."""
+        # A process that hangs without using its processor time waits for the machine, not for the upload.
+        patience_s = max(30.0, 3 * limits.max_seconds)
+        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        command = [sys.executable, "-m", "misfire_fleet.decoding.worker", json.dumps(asdict(limits))]
+        with ExitStack() as opened:
+            try:
+                self._socket, theirs = socket.socketpair()
+                opened.push(self._socket)
+                opened.push(theirs)
+                self._process = subprocess.Popen(
+                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment
+                )
+            except OSError as error:
+                raise CheckFailedError(f"no process for decoding can be started: {error.strerror}") from error
+            theirs.close()
+            self._socket.settimeout(_START_S)
+            try:
+                self._reply()
+            except _DiedError as death:
+                raise CheckFailedError(f"a decoder's process did not start ({death})") from death
+            self._socket.settimeout(patience_s)
+            opened.pop_all()
+
+    @property
+    def alive(self) -> bool:
+        """False if it ended."""
+        return self._process.poll() is None
+
+    def ask(self, request: Request, data: bytes) -> tuple[Status, bytes]:
+        """The reply. Raises _DiedError, or CheckFailedError if none comes in time."""
+        try:
+            send_request(self._socket, request, data)
+        except ConnectionError:
+            raise _DiedError(self._process.wait()) from None
+        except TimeoutError:
+            raise CheckFailedError("a decoder's process takes nothing") from None
+        return self._reply()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+    def _reply(self) -> tuple[Status, bytes]:
+        try:
+            reply = receive_reply(self._socket)
+        except (TimeoutError, ValueError) as error:
+            self.kill()
+            raise CheckFailedError(f"a decoder's process gives no answer ({error})") from error
+        if reply is None:
+            raise _DiedError(self._process.wait())
+        return reply
+
+
+class _Lane:
+    """Places and bytes that are given in the order of asking."""
+
+    def __init__(self, places: int, size: int) -> None:
+        self._places, self._size = places, size
+        self._used = 0
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def place(self, size: int) -> Iterator[None]:
+        """Waits for a place and `size` bytes; more than there are go alone."""
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._has_room(size))
+            self._waiting.popleft()
+            self._places -= 1
+            self._used += size
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._places += 1
+                self._used -= size
+                self._changed.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return self._places > 0 and (self._used == 0 or self._used + size <= self._size)

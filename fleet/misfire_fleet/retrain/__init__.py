@@ -1,0 +1,1 @@
+"""`misfire retrain`: uploads and their labels become the next run, and the next bundle."""

@@ -1,0 +1,190 @@
+"""`misfire retrain`: the collector's uploads and their labels become the next run, and the next bundle.
+
+store + labels.csv --labelled_uploads--> Examples --retrain_run--> RUN2 --export_run--> bundle
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from misfire_fleet.retrain.uploads import Uploads, labelled_uploads
+from misfire_fleet.store import Store
+from misfire_runtime.errors import ConfigError
+from misfire_train.data import Dataset, load_dataset
+from misfire_train.fit import command_line
+from misfire_train.progress import Reporter
+from misfire_train.retraining import Retrained, retrain_run
+from misfire_train.runs import Run, load_run, run_splits
+
+__all__ = ["Outcome", "retrain", "retrain_from_store", "retrain_run"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A retraining and where it came from. before, after: `clean` and `shifted` accuracy on the test half."""
+
+    retrained: Retrained
+    uploads: Uploads
+    bundle: Path | None
+
+    @property
+    def run(self) -> Run:
+        """The new run."""
+        return self.retrained.run
+
+    @property
+    def before(self) -> dict[str, float]:
+        """The parent's numbers."""
+        return self.retrained.before
+
+    @property
+    def after(self) -> dict[str, float]:
+        """The new run's numbers."""
+        return self.retrained.after
+
+    def to_dict(self) -> dict[str, Any]:
+        """What --json prints."""
+        names = ("value", "low", "high")
+        return {
+            "run": str(self.run.path),
+            "run_id": self.run.record.run_id,
+            "parent_run_id": self.run.record.parent_run_id,
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "uploads_stored": self.uploads.stored,
+            "uploads_used": len(self.uploads.examples),
+            "uploads_train": self.retrained.uploads["train"],
+            "uploads_holdout": self.retrained.uploads["holdout"],
+            "unlabelled": self.uploads.unlabelled,
+            "skipped": self.uploads.skipped,
+            "problems": list(self.uploads.problems),
+            "accuracy_before_clean": self.before["clean"],
+            "accuracy_after_clean": self.after["clean"],
+            "accuracy_before_shifted": self.before["shifted"],
+            "accuracy_after_shifted": self.after["shifted"],
+            "difference": {
+                view: dict(zip(names, values, strict=True))
+                for view, values in self.retrained.difference.items()
+            },
+            "failure_auroc_before": {k: v for k, v in self.before.items() if k.startswith("auroc_")},
+            "failure_auroc_after": {k: v for k, v in self.after.items() if k.startswith("auroc_")},
+        }
+
+
+def retrain_from_store(
+    run: Run,
+    store: Store,
+    *,
+    labels: Path,
+    dataset: Dataset,
+    out: Path,
+    bundle_out: Path | None = None,
+    version: str = "2.0.0",
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Outcome:
+    """Retrains on the store's labelled uploads and, with `bundle_out`, exports the new run.
+
+    options: as of `retrain_run` (epochs, learning_rate, seed, resume, command).
+    """
+    if bundle_out is not None and bundle_out.exists() and any(bundle_out.iterdir()):
+        raise ConfigError(f"{bundle_out} is not empty; choose another --bundle-out")
+    uploads = labelled_uploads(store, labels, run=run)
+    retrained = retrain_run(run, uploads.examples, dataset=dataset, out=out, reporter=reporter, **options)
+    if bundle_out is not None:
+        from misfire_export.sources.run import export_run
+
+        parts = run_splits(retrained.run, dataset)
+        export_run(
+            retrained.run,
+            calibration=parts["calibration"],
+            fit=parts["train"],
+            holdout=parts["holdout"],
+            out=bundle_out,
+            name=f"retrained-{dataset.name.partition(':')[0]}",
+            version=version,
+        )
+    return Outcome(retrained, uploads, bundle_out)
+
+
+def retrain(
+    *,
+    run: Annotated[Path, typer.Argument(help="The current run's folder.")],
+    labels: Annotated[Path, typer.Option(help="CSV with the columns id and label.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new run.")],
+    uploads: Annotated[Path | None, typer.Option(help="The fleet's folder: fleet.sqlite and blobs/.")] = None,
+    database: Annotated[str | None, typer.Option(help="Instead: postgresql://USER@HOST/NAME.")] = None,
+    blobs: Annotated[str | None, typer.Option(help="Blobs of that database: folder or s3://.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the published data sets.")] = None,
+    bundle_out: Annotated[Path | None, typer.Option(help="Export the new run to this folder.")] = None,
+    version: Annotated[str, typer.Option(help="Of the new bundle.")] = "2.0.0",
+    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Train on with what the fleet uploaded, and say what it changed on the frozen test half."""
+    current = load_run(run)
+    dataset = load_dataset(current.record.dataset.name, root=data or _data_of(current))
+    with _open_store(uploads, database, blobs) as store:
+        outcome = retrain_from_store(
+            current,
+            store,
+            labels=labels,
+            dataset=dataset,
+            out=out,
+            bundle_out=bundle_out,
+            version=version,
+            epochs=epochs,
+            seed=seed,
+            resume=resume,
+            command=command_line(),
+            reporter=Reporter(),
+        )
+    typer.echo(json.dumps(outcome.to_dict()) if as_json else describe(outcome))
+
+
+def describe(outcome: Outcome) -> str:
+    """What a person reads: one table."""
+    numbers = outcome.to_dict()
+    lines = [
+        f"run {numbers['run_id']} in {numbers['run']}, child of {numbers['parent_run_id']}",
+        f"uploads: {numbers['uploads_stored']} stored, {numbers['uploads_used']} labelled and used "
+        f"({numbers['uploads_train']} trained on, {numbers['uploads_holdout']} held out for the score), "
+        f"{numbers['unlabelled']} without a label",
+    ]
+    skipped = outcome.uploads.skipped.items()
+    lines += [f"skipped, {name.replace('_', ' ')}: {count}" for name, count in skipped if count]
+    lines.append(f"{'accuracy on the test half':<28}{'before':>9}{'after':>9}   difference (95 % interval)")
+    for view, (value, low, high) in outcome.retrained.difference.items():
+        before, after = outcome.before[view], outcome.after[view]
+        lines.append(
+            f"{view:<28}{100 * before:>8.2f}%{100 * after:>8.2f}%   "
+            f"{100 * value:+.2f} ({100 * low:+.2f} .. {100 * high:+.2f})"
+        )
+    if outcome.bundle is not None:
+        lines.append(f"bundle: {outcome.bundle}")
+    return "\n".join(lines)
+
+
+def _data_of(run: Run) -> Path | None:
+    """Where the run's own training found its data, if that folder is still there."""
+    named = run.record.config.get("data")
+    return Path(named) if named and Path(named).is_dir() else None
+
+
+def _open_store(uploads: Path | None, database: str | None, blobs: str | None) -> Store:
+    """An existing store; one that is not there is not made. Raises ConfigError."""
+    if database is None:
+        if uploads is None:
+            raise ConfigError("say where the uploads are: --uploads FLEET_DIR, or --database with --blobs")
+        if not (uploads / "fleet.sqlite").is_file():
+            raise ConfigError(f"{uploads} is not a fleet folder: it has no fleet.sqlite")
+        return Store.open_folder(uploads)
+    if blobs is None and uploads is None:
+        raise ConfigError("--database needs --blobs, the folder or URL of its pictures")
+    return Store.open(database, blobs if blobs is not None else uploads / "blobs")  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""Many simulated vehicles against a broker, for load and fault tests."""

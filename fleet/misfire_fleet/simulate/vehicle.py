@@ -1,0 +1,223 @@
+"""One simulated vehicle: a real MQTT client with a few pending samples and the manners of a real uplink.
+
+captured -> waiting (bounded, the oldest is evicted) -> offered (a window) -> settled by a terminal verdict
+The bytes of a sample are made again whenever they are sent, so thousands of pending samples cost little.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import paho.mqtt.client as paho
+
+from misfire_fleet.simulate.samples import Mint
+from misfire_runtime.errors import MessageError
+from misfire_runtime.messages import Busy, Offer, Reply, Send, State, Topics, Verdict, decode, encode
+from misfire_runtime.mqtt.client import BrokerConfig, make_client
+
+_MAX_LATENCIES = 200_000
+_MAX_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Chance, per message that a vehicle publishes or per second and vehicle, that something goes wrong."""
+
+    drop: float = 0.0
+    repeat: float = 0.0
+    reorder: float = 0.0
+    corrupt: float = 0.0
+    reconnect_per_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the swarm does. `rate` is samples per second of all vehicles together."""
+
+    fleet: str
+    vehicles: int
+    rate: float
+    duration_s: float
+    window: int = 4
+    max_pending: int = 64
+    reoffer_s: float = 10.0
+    drain_s: float = 30.0
+    seed: int = 0
+    faults: Faults = Faults()
+
+
+@dataclass
+class Tally:
+    """Counts of a run; captured = stored + declined + rejected + evicted + pending."""
+
+    captured: int = 0
+    offers: int = 0
+    stored: int = 0
+    declined: int = 0
+    rejected: int = 0
+    evicted: int = 0
+    busy: int = 0
+    bytes_sent: int = 0
+    faults: int = 0
+    reconnects: int = 0
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))
+
+    def percentile_s(self, percent: float) -> float | None:
+        """First offer to `stored`, in seconds; None where nothing was stored."""
+        return float(np.percentile(self.latencies, percent)) if self.latencies else None
+
+
+@dataclass
+class _Pending:
+    number: int
+    offer: Offer
+    first_at: float | None = None
+    due_at: float = 0.0
+    patience_s: float = 0.0
+
+
+class Car:
+    """One vehicle. It owns no thread: whoever has its socket calls the client's `loop_*`, and `overdue`."""
+
+    def __init__(
+        self, name: str, *, broker: BrokerConfig, plan: Plan, mint: Mint, tally: Tally, chance: random.Random
+    ) -> None:
+        self._broker, self._plan, self._mint = broker, plan, mint
+        self._tally, self._chance = tally, chance
+        self._topics = Topics(plan.fleet, name)
+        self._name = name
+        self._waiting: deque[_Pending] = deque()
+        self._offered: OrderedDict[str, _Pending] = OrderedDict()
+        self._late: list[tuple[str, bytes]] = []
+        self.subscribed = False
+        self.client = make_client(broker, client_id=name)
+        self.client.on_connect = self._on_connect
+        self.client.on_subscribe = self._on_subscribe
+        self.client.on_message = self._on_message
+        self.client.will_set(self._topics.state, encode(State(online=False)), qos=1, retain=True)
+
+    @property
+    def pending(self) -> int:
+        """Samples captured and not settled."""
+        return len(self._waiting) + len(self._offered)
+
+    def connect(self) -> None:
+        """Connects; raises OSError where the broker is away."""
+        self.subscribed = False
+        self.client.connect(self._broker.host, self._broker.port, keepalive=60)
+
+    def capture(self, number: int, now: float) -> None:
+        """Takes a new sample; evicts the oldest where too many wait."""
+        self._tally.captured += 1
+        if len(self._waiting) >= self._plan.max_pending:
+            self._waiting.popleft()
+            self._tally.evicted += 1
+        offer = self._mint.offer(number, vehicle=self._name, monotonic=now)
+        self._waiting.append(_Pending(number, offer))
+        self._work(now)
+
+    def overdue(self, now: float) -> None:
+        """Offers again what nobody answered in time."""
+        if not self.subscribed:
+            return
+        for pending in self._offered.values():
+            if now >= pending.due_at:
+                pending.patience_s = min(_MAX_PATIENCE_S, pending.patience_s * 1.5)
+                self._offer(pending, now)
+
+    def _work(self, now: float) -> None:
+        while self.subscribed and self._waiting and len(self._offered) < self._plan.window:
+            pending = self._waiting.popleft()
+            pending.patience_s = self._plan.reoffer_s
+            self._offered[pending.offer.id] = pending
+            self._offer(pending, now)
+
+    def _offer(self, pending: _Pending, now: float) -> None:
+        if pending.first_at is None:
+            pending.first_at = now
+        pending.due_at = now + pending.patience_s * self._chance.uniform(0.8, 1.2)
+        self._tally.offers += 1
+        self._publish(self._topics.offer, encode(pending.offer))
+
+    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _props: Any) -> None:
+        if not reason.is_failure:
+            client.subscribe(self._topics.reply, qos=1)
+
+    def _on_subscribe(self, client: paho.Client, *_: Any) -> None:
+        self.subscribed = True
+        birth = State(online=True, boot_id="simulated", session=1, software="simulation")
+        client.publish(self._topics.state, encode(birth), qos=1, retain=True)
+        now = time.monotonic()
+        for pending in self._offered.values():
+            self._offer(pending, now)
+        self._work(now)
+
+    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        now = time.monotonic()
+        try:
+            verdicts = decode(Reply, bytes(message.payload)).verdicts
+        except MessageError:
+            self._tally.faults += 1
+            return
+        for verdict in verdicts:
+            self._take(verdict, now)
+        self._work(now)
+
+    def _take(self, verdict: Verdict, now: float) -> None:
+        pending = self._offered.get(verdict.id)
+        if pending is None:
+            return
+        if isinstance(verdict, Send):
+            pending.due_at = now + pending.patience_s
+            self._send(pending, verdict)
+        elif isinstance(verdict, Busy):
+            self._tally.busy += 1
+            pending.due_at = now + verdict.retry_after_s
+        else:
+            del self._offered[verdict.id]
+            self._settle(verdict.verdict, now - (now if pending.first_at is None else pending.first_at))
+
+    def _settle(self, verdict: str, took_s: float) -> None:
+        if verdict == "stored":
+            self._tally.stored += 1
+            self._tally.latencies.append(took_s)
+        elif verdict == "declined":
+            self._tally.declined += 1
+        else:
+            self._tally.rejected += 1
+
+    def _send(self, pending: _Pending, send: Send) -> None:
+        data = self._mint.bytes_of(pending.number)
+        for at in range(send.offset, len(data), send.chunk_bytes):
+            chunk = data[at : at + send.chunk_bytes]
+            self._tally.bytes_sent += len(chunk)
+            self._publish(self._topics.data(send.collector, send.id, at), chunk)
+
+    def _publish(self, topic: str, payload: bytes) -> None:
+        """Publishes, or lets one of the configured faults happen instead."""
+        faults, happens = self._plan.faults, self._happens
+        if happens(faults.drop):
+            return
+        if "/data/" in topic and happens(faults.corrupt):
+            at = self._chance.randrange(len(payload))
+            payload = payload[:at] + bytes([payload[at] ^ 0xFF]) + payload[at + 1 :]
+        if happens(faults.reorder):
+            self._late.append((topic, payload))
+            return
+        self.client.publish(topic, payload, qos=1)
+        if happens(faults.repeat):
+            self.client.publish(topic, payload, qos=1)
+        late, self._late = self._late, []
+        for held in late:
+            self.client.publish(*held, qos=1)
+
+    def _happens(self, probability: float) -> bool:
+        if probability and self._chance.random() < probability:
+            self._tally.faults += 1
+            return True
+        return False

@@ -1,0 +1,1 @@
+"""Checks, backups and rebuilds of a store."""

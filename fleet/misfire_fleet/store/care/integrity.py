@@ -1,0 +1,98 @@
+"""Is the database itself whole? SQLite's own checks, and a full read on PostgreSQL.
+
+`refuse_damaged` runs before a daemon opens its database: storing into a damaged file makes it worse.
+`integrity` is the whole check, for `misfire fleet check`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.engine import make_url
+
+from misfire_fleet.errors import StoreError, StoreUnavailableError
+from misfire_fleet.store.database import Database
+from misfire_fleet.store.schema import metadata
+
+log = logging.getLogger(__name__)
+
+START_CHECK_S = 10.0
+_MAX_MESSAGES = 20
+_PAGE = 1000
+
+
+def sqlite_file(database: str | Path) -> Path | None:
+    """Returns the file of an SQLite database that is named by a path or a URL, None for a server."""
+    if "://" not in str(database):
+        return Path(database)
+    url = make_url(str(database))
+    return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+
+
+def refuse_damaged(database: str | Path, *, limit_s: float = START_CHECK_S) -> None:
+    """Raises StoreError if a quick check finds that the SQLite file is damaged.
+
+    The check reads every page, some hundred megabytes a second, and is broken off after `limit_s`: a database
+    too large for that starts unchecked, with a line in the log. A server checks its pages itself.
+    """
+    path = sqlite_file(database)
+    if path is None or not path.exists():
+        return
+    found = _pragma(path, "quick_check", limit_s=limit_s)
+    if found is None:
+        log.warning("%s: only the first %g s of the check were done; see misfire fleet check", path, limit_s)
+    elif found:
+        raise StoreError(
+            f"{path}: the database is damaged ({found[0]}); nothing is stored into it. Restore a backup, or "
+            "build the rows again with misfire fleet rebuild; docs/fleet.md says how"
+        )
+
+
+def file_damage(path: Path) -> list[str]:
+    """Returns what is wrong with an SQLite file, in sentences; empty if it is whole."""
+    return _pragma(path, "integrity_check", limit_s=None) or []
+
+
+def integrity(database: Database) -> list[str]:
+    """Returns what is wrong with the database, in sentences; empty if it is whole."""
+    if database.dialect == "sqlite":
+        return file_damage(Path(str(database.engine.url.database)))
+    problems = []
+    for table in metadata.sorted_tables:
+        try:
+            with database.read() as connection:
+                for _ in connection.execution_options(yield_per=_PAGE).execute(select(table)):
+                    pass  # every value is fetched, so that every page and every long value is read
+        except StoreUnavailableError as error:
+            problems.append(f"{table.name}: {error}")
+    return problems
+
+
+def _pragma(path: Path, check: str, *, limit_s: float | None) -> list[str] | None:
+    """Returns what the check says, empty if the file is whole, None if the time was over first."""
+    found: list[str] = []
+    timer = None
+    try:
+        connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+        try:
+            if limit_s is not None:
+                timer = threading.Timer(limit_s, connection.interrupt)
+                timer.start()
+            for (text,) in connection.execute(f"PRAGMA {check}({_MAX_MESSAGES})"):
+                found += [line for line in str(text).splitlines() if line and line != "ok"]
+        finally:
+            if timer is not None:
+                timer.cancel()
+                timer.join()
+            connection.close()
+    except sqlite3.OperationalError as error:
+        if "interrupted" in str(error):
+            return found or None
+        raise StoreUnavailableError(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        found.append(str(error))
+    return found

@@ -1,0 +1,172 @@
+"""A database from what lies in the blob store: rows from the offers, deletions and holds from the ledger.
+
+Nothing is taken away: the old SQLite file is moved aside, and a server's database must be empty.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from misfire_fleet.errors import StoreError
+from misfire_fleet.store.care.check import add_rows
+from misfire_fleet.store.care.integrity import file_damage, sqlite_file
+from misfire_fleet.store.deletion import audit_row
+from misfire_fleet.store.schema import audit, holds, samples, tombstones
+from misfire_fleet.store.store import Store
+from misfire_runtime.state.small_files import sync
+
+NOT_RESTORED = (
+    "vehicles, their heartbeats and counts of refusals (they come again with each vehicle's next message)",
+    "which vehicles hold copies of another vehicle's sample",
+    "samples of versions that kept no offers beside blobs, unless misfire fleet check --repair was run",
+)
+_SHARED_LOCK_AT, _SHARED_LOCK_BYTES = 0x40000002, 510
+"""Where SQLite locks bytes of its file: see "File Locking" in its documentation."""
+_SIDES = ("", "-wal", "-shm")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was restored. `unknown`: blobs without an offer; `kept`: where the old database is."""
+
+    rows: int
+    tombstones: int
+    holds: int
+    audit: int
+    unknown: int
+    kept: str | None = None
+
+
+def rebuild(
+    database: str | Path,
+    blobs: str | Path,
+    *,
+    force: bool = False,
+    blob_options: Mapping[str, str] | None = None,
+) -> Rebuilt:
+    """Builds the database anew. Raises StoreError if the present one is in use, or sound and not `force`.
+
+    SQLite: a new file is built beside, and takes the old one's name when it is complete. PostgreSQL: into an
+    empty database.
+    """
+    path = sqlite_file(database)
+    if path is None:
+        return _into_server(str(database), blobs, blob_options)
+    if _in_use(path):
+        raise StoreError(f"{path} is open in another process; stop collectors and console first")
+    if not force and (rows := _sound_rows(path)):
+        raise StoreError(
+            f"{path} is sound and has {rows} rows; add what it lacks with misfire fleet check --repair, or "
+            "rebuild it with --force"
+        )
+    fresh = path.with_name(path.name + ".rebuilding")
+    _remove(fresh)
+    try:
+        with Store.open(fresh, blobs, blob_options=blob_options) as store:
+            done = _restore(store)
+        kept = _set_aside(path)
+        fresh.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be rebuilt ({error.strerror})") from error
+    finally:
+        _remove(fresh)
+    return Rebuilt(**{**done.__dict__, "kept": kept})
+
+
+def _into_server(url: str, blobs: str | Path, options: Mapping[str, str] | None) -> Rebuilt:
+    with Store.open(url, blobs, blob_options=options) as store:
+        if store.count() or store.deletion.audit(limit=1):
+            raise StoreError(
+                "the database is not empty; add what it lacks with misfire fleet check --repair, or make an "
+                "empty database and name it with --database"
+            )
+        return _restore(store)
+
+
+def _restore(store: Store) -> Rebuilt:
+    _restore_ledger(store)
+    add_rows(store)
+    with store.database.read() as connection:
+        counts = {
+            table.name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
+            for table in (samples, tombstones, holds, audit)
+        }
+    blobs = sum(1 for _ in store.blobs.names())
+    return Rebuilt(
+        rows=counts["samples"],
+        tombstones=counts["tombstones"],
+        holds=counts["holds"],
+        audit=counts["audit"],
+        unknown=max(0, blobs - counts["samples"]),
+    )
+
+
+def _restore_ledger(store: Store) -> None:
+    for entry in store.deletion.ledger.entries():
+        with store.database.write() as connection:
+            if entry["action"] == "tombstones":
+                store.database.insert_new(connection, tombstones, entry["tombstones"])
+                continue
+            detail = entry["detail"]
+            if entry["action"] == "hold":
+                store.database.upsert(connection, holds, [detail])
+            elif entry["action"] == "release":
+                ended = holds.update().where(holds.c.name == detail["name"])
+                connection.execute(ended.values(released_at=entry["at"]))
+            connection.execute(audit.insert(), audit_row(entry))
+
+
+def _sound_rows(path: Path) -> int:
+    """How many samples a sound database has; 0 where it is damaged or not there."""
+    if not path.is_file() or file_damage(path):
+        return 0
+    with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.DatabaseError):
+        return int(connection.execute("SELECT count(*) FROM samples").fetchone()[0])
+    return 0
+
+
+def _in_use(path: Path) -> bool:
+    """True if another process has the database open: in WAL mode it holds a shared lock all the time.
+
+    This process must have no connection of its own open: closing the file would drop that one's locks.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_LOCK_BYTES, _SHARED_LOCK_AT)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _set_aside(path: Path) -> str | None:
+    """Renames the old database and the files beside it; returns its new name."""
+    if not path.exists():
+        return None
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    kept = path.with_name(f"{path.name}.before-{stamp}")
+    for side in _SIDES:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{side}").replace(f"{kept}{side}")
+    return str(kept)
+
+
+def _remove(path: Path) -> None:
+    for side in _SIDES:
+        Path(f"{path}{side}").unlink(missing_ok=True)

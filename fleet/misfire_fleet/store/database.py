@@ -1,0 +1,309 @@
+"""The database under the store: opens SQLite (WAL) or PostgreSQL, migrates it, and hands out transactions.
+
+`read()` and `write()` are the only ways in. A write on SQLite takes the write lock at once (BEGIN IMMEDIATE),
+so that two collectors wait for each other instead of failing half-way; `synchronous=FULL` makes a commit
+durable. An error about the values of a row becomes RowRefusedError; all others are troubles of the store and
+become StoreUnavailableError, which is worth a retry and says nothing about what was to be written.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    Select,
+    String,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
+
+from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableError
+from misfire_runtime.errors import MisfireError
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+HEAD = "0002"
+_WRITES = "misfire_writes"
+_OPENED = "misfire_opened"
+_MIGRATION_LOCK = 0x6D697366
+_BUSY_S = 30  # how long a connection waits for the lock of another one
+
+
+class Database:
+    """An engine, migrated to the newest schema.
+
+    url: `sqlite:///path` or `postgresql://user:password@host/name`. Raises StoreError on a URL or schema that
+    is wrong, StoreUnavailableError where the server does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _create(url)
+        self.dialect = self.engine.dialect.name
+        try:
+            with _translated(self.engine.url.render_as_string(hide_password=True)):
+                self._migrate()
+        except MisfireError:
+            self.engine.dispose()
+            raise
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with _translated("database"), self.engine.connect() as connection:
+            with connection.begin():
+                yield connection
+            _check_in_place(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits at the end, durably, or not at all."""
+        writer = self.engine.execution_options(**{_WRITES: True})
+        with _translated("database"), writer.connect() as connection:
+            with connection.begin():
+                yield connection
+            _check_in_place(connection)
+
+    def insert_statement(self, table: Table) -> Any:
+        """An INSERT of this dialect, which knows ON CONFLICT."""
+        return postgresql.insert(table) if self.dialect == "postgresql" else sqlite.insert(table)
+
+    def insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> set[str]:
+        """Inserts the rows whose `id` is not there yet; returns the ids that it inserted."""
+        if not rows:
+            return set()
+        # Only a known id is no error: a number that is taken already must not look like a duplicate.
+        statement = self.insert_statement(table).on_conflict_do_nothing(index_elements=[table.c.id])
+        if self.dialect == "postgresql":
+            return set(connection.scalars(statement.returning(table.c.id), list(rows)))
+        # SQLite prepares, and keeps, a statement for every number of rows that return something. Here nobody
+        # else writes meanwhile, so one look and one statement for any number of rows do the same.
+        fresh: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            fresh.setdefault(row["id"], row)
+        for known in connection.scalars(self.among(table), self.ids(list(fresh))).all():
+            del fresh[known]
+        if fresh:
+            connection.execute(statement, list(fresh.values()))
+        return set(fresh)
+
+    def takes(self, table: Table, row: dict[str, Any]) -> bool:
+        """True if the database takes a row now, which is rolled back; False if it refuses its values."""
+        writer = self.engine.execution_options(**{_WRITES: True})
+        try:
+            with _translated("database"), writer.connect() as connection, connection.begin() as transaction:
+                connection.execute(self.insert_statement(table), [row])
+                transaction.rollback()
+        except RowRefusedError:
+            return False
+        return True
+
+    def among(self, table: Table) -> Select[Any]:
+        """The ids of a table that are among those of the parameter `ids` (see `ids`).
+
+        One parameter, whatever the number of ids, so that one statement is prepared.
+        """
+        if self.dialect == "postgresql":
+            return select(table.c.id).where(table.c.id == func.any(bindparam("ids", type_=ARRAY(String))))
+        asked = func.json_each(bindparam("ids", type_=String)).table_valued("value")
+        return select(table.c.id).where(table.c.id.in_(select(asked.c.value)))
+
+    def ids(self, ids: Sequence[str]) -> dict[str, Any]:
+        """The parameter of `among`."""
+        return {"ids": list(ids) if self.dialect == "postgresql" else json.dumps(list(ids))}
+
+    def upsert(
+        self,
+        connection: Connection,
+        table: Table,
+        rows: Sequence[dict[str, Any]],
+        *,
+        keep: Sequence[str] = (),
+    ) -> None:
+        """Inserts rows, or overwrites all but the key and the columns named in `keep`."""
+        for row in rows:
+            statement = self.insert_statement(table).values(row)
+            keys = [column.name for column in table.primary_key]
+            changed = {
+                name: statement.excluded[name] for name in row if name not in keys and name not in keep
+            }
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        if _revision(self.engine) == HEAD:
+            return
+        with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+            if self.dialect == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            upgrade(connection)
+
+
+def upgrade(connection: Connection) -> None:
+    """Runs the migrations that are missing, inside the connection's transaction."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise StoreError(f"the database has a schema that this version does not know: {error}") from error
+
+
+def _create(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StoreError("database URL: expected sqlite:///PATH or postgresql://USER@HOST/NAME") from error
+    if parsed.drivername in {"postgresql", "postgres"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername == "postgresql+psycopg":
+        return create_engine(
+            parsed, pool_size=8, max_overflow=8, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+        )
+    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"} or parsed.database in {None, "", ":memory:"}:
+        raise StoreError(
+            f"database {parsed.drivername!r}: expected sqlite:///PATH or postgresql://USER@HOST/NAME"
+        )
+    path = Path(str(parsed.database))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch()
+    except OSError as error:
+        raise StoreError(f"database {parsed.database}: {error.strerror}") from error
+
+    # Only here is a file made. A connection that made one where the fleet's was moved away would also take
+    # the write-ahead log for its own, and empty it.
+    def connect() -> sqlite3.Connection:
+        address = f"file:{quote(str(path))}?mode=rw"
+        return sqlite3.connect(address, uri=True, timeout=_BUSY_S, check_same_thread=False)
+
+    # Each connection keeps a page cache of its own: few of them, and the same ones again and again, keep
+    # memory flat.
+    engine = create_engine(
+        parsed,
+        pool_size=8,
+        max_overflow=0,
+        pool_use_lifo=True,
+        creator=connect,
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
+    # Text that is no UTF-8 (a damaged page) is one bad value; by default it fails the whole query.
+    connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
+    connection.execute(f"PRAGMA busy_timeout={1000 * _BUSY_S}").close()
+    _switch_to_wal(connection)
+    for pragma in ("synchronous=FULL", "cache_size=-1024"):
+        connection.execute(f"PRAGMA {pragma}").close()
+    path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+    record.info[_OPENED] = path, _identity(path)
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Switches the database to its write-ahead log, which stays in the file from then on.
+
+    SQLite does not wait for its busy timeout here: two connections that switch a new file at the same moment
+    could wait for each other forever, so one of them is told "database is locked" at once.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _check_in_place(connection: Connection) -> None:
+    """Raises StoreUnavailableError if the SQLite file was moved or replaced since this connection opened it.
+
+    SQLite goes on in the old file, so what it knows and what it commits there is not in the fleet's database.
+    """
+    path, opened = connection.info.get(_OPENED, (None, None))
+    if path is not None and _identity(path) != opened:
+        connection.invalidate()
+        raise StoreUnavailableError(f"database: {path.name} was moved or replaced while it was open")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _revision(engine: Engine) -> str | None:
+    from sqlalchemy import inspect
+
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        version = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return None if version is None else str(version)
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    """Tells an error about a row's values from a trouble of the store. See docs/protocol.md."""
+    try:
+        yield
+    except DBAPIError as error:
+        reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+        kind = RowRefusedError if _is_about_values(error) else StoreUnavailableError
+        raise kind(f"{where}: {reason}") from error
+    except SQLAlchemyError as error:
+        raise StoreUnavailableError(f"{where}: {error}") from error
+
+
+_NOT_NULL, _CHECK = "23502", "23514"
+
+
+def _is_about_values(error: DBAPIError) -> bool:
+    """True for a value that does not fit its column. Unique and foreign keys speak of other rows as well."""
+    if isinstance(error, DataError):
+        return True
+    if not isinstance(error, IntegrityError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return state in {_NOT_NULL, _CHECK}
+    return str(error.orig).startswith(("NOT NULL constraint", "CHECK constraint"))

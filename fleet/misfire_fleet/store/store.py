@@ -1,0 +1,314 @@
+"""The fleet's memory: rows in a database, bytes in a blob store, behind one class.
+
+    collector --add_many--> blobs durable, then rows committed --newest, get, read_blob--> console, retrain
+
+The order is the promise: a row exists only after its blob and the record of its offer are durable. So whoever
+sees a row can read the bytes, and from the bytes and the record the row can be built again. A sample's id is
+the SHA-256 of its bytes; storing it twice, by whomever, leaves one row and one blob.
+`store.vehicles` keeps what vehicles say of themselves, `store.deletion` takes samples out again, for good.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    case,
+    false,
+    func,
+    select,
+    true,
+    union_all,
+)
+
+from misfire_fleet.errors import SampleGoneError
+from misfire_fleet.store.blobs import Blobs, Staged, open_blobs
+from misfire_fleet.store.books import VehicleBooks, foreign, note_copies, vehicle_books
+from misfire_fleet.store.database import Database
+from misfire_fleet.store.deletion import Deletions
+from misfire_fleet.store.offers import OfferRecord, group_of, offer_record, row_of
+from misfire_fleet.store.presence import present
+from misfire_fleet.store.records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
+from misfire_fleet.store.rows import sample_of, whole
+from misfire_fleet.store.schema import refusals, samples, tombstones, vehicles
+from misfire_fleet.store.vehicles import VehicleBook
+from misfire_runtime.clock import wall_time
+from misfire_runtime.errors import MisfireError
+from misfire_runtime.messages import Clock, Offer, Trigger
+
+_MANY = 500
+_NUL = "\0"
+"""PostgreSQL has no text with this character: nothing that is stored can match it."""
+
+
+class Store:
+    """Database and blobs together. Thread-safe; any number of processes may open the same one."""
+
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self.database = database
+        self.blobs = blobs
+        self.vehicles = VehicleBook(database)
+        self.deletion = Deletions(database, blobs)
+        self._buried = database.among(tombstones)
+        self._owners = database.among(samples).add_columns(samples.c.vehicle)
+        self._met = union_all(
+            self._owners.add_columns(false().label("buried")),
+            database.among(tombstones).add_columns(tombstones.c.vehicle, true().label("buried")),
+        )
+
+    @classmethod
+    def open(
+        cls, database: str | Path, blobs: str | Path, *, blob_options: Mapping[str, str] | None = None
+    ) -> Store:
+        """Opens, and creates or migrates what is not there.
+
+        database: a path of an SQLite file or a URL (sqlite:///, postgresql://); blobs: a folder or a URL
+        (s3://bucket/prefix, ...). Raises StoreError, StoreUnavailableError.
+        """
+        url = str(database) if "://" in str(database) else f"sqlite:///{database}"
+        opened = Database(url)
+        try:
+            return cls(opened, open_blobs(blobs, options=blob_options))
+        except MisfireError:
+            opened.close()
+            raise
+
+    @classmethod
+    def open_folder(cls, folder: Path) -> Store:
+        """Opens a fleet folder: `fleet.sqlite` and `blobs/`, created if missing."""
+        return cls.open(folder / "fleet.sqlite", folder / "blobs")
+
+    def close(self) -> None:
+        """Closes connections and threads."""
+        self.blobs.close()
+        self.database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add_many(self, new: Sequence[NewSample], *, staged: Sequence[Staged] | None = None) -> list[Outcome]:
+        """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
+
+        `staged`: the blobs, where the caller has staged them already. Raises StoreUnavailableError: then no
+        row of the group is there, and the same call may be repeated.
+        """
+        wanted = {sample.offer.id: sample for sample in new}
+        if staged is None:
+            staged = [self.blobs.stage(key, sample.data) for key, sample in wanted.items()]
+        records = {key: offer_record(sample) for key, sample in wanted.items()}
+        group = group_of(records.values())
+        for key in self.blobs.publish(staged, group):
+            self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
+        with self.database.write() as connection:
+            gone, inserted = self._insert(connection, new, records, group.name)
+        if gone:
+            self.blobs.delete_many(gone)
+        if len(inserted) < len(wanted):
+            self.deletion.groups.tidy()
+        outcomes: list[Outcome] = []
+        for sample in new:
+            key = sample.offer.id
+            outcomes.append("deleted" if key in gone else "stored" if key in inserted else "duplicate")
+            inserted.discard(key)
+        return outcomes
+
+    def _insert(
+        self, connection: Connection, new: Sequence[NewSample], records: Mapping[str, OfferRecord], group: str
+    ) -> tuple[set[str], set[str]]:
+        """The ids that were deleted before, and those that got a row now. `group`: where the records are."""
+        asked = self.database.ids(list(records))
+        gone = set(connection.scalars(self._buried, asked))
+        rows = [row_of(record, offers=group) for key, record in records.items() if key not in gone]
+        inserted = self.database.insert_new(connection, samples, rows)
+        if len(inserted) < len(records):
+            self.deletion.groups.mark_stale(connection, [group])
+        if len(inserted) < len(new):
+            owners = {row.id: row.vehicle for row in connection.execute(self._owners, asked)}
+            told = [(sample.offer.id, sample.offer.vehicle) for sample in new]
+            note_copies(self.database, connection, foreign(told, owners))
+        return gone, inserted
+
+    def takes_rows(self) -> bool:
+        """True if the database takes a plain sample now, which is rolled back; False if it refuses that, too.
+
+        What is refused before and after is refused for its values. Raises StoreUnavailableError.
+        """
+        plain = Offer(
+            id=secrets.token_hex(32),
+            vehicle="probe",
+            size=1,
+            captured_at=Clock(wall=0.0, monotonic=0.0, boot_id=""),
+            bundle="probe@0",
+            scores={},
+            trigger=Trigger(name="probe"),
+        )
+        record = offer_record(NewSample(plain, b"", 1, 1, "probe"))
+        return self.database.takes(samples, row_of(record, offers="probe"))
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are stored."""
+        return self.known_and_buried(ids)[0]
+
+    def buried(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that were deleted and must not come back."""
+        return self.known_and_buried(ids)[1]
+
+    def known_and_buried(
+        self, ids: Sequence[str], *, vehicles: Sequence[str] = ()
+    ) -> tuple[set[str], set[str]]:
+        """Those of the ids that are stored, and those that were deleted, from one look.
+
+        `vehicles`: who offers each id and will be told `stored` if it is. If the sample is another vehicle's,
+        that is noted durably, so that the books of both can be compared with the fleet's.
+        """
+        if not ids:
+            return set(), set()
+        with self.database.read() as connection:
+            met = connection.execute(self._met, self.database.ids(ids)).all()
+        owners = {row.id: row.vehicle for row in met if not row.buried}
+        copied = foreign(zip(ids, vehicles, strict=False), owners)
+        if copied:
+            with self.database.write() as connection:
+                note_copies(self.database, connection, copied)
+        return set(owners), {row.id for row in met if row.buried}
+
+    def vehicle_books(self, names: Sequence[str] | None = None) -> list[VehicleBooks]:
+        """The books of these vehicles, or of all, beside the fleet's, by name; see `store_books`."""
+        return vehicle_books(self.database, names)
+
+    def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
+        """The latest stored first."""
+        query = select(samples).order_by(samples.c.seq.desc()).limit(limit)
+        for condition in _conditions(filters):
+            query = query.where(condition)
+        with self.database.read() as connection:
+            return [sample_of(row) for row in connection.execute(query)]
+
+    def count(self, filters: SampleFilter = ANY) -> int:
+        """How many match."""
+        query = select(func.count()).select_from(samples)
+        for condition in _conditions(filters):
+            query = query.where(condition)
+        with self.database.read() as connection:
+            return int(connection.scalar(query) or 0)
+
+    def among(self, ids: Sequence[str]) -> list[StoredSample]:
+        """Those of the ids that are stored, by id; only their rows are read."""
+        ordered = sorted(set(ids))
+        query = select(samples).where(samples.c.id.in_(self.database.among(samples))).order_by(samples.c.id)
+        with self.database.read() as connection:
+            return [
+                sample_of(row)
+                for start in range(0, len(ordered), _MANY)
+                for row in connection.execute(query, self.database.ids(ordered[start : start + _MANY]))
+            ]
+
+    def get(self, sample: str) -> StoredSample:
+        """Raises SampleGoneError where there is no such row."""
+        row = None
+        if _NUL not in sample:
+            with self.database.read() as connection:
+                row = connection.execute(select(samples).where(samples.c.id == sample)).one_or_none()
+        if row is None:
+            raise SampleGoneError(f"sample {sample[:64]}: not in this store")
+        return sample_of(row)
+
+    def read_blob(self, sample: str) -> bytes:
+        """The bytes, exactly as the vehicle wrote them. Raises SampleGoneError."""
+        return self.blobs.get(sample)
+
+    def distinct(self) -> dict[str, list[str]]:
+        """The vehicles, triggers and bundles that occur, for filters; of each the first 500 in order."""
+        names = {"vehicle": samples.c.vehicle, "trigger": samples.c.trigger, "bundle": samples.c.bundle}
+        with self.database.read() as connection:
+            return {
+                name: [
+                    value
+                    for value in connection.scalars(select(column).distinct().order_by(column).limit(_MANY))
+                    if isinstance(value, str)
+                ]
+                for name, column in names.items()
+            }
+
+    def usage_since(self, stored_from: float) -> dict[str, tuple[int, int]]:
+        """Vehicle to (samples that are not of the random stream, bytes of all) stored since then."""
+        chosen = case((samples.c.random, 0), else_=1)
+        query = (
+            select(samples.c.vehicle, func.sum(chosen), func.sum(samples.c.size))
+            .where(samples.c.stored_at >= stored_from)
+            .group_by(samples.c.vehicle)
+        )
+        with self.database.read() as connection:
+            return {name: (int(count), int(total or 0)) for name, count, total in connection.execute(query)}
+
+    def embeddings_after(self, seq: int, *, limit: int) -> list[tuple[int, str, str, NDArray[np.float32]]]:
+        """(seq, id, bundle, [D] float32) of rows behind `seq`, oldest first; only the newest `limit`."""
+        query = (
+            select(samples.c.seq, samples.c.id, samples.c.bundle, samples.c.embedding)
+            .where(samples.c.seq > seq, samples.c.embedding.is_not(None))
+            .order_by(samples.c.seq.desc())
+            .limit(limit)
+        )
+        with self.database.read() as connection:
+            rows = list(connection.execute(query))
+        return [(row.seq, row.id, row.bundle, _vector(row.embedding)) for row in reversed(rows)]
+
+    def totals(self) -> Totals:
+        """The store in numbers."""
+        with self.database.read() as connection:
+            count, size, drawn = connection.execute(
+                select(func.count(), func.sum(samples.c.size), func.sum(samples.c.random.cast(Integer)))
+            ).one()
+            fleet, online = connection.execute(
+                select(func.count(), func.sum(case((present(wall_time()), 1), else_=0))).select_from(vehicles)
+            ).one()
+            query = select(refusals.c.verdict, func.sum(refusals.c["count"])).group_by(refusals.c.verdict)
+            refused = {row[0]: row[1] for row in connection.execute(query)}
+            deleted = connection.scalar(select(func.count()).select_from(tombstones))
+        return Totals(
+            samples=int(count),
+            bytes=whole(size),
+            random=whole(drawn),
+            vehicles=int(fleet),
+            online=whole(online),
+            declined=whole(refused.get("declined")),
+            rejected=whole(refused.get("rejected")),
+            deleted=whole(deleted),
+        )
+
+
+def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
+    exact = {
+        "vehicle": filters.vehicle,
+        "trigger": filters.trigger,
+        "bundle": filters.bundle,
+        "random": filters.random,
+    }
+    conditions: list[ColumnElement[bool]] = [
+        false() if _NUL in str(value) else samples.c[name] == value
+        for name, value in exact.items()
+        if value is not None
+    ]
+    if filters.captured_from is not None:
+        conditions.append(samples.c.captured_at >= filters.captured_from)
+    if filters.captured_to is not None:
+        conditions.append(samples.c.captured_at < filters.captured_to)
+    if filters.min_percentile is not None:
+        conditions.append(samples.c.percentile >= filters.min_percentile)
+    if filters.before_seq is not None:
+        conditions.append(samples.c.seq < filters.before_seq)
+    return conditions
+
+
+def _vector(raw: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(raw, "<f2").astype(np.float32)

@@ -1,0 +1,1 @@
+"""The vehicle's subcommands of `misfire`, one file each."""

@@ -1,0 +1,226 @@
+"""`misfire run`: score frames and upload the informative ones.
+
+options over file --> VehicleConfig --> session.run_vehicle, with signals, progress, systemd and a result
+
+On a terminal a progress line is shown; elsewhere plain log lines are written to standard error, JSON lines
+with --json. The result goes to standard output alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+
+from misfire_runtime.config.tables import TargetRateTable, VehicleConfig, read_config, validated
+from misfire_runtime.errors import SourceError
+from misfire_runtime.service.logs import set_up_logs
+from misfire_runtime.service.systemd import ServiceNotifier
+from misfire_runtime.spool import Spool
+from misfire_runtime.vehicle.pipeline import Vehicle
+from misfire_runtime.vehicle.session import RunResult, run_vehicle
+
+
+def run(
+    *,
+    bundle: Annotated[Path | None, typer.Option(help="Folder of the model bundle.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Image, video, folder, .mcap, rtsp://, /dev/videoN or gst:PIPELINE."),
+    ] = None,
+    spool: Annotated[Path | None, typer.Option(help="Folder where chosen samples wait.")] = None,
+    broker: Annotated[
+        str | None,
+        typer.Option(help="mqtts://HOST:PORT of the broker. Default: none, keep samples in the spool."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain mqtt:// to another machine.")
+    ] = False,
+    fleet: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None,
+    vehicle: Annotated[str | None, typer.Option(help="Name of this vehicle.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of frames to choose by score.")
+    ] = None,
+    random_rate: Annotated[float | None, typer.Option(min=0, max=1, help="Share chosen at random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random stream.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="MQTT version: 5 or 3.1.1.")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, tensorrt-provider, tensorrt.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file. Options given here override it.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics and /healthz there.")] = None,
+    nice: Annotated[int, typer.Option(min=0, max=19, help="Lower the priority of this process.")] = 0,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Stay until the fleet has it all.")
+    ] = False,
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Score frames and upload the informative ones."""
+    options = {
+        "bundle": bundle,
+        "source": [{"input": item, "name": _camera(item, source)} for item in source] if source else None,
+        "spool": {"path": spool} if spool else None,
+        "broker": broker_options(broker, protocol, insecure=insecure),
+        "fleet": fleet,
+        "vehicle": vehicle,
+        "rate": rate,
+        "random": {k: v for k, v in (("rate", random_rate), ("seed", seed)) if v is not None} or None,
+        "engine": {"provider": provider} if provider else None,
+        "telemetry": {"port": metrics_port} if metrics_port is not None else None,
+    }
+    if nice:
+        os.nice(nice)
+    settings = overlay(read_config(config) if config is not None else VehicleConfig(), options)
+    with _surroundings(as_json=as_json) as (stop, hang_up, watcher):
+        result = run_vehicle(
+            settings,
+            stop=stop,
+            until_empty=until_empty,
+            resume=resume,
+            on_tick=watcher,
+            file=config,
+            overlay=lambda fresh: overlay(fresh, options),
+            hang_up=hang_up,
+        )
+    _print(result, as_json=as_json)
+    _raise_for(result, interrupted=stop.is_set())
+
+
+def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
+    """`config` with the options that were given (not None) in place of its own. Raises ConfigError."""
+    data = config.model_dump(mode="python", exclude_unset=True, by_alias=True)
+    for key, value in options.items():
+        if value is None:
+            continue
+        if key == "rate":
+            kept = data.get("triggers", {})
+            data["triggers"] = {
+                **kept,
+                "target-rate": TargetRateTable(kind="target-rate", rate=value).model_dump(),
+            }
+        elif isinstance(value, dict):
+            data[key] = {**(data.get(key) or {}), **value}
+        else:
+            data[key] = value
+    return validated(data, origin="command line")
+
+
+class _Watcher:
+    """Feeds the watchdog and shows the progress line, about once a second."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._notifier = ServiceNotifier()
+        self._progress = progress
+        self._task = progress.add_task("starting") if progress is not None else None
+        self._ready = False
+
+    def __call__(self, vehicle: Vehicle | None, spool: Spool) -> None:
+        counters = spool.counters()
+        doing = "cannot run"
+        if vehicle is not None:
+            doing = f"{vehicle.statistics.frames} frames, {vehicle.statistics.spooled} chosen"
+        text = f"{doing}, {counters.stored} stored, {counters.pending} pending"
+        if not self._ready:
+            self._ready = self._notifier.ready()
+        self._notifier.alive(text)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=text)
+
+    def close(self) -> None:
+        self._notifier.stopping()
+
+
+@contextmanager
+def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading.Event, _Watcher]]:
+    """Signals become events, logs go to standard error, a terminal gets a progress line."""
+    stop, hang_up = threading.Event(), threading.Event()
+    previous = {}
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait; the spool bears it
+        stop.set()
+
+    for number, handler in (
+        (signal.SIGINT, end),
+        (signal.SIGTERM, end),
+        (signal.SIGHUP, lambda _n, _f: hang_up.set()),
+    ):
+        previous[number] = signal.signal(number, handler)
+    form: Literal["json", "plain"] = "json" if as_json else "plain"
+    log_handler = set_up_logs(sys.stderr, form=form)
+    console = Console(stderr=True)
+    progress = (
+        Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True)
+        if console.is_terminal and not as_json
+        else None
+    )
+    watcher = _Watcher(progress)
+    try:
+        if progress is not None:
+            progress.start()
+        yield stop, hang_up, watcher
+    finally:
+        watcher.close()
+        if progress is not None:
+            progress.stop()
+        logging.getLogger("misfire_runtime").removeHandler(log_handler)
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _camera(item: str, items: list[str] | None) -> str:
+    """A name only where there are several."""
+    return f"camera{items.index(item)}" if items is not None and len(items) > 1 else ""
+
+
+def broker_options(url: str | None, protocol: str | None, *, insecure: bool) -> dict[str, Any] | None:
+    """Keys of the `[broker]` table that were given as options; None where there are none."""
+    given = {"url": url, "protocol": protocol, "insecure": insecure or None}
+    return {key: value for key, value in given.items() if value is not None} or None
+
+
+def _print(result: RunResult, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    report, books = result.report, result.counters
+    typer.echo(
+        f"{report.bundle} on {report.provider}: {report.frames} frames, {report.frames_per_s:.1f} per second"
+    )
+    chosen = ", ".join(f"{count} by {name}" for name, count in sorted(report.chosen.items())) or "none"
+    typer.echo(f"chosen: {chosen}; {report.duplicates} known already")
+    for label, counts in (("not taken", report.suppressed), ("lost", report.lost)):
+        if counts:
+            typer.echo(
+                f"{label}: " + ", ".join(f"{count} by {name}" for name, count in sorted(counts.items()))
+            )
+    if report.unreadable or report.dropped:
+        typer.echo(f"unreadable: {report.unreadable}, dropped: {report.dropped}")
+    for problem in report.problems:
+        typer.echo(f"  {problem}")
+    typer.echo(
+        f"spool: {books.captured} captured = {books.stored} stored + {books.pending} pending + "
+        f"{books.declined} declined + {books.rejected} rejected + {books.evicted} evicted"
+    )
+
+
+def _raise_for(result: RunResult, *, interrupted: bool) -> None:
+    """A run that could not do its work must not look like one that did."""
+    if result.failure is not None:
+        raise result.failure
+    if not interrupted and result.report.frames == 0 and result.report.unreadable:
+        raise SourceError(f"nothing could be read: {result.report.problems[0]}")

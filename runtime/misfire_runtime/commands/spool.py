@@ -1,0 +1,215 @@
+"""`misfire spool ...`: what waits on a vehicle, without its model and its cameras.
+
+list, verify, export --> spool_inspection: read only, also while the vehicle runs, or from its disk elsewhere
+drain, resume --> Spool and Uplink: `drain` needs the vehicle stopped, `resume` asks one that runs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from misfire_runtime import clock
+from misfire_runtime.config.tables import VehicleConfig, read_config, validated
+from misfire_runtime.errors import ConfigError, SpoolError, SpoolInUseError
+from misfire_runtime.service.logs import set_up_logs
+from misfire_runtime.service.stopping import stop_on_signals
+from misfire_runtime.spool import RESUME, Spool
+from misfire_runtime.spool import inspection as spool_inspection
+from misfire_runtime.uplink import Uplink
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Inspect, empty and export a spool.",
+)
+
+_RESUME_S = 15.0
+Folder = Annotated[Path | None, typer.Option("--spool", help="Folder of the spool. Default: spool.")]
+Config = Annotated[Path | None, typer.Option(help="The vehicle's TOML file, which names the spool.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command("list")
+def list_samples(
+    *,
+    spool: Folder = None,
+    config: Config = None,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="List rejected samples whose files are kept.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what waits by priority and trigger, and what became of the rest."""
+    folder = _settings(config, spool).spool.path
+    if rejected:
+        kept = spool_inspection.rejected(folder)
+        lines = [f"{row['id']}  {row['bytes']:>9}  {row['trigger']}: {row['reason']}" for row in kept]
+        typer.echo(json.dumps({"rejected": kept}) if as_json else "\n".join(lines or ["none"]))
+        return
+    found = spool_inspection.inspect(folder)
+    if as_json:
+        names = ("verdict", "reason", "samples", "bytes")
+        result = {
+            "counters": found.counters.model_dump(),
+            "pending": [asdict(group) for group in found.pending],
+            "account": [dict(zip(names, line, strict=True)) for line in found.account],
+            "hold": None if found.hold is None else asdict(found.hold),
+        }
+        typer.echo(json.dumps(result))
+        return
+    for line in _page(found):
+        typer.echo(line)
+
+
+@app.command()
+def verify(*, spool: Folder = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Check the hash of every pending sample, and the books; exit 1 on any problem."""
+    whole, problems = spool_inspection.verify(_settings(config, spool).spool.path)
+    if as_json:
+        typer.echo(json.dumps({"ok": not problems, "whole": whole, "problems": problems}))
+    else:
+        typer.echo("\n".join([f"{whole} pending samples are whole", *problems]))
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to copy to.")],
+    *,
+    spool: Folder = None,
+    config: Config = None,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Copy kept rejected samples, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy pending samples and their offers; they stay pending. Exit 1 if any is damaged."""
+    folder = _settings(config, spool).spool.path
+    copied, damaged = spool_inspection.export(folder, out, with_rejected=rejected)
+    if as_json:
+        typer.echo(json.dumps({"copied": copied, "damaged": damaged}))
+    else:
+        typer.echo("\n".join([f"{copied} samples copied to {out}", *(f"{i} is damaged" for i in damaged)]))
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def drain(
+    *,
+    spool: Folder = None,
+    config: Config = None,
+    broker: Annotated[str | None, typer.Option(help="mqtts://HOST:PORT of the broker.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain mqtt:// to another machine.")
+    ] = False,
+    protocol: Annotated[str | None, typer.Option(help="MQTT version: 5 or 3.1.1. Default: 5.")] = None,
+    fleet: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None,
+    vehicle: Annotated[str | None, typer.Option(help="Name of this vehicle.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload what waits, until nothing is pending; needs no model and no camera."""
+    table = {"url": broker, "insecure": insecure or None, "protocol": protocol}
+    settings = _settings(config, spool, broker=table, fleet=fleet, vehicle=vehicle)
+    address = settings.broker.connection() if settings.broker is not None else None
+    if address is None:
+        raise ConfigError("broker: not set; give --broker, or a [broker] table in the configuration file")
+    set_up_logs(sys.stderr, form="json" if as_json else "plain")
+    with _opened(settings) as opened, stop_on_signals() as stop:
+        if opened.hold is not None:
+            raise SpoolError(f"uploads are held: {opened.hold.reason}; `misfire spool resume` ends that")
+        uplink = Uplink(
+            opened,
+            fleet=settings.fleet,
+            vehicle=settings.vehicle,
+            broker=address,
+            settings=settings.uplink,
+            bandwidth=settings.bandwidth,
+        )
+        uplink.start()
+        while not (stop.is_set() or uplink.drain(0.5) or opened.hold is not None):
+            pass
+        problem = uplink.problem
+        uplink.close()
+        books, hold = opened.counters(), opened.hold
+    text = f"{books.stored} stored, {books.pending} pending"
+    typer.echo(json.dumps({"counters": books.model_dump()}) if as_json else text)
+    if books.pending:
+        reason = hold.reason if hold is not None else problem or "stopped"
+        raise SpoolError(f"{books.pending} samples are left in {settings.spool.path}: {reason}")
+
+
+@app.command()
+def resume(*, spool: Folder = None, config: Config = None, as_json: AsJson = False) -> None:
+    """End a hold after a wave of rejections, and offer the kept rejected samples again."""
+    settings = _settings(config, spool)
+    try:
+        with _opened(settings) as opened:
+            again = opened.resume()
+    except SpoolInUseError:
+        taken = _ask(settings.spool.path / RESUME)
+        text = "resumed by the process that has the spool open"
+        if not taken:
+            text = "asked the process that has the spool open; it resumes when its uplink is connected"
+        typer.echo(json.dumps({"resumed": taken}) if as_json else text)
+        return
+    typer.echo(json.dumps({"resumed": True, "offered_again": again}) if as_json else f"{again} offered again")
+
+
+def _ask(request: Path) -> bool:
+    """Leaves a request for the process that has the spool open; False if it did not take it for a while."""
+    try:
+        request.touch()
+    except OSError as error:
+        raise SpoolError(f"{request}: {error.strerror}") from error
+    until = time.monotonic() + _RESUME_S
+    while request.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    return not request.exists()
+
+
+def _settings(config: Path | None, spool: Path | None, **options: Any) -> VehicleConfig:
+    """The configuration with the options that were given in place of its own. Raises ConfigError."""
+    read = read_config(config) if config is not None else VehicleConfig()
+    data = read.model_dump(mode="python", exclude_unset=True, by_alias=True)
+    for name, value in {"spool": {"path": spool}, **options}.items():
+        if isinstance(value, dict):
+            given = {key: part for key, part in value.items() if part is not None}
+            data[name] = {**(data.get(name) or {}), **given} if given else data.get(name, {})
+        elif value is not None:
+            data[name] = value
+    return validated(data, origin="command line")
+
+
+@contextmanager
+def _opened(settings: VehicleConfig) -> Iterator[Spool]:
+    """Raises SpoolError where there is no spool yet: it is not made here."""
+    table = settings.spool
+    if not (table.path / "spool.sqlite").exists() and not (table.path / "samples").is_dir():
+        raise SpoolError(f"{table.path} is no spool; give --spool or --config")
+    with Spool(table.path, max_bytes=table.max_bytes, reserve_bytes=table.reserve_bytes) as opened:
+        yield opened
+
+
+def _page(found: spool_inspection.Inspection) -> Iterator[str]:
+    books = found.counters
+    yield (
+        f"{books.captured} captured = {books.stored} stored + {books.pending} pending + "
+        f"{books.declined} declined + {books.rejected} rejected + {books.evicted} evicted"
+    )
+    if found.hold is not None:
+        since = clock.utc_text(found.hold.since)
+        yield f"uploads are held since {since}: {found.hold.reason}; `misfire spool resume` ends that"
+    for group in found.pending:
+        yield f"pending: priority {group.priority}, {group.trigger}: {group.samples}, {group.bytes} bytes"
+    for verdict, reason, samples, size in found.account:
+        yield f"{verdict}: {reason}: {samples}" + (f", {size} bytes" if size else "")

@@ -1,0 +1,1 @@
+"""Inference engines behind one protocol, and the frame's way through one to its scores."""

@@ -1,0 +1,230 @@
+"""Frames before and after a chosen one, from a ring of encoded frames.
+
+every frame (thinned to `fps`) --encoded--> ring of `before_s`, bounded in bytes
+a chosen frame --> the ring is emptied into its clip, and the next `after_s` are added
+
+"frames" gives each as a sample of its own, tied together by context["clip"]; "video" gives one MP4 whose
+pictures are the ring's JPEGs, not encoded again. Frames of one source never enter another's clip.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
+
+import av
+
+from misfire_runtime.encoded import exif_block
+from misfire_runtime.messages import Trigger
+from misfire_runtime.preprocess import encode_jpeg
+from misfire_runtime.sources.frame import Frame
+from misfire_runtime.sources.recording_time import exif_orientation
+
+if TYPE_CHECKING:
+    from misfire_runtime.samples.candidate import Candidate
+
+_TIME_BASE = Fraction(1, 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrame:
+    """Encoded bytes of a frame as they may leave the vehicle, and what privacy did to them."""
+
+    data: bytes
+    media_type: str
+    frame: Frame
+    privacy: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A sample that a clip gives."""
+
+    data: bytes
+    media_type: str
+    candidate: Candidate
+    trigger: Trigger
+    privacy: list[str]
+    context: dict[str, float | str | bool]
+
+
+@dataclass(slots=True)
+class _Entry:
+    encoded: ClipFrame
+    candidate: Candidate
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it keeps alive: the encoded picture, its pixels, and the graph's outputs."""
+        return len(self.encoded.data) + self.encoded.frame.image.nbytes + self.candidate.scored.nbytes
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The ring and the open clip of one source."""
+
+    ring: deque[_Entry] = field(default_factory=deque)
+    ring_bytes: int = 0
+    next_s: float = float("-inf")
+    last_s: float = float("-inf")
+    clip: str = ""
+    key_s: float = float("-inf")
+    trigger: Trigger | None = None
+    video: list[_Entry] = field(default_factory=list)
+    video_bytes: int = 0
+    key: _Entry | None = None
+
+
+class ClipRecorder:
+    """Rings and open clips of all sources; used by one thread."""
+
+    def __init__(
+        self,
+        *,
+        before_s: float,
+        after_s: float,
+        fps: float,
+        form: Literal["frames", "video"] = "frames",
+        max_bytes: int = 256 * 1024**2,
+    ) -> None:
+        """fps: at which frames enter the ring, in the time of the recording.
+
+        max_bytes: memory of the ring, and of the open video, of each source. A full ring forgets its oldest
+        frame; a full video ends, and the next chosen frame begins another.
+        """
+        self._before_s = before_s
+        self._after_s = after_s
+        self._period_s = 1.0 / fps
+        self._form = form
+        self._max_bytes = max_bytes
+        self._lanes: dict[str, _Lane] = {}
+
+    def see(
+        self, encoded: ClipFrame, candidate: Candidate, *, trigger: Trigger | None, sample: str | None
+    ) -> list[Piece]:
+        """Takes the next frame of its source and gives the pieces it completes.
+
+        trigger: why the frame itself was chosen, None where it was not.  sample: its id in the spool.
+        """
+        entry = _Entry(encoded, candidate)
+        now = encoded.frame.time_s
+        lane = self._lanes.setdefault(encoded.frame.source, _Lane())
+        pieces = self._advance(lane, now)
+        if trigger is not None and sample is not None:
+            pieces += self._chosen(lane, entry, trigger, sample)
+            lane.next_s = now + self._period_s
+        elif now + 1e-6 >= lane.next_s:
+            lane.next_s = now + self._period_s
+            pieces += self._passing(lane, entry)
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        """Ends every open clip: the sources have ended."""
+        return [piece for lane in self._lanes.values() for piece in self._finish(lane)]
+
+    def _advance(self, lane: _Lane, now: float) -> list[Piece]:
+        """Ends a clip whose time is over, and everything where the recording's time went backwards."""
+        if now < lane.last_s:
+            pieces = self._finish(lane)
+            lane.ring.clear()
+            lane.ring_bytes, lane.next_s = 0, now
+        else:
+            pieces = self._finish(lane) if now - lane.key_s > self._after_s else []
+        lane.last_s = now
+        return pieces
+
+    def _chosen(self, lane: _Lane, entry: _Entry, trigger: Trigger, sample: str) -> list[Piece]:
+        """A chosen frame opens a clip, or prolongs the one that is open."""
+        if lane.key is None:
+            return self._open(lane, entry, trigger, sample)
+        lane.key_s = entry.encoded.frame.time_s
+        return self._film(lane, entry) if self._form == "video" else []
+
+    def _film(self, lane: _Lane, *entries: _Entry) -> list[Piece]:
+        """Adds frames to the open video, and ends it when it is full."""
+        lane.video += entries
+        lane.video_bytes += sum(entry.memory_bytes for entry in entries)
+        return self._finish(lane) if lane.video_bytes > self._max_bytes else []
+
+    def _passing(self, lane: _Lane, entry: _Entry) -> list[Piece]:
+        if lane.key is None:
+            self._remember(lane, entry)
+            return []
+        if self._form == "video":
+            return self._film(lane, entry)
+        return [self._single(lane, entry)]
+
+    def _remember(self, lane: _Lane, entry: _Entry) -> None:
+        lane.ring.append(entry)
+        lane.ring_bytes += entry.memory_bytes
+        newest = entry.encoded.frame.time_s
+        while lane.ring and (
+            lane.ring_bytes > self._max_bytes
+            or not 0 <= newest - lane.ring[0].encoded.frame.time_s <= self._before_s
+        ):
+            lane.ring_bytes -= lane.ring.popleft().memory_bytes
+
+    def _open(self, lane: _Lane, entry: _Entry, trigger: Trigger, sample: str) -> list[Piece]:
+        lane.clip, lane.trigger, lane.key = sample[:16], trigger, entry
+        lane.key_s = entry.encoded.frame.time_s
+        before = [e for e in lane.ring if 0 <= lane.key_s - e.encoded.frame.time_s <= self._before_s]
+        lane.ring.clear()
+        lane.ring_bytes = 0
+        if self._form == "video":
+            return self._film(lane, *before, entry)
+        return [self._single(lane, e) for e in before]
+
+    def _single(self, lane: _Lane, entry: _Entry) -> Piece:
+        assert lane.trigger is not None and lane.key is not None
+        offset = entry.encoded.frame.time_s - lane.key.encoded.frame.time_s
+        trigger = Trigger(name="clip", reason=f"{offset:+.2f} s from a frame of {lane.trigger.name}"[:256])
+        context: dict[str, float | str | bool] = {"clip": lane.clip, "clip_offset_s": round(offset, 3)}
+        encoded = entry.encoded
+        return Piece(encoded.data, encoded.media_type, entry.candidate, trigger, encoded.privacy, context)
+
+    def _finish(self, lane: _Lane) -> list[Piece]:
+        key, trigger, frames = lane.key, lane.trigger, lane.video
+        lane.key, lane.trigger, lane.video, lane.video_bytes = None, None, [], 0
+        if self._form != "video" or key is None or trigger is None:
+            return []
+        # One size per video: a folder may mix pictures of several.
+        frames = [e for e in frames if e.encoded.frame.image.shape == key.encoded.frame.image.shape]
+        if len(frames) < 2:
+            return []
+        data = mux_mjpeg([e.encoded for e in frames])
+        privacy = sorted({label for e in frames for label in e.encoded.privacy})
+        context: dict[str, float | str | bool] = {"clip": lane.clip, "clip_frames": len(frames)}
+        reason = Trigger(name="clip", reason=f"{len(frames)} frames around a frame of {trigger.name}"[:256])
+        return [Piece(data, "video/mp4", key.candidate, reason, privacy, context)]
+
+
+def mux_mjpeg(frames: list[ClipFrame]) -> bytes:
+    """Returns one MP4 of JPEG pictures of the same size at their own times.
+
+    Pictures that are not JPEG, or that only their Exif orientation turns upright, are encoded once.
+    """
+    height, width = frames[0].frame.image.shape[:2]
+    buffer = io.BytesIO()
+    first_s = frames[0].frame.time_s
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
+        stream.time_base = _TIME_BASE
+        for encoded in frames:
+            packet = av.Packet(_upright_jpeg(encoded))
+            packet.stream = stream
+            packet.time_base = _TIME_BASE
+            packet.pts = packet.dts = round((encoded.frame.time_s - first_s) * 1000)
+            packet.is_keyframe = True
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+def _upright_jpeg(encoded: ClipFrame) -> bytes:
+    """A JPEG that is upright for players that know no Exif."""
+    if encoded.media_type == "image/jpeg" and exif_orientation(exif_block(encoded.data)) == 1:
+        return encoded.data
+    return encode_jpeg(encoded.frame.image)

@@ -1,0 +1,338 @@
+"""From a chosen frame to a sample in the spool, on one thread beside the frame path.
+
+pipeline --bounded queue--> privacy --> encode --> budget --> spool.add --> budget booked, progress marked
+
+A picture that no privacy stage changed is kept as the very bytes it was read from; any other is encoded once,
+and those bytes are what arrives. Recorded sources wait for room in the queue; live ones never do: what
+finds no room is counted as lost, by reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from misfire_runtime.clock import boot_id
+from misfire_runtime.errors import DiskFullError, ImageError, MisfireError, PrivacyError, SpoolError
+from misfire_runtime.messages import Clock, Counters, Offer, Trigger, pack_embedding
+from misfire_runtime.preprocess import encode_jpeg
+from misfire_runtime.samples.candidate import Candidate
+from misfire_runtime.samples.clips import ClipFrame, ClipRecorder, Piece
+from misfire_runtime.samples.privacy import Privacy
+from misfire_runtime.service.logs import Throttle
+from misfire_runtime.sources.frame import Frame
+from misfire_runtime.state.progress import Progress
+from misfire_runtime.state.statistics import Statistics
+from misfire_runtime.triggers.budget import Budget
+from misfire_runtime.triggers.chooser import Choice
+
+_LOG = logging.getLogger(__name__)
+CLIP_PRIORITY = 4
+MAX_EMBEDDING = 3000
+"""Numbers that fit the offer's 8 KiB as base64 of float16."""
+
+
+class SampleStore(Protocol):
+    """What the writer needs of a spool."""
+
+    def add(self, payload: bytes, offer: Offer, *, priority: int) -> bool:
+        """Durable on return; False where the sample is known already."""
+        ...
+
+    def count(self, **increments: int) -> None:
+        """Adds to persistent counters."""
+        ...
+
+    def lose(self, reason: str, samples: int) -> None:
+        """Adds to persistent counts of chosen frames that never became samples."""
+        ...
+
+    def counters(self) -> Counters:
+        """All of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Everything before it has been handed in: counts to add, positions to write, and what else is to be."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    done: threading.Event | None = None
+    then: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From here on, other options and another clip recorder."""
+
+    options: WriterOptions
+    clips: ClipRecorder | None
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """How pictures are written."""
+
+    vehicle: str
+    jpeg_quality: int = 90
+    keep_original: bool = True
+    named_sources: bool = False
+
+
+class SampleWriter:
+    """Owns the thread that writes samples."""
+
+    def __init__(
+        self,
+        store: SampleStore,
+        *,
+        options: WriterOptions,
+        statistics: Statistics,
+        progress: Progress,
+        privacy: Privacy | None = None,
+        budget: Budget | None = None,
+        clips: ClipRecorder | None = None,
+        capacity: int = 32,
+    ) -> None:
+        self.options = options
+        self.clips = clips
+        self.budget = budget
+        self._store = store
+        self._statistics = statistics
+        self._progress = progress
+        self._privacy = privacy
+        self._queue: queue.Queue[Candidate | Mark | Change | None] = queue.Queue(capacity)
+        self._counted_lost: Counter[str] = Counter()
+        self._often = Throttle(_LOG)
+        self._uncounted: Counter[str] = Counter()
+        """What the store could not take yet: a full disk must not make the books forget frames."""
+        self.failure: MisfireError | None = None
+        """The last that the run ends with, whether or not it is over."""
+        self.trouble: MisfireError | None = None
+        """What has kept samples from the store since it last took one."""
+        self._thread = threading.Thread(target=self._run, name="sample-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def fill(self) -> float:
+        """How full the queue is, 0..1."""
+        return self._queue.qsize() / self._queue.maxsize
+
+    def put(self, candidate: Candidate, *, wait: bool, stop: threading.Event) -> bool:
+        """Hands in a frame. wait: until there is room or `stop`; else a full queue loses it, counted."""
+        while True:
+            try:
+                self._queue.put(candidate, block=wait, timeout=0.2)
+                return True
+            except queue.Full:
+                if not wait or stop.is_set():
+                    self._statistics.lost["queue full"] += 1
+                    return False
+
+    def offer_to_ring(self, candidate: Candidate) -> None:
+        """A frame for the clip ring; given up where the queue is half full."""
+        if self.fill < 0.5:
+            try:
+                self._queue.put_nowait(candidate)
+            except queue.Full:
+                return
+
+    def mark(
+        self, counts: dict[str, int], positions: dict[str, int], then: Callable[[], None] | None = None
+    ) -> bool:
+        """Hands in counts and positions; False (try again later) where the queue is full.
+
+        then: something else to write at this point; a MisfireError that it raises is counted.
+        """
+        try:
+            self._queue.put_nowait(Mark(counts, positions, then=then))
+        except queue.Full:
+            return False
+        return True
+
+    def change(self, options: WriterOptions, clips: ClipRecorder | None) -> None:
+        """Takes over other options behind the frames that wait; clips that are open are finished first."""
+        self._queue.put(Change(options, clips))
+
+    def flush(self, counts: dict[str, int], positions: dict[str, int]) -> None:
+        """Waits until everything handed in before is in the spool."""
+        done = threading.Event()
+        self._queue.put(Mark(counts, positions, done))
+        while not done.wait(0.5):
+            if not self._thread.is_alive():
+                return
+
+    def close(self) -> None:
+        """Writes what is waiting and ends the thread."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                self._guard(self._end_clips)
+                self._guard(self._count_lost)
+                return
+            if isinstance(item, Mark):
+                self._settle(item)
+            elif isinstance(item, Change):
+                self._guard(self._end_clips)
+                self.options, self.clips = item.options, item.clips
+            else:
+                self._guard(partial(self._handle, item))
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Runs `work`; whatever fails loses one sample, is counted and said, and never ends the thread."""
+        try:
+            work()
+        except PrivacyError as error:
+            self._lose("privacy", error)
+        except DiskFullError as error:
+            self._lose("disk full", error)
+            self._fail(error)
+        except ImageError as error:
+            self._lose("encoding", error)
+        except MisfireError as error:
+            self._lose("spool", error)
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001  (a codec's or driver's own; the thread must outlive it)
+            self._lose(type(error).__name__, error)
+            self._fail(SpoolError(f"{type(error).__name__}: {error}"))
+
+    def _count_lost(self) -> None:
+        """Makes durable what was lost since the last time, here or on the frame path, which never waits."""
+        for reason, count in dict(self._statistics.lost).items():
+            if count > self._counted_lost[reason]:
+                self._store.lose(reason, count - self._counted_lost[reason])
+                self._counted_lost[reason] = count
+
+    def _fail(self, error: MisfireError) -> None:
+        self.failure = self.trouble = error
+
+    def _settle(self, mark: Mark) -> None:
+        try:
+            self._count_lost()
+            self._uncounted.update({name: value for name, value in mark.counts.items() if value})
+            if self._uncounted:
+                self._store.count(**self._uncounted)
+                self._uncounted.clear()
+            if mark.positions:
+                self._progress.save(mark.positions)
+            if mark.then is not None:
+                mark.then()
+        except MisfireError as error:
+            self._lose("counting", error)
+            self._fail(error)
+        finally:
+            if mark.done is not None:
+                mark.done.set()
+
+    def _handle(self, candidate: Candidate) -> None:
+        try:
+            encoded = self._encode(candidate.frame)
+        except (PrivacyError, ImageError):
+            if candidate.choice is None:  # it was for a clip's ring alone: nothing that was chosen is lost
+                return
+            raise
+        sample = None
+        if candidate.choice is not None:
+            sample = self._keep(candidate, encoded, candidate.choice)
+        if self.clips is not None:
+            choice = candidate.choice
+            trigger = choice.trigger if choice is not None and not choice.trigger.random else None
+            self._keep_pieces(self.clips.see(encoded, candidate, trigger=trigger, sample=sample))
+
+    def _end_clips(self) -> None:
+        if self.clips is not None:
+            self._keep_pieces(self.clips.finish())
+
+    def _lose(self, reason: str, error: Exception) -> None:
+        self._statistics.lost[reason] += 1
+        fields = {"reason": reason, "count": self._statistics.lost[reason], "problem": str(error)}
+        self._often.log(logging.ERROR, "sample_lost", fields, key=reason)
+
+    def _encode(self, frame: Frame) -> ClipFrame:
+        """The bytes to keep, after privacy."""
+        image, changed = frame.image, False
+        labels: list[str] = []
+        if self._privacy is not None:
+            image, labels, changed = self._privacy.apply(frame.image, source=frame.source)
+        if frame.original is not None and frame.media_type and not changed and self.options.keep_original:
+            return ClipFrame(frame.original, frame.media_type, frame, labels)
+        data = encode_jpeg(image, quality=self.options.jpeg_quality)
+        return ClipFrame(data, "image/jpeg", frame, labels)
+
+    def _keep(self, candidate: Candidate, encoded: ClipFrame, choice: Choice) -> str | None:
+        """Spools a sample; its id, or None where the budget had no room."""
+        size = len(encoded.data)
+        if choice.budgeted and self.budget is not None and self.budget.refusal(size) is not None:
+            self._statistics.lost["budget"] += 1
+            return None
+        offer = self._offer(candidate, encoded, choice.trigger, choice.priority, {})
+        self._add(encoded.data, offer, choice.priority, budgeted=choice.budgeted)
+        return offer.id
+
+    def _add(self, data: bytes, offer: Offer, priority: int, *, budgeted: bool) -> None:
+        added = self._store.add(data, offer, priority=priority)
+        self.trouble = None
+        if not added:
+            self._statistics.duplicates += 1
+            return
+        self._statistics.spooled += 1
+        self._statistics.chosen[offer.trigger.name] += 1
+        if budgeted and self.budget is not None:
+            self.budget.spend(offer.id, len(data))
+
+    def _keep_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Spools what the clip recorder completed, as far as the budget goes."""
+        for piece in pieces:
+            if self.budget is not None and self.budget.refusal(len(piece.data)) is not None:
+                self._statistics.lost["budget"] += 1
+                continue
+            encoded = ClipFrame(piece.data, piece.media_type, piece.candidate.frame, piece.privacy)
+            offer = self._offer(piece.candidate, encoded, piece.trigger, CLIP_PRIORITY, piece.context)
+            self._add(piece.data, offer, CLIP_PRIORITY, budgeted=True)
+
+    def _offer(
+        self,
+        candidate: Candidate,
+        encoded: ClipFrame,
+        trigger: Trigger,
+        priority: int,
+        extra: Mapping[str, float | str | bool],
+    ) -> Offer:
+        frame, scored = candidate.frame, candidate.scored
+        embedding = scored.embedding
+        named = self.options.named_sources and frame.name != frame.source
+        return Offer(
+            id=hashlib.sha256(encoded.data).hexdigest(),
+            vehicle=self.options.vehicle,
+            size=len(encoded.data),
+            media_type=encoded.media_type,
+            captured_at=Clock(wall=frame.wall, monotonic=frame.monotonic, boot_id=boot_id()),
+            bundle=candidate.bundle,
+            scores=scored.scores,
+            percentiles=scored.percentiles,
+            trigger=trigger,
+            prediction=scored.prediction,
+            embedding=None
+            if embedding is None or embedding.size > MAX_EMBEDDING
+            else pack_embedding(embedding),
+            context=dict(list({**candidate.context, **extra}.items())[:64]),
+            privacy=list(encoded.privacy),
+            source=(f"{frame.source}/{frame.name}" if named else frame.name)[:256],
+            frame=frame.index,
+            priority=priority,
+            recorded_at=frame.recorded_at,
+            position_s=frame.position_s,
+        )

@@ -1,0 +1,1 @@
+"""Running as a service: log lines, systemd's notifications, an orderly end."""

@@ -1,0 +1,524 @@
+"""Chosen samples wait here until the fleet has them: in the spool or not, never half, whatever dies when.
+
+add -> file durable, then row committed -> next_offers, read -> settle(verdict) -> row gone, then file gone
+a wave of rejections -> hold: nothing is offered, no further rejection is believed, until `resume`
+
+The books are kept in the same transactions: captured = stored + pending + declined + rejected + evicted holds
+after every commit, so after every crash. Bytes are bounded; a full spool evicts by worth (lowest priority,
+then lowest percentile, then oldest), and the account says how many and why. One process has a spool open at
+a time; its threads may share it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from misfire_runtime.errors import DiskFullError, SpoolError, SpoolInUseError
+from misfire_runtime.messages import MAX_KEY, Counters, Declined, Offer, Rejected, Stored, encode
+from misfire_runtime.service.logs import Throttle
+from misfire_runtime.spool.ballast import Ballast
+from misfire_runtime.spool.files import SampleFiles
+from misfire_runtime.spool.ledger import Hold, Ledger, Row
+from misfire_runtime.spool.schema import DamagedDatabaseError, connect, explained
+
+_LOG = logging.getLogger(__name__)
+MIB = 1024 * 1024
+_FLUSH_S = 2.0
+_MAX_LOST_REASONS = 32
+RESUME = "resume"
+"""A file of this name in the spool's folder asks the process that has the spool open to resume."""
+T = TypeVar("T")
+
+Terminal = Stored | Declined | Rejected
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A sample that waits for the fleet's verdict. `offer` is the JSON as it goes over the wire."""
+
+    id: str
+    size: int
+    priority: int
+    offer: bytes
+
+
+@dataclass(frozen=True)
+class AccountLine:
+    """How many samples, and bytes of them, ended in this way for this reason."""
+
+    verdict: str
+    reason: str
+    samples: int
+    bytes: int
+
+
+class Spool:
+    """A folder of samples with their books. Thread-safe.
+
+    max_bytes: bound of the files; reserve_bytes: what must stay free on the disk for everybody else.
+    Raises SpoolError where the folder cannot be used or another process has it open.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int = 2048 * MIB, reserve_bytes: int = 64 * MIB) -> None:
+        self.path = Path(path)
+        self.max_bytes = max_bytes
+        self.reserve_bytes = reserve_bytes
+        self._lock = threading.RLock()
+        self._often = Throttle(_LOG)
+        self._volatile: dict[str, int] = {}
+        self._lost: Counter[str] = Counter()
+        self._lost_unwritten: Counter[str] = Counter()
+        self._hold: Hold | None = None
+        self._ballast = Ballast(self.path / "ballast")
+        self._flushed_at = time.monotonic()
+        self._writing = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
+        self._version = 0
+        # Owned before anything is touched: what lies in tmp/ may be another process's sample.
+        self._owner = _own(self.path)
+        try:
+            self._files = SampleFiles(self.path)
+            try:
+                self._open()
+            except BaseException:
+                self._files.close()
+                raise
+        except BaseException:
+            os.close(self._owner)
+            raise
+
+    def add(self, payload: bytes, offer: Offer, *, priority: int | None = None) -> bool:
+        """Takes a sample; durable on return. False where the sample is pending or settled already.
+
+        priority: 0..9, the offer's own where None. True means captured and accounted for: where everything
+        in a full spool is worth more, the newcomer itself is evicted. Raises DiskFullError, with nothing kept
+        and nothing counted; SpoolError where payload and offer do not belong together.
+        """
+        if len(payload) != offer.size or hashlib.sha256(payload).hexdigest() != offer.id:
+            raise SpoolError(f"sample {offer.id}: the payload's size or hash is not the offer's")
+        text = encode(offer)
+        rank = offer.priority if priority is None else priority
+        need = len(payload) + len(text) + 8
+        with self._lock:
+            self._usable()
+            if self._ledger.knows(offer.id):
+                return False
+            room = self._make_room(offer, need, rank)
+            if not room:
+                return True
+            self._writing += need
+        try:
+            disk = self._files.write(offer.id, payload, text)
+            with self._lock, self._commit():
+                added = self._ledger.insert(offer, disk=disk, priority=rank, value=_worth(offer), text=text)
+        except SpoolError:
+            self._take_back(offer.id)
+            raise
+        finally:
+            with self._lock:
+                self._writing -= need
+        if added:
+            self._announce()
+        return added
+
+    def next_offers(self, limit: int, *, skip: Collection[str] = (), min_priority: int = 0) -> list[Pending]:
+        """What to offer next, without those in `skip`: by priority, with ageing (see Ledger)."""
+        with self._lock:
+            self._usable()
+            return [
+                Pending(row.id, row.size, row.priority, row.offer)
+                for row in self._ledger.first(limit, skip=skip, min_priority=min_priority)
+            ]
+
+    def read(self, sample: str, offset: int, size: int, *, total: int | None = None) -> bytes | None:
+        """At most `size` bytes of a pending sample from `offset` on; None where it is not pending (any more).
+
+        total: the sample's size, where the caller knows it (see Pending): then nobody waits for a commit that
+        is being synced. A sample whose file is damaged is quarantined, booked as rejected, and is not pending
+        any more.
+        """
+        if total is not None:
+            data = self._files.read(sample, offset, size, total=total)
+            if data is not None:
+                return data
+        with self._lock:
+            self._usable()
+            total = self._ledger.size_of(sample)
+            if total is None:
+                return None
+            data = self._files.read(sample, offset, size, total=total)
+            if data is None:
+                self._isolate(sample, "damaged in the spool")
+            return data
+
+    def settle(self, sample: str, verdict: Terminal) -> bool:
+        """Books a final verdict and forgets the sample. False where that is no news, or it is unknown."""
+        if verdict.id != sample:
+            raise SpoolError(f"verdict of sample {verdict.id} given for {sample}")
+        return bool(self.settle_many([verdict]))
+
+    def settle_many(self, verdicts: Sequence[Terminal]) -> list[Terminal]:
+        """Books verdicts in one commit and returns those that were news. Raises DiskFullError, SpoolError."""
+        with self._lock:
+            self._usable()
+            news = self._book(lambda: self._ledger.settle_many(verdicts))
+            self._hold = self._ledger.hold()
+        # Without the lock: what was settled is not captured again, so the names are nobody else's.
+        for verdict in news:
+            self._discard(verdict.id, rejected=isinstance(verdict, Rejected))
+        with self._lock:
+            self._ballast.fill(reserve_bytes=self.reserve_bytes)
+        self._announce()
+        return news
+
+    @property
+    def hold(self) -> Hold | None:
+        """Why nothing is offered any more, since a wave of rejections; None while samples are offered."""
+        return self._hold
+
+    def resume(self) -> int:
+        """Ends the hold and makes the rejected samples whose files are kept pending again; how many.
+
+        What finds no room within `max_bytes` stays rejected. Raises SpoolError.
+        """
+        with self._lock:
+            self._usable()
+            room = self.max_bytes - self._ledger.disk_bytes - self._writing
+            taken = self._files.take_back(room)
+            try:
+                again = self._book(lambda: self._lift(taken))
+            except SpoolError:
+                for sample in taken:
+                    self._discard(sample, rejected=True)
+                raise
+            self._hold = None
+            for sample in taken.keys() - again:  # settled so long ago that nobody knows how
+                self._discard(sample)
+        _LOG.warning("uploads_resumed", extra={"fields": {"offered_again": len(again)}})
+        self._announce()
+        return len(again)
+
+    def _lift(self, taken: Mapping[str, tuple[Offer, int]]) -> set[str]:
+        """Ends the hold in the books; which of the files that were taken back are pending again."""
+        self._ledger.lift()
+        return {
+            sample
+            for sample, (offer, disk) in taken.items()
+            if self._ledger.offer_again(offer, disk=disk, value=_worth(offer), text=encode(offer))
+        }
+
+    def resume_if_asked(self) -> bool:
+        """Resumes if another process asked for it (see RESUME)."""
+        request = self.path / RESUME
+        if not request.exists():
+            return False
+        self.resume()
+        try:
+            request.unlink(missing_ok=True)
+        except OSError as error:
+            raise SpoolError(f"{request}: {error.strerror}; remove it, or every hold ends at once") from error
+        return True
+
+    def lose(self, reason: str, samples: int = 1) -> None:
+        """Counts chosen frames that never became samples, by reason; durable as what `count` counts."""
+        with self._lock:
+            known = reason in self._lost or len(self._lost) < _MAX_LOST_REASONS - 1
+            name = reason[:MAX_KEY] if known else "other"
+            self._lost[name] += samples
+            self._lost_unwritten[name] += samples
+            self._flush_sometimes()
+
+    def count(self, **increments: int) -> None:
+        """Adds to counters of `Counters` that are not the books': frames, frames_dropped, bytes_sent, ...
+
+        They reach the disk with the next commit or within seconds.
+        """
+        with self._lock:
+            for name, value in increments.items():
+                if name not in FREE_COUNTERS:
+                    raise SpoolError(
+                        f"counter {name!r} cannot be set from outside; allowed: {', '.join(FREE_COUNTERS)}"
+                    )
+                self._volatile[name] = self._volatile.get(name, 0) + value
+            self._flush_sometimes()
+
+    def counters(self) -> Counters:
+        """The books and the counters, `pending` counted from the rows that are there."""
+        with self._lock:
+            self._usable()
+            values = self._ledger.counters()
+            for name, value in self._volatile.items():
+                values[name] = values.get(name, 0) + value
+            return Counters(**values, lost=dict(self._lost))
+
+    def account(self) -> list[AccountLine]:
+        """Why samples were declined, rejected or evicted, how many and how large."""
+        with self._lock:
+            self._usable()
+            return [AccountLine(*line) for line in self._ledger.account()]
+
+    def pending_bytes(self) -> int:
+        """Bytes of the files that wait."""
+        with self._lock:
+            self._usable()
+            return self._ledger.disk_bytes
+
+    @property
+    def version(self) -> int:
+        """Rises with every sample added or settled."""
+        return self._version
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called, on any thread, after samples came or went; it must return at once."""
+        self._listeners.append(callback)
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        """Waits until nothing is pending; False after `timeout_s`."""
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while not self._empty():
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, 1.0))
+        return True
+
+    def _empty(self) -> bool:
+        with self._lock:
+            self._usable()
+            return self._ledger.empty()
+
+    @property
+    def session(self) -> int:
+        """How often this spool has been opened."""
+        return self._session
+
+    def close(self) -> None:
+        """Writes the counters and lets go of the folder. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._flush()
+            self._closed = True
+            self._files.close()
+            self._ledger.close()
+            os.close(self._owner)
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        """Opens the database and makes rows and files agree again."""
+        database = self.path / "spool.sqlite"
+        try:
+            self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
+            rebuilt = False
+        except DamagedDatabaseError as error:
+            _LOG.error("%s; it goes to quarantine and is rebuilt from the samples", error)
+            for part in (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
+                if part.exists():
+                    part.rename(self._files.quarantine / f"{part.name}.{os.urandom(4).hex()}")
+            self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
+            rebuilt = True
+            self._files.take_back(self.max_bytes)  # nothing says any more that they were rejected
+        try:
+            self._repair(adopt=rebuilt)
+            self._session = self._book(self._ledger.begin_session)
+            self._hold, self._lost = self._ledger.hold(), Counter(self._ledger.lost())
+            self._ballast.fill(reserve_bytes=self.reserve_bytes)
+            with suppress(SpoolError):  # no room for it now: asked again while the uplink runs
+                self.resume_if_asked()
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def _repair(self, *, adopt: bool) -> None:
+        """Rows without a whole file are booked as rejected; files without a row were never counted."""
+        rows = dict(self._ledger.lengths())
+        files = set(self._files.names())
+        for sample, disk in rows.items():
+            if sample not in files or self._files.length(sample) != disk:
+                self._isolate(sample, "file missing or cut short")
+        for name in files - set(rows):
+            offer = self._files.recover(name) if adopt else None
+            if offer is not None:
+                with self._commit():
+                    self._ledger.insert(
+                        offer,
+                        disk=self._files.length(name),
+                        priority=offer.priority,
+                        value=_worth(offer),
+                        text=encode(offer),
+                    )
+            elif adopt:
+                self._files.isolate(name)
+            elif self._ledger.verdict_of(name) == "rejected":
+                self._files.reject(name)
+            else:
+                self._files.remove(name)
+
+    def _isolate(self, sample: str, reason: str) -> None:
+        _LOG.error("sample %s: %s; quarantined", sample, reason)
+        self._book(lambda: self._ledger.drop(sample, verdict="damaged", reason=reason))
+        self._files.isolate(sample)
+
+    def _make_room(self, offer: Offer, need: int, priority: int) -> bool:
+        """Evicts what is worth less until `need` fits; False where the newcomer is what had to go."""
+        over = self._ledger.disk_bytes + self._writing + need - self.max_bytes
+        short = need + self.reserve_bytes - self._free_bytes()
+        while short > 0 and (oldest := self._files.oldest_rejected) is not None:
+            short -= self._files.forget_rejected(oldest)
+        if over <= 0 and short <= 0:
+            return True
+        victims = self._ledger.worth_less(max(over, short), priority=priority, value=_worth(offer))
+        if victims is None and short > 0:
+            raise DiskFullError(
+                f"no room for sample {offer.id}: {need} bytes beside a reserve of {self.reserve_bytes} "
+                f"are needed on the disk of {self.path}"
+            )
+        if victims is None:
+            reason = "larger than the spool" if need > self.max_bytes else "spool full, worth least"
+            self._book(lambda: self._ledger.refuse(offer, reason=reason))
+            return False
+        self._book(lambda: self._evict(victims))
+        for victim in victims:
+            self._discard(victim.id)
+        return True
+
+    def _evict(self, victims: Sequence[Row]) -> None:
+        for victim in victims:
+            self._ledger.drop(victim.id, verdict="evicted", reason=_eviction_reason(victim))
+
+    def _take_back(self, sample: str) -> None:
+        """A file whose row could not be written goes, unless another thread's add of the same sample won."""
+        with self._lock:
+            if self._ledger.size_of(sample) is None:
+                self._discard(sample)
+
+    def _discard(self, sample: str, *, rejected: bool = False) -> None:
+        """Removes the file of a sample that is not pending any more; keeps a rejected one for a while."""
+        try:
+            if rejected:
+                self._files.reject(sample)
+                return
+            self._files.remove(sample)
+            self._files.forget_rejected(sample)  # of one that the fleet has after all
+        except OSError as error:
+            _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
+
+    def _announce(self) -> None:
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+        for callback in self._listeners:
+            callback()
+
+    def _free_bytes(self) -> int:
+        disk = os.statvfs(self.path)
+        return disk.f_bavail * disk.f_frsize
+
+    def _book(self, work: Callable[[], T]) -> T:
+        """Commits `work`, which frees room; on a full disk by reusing the WAL, then with the ballast."""
+
+        def commit() -> T:
+            with self._commit():
+                return work()
+
+        try:
+            return commit()
+        except DiskFullError:
+            self._ledger.reuse_log()
+        return self._with_ballast(commit)
+
+    def _with_ballast(self, work: Callable[[], T]) -> T:
+        """Tries `work` again for each piece that the ballast gives up, while the disk is full."""
+        while True:
+            try:
+                return work()
+            except DiskFullError:
+                if not self._ballast.give():
+                    raise
+
+    @contextmanager
+    def _commit(self) -> Iterator[None]:
+        """A transaction with the volatile counters in it; all or nothing."""
+        try:
+            with self._ledger.transaction():
+                yield
+                if self._volatile:
+                    self._ledger.increase(self._volatile)
+                if self._lost_unwritten:
+                    self._ledger.lose(self._lost_unwritten)
+            self._volatile, self._lost_unwritten = {}, Counter()
+            self._flushed_at = time.monotonic()
+        except sqlite3.OperationalError as error:
+            raise explained(error, self.path / "spool.sqlite") from error
+        except sqlite3.DatabaseError as error:
+            raise SpoolError(f"spool {self.path}: {error}; restart to repair it") from error
+
+    def _flush_sometimes(self) -> None:
+        if time.monotonic() - self._flushed_at > _FLUSH_S and not self._closed:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        if self._volatile or self._lost_unwritten:
+            try:
+                with self._commit():
+                    pass
+            except SpoolError as error:
+                self._often.log(logging.ERROR, "counters_not_written", {"problem": str(error)})
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise SpoolError(f"spool {self.path} is closed")
+
+
+FREE_COUNTERS = ("frames", "frames_dropped", "frames_unreadable", "bytes_sent")
+
+
+def _worth(offer: Offer) -> float:
+    """For eviction: its highest percentile. The random stream's is 1: dropping it by score would bias it."""
+    if offer.trigger.random:
+        return 1.0
+    return max(offer.percentiles.values(), default=0.5)
+
+
+def _eviction_reason(row: Row) -> str:
+    return f"spool full, priority {row.priority}"
+
+
+def _own(folder: Path) -> int:
+    """Holds the folder's lock file; the kernel lets go of it however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SpoolError(f"spool {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        text = f"spool {folder} is in use by another process; give each vehicle its own, or stop that one"
+        raise SpoolInUseError(text) from error
+    return handle

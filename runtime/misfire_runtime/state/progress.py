@@ -1,0 +1,49 @@
+"""How far recorded sources were read, so that an interrupted run goes on where it was stopped.
+
+A position is written only after every sample before it is durable; a recording that was read to its end has
+no position, and is read from the start the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from misfire_runtime.state.small_files import read_state, write_durably
+
+_LOG = logging.getLogger(__name__)
+
+
+class Progress:
+    """Next frame index by source identity, in a small JSON file beside the spool."""
+
+    def __init__(self, path: Path) -> None:
+        """path: its file; one that cannot be understood counts as none (frames are then read again)."""
+        self._path = path
+        self._next: dict[str, int] = read_state(
+            path, _positions, missing={}, damaged={}, assume="interrupted recordings are read from the start"
+        )
+
+    def start(self, identity: str) -> int:
+        """Where to begin."""
+        return self._next.get(identity, 0)
+
+    def save(self, positions: dict[str, int]) -> None:
+        """Updates and writes; 0 forgets a source. A failure to write costs a repetition, nothing else."""
+        before = dict(self._next)
+        self._next.update(positions)
+        self._next = {key: value for key, value in self._next.items() if value > 0}
+        if self._next == before:
+            return
+        try:
+            write_durably(self._path, json.dumps(self._next).encode())
+        except OSError as error:
+            _LOG.warning(
+                "progress_unwritable", extra={"fields": {"file": str(self._path), "problem": str(error)}}
+            )
+
+
+def _positions(loaded: Any) -> dict[str, int]:
+    return {str(key): int(value) for key, value in loaded.items() if int(value) > 0}

@@ -1,0 +1,92 @@
+"""Verdicts into the spool's books, beside the uplink's thread: a synced commit must not stop the sending.
+
+uplink --verdicts--> Booker (one commit for all that wait) --results, wake--> uplink
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from misfire_runtime.errors import SpoolError
+from misfire_runtime.service.logs import Throttle
+from misfire_runtime.spool import Spool, Terminal
+
+_LOG = logging.getLogger(__name__)
+_MAX_GROUP = 256
+
+
+@dataclass(frozen=True)
+class Booked:
+    """What became of some verdicts. news: those that changed the books; None where the spool failed."""
+
+    verdicts: tuple[Terminal, ...]
+    news: tuple[Terminal, ...] | None
+
+
+@dataclass(frozen=True)
+class _Order:
+    verdicts: tuple[Terminal, ...]
+    bytes_sent: int
+
+
+class Booker:
+    """Starts its thread at once. `wake` is called, on that thread, when there are results."""
+
+    def __init__(self, spool: Spool, wake: Callable[[], None]) -> None:
+        self._spool, self._wake = spool, wake
+        self._often = Throttle(_LOG)
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Booked] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="booker", daemon=True)
+        self._thread.start()
+
+    def put(self, verdicts: Sequence[Terminal], *, bytes_sent: int = 0) -> None:
+        """Orders the booking of verdicts, and of bytes that went out."""
+        self._orders.put(_Order(tuple(verdicts), bytes_sent))
+
+    def results(self) -> list[Booked]:
+        """What was booked, or could not be, since the last time."""
+        found = []
+        while not self._results.empty():
+            found.append(self._results.get())
+        return found
+
+    def close(self, *, timeout_s: float = 30.0) -> None:
+        """Books what was ordered, then ends the thread. Idempotent."""
+        self._orders.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            order = self._orders.get()
+            verdicts: list[Terminal] = []
+            sent = 0
+            while order is not None:
+                verdicts.extend(order.verdicts)
+                sent += order.bytes_sent
+                if self._orders.empty() or len(verdicts) >= _MAX_GROUP:
+                    break
+                order = self._orders.get()
+            if verdicts:
+                self._book(tuple(verdicts), sent)
+            if order is None:
+                return
+
+    def _book(self, verdicts: tuple[Terminal, ...], sent: int) -> None:
+        try:
+            self._spool.count(bytes_sent=sent)
+            news = self._spool.settle_many(verdicts)
+        except SpoolError as error:
+            fields = {"count": len(verdicts), "problem": str(error)}
+            self._often.log(logging.ERROR, "verdicts_not_booked", fields, key=type(error).__name__)
+            self._results.put(Booked(verdicts, None))
+        except Exception:  # noqa: BLE001  (a dead thread would leave every later verdict unbooked)
+            _LOG.exception("verdicts_not_booked", extra={"fields": {"count": len(verdicts)}})
+            self._results.put(Booked(verdicts, None))
+        else:
+            self._results.put(Booked(verdicts, tuple(news)))
+        self._wake()

@@ -1,0 +1,1 @@
+"""A running vehicle: frames in, scores, choices, samples out."""

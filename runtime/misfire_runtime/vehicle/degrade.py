@@ -1,0 +1,82 @@
+"""Doing less before doing harm: a ladder of steps, climbed under load and left when it is over.
+
+0 everything; 1 no clips; 2 every second frame scored; 3 every fourth; 4 the random stream alone. The random
+stream is scored at every step: it stays complete. Recorded sources are never thinned, only live ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from misfire_runtime.config.tables import DegradeTable
+from misfire_runtime.state.small_files import read_bounded
+
+_LOG = logging.getLogger(__name__)
+STEPS = ("normal", "no clips", "every 2nd frame", "every 4th frame", "random stream only")
+_LEAVE_AT = 0.8
+_MAX_READING = 32
+"""Bytes of a temperature."""
+
+
+class Ladder:
+    """Knows the present step. `strain` is the largest of its inputs over their limits: above 1 it climbs."""
+
+    def __init__(self, table: DegradeTable, *, now: Callable[[], float] = time.monotonic) -> None:
+        self.step = 0
+        self.table = table
+        self._now = now
+        self._changed_s = float("-inf")
+
+    def update(self, *, latency_ms: float, queue_fill: float) -> int:
+        """The step after looking at the load; moves at most one step per `hold_s`.
+
+        latency_ms: of recent frames.  queue_fill: of the writer, 0..1.
+        """
+        if not self.table.enabled:
+            return 0
+        strain = self._strain(latency_ms, queue_fill)
+        now = self._now()
+        if now - self._changed_s >= self.table.hold_s:
+            if strain > 1.0 and self.step < len(STEPS) - 1:
+                self._move(self.step + 1, strain, now)
+            elif strain < _LEAVE_AT and self.step > 0:
+                self._move(self.step - 1, strain, now)
+        return self.step
+
+    @property
+    def random_only(self) -> bool:
+        """The last step: triggers rest."""
+        return self.step == len(STEPS) - 1
+
+    def scores(self, index: int) -> bool:
+        """Whether frame `index` of a live source is scored at this step (the random stream always is)."""
+        if self.step < 2:
+            return True
+        return self.step < 4 and index % (2 if self.step == 2 else 4) == 0
+
+    def _strain(self, latency_ms: float, queue_fill: float) -> float:
+        strains = [queue_fill / 0.9]
+        if self.table.latency_ms is not None:
+            strains.append(latency_ms / self.table.latency_ms)
+        if self.table.temperature_c is not None:
+            heat = read_temperature_c(self.table.temperature_file)
+            if heat is not None:
+                strains.append(heat / self.table.temperature_c)
+        return max(strains)
+
+    def _move(self, step: int, strain: float, now: float) -> None:
+        self.step, self._changed_s = step, now
+        _LOG.warning(
+            "degradation", extra={"fields": {"step": step, "does": STEPS[step], "strain": round(strain, 2)}}
+        )
+
+
+def read_temperature_c(file: Path) -> float | None:
+    """Returns a Linux thermal zone in degrees Celsius; None if there is none, or it is not a regular file."""
+    try:
+        return int(read_bounded(file, max_bytes=_MAX_READING)) / 1000.0
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,334 @@
+"""One run of a vehicle from its configuration: opens what it needs, runs, uploads, closes in order.
+
+config --> spool, uplink --> bundle, engine, sources --> Vehicle.run --> (until empty: wait) --> result
+
+`run_vehicle` is the whole of `misfire run` without its command line: a thread or another program can call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misfire_runtime.bundle import Bundle
+from misfire_runtime.config.tables import VehicleConfig
+from misfire_runtime.engines.base import EngineOptions
+from misfire_runtime.engines.scoring import Scorer
+from misfire_runtime.errors import ConfigError, MisfireError, SpoolError
+from misfire_runtime.messages import Counters, Desired, Reported
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.sources import Source, open_source
+from misfire_runtime.spool import Spool
+from misfire_runtime.uplink import Uplink
+from misfire_runtime.uplink.bandwidth import Bandwidth
+from misfire_runtime.vehicle.context import Context, ContextListener
+from misfire_runtime.vehicle.live_config import LiveConfig
+from misfire_runtime.vehicle.pipeline import Report, Vehicle
+from misfire_runtime.vehicle.telemetry import TelemetryServer, heartbeat
+
+_LOG = logging.getLogger(__name__)
+STATE_FOLDER = "vehicle"
+Watcher = Callable[[Vehicle | None, Spool], None]
+"""Gets no vehicle where it could not be started."""
+PATIENCE_S = 60.0
+"""A run that failed stays so long without an upload before it ends."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did, the spool's books after it, whether all was delivered, and what went wrong for good."""
+
+    report: Report
+    counters: Counters
+    empty: bool
+    failure: MisfireError | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the report's fields, the spool's books under `counters`."""
+        return {
+            **self.report.as_dict(),
+            "counters": self.counters.model_dump(),
+            "empty": self.empty,
+            "failure": None if self.failure is None else str(self.failure),
+        }
+
+
+def run_vehicle(
+    config: VehicleConfig,
+    *,
+    stop: threading.Event | None = None,
+    until_empty: bool = False,
+    resume: bool = True,
+    on_tick: Watcher | None = None,
+    file: Path | None = None,
+    overlay: Callable[[VehicleConfig], VehicleConfig] = lambda config: config,
+    hang_up: threading.Event | None = None,
+) -> RunResult:
+    """Runs until the sources end or `stop`; with `until_empty` until the fleet has everything, too.
+
+    file, overlay: the configuration file to watch, and what stands above it (see LiveConfig).
+    hang_up: set to have the file read again. Raises a MisfireError where something cannot be opened or fails
+    for good, after what waits was uploaded as far as that goes. A broker that is not there is no error:
+    samples wait in the spool, and `until_empty` waits for it until `stop`.
+    """
+    stopping = stop or threading.Event()
+    with ExitStack() as stack:
+        session = _Session(config, stack, watcher=on_tick)
+        try:
+            session.start_vehicle(resume=resume, file=file, overlay=overlay, hang_up=hang_up)
+            return session.run(stopping, until_empty=until_empty)
+        except MisfireError as error:
+            session.upload_what_waits(error, stopping, until_empty=until_empty)
+            raise
+
+
+class _Session:
+    """What is open during a run. Everything is closed by the stack, the newest first.
+
+    Spool and uplink are there before the model and the cameras, so that what waits is uploaded without them.
+    """
+
+    def __init__(self, config: VehicleConfig, stack: ExitStack, *, watcher: Watcher | None) -> None:
+        self._config = _complete(config)
+        self._watcher = watcher
+        self._live: LiveConfig | None = None
+        self._hang_up: threading.Event | None = None
+        self._next_heartbeat_s = 0.0
+        self._stack = stack
+        self._failure: MisfireError | None = None
+        self._server: TelemetryServer | None = None
+        self._state_dir = config.spool.path / STATE_FOLDER
+        self._vehicle: Vehicle | None = None
+        self._started = threading.Event()
+        self._declined: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._uplink: Uplink | None = None
+        self._told: tuple[str, Bandwidth, bool] | None = None
+        broker = broker_config(config)
+        self._spool = Spool(
+            config.spool.path, max_bytes=config.spool.max_bytes, reserve_bytes=config.spool.reserve_bytes
+        )
+        stack.callback(self._spool.close)
+        if broker is not None:
+            self._uplink = self._start_uplink(broker)
+
+    def start_vehicle(
+        self,
+        *,
+        resume: bool,
+        file: Path | None,
+        overlay: Callable[[VehicleConfig], VehicleConfig],
+        hang_up: threading.Event | None,
+    ) -> None:
+        """Opens model and sources, makes configuration live, and serves telemetry."""
+        config, stack = self._config, self._stack
+        scorer, sources = _load_scorer(config), _open_sources(config)
+        context = Context(max_age_s=config.context.max_age_s if config.context else 10.0)
+        if config.context is not None:
+            stack.callback(ContextListener(context, config.context).close)
+        vehicle = self._vehicle = Vehicle(
+            config,
+            scorer=scorer,
+            store=self._spool,
+            sources=sources,
+            state_dir=self._state_dir,
+            context=context,
+            resume=resume,
+            on_tick=lambda _vehicle: self._tick(),
+        )
+        stack.callback(vehicle.close)
+        live = self._live = LiveConfig(
+            vehicle,
+            config=config,
+            state_dir=self._state_dir,
+            file=file,
+            overlay=overlay,
+            report=self._publish_reported,
+        )
+        stack.push(lambda _kind, error, _trace: live.close(error))
+        self._hang_up = hang_up
+        live.restore()
+        self._started.set()
+        self._serve()
+        self._tell()
+
+    def run(self, stop: threading.Event, *, until_empty: bool) -> RunResult:
+        """Frames, then what is left to upload."""
+        vehicle = self._vehicle
+        assert vehicle is not None
+        vehicle.run(stop)
+        vehicle.writer.close()
+        if until_empty:
+            self._drain(stop)
+        self._credit(vehicle)
+        hold = self._spool.hold
+        failure = vehicle.writer.failure
+        if failure is None and until_empty and hold is not None:
+            failure = SpoolError(f"uploads are held: {hold.reason}; see `misfire spool resume`")
+        counters = self._spool.counters()
+        return RunResult(vehicle.report(), counters, counters.pending == 0, failure)
+
+    def upload_what_waits(self, error: MisfireError, stop: threading.Event, *, until_empty: bool) -> None:
+        """After an error that ends the run, uploads what is pending before it is raised.
+
+        It stays as long as uploads go forward, and a minute beyond, so that the service manager may try
+        again; with `until_empty` until nothing is pending. Meanwhile /healthz says what is wrong.
+        """
+        pending = self._spool.counters().pending
+        if self._uplink is None or not pending:
+            return
+        _LOG.error("cannot_run", extra={"fields": {"problem": str(error), "pending": pending}})
+        self._failure = error
+        self._started.set()
+        with suppress(ConfigError):  # the port may be what failed
+            self._serve()
+        moved_s = time.monotonic()
+        while not (stop.is_set() or self._uplink.drain(0.5) or self._spool.hold is not None):
+            self._tick()
+            left = self._spool.counters().pending
+            if left < pending:
+                moved_s = time.monotonic()
+            elif not until_empty and time.monotonic() - moved_s > PATIENCE_S:
+                return
+            pending = left
+
+    def _drain(self, stop: threading.Event) -> None:
+        """Waits until the spool is empty or holds; without an uplink there is nothing to wait for."""
+        while self._uplink is not None and self._spool.hold is None and not stop.is_set():
+            if self._uplink.drain(0.5):
+                return
+            self._tick()
+
+    def _tick(self) -> None:
+        """About once a second, from the frame path and while draining."""
+        if self._live is not None and self._failure is None:
+            if self._hang_up is not None and self._hang_up.is_set():
+                self._hang_up.clear()
+                self._live.reload()
+            self._live.reload_if_changed()
+            self._live.watch()
+        if self._vehicle is not None:
+            self._credit(self._vehicle)
+            self._tell()
+        now = time.monotonic()
+        if self._uplink is not None and now >= self._next_heartbeat_s:
+            self._next_heartbeat_s = now + self._config.telemetry.heartbeat_s
+            self._beat(self._uplink)
+        if self._watcher is not None:
+            self._watcher(self._vehicle, self._spool)
+
+    def _credit(self, vehicle: Vehicle) -> None:
+        """Gives back the budget of declined samples, also of those from before there was a vehicle."""
+        while not self._declined.empty():
+            vehicle.credit(self._declined.get())
+
+    def _tell(self) -> None:
+        """Hands the uplink what changed: bundle, bandwidth, and whether the link costs money."""
+        uplink, vehicle = self._uplink, self._vehicle
+        if uplink is None or vehicle is None:
+            return
+        bundle, bandwidth = vehicle.scorer.label, vehicle.config.bandwidth
+        metered = vehicle.context.snapshot().get("metered", bandwidth.metered) is True
+        told = (bundle, bandwidth, metered)
+        if told == self._told:
+            return
+        uplink.set_bandwidth(bandwidth)
+        uplink.set_metered(metered)
+        if self._told is None or self._told[0] != bundle:
+            uplink.set_bundle(bundle)
+        self._told = told
+
+    def _take_desired(self, desired: Desired) -> Reported:
+        """The fleet's wish, once there is a vehicle. Raises ConfigError if there will be none."""
+        self._started.wait()
+        if self._live is None:
+            raise ConfigError("the vehicle cannot run; the wish is not applied")
+        return self._live.take_desired(desired)
+
+    def _publish_reported(self, reported: Reported) -> None:
+        """A wish was taken back. Without a connection the fleet hears of it when it repeats the wish."""
+        if self._uplink is not None:
+            self._uplink.publish_reported(reported)
+
+    def _beat(self, uplink: Uplink) -> None:
+        """Hands over a heartbeat; the sketches begin anew only where the broker got them."""
+        beat = heartbeat(self._vehicle, self._spool.counters(), disk=self._spool.path, hold=self._hold())
+        if uplink.publish_telemetry(beat) and self._vehicle is not None:
+            self._vehicle.statistics.begin_stretch()
+
+    def _hold(self) -> str:
+        hold = self._spool.hold
+        return "" if hold is None else hold.reason
+
+    def _problems(self) -> list[str]:
+        """What the vehicle itself does not know of."""
+        problems = [] if self._failure is None else [f"cannot run: {self._failure}"]
+        return [*problems, f"uploads are held: {self._hold()}"] if self._hold() else problems
+
+    def _serve(self) -> None:
+        """Serves telemetry if that is configured, and not served yet."""
+        table = self._config.telemetry
+        if table.port is None or self._server is not None:
+            return
+        self._server = TelemetryServer(
+            self._vehicle,
+            counters=self._spool.counters,
+            hold=self._hold,
+            problems=self._problems,
+            uplink=lambda: None if self._uplink is None else self._uplink.problem,
+            host=table.host,
+            port=table.port,
+        )
+        self._stack.callback(self._server.close)
+        _LOG.info("telemetry", extra={"fields": {"host": table.host, "port": self._server.port}})
+
+    def _start_uplink(self, broker: BrokerConfig) -> Uplink:
+        uplink = Uplink(
+            self._spool,
+            fleet=self._config.fleet,
+            vehicle=self._config.vehicle,
+            broker=broker,
+            settings=self._config.uplink,
+            bandwidth=self._config.bandwidth,
+            on_desired=self._take_desired,
+            on_declined=self._declined.put,
+        )
+        self._stack.callback(uplink.close)
+        self._stack.callback(self._started.set)  # before that: nobody waits any more for a vehicle
+        uplink.start()
+        return uplink
+
+
+def _complete(config: VehicleConfig) -> VehicleConfig:
+    """Raises ConfigError where the configuration names no bundle or no source."""
+    if config.bundle is None:
+        raise ConfigError("bundle: not set; give --bundle, or `bundle` in the configuration file")
+    if not config.source:
+        raise ConfigError("source: not set; give --source, or a [[source]] table in the configuration file")
+    return config
+
+
+def broker_config(config: VehicleConfig) -> BrokerConfig | None:
+    """The `[broker]` table; None where it names no broker. Raises ConfigError."""
+    return config.broker.connection() if config.broker is not None else None
+
+
+def _load_scorer(config: VehicleConfig) -> Scorer:
+    assert config.bundle is not None
+    scorer = Scorer.load(Bundle.open(config.bundle), options=EngineOptions(**config.engine.model_dump()))
+    if scorer.calibration_differs is not None:
+        _LOG.warning("calibration_differs", extra={"fields": {"problem": scorer.calibration_differs}})
+    return scorer
+
+
+def _open_sources(config: VehicleConfig) -> list[Source]:
+    return [
+        open_source(table.input, name=table.name, topic=table.topic, options=table.options)
+        for table in config.source
+    ]

@@ -1,0 +1,243 @@
+"""What the outside may ask a vehicle: Prometheus metrics, a health page, and the heartbeat's message.
+
+Statistics + Counters --at scrape time--> /metrics;  liveness of the frame path --> /healthz (200 or 503)
+Nothing is measured for the metrics' sake on the frame path: they are read off what is counted anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from misfire_runtime.clock import boot_id, wall_time
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.messages import Clock, Counters, Telemetry
+from misfire_runtime.vehicle.pipeline import Vehicle
+
+SILENCE_S = 30.0
+STANDING_S = 5.0
+"""After a frame has taken this long, or frames have come this long and none was scored."""
+_LEVELS = (0.5, 0.9, 0.99)
+
+
+def heartbeat(vehicle: Vehicle | None, counters: Counters, *, disk: Path, hold: str = "") -> Telemetry:
+    """The telemetry message: counters since the spool was made, sketches since the last heartbeat.
+
+    vehicle: None if it could not be started, and only uploads what waits. hold: why it offers nothing.
+    """
+    at = Clock(wall=wall_time(), monotonic=time.monotonic(), boot_id=boot_id())
+    free = _free_bytes(disk)
+    if vehicle is None:
+        return Telemetry(at=at, bundle="", counters=counters, disk_free_bytes=free, hold=hold)
+    p50, p99 = vehicle.statistics.latency_ms()
+    return Telemetry(
+        at=at,
+        bundle=vehicle.scorer.label,
+        counters=counters,
+        disk_free_bytes=free,
+        latency_ms_p50=p50,
+        latency_ms_p99=p99,
+        thresholds=vehicle.chooser.thresholds,
+        sketches=vehicle.statistics.sketches(),
+        hold=hold,
+    )
+
+
+def _free_bytes(disk: Path) -> int:
+    try:
+        return shutil.disk_usage(disk).free
+    except OSError:  # the disk is gone: that must not end the frame path
+        return 0
+
+
+def health(
+    vehicle: Vehicle | None,
+    *,
+    silence_s: float = SILENCE_S,
+    others: Sequence[str] = (),
+    uplink: str | None = None,
+) -> dict[str, Any]:
+    """Returns `ok` and what is wrong; others: problems that the vehicle itself does not know of.
+
+    uplink: why nothing gets through to the fleet. It is shown, but a vehicle without a connection is well:
+    its samples wait.
+    A vehicle is ill if a source stalls or fails, nothing may leave for privacy's sake, the spool fails, the
+    frame path stands still, frames come and none is scored, or there was no frame for `silence_s`.
+    """
+    if vehicle is None:
+        return {"ok": False, "problems": list(others), "uplink": uplink}
+    problems = [*others, *(f"source {name} is stalled" for name in vehicle.stalled)]
+    problems += [f"source {name} ended by an error" for name in vehicle.lost]
+    if vehicle.privacy is not None and vehicle.privacy.problem is not None:
+        problems.append(f"privacy: {vehicle.privacy.problem}")
+    if vehicle.writer.trouble is not None:
+        problems.append(f"spool: {vehicle.writer.trouble}")
+    silent = time.monotonic() - vehicle.statistics.last_frame_s
+    if vehicle.standing_s > STANDING_S:
+        problems.append(f"the frame path has stood still for {vehicle.standing_s:.0f} s")
+    elif vehicle.unscored_s > STANDING_S:
+        problems.append(f"frames come, but no frame was scored for {vehicle.unscored_s:.0f} s")
+    elif silent > silence_s and not vehicle.finished:
+        problems.append(f"no frame was scored for {silent:.0f} s")
+    return {
+        "ok": not problems,
+        "problems": problems,
+        "bundle": vehicle.scorer.label,
+        "provider": vehicle.scorer.engine.provider,
+        "step": vehicle.ladder.step,
+        "frames": vehicle.statistics.frames,
+        "uplink": uplink,
+    }
+
+
+class VehicleMetrics(Collector):
+    """A Prometheus collector that reads the vehicle when it is scraped."""
+
+    def __init__(
+        self, vehicle: Vehicle | None, *, counters: Callable[[], Counters], hold: Callable[[], str] = str
+    ) -> None:
+        self._vehicle = vehicle
+        self._counters = counters
+        self._hold = hold
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing in advance: the vehicle need not be ready when it is registered."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        counters = self._counters()
+        yield from _books(counters)
+        yield GaugeMetricFamily("misfire_uploads_held", "1 after a wave of rejections", bool(self._hold()))
+        if self._vehicle is not None:
+            yield from _frames(self._vehicle)
+            yield from _distributions(self._vehicle)
+            yield from _sources(self._vehicle)
+
+
+def _frames(vehicle: Vehicle) -> Iterator[Metric]:
+    stats = vehicle.statistics
+    for name, text, counts in (
+        ("misfire_chosen", "Samples spooled, by trigger", stats.chosen),
+        ("misfire_suppressed", "Firings not taken, by reason", vehicle.chooser.suppressed),
+        ("misfire_refused_scores", "Scores that were not finite, by score", stats.refused_scores),
+    ):
+        family = CounterMetricFamily(name, text, labels=["kind"])
+        for kind, value in dict(counts).items():
+            family.add_metric([kind], value)
+        yield family
+    yield CounterMetricFamily("misfire_engine_failures", "Frames the engine failed on", stats.engine_failures)
+    yield GaugeMetricFamily(
+        "misfire_degradation_step", "Step of the ladder, 0 is normal", vehicle.ladder.step
+    )
+    yield GaugeMetricFamily(
+        "misfire_writer_fill", "How full the writer's queue is, 0..1", vehicle.writer.fill
+    )
+
+
+def _books(counters: Counters) -> Iterator[Metric]:
+    for name, value in counters.model_dump(exclude={"lost"}).items():
+        kind = GaugeMetricFamily if name == "pending" else CounterMetricFamily
+        yield kind(f"misfire_{name}", f"{name} since the spool was made", value)
+    lost = CounterMetricFamily("misfire_lost", "Chosen frames lost since the spool was made", labels=["kind"])
+    for reason, value in counters.lost.items():
+        lost.add_metric([reason], value)
+    yield lost
+
+
+def _distributions(vehicle: Vehicle) -> Iterator[Metric]:
+    stats = vehicle.statistics
+    p50, p99 = stats.latency_ms()
+    latency = GaugeMetricFamily("misfire_latency_ms", "Frame latency, quantiles", labels=["quantile"])
+    latency.add_metric(["0.5"], p50)
+    latency.add_metric(["0.99"], p99)
+    yield latency
+    scores = GaugeMetricFamily("misfire_score", "Score quantiles", labels=["score", "quantile"])
+    for level in _LEVELS:
+        for name, value in stats.quantiles(level).items():
+            scores.add_metric([name, str(level)], value)
+    yield scores
+    thresholds = GaugeMetricFamily("misfire_threshold", "Present thresholds", labels=["trigger"])
+    for name, value in vehicle.chooser.thresholds.items():
+        thresholds.add_metric([name], value)
+    yield thresholds
+
+
+def _sources(vehicle: Vehicle) -> Iterator[Metric]:
+    family = CounterMetricFamily("misfire_source", "Events per source", labels=["source", "event"])
+    for source in vehicle.sources:
+        for event in ("read", "unreadable", "dropped", "stalls", "reconnects"):
+            family.add_metric([source.name, event], getattr(source.counts, event))
+    yield family
+
+
+class TelemetryServer:
+    """Serves /metrics and /healthz from its own thread."""
+
+    def __init__(
+        self,
+        vehicle: Vehicle | None,
+        *,
+        counters: Callable[[], Counters],
+        host: str,
+        port: int,
+        hold: Callable[[], str] = str,
+        problems: Callable[[], Sequence[str]] = tuple,
+        uplink: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """port: 0 lets the system choose (`port` tells). Raises ConfigError where it cannot listen.
+
+        vehicle: None if it could not be started. hold: why nothing is offered, or "".
+        problems, uplink: see `health`.
+        """
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(VehicleMetrics(vehicle, counters=counters, hold=hold))
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 10
+
+            def do_GET(self) -> None:
+                if self.path == "/metrics":
+                    self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
+                elif self.path == "/healthz":
+                    state = health(vehicle, others=problems(), uplink=uplink())
+                    self._answer(200 if state["ok"] else 503, "application/json", json.dumps(state).encode())
+                else:
+                    self._answer(404, "text/plain", b"there are /metrics and /healthz\n")
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Scrapes are not worth a log line."""
+
+            def _answer(self, status: int, media_type: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", media_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise ConfigError(f"telemetry: cannot listen on {host}:{port}: {error.strerror}") from error
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.2,), name="telemetry", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5.0)

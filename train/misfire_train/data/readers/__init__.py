@@ -1,0 +1,1 @@
+"""Data sets that somebody else made, one reader per format."""

@@ -1,0 +1,225 @@
+"""What a head learns from: parts, losses and failures of images that the task network never fitted.
+
+labelled images, clean and corrupted --probe, eval, no grad--> LossSet (one row per image and version)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import Image, InputContract
+from misfire_train.data import Examples
+from misfire_train.data.corruptions import FAMILIES, corrupt, image_seed
+from misfire_train.data.images import DecodedImages
+from misfire_train.heads.base import LossHead, Parts
+from misfire_train.heads.recipes import HeadRecipe
+from misfire_train.heads.residual import ResidualHead
+from misfire_train.objectives import check_losses
+from misfire_train.scores.fitting import evaluating
+from misfire_train.signals import Probe, Signals
+from misfire_train.tasks import Task
+from misfire_train.tasks.shapes import require_fit
+
+BATCH = 256
+
+
+class LabelledSet(Protocol):
+    """N labelled images: Examples, or TensorSet."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def targets(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Any, contract: InputContract) -> Tensor:
+        """[n,C,H,W] float32."""
+        ...
+
+    def take(self, indices: Any) -> LabelledSet:
+        """Those at these positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorSet:
+    """Network input that is in memory already. images: [N,C,H,W]; targets: N of them."""
+
+    images: Tensor
+    targets: Any
+    ids: tuple[str, ...]
+
+    @classmethod
+    def of(cls, images: Tensor, targets: Any) -> TensorSet:
+        """Named by position. Raises ConfigError where there are not as many of both."""
+        if len(images) != len(targets):
+            raise ConfigError(f"{len(images)} images but {len(targets)} targets")
+        return cls(images, targets, tuple(f"#{i}" for i in range(len(images))))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Any, contract: InputContract) -> Tensor:
+        """[n,C,H,W] as they are."""
+        return self.images[torch.as_tensor(np.asarray(indices))]
+
+    def take(self, indices: Any) -> TensorSet:
+        """Those at these positions."""
+        chosen = np.asarray(indices)
+        return TensorSet(
+            self.images[torch.as_tensor(chosen)], self.targets[chosen], tuple(self.ids[i] for i in chosen)
+        )
+
+
+@dataclass(frozen=True)
+class LossSet:
+    """R rows. parts: [R,...] each; losses: [R,U], NaN where a unit is missing; frame_losses: [R].
+
+    failed: [R] bool, None where the task has no failure.  image: [R] which image a row shows.
+    clean: [R] bool, False for corrupted copies.
+    """
+
+    parts: Parts
+    losses: Tensor
+    frame_losses: Tensor
+    failed: Tensor | None
+    image: Tensor
+    clean: Tensor
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def take(self, rows: Tensor) -> LossSet:
+        """Some rows."""
+        failed = None if self.failed is None else self.failed[rows]
+        parts = tuple(part[rows] for part in self.parts)
+        return LossSet(
+            parts, self.losses[rows], self.frame_losses[rows], failed, self.image[rows], self.clean[rows]
+        )
+
+
+def join_sets(sets: Sequence[LossSet]) -> LossSet:
+    """All rows of several."""
+    failed = [s.failed for s in sets if s.failed is not None]
+    return LossSet(
+        parts=tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True)),
+        losses=torch.cat([s.losses for s in sets]),
+        frame_losses=torch.cat([s.frame_losses for s in sets]),
+        failed=torch.cat(failed) if len(failed) == len(sets) else None,
+        image=torch.cat([s.image for s in sets]),
+        clean=torch.cat([s.clean for s in sets]),
+    )
+
+
+def image_batches(examples: LabelledSet, contract: InputContract, *, size: int = BATCH) -> Iterator[Tensor]:
+    """Network input, batch by batch."""
+    for start in range(0, len(examples), size):
+        yield examples.batch(np.arange(start, min(start + size, len(examples))), contract)
+
+
+@torch.no_grad()
+def collect(
+    probe: Probe,
+    head: LossHead,
+    examples: LabelledSet,
+    *,
+    task: Task,
+    contract: InputContract,
+    clean: bool = True,
+) -> LossSet:
+    """One pass over the images: the head's parts and the losses. Raises ConfigError naming bad losses."""
+    device = next(probe.parameters()).device
+    parts: list[Parts] = []
+    outputs: list[Tensor] = []
+    with evaluating(probe, head):
+        for images in image_batches(examples, contract):
+            signals = on_cpu(probe(images.to(device)))
+            parts.append(head.extract(signals))
+            outputs.append(signals.outputs)
+    joined, targets = torch.cat(outputs), torch.as_tensor(examples.targets)
+    frame = checked_losses(task, joined, targets, ids=examples.ids)
+    # A head that answers for the frame learns the frame's loss; one that answers for units, theirs.
+    losses = task.unit_losses(joined, targets).float() if isinstance(head, ResidualHead) else frame[:, None]
+    return LossSet(
+        parts=tuple(torch.cat(column) for column in zip(*parts, strict=True)),
+        losses=losses,
+        frame_losses=frame,
+        failed=task.failed(joined, targets) if task.knows_failures else None,
+        image=torch.arange(len(examples)),
+        clean=torch.full((len(examples),), clean),
+    )
+
+
+def on_cpu(signals: Signals) -> Signals:
+    """The same signals where heads are trained."""
+    features = {name: maps.cpu() for name, maps in signals.features.items()}
+    weight = None if signals.weight is None else signals.weight.cpu()
+    bias = None if signals.bias is None else signals.bias.cpu()
+    return Signals(signals.outputs.cpu(), signals.last_input.cpu(), features, weight, bias).float()
+
+
+def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequence[str]) -> Tensor:
+    """[N] sample losses. Raises ConfigError naming samples whose loss is NaN, infinite or negative.
+
+    The same where outputs or targets are not what the task is about.
+    """
+    require_fit(task.name, outputs, targets)
+    try:
+        return check_losses(task.sample_loss(outputs, targets).float(), ids=ids)
+    except ValueError as error:
+        raise ConfigError(f"{task.name}: {error}") from error
+
+
+def corrupted_copies(examples: Examples, recipe: HeadRecipe, *, seed: int) -> list[Examples]:
+    """`recipe.copies` versions, each image by a family and severity of its own, some by two after another.
+
+    Raises ConfigError on an unknown family.
+    """
+    names = tuple(FAMILIES) if recipe.families is None else recipe.families
+    for name in names:
+        if name not in FAMILIES:
+            raise ConfigError(
+                f"head.families: there is no corruption {name!r}; there are {', '.join(FAMILIES)}"
+            )
+    if not names:
+        return []
+    return [
+        _copy(examples, names, recipe.mixed, seed=seed * 1009 + number) for number in range(recipe.copies)
+    ]
+
+
+def _copy(examples: Examples, families: Sequence[str], mixed: float, *, seed: int) -> Examples:
+    def decode(index: int) -> Image:
+        own = image_seed(seed, examples.ids[index])
+        generator = np.random.default_rng(own)
+        count = 2 if generator.random() < mixed and len(families) > 1 else 1
+        image = examples.images[index]
+        for family in generator.choice(len(families), count, replace=False):
+            image = corrupt(image, families[family], severity=int(generator.integers(1, 6)), seed=own)
+        return image
+
+    lazy = DecodedImages(decode, count=len(examples), max_cache_bytes=0)
+    return Examples(lazy, examples.targets, examples.ids, examples.groups)
+
+
+def augmented(examples: TensorSet, augment: Callable[[Tensor], Tensor], *, copies: int) -> list[TensorSet]:
+    """Versions of tensors by a function of the caller's, [n,C,H,W] to the same."""
+    return [TensorSet(augment(examples.images), examples.targets, examples.ids) for _ in range(copies)]
+
+
+def positions_of(groups: Sequence[str], *, share: float, seed: int) -> NDArray[np.bool_]:
+    """[N] bool: a random share of the groups, whole."""
+    names = sorted(set(groups))
+    picked = np.random.default_rng(seed).permutation(len(names))[: max(1, round(share * len(names)))]
+    chosen = {names[i] for i in picked}
+    return np.array([group in chosen for group in groups])

@@ -1,0 +1,421 @@
+"""Trains a loss-predicting head on losses that the task network never fitted; the network stays as it is.
+
+LossSet --objective over random pairs (+ was it wrong?)--> head --checked on images set aside--> Fitted
+
+The signals are gathered once; after that a step touches only the head, so hundreds take seconds on one core.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.data import Examples
+from misfire_train.heads.base import LossHead
+from misfire_train.heads.data import (
+    LabelledSet,
+    LossSet,
+    collect,
+    corrupted_copies,
+    image_batches,
+    join_sets,
+    on_cpu,
+)
+from misfire_train.heads.memory import Memory
+from misfire_train.heads.published import ConvHead, GapHead
+from misfire_train.heads.recipes import HeadRecipe
+from misfire_train.heads.residual import BASES, ResidualHead, unit_statistics
+from misfire_train.heads.second_opinion import SecondOpinion
+from misfire_train.heads.statistics import map_statistics
+from misfire_train.judge.metrics import aurc, auroc, pair_accuracy
+from misfire_train.objectives import OBJECTIVES, ratio_eps
+from misfire_train.progress import Reporter
+from misfire_train.scores.fitting import evaluating
+from misfire_train.signals import Probe
+from misfire_train.tasks import Task
+
+MIN_HELD_OUT = 20
+CHECK_SHARE = 0.15
+MAP_NUMBERS = 32_768
+PAIRINGS = 4
+"""Random pairings of a batch per step: nearly the variance of all pairs at a fraction of their cost."""
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """What training a head showed on the images that it was not fitted on.
+
+    pair_accuracy: of held-out pairs.  deviation: of the scores; 0 is a constant.
+    collapsed: why the head is of no use, or None.  loss_scale: c of predicted loss = c * exp(score).
+    aurc, aurc_base: area under the risk-coverage curve of the head and of the free score it stands on.
+    """
+
+    recipe: str
+    samples: int
+    units: int
+    steps: int
+    base: str | None
+    pair_accuracy: float
+    deviation: float
+    collapsed: str | None
+    loss_scale: float
+    aurc: float
+    aurc_base: float | None = None
+    auroc: float | None = None
+    auroc_base: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for run.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained head, in eval mode, and its report."""
+
+    head: LossHead
+    report: HeadReport
+
+
+def fit_head(
+    probe: Probe,
+    *,
+    task: Task,
+    recipe: HeadRecipe,
+    train: LabelledSet,
+    holdout: LabelledSet,
+    contract: InputContract,
+    copies: Sequence[LabelledSet] | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Fitted:
+    """A head for a frozen network. train: what the network was fitted on (the head's memory of it).
+
+    holdout: labelled images that it never saw.  copies: other versions of them; None corrupts Examples as the
+    recipe says. Nothing of `probe` changes, not even batch-norm statistics.
+    Raises ConfigError on too few held-out images, or losses that are NaN or negative, naming the samples.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    require_enough(holdout)
+    torch.manual_seed(seed)
+    if copies is None:
+        copies = corrupted_copies(holdout, recipe, seed=seed) if isinstance(holdout, Examples) else ()
+    heads = candidate_heads(probe, recipe, contract=contract, task=task, train=train, seed=seed)
+    clean = collect(probe, heads[0], holdout, task=task, contract=contract)
+    chosen = best_base(probe, heads, holdout, clean, contract=contract)
+    if chosen != 0:
+        clean = collect(probe, heads[chosen], holdout, task=task, contract=contract)
+    sets = [clean]
+    with reporter.steps("gathering losses", len(copies)) as steps:
+        for version in copies:
+            sets.append(collect(probe, heads[chosen], version, task=task, contract=contract, clean=False))
+            steps.advance()
+    return fit_on_losses(heads[chosen], join_sets(sets), recipe=recipe, seed=seed, reporter=reporter)
+
+
+def require_enough(holdout: LabelledSet) -> None:
+    """Raises ConfigError on fewer than 20 held-out images."""
+    if len(holdout) < MIN_HELD_OUT:
+        raise ConfigError(
+            f"a head needs at least {MIN_HELD_OUT} held-out images to learn from (a thousand are better), "
+            f"got {len(holdout)}"
+        )
+
+
+@dataclass(frozen=True)
+class TrainFacts:
+    """What a head may know of the training set. embeddings: [N,C]; statistics: [N,D] of feature maps."""
+
+    embeddings: Tensor
+    statistics: Tensor | None
+    targets: Tensor
+
+
+@torch.no_grad()
+def gather_train(
+    probe: Probe, train: LabelledSet, *, contract: InputContract, maps: tuple[str, ...], seed: int
+) -> TrainFacts:
+    """Of at most 8,192 training images: plenty for a memory of 2,048.
+
+    Raises ConfigError naming images that the network does not make finite numbers of: one in the memory would
+    make every frame's score NaN.
+    """
+    if len(train) > 8192:
+        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:8192]))
+    device = next(probe.parameters()).device
+    embeddings, statistics = [], []
+    with evaluating(probe):
+        for images in image_batches(train, contract):
+            signals = probe(images.to(device)).float()
+            embeddings.append(signals.embedding.cpu())
+            if maps:
+                statistics.append(map_statistics({name: signals.features[name] for name in maps}).cpu())
+    facts = TrainFacts(
+        torch.cat(embeddings), torch.cat(statistics) if maps else None, torch.as_tensor(train.targets)
+    )
+    seen = (
+        facts.embeddings if facts.statistics is None else torch.cat((facts.embeddings, facts.statistics), 1)
+    )
+    bad = (~seen.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        names = ", ".join(train.ids[i] for i in bad[:5])
+        raise ConfigError(f"the network's features of {len(bad)} training images are not finite: {names}")
+    return facts
+
+
+@torch.no_grad()
+def candidate_heads(
+    probe: Probe,
+    recipe: HeadRecipe,
+    *,
+    contract: InputContract,
+    task: Task | None = None,
+    train: LabelledSet | None = None,
+    seed: int = 0,
+) -> list[LossHead]:
+    """One head, or one per free score that the residual may stand on; random weights.
+
+    task, train: for a residual head only, which remembers the training set.
+    """
+    blank = torch.zeros(1, contract.channels, contract.height, contract.width)
+    weight = next(probe.parameters())
+    with evaluating(probe):
+        signals = on_cpu(probe(blank.to(weight.device, weight.dtype)))
+    channels = {name: int(signals.features[name].shape[1]) for name in probe.feature_names}
+    if recipe.kind != "residual" and not channels:
+        raise ConfigError(f"{recipe.name} reads feature maps: name the layers to attach to")
+    if recipe.kind == "gap":
+        return [GapHead(channels=channels)]
+    if recipe.kind == "conv":
+        return [ConvHead(channels=channels)]
+    if task is None or train is None:
+        raise ConfigError(f"{recipe.name} stands on a task and on the training set")
+    # Pooled features overfit where units are many and frames are few; there the output map tells enough.
+    whole_frame = task.name in ("classification", "regression", "custom")
+    maps = affordable_maps(signals.features) if recipe.sees_features and whole_frame else ()
+    facts = gather_train(probe, train, contract=contract, maps=maps, seed=seed)
+    classes = int(signals.outputs.shape[1]) if task.name == "classification" else 0
+    memory = Memory.fit(facts.embeddings, facts.targets if classes else None, classes=classes, seed=seed)
+    opinions: list[SecondOpinion] = []
+    if classes and facts.statistics is not None:
+        widths = [2 * channels[name] for name in maps]
+        for width in sorted({sum(widths[:-1]) or sum(widths), sum(widths)}):
+            opinions.append(SecondOpinion(width, classes).fit(facts.statistics, facts.targets, seed=seed))
+    statistics = unit_statistics(
+        task.name, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions
+    )
+    heads: list[LossHead] = []
+    for base in BASES[task.name]:
+        head = ResidualHead(
+            task=task.name,
+            outputs=int(signals.outputs.shape[1]),
+            base=base,
+            embedding=memory.width,
+            maps=maps,
+            width=int(statistics.shape[2]),
+            rows=memory.rows,
+            kept=memory.kept,
+            sees_embedding=bool(maps),
+            opinions=tuple(opinion.width for opinion in opinions),
+            hidden=recipe.hidden,
+            members=recipe.members,
+        )
+        head.memory.load_state_dict(memory.state_dict())
+        head.opinions.load_state_dict(nn.ModuleList(opinions).state_dict())
+        head.opinions.requires_grad_(False)
+        heads.append(head)
+    return heads
+
+
+def affordable_maps(features: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Of feature maps [1,C,H,W] those of at most MAP_NUMBERS numbers, at least the smallest.
+
+    Statistics cost by the number: those of a ResNet-18's first two stages at 224 x 224 cost as much as all
+    other scores together.
+    """
+    sizes = {name: maps[0].numel() for name, maps in features.items()}
+    few = tuple(name for name, size in sizes.items() if size <= MAP_NUMBERS)
+    return few or ((min(sizes, key=lambda name: sizes[name]),) if sizes else ())
+
+
+@torch.no_grad()
+def best_base(
+    probe: Probe, heads: Sequence[LossHead], holdout: LabelledSet, clean: LossSet, *, contract: InputContract
+) -> int:
+    """Which free score ranks the clean held-out losses best (area under the risk-coverage curve)."""
+    if len(heads) == 1:
+        return 0
+    with evaluating(probe):
+        outputs = torch.cat([on_cpu(probe(images)).outputs for images in image_batches(holdout, contract)])
+    risk = (clean.frame_losses if clean.failed is None else clean.failed).double().numpy()
+    areas = []
+    for head in heads:
+        assert isinstance(head, ResidualHead)
+        units = BASES[head.task][head.base](outputs)
+        areas.append(aurc(head.pool(units).double().numpy(), risk))
+    return int(np.argmin(areas))
+
+
+def fit_on_losses(
+    head: LossHead, data: LossSet, *, recipe: HeadRecipe, seed: int = 0, reporter: Reporter | None = None
+) -> Fitted:
+    """The optimiser's part, and the check on images set aside (all copies of an image on one side)."""
+    generator = torch.Generator().manual_seed(seed)
+    images = int(data.image.max()) + 1
+    checked = torch.randperm(images, generator=generator)[: max(2, int(CHECK_SHARE * images))]
+    aside = torch.isin(data.image, checked)
+    fitting, check = data.take((~aside).nonzero().flatten()), data.take(aside.nonzero().flatten())
+    known = data.losses[~data.losses.isnan()]
+    if not len(known):
+        raise ConfigError("no unit of any held-out image has a loss (nothing visible, nothing labelled)")
+    eps = ratio_eps(known) or 1e-12
+    if isinstance(head, ResidualHead):
+        head.standardise(fitting.parts, fitting.losses, eps=eps)
+    optimise(head, fitting, recipe=recipe, eps=eps, generator=generator, reporter=reporter)
+    head.eval().requires_grad_(False)
+    head.recipe = recipe.name
+    return Fitted(head, check_head(head, check, recipe, samples=len(data), steps=recipe.steps))
+
+
+def optimise(
+    head: LossHead,
+    data: LossSet,
+    *,
+    recipe: HeadRecipe,
+    eps: float,
+    generator: torch.Generator,
+    reporter: Reporter | None = None,
+) -> None:
+    """AdamW with a cosine to zero over random batches; clean rows are drawn as often as the recipe says."""
+    line = nn.Parameter(torch.zeros(2))
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in head.parameters() if p.requires_grad]},
+        {"params": [line], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    weights = row_weights(data.clean, share=recipe.clean_share)
+    head.train()
+    with (reporter or Reporter(quiet=True)).steps("training the head", recipe.steps) as steps:
+        for _ in range(recipe.steps):
+            rows = torch.multinomial(weights, recipe.batch, replacement=True, generator=generator)
+            batch = data.take(rows)
+            answers = head.predict_members(batch.parts)
+            loss = objective_of(head, answers, batch, line, recipe=recipe, eps=eps, generator=generator)
+            if not bool(torch.isfinite(loss)):
+                raise ConfigError("the head's loss is not finite; lower head.learning_rate")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            steps.advance()
+
+
+def row_weights(clean: Tensor, *, share: float) -> Tensor:
+    """[R] sampling weights under which clean rows make up `share`; equal where there is one kind only."""
+    count = int(clean.sum())
+    if count in (0, len(clean)):
+        return torch.ones(len(clean))
+    return torch.where(clean, share / count, (1 - share) / (len(clean) - count))
+
+
+def objective_of(
+    head: LossHead,
+    answers: Tensor,
+    batch: LossSet,
+    line: Tensor,
+    *,
+    recipe: HeadRecipe,
+    eps: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """The named objective over random pairs of all units, plus a cross-entropy on whether the frame failed.
+
+    answers: [members,N,U]; every member sees the same pairs.
+    """
+    there = ~batch.losses.isnan()
+    predicted, true = answers[:, there], batch.losses[there]
+    loss = paired_objective(recipe.objective, predicted, true, eps=eps, generator=generator)
+    if recipe.wrong_weight and batch.failed is not None:
+        logit = torch.stack([head.pool(answer) for answer in answers]) * torch.exp(line[0]) + line[1]
+        failed = batch.failed.to(logit.dtype).expand_as(logit)
+        loss = loss + recipe.wrong_weight * functional.binary_cross_entropy_with_logits(logit, failed)
+    return loss
+
+
+def paired_objective(
+    name: str, predicted: Tensor, true: Tensor, *, eps: float, generator: torch.Generator
+) -> Tensor:
+    """predicted [members,V] against true [V] over PAIRINGS random pairings; regression needs no pairs."""
+    members = len(predicted)
+    if name == "log-loss-regression":
+        return OBJECTIVES[name](predicted.flatten(), true.repeat(members), eps=eps)
+    half = len(true) // 2
+    if half == 0:
+        return predicted.sum() * 0.0
+    orders = [torch.randperm(len(true), generator=generator) for _ in range(PAIRINGS)]
+    first = torch.cat([order[:half] for order in orders])
+    second = torch.cat([order[half : 2 * half] for order in orders])
+    scores = torch.cat((predicted[:, first].flatten(), predicted[:, second].flatten()))
+    losses = torch.cat((true[first].repeat(members), true[second].repeat(members)))
+    options = {"eps": eps} if name == "learning-loss-pp" else {}
+    return OBJECTIVES[name](scores, losses, pairs="halves", **options)
+
+
+@torch.no_grad()
+def check_head(head: LossHead, check: LossSet, recipe: HeadRecipe, *, samples: int, steps: int) -> HeadReport:
+    """What a trained head shows on a set that it was not fitted on."""
+    score = head.pool(head.predict(check.parts)).double().numpy()
+    loss = check.frame_losses.double().numpy()
+    accuracy = float(pair_accuracy(score, loss)) if len(np.unique(loss)) > 1 else math.nan
+    deviation = float(score.std())
+    base = head.pool(check.parts[0]).double().numpy() if isinstance(head, ResidualHead) else None
+    risk = loss if check.failed is None else check.failed.double().numpy()
+    areas: dict[str, float] = {}
+    notes = []
+    if check.failed is not None and 0 < int(check.failed.sum()) < len(check.failed):
+        areas["auroc"] = float(auroc(score, risk > 0))
+        if base is not None:
+            areas["auroc_base"] = float(auroc(base, risk > 0))
+    else:
+        notes.append("no failures, or nothing else, among the check images: judged on losses alone")
+    return HeadReport(
+        recipe=recipe.name,
+        samples=samples,
+        units=int(check.losses.shape[1]),
+        steps=steps,
+        base=head.base if isinstance(head, ResidualHead) else None,
+        pair_accuracy=accuracy,
+        deviation=deviation,
+        collapsed=name_collapse(deviation, accuracy),
+        loss_scale=float(loss.mean() / max(float(np.exp(np.clip(score, -50, 50)).mean()), 1e-30)),
+        aurc=float(aurc(score, risk)),
+        aurc_base=None if base is None else float(aurc(base, risk)),
+        notes=tuple(notes),
+        **areas,
+    )
+
+
+def name_collapse(deviation: float, accuracy: float) -> str | None:
+    """Why a head has learned nothing, from held-out scores and pairs; None where it has learned something.
+
+    >>> name_collapse(0.0, 0.5)
+    'collapsed: the score is a constant'
+    >>> name_collapse(1.0, 0.8) is None
+    True
+    """
+    if not math.isfinite(deviation) or deviation < 1e-6:
+        return "collapsed: the score is a constant"
+    if math.isfinite(accuracy) and accuracy <= 0.5:
+        return f"collapsed: pair accuracy {accuracy:.3f} on held-out pairs is no better than chance"
+    return None

@@ -1,0 +1,216 @@
+"""Bootstrap intervals that respect groups, and paired comparisons of scores on the very same resamples.
+
+groups [N] --resample_weights--> whole counts [B,N], one row per replicate
+scores, failed, loss --replicate--> {score: {metric: [R]}}; a difference of two rows is a paired difference
+
+Frames of one drive, track or photo (and its corrupted copies) fail together, so whole groups are drawn; with
+every frame its own group this is the ordinary bootstrap. A resample is a row of counts on scores sorted once:
+nothing is sorted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from misfire_train.errors import JudgeError
+from misfire_train.judge.metrics import detection, risk
+from misfire_train.judge.metrics.ranking import (
+    Floats,
+    Sums,
+    as_failures,
+    as_losses,
+    as_scores,
+    rank_scores,
+    same_length,
+)
+
+_CELLS = 100_000
+"""Resamples are drawn in blocks of at most this many counts: what fits a cache is twice as fast."""
+
+ROW_METRICS: Mapping[str, Callable[[Sums], Floats]] = {
+    "auroc": detection.auroc_rows,
+    "average_precision": detection.average_precision_rows,
+    "fpr_at_95_tpr": detection.fpr_at_tpr_rows,
+    "aurc": risk.aurc_rows,
+    "e_aurc": risk.e_aurc_rows,
+    "augrc": risk.augrc_rows,
+    **{f"recall_at_{b:.1%}": partial(detection.recall_at_budget_rows, budget=b) for b in detection.BUDGETS},
+    **{
+        f"precision_at_{b:.1%}": partial(detection.precision_at_budget_rows, budget=b)
+        for b in detection.BUDGETS
+    },
+}
+HIGHER_IS_BETTER = frozenset(ROW_METRICS) - {"fpr_at_95_tpr", "aurc", "e_aurc", "augrc"}
+"""Of ROW_METRICS; for the others lower is better."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its bootstrap percentile interval. usable: share of replicates that were defined."""
+
+    value: float
+    low: float
+    high: float
+    usable: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a minus b on the same resamples, signed so that above zero means that a is better."""
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    usable: float = 1.0
+
+    @property
+    def a_wins(self) -> bool:
+        """The whole interval lies above zero."""
+        return self.low > 0
+
+    @property
+    def b_wins(self) -> bool:
+        """The whole interval lies below zero."""
+        return self.high < 0
+
+
+def resample_weights(
+    groups: ArrayLike, *, replicates: int, seed: int, strata: ArrayLike | None = None
+) -> Iterator[NDArray[np.float64]]:
+    """Blocks [B,N] of counts, `replicates` rows in all: how often each sample is drawn.
+
+    groups: [N] labels, drawn whole and with replacement.  strata: [N] labels; the number of groups drawn from
+    each stratum stays as it was (a group must lie in one stratum).  Deterministic per seed.
+    """
+    members, group_strata = _members(groups, strata)
+    count = int(members.max()) + 1
+    rng = np.random.default_rng(seed)
+    block = max(1, _CELLS // max(len(members), count))
+    for start in range(0, replicates, block):
+        size = min(block, replicates - start)
+        drawn = np.zeros((size, count))
+        for stratum in np.unique(group_strata):
+            pool = np.flatnonzero(group_strata == stratum)
+            picks = pool[rng.integers(0, len(pool), (size, len(pool)))]
+            flat = (picks + np.arange(size)[:, None] * count).ravel()
+            drawn += np.bincount(flat, minlength=size * count).reshape(size, count)
+        yield drawn[:, members] if count < len(members) or not _is_range(members) else drawn
+
+
+def replicate(
+    scores: Mapping[str, ArrayLike],
+    *,
+    failed: ArrayLike,
+    loss: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    metrics: Sequence[str] = ("auroc", "aurc"),
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Floats]]:
+    """{score: {metric: [replicates]}}: every score sees the same resamples, so differences are paired.
+
+    loss defaults to the failures as 0/1. Undefined values (a resample without failures) are NaN.
+    Raises JudgeError on unknown metrics, NaN, or lengths that differ.
+    """
+    unknown = [name for name in metrics if name not in ROW_METRICS]
+    if unknown:
+        raise JudgeError(f"no metric {unknown[0]!r}; there are {', '.join(ROW_METRICS)}")
+    failures = as_failures(failed)
+    losses = failures.astype(np.float64) if loss is None else as_losses(loss)
+    arrays = {name: as_scores(values, what=f"score {name!r}") for name, values in scores.items()}
+    same_length(failed=failures, loss=losses, **arrays)
+    rankings = {name: rank_scores(values) for name, values in arrays.items()}
+    labels = np.arange(len(failures)) if groups is None else np.asarray(groups)
+    by_loss = rank_scores(losses)
+    collected: dict[str, dict[str, list[Floats]]] = {name: {m: [] for m in metrics} for name in arrays}
+    for weights in resample_weights(labels, replicates=replicates, seed=seed):
+        oracle = risk.aurc_rows(Sums(by_loss, loss=losses, weights=weights)) if "e_aurc" in metrics else None
+        for name, ranking in rankings.items():
+            sums = Sums(ranking, failed=failures, loss=losses, weights=weights, oracle=oracle)
+            for metric in metrics:
+                collected[name][metric].append(ROW_METRICS[metric](sums))
+    return {name: {m: np.concatenate(rows) for m, rows in per.items()} for name, per in collected.items()}
+
+
+def point(score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None, metric: str) -> float:
+    """The metric on the data as they are; NaN where it is undefined."""
+    failures = as_failures(failed)
+    losses = failures.astype(np.float64) if loss is None else as_losses(loss)
+    sums = Sums(rank_scores(as_scores(score)), failed=failures, loss=losses)
+    return float(ROW_METRICS[metric](sums)[0])
+
+
+def estimate(value: float, replicates: Floats, *, confidence: float = 0.95) -> Estimate:
+    """Percentile interval around a value; NaN replicates are left out and counted."""
+    low, high, usable = interval(replicates, confidence=confidence)
+    return Estimate(value, low, high, usable)
+
+
+def interval(replicates: Floats, *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(low, high, share of usable replicates)."""
+    good = replicates[np.isfinite(replicates)]
+    if not good.size:
+        return float("nan"), float("nan"), 0.0
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(good, [tail, 1 - tail])
+    return float(low), float(high), good.size / replicates.size
+
+
+def bootstrap_interval(
+    metric: str, score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None, **options: Any
+) -> Estimate:
+    """One metric of one score with its interval. Options as of `replicate`."""
+    rows = replicate({"score": score}, failed=failed, loss=loss, metrics=(metric,), **options)
+    return estimate(point(score, failed=failed, loss=loss, metric=metric), rows["score"][metric])
+
+
+def paired_difference(
+    metric: str,
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    failed: ArrayLike,
+    loss: ArrayLike | None = None,
+    confidence: float = 0.95,
+    **options: Any,
+) -> Comparison:
+    """By how much score a is better than score b (above zero: a), with the paired interval."""
+    rows = replicate({"a": a, "b": b}, failed=failed, loss=loss, metrics=(metric,), **options)
+    value = partial(point, failed=failed, loss=loss, metric=metric)
+    return compare(metric, value(a) - value(b), rows["a"][metric] - rows["b"][metric], confidence=confidence)
+
+
+def compare(metric: str, difference: float, replicates: Floats, *, confidence: float = 0.95) -> Comparison:
+    """Signs a raw difference (a - b) so that above zero means better."""
+    sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
+    low, high, usable = interval(sign * replicates, confidence=confidence)
+    return Comparison(metric, sign * difference, low, high, usable)
+
+
+def _members(groups: ArrayLike, strata: ArrayLike | None) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    labels = np.asarray(groups)
+    if labels.ndim != 1 or not labels.size:
+        raise JudgeError(f"groups must be one label per sample, got shape {labels.shape}")
+    if np.issubdtype(labels.dtype, np.integer) and _is_range(labels):
+        members, count = labels.astype(np.intp), len(labels)
+    else:
+        _, members = np.unique(labels, return_inverse=True)
+        count = int(members.max()) + 1
+    if strata is None:
+        return members, np.zeros(count, np.intp)
+    group_strata = np.empty(count, dtype=np.asarray(strata).dtype)
+    group_strata[members] = np.asarray(strata)
+    if (group_strata[members] != np.asarray(strata)).any():
+        raise JudgeError("a group lies in more than one stratum")
+    return members, group_strata
+
+
+def _is_range(labels: NDArray[Any]) -> bool:
+    return bool(labels[0] == 0 and (np.diff(labels) == 1).all())

@@ -1,0 +1,93 @@
+"""Does a predicted loss come true? predicted = c * exp(score), c fitted on one set, judged on another.
+
+LearningLoss++ fixes only ratios of losses, so its score is a log-loss up to a constant, which is c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from misfire_train.errors import JudgeError
+from misfire_train.judge.metrics.ranking import Floats, as_losses, as_scores, rank_scores, same_length
+
+
+def fit_loss_scale(score: ArrayLike, loss: ArrayLike) -> float:
+    """c such that the mean of c * exp(score) is the mean loss. Raises JudgeError where it overflows."""
+    scores, losses = as_scores(score).astype(np.float64), as_losses(loss)
+    same_length(score=scores, loss=losses)
+    shift = float(scores.max())
+    if not np.isfinite(shift):
+        raise JudgeError("an infinite score predicts no loss")
+    with np.errstate(over="ignore"):
+        scale = losses.mean() / np.exp(scores - shift).mean() * np.exp(-shift)
+    if not np.isfinite(scale):
+        raise JudgeError(f"scores around {shift:g} are no log-loss: c of c * exp(score) is not a number")
+    return float(scale)
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bin of equally many frames: mean prediction and truth, and the truth's 95 % interval."""
+
+    count: int
+    predicted: float
+    observed: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """bins by rising prediction. error: mean |predicted - observed| over bins, weighted by count.
+
+    relative_error: the same as a share of the mean observed value. bias: mean predicted / mean observed.
+    """
+
+    bins: tuple[ReliabilityBin, ...]
+    error: float
+    relative_error: float
+    bias: float
+
+
+def loss_reliability(score: ArrayLike, loss: ArrayLike, *, scale: float, bins: int = 10) -> Reliability:
+    """Reliability of c * exp(score) against the true loss; tied predictions stay in one bin."""
+    scores = as_scores(score).astype(np.float64)
+    with np.errstate(over="ignore"):
+        predicted = scale * np.exp(scores)
+    return reliability(predicted, loss, bins=bins)
+
+
+def reliability(predicted: ArrayLike, observed: ArrayLike, *, bins: int = 10) -> Reliability:
+    """Reliability of any prediction of a non-negative quantity, such as a failure probability."""
+    if bins < 1:
+        raise JudgeError(f"bins must be at least 1, got {bins}")
+    predictions, truths = as_scores(predicted, what="prediction").astype(np.float64), as_losses(observed)
+    same_length(predicted=predictions, observed=truths)
+    if not np.isfinite(predictions).all():
+        raise JudgeError("a prediction is infinite")
+    ranking = rank_scores(predictions)
+    targets = np.arange(1, bins + 1) * len(truths) / bins - 1
+    cuts = np.unique(
+        ranking.ends[np.searchsorted(ranking.ends, targets - 1e-9).clip(max=len(ranking.ends) - 1)]
+    )
+    rows, start = [], 0
+    for stop in cuts + 1:
+        members = ranking.order[start:stop]
+        rows.append(_bin(predictions[members], truths[members]))
+        start = stop
+    error = sum(row.count * abs(row.predicted - row.observed) for row in rows) / len(truths)
+    mean = float(truths.mean())
+    nan = float("nan")
+    relative = (error / mean, float(predictions.mean()) / mean) if mean > 0 else (nan, nan)
+    return Reliability(tuple(rows), error, *relative)
+
+
+def _bin(predicted: Floats, observed: Floats) -> ReliabilityBin:
+    mean = float(observed.mean())
+    half = 1.96 * float(observed.std(ddof=1)) / np.sqrt(len(observed)) if len(observed) > 1 else float("inf")
+    return ReliabilityBin(
+        len(observed), float(predicted.mean()), mean, float(mean - half), float(mean + half)
+    )

@@ -1,0 +1,151 @@
+"""How well a score finds failures: AUROC, average precision, FPR at a recall, and what an upload budget buys.
+
+A frame is flagged where its score is at or above a threshold; failures are the positives. Tied scores cross a
+threshold together (AUROC counts a tie as half a win, as the Mann-Whitney statistic does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from misfire_train.errors import JudgeError
+from misfire_train.judge.metrics.ranking import (
+    Floats,
+    Sums,
+    as_failures,
+    as_scores,
+    before,
+    rank_scores,
+    same_length,
+)
+
+BUDGETS = (0.001, 0.01, 0.05, 0.10)
+"""Shares of all frames that a vehicle may upload."""
+
+
+def auroc(score: ArrayLike, failed: ArrayLike) -> float:
+    """Chance that a failure scores above a success; a tie is half. Raises JudgeError on one kind only."""
+    return float(auroc_rows(_prepare(score, failed))[0])
+
+
+def average_precision(score: ArrayLike, failed: ArrayLike) -> float:
+    """Sum over thresholds of precision times the recall gained (no interpolation)."""
+    return float(average_precision_rows(_prepare(score, failed))[0])
+
+
+def fpr_at_tpr(score: ArrayLike, failed: ArrayLike, *, tpr: float = 0.95) -> float:
+    """Share of successes flagged at the highest threshold that flags at least `tpr` of the failures."""
+    if not 0 < tpr <= 1:
+        raise JudgeError(f"tpr must lie in (0, 1], got {tpr}")
+    return float(fpr_at_tpr_rows(_prepare(score, failed), tpr=tpr)[0])
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """What uploading the top `budget` share of frames finds.
+
+    frames: how many that is.  recall: share of all failures among them.
+    precision: share of failures in them.
+    threshold: the lowest score uploaded.  Where the cut falls into ties, the expectation over a fair draw.
+    """
+
+    budget: float
+    frames: int
+    threshold: float
+    recall: float
+    precision: float
+
+
+def budget_table(
+    score: ArrayLike, failed: ArrayLike, *, budgets: Sequence[float] = BUDGETS
+) -> tuple[BudgetRow, ...]:
+    """Recall and precision at each upload budget; a budget below one frame is one frame."""
+    sums, scores = _prepare(score, failed), as_scores(score)
+    total, failures = len(scores), float(sums.positive[0, -1])
+    rows = []
+    for budget in budgets:
+        if not 0 < budget <= 1:
+            raise JudgeError(f"an upload budget is a share in (0, 1], got {budget}")
+        frames = _frames(budget, sums)
+        found = float(found_rows(sums, frames=frames)[0])
+        threshold = float(scores[sums.ranking.order[total - frames]])
+        rows.append(BudgetRow(budget, frames, threshold, found / failures, found / frames))
+    return tuple(rows)
+
+
+def auroc_rows(sums: Sums) -> Floats:
+    """[B] AUROC of each row of weights; NaN in rows that hold only one kind."""
+    negative = sums.covered - sums.positive
+    earlier = before(negative)
+    added = sums.positive - before(sums.positive)
+    wins = (added * (earlier + negative)).sum(axis=1) / 2
+    pairs = sums.positive[:, -1] * negative[:, -1]
+    return _ratio(wins, pairs, pairs > 0)
+
+
+def average_precision_rows(sums: Sums) -> Floats:
+    """[B] average precision of each row of weights; NaN in rows without failures."""
+    total = sums.positive[:, -1:]
+    earlier = before(sums.positive)
+    flagged = sums.covered[:, -1:] - before(sums.covered)
+    precision = np.divide(total - earlier, flagged, out=np.zeros_like(flagged), where=flagged > 0)
+    area = ((sums.positive - earlier) * precision).sum(axis=1)
+    return _ratio(area, total[:, 0], total[:, 0] > 0)
+
+
+def fpr_at_tpr_rows(sums: Sums, *, tpr: float = 0.95) -> Floats:
+    """[B] FPR at that TPR of each row of weights; NaN in rows that hold only one kind."""
+    negative = sums.covered - sums.positive
+    total, successes = sums.positive[:, -1:], negative[:, -1]
+    enough = total - before(sums.positive) >= tpr * total - 1e-9 * total
+    cut = enough.shape[1] - 1 - np.argmax(enough[:, ::-1], axis=1)
+    flagged = successes - before(negative)[np.arange(len(cut)), cut]
+    return _ratio(flagged, successes, (successes > 0) & (total[:, 0] > 0))
+
+
+def found_rows(sums: Sums, *, frames: int) -> Floats:
+    """[B] expected number of failures among the `frames` highest scores; ties at the cut are drawn fairly."""
+    kept = sums.covered[:, -1:] - frames
+    cut = np.minimum((sums.covered < kept).sum(axis=1, keepdims=True), sums.covered.shape[1] - 1)
+    pick = partial(np.take_along_axis, indices=cut, axis=1)
+    start, stop = pick(before(sums.covered)), pick(sums.covered)
+    positive_start, positive_stop = pick(before(sums.positive)), pick(sums.positive)
+    share = np.divide(kept - start, stop - start, out=np.zeros_like(start), where=stop > start)
+    below = positive_start + share * (positive_stop - positive_start)
+    return np.asarray((sums.positive[:, -1:] - below)[:, 0])
+
+
+def recall_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
+    """[B] share of all failures among the top `budget` share of frames; NaN in rows without failures."""
+    total = sums.positive[:, -1]
+    return _ratio(found_rows(sums, frames=_frames(budget, sums)), total, total > 0)
+
+
+def precision_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
+    """[B] share of failures among the top `budget` share of frames."""
+    frames = _frames(budget, sums)
+    return found_rows(sums, frames=frames) / frames
+
+
+def _frames(budget: float, sums: Sums) -> int:
+    return max(1, round(budget * len(sums.ranking.order)))
+
+
+def _ratio(above: Floats, below: Floats, valid: NDArray[np.bool_]) -> Floats:
+    result: Floats = np.full(len(above), np.nan)
+    np.divide(above, below, out=result, where=valid)
+    return result
+
+
+def _prepare(score: ArrayLike, failed: ArrayLike) -> Sums:
+    scores, failures = as_scores(score), as_failures(failed)
+    same_length(score=scores, failed=failures)
+    if failures.all() or not failures.any():
+        kind = "failed" if failures.all() else "succeeded"
+        raise JudgeError(f"all {len(failures)} samples {kind}: a detector cannot be judged on one kind")
+    return Sums(rank_scores(scores), failed=failures)

@@ -1,0 +1,127 @@
+"""Risk and coverage: what remains of the loss when the frames with the highest scores are set aside.
+
+Samples are admitted by rising score. With S(k) the summed loss of the first k of N and R(k) = S(k)/k:
+
+    AURC    = 1/N  sum_k R(k)                       Geifman et al. 2019 (selective risk)
+    E-AURC  = AURC - AURC of the oracle             the oracle sorts this very sample by its true loss
+    AUGRC   = 1/N^2 sum_k (S(k-1) + S(k)) / 2       Traub et al. 2024 (generalised risk, trapezoid from 0)
+
+Tied scores are merged: every order of the tied samples is equally likely, and the value is the exact mean
+over those orders. So a constant score has AURC = mean loss and AUGRC = mean loss / 2, the random references.
+For 0/1 losses with error rate e: AUGRC = e (1 - e) (1 - AUROC) + e^2 / 2. Lower is better for all three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from misfire_train.judge.metrics.ranking import (
+    Floats,
+    Ranking,
+    Sums,
+    as_losses,
+    as_scores,
+    before,
+    rank_scores,
+    same_length,
+)
+
+
+def aurc(score: ArrayLike, loss: ArrayLike) -> float:
+    """Area under the risk-coverage curve. score, loss: [N]; loss >= 0, 0/1 failures are a loss too."""
+    return float(aurc_rows(_prepare(score, loss))[0])
+
+
+def e_aurc(score: ArrayLike, loss: ArrayLike) -> float:
+    """AURC above that of the oracle that knows the loss; 0 is perfect."""
+    return float(e_aurc_rows(_prepare(score, loss))[0])
+
+
+def augrc(score: ArrayLike, loss: ArrayLike) -> float:
+    """Area under the generalised risk-coverage curve: the mean loss that gets through undetected."""
+    return float(augrc_rows(_prepare(score, loss))[0])
+
+
+@dataclass(frozen=True)
+class References:
+    """What the best and an uninformative score would reach on the same losses."""
+
+    oracle: float
+    random: float
+
+
+def aurc_references(loss: ArrayLike) -> References:
+    """AURC of sorting by the loss itself, and of chance (the mean loss)."""
+    losses = as_losses(loss)
+    return References(aurc(losses, losses), float(losses.mean()))
+
+
+def augrc_references(loss: ArrayLike) -> References:
+    """AUGRC of sorting by the loss itself, and of chance (half the mean loss)."""
+    losses = as_losses(loss)
+    return References(augrc(losses, losses), float(losses.mean() / 2))
+
+
+def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200) -> tuple[Floats, Floats]:
+    """(coverage, selective risk), both [points] at most, at the ends of tie groups, for drawing."""
+    sums = _prepare(score, loss)
+    covered, lost = sums.covered[0], sums.lost[0]
+    keep = np.unique(np.linspace(0, len(covered) - 1, min(points, len(covered))).astype(np.intp))
+    return covered[keep] / covered[-1], lost[keep] / covered[keep]
+
+
+def aurc_rows(sums: Sums) -> Floats:
+    """[B] AURC of each row of weights (whole counts)."""
+    if sums.weights is None:
+        risk = sums.loss.take(sums.ranking.order)
+        _share_ties(risk, sums.ranking)
+        np.cumsum(risk, out=risk)
+        risk /= np.arange(1.0, len(risk) + 1)
+        return np.array([risk.mean()])
+    # Within a tie group of mean loss m after n samples with loss S: sum_k (S + (k - n) m) / k.
+    earlier, lost_earlier = before(sums.covered), before(sums.lost)
+    added, lost_added = sums.covered - earlier, sums.lost - lost_earlier
+    mean = np.divide(lost_added, added, out=np.zeros_like(added), where=added > 0)
+    harmonic = _harmonic(int(sums.covered[:, -1].max()))[sums.covered.astype(np.intp)]
+    area = lost_added + (lost_earlier - earlier * mean) * (harmonic - before(harmonic))
+    return np.asarray(area.sum(axis=1) / sums.covered[:, -1])
+
+
+def e_aurc_rows(sums: Sums) -> Floats:
+    """[B] E-AURC of each row of weights. The oracle is resampled with the data."""
+    if sums.oracle is not None:
+        return aurc_rows(sums) - sums.oracle
+    return aurc_rows(sums) - aurc_rows(Sums(rank_scores(sums.loss), loss=sums.loss, weights=sums.weights))
+
+
+def augrc_rows(sums: Sums) -> Floats:
+    """[B] AUGRC of each row of weights."""
+    added = sums.covered - before(sums.covered)
+    area = (added * (before(sums.lost) + sums.lost)).sum(axis=1) / 2
+    return np.asarray(area / sums.covered[:, -1] ** 2)
+
+
+def _share_ties(ordered: Floats, ranking: Ranking) -> None:
+    """Replaces the losses of tied samples by their mean, in place: the expectation over their orders."""
+    if ranking.distinct:
+        return
+    sizes = np.diff(ranking.ends, prepend=-1)
+    tied = np.flatnonzero(sizes > 1)
+    sizes = sizes[tied]
+    offsets = np.cumsum(sizes) - sizes
+    places = np.repeat(ranking.ends[tied] - sizes + 1 - offsets, sizes) + np.arange(int(sizes.sum()))
+    ordered[places] = np.repeat(np.add.reduceat(ordered[places], offsets) / sizes, sizes)
+
+
+def _harmonic(count: int) -> Floats:
+    """H(0..count)."""
+    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))])
+
+
+def _prepare(score: ArrayLike, loss: ArrayLike) -> Sums:
+    scores, losses = as_scores(score), as_losses(loss)
+    same_length(score=scores, loss=losses)
+    return Sums(rank_scores(scores), loss=losses)

@@ -1,0 +1,23 @@
+"""What the judge found, as values, as one HTML page and as pictures."""
+
+from misfire_train.judge.report.report import (
+    ALL,
+    Condition,
+    Curve,
+    FrameExample,
+    LossCalibration,
+    Report,
+    ScoreRow,
+    print_report,
+)
+
+__all__ = [
+    "ALL",
+    "Condition",
+    "Curve",
+    "FrameExample",
+    "LossCalibration",
+    "Report",
+    "ScoreRow",
+    "print_report",
+]

@@ -1,0 +1,112 @@
+"""The HTML report: one file, no network, no script; pictures and plots are inside.
+
+Report + Evidence --plots--> SVG --templates/report.html.j2--> report.html
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from misfire_runtime import __version__
+from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.metrics.bootstrap import Comparison, Estimate
+from misfire_train.judge.report import plots
+from misfire_train.judge.report.report import ALL, Report, by_auroc
+
+_CURVES_SHOWN = 5
+_KINDS = {
+    "missed": "Most surprising: high loss, low score",
+    "worst": "Worst: highest loss",
+    "false alarm": "False alarms: high score, no failure",
+}
+
+
+def write_page(report: Report, evidence: Evidence, path: Path) -> None:
+    """report.html, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(render(report, evidence), encoding="utf-8")
+    temporary.replace(path)
+
+
+def render(report: Report, evidence: Evidence) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("misfire_train.judge"),
+        autoescape=select_autoescape(["html", "j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "estimate": estimate_text, "difference": difference_text}
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        version=__version__,
+        all_name=ALL,
+        ranked={condition.name: by_auroc(condition) for condition in report.conditions},
+        plots=_plots(report, evidence),
+        kinds=_KINDS,
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where it is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def estimate_text(found: Estimate, digits: int = 3, *, percent: bool = False) -> Markup:
+    """Value, and the interval in small print."""
+    if not math.isfinite(found.value):
+        return Markup("–")
+    factor = 100.0 if percent else 1.0
+    value, low, high = (f"{factor * v:.{digits}f}" for v in (found.value, found.low, found.high))
+    return Markup("{}{} <small>{}–{}</small>").format(value, " %" if percent else "", low, high)
+
+
+def difference_text(found: Comparison, digits: int = 4) -> Markup:
+    """Signed difference and interval, coloured where the interval excludes zero."""
+    kind = "better" if found.a_wins else "worse" if found.b_wins else "open"
+    value, low, high = (f"{v:+.{digits}f}" for v in (found.difference, found.low, found.high))
+    return Markup('<span class="{}">{}</span> <small>{} … {}</small>').format(kind, value, low, high)
+
+
+def _plots(report: Report, evidence: Evidence) -> dict[str, Any]:
+    names = [condition.name for condition in report.conditions]
+    shown = [name for name in (CLEAN, ALL) if name in names] or names[:1]
+    first = report.condition(shown[0])
+    rows = evidence.clean if evidence.clean.size else slice(None)
+    histograms = dict.fromkeys([report.gate.winner, report.gate.best_free, report.gate.best_learned or ""])
+    return {
+        "risk": [Markup(_risk_plot(report, name)) for name in shown],
+        "forest": [Markup(plots.forest(report.condition(name), winner=report.gate.winner)) for name in shown],
+        "histogram": [
+            Markup(plots.histogram(evidence.scores[name][rows], evidence.failed[rows], name=name))
+            for name in histograms
+            if name in evidence.scores
+        ],
+        "reliability": [Markup(plots.reliability(calibration)) for calibration in report.calibrations],
+        "shown": first.name,
+    }
+
+
+def _risk_plot(report: Report, condition: str) -> str:
+    curves = {curve.score: curve for curve in report.curves if curve.condition == condition}
+    references = report.condition(condition).aurc
+    return plots.risk_coverage(
+        [curves[score] for score in _interesting(report, condition)],
+        oracle=references.oracle,
+        random=references.random,
+        title=condition,
+    )
+
+
+def _interesting(report: Report, condition: str) -> list[str]:
+    """The winner, the best free, the best learned, then the best others: few enough to tell apart."""
+    ranked = [row.name for row in by_auroc(report.condition(condition))]
+    first = [report.gate.winner, report.gate.best_free, report.gate.best_learned]
+    ordered = dict.fromkeys([name for name in first if name is not None] + ranked)
+    return list(ordered)[:_CURVES_SHOWN]

@@ -1,0 +1,199 @@
+"""What the judge found, as values: for JSON, the terminal's table, and the HTML page.
+
+Report -> to_dict() -> report.json    print_report(report) -> table    page.write_page(report) -> report.html
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from misfire_train.judge.gate import GateResult
+from misfire_train.judge.metrics.bootstrap import Estimate
+from misfire_train.judge.metrics.calibration import Reliability
+from misfire_train.judge.metrics.detection import BudgetRow
+from misfire_train.judge.metrics.risk import References
+from misfire_train.judge.plain import json_value
+from misfire_train.judge.slices import SliceReport
+
+ALL = "all conditions"
+_WIDE = 110
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One score under one condition.
+
+    metrics: auroc, average_precision, fpr_at_95_tpr, aurc, e_aurc, augrc, recall and precision at budgets.
+    agreement: spearman, kendall and pair_accuracy with the true loss.
+    """
+
+    name: str
+    free: bool
+    metrics: Mapping[str, Estimate]
+    agreement: Mapping[str, float]
+    budgets: tuple[BudgetRow, ...]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All scores on the rows of one shift, or of all. aurc, augrc: what the oracle and chance reach."""
+
+    name: str
+    samples: int
+    failures: int
+    mean_loss: float
+    aurc: References
+    augrc: References
+    scores: tuple[ScoreRow, ...]
+
+    @property
+    def error(self) -> float:
+        """Share of failures."""
+        return self.failures / self.samples
+
+    def score(self, name: str) -> ScoreRow:
+        """The row of that score."""
+        return next(row for row in self.scores if row.name == name)
+
+
+@dataclass(frozen=True)
+class LossCalibration:
+    """Predicted loss = scale * exp(score): reliability where `scale` was not fitted."""
+
+    score: str
+    scale: float
+    fitted_on: str
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Risk against coverage of one score under one condition."""
+
+    score: str
+    condition: str
+    coverage: tuple[float, ...]
+    risk: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FrameExample:
+    """A frame worth a look. kind: worst (highest loss), missed (high loss, low score), false alarm.
+
+    truth, predicted: in words.  picture: PNG as a data URL, or None.
+    """
+
+    kind: str
+    frame: str
+    shift: str
+    loss: float
+    failed: bool
+    percentile: float
+    truth: str = ""
+    predicted: str = ""
+    picture: str | None = None
+
+
+@dataclass(frozen=True)
+class Legend:
+    """How to read the pictures. colours: (name, "#rrggbb") of a mask's classes.  drawn: lines lie over it."""
+
+    text: str
+    colours: tuple[tuple[str, str], ...] = ()
+    drawn: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured. settings: what it was measured on and how, so that it can be repeated.
+
+    legend: how to read what is drawn into the frames' pictures, None where nothing is.
+    """
+
+    settings: Mapping[str, Any]
+    conditions: tuple[Condition, ...]
+    gate: GateResult
+    slices: tuple[SliceReport, ...] = ()
+    calibrations: tuple[LossCalibration, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    frames: tuple[FrameExample, ...] = ()
+    skipped: Mapping[str, str] | None = None
+    legend: Legend | None = None
+
+    def condition(self, name: str) -> Condition:
+        """The condition of that name."""
+        return next(condition for condition in self.conditions if condition.name == name)
+
+    def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
+        """Plain JSON values; NaN and infinity become None. Pictures are left to the HTML page."""
+        values = asdict(self)
+        if not pictures:
+            for frame in values["frames"]:
+                del frame["picture"]
+        cleaned: dict[str, Any] = json_value(values)
+        return cleaned
+
+    def write_json(self, path: Path) -> None:
+        """The report without pictures, whole or not at all."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def print_report(report: Report, *, console: Console | None = None) -> None:
+    """One table per condition, the best AUROC first, and the gate's verdict."""
+    out = console or Console()
+    if report.settings.get("failure"):
+        out.print(f"a failure: {report.settings['failure']}", markup=False, highlight=False)
+    for condition in report.conditions:
+        out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
+    for name, reason in (report.skipped or {}).items():
+        out.print(f"left out: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for note in report.gate.notes:
+        out.print(note, markup=False, highlight=False)
+    out.print(report.gate.verdict, style="bold", markup=False, highlight=False)
+
+
+def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
+    """AUROC with interval, AP, AURC, recall at 1 and 5 % uploads; FPR95, AUGRC and Spearman where wide."""
+    columns: dict[str, Callable[[ScoreRow], str]] = {
+        "score": lambda row: row.name + (" (free)" if row.free else ""),
+        "AUROC": lambda row: f"{row.metrics['auroc'].value:.3f}",
+        "95 %": lambda row: f"{row.metrics['auroc'].low:.3f}-{row.metrics['auroc'].high:.3f}",
+        "AP": lambda row: f"{row.metrics['average_precision'].value:.3f}",
+        "AURC": lambda row: f"{row.metrics['aurc'].value:.4f}",
+        "at 1 %": lambda row: f"{100 * row.metrics['recall_at_1.0%'].value:.0f} %",
+        "at 5 %": lambda row: f"{100 * row.metrics['recall_at_5.0%'].value:.0f} %",
+    }
+    if wide:
+        columns |= {
+            "FPR95": lambda row: f"{row.metrics['fpr_at_95_tpr'].value:.3f}",
+            "AUGRC": lambda row: f"{row.metrics['augrc'].value:.4f}",
+            "Spearman": lambda row: f"{row.agreement['spearman']:.3f}",
+        }
+    failures = f"{condition.failures} failures among {condition.samples}; recall at 1 and 5 % uploads"
+    table = Table(title=f"{condition.name}: {failures}", title_justify="left", box=None, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
+    for row in by_auroc(condition):
+        style = "bold" if row.name == winner else None
+        table.add_row(*(cell(row) for cell in columns.values()), style=style)
+    return table
+
+
+def by_auroc(condition: Condition) -> list[ScoreRow]:
+    """Rows, best first; what is undefined last."""
+    return sorted(
+        condition.scores,
+        key=lambda row: (
+            -row.metrics["auroc"].value if math.isfinite(row.metrics["auroc"].value) else math.inf
+        ),
+    )
