@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ("command", "folds", "inputs", "labels", "renaming")
+MODULES = ("command", "measure.folds", "sources.inputs", "sources.labels", "graph.rename")
 
 
 @pytest.mark.parametrize("name", MODULES)

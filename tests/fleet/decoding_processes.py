@@ -30,7 +30,7 @@ def processes() -> list[int]:
             continue
         try:
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == os.getpid() and b"decoder_worker" in (folder / "cmdline").read_bytes():
+            if parent == os.getpid() and b"decoding.worker" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -162,7 +162,7 @@ def test_twenty_thousand_vehicles_are_listed_in_pages(store: Store) -> None:
 
 
 def test_the_choices_of_filters_are_in_order(anywhere: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("misfire_fleet.store._MANY", 3)
+    monkeypatch.setattr("misfire_fleet.store.store._MANY", 3)
     anywhere.add_many([sample(number, vehicle=f"car-{number}") for number in (5, 3, 1, 4, 2)])
     assert anywhere.distinct()["vehicle"] == ["car-1", "car-2", "car-3"]
 

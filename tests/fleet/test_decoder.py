@@ -305,7 +305,7 @@ def test_a_closed_decoder_leaves_no_process_behind() -> None:
 
 OWNER = """
 import sys, time
-from misfire_fleet.decoder import Decoder
+from misfire_fleet.decoding.decoder import Decoder
 decoder = Decoder()
 decoder.check(sys.stdin.buffer.read(), "image/jpeg")
 print(decoder._idle.get()._process.pid, flush=True)

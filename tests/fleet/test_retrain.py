@@ -162,7 +162,9 @@ def test_only_labelled_rows_are_read_and_each_image_is_decoded_once(
     wanted = sorted(offer.id for offer in offers[4:8])
     read: list[str] = []
     decoded: list[str] = []
-    monkeypatch.setattr("misfire_fleet.store.sample_of", lambda row: read.append(row.id) or sample_of(row))
+    monkeypatch.setattr(
+        "misfire_fleet.store.store.sample_of", lambda row: read.append(row.id) or sample_of(row)
+    )
     monkeypatch.setattr(
         "misfire_fleet.retrain.uploads.decode_image",
         lambda data, name: decoded.append(name) or decode_image(data, name=name),

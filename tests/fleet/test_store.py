@@ -124,12 +124,14 @@ def test_samples_are_found_by_id_and_only_theirs_are_read(
 ) -> None:
     anywhere.add_many([sample(number) for number in range(40)])
     read = []
-    monkeypatch.setattr("misfire_fleet.store.sample_of", lambda row: read.append(row.id) or sample_of(row))
+    monkeypatch.setattr(
+        "misfire_fleet.store.store.sample_of", lambda row: read.append(row.id) or sample_of(row)
+    )
     wanted = [sample(number).offer.id for number in (3, 17, 5)]
     found = anywhere.among([*wanted, "f" * 64, wanted[0]])
     assert [row.id for row in found] == sorted(wanted) == sorted(read)
     assert anywhere.among([]) == []
-    monkeypatch.setattr("misfire_fleet.store._MANY", 2)
+    monkeypatch.setattr("misfire_fleet.store.store._MANY", 2)
     assert anywhere.among(wanted) == found
 
 
@@ -198,7 +200,7 @@ def test_a_name_that_no_text_column_can_hold_matches_nothing(anywhere: Store) ->
 
 def test_names_for_filters_are_the_first_of_all(anywhere: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     anywhere.add_many([sample(n, vehicle=f"car-{9 - n}") for n in range(10)])
-    monkeypatch.setattr("misfire_fleet.store._MANY", 3)
+    monkeypatch.setattr("misfire_fleet.store.store._MANY", 3)
     assert anywhere.distinct()["vehicle"] == ["car-0", "car-1", "car-2"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -210,6 +211,7 @@ def test_a_wish_that_cannot_be_kept_is_not_applied(live: Any, tmp_path: Path) ->
 
 
 def test_memory_that_grows_takes_a_wish_back_at_once(live: Any, tmp_path: Path) -> None:
+    gc.collect()  # what other tests left in cycles must not be freed while memory is watched
     config, vehicle, later = live(Probation(seconds=600, growth_bytes=32 * 1024**2))
     assert config.take_desired(wish(1, quality=70)).accepted
     config.watch()
@@ -245,6 +247,7 @@ def test_frames_that_come_and_are_not_scored_take_a_wish_back(live: Any) -> None
 def test_a_bundle_that_is_taken_back_gives_way_to_the_vehicles_own(
     live: Any, make_bundle: Any, bundle: Any, tmp_path: Path
 ) -> None:
+    gc.collect()
     make_bundle(tmp_path / "bundles" / "new", seed=9, version="1.1.0")
     _config, vehicle, later = live(LONG)
     own = vehicle.config.model_copy(update={"bundles": tmp_path / "bundles", "bundle": bundle.path})

@@ -24,7 +24,7 @@ MODULES = (
     "misfire_train.selection.choosing",
     "misfire_train.signals",
     "misfire_train.tasks.shapes",
-    "misfire_train.tasks",
+    "misfire_train.tasks.tasks",
 )
 
 
