@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import misfire_export.sources.inputs
-import misfire_train.fit
 import numpy as np
 import onnx
 import pytest
 from tests.pictures import drawn_figures
 from typer.testing import CliRunner
 
+import misfire_export.sources.inputs
+import misfire_train.fit
 from misfire_export.measure.conformance import check_conformance
 from misfire_export.measure.run import open_session
 from misfire_export.precision.fp16 import halve

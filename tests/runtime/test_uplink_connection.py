@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misfire_runtime.uplink_client import BrokerConfig
-from misfire_runtime.uplink_connection import Arrived, Connection
-from misfire_runtime.uplink_socket import BufferedClient, BufferedSocket, Publish
+from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.mqtt.connection import Arrived, Connection
+from misfire_runtime.mqtt.socket import BufferedClient, BufferedSocket, Publish
 
 Protocol = Literal["5", "3.1.1"]
 PROTOCOLS: tuple[Protocol, ...] = ("5", "3.1.1")
