@@ -1,11 +1,11 @@
-"""Bring your own torch model: give it a failure score, and see what the score is worth.
+"""Adds a failure score to your own torch model, and compares it with the free scores.
 
     python examples/own_model.py      # a plain CNN on the digits of scikit-learn; no download
 
-The CNN stands for a network that you trained elsewhere: any nn.Module whose layers have names. Its weights,
-its mode and its answers stay as they are. The head learns from a holdout that the network never saw, and is
-compared with the free scores on a test half that neither has seen: clean, and in two weathers that are among
-those that the head's corrupted copies were made with. Both then become one module, ready for export.
+The CNN is an example of a network trained elsewhere: any nn.Module whose layers have names. Its weights, mode
+and answers do not change. The head learns from a holdout that the network never saw. It is compared with the
+free scores on a test half that neither has seen: clean, and under two corruptions that the head was trained
+on. Network and head then become one module, ready for export.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from misfire_train.tasks import get_task
 
 
 def plain_cnn() -> nn.Sequential:
-    """Two convolutions and a linear layer; layers are named by their place: "0", "2", ..."""
+    """Returns two convolutions and a linear layer; layers are named by position: "0", "2", ..."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -38,7 +38,7 @@ def plain_cnn() -> nn.Sequential:
 
 
 def train(model: nn.Module, examples: Examples, contract: InputContract, *, steps: int) -> None:
-    """A loop as plain as can be."""
+    """Trains the model with cross-entropy on random batches of 64."""
     images = examples.batch(range(len(examples)), contract)
     labels = torch.as_tensor(examples.targets)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -50,9 +50,9 @@ def train(model: nn.Module, examples: Examples, contract: InputContract, *, step
 
 
 def main() -> None:
-    """Trains, attaches, judges."""
+    """Trains the model, attaches a head, and prints the AUROC of each score."""
     parser = argparse.ArgumentParser(description="A failure score for a model of your own.")
-    parser.add_argument("--steps", type=int, default=300, help="of the task model")
+    parser.add_argument("--steps", type=int, default=300, help="Training steps of the task model.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)

@@ -1,10 +1,11 @@
-"""Judge a trained run's failure scores on a labelled folder of your own.
+"""Judges a trained run's failure scores on your own labelled folder.
 
     misfire train --dataset digits --out run
     python examples/scores_on_a_folder.py run image-folder:/path/to/images
 
-The folder holds a sub-folder per class, named as the run's classes; its test half is judged. Prints how well
-each score finds the failures, which one the release gate would trigger on, and the failures it is blind to.
+The folder has one sub-folder per class, named as the run's classes; its test half is judged. The output shows
+how well each score finds the failures, which score the release gate would trigger on, and which failures msp
+is most confident about.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ FREE = ("msp", "entropy", "margin", "energy")
 
 
 def labelled_as(run: Run, name: str) -> Examples:
-    """The folder's test half, its classes numbered as the run numbers them."""
+    """Returns the folder's test half, with the class numbers of the run.
+
+    Raises:
+        MisfireError: the folder has a class that the run does not have.
+    """
     dataset = load_dataset(name)
     unknown = sorted(set(dataset.classes) - set(run.record.classes))
     if unknown:
@@ -40,7 +45,7 @@ def labelled_as(run: Run, name: str) -> Examples:
 
 
 def main() -> None:
-    """Scores every image once, then judges."""
+    """Scores every image once, then judges the scores."""
     parser = argparse.ArgumentParser(description="Judge a run's scores on a folder.")
     parser.add_argument("run", type=Path)
     parser.add_argument("dataset", help="image-folder:PATH, or any data set with the run's classes")
