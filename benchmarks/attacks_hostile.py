@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
-from tests.fleet.conftest import Vehicle, make_offer
-from tests.fleet.foreign_bytes import PLAYLISTS, encoded, many_scans, numbered, png, png_chunk
 
 from benchmarks.attacks_stage import FLEET, HONEST, SCENES, scene
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_runtime.messages import Reply, Send, Stored, Topics, Verdict, encode
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
+from proving_ground.foreign_bytes import PLAYLISTS, encoded, many_scans, numbered, png, png_chunk
 
 Got = dict[str, int]
 

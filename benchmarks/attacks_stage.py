@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tests import pictures
-from tests.fleet.conftest import make_offer
-from tests.fleet.foreign_bytes import numbered
-from tests.fleet.hardened import PASSWORDS, Hardened, hardened
-from tests.services import free_port, stop_process
 
 from misfire_fleet.store import Store
 from misfire_runtime.messages import pack_embedding
 from misfire_runtime.spool import Spool
+from misfire_runtime.testing import make_offer
 from misfire_runtime.uplink import Uplink
+from proving_ground import pictures
+from proving_ground.foreign_bytes import numbered
+from proving_ground.hardened import PASSWORDS, Hardened, hardened
+from proving_ground.services import free_port, stop_process
 
 FLEET = "default"
 HONEST = "car-1"

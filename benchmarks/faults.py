@@ -34,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from tests.faults.audit import Audit
-from tests.faults.chaos_proxy import BESIDE, SAMPLES, Trouble
-from tests.faults.collector_process import STEPS
-from tests.faults.hardship import WAITING, Want, ask, relieve, seal, starve
-from tests.faults.homes import FolderHome, Home, ServerHome, servers
-from tests.faults.proving_ground import Member, ProvingGround
+
+from proving_ground.faults.audit import Audit
+from proving_ground.faults.chaos_proxy import BESIDE, SAMPLES, Trouble
+from proving_ground.faults.collector_process import STEPS
+from proving_ground.faults.ground import Member, ProvingGround
+from proving_ground.faults.hardship import WAITING, Want, ask, relieve, seal, starve
+from proving_ground.faults.homes import FolderHome, Home, ServerHome, servers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -350,7 +351,7 @@ def _commit() -> str:
 
 
 def _mosquitto_version() -> str:
-    from tests.services import find_program
+    from proving_ground.services import find_program
 
     program = find_program("mosquitto", install="apt-get install mosquitto")
     return subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stdout.split("\n")[0]

@@ -27,8 +27,6 @@ from typing import Any
 import av
 import cv2
 import onnxruntime as ort
-from tests.runtime.conftest import write_bundle
-from tests.services import data_root
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.clock import utc_text, wall_time
@@ -38,6 +36,8 @@ from misfire_runtime.preprocess import to_tensor
 from misfire_runtime.sources import open_source
 from misfire_runtime.spool import Spool
 from misfire_runtime.vehicle.pipeline import Vehicle
+from proving_ground.bundles import write_bundle
+from proving_ground.services import data_root
 
 SEED = 1
 

@@ -31,17 +31,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.faults.chaos_proxy import ChaosProxy
-from tests.faults.proving_ground import BROKER_OPTIONS
-from tests.faults.samples import make_payload
-from tests.faults.zygote import Zygote
-from tests.services import mosquitto
-
 from benchmarks.throughput_frames import run_rounds
 from benchmarks.throughput_parts import BarePublisher, fill_spool, spread_over_disk
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import Uplink
+from proving_ground.faults.chaos_proxy import ChaosProxy
+from proving_ground.faults.ground import BROKER_OPTIONS
+from proving_ground.faults.samples import make_payload
+from proving_ground.faults.zygote import Zygote
+from proving_ground.services import mosquitto
 
 SAMPLE_BYTES = 100_000
 OPTIONS = f"{BROKER_OPTIONS}\nset_tcp_nodelay true"

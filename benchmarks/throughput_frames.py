@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from tests.services import data_root
 
 from misfire_runtime.bundle import (
     MODEL,
@@ -36,6 +35,7 @@ from misfire_runtime.preprocess import InputContract, to_tensor
 from misfire_runtime.sources import open_source
 from misfire_runtime.spool import Spool
 from misfire_runtime.vehicle.pipeline import Vehicle
+from proving_ground.services import data_root
 
 SIZE, CLASSES = 224, 10
 CLIP = "solidWhiteRight.mp4"

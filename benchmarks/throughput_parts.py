@@ -17,9 +17,9 @@ from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
-from tests.faults.samples import make_offer
 
 from misfire_runtime.spool import Spool
+from misfire_runtime.testing import make_offer
 
 GROUP = 64
 """As CollectorSettings.group_samples."""
@@ -28,7 +28,7 @@ GROUP = 64
 def fill_spool(spool: Spool, payloads: list[bytes]) -> None:
     """Not part of what is measured."""
     for number, payload in enumerate(payloads):
-        assert spool.add(payload, make_offer(payload, number=number))
+        assert spool.add(payload, make_offer(payload, vehicle="car", number=number))
 
 
 def spread_over_disk(folder: Path) -> None:

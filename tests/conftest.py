@@ -1,14 +1,19 @@
-"""What may be repeated, and what the closing summary says about tests that were skipped.
+"""What may be repeated, what happens without a service, and what the summary says about skipped tests.
 
 A test that drives a browser, or that waits for processes on a machine that may be busy, is repeated at most
-twice; the summary lists each repetition. All others must pass at once.
+twice; the summary lists each repetition. All others must pass at once. A test whose service is not installed
+is skipped; with MISFIRE_REQUIRE_SERVICES=1 it fails.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Generator
 
 import pytest
+
+from proving_ground.services import MissingServiceError
 
 _TIMED = ("tests/faults/", "test_source_stream.py", "test_decoder.py", "test_collector_decoding.py")
 
@@ -19,6 +24,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         browses = "page" in getattr(item, "fixturenames", ())
         if browses or any(part in item.nodeid for part in _TIMED):
             item.add_marker(pytest.mark.flaky(reruns=2))
+
+
+def _skip_or_fail() -> Generator[None, object, object]:
+    """Turns a missing service of the wrapped phase into a skip, or into a failure where all are required."""
+    try:
+        return (yield)
+    except MissingServiceError as error:
+        if os.environ.get("MISFIRE_REQUIRE_SERVICES") == "1":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Sees the services of fixtures."""
+    return (yield from _skip_or_fail())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Sees the services that a test starts itself."""
+    return (yield from _skip_or_fail())
 
 
 @pytest.hookimpl(trylast=True)

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tests.pictures import drawn_figures
 from typer.testing import CliRunner
 
 import misfire_export.sources.inputs
@@ -34,6 +33,7 @@ from misfire_train.fit import train_run
 from misfire_train.runs import Run
 from misfire_train.scores import names_for
 from misfire_train.train_config import parse_train_config
+from proving_ground.pictures import drawn_figures
 
 LABELS: dict[str, Labels] = {"keypoints": "keypoints", "segmentation": "parts", "regression": "boxes"}
 OUTPUTS = {

@@ -13,7 +13,6 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from tests.pictures import view
 
 from misfire_export.errors import ConformanceError
 from misfire_export.graph.trace import trace
@@ -31,6 +30,7 @@ from misfire_train.runs import Run
 from misfire_train.scores import build, gather, names_for
 from misfire_train.signals import Probe, ScoredModel
 from misfire_train.tasks import get_task
+from proving_ground.pictures import view
 
 if os.environ.get("MISFIRE_REQUIRE_SERVICES") != "1":
     pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")

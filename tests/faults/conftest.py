@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.homes import FolderHome, Home, ServerHome, Servers, servers
+
+from proving_ground.faults.homes import FolderHome, Home, ServerHome, Servers, servers
 
 
 @pytest.fixture(scope="session")

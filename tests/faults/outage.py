@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.faults.proving_ground import ProvingGround
+from proving_ground.faults.ground import ProvingGround
 
 OUTAGES = 4
 

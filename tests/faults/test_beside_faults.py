@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.faults.chaos_proxy import BESIDE, Trouble
-from tests.faults.proving_ground import ProvingGround
 
 from misfire_runtime.messages import State
+from proving_ground.faults.chaos_proxy import BESIDE, Trouble
+from proving_ground.faults.ground import ProvingGround
 
 
 @pytest.mark.parametrize("trouble", ["lose", "repeat", "reorder"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.faults.proving_ground import ProvingGround
+from proving_ground.faults.ground import ProvingGround
 
 
 def test_a_broker_killed_again_and_again(tmp_path: Path) -> None:

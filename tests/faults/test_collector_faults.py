@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.faults.chaos_proxy import Trouble
-from tests.faults.collector_process import STEPS
-from tests.faults.homes import FolderHome, Home, ServerHome
-from tests.faults.proving_ground import ProvingGround
-from tests.faults.small_disk import small_disk
-from tests.services import missing
+
+from proving_ground.faults.chaos_proxy import Trouble
+from proving_ground.faults.collector_process import STEPS
+from proving_ground.faults.ground import ProvingGround
+from proving_ground.faults.homes import FolderHome, Home, ServerHome
+from proving_ground.faults.small_disk import small_disk
+from proving_ground.services import missing
 
 
 @pytest.mark.parametrize("step", STEPS)

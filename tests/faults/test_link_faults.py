@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.faults.chaos_proxy import Trouble
-from tests.faults.proving_ground import ProvingGround
-from tests.faults.zygote import ROOT
-from tests.services import find_program, missing, need_root
+
+from proving_ground.faults.chaos_proxy import Trouble
+from proving_ground.faults.ground import ProvingGround
+from proving_ground.faults.zygote import ROOT
+from proving_ground.services import find_program, missing, need_root
 
 
 @pytest.mark.parametrize("trouble", ["lose", "repeat", "reorder", "spoil"])

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.faults.hardship import RENEW, WAITING, Want, ask, relieve, seal, starve
-from tests.faults.homes import FolderHome, Home, ServerHome, StandbyHome, standby
-from tests.faults.proving_ground import Member, ProvingGround
+
+from proving_ground.faults.ground import Member, ProvingGround
+from proving_ground.faults.hardship import RENEW, WAITING, Want, ask, relieve, seal, starve
+from proving_ground.faults.homes import FolderHome, Home, ServerHome, StandbyHome, standby
 
 COUNT = 30
 PROBE_S = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.faults.chaos_proxy import Trouble
-from tests.faults.proving_ground import ProvingGround
+from proving_ground.faults.chaos_proxy import Trouble
+from proving_ground.faults.ground import ProvingGround
 
 CAUSES = {
     "bomb": ("image", "pixels"),

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.faults.homes import ServerHome, Servers
-from tests.faults.proving_ground import ProvingGround
-from tests.services import missing
+
+from proving_ground.faults.ground import ProvingGround
+from proving_ground.faults.homes import ServerHome, Servers
+from proving_ground.services import missing
 
 
 def _down_and_up(servers: Servers, part: str) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.faults.proving_ground import ProvingGround
-from tests.faults.small_disk import small_disk
-from tests.services import missing
+from proving_ground.faults.ground import ProvingGround
+from proving_ground.faults.small_disk import small_disk
+from proving_ground.services import missing
 
 
 def test_killed_fifty_times_at_random_instants_loses_and_duplicates_nothing(tmp_path: Path) -> None:

@@ -1,39 +1,21 @@
-"""Photographs as samples, a real broker, and a vehicle that says exactly what a test wants it to say."""
+"""Photographs as samples, a real broker, collectors, and vehicles that send exactly what a test wants."""
 
 from __future__ import annotations
 
-import hashlib
-import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import paho.mqtt.client as paho
 import pytest
-from tests import pictures
-from tests.services import Mosquitto, ObjectStore, Postgres, mosquitto, object_store, postgres
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.store import Store
 from misfire_fleet.store.blobs import DOCUMENTS
-from misfire_runtime.messages import (
-    Clock,
-    Offer,
-    Reply,
-    Send,
-    Topics,
-    Trigger,
-    Verdict,
-    decode,
-    encode,
-    pack_embedding,
-)
-from misfire_runtime.mqtt.client import BrokerConfig, make_client
-
-FLEET = "proving-ground"
+from misfire_runtime.mqtt.client import BrokerConfig
+from proving_ground import pictures
+from proving_ground.client import FLEET, Vehicle
+from proving_ground.services import Mosquitto, ObjectStore, Postgres, mosquitto, object_store, postgres
 
 
 @pytest.fixture(scope="session")
@@ -51,90 +33,6 @@ def jpeg(photo: bytes) -> Callable[[int], bytes]:
         return photo[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + photo[2:]
 
     return numbered
-
-
-def make_offer(data: bytes, *, vehicle: str = "car-1", **fields: object) -> Offer:
-    """A complete offer of `data`; `fields` replace its own."""
-    values: dict[str, object] = {
-        "id": hashlib.sha256(data).hexdigest(),
-        "vehicle": vehicle,
-        "size": len(data),
-        "captured_at": Clock(wall=1_700_000_000.0, monotonic=5.0, boot_id="boot"),
-        "bundle": "lights@1.0.0",
-        "scores": {"entropy": 0.7},
-        "percentiles": {"entropy": 0.97},
-        "trigger": Trigger(name="target-rate", reason="above its quantile"),
-        "prediction": {"class": "red", "confidence": 0.6},
-        "embedding": pack_embedding(np.ones(8) / np.sqrt(8)),
-        "source": "front",
-    }
-    return Offer.model_validate(values | fields)
-
-
-@dataclass
-class Vehicle:
-    """A bare client: offers what it is given, and hands every verdict to the test."""
-
-    broker: BrokerConfig
-    name: str
-    fleet: str = FLEET
-    verdicts: queue.Queue[Verdict] = field(default_factory=queue.Queue)
-    client: paho.Client | None = None
-
-    @property
-    def topics(self) -> Topics:
-        return Topics(self.fleet, self.name)
-
-    def connect(self) -> None:
-        ready: queue.Queue[bool] = queue.Queue()
-        client = make_client(self.broker, client_id=self.name)
-        client.on_connect = lambda c, *_: c.subscribe(self.topics.reply, qos=1)
-        client.on_subscribe = lambda *_: ready.put(True)
-        client.on_message = lambda _c, _d, message: [
-            self.verdicts.put(verdict) for verdict in decode(Reply, message.payload).verdicts
-        ]
-        client.connect(self.broker.host, self.broker.port)
-        client.loop_start()
-        self.client = client
-        assert ready.get(timeout=10)
-
-    def close(self) -> None:
-        if self.client is not None:
-            self.client.disconnect()
-            self.client.loop_stop()
-
-    def publish(self, topic: str, payload: bytes) -> None:
-        assert self.client is not None
-        self.client.publish(topic, payload, qos=1)
-
-    def offer(self, offer: Offer) -> None:
-        self.publish(self.topics.offer, encode(offer))
-
-    def send(self, data: bytes, send: Send, *, until: int | None = None) -> None:
-        for at in range(send.offset, len(data) if until is None else until, send.chunk_bytes):
-            self.publish(self.topics.data(send.collector, send.id, at), data[at : at + send.chunk_bytes])
-
-    def hear(self, *, timeout_s: float = 20.0) -> Verdict:
-        return self.verdicts.get(timeout=timeout_s)
-
-    def hear_send(self) -> Send:
-        verdict = self.hear()
-        assert isinstance(verdict, Send), verdict
-        return verdict
-
-    def silent(self, *, for_s: float = 0.5) -> bool:
-        try:
-            self.verdicts.get(timeout=for_s)
-        except queue.Empty:
-            return True
-        return False
-
-    def upload(self, data: bytes, **fields: object) -> Verdict:
-        """Offers, sends what is asked for, and returns the last word."""
-        self.offer(make_offer(data, vehicle=self.name, **fields))
-        while isinstance(verdict := self.hear(), Send):
-            self.send(data, verdict)
-        return verdict
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
-from tests.fleet.conftest import eventually, make_offer
+from tests.fleet.conftest import eventually
 
 from misfire_fleet.commands.serve import listen
 from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
+from misfire_runtime.testing import make_offer
 
 
 @contextmanager

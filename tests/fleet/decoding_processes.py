@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from tests.fleet.foreign_bytes import many_scans
+from proving_ground.foreign_bytes import many_scans
 
 _AT_WORK_TICKS = 35
 """Hundredths of a second of processor time: such a process has imported its libraries and decodes."""

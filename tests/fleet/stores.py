@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import psycopg
-from tests.fleet.conftest import make_offer
-from tests.services import ObjectStore, Postgres
 
 from misfire_fleet.store import Store
 from misfire_fleet.store.blobs import FolderBlobs, ObjectBlobs
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import Clock
+from misfire_runtime.testing import make_offer
+from proving_ground.services import ObjectStore, Postgres
 
 NOON = 1_700_000_000.0
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sqlalchemy import text
-from tests.fleet.conftest import CollectorMaker, Vehicle
+from tests.fleet.conftest import CollectorMaker
 from tests.fleet.stores import again, at, sample
 
 from misfire_fleet.store import Store
 from misfire_fleet.store.books import VehicleBooks
 from misfire_runtime.messages import Counters, Stored, Telemetry
+from proving_ground.client import Vehicle
 
 
 def beat(store: Store, vehicle: str, **counters: object) -> None:

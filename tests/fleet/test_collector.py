@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
-from tests.fleet.foreign_bytes import SDP, many_scans
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector import committer as collector_committer
 from misfire_fleet.store import Store
@@ -31,6 +30,9 @@ from misfire_runtime.messages import (
     encode,
 )
 from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
+from proving_ground.foreign_bytes import SDP, many_scans
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]
@@ -63,9 +65,8 @@ def test_an_upload_arrives_byte_identical_and_is_answered_stored(
 def test_png_and_clip_are_taken_too(
     start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, photo: bytes, tmp_path: Path
 ) -> None:
-    from tests.pictures import write_clip
-
     from misfire_runtime.preprocess import decode_image, encode_png
+    from proving_ground.pictures import write_clip
 
     start_collector()
     car = vehicle()

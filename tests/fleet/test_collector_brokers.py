@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
-from tests.services import mosquitto
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.demo.broker import embedded_broker
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Busy, Stored
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.mqtt.connection import Arrived, Connection
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
+from proving_ground.services import mosquitto
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]

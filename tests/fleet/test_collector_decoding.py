@@ -7,14 +7,16 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fleet.conftest import CollectorMaker, Vehicle, make_offer
+from tests.fleet.conftest import CollectorMaker
 from tests.fleet.decoding_processes import costly, processes, signalled
-from tests.fleet.foreign_bytes import encoded, many_scans, numbered
 
 from misfire_fleet.collector.turns import Turns
 from misfire_fleet.decoding.headers import MIB
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Busy, Stored
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
+from proving_ground.foreign_bytes import encoded, many_scans, numbered
 
 VehicleMaker = Callable[..., Vehicle]
 

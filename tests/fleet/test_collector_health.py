@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector import committer as collector_committer
@@ -39,6 +39,8 @@ from misfire_runtime.messages import (
     Telemetry,
     encode,
 )
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
 
 VehicleMaker = Callable[..., Vehicle]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaBook, Refusal
@@ -31,6 +31,8 @@ from misfire_runtime.messages import (
     Verdict,
     pack_embedding,
 )
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]

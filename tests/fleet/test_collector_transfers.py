@@ -8,11 +8,11 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fleet.conftest import make_offer
 
 from misfire_fleet.collector.broker.outbox import MAX_IN_FLIGHT, Outbox
 from misfire_fleet.collector.transfers import Ask, Transfer, Transfers
 from misfire_runtime.messages import Offer, Reply, Send, Stored, decode
+from misfire_runtime.testing import make_offer
 
 CHUNK = 7
 

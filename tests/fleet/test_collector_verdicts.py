@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 import psycopg
 import pytest
-from tests.fleet.conftest import CollectorMaker, Vehicle, eventually, make_offer
-from tests.services import Postgres, postgres
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector import committer as collector_committer
@@ -25,6 +24,9 @@ from misfire_fleet.errors import CheckFailedError, RowRefusedError, StoreUnavail
 from misfire_fleet.store import Store
 from misfire_fleet.store.blobs import Staged
 from misfire_runtime.messages import Busy, Rejected, Stored
+from misfire_runtime.testing import make_offer
+from proving_ground.client import Vehicle
+from proving_ground.services import Postgres, postgres
 
 VehicleMaker = Callable[..., Vehicle]
 

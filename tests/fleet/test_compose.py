@@ -14,14 +14,16 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 import yaml
-from tests.fleet.conftest import FLEET, CollectorMaker, Vehicle, eventually, make_offer
-from tests.fleet.hardened import FLEET_DIR, Hardened, hardened
-from tests.services import find_program
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.commands.collect import read_settings
 from misfire_runtime.messages import MAX_CHUNK_BYTES, MAX_JSON_BYTES, Stored, Topics, encode
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
+from misfire_runtime.testing import make_offer
+from proving_ground.client import FLEET, Vehicle
+from proving_ground.hardened import FLEET_DIR, Hardened, hardened
+from proving_ground.services import find_program
 
 SECRET = "a-group-that-no-vehicle-knows"
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fleet.conftest import FLEET, eventually
-from tests.fleet.hardened import PASSWORDS, Hardened, hardened
+from tests.fleet.conftest import eventually
 
 from misfire_runtime.config.desired import with_desired
 from misfire_runtime.config.tables import VehicleConfig
@@ -19,6 +18,8 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import Uplink
+from proving_ground.client import FLEET
+from proving_ground.hardened import PASSWORDS, Hardened, hardened
 
 
 class Wishes:

@@ -10,11 +10,11 @@ import pytest
 from playwright.sync_api import Page, Request, expect, sync_playwright
 from tests.fleet.conftest import eventually
 from tests.fleet.consoles import add, serving
-from tests.services import CHROMIUM_FLAGS, chromium
 
 from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Clock, State, Trigger
+from proving_ground.services import CHROMIUM_FLAGS, chromium
 
 Numbered = Callable[[int], bytes]
 

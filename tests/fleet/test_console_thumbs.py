@@ -13,13 +13,13 @@ import numpy as np
 import psutil
 import pytest
 from tests.fleet.consoles import add, serving
-from tests.fleet.foreign_bytes import SDP, clip, encoded, many_scans, numbered, png, png_chunk
 
 from misfire_fleet.console import thumbs as serve_thumbs
 from misfire_fleet.console.thumbs import UNREADABLE, WIDTHS
 from misfire_fleet.decoding.decoder import Decoder
 from misfire_fleet.errors import CheckFailedError
 from misfire_fleet.store import Store
+from proving_ground.foreign_bytes import SDP, clip, encoded, many_scans, numbered, png, png_chunk
 
 Numbered = Callable[[int], bytes]
 

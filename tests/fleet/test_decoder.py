@@ -20,7 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fleet.decoding_processes import costly, processes, signalled
-from tests.fleet.foreign_bytes import (
+
+from misfire_fleet.collector.verify import HashMismatchError, verify
+from misfire_fleet.decoding.decoder import Decoder, Verified
+from misfire_fleet.decoding.headers import MIB, VIDEOS, Limits
+from misfire_fleet.errors import CheckFailedError
+from misfire_runtime.errors import ImageError
+from proving_ground.foreign_bytes import (
     PLAYLISTS,
     SDP,
     clip,
@@ -30,12 +36,6 @@ from tests.fleet.foreign_bytes import (
     png_chunk,
     progressive,
 )
-
-from misfire_fleet.collector.verify import HashMismatchError, verify
-from misfire_fleet.decoding.decoder import Decoder, Verified
-from misfire_fleet.decoding.headers import MIB, VIDEOS, Limits
-from misfire_fleet.errors import CheckFailedError
-from misfire_runtime.errors import ImageError
 
 
 @pytest.fixture(scope="module")

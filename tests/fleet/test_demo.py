@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.services import find_program
 
 from misfire_fleet.demo.counting import count
 from misfire_fleet.demo.drive import write_drive
@@ -21,6 +20,7 @@ from misfire_fleet.demo.plan import plan_for
 from misfire_fleet.store import Store
 from misfire_runtime.errors import ConfigError
 from misfire_train.data import load_dataset
+from proving_ground.services import find_program
 
 KEYS = (
     "frames",

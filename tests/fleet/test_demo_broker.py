@@ -7,10 +7,10 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
-from tests.services import find_program
 
 from misfire_fleet.demo.broker import Broker, embedded_broker, find_mosquitto
 from misfire_runtime.errors import MisfireError
+from proving_ground.services import find_program
 
 
 def round_trip(broker: Broker) -> bytes:

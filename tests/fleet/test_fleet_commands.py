@@ -14,8 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.fleet.conftest import FLEET, CollectorMaker, Vehicle, eventually, make_offer
-from tests.services import Mosquitto, free_port
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.simulate.samples import Mint, Picture, read_pictures
 from misfire_fleet.simulate.simulator import Swarm
@@ -24,6 +23,9 @@ from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import Stored
 from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.testing import make_offer
+from proving_ground.client import FLEET, Vehicle
+from proving_ground.services import Mosquitto, free_port
 
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]

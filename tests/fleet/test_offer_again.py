@@ -6,9 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.faults.samples import make_offer as sample_offer
-from tests.faults.samples import make_payload
-from tests.services import Mosquitto
 from typer.testing import CliRunner
 
 from misfire_fleet.commands.app import app
@@ -16,7 +13,10 @@ from misfire_runtime.errors import ConfigError, MisfireError
 from misfire_runtime.messages import Rejected
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
+from misfire_runtime.testing import make_offer
 from misfire_runtime.uplink import Uplink
+from proving_ground.faults.samples import make_payload
+from proving_ground.services import Mosquitto
 
 
 def call(*arguments: str) -> str:
@@ -33,7 +33,7 @@ def test_a_vehicle_that_holds_its_samples_back_offers_them_again(
     with Spool(tmp_path / "spool", reserve_bytes=0) as spool:
         for number in range(12):
             payload = make_payload("again", number)
-            spool.add(payload, sample_offer(payload, number=number, vehicle="held-back"))
+            spool.add(payload, make_offer(payload, number=number, vehicle="held-back"))
         spool.settle_many([Rejected(id=pending.id, reason="ill") for pending in spool.next_offers(12)])
         with pytest.raises(ConfigError, match="held-back is not connected"):
             call("held-back", "--broker", broker.url, "--fleet", "north")

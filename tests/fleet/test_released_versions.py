@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pictures import write_stills
-from tests.runtime.conftest import write_bundle
-from tests.services import Mosquitto, missing, stop_process
+
+from proving_ground.bundles import write_bundle
+from proving_ground.pictures import write_stills
+from proving_ground.services import Mosquitto, missing, stop_process
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = "593fabd"

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 from tests.fleet.stores import again, at, sample, without_tables
-from tests.services import Postgres, find_program
 from typer.testing import CliRunner
 
 from misfire_fleet.errors import StoreError
@@ -27,6 +26,7 @@ from misfire_fleet.store.care.rebuild import rebuild
 from misfire_fleet.store.records import Hold
 from misfire_fleet.store.schema import audit, holds, samples, tombstones
 from misfire_runtime.cli import app
+from proving_ground.services import Postgres, find_program
 
 
 def ids(*numbers: int) -> list[str]:

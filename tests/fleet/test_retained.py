@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.fleet.conftest import FLEET, CollectorMaker, Vehicle, eventually
-from tests.fleet.hardened import Hardened, hardened
+from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector import Collector
 from misfire_runtime.messages import Stored
 from misfire_runtime.mqtt.client import make_client
+from proving_ground.client import FLEET, Vehicle
+from proving_ground.hardened import Hardened, hardened
 
 MANY = 1_000
 

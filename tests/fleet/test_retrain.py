@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fleet.conftest import make_offer
 from typer.testing import CliRunner
 
 from misfire_fleet.errors import StoreError
@@ -20,6 +19,7 @@ from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Clock
 from misfire_runtime.preprocess import decode_image, encode_png
+from misfire_runtime.testing import make_offer
 from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import corrupt
 from misfire_train.data.images import planes

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from tests.fleet.conftest import make_offer
 
 from misfire_fleet.retrain.uploads import labelled_uploads
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import encode_png
+from misfire_runtime.testing import make_offer
 from misfire_train.fit import train_run
 from misfire_train.runs import Run
 from misfire_train.train_config import parse_train_config

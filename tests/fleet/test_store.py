@@ -16,9 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import CursorResult, text
-from tests.fleet.conftest import make_offer
 from tests.fleet.stores import NOON, again, at, sample, without_tables
-from tests.services import ObjectStore, Postgres, object_store, postgres
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
@@ -28,6 +26,8 @@ from misfire_fleet.store.records import Hold, NewSample, SampleFilter
 from misfire_fleet.store.rows import sample_of
 from misfire_fleet.store.schema import metadata
 from misfire_runtime.messages import Clock, Counters, State, Telemetry, Trigger, pack_embedding
+from misfire_runtime.testing import make_offer
+from proving_ground.services import ObjectStore, Postgres, object_store, postgres
 
 
 def test_what_goes_in_comes_out_byte_identical_and_complete(anywhere: Store) -> None:

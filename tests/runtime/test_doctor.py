@@ -23,7 +23,7 @@ from misfire_runtime.commands.doctor import Finding, examine, lifetime, onnxrunt
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.mqtt.certificates import not_after, validity
 from misfire_runtime.spool import Spool
-from services import free_port, mosquitto
+from proving_ground.services import free_port, mosquitto
 
 UTC = datetime.timezone.utc
 

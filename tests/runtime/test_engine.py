@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import pictures
 
 from misfire_runtime.bundle import (
     MANIFEST,
@@ -27,6 +26,7 @@ from misfire_runtime.engines.onnx import OnnxRuntimeEngine
 from misfire_runtime.engines.scoring import Scorer, percentile, quantile
 from misfire_runtime.errors import BundleError, EngineError
 from misfire_runtime.preprocess import decode_image, to_tensor
+from proving_ground import pictures
 
 
 def remade(path: Path, **changes: Any) -> Bundle:

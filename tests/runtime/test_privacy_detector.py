@@ -20,7 +20,7 @@ from misfire_runtime.config.tables import parse_config
 from misfire_runtime.errors import PrivacyError
 from misfire_runtime.preprocess import decode_image
 from misfire_runtime.samples.privacy import Privacy
-from services import data_root
+from proving_ground.services import data_root
 
 PATCH, CELLS, STRIDE = 32, 8, 8
 HEIGHT, WIDTH = 256, 448

@@ -24,7 +24,7 @@ from misfire_runtime.config.tables import VehicleConfig, parse_config
 from misfire_runtime.preprocess import encode_png
 from misfire_runtime.spool import Spool
 from misfire_runtime.vehicle.session import run_vehicle
-from services import Mosquitto, mosquitto, stop_process
+from proving_ground.services import Mosquitto, mosquitto, stop_process
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from rtsp_camera import RtspCamera
-from tests.faults.samples import make_offer, make_payload
 
 from misfire_runtime.config.tables import parse_config, read_config
 from misfire_runtime.errors import EngineError, MisfireError, SourceError
@@ -37,10 +36,12 @@ from misfire_runtime.messages import (
 )
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
 from misfire_runtime.spool import Spool
+from misfire_runtime.testing import make_offer
 from misfire_runtime.vehicle import session
 from misfire_runtime.vehicle.pipeline import Vehicle
 from misfire_runtime.vehicle.session import run_vehicle
-from services import Mosquitto, free_port, mosquitto
+from proving_ground.faults.samples import make_payload
+from proving_ground.services import Mosquitto, free_port, mosquitto
 
 
 @pytest.fixture

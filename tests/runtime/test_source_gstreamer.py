@@ -16,7 +16,7 @@ import pytest
 from misfire_runtime.errors import SourceError
 from misfire_runtime.sources import FrameReader, open_source
 from misfire_runtime.sources.gstreamer import PROGRAM, GStreamerPipeline
-from services import find_program
+from proving_ground.services import find_program
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from rtsp_camera import RtspCamera
 
 from misfire_runtime.sources import FrameReader, open_source
 from misfire_runtime.sources.stream import LiveStream
-from services import free_port
+from proving_ground.services import free_port
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from vehicle_support import make, run
 from misfire_runtime.errors import SourceError
 from misfire_runtime.preprocess import encode_jpeg, encode_png
 from misfire_runtime.sources import Frame, FrameReader, SourceCounts, open_source
-from services import data_root
+from proving_ground.services import data_root
 
 
 def read_all(reader: FrameReader, *, limit_s: float = 30.0) -> list[Frame]:

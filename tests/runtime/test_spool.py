@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.services import missing, need_root
 
 from misfire_runtime.errors import DiskFullError, SpoolError
 from misfire_runtime.messages import (
@@ -36,6 +35,7 @@ from misfire_runtime.spool.ballast import BALLAST_BYTES
 from misfire_runtime.spool.files import SampleFiles
 from misfire_runtime.spool.inspection import rejected
 from misfire_runtime.spool.schema import MIGRATIONS, connect
+from proving_ground.services import missing, need_root
 
 
 def offer_of(

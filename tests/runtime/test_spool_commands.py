@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.samples import make_offer, make_payload
 from typer.testing import CliRunner
 
 from misfire_fleet.collector import Collector
@@ -26,8 +25,10 @@ from misfire_runtime.messages import Offer, Rejected, decode
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
 from misfire_runtime.spool.schema import MIGRATIONS, connect
+from misfire_runtime.testing import make_offer
 from misfire_runtime.uplink import Uplink
-from services import Mosquitto, free_port, mosquitto
+from proving_ground.faults.samples import make_payload
+from proving_ground.services import Mosquitto, free_port, mosquitto
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services import find_program, missing, need_root
+from proving_ground.services import find_program, missing, need_root
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "runtime" / "systemd" / "misfire-vehicle.service"

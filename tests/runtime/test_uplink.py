@@ -15,10 +15,6 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 from authority import Authority
-from tests.faults.proving_ground import BROKER_OPTIONS, IMPATIENT
-from tests.faults.samples import make_offer, make_payload
-from tests.faults.small_disk import small_disk
-from tests.services import Mosquitto, free_port, missing, mosquitto, need_root
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector.settings import CollectorSettings
@@ -44,10 +40,15 @@ from misfire_runtime.messages import (
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
 from misfire_runtime.spool import Spool
 from misfire_runtime.spool.ballast import BALLAST_BYTES
+from misfire_runtime.testing import make_offer
 from misfire_runtime.uplink import Uplink
 from misfire_runtime.uplink.bandwidth import Bandwidth
 from misfire_runtime.uplink.settings import UplinkSettings
 from misfire_runtime.uplink.side import DesiredWorker
+from proving_ground.faults.ground import BROKER_OPTIONS, IMPATIENT
+from proving_ground.faults.samples import make_payload
+from proving_ground.faults.small_disk import small_disk
+from proving_ground.services import Mosquitto, free_port, missing, mosquitto, need_root
 
 FLEET = "uplink-tests"
 QUICK = UplinkSettings.model_validate(IMPATIENT)
@@ -124,7 +125,7 @@ def fill(spool: Spool, count: int, *, size: int = 20_000, start: int = 0) -> dic
     payloads = {}
     for number in range(start, start + count):
         payload = make_payload("uplink", number, size=size)
-        offer = make_offer(payload, number=number)
+        offer = make_offer(payload, number=number, vehicle="car")
         assert spool.add(payload, offer)
         payloads[offer.id] = payload
     return payloads
@@ -319,18 +320,18 @@ def test_samples_that_lie_are_rejected_with_the_reason_and_the_rest_arrives(
 ) -> None:
     good = fill(spool, 2)
     noise = b"no picture at all " * 100
-    spool.add(noise, make_offer(noise))
+    spool.add(noise, make_offer(noise, vehicle="car"))
     clip = make_payload("lie", 1)
-    spool.add(clip, make_offer(clip, media_type="image/png"))
+    spool.add(clip, make_offer(clip, media_type="image/png", vehicle="car"))
     bomb = (
         bytes.fromhex("89504e470d0a1a0a0000000d49484452")
         + (100_000).to_bytes(4, "big") * 2
         + b"\x08\x06" * 20
     )
     bomb += b"\x00\x00\x00\x00IEND\xaeB`\x82"
-    spool.add(bomb, make_offer(bomb, media_type="image/png"))
+    spool.add(bomb, make_offer(bomb, media_type="image/png", vehicle="car"))
     large = make_payload("large", 1, size=300_000)
-    spool.add(large, make_offer(large))
+    spool.add(large, make_offer(large, vehicle="car"))
     with collecting(tmp_path / "fleet", address, max_sample_bytes=200_000) as store:
         with uplinked(spool, address) as uplink:
             assert uplink.drain(30)
@@ -379,8 +380,8 @@ def test_a_metered_link_carries_what_matters_only(
     tmp_path: Path, address: BrokerConfig, spool: Spool
 ) -> None:
     low, high = make_payload("low", 0), make_payload("high", 1)
-    spool.add(low, make_offer(low, priority=2))
-    spool.add(high, make_offer(high, priority=8))
+    spool.add(low, make_offer(low, priority=2, vehicle="car"))
+    spool.add(high, make_offer(high, priority=8, vehicle="car"))
     frugal = Bandwidth(metered=True, metered_min_priority=5)
     with (
         collecting(tmp_path / "fleet", address) as store,
@@ -388,7 +389,7 @@ def test_a_metered_link_carries_what_matters_only(
     ):
         assert eventually(lambda: spool.counters().stored == 1)
         assert not uplink.drain(0.5)
-        assert [s.id for s in store.newest(5)] == [make_offer(high).id]
+        assert [s.id for s in store.newest(5)] == [make_offer(high, vehicle="car").id]
 
 
 # paho leaves the socket of a failed TLS handshake to the garbage collector.

@@ -23,7 +23,7 @@ from misfire_runtime.service.logs import Throttle
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import Uplink
 from misfire_runtime.uplink.settings import UplinkSettings
-from services import find_program, free_port, mosquitto
+from proving_ground.services import find_program, free_port, mosquitto
 
 QUICK = UplinkSettings(reconnect_s=0.05, reconnect_max_s=0.1)
 # paho leaves the socket of a failed TLS handshake to the garbage collector, which is to come here, not later.

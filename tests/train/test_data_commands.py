@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from tests.services import data_root
 from typer.testing import CliRunner
 
 from misfire_runtime.errors import MisfireError
 from misfire_train.data.commands import app
+from proving_ground.services import data_root
 
 
 def misfire(*arguments: str, data: Path | None = None) -> Result:

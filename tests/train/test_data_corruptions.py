@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import pictures
 
 from misfire_runtime.errors import ConfigError
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES, SEVERITIES, corrupt, corrupt_all
 from misfire_train.data.images import DecodedImages
+from proving_ground import pictures
 
 NAMES = tuple(FAMILIES)
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.services import free_port
 
 from misfire_train.data.catalogue import DataFile, Entry
 from misfire_train.data.download import fetch
 from misfire_train.errors import DatasetError
+from proving_ground.services import free_port
 
 CONTENT = bytes(range(256)) * 1000
 

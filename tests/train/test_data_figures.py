@@ -7,7 +7,6 @@ import hashlib
 import cv2
 import numpy as np
 import pytest
-from tests.pictures import drawn_figures
 
 from misfire_train.data import Dataset
 from misfire_train.data.drawn.drawing import sample_wardrobe
@@ -30,6 +29,7 @@ from misfire_train.data.drawn.poses import (
     R_WRIST,
     sample_pose,
 )
+from proving_ground.pictures import drawn_figures
 
 
 @pytest.fixture(scope="module")

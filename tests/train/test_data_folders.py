@@ -9,14 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tests import pictures
-from tests.pictures import drawn_figures
-from tests.services import data_root
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
 from misfire_train.data import load_dataset
 from misfire_train.errors import DatasetError
+from proving_ground import pictures
+from proving_ground.pictures import drawn_figures
+from proving_ground.services import data_root
 
 
 def write_lights(folder: Path, *, per_class: int = 8, layout: str = "{label}/{i}.png") -> list[Path]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.services import data_root
 
 from misfire_train.data import load_dataset
 from misfire_train.data.catalogue import DataFile, data_roots, entries, open_file, state
 from misfire_train.data.readers.published import read_idx
 from misfire_train.errors import DatasetError
+from proving_ground.services import data_root
 
 SIZES = {
     "digits": (1352, 445, 10, (8, 8)),

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.pictures import drawn_figures
 from typer.testing import CliRunner
 
 from misfire_runtime.cli import app
@@ -22,6 +21,7 @@ from misfire_train.data.drawn.figures import Labels
 from misfire_train.data.drawn.poses import JOINTS
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.runs import RECORD, load_run, run_splits
+from proving_ground.pictures import drawn_figures
 
 SIDE, TRAIN, TEST = 48, 150, 130
 BIGGER = {"width": 96, "height": 96}

@@ -1,7 +1,7 @@
 """Pictures for tests that need no particular one: views of the two photographs that scikit-learn bundles.
 
 view(3) is always the same pixels; `write_stills` and `write_clip` make folders and films of such views, so
-that tests run where no real data is. A test that is about real data asks `tests.services.data_root`.
+that tests run where no real data is. A test that is about real data asks `proving_ground.services.data_root`.
 """
 
 from __future__ import annotations

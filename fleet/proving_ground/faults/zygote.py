@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Zygote:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.zygote"],
+                [sys.executable, "-m", "proving_ground.faults.zygote"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -104,8 +104,8 @@ class Zygote:
 
 
 def _serve() -> None:
-    from tests.faults.collector_process import run_collector
-    from tests.faults.vehicle_process import run_vehicle
+    from proving_ground.faults.collector_process import run_collector
+    from proving_ground.faults.vehicle_process import run_vehicle
 
     kinds: dict[str, Callable[[dict[str, Any]], None]] = {"vehicle": run_vehicle, "collector": run_collector}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

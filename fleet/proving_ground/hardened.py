@@ -14,11 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.services import find_program, free_port, stop_process, wait_for_port
 
 from misfire_runtime.mqtt.client import BrokerConfig
+from proving_ground.services import find_program, free_port, stop_process, wait_for_port
 
-FLEET_DIR = Path(__file__).resolve().parents[2] / "fleet"
+FLEET_DIR = Path(__file__).resolve().parents[1]
 DAY = datetime.timedelta(days=1)
 PASSWORDS = {"collector": "a password", "operator": "another password"}
 

@@ -1,6 +1,7 @@
-"""Real services for tests: found on this machine, started on free loopback ports, ended by their process id.
+"""Starts real services: found on this machine, on free loopback ports, ended by their process id.
 
-Without a service its tests skip and say what to install; with MISFIRE_REQUIRE_SERVICES=1 they fail instead.
+A service that is not installed raises MissingServiceError, which names the remedy. Tests that meet one are
+skipped, or fail if MISFIRE_REQUIRE_SERVICES=1 (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -22,24 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import pytest
 
-
-def services_required() -> bool:
-    """True where a missing service is a failure: in CI."""
-    return os.environ.get("MISFIRE_REQUIRE_SERVICES") == "1"
+class MissingServiceError(Exception):
+    """Something that a test or benchmark runs against is not installed here."""
 
 
 def missing(what: str, remedy: str) -> NoReturn:
-    """Fails where services are required, skips elsewhere."""
-    text = f"{what} is not here; {remedy}"
-    if services_required():
-        pytest.fail(text)
-    pytest.skip(text)
+    """Raises MissingServiceError with the remedy."""
+    raise MissingServiceError(f"{what} is not here; {remedy}")
 
 
 def need_root(what: str) -> None:
-    """Fails or skips, as `missing`, where this is not root."""
+    """Raises MissingServiceError if this process is not root."""
     if os.geteuid() != 0:
         missing(what, "run as root")
 
@@ -49,7 +44,6 @@ def find_program(name: str, *, install: str) -> str:
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(_server_folders()))
     if found is None:
         missing(name, install)
-    assert found is not None
     return found
 
 
@@ -65,7 +59,7 @@ def _server_folders() -> list[str]:
 def data_root() -> Path:
     """The folder of real data sets: MISFIRE_DATA, else ../shared/data beside the checkout."""
     named = os.environ.get("MISFIRE_DATA")
-    root = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
     if not root.is_dir():
         missing(f"the real data ({root})", "set MISFIRE_DATA to the folder that holds it")
     return root
@@ -82,11 +76,11 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    pytest.fail("no free port found between 15000 and 30000")
+    raise OSError("no free port found between 15000 and 30000")
 
 
 def wait_for_port(port: int, *, timeout_s: float = 20.0) -> None:
-    """Returns once something listens on the loopback port; fails the test after `timeout_s`."""
+    """Returns once something listens on the loopback port; raises TimeoutError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with socket.socket() as probe:
@@ -94,7 +88,7 @@ def wait_for_port(port: int, *, timeout_s: float = 20.0) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.02)
-    pytest.fail(f"nothing listens on port {port} after {timeout_s} s")
+    raise TimeoutError(f"nothing listens on port {port} after {timeout_s} s")
 
 
 def stop_process(process: subprocess.Popen[bytes], *, timeout_s: float = 10.0) -> None:
@@ -164,7 +158,6 @@ def chromium() -> str:
         if found:
             return found
     missing("chromium", "apt-get install chromium")
-    raise AssertionError
 
 
 CHROMIUM_FLAGS = [

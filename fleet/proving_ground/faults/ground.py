@@ -17,14 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.faults.audit import Audit, audit
-from tests.faults.chaos_proxy import ChaosProxy, Trouble
-from tests.faults.homes import FolderHome, Home
-from tests.faults.wishes import Wishes
-from tests.faults.zygote import Child, Zygote
-from tests.services import Mosquitto, mosquitto
-
 from misfire_fleet.store import Store
+from proving_ground.faults.audit import Audit, audit
+from proving_ground.faults.chaos_proxy import ChaosProxy, Trouble
+from proving_ground.faults.homes import FolderHome, Home
+from proving_ground.faults.wishes import Wishes
+from proving_ground.faults.zygote import Child, Zygote
+from proving_ground.services import Mosquitto, mosquitto
 
 IMPATIENT = {
     "reoffer_s": 0.5,

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
-from tests.faults.small_disk import SmallDisk, small_disk
-from tests.faults.zygote import ROOT
-from tests.services import (
+
+from misfire_fleet.store import Store
+from proving_ground.faults.small_disk import SmallDisk, small_disk
+from proving_ground.faults.zygote import ROOT
+from proving_ground.services import (
     Postgres,
     find_program,
     free_port,
@@ -34,8 +36,6 @@ from tests.services import (
     stop_process,
     wait_for_port,
 )
-
-from misfire_fleet.store import Store
 
 _DATABASE_MIB = 128
 
@@ -80,7 +80,7 @@ class FolderHome:
 
 @dataclass
 class S3:
-    """tests.faults.s3_server as a process; `kill` and `start` keep what it had acknowledged."""
+    """proving_ground.faults.s3_server as a process; `kill` and `start` keep what it had acknowledged."""
 
     file: Path
     port: int = field(default_factory=free_port)
@@ -93,7 +93,7 @@ class S3:
 
     def start(self) -> None:
         """Starts and waits until it listens."""
-        command = [sys.executable, "-W", "ignore", "-m", "tests.faults.s3_server", str(self.port)]
+        command = [sys.executable, "-W", "ignore", "-m", "proving_ground.faults.s3_server", str(self.port)]
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen([*command, str(self.file)], cwd=ROOT, stdout=quiet, stderr=quiet)
         wait_for_port(self.port, timeout_s=60)

@@ -1,4 +1,4 @@
-"""Samples by number: pictures that are all different, and the offers that fit them."""
+"""Makes samples by number: pictures that are all different, and some that no fleet must take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import zlib
 from functools import cache
 
 import cv2
-import numpy as np
-from tests.pictures import view
 
-from misfire_runtime import clock
-from misfire_runtime.messages import Clock, Offer, Trigger, pack_embedding
+from proving_ground.pictures import view
 
 
 @cache
@@ -64,24 +61,3 @@ def _bomb(name: bytes, side: int = 32_000) -> bytes:
 @cache
 def _rows(side: int) -> bytes:
     return zlib.compress(bytes((side // 8 + 1) * side), 9)
-
-
-def make_offer(payload: bytes, *, vehicle: str = "car", number: int = 0, **fields: object) -> Offer:
-    """A complete offer of `payload`; `fields` replace its own."""
-    rng = np.random.default_rng(number)
-    embedding = rng.normal(size=32)
-    values: dict[str, object] = {
-        "id": hashlib.sha256(payload).hexdigest(),
-        "vehicle": vehicle,
-        "size": len(payload),
-        "captured_at": Clock(wall=clock.wall_time(), monotonic=5.0, boot_id=clock.boot_id()),
-        "bundle": "lights@1.0.0",
-        "scores": {"entropy": 0.7},
-        "percentiles": {"entropy": (number % 100) / 100},
-        "trigger": Trigger(name="target-rate", reason="above its quantile"),
-        "prediction": {"class": "red", "confidence": 0.6},
-        "embedding": pack_embedding(embedding / np.linalg.norm(embedding)),
-        "source": "front",
-        "frame": number,
-    }
-    return Offer.model_validate(values | fields)

@@ -1,6 +1,6 @@
 """moto's S3 with a memory: what it answered with success survives a kill -9, as an object store's word must.
 
-    python -m tests.faults.s3_server PORT FILE
+    python -m proving_ground.faults.s3_server PORT FILE
 
 Every successful PUT, POST and DELETE is appended to FILE before its answer leaves; a start repeats the file
 before it listens. moto itself keeps everything in memory, so that a kill would lose what it had acknowledged.

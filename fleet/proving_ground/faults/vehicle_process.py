@@ -17,9 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.faults.collector_process import set_clock
-from tests.faults.samples import make_offer, make_payload, make_trick
-
 from misfire_runtime import clock
 from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import DiskFullError
@@ -27,11 +24,14 @@ from misfire_runtime.messages import Clock, Desired, Reported, Telemetry
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
 from misfire_runtime.spool import files as spool_files
+from misfire_runtime.testing import make_offer
 from misfire_runtime.uplink import Uplink
 from misfire_runtime.uplink.bandwidth import Bandwidth
 from misfire_runtime.uplink.settings import UplinkSettings
 from misfire_runtime.vehicle.live_config import LiveConfig
 from misfire_runtime.vehicle.probation import Probation, Vitals
+from proving_ground.faults.collector_process import set_clock
+from proving_ground.faults.samples import make_payload, make_trick
 
 TEN_YEARS_S = 10 * 365.25 * 86400
 
@@ -142,7 +142,9 @@ def _capture(
         if config.get("broken") and number % int(config["broken"]) == 0:
             payload = b"no picture " + payload[11:]
         payload, fields = make_trick(config.get("tricks", {}).get(str(number)), payload)
-        offer = make_offer(payload, number=number, **{"vehicle": vehicle, "priority": number % 10, **fields})
+        now = Clock(wall=clock.wall_time(), monotonic=5.0, boot_id=clock.boot_id())
+        given = {"vehicle": vehicle, "priority": number % 10, "captured_at": now, **fields}
+        offer = make_offer(payload, number=number, **given)
         if _is_at_fault(number, config):
             journal.write(f"b {number} {offer.id}")
         journal.write(f"i {number} {offer.id}")

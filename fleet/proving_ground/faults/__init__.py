@@ -1,0 +1,1 @@
+"""Runs a fleet of real processes and breaks them: kills, cut links, full disks, frozen databases."""
