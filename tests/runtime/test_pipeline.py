@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from vehicle_support import EVERY, NONE, make, run
+from vehicle_support import EVERY, NONE, camera, make, run
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import VehicleConfig, parse_config
@@ -19,7 +18,7 @@ from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError, DiskFullError, EngineError
 from misfire_runtime.messages import unpack_embedding
 from misfire_runtime.preprocess import decode_image, encode_jpeg, encode_png
-from misfire_runtime.sources import Frame, SourceCounts, open_source
+from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.triggers.random_stream import recorded_identity
 
 
@@ -133,33 +132,12 @@ def test_a_slow_disk_slows_a_recording_and_loses_nothing(bundle: Bundle, store: 
     assert report.spooled == 60 and report.lost == {}
 
 
-class Camera:
-    """A live source of random pictures."""
-
-    live = True
-    name = "front"
-
-    def __init__(self, frames: int, *, period_s: float) -> None:
-        self.counts = SourceCounts()
-        self._frames, self._period_s = frames, period_s
-
-    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        rng = np.random.default_rng(0)
-        for index in range(self._frames):
-            if stop.wait(self._period_s):
-                return
-            yield Frame(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), "front", index, "front")
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_slow_disk_does_not_slow_a_camera_and_what_is_lost_is_counted(
     bundle: Bundle, store: Any, tmp_path: Path
 ) -> None:
     store.slow_s = 0.2
     text = EVERY + "[spool]\nqueue = 1\n[degrade]\nenabled = false\n"
-    report = run(make(bundle, store, tmp_path, [Camera(100, period_s=0.005)], text))
+    report = run(make(bundle, store, tmp_path, [camera(100, period_s=0.005)], text))
     assert report.lost["queue full"] > 20
     assert report.spooled + report.lost["queue full"] == report.frames
     assert report.frames + report.dropped == 100
@@ -168,7 +146,7 @@ def test_a_slow_disk_does_not_slow_a_camera_and_what_is_lost_is_counted(
 def test_under_load_a_camera_is_thinned_but_its_random_stream_is_whole(
     bundle: Bundle, store: Any, tmp_path: Path
 ) -> None:
-    vehicle = make(bundle, store, tmp_path, [Camera(120, period_s=0.01)], NONE + "[degrade]\nhold_s = 1e6\n")
+    vehicle = make(bundle, store, tmp_path, [camera(120, period_s=0.01)], NONE + "[degrade]\nhold_s = 1e6\n")
     vehicle.ladder.step = 4
     vehicle._random.rate = 0.2
     stream, run_id = vehicle._random, vehicle._run_id
@@ -320,7 +298,7 @@ def test_ticks_come_from_the_living_frame_path(bundle: Bundle, store: Any, tmp_p
         bundle,
         store,
         tmp_path,
-        [Camera(250, period_s=0.01)],
+        [camera(250, period_s=0.01)],
         on_tick=lambda _vehicle: ticks.append(time.monotonic()),
     )
     stop = threading.Event()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import EngineError, SourceError
 from misfire_runtime.messages import Desired, Reported
 from misfire_runtime.preprocess import encode_png
-from misfire_runtime.sources import Frame, SourceCounts
+from misfire_runtime.testing import ListSource
 from misfire_runtime.vehicle.live_config import MAX_FIRST_VERSION, MAX_RISE, LiveConfig
 from misfire_runtime.vehicle.probation import DesiredStore, Probation, Trial, Vitals, harm
 
@@ -137,27 +138,6 @@ def _answer(version: int) -> dict[str, Any]:
     return {"v": 1, "version": version, "bundle": "small@1.0.0", "reason": ""}
 
 
-class Camera:
-    """Good pictures, and from `bad_from` on empty ones, which cannot be scored."""
-
-    live = True
-    name = "front"
-
-    def __init__(self, *, bad_from: int) -> None:
-        self.counts = SourceCounts()
-        self._bad_from = bad_from
-
-    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        index = 0
-        while not stop.wait(0.01):
-            side = 8 if index < self._bad_from else 0
-            yield Frame(np.zeros((side, side, 3), np.uint8), "front", index, "front")
-            index += 1
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
 def live(bundle: Any, store: Any, tmp_path: Path) -> Any:
     """`live(probation, sources)`: a LiveConfig, its vehicle, and what it reported later."""
@@ -230,7 +210,9 @@ def test_memory_that_grows_takes_a_wish_back_at_once(live: Any, tmp_path: Path) 
 
 
 def test_frames_that_come_and_are_not_scored_take_a_wish_back(live: Any) -> None:
-    config, vehicle, later = live(Probation(seconds=600, unscored_s=0.3), [Camera(bad_from=20)])
+    good, empty = (np.zeros((side, side, 3), np.uint8) for side in (8, 0))
+    camera = ListSource(chain(repeat(good, 20), repeat(empty)), live=True, period_s=0.01)
+    config, vehicle, later = live(Probation(seconds=600, unscored_s=0.3), [camera])
     stop = threading.Event()
     thread = threading.Thread(target=vehicle.run, args=(stop,))
     thread.start()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from vehicle_support import NONE, make, run
 
 from misfire_runtime.preprocess import encode_jpeg, encode_png
 from misfire_runtime.samples.clips import ClipFrame, mux_mjpeg
-from misfire_runtime.sources import Frame, SourceCounts, open_source
+from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.spool import Spool
+from misfire_runtime.testing import ListSource
 from misfire_runtime.triggers.random_stream import RandomStream, kept_seed, recorded_identity
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -130,25 +130,6 @@ def test_kill_9_in_the_middle_draws_no_frame_twice(bundle: Any, tmp_path: Path) 
     assert captured == drawn(folder, spool / "vehicle" / "seed.json", rate=0.5)
 
 
-class Camera:
-    """A live source that always shows the same picture."""
-
-    live = True
-    name = "front"
-
-    def __init__(self) -> None:
-        self.counts = SourceCounts()
-
-    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        for index in range(60):
-            if stop.wait(0.004):
-                return
-            yield Frame(np.full((8, 8, 3), index, np.uint8), "front", index, "front")
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_restarted_camera_is_not_sampled_at_the_same_indices(
     bundle: Any, new_store: Any, tmp_path: Path
 ) -> None:
@@ -156,7 +137,9 @@ def test_a_restarted_camera_is_not_sampled_at_the_same_indices(
     runs = []
     for _ in range(3):
         store = new_store()
-        run(make(bundle, store, tmp_path, [Camera()], stream_at(0.5) + "[degrade]\nenabled = false\n"))
+        pictures = [np.full((8, 8, 3), number, np.uint8) for number in range(60)]
+        source = ListSource(pictures, live=True, period_s=0.004)
+        run(make(bundle, store, tmp_path, [source], stream_at(0.5) + "[degrade]\nenabled = false\n"))
         runs.append([offer.frame for offer in store.offers])
     assert runs[0] and runs[0] != runs[1] != runs[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from vehicle_support import make, run
 
 from misfire_runtime.errors import SourceError
 from misfire_runtime.preprocess import encode_jpeg, encode_png
-from misfire_runtime.sources import Frame, FrameReader, SourceCounts, open_source
+from misfire_runtime.sources import Frame, FrameReader, open_source
+from misfire_runtime.testing import ListSource
 from proving_ground.services import data_root
 
 
@@ -49,28 +50,6 @@ def read_all(reader: FrameReader, *, limit_s: float = 30.0) -> list[Frame]:
 
 def picture(value: int, *, size: int = 8) -> np.ndarray:
     return np.full((size, size, 3), value, np.uint8)
-
-
-class Camera:
-    """A live source whose timing the test decides."""
-
-    live = True
-
-    def __init__(self, name: str, frames: int, *, period_s: float = 0.0, silent_s: float = 0.0) -> None:
-        self.name = name
-        self.counts = SourceCounts()
-        self._frames, self._period_s, self._silent_s = frames, period_s, silent_s
-        self.produced = threading.Event()
-
-    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        for index in range(start, self._frames):
-            yield Frame(picture(index % 256), self.name, index, self.name)
-            stop.wait(self._period_s)
-        self.produced.set()
-        stop.wait(self._silent_s)
-
-    def close(self) -> None:
-        pass
 
 
 def test_a_clip_gives_every_frame_with_its_time_in_order(clip: Path) -> None:
@@ -177,9 +156,9 @@ def test_a_reader_goes_on_at_an_index(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_live_source_gives_the_newest_frame_and_counts_the_rest() -> None:
-    camera = Camera("front", 50, silent_s=20.0)
+    camera = ListSource(map(picture, range(50)), live=True, silent_s=20.0)
     reader = FrameReader([camera])
-    assert camera.produced.wait(10)
+    assert camera.exhausted.wait(10)
     frame = reader.next(1.0)
     assert frame is not None and frame.index == 49
     assert camera.counts.dropped == 49
@@ -189,7 +168,7 @@ def test_a_live_source_gives_the_newest_frame_and_counts_the_rest() -> None:
 
 
 def test_a_silent_live_source_is_stalled_not_ended_and_recovers() -> None:
-    camera = Camera("front", 3, period_s=0.4, silent_s=30.0)
+    camera = ListSource(map(picture, range(3)), live=True, period_s=0.4, silent_s=30.0)
     reader = FrameReader([camera], stall_s=0.15)
     seen: list[tuple[str, ...]] = []
     deadline = time.monotonic() + 10
@@ -214,16 +193,10 @@ def test_several_cameras_share_a_reader_and_keep_their_order(tmp_path: Path) -> 
 
 
 def test_one_lost_source_does_not_end_the_other_and_is_raised_at_the_end(tmp_path: Path) -> None:
-    class Broken(Camera):
-        live = False
-
-        def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-            raise OSError("cable out")
-            yield
-
     for number in range(10):
         (tmp_path / f"{number}.png").write_bytes(encode_png(picture(number)))
-    reader = FrameReader([Broken("b", 1), open_source(str(tmp_path), name="good")])
+    broken = ListSource([], name="b", failure=OSError("cable out"))
+    reader = FrameReader([broken, open_source(str(tmp_path), name="good")])
     frames = []
     with pytest.raises(SourceError, match="b: OSError: cable out"):
         for _ in range(100):
@@ -236,7 +209,9 @@ def test_one_lost_source_does_not_end_the_other_and_is_raised_at_the_end(tmp_pat
 
 def test_closing_ends_the_threads_of_a_source_that_waits(clip: Path) -> None:
     before = threading.active_count()
-    reader = FrameReader([open_source(str(clip)), Camera("c", 10**9, period_s=0.01)])
+    reader = FrameReader(
+        [open_source(str(clip)), ListSource(itertools.repeat(picture(0)), live=True, period_s=0.01)]
+    )
     assert reader.next(5.0) is not None
     reader.close()
     assert threading.active_count() == before

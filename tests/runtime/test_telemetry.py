@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,15 @@ from ddsketch import DDSketch
 from ddsketch.pb.ddsketch_pb2 import DDSketch as SketchMessage
 from ddsketch.pb.proto import DDSketchProto
 from prometheus_client.parser import text_string_to_metric_families
-from vehicle_support import EVERY, NONE, make
-from wish_process import EndlessCamera
+from vehicle_support import EVERY, NONE, camera, make
 
 from misfire_runtime.config.tables import DegradeTable
 from misfire_runtime.errors import ConfigError, SourceError
 from misfire_runtime.messages import Telemetry, decode, encode
 from misfire_runtime.service.logs import JsonLines, set_up_logs
 from misfire_runtime.service.systemd import ServiceNotifier
-from misfire_runtime.sources import Frame
 from misfire_runtime.state.statistics import SKETCH_ACCURACY
+from misfire_runtime.testing import ListSource
 from misfire_runtime.vehicle import pipeline, telemetry
 from misfire_runtime.vehicle.degrade import STEPS, Ladder, read_temperature_c
 from misfire_runtime.vehicle.telemetry import TelemetryServer, health, heartbeat
@@ -103,7 +102,7 @@ def test_health_is_false_within_seconds_of_a_frame_path_that_hangs(
 ) -> None:
     assert telemetry.STANDING_S <= 5, "seconds, not half a minute"
     monkeypatch.setattr(telemetry, "STANDING_S", 1.0)
-    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], EVERY)
+    vehicle = make(bundle, store, tmp_path, [camera(period_s=0.01)], EVERY)
     real, hang, let_go, stop = vehicle.scorer.score, threading.Event(), threading.Event(), threading.Event()
 
     def score(image: Any) -> Any:
@@ -127,22 +126,12 @@ def test_health_is_false_within_seconds_of_a_frame_path_that_hangs(
         vehicle.close()
 
 
-class LostCamera(EndlessCamera):
-    """Gives a frame and fails for good."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = "rear"
-
-    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        yield Frame(np.zeros((8, 8, 3), np.uint8), "rear", 0, "rear")
-        raise SourceError("rear: unplugged")
-
-
 def test_health_names_a_camera_that_failed_while_another_goes_on(
     bundle: Any, store: Any, tmp_path: Path
 ) -> None:
-    vehicle = make(bundle, store, tmp_path, [EndlessCamera(), LostCamera()], EVERY)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    lost = ListSource([picture], name="rear", live=True, failure=SourceError("rear: unplugged"))
+    vehicle = make(bundle, store, tmp_path, [camera(period_s=0.01), lost], EVERY)
     stop = threading.Event()
     thread = threading.Thread(target=vehicle.run, args=(stop,))
     thread.start()
@@ -160,7 +149,7 @@ def test_health_is_false_when_frames_come_and_none_is_scored(
 ) -> None:
     monkeypatch.setattr(telemetry, "STANDING_S", 0.5)
     monkeypatch.setattr(pipeline, "MAX_ENGINE_FAILURES", 10**9)
-    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], EVERY)
+    vehicle = make(bundle, store, tmp_path, [camera(period_s=0.01)], EVERY)
     stop = threading.Event()
     thread = threading.Thread(target=vehicle.run, args=(stop,))
     thread.start()
@@ -180,7 +169,7 @@ def test_a_vehicle_that_scores_only_its_random_stream_is_well(
     bundle: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telemetry, "STANDING_S", 0.3)
-    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], NONE + "[degrade]\nenabled = false\n")
+    vehicle = make(bundle, store, tmp_path, [camera(period_s=0.01)], NONE + "[degrade]\nenabled = false\n")
     vehicle.ladder.step = 4
     stop = threading.Event()
     thread = threading.Thread(target=vehicle.run, args=(stop,))
@@ -244,7 +233,7 @@ def test_a_sketch_answers_within_its_accuracy(driven: Any) -> None:
 def test_a_full_disk_is_a_problem_until_the_store_takes_samples_again(
     bundle: Any, store: Any, tmp_path: Path
 ) -> None:
-    vehicle = make(bundle, store, tmp_path, [EndlessCamera()], EVERY)
+    vehicle = make(bundle, store, tmp_path, [camera(period_s=0.01)], EVERY)
     stop = threading.Event()
     thread = threading.Thread(target=vehicle.run, args=(stop,))
     thread.start()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.sources import open_source
+from misfire_runtime.testing import ListSource
 from misfire_runtime.vehicle.pipeline import Vehicle
 
 EVERY = '[triggers.all]\nkind = "threshold"\nabove = -1e9\n'
@@ -33,3 +37,11 @@ def run(vehicle: Vehicle, stop: threading.Event | None = None) -> Any:
     report = vehicle.run(stop or threading.Event())
     vehicle.close()
     return report
+
+
+def camera(frames: int | None = None, *, period_s: float, side: int = 32) -> ListSource:
+    """Returns a live source of random pictures; None: without an end."""
+    rng = np.random.default_rng(0)
+    numbers = itertools.count() if frames is None else range(frames)
+    images = (rng.integers(0, 256, (side, side, 3)).astype(np.uint8) for _ in numbers)
+    return ListSource(images, live=True, period_s=period_s)

@@ -10,40 +10,19 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from vehicle_support import camera
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.messages import Desired, Reported
-from misfire_runtime.sources import Frame, SourceCounts
 from misfire_runtime.spool import Spool
 from misfire_runtime.vehicle.live_config import LiveConfig
 from misfire_runtime.vehicle.pipeline import Vehicle
 from misfire_runtime.vehicle.probation import Probation
-
-
-class EndlessCamera:
-    """Random pictures, 100 per second."""
-
-    live = True
-    name = "front"
-
-    def __init__(self) -> None:
-        self.counts = SourceCounts()
-
-    def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        index, rng = start, np.random.default_rng(0)
-        while not stop.wait(0.01):
-            yield Frame(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8), "front", index, "front")
-            index += 1
-
-    def close(self) -> None:
-        pass
 
 
 def say(**fields: Any) -> None:
@@ -68,7 +47,7 @@ def main(bundle: str, folder: str, probation: str, wish: str) -> None:
         VehicleConfig(),
         scorer=Scorer.load(Bundle.open(Path(bundle))),
         store=spool,
-        sources=[EndlessCamera()],
+        sources=[camera(period_s=0.01, side=16)],
         state_dir=Path(folder) / "state",
         on_tick=tick,
     )
