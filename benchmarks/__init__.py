@@ -1,1 +1,1 @@
-"""Measurements and experiments; each is started from the repository root: `python -m benchmarks.NAME`."""
+"""Holds measurements and experiments; `python -m benchmarks` lists them."""

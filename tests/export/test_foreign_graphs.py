@@ -11,7 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from benchmarks.foreign_models import draw_weights, photographs
 from export_cases import examples_of, seeded_images
 from onnx import TensorProto, helper, numpy_helper
 
@@ -26,6 +25,7 @@ from misfire_export.sources.onnx_open import load_graph
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples, split
+from proving_ground.model_zoo import draw_weights, photographs
 
 IMAGENET = InputContract(height=224, width=224)
 OPTIONS = Options(name="foreign", version="1.0.0")
@@ -62,7 +62,7 @@ def test_the_last_layer_of_zoo_architectures_is_found(name: str, channels: int, 
 def test_a_resnet_50_is_exported_whole_and_answers_as_its_file_on_photographs(
     out: Path, tmp_path: Path
 ) -> None:
-    """The other architectures of the zoo: python -m benchmarks.foreign_models."""
+    """The other architectures of the zoo: python benchmarks/science/foreign_models.py."""
     held_out = photographs(12, seed=1)
     bundle = export_onnx(
         zoo_graph("resnet50", tmp_path / "m.onnx"),

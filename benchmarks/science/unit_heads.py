@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.detection_table import Observed, differences, markdown, plain, points, pool
-from misfire_runtime.clock import utc_text, wall_time
+from benchmarks.record import command_line, finish, work_folder
+from benchmarks.science.detection_table import Observed, differences, markdown, points, pool
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.failures import settle_failures
-from misfire_train.fit import git_commit, train_run, versions
+from misfire_train.fit import train_run
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.heads.data import LossSet, checked_losses, collect, corrupted_copies, join_sets
 from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
@@ -47,7 +46,6 @@ HEAD = "learning_loss_pp"
 class Bench:
     """What to measure. references: free scores that the goal compares with.  accuracy: its JSON name."""
 
-    script: str
     dataset: str
     task: str
     data_note: str
@@ -187,19 +185,20 @@ def load_views(path: Path) -> tuple[dict[str, Observed], FailureRecord]:
     return views, FailureRecord.model_validate_json(str(arrays["failure"]))
 
 
-def options(description: str) -> argparse.Namespace:
+def options_of(description: str) -> argparse.Namespace:
     """The command line of both benchmarks."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = command_line(description, seeds=(0, 1, 2))
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("detectors-work"))
+    parser.add_argument("--work", type=Path, help="networks and scores are kept here; default detectors-work")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--replicates", type=int, default=500)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--resume", action="store_true", help="Take judged seeds from --work.")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    chosen.work = work_folder(chosen)
+    if chosen.quick:
+        chosen.replicates = min(chosen.replicates, 50)
+        chosen.seeds = chosen.seeds[:1]
+    return chosen
 
 
 def measure(bench: Bench, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -235,13 +234,9 @@ def measure(bench: Bench, chosen: argparse.Namespace) -> dict[str, Any]:
     }
     met = {view: all(paired[view][name]["aurc"]["wins"] for name in bench.references) for view in VIEWS}
     return {
-        "command": " ".join(["python", f"benchmarks/{bench.script}", *sys.argv[1:]]),
-        "date": utc_text(wall_time()),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "seeds": chosen.seeds,
-        "quick": chosen.quick,
         "data": bench.data_note,
+        "epochs": chosen.epochs,
+        "replicates": chosen.replicates,
         "test_images": len(test),
         bench.accuracy: accuracy,
         "failure_thresholds": [failure.threshold for failure in failures],
@@ -253,11 +248,8 @@ def measure(bench: Bench, chosen: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(bench: Bench, description: str) -> None:
-    """Runs it, writes --out, and prints a table, or JSON."""
-    chosen = options(description)
+def judge(file: str, description: str, bench: Bench) -> int:
+    """Runs one of the benchmarks, given its file and docstring, and returns the exit status."""
+    chosen = options_of(description)
     result = measure(bench, chosen)
-    if chosen.out is not None:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(plain(result)) if chosen.json else markdown(result["tables"], metrics=METRICS))
+    return finish(file, result, chosen, summary=markdown(result["tables"], metrics=METRICS))

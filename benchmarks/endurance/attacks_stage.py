@@ -39,7 +39,7 @@ SECRET = "known-to-collectors-only"
 STOLEN = ("evil", *(f"evil-{number}" for number in range(8)), "collector", "operator", "_canary")
 """Common names of the stolen certificates."""
 _PERIOD_S = 0.2
-_FLEET_DIR = Path(__file__).resolve().parents[1] / "fleet"
+_FLEET_DIR = Path(__file__).resolve().parents[2] / "fleet"
 SCENES = 4096
 
 

@@ -1,6 +1,6 @@
 """Every failure score on one table: registered scores, the papers' heads, ensembles; losers too.
 
-    python -m benchmarks.detectors_all --seeds 0 1 2 --json --out benchmarks/results/detectors_all.json
+    python benchmarks/science/detectors_all.py --out benchmarks/results/science/detectors_all.json
 
 The networks, images, weather and default head are those of detectors.py, and its --work is shared. Scores of
 many passes are dear, so all scores are compared on the same random part of the test half (--frames), in the
@@ -13,7 +13,6 @@ network's MSP. Mean and standard deviation over seeds; paired intervals over ima
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.detection_table import Observed, differences, plain, points, pool
-from benchmarks.detector_scores import (
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import finish, record, run, write
+from benchmarks.science.detection_table import Observed, differences, points, pool
+from benchmarks.science.detector_scores import (
     JOINT,
     PASSES,
     REGISTERED,
@@ -34,11 +37,9 @@ from benchmarks.detector_scores import (
     members,
     named,
 )
-from benchmarks.detectors import add_options, judge_default, shifted_views, sizes
-from misfire_runtime.clock import utc_text, wall_time
+from benchmarks.science.detectors import judge_default, options_of, settle, shifted_views, sizes
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.fit import git_commit, versions
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import SCORES, compute
 from misfire_train.scores.fitting import batches, evaluating
@@ -155,17 +156,12 @@ def mean_of_families(table: Mapping[str, Any], kind: str) -> dict[str, float]:
 def report(
     seeds: Sequence[dict[str, Observed]], joint: Sequence[dict[str, Observed]], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Everything that the JSON holds."""
+    """Everything that was measured so far."""
     table = tables(seeds)
     return {
-        "command": f"python -m benchmarks.detectors_all --seeds {' '.join(map(str, options.seeds))} "
-        f"--frames {options.frames} --replicates {options.replicates} "
-        f"--joint-seeds {' '.join(map(str, options.joint_seeds))}".rstrip()
-        + " --quick" * options.quick,
-        "date": utc_text(wall_time()),
-        "git_commit": git_commit(),
-        "versions": versions(),
         "seeds": options.seeds[: len(seeds)],
+        "replicates": options.replicates,
+        "joint_seeds": options.joint_seeds,
         "frames": len(seeds[0]["clean"].failed),
         "failures": {view: [int(one[view].failed.sum()) for one in seeds] for view in VIEWS},
         "passes": PASSES,
@@ -213,17 +209,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(out: Path | None, result: Mapping[str, Any]) -> None:
-    """The JSON, where one is asked for."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(plain(dict(result)), indent=1) + "\n", encoding="utf-8")
-
-
-def main() -> None:
+def main() -> int:
     """Runs it and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_options(parser)
+    parser = options_of(__doc__)
     parser.add_argument("--frames", type=int, default=1000, help="Test images that all scores share.")
     parser.add_argument(
         "--joint-seeds",
@@ -233,6 +221,7 @@ def main() -> None:
         help="Seeds for which Learning Loss trains its own.",
     )
     options = parser.parse_args()
+    settle(options, seeds=(0, 1, 2))
     dataset = load_dataset("fashion-mnist", root=options.data)
     whole = dataset.test.take(range(300)) if options.quick else dataset.test
     options.frames = min(options.frames, len(whole))
@@ -241,19 +230,19 @@ def main() -> None:
     merged, joint = [], []
     result: dict[str, Any] = {}
     for seed in options.seeds:
-        run, judged = judge_default(options, seed=seed, dataset=dataset, test=whole)
+        own, judged = judge_default(options, seed=seed, dataset=dataset, test=whole)
         others = members(seed, **sizes(options))
-        columns = score_views(run, dataset, test, others, seed=seed, work=options.work)
+        columns = score_views(own, dataset, test, others, seed=seed, work=options.work)
         merged.append(merge(judged, columns, rows))
         if seed in options.joint_seeds:
             joint.append(joint_views(options, test, seed=seed))
         print(f"seed {seed}: done", file=sys.stderr, flush=True)
         result = report(merged, joint, options)
-        write(options.out, result)  # after every seed: an interrupted benchmark has something to show
+        # After every seed, so that an interrupted benchmark has something to show.
+        write(record(__file__, result, options), options.out)
     result["default_against"] = against(merged, replicates=options.replicates)
-    write(options.out, result)
-    print(json.dumps(plain(result)) if options.json else markdown(result))
+    return finish(__file__, result, options, summary=markdown(result))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

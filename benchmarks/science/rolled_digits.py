@@ -1,6 +1,6 @@
 """Writes a regression task as files: handwritten digits, each rolled by a known angle, and a CSV of angles.
 
-    python -m benchmarks.rolled_digits --out rolled
+    python benchmarks/science/rolled_digits.py --folder rolled
     misfire train --dataset csv-regression:rolled/table.csv --epochs 8 --out run
     misfire evaluate run --scores all --shift noise,fog,blur,night --out judged
 
@@ -10,13 +10,19 @@ about one). Training images come from MNIST's training half, test images from it
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import math
+import sys
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
 from misfire_runtime.preprocess import Image
 from misfire_train.data import Examples, load_dataset
 
@@ -43,22 +49,28 @@ def write_half(examples: Examples, name: str, folder: Path, *, count: int, seed:
     return lines
 
 
-def main() -> None:
-    """Writes OUT/table.csv and its images."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+def main() -> int:
+    """Writes FOLDER/table.csv and its images."""
+    parser = command_line(__doc__)
+    parser.add_argument("--folder", type=Path, help="where to write; rolled, or a temporary one if quick")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--train", type=int, default=6000)
     parser.add_argument("--test", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.quick:
+        options.train, options.test = 100, 50
     mnist = load_dataset("mnist", root=options.data)
-    lines = ["image,roll,split"]
-    for name, examples, count in (("train", mnist.train, options.train), ("test", mnist.test, options.test)):
-        lines += write_half(examples, name, options.out, count=count, seed=options.seed)
-    (options.out / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(options.out / "table.csv")
+    with tempfile.TemporaryDirectory(prefix="misfire-rolled-") as temporary:
+        folder = options.folder or Path(temporary if options.quick else "rolled")
+        lines = ["image,roll,split"]
+        halves = (("train", mnist.train, options.train), ("test", mnist.test, options.test))
+        for name, examples, count in halves:
+            lines += write_half(examples, name, folder, count=count, seed=options.seeds[0])
+        table = "\n".join(lines) + "\n"
+        (folder / "table.csv").write_text(table, encoding="utf-8")
+    result = {"images": len(lines) - 1, "table_sha256": hashlib.sha256(table.encode()).hexdigest()}
+    return finish(__file__, result, options)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,6 +1,6 @@
 """Which score finds the frames whose joints are wrong: free scores of heatmaps against the per-joint head.
 
-    python -m benchmarks.keypoints --seeds 0 1 2 --json --out benchmarks/results/keypoints.json
+    python benchmarks/science/keypoints.py --seeds 0 1 2 --out benchmarks/results/science/keypoints.json
 
 Data: `figures`, articulated figures drawn over real photographs (made, not photographed); the test half
 stands on other photographs than the training half. Per seed a small heatmap network is trained, then the
@@ -11,10 +11,16 @@ holdout (its threshold is in the JSON, per seed). --quick: a small part, to see 
 
 from __future__ import annotations
 
-from benchmarks.unit_heads import Bench, main
+import sys
+from pathlib import Path
+
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import run
+from benchmarks.science.unit_heads import Bench, judge
 
 BENCH = Bench(
-    script="keypoints.py",
     dataset="figures",
     task="keypoints",
     data_note="figures drawn over real photographs; not photographs of people",
@@ -22,5 +28,11 @@ BENCH = Bench(
     references=("mean_peak", "self_residual", "multi_peak_entropy"),
 )
 
+
+def main() -> int:
+    """Runs it and prints a table, or JSON."""
+    return judge(__file__, __doc__, BENCH)
+
+
 if __name__ == "__main__":
-    main(BENCH, (__doc__ or "").splitlines()[0])
+    run(main)

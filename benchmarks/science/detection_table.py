@@ -103,19 +103,6 @@ def differences(
     return result
 
 
-def plain(value: Any) -> Any:
-    """The same with None where a number is not defined (no failures, or nothing else): JSON has no NaN."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, np.bool_):
-        return bool(value)
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return float(value) if isinstance(value, np.floating) else value
-
-
 def markdown(views: Mapping[str, Mapping[str, Mapping[str, float]]], *, metrics: Sequence[str]) -> str:
     """Scores by row, best first in the first view; metrics in per cent."""
     names = list(next(iter(views.values())))

@@ -1,7 +1,7 @@
 """Selection and judging beside other people's: how many times faster, how they grow, how much memory.
 
     pip install 'misfire[peers]' -c constraints.txt
-    python -m benchmarks.peers --quick --json
+    python benchmarks/speed/peers.py --quick --json
 
 Both sides run in one process, in turn, on the same float32 pool and one thread; a ratio is the median
 processor time of scikit-activeml over that of misfire (`aurc`: misfire's AURC of a million over one argsort).
@@ -11,17 +11,13 @@ time is that of the selection alone. Without the extra only misfire itself is me
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,11 +25,14 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
 from misfire_train.judge.metrics import aurc
 from misfire_train.selection import select
 
 POOL, WIDTH, BUDGET, CLASSES = 20_000, 128, 200, 10
-RESULT = Path(__file__).parent / "results" / "peers.json"
 
 
 def interleave(calls: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
@@ -198,10 +197,36 @@ def measure_memory(*, k: int) -> dict[str, Any]:
     return dict(json.loads(answer.stdout))
 
 
+def main() -> int:
+    """Measures, records and prints."""
+    options = command_line(__doc__).parse_args()
+    # Limits hold for what is loaded: scikit-learn brings the OpenMP that scikit-activeml computes with.
+    importlib.import_module("sklearn.metrics")
+    threadpool_limits(1)
+    rounds, seed = 3 if options.quick else 7, options.seeds[0]
+    peers = measure_peers(rounds=rounds, seed=seed)
+    judged = measure_aurc(rounds=3 * rounds, seed=seed)
+    # 20 picks from the million show the growth of memory as 200 do.
+    memory = measure_memory(k=20 if options.quick else 200)
+    result = {
+        "peer_versions": versions(),
+        "setting": {"pool": POOL, "width": WIDTH, "k": BUDGET, "classes": CLASSES, "rounds": rounds},
+        "ratios": {**peers.pop("ratios"), "aurc": judged["ratio"]},
+        "peers": peers,
+        "aurc": judged,
+        "growth": measure_growth(rounds=rounds, seed=seed),
+        "million_row_k_center": memory,
+    }
+    lines = [f"{name:10} {ratio:8.2f}" for name, ratio in result["ratios"].items()]
+    size = f"{memory['ratio']:.2f} x the input"
+    lines.append(f"k-center of a million rows: peak {size}, {memory['seconds']:.1f} s")
+    return finish(__file__, result, options, summary="\n".join(lines))
+
+
 def versions() -> dict[str, str]:
-    """Of everything that takes part."""
-    found = {"python": platform.python_version()}
-    for name in ("misfire", "numpy", "scikit-learn", "scipy", "scikit-activeml"):
+    """Versions of everything that takes part."""
+    found = {}
+    for name in ("scikit-learn", "scipy", "scikit-activeml"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -209,47 +234,5 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Measures, writes the result, prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="3 rounds and 20 picks from the million, not 7 and 200"
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
-    # Limits hold for what is loaded: scikit-learn brings the OpenMP that scikit-activeml computes with.
-    importlib.import_module("sklearn.metrics")
-    threadpool_limits(1)
-    rounds = 3 if options.quick else 7
-    peers = measure_peers(rounds=rounds, seed=options.seed)
-    judged = measure_aurc(rounds=3 * rounds, seed=options.seed)
-    result = {
-        "command": "python -m benchmarks.peers" + (" --quick" if options.quick else "") + " --json",
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "seed": options.seed,
-        "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "blas_threads": 1},
-        "versions": versions(),
-        "setting": {"pool": POOL, "width": WIDTH, "k": BUDGET, "classes": CLASSES, "rounds": rounds},
-        "ratios": {**peers.pop("ratios"), "aurc": judged["ratio"]},
-        "peers": peers,
-        "aurc": judged,
-        "growth": measure_growth(rounds=rounds, seed=options.seed),
-        "million_row_k_center": measure_memory(k=20 if options.quick else 200),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    for name, ratio in result["ratios"].items():
-        print(f"{name:10} {ratio:8.2f}")
-    memory = result["million_row_k_center"]
-    print(f"k-center of a million rows: peak {memory['ratio']:.2f} x the input, {memory['seconds']:.1f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run(main)

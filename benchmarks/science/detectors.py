@@ -1,6 +1,6 @@
 """Which failure score finds a classifier's mistakes: every one-pass score and the learned heads.
 
-    python -m benchmarks.detectors --seeds 0 1 2 --json --out benchmarks/results/detectors.json
+    python benchmarks/science/detectors.py --seeds 0 1 2 --out benchmarks/results/science/detectors.json
 
 Per seed: a small ResNet is trained on a share of 12,000 Fashion-MNIST images and a head on others of the
 12,000, which the network never saw. Then all 10,000 test images are scored: clean, and once under each
@@ -15,7 +15,6 @@ a small part, to see that it runs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,11 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.detection_table import Observed, View, differences, markdown, plain, points, pool
-from misfire_runtime.clock import utc_text, wall_time
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, record, run, work_folder, write
+from benchmarks.science.detection_table import Observed, View, differences, markdown, points, pool
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.fit import git_commit, train_run, versions
+from misfire_train.fit import train_run
 from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
 from misfire_train.heads.data import LossSet, collect, corrupted_copies, image_batches, join_sets
 from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
@@ -241,7 +243,6 @@ def judge_default(
 ) -> tuple[Run, dict[str, Observed]]:
     """The network of a seed, and the default head beside the one-pass scores in every view."""
     work: Path = options.work
-    work.mkdir(parents=True, exist_ok=True)
     recipe = recipe_named("learning-loss-pp")
     recipe = replace(recipe, steps=40) if options.quick else recipe
     run = train(seed, **sizes(options))
@@ -259,23 +260,29 @@ def sizes(options: argparse.Namespace) -> dict[str, Any]:
     return {"work": options.work, "data": options.data, "epochs": epochs, "limit": limit}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that this benchmark shares with detectors_all.py."""
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+def options_of(description: str, *, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+    """The options of the benchmarks that share these networks and their --work."""
+    parser = command_line(description, seeds=seeds)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("detectors-work"))
+    parser.add_argument("--work", type=Path, help="networks and scores are kept here; default detectors-work")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--replicates", type=int, default=300)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    return parser
 
 
-def main() -> None:
+def settle(options: argparse.Namespace, *, seeds: Sequence[int]) -> None:
+    """Fills in what --quick decides: a folder that goes again, one seed, few resamples."""
+    options.work = work_folder(options)
+    if options.quick:
+        options.replicates = min(options.replicates, 50)
+        if options.seeds == list(seeds):
+            options.seeds = options.seeds[:1]
+
+
+def main() -> int:
     """Runs it and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_options(parser)
-    options = parser.parse_args()
+    options = options_of(__doc__).parse_args()
+    settle(options, seeds=(0, 1, 2))
     dataset = load_dataset("fashion-mnist", root=options.data)
     test = dataset.test.take(range(300)) if options.quick else dataset.test
     judged: list[dict[str, Observed]] = []
@@ -284,31 +291,25 @@ def main() -> None:
         judged.append(judge_default(options, seed=seed, dataset=dataset, test=test)[1])
         print(f"seed {seed} judged", file=sys.stderr, flush=True)
         result = report(judged, options, test_images=len(test))
-        if options.out is not None:  # after every seed: an interrupted benchmark has something to show
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
+        # After every seed, so that an interrupted benchmark has something to show.
+        write(record(__file__, result, options), options.out)
     shown = {view: result["tables"][view] for view in GOALS}
-    print(json.dumps(plain(result)) if options.json else markdown(shown, metrics=("auroc", "aurc")))
+    return finish(__file__, result, options, summary=markdown(shown, metrics=("auroc", "aurc")))
 
 
 def report(
     judged: Sequence[dict[str, Observed]], options: argparse.Namespace, *, test_images: int
 ) -> dict[str, Any]:
-    """Everything that the JSON holds."""
+    """Everything that was measured so far."""
     return {
-        "command": f"python -m benchmarks.detectors --seeds {' '.join(map(str, options.seeds))} "
-        f"--epochs {options.epochs} --replicates {options.replicates}" + " --quick" * options.quick,
-        "date": utc_text(wall_time()),
-        "git_commit": git_commit(),
-        "versions": versions(),
         "seeds": options.seeds[: len(judged)],
-        "quick": options.quick,
         "test_images": test_images,
         "accuracy": [float(1 - s["clean"].failed.mean()) for s in judged],
+        "epochs": options.epochs,
         "replicates": options.replicates,
         **summarise(judged, replicates=options.replicates),
     }
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,4 +1,4 @@
-"""The hostile side of `benchmarks.attacks`: `python -m benchmarks.attacks_hostile NAME STAGE`.
+"""The hostile side of attacks.py, which starts `python -m benchmarks.endurance.attacks_hostile NAME STAGE`.
 
 STAGE is a JSON file with the port, the folder of stolen certificates, the console's address, and how many
 seconds to attack. Each attack goes on until its time is over, and returns what it got and must not.
@@ -28,7 +28,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 
-from benchmarks.attacks_stage import FLEET, HONEST, SCENES, scene
+from benchmarks.endurance.attacks_stage import FLEET, HONEST, SCENES, scene
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_runtime.messages import Reply, Send, Stored, Topics, Verdict, encode
 from misfire_runtime.mqtt.client import BrokerConfig, make_client

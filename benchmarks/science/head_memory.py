@@ -1,6 +1,6 @@
 """How much of the training set the default head must remember: rows of the bank, and numbers kept of each.
 
-    python -m benchmarks.head_memory --seeds 101 102 --json --out benchmarks/results/head_memory.json
+    python benchmarks/science/head_memory.py --seeds 101 102 --out benchmarks/results/science/head_memory.json
 
 For choosing sizes, so it never looks at a test half: networks and images are those of head_copies.py. The
 small ResNet's embedding has 128 numbers and is kept whole by default; here also by 32 and 16 principal
@@ -16,14 +16,19 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 
-from benchmarks.detectors import observe, shifted_views
-from benchmarks.head_copies import UNSEEN, Rows, gains, gather, tuning, unseen_by
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import run
+from benchmarks.science.detectors import observe, shifted_views
+from benchmarks.science.head_copies import UNSEEN, Rows, gains, gather, tuning, unseen_by
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.heads import ResidualHead, recipe_named
 from misfire_train.heads.data import collect, join_sets
@@ -98,5 +103,10 @@ def markdown(seeds: Sequence[Rows]) -> str:
     return "\n".join(lines)
 
 
+def main() -> int:
+    """Runs it and prints a table, or JSON."""
+    return tuning(__file__, __doc__, tune, markdown)
+
+
 if __name__ == "__main__":
-    tuning("head_memory", __doc__ or "", tune, markdown)
+    run(main)

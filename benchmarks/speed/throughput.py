@@ -1,6 +1,6 @@
 """What the promise costs: uploads against a bare loop, bytes on the wire, frames per second.
 
-    python -m benchmarks.throughput --json [--quick]
+    python benchmarks/speed/throughput.py --json [--quick]
 
 upload       samples of 100 KB from a filled spool to `stored`, both sides durable, over the rate of a bare
              loop that publishes the same bytes at QoS 1 to one that writes and fsyncs each on arrival, in
@@ -22,17 +22,19 @@ Rounds of both alternate in one run; each ratio is that of the medians.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
+import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput_frames import run_rounds
-from benchmarks.throughput_parts import BarePublisher, fill_spool, spread_over_disk
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
+from benchmarks.speed.throughput_frames import run_rounds
+from benchmarks.speed.throughput_parts import BarePublisher, fill_spool, spread_over_disk
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import Uplink
@@ -47,8 +49,8 @@ OPTIONS = f"{BROKER_OPTIONS}\nset_tcp_nodelay true"
 """As the configuration that is shipped."""
 
 
-def main() -> None:
-    """Measures, prints, and writes a results file where `--out` names one."""
+def main() -> int:
+    """Measures, prints and records."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="misfire-throughput-", dir=options.folder) as folder:
         uploads = _uploads(Path(folder), samples=options.samples, rounds=options.rounds)
@@ -63,23 +65,15 @@ def main() -> None:
         "upload_pictures": statistics.median(uploads["misfire_pictures"])
         / statistics.median(uploads["bare"]),
     }
-    report = {
+    result = {
         "ratios": {name: round(value, 4) for name, value in ratios.items()},
         "samples_per_s": uploads,
         "frames_per_s": frames,
         "samples": options.samples,
         "sample_bytes": SAMPLE_BYTES,
         "disk": options.disk,
-        "command": "python -m benchmarks.throughput --json" + " --quick" * options.quick,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            **{name: version(name) for name in ("misfire", "paho-mqtt", "onnxruntime", "av")},
-            "python": platform.python_version(),
-        },
     }
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report) if options.json else json.dumps(report["ratios"], indent=2))
+    return finish(__file__, result, options)
 
 
 def _uploads(folder: Path, *, samples: int, rounds: int) -> dict[str, Any]:
@@ -140,10 +134,7 @@ def _wire(folder: Path, port: int) -> float:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer samples and rounds")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("--folder", type=Path, help="where the disk is that shall be measured")
     parser.add_argument("--disk", default="", help="what it is, for the record")
     options = parser.parse_args()
@@ -154,4 +145,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

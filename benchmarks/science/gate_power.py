@@ -1,6 +1,6 @@
 """How many held-out errors the release gate needs before it ships the default head on Fashion-MNIST.
 
-    python -m benchmarks.gate_power --json --out benchmarks/results/gate_power.json
+    python benchmarks/science/gate_power.py --json --out benchmarks/results/science/gate_power.json
 
 Takes the scores that detectors.py kept in --work (the head, and its refits without each corruption family),
 and gives the gate random parts of the test half: clean frames, and the same under four held-out families. For
@@ -9,19 +9,20 @@ each size: how often the head passed, and the gain on clean frames with its inte
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.detection_table import Observed, plain
-from benchmarks.detectors import add_options, judge_default
-from misfire_runtime.clock import utc_text, wall_time
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import finish, run
+from benchmarks.science.detection_table import Observed
+from benchmarks.science.detectors import judge_default, options_of, settle
 from misfire_train.data import load_dataset
-from misfire_train.fit import git_commit
 from misfire_train.judge import choose_score
 from misfire_train.judge.gate import GateResult
 
@@ -72,20 +73,21 @@ def row(results: Sequence[tuple[int, GateResult]], frames: int) -> dict[str, Any
     }
 
 
-def main() -> None:
+def main() -> int:
     """Runs it and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_options(parser)
+    parser = options_of(__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=[300, 500, 1000, 2000, 5000, 10_000])
     parser.add_argument("--draws", type=int, default=2, help="Random parts per seed and size.")
     parser.set_defaults(replicates=200)
     options = parser.parse_args()
+    settle(options, seeds=(0, 1, 2))
     dataset = load_dataset("fashion-mnist", root=options.data)
     test = dataset.test.take(range(300)) if options.quick else dataset.test
+    sizes = [150, 300] if options.quick else options.frames
     results: dict[int, list[tuple[int, GateResult]]] = {}
     for seed in options.seeds:
         _, judged = judge_default(options, seed=seed, dataset=dataset, test=test)
-        for frames in options.frames:
+        for frames in sizes:
             draws = options.draws if frames < len(test) else 1
             for draw in range(draws):
                 rng = np.random.default_rng([seed, frames, draw])
@@ -95,18 +97,8 @@ def main() -> None:
                     (failures, gate(judged, chosen, replicates=options.replicates))
                 )
     rows = [row(found, frames) for frames, found in sorted(results.items())]
-    report = {
-        "command": f"python -m benchmarks.gate_power --seeds {' '.join(map(str, options.seeds))} "
-        f"--frames {' '.join(map(str, options.frames))} --draws {options.draws} "
-        f"--replicates {options.replicates}" + " --quick" * options.quick,
-        "date": utc_text(wall_time()),
-        "git_commit": git_commit(),
-        "shifts": SHIFTS,
-        "rows": rows,
-    }
-    if options.out is not None:
-        Path(options.out).write_text(json.dumps(plain(report), indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(plain(report)) if options.json else markdown(rows))
+    report = {"shifts": SHIFTS, "draws": options.draws, "replicates": options.replicates, "rows": rows}
+    return finish(__file__, report, options, summary=markdown(rows))
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -127,4 +119,4 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,6 +1,6 @@
 """A hostile vehicle against the shipped configuration: what does an honest one notice, and what is let in?
 
-    python -m benchmarks.attacks --json [--only NAME ...] [--seconds 12] [--out FILE]
+    python benchmarks/endurance/attacks.py --json [--only NAME ...] [--seconds 12] [--out FILE]
 
 Each attack gets a fresh fleet: mosquitto with TLS, two collectors and the console as processes, SQLite. An
 honest vehicle uploads a picture every 0.2 s; another process attacks with stolen certificates. The exit
@@ -9,7 +9,6 @@ status is 1 if a goal is missed: the honest p99 during the attack, memory of eac
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,9 +20,12 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as paho
 
-from benchmarks.attacks_hostile import ATTACKS
-from benchmarks.attacks_stage import FLEET, HONEST, STOLEN, Honest, Stage, Watch, stage
-from benchmarks.fleet_bench import publish, record
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.endurance.attacks_hostile import ATTACKS
+from benchmarks.endurance.attacks_stage import FLEET, HONEST, STOLEN, Honest, Stage, Watch, stage
+from benchmarks.record import command_line, finish, run
 from misfire_runtime.mqtt.client import make_client
 
 MAX_P99_S = 5.0
@@ -37,41 +39,35 @@ BOUND_MIB = {
     "broker": 1024,
 }
 SETTINGS = {"near_duplicates": "\n[near_duplicates]\nsimilarity = 0.98\ncopies = 3\n"}
+QUICK = ("near_duplicates", "forged_replies")
+"""What --quick plays: one attack on the policy, one on the protocol."""
 _BEFORE_S = _AFTER_S = 5.0
 _SETTLE_S = 20.0
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     """Runs the attacks one after the other; 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=sorted(ATTACKS), metavar="NAME", help="only these attacks"
     )
-    parser.add_argument("--seconds", type=float, default=12.0, help="length of each attack")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
-    options = parser.parse_args(argv)
+    parser.add_argument("--seconds", type=float, help="length of each attack; default 12, 3 with --quick")
+    options = parser.parse_args()
+    seconds = options.seconds or (3.0 if options.quick else 12.0)
     found = {}
-    for name in options.only or ATTACKS:
+    for name in options.only or (QUICK if options.quick else ATTACKS):
         with tempfile.TemporaryDirectory(prefix="misfire-attacks-") as folder:
-            found[name] = play(name, Path(folder), seconds=options.seconds)
+            found[name] = play(name, Path(folder), seconds=seconds)
         print(f"{name}: {_line(found[name])}", file=sys.stderr, flush=True)
     missed = {name: result["missed"] for name, result in found.items() if result["missed"]}
     result = {
-        "seconds": options.seconds,
+        "seconds": seconds,
         "goals": {"p99_s": MAX_P99_S, "memory_mib": "2 x idle + bound", "bound_mib": BOUND_MIB, "let_in": 0},
         "let_in": sum(each["let_in"] for each in found.values()),
         "missed": missed,
         "attacks": found,
     }
-    publish(
-        record("attacks", result, seed=0, argv=sys.argv[1:] if argv is None else argv),
-        as_json=options.json,
-        out=options.out,
-    )
-    return 1 if missed else 0
+    return finish(__file__, result, options, met=not missed)
 
 
 def play(name: str, folder: Path, *, seconds: float) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def _attack(name: str, at: Stage, seconds: float) -> tuple[dict[str, int], dict[
             }
         )
     )
-    command = [sys.executable, "-m", "benchmarks.attacks_hostile", name, str(target)]
+    command = [sys.executable, "-m", "benchmarks.endurance.attacks_hostile", name, str(target)]
     with (at.folder / "hostile.log").open("wb") as log:
         hostile = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
     ports = 0
@@ -214,4 +210,4 @@ def _line(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,6 +1,6 @@
 """500 simulated vehicles on one collector at 20 samples/s: how long from the first offer to `stored`?
 
-    python -m benchmarks.simulate --json --out benchmarks/results/simulate.json
+    python benchmarks/endurance/simulate.py --json --out benchmarks/results/endurance/simulate.json
 
 Real Mosquitto, one collector process on SQLite and a folder, samples of about 100 KB (frames of the dash-cam
 clip); everything runs on this one machine. `--bundle` draws the scores from a real bundle's calibration.
@@ -15,7 +15,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fleet_bench import broker, clip_pictures, collector, publish, record
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.endurance.fleet_bench import broker, clip_pictures, collector
+from benchmarks.record import command_line, finish, run
 from misfire_fleet.commands.simulate import report
 from misfire_fleet.simulate.samples import Mint
 from misfire_fleet.simulate.simulator import Swarm
@@ -36,11 +40,13 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         vehicles=options.vehicles,
         rate=options.rate,
         duration_s=options.seconds,
-        seed=options.seed,
+        seed=options.seeds[0],
     )
     with broker(folder) as running, collector(running, folder, fleet=FLEET):
         swarm = Swarm(
-            BrokerConfig(port=running.port), plan, mint=Mint(pictures, manifest=manifest, seed=options.seed)
+            BrokerConfig(port=running.port),
+            plan,
+            mint=Mint(pictures, manifest=manifest, seed=options.seeds[0]),
         )
         swarm.run(threading.Event())
     with Store.open_folder(folder / "fleet") as store:
@@ -60,23 +66,20 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Parses options, measures, publishes; exit status 1 where the goal is missed or a sample is."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--vehicles", type=int, default=500)
-    parser.add_argument("--rate", type=float, default=20.0)
-    parser.add_argument("--seconds", type=float, default=120.0)
+def main() -> int:
+    """Parses options, measures, records; 1 if the goal is missed or a sample is lost."""
+    parser = command_line(__doc__)
+    parser.add_argument("--vehicles", type=int, help="default 500; 50 with --quick")
+    parser.add_argument("--rate", type=float, default=20.0, help="samples per second, all vehicles together")
+    parser.add_argument("--seconds", type=float, help="default 120; 10 with --quick")
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.vehicles = options.vehicles or (50 if options.quick else 500)
+    options.seconds = options.seconds or (10.0 if options.quick else 120.0)
     with tempfile.TemporaryDirectory(prefix="misfire-simulate-") as folder:
         result = measure(Path(folder), options)
-    argv = [arg for arg in sys.argv[1:] if not Path(arg).is_absolute()]
-    publish(record("simulate", result, seed=options.seed, argv=argv), as_json=options.json, out=options.out)
-    sys.exit(0 if result["p99_below_2_s"] and result["lost"] == 0 else 1)
+    return finish(__file__, result, options, met=result["p99_below_2_s"] and result["lost"] == 0)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

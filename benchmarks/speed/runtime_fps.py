@@ -1,6 +1,6 @@
 """Frames per second of the whole vehicle pipeline, over a bare loop of decode, preprocess and session.run.
 
-    python -m benchmarks.runtime_fps --json [--bundle BUNDLE] [--rounds 9]
+    python benchmarks/speed/runtime_fps.py --json [--bundle BUNDLE] [--rounds 9]
 
 misfire  Vehicle.run on the dash-cam clip: decode, preprocess, engine, triggers (2 % by score, and a random
          stream of 3 %), sketches, JPEG and a durable spool; timed until every chosen frame is on the disk.
@@ -12,15 +12,11 @@ which other programs on the machine disturb less.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +24,11 @@ import av
 import cv2
 import onnxruntime as ort
 
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import to_tensor
@@ -39,42 +38,27 @@ from misfire_runtime.vehicle.pipeline import Vehicle
 from proving_ground.bundles import write_bundle
 from proving_ground.services import data_root
 
-SEED = 1
 
-
-def main() -> None:
-    """Measures, prints, and writes a results file where `--out` names one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true")
+def main() -> int:
+    """Measures, prints and records."""
+    parser = command_line(__doc__, seeds=(1,))
     parser.add_argument("--bundle", type=Path, help="a real bundle; else a small convolution at 224x224")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, help="default 9; 2 with --quick")
     options = parser.parse_args()
+    count = options.rounds or (2 if options.quick else 9)
     with tempfile.TemporaryDirectory(prefix="misfire-fps-") as folder:
         bundle = Bundle.open(options.bundle) if options.bundle else write_bundle(Path(folder) / "b", size=224)
-        rounds = run_rounds(Path(folder), bundle=bundle, rounds=options.rounds)
-    report = {
-        "ratios": ratios(rounds),
-        "rounds": rounds,
-        "bundle": bundle.manifest.label,
-        "command": " ".join(["python", "benchmarks/runtime_fps.py", *sys.argv[1:]]),
-        "seed": SEED,
-        "date": utc_text(wall_time()),
-        "versions": {
-            name: version(name) for name in ("misfire", "onnxruntime", "av", "opencv-python-headless")
-        },
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-    }
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if options.json:
-        print(json.dumps(report))
-    else:
-        print(f"misfire / bare: {report['ratios']['fps']:.3f} in frames per second, "
-              f"{report['ratios']['cpu']:.3f} in processor time per frame (bare / misfire)")  # fmt: skip
+        rounds = run_rounds(Path(folder), bundle=bundle, rounds=count, seed=options.seeds[0])
+    result = {"ratios": ratios(rounds), "rounds": rounds, "bundle": bundle.manifest.label}
+    fps, cpu = result["ratios"]["fps"], result["ratios"]["cpu"]
+    summary = (
+        f"misfire / bare: {fps:.3f} in frames per second, "
+        f"{cpu:.3f} in processor time per frame (bare / misfire)"
+    )
+    return finish(__file__, result, options, summary=summary)
 
 
-def run_rounds(folder: Path, *, bundle: Bundle, rounds: int) -> dict[str, dict[str, list[float]]]:
+def run_rounds(folder: Path, *, bundle: Bundle, rounds: int, seed: int) -> dict[str, dict[str, list[float]]]:
     """Frames per second and processor milliseconds per frame of each round, after one that warms up."""
     cv2.setNumThreads(1)
     clip = data_root() / "dashcam" / "solidWhiteRight.mp4"
@@ -83,7 +67,7 @@ def run_rounds(folder: Path, *, bundle: Bundle, rounds: int) -> dict[str, dict[s
     }
     for number in range(rounds + 1):
         measured = {
-            "misfire": misfire_round(folder / f"spool-{number}", bundle=bundle, clip=clip),
+            "misfire": misfire_round(folder / f"spool-{number}", bundle=bundle, clip=clip, seed=seed),
             "bare": bare_round(bundle=bundle, clip=clip),
         }
         for name, (fps, cpu_ms) in measured.items() if number else ():
@@ -99,9 +83,9 @@ def ratios(rounds: dict[str, dict[str, list[float]]]) -> dict[str, float]:
     return {"fps": round(fps["misfire"] / fps["bare"], 4), "cpu": round(cpu["bare"] / cpu["misfire"], 4)}
 
 
-def misfire_round(spool_dir: Path, *, bundle: Bundle, clip: Path) -> tuple[float, float]:
+def misfire_round(spool_dir: Path, *, bundle: Bundle, clip: Path, seed: int) -> tuple[float, float]:
     """Frames per second, and processor milliseconds per frame, of a vehicle on a fresh spool."""
-    config = parse_config(f"[random]\nrate = 0.03\nseed = {SEED}\n")
+    config = parse_config(f"[random]\nrate = 0.03\nseed = {seed}\n")
     with Spool(spool_dir) as spool:
         vehicle = Vehicle(
             config,
@@ -134,4 +118,4 @@ def bare_round(*, bundle: Bundle, clip: Path) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

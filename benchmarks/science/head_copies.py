@@ -1,6 +1,6 @@
 """How many corrupted copies of each held-out image the default head is worth fitting on (`head.copies`).
 
-    python -m benchmarks.head_copies --seeds 101 102 --json --out benchmarks/results/head_copies.json
+    python benchmarks/science/head_copies.py --seeds 101 102 --out benchmarks/results/science/head_copies.json
 
 For choosing the default, so it never looks at a test half: networks of other seeds than detectors.py's,
 judged on images of the training half that neither network nor head saw. Copies are those that `misfire train`
@@ -11,24 +11,26 @@ the mean of all families; and under four families for a head whose copies hold n
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from benchmarks.detection_table import Observed, View, plain, points
-from benchmarks.detectors import add_options, observe, observed, shifted_views, sizes, train
-from misfire_runtime.clock import utc_text, wall_time
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import finish, run
+from benchmarks.science.detection_table import Observed, View, points
+from benchmarks.science.detectors import observe, observed, options_of, settle, shifted_views, sizes, train
 from misfire_train.data import Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.fit import git_commit, versions
 from misfire_train.heads import LossHead, recipe_named
 from misfire_train.heads.data import LossSet, collect, corrupted_copies, join_sets
 from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
@@ -124,32 +126,19 @@ def tune(run: Run, dataset: Any, *, seed: int, frames: int, quick: bool) -> Rows
     return rows
 
 
-def tuning(script: str, description: str, tune: Tune, table: Callable[[Sequence[Rows]], str]) -> None:
-    """The command of a benchmark on tuning networks: `tune` gives a network's rows, `table` their means."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    add_options(parser)
-    parser.set_defaults(seeds=[101, 102])
+def tuning(file: str, description: str, tune: Tune, table: Callable[[Sequence[Rows]], str]) -> int:
+    """Runs a benchmark on tuning networks: `tune` gives a network's rows, `table` prints their means."""
+    parser = options_of(description, seeds=(101, 102))
     parser.add_argument("--frames", type=int, default=4000, help="Images to judge on.")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
+    settle(options, seeds=(101, 102))
     dataset = load_dataset("fashion-mnist", root=options.data)
     frames = 300 if options.quick else options.frames
     rows: dict[str, Rows] = {}
     for seed in options.seeds:
-        run = train(seed, **sizes(options))
-        rows[str(seed)] = tune(run, dataset, seed=seed, frames=frames, quick=options.quick)
-    result = {
-        "command": f"python -m benchmarks.{script} --seeds {' '.join(map(str, options.seeds))} "
-        f"--frames {frames}" + " --quick" * options.quick,
-        "date": utc_text(wall_time()),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "rows": rows,
-    }
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(plain(result), indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(plain(result)) if options.json else table(list(rows.values())))
+        own = train(seed, **sizes(options))
+        rows[str(seed)] = tune(own, dataset, seed=seed, frames=frames, quick=options.quick)
+    return finish(file, {"frames": frames, "rows": rows}, options, summary=table(list(rows.values())))
 
 
 def markdown(seeds: Sequence[Rows]) -> str:
@@ -165,5 +154,10 @@ def markdown(seeds: Sequence[Rows]) -> str:
     return "\n".join(lines)
 
 
+def main() -> int:
+    """Runs it and prints a table, or JSON."""
+    return tuning(__file__, __doc__, tune, markdown)
+
+
 if __name__ == "__main__":
-    tuning("head_copies", __doc__ or "", tune, markdown)
+    run(main)

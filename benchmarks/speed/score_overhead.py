@@ -1,6 +1,6 @@
 """What failure scores cost: ResNet-18 at 224x224 with scores in the graph against the same network without.
 
-    python -m benchmarks.score_overhead --json
+    python benchmarks/speed/score_overhead.py --json
 
 One thread, ONNX Runtime on the CPU. All graphs are sessions of one process; each round runs every graph once
 on the same real frame, in changing order, so that load and clock hit all alike. `ratios` are those of
@@ -16,10 +16,8 @@ as a cross-fitted head does (`head.folds`).
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +28,10 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
 from misfire_export.graph.trace import trace
 from misfire_export.measure.run import open_session
 from misfire_runtime.preprocess import InputContract
@@ -59,27 +61,20 @@ OPENINGS = 5
 """How often the sessions are opened anew: where one lies in memory is luck, and worth half a per cent."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table or JSON; exit 1 where a ratio is above its limit."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true")
+def main() -> int:
+    """Prints the table or JSON; 1 if a ratio is above its limit."""
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=None, help="folder of the data sets")
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="also write the result to this file")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--rounds", type=int, help="default 400; 60 with --quick")
+    chosen = parser.parse_args()
+    rounds = chosen.rounds or (60 if chosen.quick else 400)
     torch.set_num_threads(1)
-    result = measure(chosen.data, classes=chosen.classes, rounds=chosen.rounds, seed=chosen.seed)
-    text = json.dumps(result, indent=2)
-    if chosen.out is not None:
-        chosen.out.write_text(text + "\n", encoding="utf-8")
-    if chosen.json:
-        print(text)
-    else:
-        for name, ratio in result["ratios"].items():
-            print(f"{name:26} {ratio:.4f}  (limit {LIMITS[name]})")
-    return 0 if all(result["ratios"][name] <= limit for name, limit in LIMITS.items()) else 1
+    result = measure(chosen.data, classes=chosen.classes, rounds=rounds, seed=chosen.seeds[0])
+    ratios = result["ratios"]
+    table = "\n".join(f"{name:26} {ratios[name]:.4f}  (limit {limit})" for name, limit in LIMITS.items())
+    met = all(ratios[name] <= limit for name, limit in LIMITS.items())
+    return finish(__file__, result, chosen, summary=table, met=met)
 
 
 def measure(data: Path | None, *, classes: int, rounds: int, seed: int) -> dict[str, Any]:
@@ -98,20 +93,10 @@ def measure(data: Path | None, *, classes: int, rounds: int, seed: int) -> dict[
             wall[name] += passed[name]
     medians = {name: float(np.median(values)) for name, values in times.items()}
     return {
-        "benchmark": "score_overhead",
-        "command": f"python -m benchmarks.score_overhead --json --classes {classes} --rounds {rounds}",
         "model": f"resnet18, 224x224, {classes} classes",
         "rounds": rounds,
         "openings": OPENINGS,
-        "seed": seed,
         "bank": BANK,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": {
-            "python": platform.python_version(),
-            "onnxruntime": ort.__version__,
-            "torch": torch.__version__,
-        },
-        "machine": f"{platform.machine()}, one thread, ONNX Runtime CPU",
         "median_ms": {name: 1000 * value for name, value in medians.items()},
         "wall_ms": {name: 1000 * float(np.median(values)) for name, values in wall.items()},
         "nodes": nodes,
@@ -224,4 +209,4 @@ def _drop_unused(graph: Any) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

@@ -1,21 +1,15 @@
-"""What the fleet's benchmarks share: a broker, a collector as its own process, pictures, and the record."""
+"""Starts what the fleet's benchmarks share: a broker and a collector as processes, and pictures to send."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
@@ -24,20 +18,12 @@ import numpy as np
 from misfire_fleet.demo.broker import Broker, embedded_broker, find_mosquitto
 from misfire_fleet.simulate.samples import Picture
 from misfire_runtime.preprocess import encode_jpeg
-
-RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("paho-mqtt", "sqlalchemy", "opencv-python-headless", "pydantic", "numpy")
-
-
-def data_folder() -> Path:
-    """MISFIRE_DATA, else ../shared/data beside the checkout."""
-    named = os.environ.get("MISFIRE_DATA")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+from proving_ground.services import data_root, missing
 
 
 def clip_pictures(*, width: int, height: int, quality: int, count: int = 32) -> list[Picture]:
     """Frames of the dash-cam clip as JPEG, evenly spread over it."""
-    with av.open(str(data_folder() / "dashcam" / "solidWhiteRight.mp4")) as clip:
+    with av.open(str(data_root() / "dashcam" / "solidWhiteRight.mp4")) as clip:
         frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
     chosen = [frames[round(i)] for i in np.linspace(0, len(frames) - 1, count)]
     resized = [
@@ -51,7 +37,7 @@ def broker(folder: Path) -> Iterator[Broker]:
     """A real Mosquitto; there is nothing to measure without one."""
     program = find_mosquitto()
     if program is None:
-        sys.exit("mosquitto is not installed")
+        missing("mosquitto", "apt-get install mosquitto")
     with embedded_broker(folder / "broker", mosquitto=program) as running:
         yield running
 
@@ -87,32 +73,3 @@ def _wait_until_healthy(url: str) -> None:
         except OSError:
             time.sleep(0.2)
     sys.exit("the collector did not become ready in two minutes")
-
-
-def record(name: str, result: dict[str, Any], *, seed: int, argv: Sequence[str]) -> dict[str, Any]:
-    """The result with what is needed to repeat it."""
-    return {
-        "benchmark": name,
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *argv]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": seed,
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
-        "versions": {package: version(package) for package in _PACKAGES},
-        **result,
-    }
-
-
-def publish(result: dict[str, Any], *, as_json: bool, out: Path | None) -> None:
-    """Prints the result and writes it where asked."""
-    text = json.dumps(result, indent=2)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        print(text)
-    else:
-        print(
-            "\n".join(
-                f"{key:>22}  {value}" for key, value in result.items() if not isinstance(value, (dict, list))
-            )
-        )

@@ -1,7 +1,7 @@
 """The long run of the fault suite: real processes, a real broker, thousands of faults, then a comparison.
 
-    python -m benchmarks.faults --faults 10000 --kills 1000 --json
-    python -m benchmarks.faults --faults 2000 --kills 200 --store postgres --json
+    python benchmarks/endurance/faults.py --faults 10000 --kills 1000 --json
+    python benchmarks/endurance/faults.py --faults 2000 --kills 200 --store postgres --json
 
 Several vehicles (MQTT 5 and 3.1.1) capture and upload to two collectors that share one store, every link
 through a chaos proxy. Faults go on until so many have happened, so many vehicles killed among them: messages
@@ -18,8 +18,6 @@ are counted and explained, as the spool promises; lost, duplicated and deleted_u
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import sqlite3
 import subprocess
@@ -29,20 +27,24 @@ import time
 from collections import Counter
 from contextlib import ExitStack, suppress
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
 from proving_ground.faults.audit import Audit
 from proving_ground.faults.chaos_proxy import BESIDE, SAMPLES, Trouble
 from proving_ground.faults.collector_process import STEPS
 from proving_ground.faults.ground import Member, ProvingGround
 from proving_ground.faults.hardship import WAITING, Want, ask, relieve, seal, starve
 from proving_ground.faults.homes import FolderHome, Home, ServerHome, servers
+from proving_ground.services import find_program
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 ENDLESS = 10_000_000
 MESSAGES = Trouble(lose=0.06, repeat=0.05, reorder=0.05, spoil=0.02, kinds=(*SAMPLES, *BESIDE))
@@ -59,30 +61,22 @@ FIELDS = (
 )
 
 
-def main() -> None:
-    """Runs, prints, and writes the results file unless told otherwise."""
+def main() -> int:
+    """Runs, prints and records; 1 if something was lost, duplicated or did not come to rest."""
     options = _options()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="misfire-faults-") as folder:
         result, faults, quiet = _run(Path(folder), options)
     report = _report(result, faults, quiet, options, time.monotonic() - began)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
-    if options.json:
-        print(json.dumps(report))
-    else:
-        for name in FIELDS:
-            print(f"{name:17}{report[name]:>9}")
-        for name, count in report["faults_by_kind"].items():
-            print(f"  {name:36}{count:>7}")
-    sys.exit(0 if result.sound and quiet else 1)
+    lines = [f"{name:17}{report[name]:>9}" for name in FIELDS]
+    lines += [f"  {name:36}{count:>7}" for name, count in report["faults_by_kind"].items()]
+    return finish(__file__, report, options, summary="\n".join(lines), met=result.sound and quiet)
 
 
 def _run(folder: Path, options: argparse.Namespace) -> tuple[Audit, Counter[str], bool]:
     with ExitStack() as stack:
         home = _home(stack, folder, options)
-        ground = stack.enter_context(ProvingGround(folder, seed=options.seed, home=home))
+        ground = stack.enter_context(ProvingGround(folder, seed=options.seeds[0], home=home))
         for _ in range(2):
             ground.add_collector(settings=options.collector)
         for number in range(options.vehicles):
@@ -327,58 +321,35 @@ def _report(
         "problems": result.problems,
         "faults_by_kind": dict(sorted(faults.items())),
         "seconds": round(seconds, 1),
-        "command": " ".join(["python -m benchmarks.faults", *sys.argv[1:]]),
         "store": options.store,
-        "commit": _commit(),
-        "seed": options.seed,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            "misfire": version("misfire"),
-            "paho-mqtt": version("paho-mqtt"),
-            "mosquitto": _mosquitto_version(),
-            "python": platform.python_version(),
-        },
+        "mosquitto": _mosquitto_version(),
     }
 
 
-def _commit() -> str:
-    """The commit that ran, with "+" where files of the units or of the suite differed from it."""
-    git = ["git", "-C", str(ROOT)]
-    name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    units = ["runtime", "fleet", "tests/faults", "benchmarks/faults.py"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *units], check=False).returncode
-    return name.stdout.strip() + ("+" if changed else "")
-
-
 def _mosquitto_version() -> str:
-    from proving_ground.services import find_program
-
     program = find_program("mosquitto", install="apt-get install mosquitto")
     return subprocess.run([program, "-h"], capture_output=True, text=True, check=False).stdout.split("\n")[0]
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--faults", type=int, default=10_000)
+    parser = command_line(__doc__, seeds=(1,))
+    parser.add_argument("--faults", type=int, help="default 10000; 60 with --quick")
     parser.add_argument(
         "--store", choices=("folder", "postgres"), default="folder", help="postgres: PostgreSQL and S3"
     )
     parser.add_argument("--vehicles", type=int, default=4)
     parser.add_argument("--rate", type=float, default=8.0, help="samples per second and vehicle")
-    parser.add_argument("--kills", type=int, default=300, help="vehicle kills before the mixed faults")
+    parser.add_argument("--kills", type=int, help="vehicle kills before the mixed faults; 300, 10 if quick")
     parser.add_argument("--quota", type=int, default=1500, help="samples per day and vehicle, then declines")
     parser.add_argument(
         "--pause-s", type=float, default=0.2, help="mean time between faults of processes and links"
     )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--out", type=Path, help="results file; benchmarks/results/faults.json for the record"
-    )
     options = parser.parse_args()
+    options.faults = options.faults or (60 if options.quick else 10_000)
+    options.kills = options.kills or (10 if options.quick else 300)
     options.collector = {"quotas": {"samples_per_day": options.quota}, "near_duplicates": None}
     return options
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,6 +1,6 @@
 """Which score finds the frames whose masks are wrong: free scores of pixel logits against the per-tile head.
 
-    python -m benchmarks.segmentation --seeds 0 1 2 --json --out benchmarks/results/segmentation.json
+    python benchmarks/science/segmentation.py --seeds 0 1 2 --out benchmarks/results/science/segmentation.json
 
 Data: `figure-parts`, body-part masks of articulated figures drawn over real photographs (made, not labelled
 by hand); the test half stands on other photographs than the training half. Per seed a small segmenter is
@@ -11,11 +11,17 @@ clean holdout (its threshold is in the JSON, per seed). --quick: a small part, t
 
 from __future__ import annotations
 
-from benchmarks.unit_heads import Bench, main
+import sys
+from pathlib import Path
+
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import run
+from benchmarks.science.unit_heads import Bench, judge
 from misfire_train.scores import names_for
 
 BENCH = Bench(
-    script="segmentation.py",
     dataset="figure-parts",
     task="segmentation",
     data_note="masks of figures drawn over real photographs; not labelled by hand, not photographs of people",
@@ -23,5 +29,11 @@ BENCH = Bench(
     references=tuple(names_for("segmentation", free=True)),
 )
 
+
+def main() -> int:
+    """Runs it and prints a table, or JSON."""
+    return judge(__file__, __doc__, BENCH)
+
+
 if __name__ == "__main__":
-    main(BENCH, (__doc__ or "").splitlines()[0])
+    run(main)

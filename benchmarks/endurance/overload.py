@@ -1,6 +1,6 @@
 """Three times more samples than a collector can take, for half an hour: does its memory stay flat?
 
-    python -m benchmarks.overload --minutes 30 --json --out benchmarks/results/overload.json
+    python benchmarks/endurance/overload.py --minutes 30 --out benchmarks/results/endurance/overload.json
 
 First the capacity is measured (every vehicle always has something to offer), then samples arrive at three
 times that. Vehicles keep a bounded number and evict, the collector says `busy`, a retention rule deletes the
@@ -20,7 +20,11 @@ from typing import Any
 
 import psutil
 
-from benchmarks.fleet_bench import broker, clip_pictures, collector, publish, record
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.endurance.fleet_bench import broker, clip_pictures, collector
+from benchmarks.record import command_line, finish, run
 from misfire_fleet.commands.simulate import report
 from misfire_fleet.simulate.samples import Mint, Picture
 from misfire_fleet.simulate.simulator import Swarm
@@ -37,15 +41,16 @@ _RETENTION_S = 20.0
 class Memory:
     """Reads the resident memory of a process until it is closed."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, every_s: float) -> None:
         self._process = psutil.Process(pid)
+        self._every_s = every_s
         self._stop = threading.Event()
         self.mib: list[float] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(_SAMPLE_S):
+        while not self._stop.wait(self._every_s):
             self.mib.append(self._process.memory_info().rss / 2**20)
 
     def close(self) -> None:
@@ -98,15 +103,14 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     pictures = clip_pictures(width=640, height=360, quality=70)
     seconds = options.minutes * 60
     with broker(folder) as running, collector(running, folder, fleet=FLEET) as process:
-        probe = swarm(running.port, pictures, options, rate=2000.0, seconds=options.probe, seed=options.seed)
+        seed = options.seeds[0]
+        probe = swarm(running.port, pictures, options, rate=2000.0, seconds=options.probe, seed=seed)
         probe.run(threading.Event())
         capacity = probe.tally.stored / options.probe
         with Store.open_folder(folder / "fleet") as store:
             retention = Retention(store, max_bytes=options.keep_mb * 1_000_000)
-            memory = Memory(process.pid)
-            flood = swarm(
-                running.port, pictures, options, rate=3 * capacity, seconds=seconds, seed=options.seed + 1
-            )
+            memory = Memory(process.pid, every_s=min(_SAMPLE_S, seconds / 30))
+            flood = swarm(running.port, pictures, options, rate=3 * capacity, seconds=seconds, seed=seed + 1)
             flood.run(threading.Event())
             memory.close()
             retention.close()
@@ -136,23 +140,24 @@ def _judged(mib: list[float], flood: Swarm, *, capacity: float, seconds: float) 
     }
 
 
-def main() -> None:
-    """Parses options, measures, publishes; exit status 1 where memory grew or a sample was lost."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--probe", type=float, default=30.0, help="seconds for measuring the capacity")
+def main() -> int:
+    """Parses options, measures, records; 1 if memory grew or a sample was lost.
+
+    Memory is not judged with --quick: half a minute is all warm-up.
+    """
+    parser = command_line(__doc__)
+    parser.add_argument("--minutes", type=float, help="default 30; half a minute with --quick")
+    parser.add_argument("--probe", type=float, help="seconds for measuring the capacity; 30, 5 if quick")
     parser.add_argument("--vehicles", type=int, default=200)
     parser.add_argument("--keep-mb", type=int, default=300, help="the store is kept at this size")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.minutes = options.minutes or (0.5 if options.quick else 30.0)
+    options.probe = options.probe or (5.0 if options.quick else 30.0)
     with tempfile.TemporaryDirectory(prefix="misfire-overload-") as folder:
         result = measure(Path(folder), options)
-    argv = [arg for arg in sys.argv[1:] if not Path(arg).is_absolute()]
-    publish(record("overload", result, seed=options.seed, argv=argv), as_json=options.json, out=options.out)
-    sys.exit(0 if result["rss_below_2_percent"] and result["lost"] == 0 else 1)
+    steady = options.quick or result["rss_below_2_percent"]
+    return finish(__file__, result, options, met=steady and result["lost"] == 0)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.detectors import train
+from benchmarks.science.detectors import train
 from misfire_train.data import Examples
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.heads.data import collect

@@ -1,6 +1,6 @@
 """What int8 and fp16 do to a trained model's answers and scores, and how much faster int8 is.
 
-    python -m benchmarks.quantization --json [--run RUN] [--dataset fashion-mnist]
+    python benchmarks/speed/quantization.py --json [--run RUN] [--dataset fashion-mnist]
 
 Two questions, two networks. Agreement: a run trained here (or --run) is exported at each precision, and the
 report of `misfire export` is printed: accuracy, rank correlation of each score with its fp32 self, failure
@@ -10,20 +10,19 @@ process; `speed_up` is the ratio of medians of the one thread's processor time.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
-from benchmarks.score_overhead import CONTRACT, interleave
+if not __package__:  # started by its path: then the checkout's root is not where Python looks
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.record import command_line, finish, run
+from benchmarks.speed.score_overhead import CONTRACT, interleave
 from misfire_export.graph.trace import trace
 from misfire_export.measure.run import open_session
 from misfire_export.precision.int8 import quantize
@@ -40,39 +39,30 @@ SCORES = ("learning_loss_pp", "entropy", "msp", "energy", "egl", "knn_distance",
 LEAST_SPEED_UP = 2.5
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints JSON; exit 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true")
+def main() -> int:
+    """Prints JSON; 1 if a goal is missed."""
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, default=None, help="folder of the data sets")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--run", type=Path, default=None, help="a trained run; else one is trained")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="also write the result to this file")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--rounds", type=int, help="default 200; 60 with --quick")
+    chosen = parser.parse_args()
+    rounds, seed = chosen.rounds or (60 if chosen.quick else 200), chosen.seeds[0]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = load_run(chosen.run) if chosen.run else _train(chosen.dataset, chosen.data, folder, chosen.seed)
-        agreement = measure_agreement(run, chosen.data, Path(folder))
-    speed = measure_speed(chosen.data, rounds=chosen.rounds, seed=chosen.seed)
+        trained = load_run(chosen.run) if chosen.run else _train(chosen.dataset, chosen.data, folder, seed)
+        agreement = measure_agreement(trained, chosen.data, Path(folder))
+    speed = measure_speed(chosen.data, rounds=rounds, seed=seed)
     result = {
-        "benchmark": "quantization",
-        "command": "python -m benchmarks.quantization --json" + (" --run RUN" if chosen.run else ""),
-        "dataset": run.record.dataset.name,
-        "seed": chosen.seed,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "versions": {"onnxruntime": ort.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, one thread, ONNX Runtime CPU",
+        "dataset": trained.record.dataset.name,
+        "ratios": {"int8": speed["speed_up"]},
         "agreement": agreement,
         "speed": speed,
     }
-    text = json.dumps(result, indent=2)
-    if chosen.out is not None:
-        chosen.out.write_text(text + "\n", encoding="utf-8")
-    print(text if chosen.json else f"int8 is {speed['speed_up']:.2f} times as fast as fp32 (goal 2.5)")
-    met = all(row["met"] for report in agreement.values() for row in report["scores"].values())
-    return 0 if met and speed["speed_up"] >= LEAST_SPEED_UP else 1
+    summary = f"int8 is {speed['speed_up']:.2f} times as fast as fp32 (goal {LEAST_SPEED_UP})"
+    agreed = all(row["met"] for report in agreement.values() for row in report["scores"].values())
+    met = agreed and speed["speed_up"] >= LEAST_SPEED_UP
+    return finish(__file__, result, chosen, summary=summary, met=met)
 
 
 def measure_agreement(run: Run, data: Path | None, folder: Path) -> dict[str, Any]:
@@ -130,4 +120,4 @@ def _train(dataset: str, data: Path | None, folder: str, seed: int) -> Run:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

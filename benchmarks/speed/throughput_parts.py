@@ -1,4 +1,4 @@
-"""The bare loops that benchmarks/throughput.py compares with, and what it prepares."""
+"""The bare loops that benchmarks/speed/throughput.py compares with, and what it prepares."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Measures how well scores find failures; slow, seeded, and judged on held-out data."""
