@@ -12,10 +12,17 @@ from collections import Counter
 from collections.abc import Generator
 
 import pytest
+from _pytest.doctest import DoctestModule
 
 from proving_ground.services import MissingServiceError
 
 _TIMED = ("tests/faults/", "test_source_stream.py", "test_decoder.py", "test_collector_decoding.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Keeps --doctest-modules to the units: it would import every file of the tests a second time."""
+    return [collector for collector in (yield) if not isinstance(collector, DoctestModule)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
