@@ -377,6 +377,51 @@ def test_offers_again_by_timer_and_ever_more_patiently() -> None:
     assert 0.9 < gaps[0] < 5.0 and len(times) > 10 and max(gaps) <= 4.2
 
 
+def unanswered(m: Machine, *, until: float, ack_after_s: float = 0.0) -> list[tuple[float, str]]:
+    """When each offer goes out while the broker acknowledges every message and no collector answers."""
+    offered = []
+    unacked: list[tuple[float, int]] = []
+    for tick in range(int(until * 10)):
+        now = tick / 10
+        while unacked and unacked[0][0] <= now:
+            m.acked(unacked.pop(0)[1], now)
+        for action in m.actions(now):
+            assert isinstance(action, PublishOffer)
+            offered.append((now, action.id))
+            unacked.append((now + ack_after_s, action.token))
+    return offered
+
+
+PATIENT = {"reoffer_s": 10.0, "reoffer_max_s": 300.0, "ack_timeout_s": 1000.0, "max_samples": 64}
+
+
+@pytest.mark.parametrize("ack_after_s", [0.0, 5.0])
+def test_an_offer_that_the_broker_lost_is_repeated_soon_and_twice(ack_after_s: float) -> None:
+    m = machine(**PATIENT)
+    m.connected(0.0)
+    m.supply([pending(1, 100)], 0.0)
+    times = [at for at, _ in unanswered(m, until=120.0, ack_after_s=ack_after_s)]
+    first, second, *later = [b - a - ack_after_s for a, b in itertools.pairwise(times)]
+    assert 2.0 <= first < 4.2 and 4.0 <= second < 8.2
+    assert later and min(later) + ack_after_s >= 10.0
+
+
+def test_an_offer_that_is_still_on_a_slow_link_is_not_repeated_early() -> None:
+    m = machine(**PATIENT)
+    m.connected(0.0)
+    m.supply([pending(1, 100)], 0.0)
+    times = [at for at, _ in unanswered(m, until=60.0, ack_after_s=1000.0)]
+    assert len(times) > 1 and times[1] >= 10.0
+
+
+def test_without_a_collector_a_full_window_is_not_repeated_early() -> None:
+    m = machine(**PATIENT, max_handed=8)
+    m.connected(0.0)
+    m.supply([pending(n, 100) for n in range(64)], 0.0)
+    offered = unanswered(m, until=10.0, ack_after_s=0.1)
+    assert len({sample for _, sample in offered}) == 64 and 64 <= len(offered) <= 64 + 8
+
+
 def test_busy_waits_as_long_as_it_was_told() -> None:
     m = machine()
     m.connected(0.0)

@@ -35,6 +35,9 @@ _TOPIC_BYTES = 340
 _REPEAT_S = 0.8
 """The same `send` within this time is a repetition; a collector asks for a gap at most once per second."""
 _GROW_AFTER = 32
+_EARLY_REOFFERS = 2
+_EARLY_WAITING = 8
+"""With more offers unanswered no collector is there: all vehicles would repeat all of their windows."""
 
 
 class Phase(enum.Enum):
@@ -209,10 +212,16 @@ class Machine:
             if self._acked_chunks % _GROW_AFTER == 0:
                 self._chunk_limit = min(MAX_CHUNK_BYTES, self._chunk_limit * 2)
         flight = self._flights.get(handed.id)
-        if flight is not None and handed.chunk:
+        if flight is None:
+            return
+        if handed.chunk:
             flight.unacked = max(0, flight.unacked - 1)
             if flight.phase is Phase.SENT and flight.unacked == 0:
                 flight.deadline = now + self._patience(flight)
+        elif flight.phase is Phase.OFFERED and flight.attempts <= _EARLY_REOFFERS and self._few_wait():
+            # Counted from here, because a slow link may need long to carry what was handed over before.
+            early_s = self._settings.first_reoffer_s * 2 ** (flight.attempts - 1)
+            flight.deadline = min(flight.deadline, now + early_s * self._rng.uniform(1.0, 2.0))
 
     def refused(self, token: int, now: float) -> None:
         """The broker answered with a failure: the message is lost, and the sample waits."""
@@ -364,6 +373,9 @@ class Machine:
             return
         flight.phase = Phase.RESTING
         flight.deadline = now + seconds * self._rng.uniform(1.0, 1.5)
+
+    def _few_wait(self) -> bool:
+        return sum(f.phase is Phase.OFFERED for f in self._flights.values()) <= _EARLY_WAITING
 
     def _patience(self, flight: Flight) -> float:
         s = self._settings

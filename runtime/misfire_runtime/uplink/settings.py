@@ -25,6 +25,9 @@ class UplinkSettings(BaseModel):
     reoffer_s: Seconds = 10.0
     """Offer again after this long without an answer, then with full jitter up to `reoffer_max_s`."""
     reoffer_max_s: Seconds = 300.0
+    first_reoffer_s: Seconds = 2.0
+    """Offer again this long to twice as long after the broker's acknowledgement, then once more after the
+    double, if few other offers wait: a broker with a full queue drops what it acknowledged."""
     ack_timeout_s: Seconds = 30.0
     """A connection that acknowledges nothing for this long is made anew."""
     stale_s: Seconds = 30.0
