@@ -12,15 +12,15 @@ from misfire_train.heads import build_head_from_state
 from misfire_train.heads.memory import COMPONENTS, WHOLE, Memory, principal_axes
 from misfire_train.heads.residual import Committee, ResidualHead
 from misfire_train.heads.second_opinion import SecondOpinion
-from misfire_train.heads.softmax import Softmax
-from misfire_train.heads.statistics import (
+from misfire_train.scores.neighbours import squared_distances
+from misfire_train.tasks.softmax import Softmax
+from misfire_train.tasks.statistics import (
     class_statistics,
     joint_statistics,
     log_odds,
     map_statistics,
     tile_statistics,
 )
-from misfire_train.scores.neighbours import squared_distances
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -17,7 +17,6 @@ from misfire_train.data import load_dataset
 from misfire_train.heads import RECIPES, ConvHead, GapHead, ResidualHead, build_head_from_state, recipe_named
 from misfire_train.heads.base import LossHead, Parts
 from misfire_train.heads.data import LossSet, TensorSet, collect, corrupted_copies
-from misfire_train.heads.statistics import log_odds
 from misfire_train.heads.training import (
     candidate_heads,
     check_head,
@@ -32,6 +31,7 @@ from misfire_train.judge.metrics import aurc, spearman
 from misfire_train.models import build_model, count_flops, count_parameters
 from misfire_train.signals import Probe, ScoredModel, Signals
 from misfire_train.tasks import custom_task, get_task
+from misfire_train.tasks.statistics import log_odds
 
 CONTRACT = InputContract(height=16, width=16, color="gray")
 TASKS = {

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.judge.report.pictures import SIDE, Drawing, colour_of, draw, legend_of
+from misfire_train.drawing import SIDE, Drawing, colour_of
+from misfire_train.tasks import get_task
 from misfire_train.tasks.heatmaps import render_targets
 
 GREY = np.full((64, 64, 3), 90, np.uint8)
@@ -34,7 +35,7 @@ def test_a_line_leads_from_every_visible_joint_to_its_answer() -> None:
     labels = np.array([[10, 12, 2], [50, 20, 2], [30, 50, 0]], np.float32)
     answers = torch.tensor([[[10.0, 12.0, 2], [20.0, 50.0, 2], [40.0, 40.0, 2]]])
     heatmaps, _ = render_targets(answers, size=(16, 16))
-    drawn = draw("keypoints", GREY, heatmaps, labels, classes=("a", "b", "c"), contract=CONTRACT)
+    drawn = get_task("keypoints").draw(GREY, heatmaps, labels, classes=("a", "b", "c"), contract=CONTRACT)
     picture = pixels(drawn)
     assert picture.shape == (SIDE, SIDE, 3)
     assert drawn.predicted == "1 of 2 joints found"
@@ -54,7 +55,9 @@ def test_wrong_pixels_are_filled_in_the_colour_of_the_answer_and_unlabelled_ones
     logits[:, 0] = 1.0
     logits[:, 1, :, 32:] = 5.0
     logits[:, 2, 48:, :16] = 9.0
-    drawn = draw("segmentation", GREY, logits, mask, classes=("road", "car", "sky"), contract=CONTRACT)
+    drawn = get_task("segmentation").draw(
+        GREY, logits, mask, classes=("road", "car", "sky"), contract=CONTRACT
+    )
     picture = pixels(drawn)
     sky = tuple(int(0.35 * 90 + 0.65 * int(colour_of(2)[k : k + 2], 16)) for k in (1, 3, 5))
     assert at(picture, 5, 60) == sky
@@ -63,14 +66,13 @@ def test_wrong_pixels_are_filled_in_the_colour_of_the_answer_and_unlabelled_ones
     outline = picture[30 * SCALE, 31 * SCALE : 34 * SCALE]
     assert (outline == 255).all(1).any()
     assert drawn.predicted == "93 % of pixels right"
-    legend = legend_of("segmentation", ("road", "car", "sky"))
+    legend = get_task("segmentation").legend(("road", "car", "sky"))
     assert legend is not None
     assert legend.colours[2] == ("sky", colour_of(2))
 
 
 def test_values_and_classes_are_told_in_words() -> None:
-    values = draw(
-        "regression",
+    values = get_task("regression").draw(
         GREY,
         torch.tensor([[0.5, 12.0]]),
         np.array([0.4, 20.0], np.float32),
@@ -78,8 +80,7 @@ def test_values_and_classes_are_told_in_words() -> None:
         contract=CONTRACT,
     )
     assert (values.predicted, values.truth) == ("speed 12", "20")
-    named = draw(
-        "classification",
+    named = get_task("classification").draw(
         GREY[:5, :9],
         torch.tensor([[0.1, 2.0]]),
         np.int64(0),
@@ -88,7 +89,7 @@ def test_values_and_classes_are_told_in_words() -> None:
     )
     assert (named.predicted, named.truth) == ("dog", "cat")
     assert pixels(named).shape == (5, 9, 3)
-    assert legend_of("classification", ("cat", "dog")) is None
+    assert get_task("classification").legend(("cat", "dog")) is None
 
 
 @pytest.mark.parametrize("shape", [(30, 90), (700, 500)])
@@ -97,5 +98,5 @@ def test_a_picture_of_any_shape_is_drawn_as_the_network_saw_it(shape: tuple[int,
     contract = InputContract(height=32, width=64)
     heatmaps = torch.zeros(1, 1, 8, 16)
     label = np.array([[5, 5, 2]], np.float32)
-    drawn = draw("keypoints", image, heatmaps, label, classes=("a",), contract=contract)
+    drawn = get_task("keypoints").draw(image, heatmaps, label, classes=("a",), contract=contract)
     assert pixels(drawn).shape == (SIDE // 2, SIDE, 3)

@@ -113,7 +113,7 @@ def test_defaults_fit_their_tasks() -> None:
         ("resnet-99", "classification", {}, "there is no model 'resnet-99'"),
         ("resnet18", "segmentation", {}, "able are: unet-small"),
         ("resnet18", "classification", {"depth": 3}, "no option 'depth'"),
-        ("resnet18", "guessing", {}, "able are: none"),
+        ("resnet18", "guessing", {}, "there is no task 'guessing'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name: str, task: str, options: dict[str, int], match: str) -> None:

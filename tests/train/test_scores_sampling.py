@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from misfire_train.scores import FitSet, ScoreError, build, compute
-from misfire_train.scores.flip import FlipConsistency, jensen_shannon
+from misfire_train.scores.flip import FlipConsistency
 from misfire_train.scores.passes import dropout_only, dropout_samples
 from misfire_train.scores.sampling import (
     Aleatoric,
@@ -25,6 +25,7 @@ from misfire_train.scores.sampling import (
 )
 from misfire_train.signals import Probe, Signals
 from misfire_train.tasks.heatmaps import render_gaussians
+from misfire_train.tasks.softmax import jensen_shannon
 
 
 def network(*, dropout: bool = True) -> nn.Sequential:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from misfire_runtime.errors import ConfigError
-from misfire_train.tasks import custom_task, get_task, mean_of_units, tile_losses
+from misfire_train.tasks import custom_task, get_task, mean_of_units
 from misfire_train.tasks.heatmaps import (
     decode_heatmaps,
     render_gaussians,
@@ -18,6 +18,7 @@ from misfire_train.tasks.heatmaps import (
     to_cells,
     to_pixels,
 )
+from misfire_train.tasks.segmentation import tile_losses
 
 
 def test_classification_fails_where_the_argmax_is_wrong() -> None:

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from misfire_runtime.errors import ConfigError
-from misfire_train.augment import Augmentation, shift_planes
+from misfire_train.augment import Augmentation
 from misfire_train.backbone import CHECKPOINT
 from misfire_train.data import load_dataset
 from misfire_train.fit import config_key, spelled_out, train_run
 from misfire_train.heads import recipe_named
 from misfire_train.runs import MODEL_FILE, RECORD, Run, load_run, read_splits, run_splits
-from misfire_train.tasks import get_task
+from misfire_train.tasks import Variation, get_task
+from misfire_train.tasks.planes import shift_planes
 from misfire_train.train_config import TrainConfig, parse_train_config, read_train_config
 
 SMALL: dict[str, Any] = {
@@ -240,16 +241,16 @@ def test_shifts_move_targets_along() -> None:
     images = torch.arange(16.0).reshape(1, 1, 4, 4)
     moved = shift_planes(images, torch.tensor([[1], [0]]), pad=1, mode="replicate")
     assert torch.equal(moved[0, 0, 1:], images[0, 0, :-1])
-    figures = load_dataset("digits")
-    augmentation = Augmentation("keypoints", figures.contract, shift=2)
+    same = torch.tensor([False])
     targets = torch.tensor([[[1.0, 2.0, 1.0]]])
-    _, after = augmentation._move(torch.zeros(1, 1, 8, 8), targets, torch.tensor([[2], [-1]]))
-    assert after[0, 0].tolist() == [0.0, 4.0, 1.0]
-    masks = torch.ones(1, 4, 4, dtype=torch.uint8)
-    _, after = Augmentation("segmentation", figures.contract, shift=1)._move(
-        torch.zeros(1, 1, 4, 4), masks, torch.tensor([[1], [0]])
-    )
-    assert after[0, 0].tolist() == [255] * 4 and after[0, 1:].eq(1).all()
+    by = Variation(same, torch.tensor([2]), torch.tensor([-1]), limit=2, width=8, height=8)
+    assert get_task("keypoints").move(targets, by)[0, 0].tolist() == [0.0, 4.0, 1.0]
+    masks = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4)
+    by = Variation(same, torch.tensor([1]), torch.tensor([0]), limit=1, width=4, height=4)
+    after = get_task("segmentation").move(masks, by)
+    assert after[0, 0].tolist() == [255] * 4 and torch.equal(after[0, 1:], masks[0, :-1])
+    by = Variation(~same, torch.tensor([0]), torch.tensor([0]), limit=0, width=4, height=4)
+    assert torch.equal(get_task("segmentation").move(masks, by), masks.flip(2))
 
 
 def test_mirror_images_are_refused_where_left_is_not_right() -> None:
@@ -257,12 +258,12 @@ def test_mirror_images_are_refused_where_left_is_not_right() -> None:
     from misfire_train.train_config import TrainingTable
 
     with pytest.raises(ConfigError, match="left and a right"):
-        Augmentation.of(TrainingTable(flip=True), task="keypoints", contract=digits.contract)
+        Augmentation.of(TrainingTable(flip=True), task=get_task("keypoints"), contract=digits.contract)
 
 
 def test_augmented_batches_repeat_with_their_generator() -> None:
     digits = load_dataset("digits")
-    augmentation = Augmentation("classification", digits.contract, shift=1, corrupt=0.5, flip=True)
+    augmentation = Augmentation(get_task("classification"), digits.contract, shift=1, corrupt=0.5, flip=True)
     batches = [
         augmentation.batch(digits.train, np.arange(20), np.random.default_rng([1, 2]))[0] for _ in range(2)
     ]

@@ -25,8 +25,8 @@ from misfire_train.heads.data import LabelledSet, TensorSet, augmented
 from misfire_train.heads.training import HeadReport, fit_head, require_enough
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Score, ScoredModel, answer_of
-from misfire_train.tasks import Task, get_task
-from misfire_train.tasks.shapes import require_fit
+from misfire_train.tasks import Task, as_task
+from misfire_train.tasks.check import require_fit
 from misfire_train.train_config import FailureTable
 
 _LOOKED_AT = 64
@@ -129,7 +129,7 @@ class Attached:
         some = list(range(min(_LOOKED_AT, len(part))))
         with evaluating(self.probe):
             outputs = self.probe(part.batch(some, contract)).outputs
-        require_fit(self._given.name, outputs, torch.as_tensor(part.targets)[: len(some)])
+        require_fit(self._given, outputs, torch.as_tensor(part.targets)[: len(some)])
 
     def _require_images(self, images: Tensor) -> None:
         """Raises ConfigError on images that the network cannot take."""
@@ -190,7 +190,7 @@ def attach(
         probe = Probe(model, last_layer=last, features=layers, output=output)
     except ValueError as error:
         raise ConfigError(f"attach: {error}") from error
-    given = get_task(task) if isinstance(task, str) else task
+    given = as_task(task)
     return Attached(probe, recipe, task=given, last_layer_named=last_layer is not None)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract, to_tensor
 from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt
-from misfire_train.tasks import IGNORE
+from misfire_train.tasks import Task, Variation
+from misfire_train.tasks.planes import shift_planes
 from misfire_train.train_config import TrainingTable
 
 
@@ -25,21 +25,23 @@ from misfire_train.train_config import TrainingTable
 class Augmentation:
     """shift: largest shift in pixels.  flip: mirror half of the images.  corrupt: share made worse."""
 
-    task: str
+    task: Task
     contract: InputContract
     shift: int = 0
     flip: bool = False
     corrupt: float = 0.0
 
     @classmethod
-    def of(cls, table: TrainingTable, *, task: str, contract: InputContract) -> Augmentation:
+    def of(cls, table: TrainingTable, *, task: Task, contract: InputContract) -> Augmentation:
         """As configured. Raises ConfigError where a mirror image would need other targets."""
-        if table.flip and task not in ("classification", "segmentation"):
-            raise ConfigError(f"training.flip: targets of {task} have a left and a right; leave it false")
+        if table.flip and not task.mirrors:
+            raise ConfigError(
+                f"training.flip: targets of {task.name} have a left and a right; leave it false"
+            )
         shift = table.shift
         if shift is None:
-            # A value may be a place in the picture, so regression is shifted only when asked for.
-            shift = 0 if task in ("regression", "custom") else min(contract.height, contract.width) // 14
+            # A fourteenth: two pixels of a digit of 28, sixteen of a picture of 224.
+            shift = min(contract.height, contract.width) // 14 if task.shifts else 0
         return cls(task, contract, shift, table.flip, table.corrupt)
 
     def batch(
@@ -50,15 +52,28 @@ class Augmentation:
         targets = torch.as_tensor(examples.targets[positions])
         if self.corrupt:
             self._corrupt(images, examples, positions, generator)
+        variation = self._draw(len(positions), generator)
+        return self.vary(images, variation), self.task.move(targets, variation)
+
+    def _draw(self, count: int, generator: np.random.Generator) -> Variation:
+        mirrored = torch.zeros(count, dtype=torch.bool)
+        moves: NDArray[np.int64] = np.zeros((2, count), np.int64)
+        # What is not used is not drawn: a run repeats bit for bit from its seed.
         if self.flip:
-            mirrored = torch.from_numpy(generator.random(len(positions)) < 0.5)
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-            if targets.ndim == 3 and self.task == "segmentation":
-                targets = torch.where(mirrored[:, None, None], targets.flip(2), targets)
+            mirrored = torch.from_numpy(generator.random(count) < 0.5)
         if self.shift:
-            moves = generator.integers(-self.shift, self.shift + 1, (2, len(positions)))
-            images, targets = self._move(images, targets, torch.from_numpy(moves))
-        return images, targets
+            moves = generator.integers(-self.shift, self.shift + 1, (2, count))
+        down, right = torch.from_numpy(moves)
+        return Variation(mirrored, down, right, self.shift, self.contract.width, self.contract.height)
+
+    def vary(self, images: Tensor, variation: Variation) -> Tensor:
+        """Returns the pictures mirrored and shifted; the border is repeated."""
+        if self.flip:
+            images = torch.where(variation.mirrored[:, None, None, None], images.flip(3), images)
+        if self.shift:
+            moves = torch.stack((variation.down, variation.right))
+            images = shift_planes(images, moves, pad=self.shift, mode="replicate")
+        return images
 
     def _corrupt(
         self, images: Tensor, examples: Examples, positions: NDArray[np.int64], generator: np.random.Generator
@@ -70,29 +85,3 @@ class Augmentation:
             seed = int(generator.integers(2**62))
             worse = corrupt(examples.images[int(positions[row])], family, severity=severity, seed=seed)
             images[row] = torch.from_numpy(to_tensor(worse, self.contract)[0])
-
-    def _move(self, images: Tensor, targets: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves pictures by (down, right) pixels, repeating the border; what leaves a mask is ignored."""
-        moved = shift_planes(images, moves, pad=self.shift, mode="replicate")
-        if self.task == "keypoints":
-            targets = targets.clone()
-            targets[..., 0] += moves[1][:, None]
-            targets[..., 1] += moves[0][:, None]
-        elif self.task == "segmentation":
-            planes = shift_planes(
-                targets[:, None].float(), moves, pad=self.shift, mode="constant", value=IGNORE
-            )
-            targets = planes[:, 0].to(targets.dtype)
-        return moved, targets
-
-
-def shift_planes(planes: Tensor, moves: Tensor, *, pad: int, mode: str, value: float = 0.0) -> Tensor:
-    """[N,C,H,W] moved by moves [2,N] (down, right), each at most `pad`."""
-    height, width = planes.shape[2:]
-    fill = {"value": value} if mode == "constant" else {}
-    padded = functional.pad(planes, (pad,) * 4, mode=mode, **fill)
-    rows = torch.arange(height)[None] + pad - moves[0][:, None]
-    columns = torch.arange(width)[None] + pad - moves[1][:, None]
-    which = torch.arange(len(planes))[:, None, None]
-    gathered = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
-    return gathered.permute(0, 3, 1, 2).contiguous()

@@ -104,7 +104,7 @@ def fit_network(
     if resume and checkpoint is not None and checkpoint.is_file():
         state, best = _restore(checkpoint, model, optimizer, joint, key=key)
         reporter.line(f"resumed after epoch {state.epoch} of {table.epochs}")
-    augmentation = Augmentation.of(table, task=task.name, contract=data.contract)
+    augmentation = Augmentation.of(table, task=task, contract=data.contract)
     with reporter.steps("training", table.epochs - state.epoch) as steps:
         while state.epoch < table.epochs and not state.stopped:
             train_loss = _train_epoch(

@@ -22,8 +22,8 @@ from misfire_export.errors import LabelError, OutputError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.data.readers.class_lists import nfc, read_class_list
+from misfire_train.data.readers.mask_images import IGNORE
 from misfire_train.errors import DatasetError
-from misfire_train.tasks import IGNORE
 
 GAIN = 0.15
 """Accuracy that another order must add before it is called a misreading."""

@@ -27,12 +27,10 @@ from misfire_export.sources.labels import Answered
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.scores.fitting import spread
-from misfire_train.tasks import Task, pixel_answers
+from misfire_train.tasks import Task
 from misfire_train.tasks.shapes import Kind, Numbers
 
 _FIRST = 4
-_PLACES = 1024
-"""Pixels of a frame whose labels are compared; more only cost time."""
 _NOT_LOGITS = "The failure scores would take a softmax of them, which is nearly flat"
 
 
@@ -230,24 +228,15 @@ def fold(
     """
     numbers, truth, said, outputs = Numbers(), [], [], 0
     for part, values in parts:
-        labels, classes = _compare(task, torch.from_numpy(values), torch.as_tensor(frames.targets[part]))
+        labels, classes = task.labels_and_answers(
+            torch.from_numpy(values), task.collate(frames.targets[part])
+        )
         outputs = values.shape[1]
         numbers.add(values)
         truth.append(labels)
         said.append(classes)
     whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, task.name == "segmentation")
     return numbers.kind, whole
-
-
-def _compare(
-    task: Task, outputs: torch.Tensor, targets: torch.Tensor
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(labels, answers), each [n,P]: of whole frames P is 1, of pixels every so many."""
-    if task.name != "segmentation":
-        return targets.long().numpy()[:, None], outputs.argmax(1).numpy()[:, None]
-    labels, said = targets.long().flatten(1), pixel_answers(outputs, targets).flatten(1)
-    step = max(1, labels.shape[1] // _PLACES)
-    return labels[:, ::step].numpy(), said[:, ::step].numpy()
 
 
 def as_logits(found: Found, kind: Kind, wanted: str) -> Found:

@@ -8,7 +8,6 @@ for segmentation the path of a mask image beside the CSV.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from misfire_runtime.errors import ConfigError, ImageError
 from misfire_runtime.preprocess import Image, decode_image
 from misfire_train.data import Examples
 from misfire_train.data.images import DecodedImages, ImageSubset
-from misfire_train.data.readers.mask_images import read_mask, resize_mask
-from misfire_train.errors import DatasetError
 from misfire_train.runs import Run
+from misfire_train.tasks import LabelPlace
 
 MAX_LABEL_BYTES = 256 * 1024 * 1024
 _GROUP_S = 60.0
@@ -100,7 +98,7 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
     chosen = [pictures[i] for i in usable]
     examples = Examples(
         images=ImageSubset(images, usable),
-        targets=np.stack(
+        targets=run.task.stack(
             [
                 parse_label(
                     wanted[s.id], run=run, sample=s.id, beside=labels.parent, size=(s.width, s.height)
@@ -157,41 +155,8 @@ def parse_label(
 
     size: width and height of the sample's image, which a mask must have too; None where it is not known.
     """
-    record = run.record
-    if record.task == "classification":
-        return _class_index(text, record.classes, sample)
-    if record.task == "segmentation":
-        return _mask(beside / text, run, sample, size)
+    place = LabelPlace(run.record.classes, run.contract, folder=beside, size=size)
     try:
-        numbers = [[float(v) for v in word.split(",")] for word in text.split()]
-        values = np.array(numbers, np.float32)
-    except ValueError:
-        raise ConfigError(f"label of {sample[:16]}: {text!r} is not a list of numbers") from None
-    expected = (len(record.classes), 3) if record.task == "keypoints" else (len(record.classes), 1)
-    if values.shape != expected or not np.isfinite(values).all():
-        raise ConfigError(f"label of {sample[:16]}: {values.shape} numbers; {record.task} needs {expected}")
-    return values if record.task == "keypoints" else values[:, 0]
-
-
-def _class_index(text: str, classes: tuple[str, ...], sample: str) -> NDArray[Any]:
-    if text in classes:
-        return np.asarray(classes.index(text), np.int64)
-    if text.isascii() and text.isdigit() and int(text) < len(classes):
-        return np.asarray(int(text), np.int64)
-    shown = ", ".join(_first(classes, 12))
-    raise ConfigError(f"label of {sample[:16]}: there is no class {text!r}; classes are {shown}")
-
-
-def _first(names: tuple[str, ...], count: int) -> Iterator[str]:
-    yield from names[:count]
-    if len(names) > count:
-        yield f"and {len(names) - count} more"
-
-
-def _mask(path: Path, run: Run, sample: str, size: tuple[int, int] | None) -> NDArray[Any]:
-    contract = run.contract
-    try:
-        mask = read_mask(path, size=size, classes=len(run.record.classes))
-    except DatasetError as error:
+        return run.task.parse_label(text, place)
+    except ConfigError as error:
         raise ConfigError(f"label of {sample[:16]}: {error}") from error
-    return resize_mask(mask, height=contract.height, width=contract.width)

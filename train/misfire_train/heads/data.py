@@ -26,7 +26,7 @@ from misfire_train.objectives import check_losses
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Signals
 from misfire_train.tasks import Task
-from misfire_train.tasks.shapes import require_fit
+from misfire_train.tasks.check import require_fit
 
 BATCH = 256
 
@@ -173,7 +173,7 @@ def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequenc
 
     The same where outputs or targets are not what the task is about.
     """
-    require_fit(task.name, outputs, targets)
+    require_fit(task, outputs, targets)
     try:
         return check_losses(task.sample_loss(outputs, targets).float(), ids=ids)
     except ValueError as error:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from misfire_train.heads.softmax import Softmax
 from misfire_train.scores.density import k_center
 from misfire_train.scores.neighbours import squared_distances
+from misfire_train.tasks.softmax import Softmax
 
 NEIGHBOURS = 10
 BANK_ROWS = 2048

@@ -11,7 +11,7 @@ that a shift nobody trained on cannot drive the correction without bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,43 +21,11 @@ from torch.nn import functional
 from misfire_train.heads.base import LossHead, Parts
 from misfire_train.heads.memory import Memory
 from misfire_train.heads.second_opinion import SecondOpinion
-from misfire_train.heads.statistics import (
-    TILES,
-    class_statistics,
-    joint_residual,
-    joint_statistics,
-    log_odds,
-    map_statistics,
-    tile_statistics,
-)
-from misfire_train.scores.output_only import softmax_entropy
 from misfire_train.signals import Signals
+from misfire_train.tasks import Task, as_task
+from misfire_train.tasks.statistics import map_statistics
 
 CLIP = 6.0
-
-
-def _tiles_of(values: Tensor) -> Tensor:
-    grid = (min(TILES[0], values.shape[1]), min(TILES[1], values.shape[2]))
-    return functional.adaptive_avg_pool2d(values[:, None], grid).flatten(1)
-
-
-BASES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
-    "classification": {
-        "msp": log_odds,
-        "entropy": lambda out: torch.log(softmax_entropy(out).clamp_min(1e-9))[:, None],
-    },
-    "segmentation": {
-        "entropy": lambda out: torch.log(_tiles_of(softmax_entropy(out)).clamp_min(1e-9)),
-        "energy": lambda out: -_tiles_of(torch.logsumexp(out, 1)),
-    },
-    "keypoints": {
-        "self_residual": joint_residual,
-        "mean_peak": lambda out: -out.flatten(2).amax(2),
-    },
-    "regression": {"none": torch.zeros_like},
-    "custom": {"none": lambda out: out.new_zeros(out.shape[0], 1)},
-}
-"""Free scores per unit, [N,U], on the scale of a log-loss; the best on held-out data becomes the base."""
 
 
 class Committee(nn.Module):
@@ -98,7 +66,7 @@ class ResidualHead(LossHead):
 
     outputs: classes, joints or values.  maps: names and channels of feature maps whose statistics it reads.
     embedding: width of the last layer's input.  rows, kept: of the memory
-    (kept whole where nothing is said).  base: a name of BASES[task].
+    (kept whole where nothing is said).  base: a name of the task's `bases`.
     opinions: for classes, how many of the map statistics each second opinion sees.
     """
 
@@ -109,7 +77,7 @@ class ResidualHead(LossHead):
     def __init__(
         self,
         *,
-        task: str,
+        task: str | Task,
         outputs: int,
         base: str,
         embedding: int,
@@ -123,10 +91,11 @@ class ResidualHead(LossHead):
         kept: int | None = None,
     ) -> None:
         super().__init__()
-        self.task, self.outputs, self.base, self.embedding = task, outputs, base, embedding
+        self.task = as_task(task)
+        self.outputs, self.base, self.embedding = outputs, base, embedding
         self.maps, self.hidden, self.members = tuple(maps), hidden, members
         self.sees_embedding = sees_embedding
-        classes = outputs if task == "classification" else 0
+        classes = outputs if remembers_classes(self.task) else 0
         self.memory = Memory(rows, embedding, classes, kept=embedding if kept is None else kept)
         self.opinions = nn.ModuleList(SecondOpinion(count, outputs) for count in opinions)
         self.committee = Committee(width, hidden=hidden, members=members)
@@ -140,7 +109,7 @@ class ResidualHead(LossHead):
     def options(self) -> dict[str, Any]:
         """Keyword arguments that build a head of the same shapes."""
         return {
-            "task": self.task,
+            "task": self.task.name,
             "outputs": self.outputs,
             "base": self.base,
             "embedding": self.embedding,
@@ -161,7 +130,7 @@ class ResidualHead(LossHead):
 
     def extract(self, signals: Signals) -> Parts:
         """(base [N,U], statistics [N,U,D])."""
-        base = BASES[self.task][self.base](signals.outputs)
+        base = self.task.bases()[self.base](signals.outputs)
         return base, unit_statistics(
             self.task,
             signals,
@@ -207,8 +176,13 @@ class ResidualHead(LossHead):
         self.bias.copy_(wanted.mean() - self.scale * known.mean())
 
 
+def remembers_classes(task: Task) -> bool:
+    """Whether the memory holds the class of each training frame, whose votes a head then reads."""
+    return task.by_class and task.by_frame
+
+
 def unit_statistics(
-    task: str,
+    task: Task,
     signals: Signals,
     memory: Memory,
     *,
@@ -230,20 +204,14 @@ def unit_statistics(
     if maps:
         seen = map_statistics({name: signals.features[name] for name in maps})
         frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]
-    if task == "classification":
-        return torch.cat((class_statistics(outputs), *frame), 1)[:, None]
-    if task == "segmentation":
-        units = tile_statistics(outputs)
-    elif task == "keypoints":
-        units = joint_statistics(outputs)
-    else:
-        values = outputs.flatten(1)
-        units = torch.stack((values, values.abs()), 2) if task == "regression" else values[:, None]
+    units = task.unit_statistics(outputs)
     count = units.shape[1]
+    if count == 1 and not task.names_units:
+        return torch.cat((units[:, 0], *frame), 1)[:, None]
     columns = [units]
     if count > 1:
         columns.append(units.mean(1, keepdim=True).expand(-1, count, -1))
-    if task in ("keypoints", "regression"):
+    if task.names_units:
         who = torch.eye(count, device=units.device, dtype=units.dtype)
         columns.append(who[None].expand(units.shape[0], -1, -1))
     columns.append(torch.cat(frame, 1)[:, None].expand(-1, count, -1))

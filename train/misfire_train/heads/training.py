@@ -33,15 +33,15 @@ from misfire_train.heads.data import (
 from misfire_train.heads.memory import Memory
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
-from misfire_train.heads.residual import BASES, ResidualHead, unit_statistics
+from misfire_train.heads.residual import ResidualHead, remembers_classes, unit_statistics
 from misfire_train.heads.second_opinion import SecondOpinion
-from misfire_train.heads.statistics import map_statistics
 from misfire_train.judge.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import OBJECTIVES, ratio_eps
 from misfire_train.progress import Reporter
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task
+from misfire_train.tasks.statistics import map_statistics
 
 MIN_HELD_OUT = 20
 CHECK_SHARE = 0.15
@@ -201,10 +201,9 @@ def candidate_heads(
     if task is None or train is None:
         raise ConfigError(f"{recipe.name} stands on a task and on the training set")
     # Pooled features overfit where units are many and frames are few; there the output map tells enough.
-    whole_frame = task.name in ("classification", "regression", "custom")
-    maps = affordable_maps(signals.features) if recipe.sees_features and whole_frame else ()
+    maps = affordable_maps(signals.features) if recipe.sees_features and task.by_frame else ()
     facts = gather_train(probe, train, contract=contract, maps=maps, seed=seed)
-    classes = int(signals.outputs.shape[1]) if task.name == "classification" else 0
+    classes = int(signals.outputs.shape[1]) if remembers_classes(task) else 0
     memory = Memory.fit(facts.embeddings, facts.targets if classes else None, classes=classes, seed=seed)
     opinions: list[SecondOpinion] = []
     if classes and facts.statistics is not None:
@@ -212,12 +211,12 @@ def candidate_heads(
         for width in sorted({sum(widths[:-1]) or sum(widths), sum(widths)}):
             opinions.append(SecondOpinion(width, classes).fit(facts.statistics, facts.targets, seed=seed))
     statistics = unit_statistics(
-        task.name, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions
+        task, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions
     )
     heads: list[LossHead] = []
-    for base in BASES[task.name]:
+    for base in task.bases():
         head = ResidualHead(
-            task=task.name,
+            task=task,
             outputs=int(signals.outputs.shape[1]),
             base=base,
             embedding=memory.width,
@@ -261,7 +260,7 @@ def best_base(
     areas = []
     for head in heads:
         assert isinstance(head, ResidualHead)
-        units = BASES[head.task][head.base](outputs)
+        units = head.task.bases()[head.base](outputs)
         areas.append(aurc(head.pool(units).double().numpy(), risk))
     return int(np.argmin(areas))
 

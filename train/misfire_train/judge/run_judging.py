@@ -27,7 +27,6 @@ from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.metrics.calibration import fit_loss_scale
 from misfire_train.judge.report import FrameExample, Report
-from misfire_train.judge.report.pictures import draw, legend_of
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import (
@@ -46,8 +45,6 @@ from misfire_train.signals import Score
 from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable, TrainConfig
 
-_BATCH = {"segmentation": 16, "keypoints": 64}
-"""Images at a time where EGL++ compares every pixel with sixty neighbours' labels; 256 elsewhere."""
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
 _MAX_GROUPS_SHOWN = 40
 
@@ -133,7 +130,7 @@ def judge_run(
         skipped=skipped,
         gate=replace(report.gate, notes=(*report.gate.notes, *notes)),
         frames=tuple(_with_picture(frame, run, examples, images) for frame in report.frames),
-        legend=legend_of(run.record.task, run.record.classes),
+        legend=run.task.legend(run.record.classes),
     )
     return report, Evidence.of(stacked, **common)
 
@@ -186,15 +183,14 @@ def _free_names(run: Run) -> list[str]:
 
 def _fit_set(run: Run, examples: Examples) -> FitSet:
     chosen = spread(examples, MAX_FIT)
-    classes = len(run.record.classes) if run.record.task in ("classification", "segmentation") else None
+    classes = len(run.record.classes) if run.task.by_class else None
     return gather(run.probe, chosen, chosen.targets, classes=classes, contract=run.contract)
 
 
 def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
-    batch = _BATCH.get(task.name, 256)
-    scores = compute(run, examples, modules, batch=batch, seed=seed) if modules else {}
+    scores = compute(run, examples, modules, batch=task.score_batch, seed=seed) if modules else {}
     losses, failed = [], []
-    knows = task.failed_function is not None
+    knows = task.answer_decides
     with evaluating(run.probe), torch.no_grad():
         for rows, image in batches(examples, contract=run.contract, size=256):
             outputs = run.probe(image).outputs
@@ -290,9 +286,7 @@ def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Scor
 
 
 def _slices(run: Run, examples: Examples, judging: Judging, repeats: int) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    if run.record.task == "classification":
-        found["class"] = np.array([run.record.classes[int(t)] for t in examples.targets])
+    found = run.task.slices(examples.targets, run.record.classes)
     groups = np.unique(examples.groups)
     if 1 < len(groups) <= _MAX_GROUPS_SHOWN:
         found["group"] = np.array(examples.groups)
@@ -333,8 +327,7 @@ def _with_picture(
     row = int(examples.positions([frame.frame])[0])
     with evaluating(run.probe), torch.no_grad():
         outputs = run.probe(shown.batch(np.array([row]), run.contract)).outputs
-    drawing = draw(
-        run.record.task,
+    drawing = run.task.draw(
         shown.images[row],
         outputs,
         examples.targets[row],

@@ -15,11 +15,15 @@ from misfire_train.models.foreign import build_timm
 from misfire_train.models.maps import keypoint_small, unet_small
 from misfire_train.models.mobilenet import mobilenet_small
 from misfire_train.models.resnet import regressor_small, resnet18, resnet_small
+from misfire_train.tasks import Task, as_task
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build one. build(outputs, *, channels, **options)."""
+    """How to build one. build(outputs, *, channels, **options).
+
+    tasks: names of tasks, or of the form of their outputs, that it can do.
+    """
 
     build: Callable[..., nn.Module]
     tasks: tuple[str, ...]
@@ -52,31 +56,33 @@ MODELS: dict[str, Architecture] = {
 }
 
 
-def default_model(task: str) -> str:
+def able_to(architecture: Architecture, task: Task) -> bool:
+    """Whether the network's outputs have the form that the task needs."""
+    return task.name in architecture.tasks or task.form in architecture.tasks
+
+
+def default_model(task: str | Task) -> str:
     """The small network for a task."""
-    return {
-        "segmentation": "unet-small",
-        "keypoints": "keypoint-small",
-        "regression": "regressor-small",
-    }.get(task, "resnet-small")
+    return as_task(task).default_model
 
 
-def build_model(name: str, *, task: str, outputs: int, channels: int, **options: Any) -> BuiltModel:
+def build_model(name: str, *, task: str | Task, outputs: int, channels: int, **options: Any) -> BuiltModel:
     """A freshly initialised network; torch's seed decides its weights.
 
     outputs: classes, values or joints.  channels: of the image, 1 or 3.  options: the architecture's own.
     Raises ConfigError on an unknown name or option, or a task that the network cannot do.
     """
+    asked = as_task(task)
     if name.startswith("timm:"):
-        return build_timm(name, task=task, outputs=outputs, channels=channels, **options)
+        return build_timm(name, task=asked, outputs=outputs, channels=channels, **options)
     architecture = MODELS.get(name)
     if architecture is None:
         raise ConfigError(
             f"there is no model {name!r}; there are {', '.join(MODELS)}, and timm:NAME with timm installed"
         )
-    if task not in architecture.tasks:
-        able = ", ".join(other for other, known in MODELS.items() if task in known.tasks)
-        raise ConfigError(f"{name} cannot do {task}; able are: {able or 'none'}")
+    if not able_to(architecture, asked):
+        able = ", ".join(other for other, known in MODELS.items() if able_to(known, asked))
+        raise ConfigError(f"{name} cannot do {asked.name}; able are: {able or 'none'}")
     if outputs < 1 or channels < 1:
         raise ConfigError(f"{name} needs at least one output and one channel, not {outputs} and {channels}")
     defaults = {

@@ -7,9 +7,10 @@ from typing import Any
 
 from misfire_runtime.errors import ConfigError, MissingExtraError
 from misfire_train.models.built import BuiltModel
+from misfire_train.tasks import Task
 
 
-def build_timm(name: str, *, task: str, outputs: int, channels: int, **options: Any) -> BuiltModel:
+def build_timm(name: str, *, task: Task, outputs: int, channels: int, **options: Any) -> BuiltModel:
     """A timm network by `timm:NAME`; options go to timm.create_model.
 
     Its classifier and its feature stages are those that timm itself names. Raises MissingExtraError without
@@ -22,8 +23,8 @@ def build_timm(name: str, *, task: str, outputs: int, channels: int, **options: 
         raise MissingExtraError(
             f"{name} needs timm, which is not installed: pip install 'misfire[timm]'"
         ) from error
-    if task not in ("classification", "regression", "custom"):
-        raise ConfigError(f"{name} gives one vector per image and cannot do {task}")
+    if not task.by_frame:
+        raise ConfigError(f"{name} gives one vector per image and cannot do {task.name}")
     try:
         module = timm.create_model(
             name.removeprefix("timm:"), num_classes=outputs, in_chans=channels, **options

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from misfire_train.errors import ScoreError
-from misfire_train.scores.last_layer import feature_energy, is_predicted, last_outputs, scaled_features
+from misfire_train.scores.last_layer import feature_energy, last_outputs, scaled_features
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
 from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
+from misfire_train.tasks.softmax import is_predicted
 
 
 def squared_residuals(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from misfire_train.errors import ScoreError
 from misfire_train.scores.passes import PassScore
 from misfire_train.signals import Score, ScoredModel, Signals
-from misfire_train.tasks.heatmaps import peak_cells
+from misfire_train.tasks import Task, as_task
 
 
 class FlipConsistency(PassScore):
@@ -32,49 +31,24 @@ class FlipConsistency(PassScore):
     def __init__(
         self,
         *,
-        task: str = "classification",
+        task: str | Task = "classification",
         swap: Iterable[tuple[int, int]] = (),
         signs: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        if task == "regression" and not signs:
+        self.task = as_task(task)
+        if self.task.form == "regression" and not signs:
             raise ScoreError(
                 "flip_consistency of a regressor needs signs=[...], what mirroring does to each output"
             )
-        self.task, self.swap, self.signs = task, tuple(swap), tuple(signs)
+        self.swap, self.signs = tuple(swap), tuple(signs)
         self.definition = "disagreement of the answers to the image and to its mirror image (two passes)"
 
     def combine(self, signals: Signals, mirrored: Signals) -> Tensor:
         """[N] from the plain pass and the pass over the mirrored image."""
         plain, other = signals.outputs, mirrored.outputs
-        if self.task == "regression":
-            factor = torch.tensor(self.signs, dtype=plain.dtype, device=plain.device)
-            return (plain - other * factor).square().flatten(1).mean(1)
-        if self.task == "keypoints":
-            back = other.flip(3)[:, self._order(other.shape[1])]
-            return (peak_cells(plain)[0] - peak_cells(back)[0]).square().sum(2).sqrt().mean(1)
-        back = other.flip(3) if other.ndim == 4 else other
-        divergence = jensen_shannon(plain, back)
-        return divergence if divergence.ndim == 1 else divergence.flatten(1).mean(1)
-
-    def _order(self, joints: int) -> list[int]:
-        order = list(range(joints))
-        for left, right in self.swap:
-            order[left], order[right] = right, left
-        return order
-
-
-def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Divergence in nats of two softmax distributions over dim 1.
-
-    >>> round(jensen_shannon(torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]])).item(), 4)
-    0.6931
-    """
-    log_a = torch.log_softmax(first, 1).clamp_min(-100)
-    log_b = torch.log_softmax(second, 1).clamp_min(-100)
-    a, b = torch.exp(log_a), torch.exp(log_b)
-    log_m = torch.log(((a + b) / 2).clamp_min(1e-38))
-    return ((a * (log_a - log_m)).sum(1) + (b * (log_b - log_m)).sum(1)).clamp_min(0) / 2
+        back = self.task.unmirror(other, swap=self.swap, signs=self.signs)
+        return self.task.disagreement(plain, back)
 
 
 class FlipScoredModel(ScoredModel):

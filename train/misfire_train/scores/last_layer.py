@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from misfire_train.errors import ScoreError
 from misfire_train.signals import Signals
+from misfire_train.tasks.softmax import is_predicted
 
 
 def pooled(signals: Signals) -> Tensor:
@@ -58,17 +59,6 @@ def label_maps(targets: Tensor, size: tuple[int, int]) -> Tensor:
     return targets.long()[:, rows][:, :, columns]
 
 
-def class_index(logits: Tensor) -> Tensor:
-    """0..K-1 along dim 1, broadcastable against logits."""
-    shape = [1, logits.shape[1]] + [1] * (logits.ndim - 2)
-    return torch.arange(logits.shape[1], device=logits.device).reshape(shape)
-
-
-def is_predicted(logits: Tensor) -> Tensor:
-    """Boolean one-hot of the predicted class along dim 1; on a tie, exactly one."""
-    return class_index(logits) == logits.argmax(1, keepdim=True)
-
-
 def pseudo_residual(logits: Tensor) -> Tensor:
     """p - e_yhat along dim 1, with its largest entry as the sum of the others: no cancellation near p = 1."""
     top = is_predicted(logits)
@@ -89,9 +79,3 @@ def log_one_plus(x: Tensor) -> Tensor:
     step = shifted - 1
     flat = step == 0
     return torch.where(flat, x, torch.log(shifted) * (x / torch.where(flat, 1.0, step)))
-
-
-def log_one_plus_sum(x: Tensor) -> Tensor:
-    """log(1 + x) for x >= 0, exact near 0, in fewer operations: below the floor it is x to the last digit."""
-    shifted = (1 + x).clamp_min(1 + 2 * torch.finfo(x.dtype).eps)
-    return x * (torch.log(shifted) / (shifted - 1))

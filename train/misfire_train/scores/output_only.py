@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from misfire_train.scores.last_layer import log_one_plus_sum, pseudo_residual
+from misfire_train.scores.last_layer import pseudo_residual
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
 from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
+from misfire_train.tasks.softmax import softmax_entropy
 
 
 class OutputScore(Score):
@@ -167,22 +168,6 @@ class SelfResidual(OutputScore):
         if self.rescale:
             rendered = rendered * (maps.amax((2, 3), keepdim=True) / self.peak)
         return (maps - rendered).square().mean((1, 2, 3))
-
-
-def softmax_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of softmax over dim 1.
-
-    >>> [round(v, 4) for v in softmax_entropy(torch.tensor([[0.0, 0.0], [900.0, 0.0]])).tolist()]
-    [0.6931, 0.0]
-    """
-    # Sums of positive terms only: log p of a sure class is not read off a p that rounds to 1, so that
-    # log(entropy) is as exact at 1e-6 as at 1. The floor keeps a masked class (logit -inf) from 0 * -inf.
-    gap = (logits - logits.amax(1, keepdim=True)).clamp_min(-100)
-    weight = torch.exp(gap)
-    below = gap < 0
-    ties = (~below).to(weight.dtype).sum(1) - 1
-    rest = torch.where(below, weight, 0.0).sum(1) + ties
-    return log_one_plus_sum(rest) - (gap * weight).sum(1) / (1 + rest)
 
 
 def rest_probability(logits: Tensor) -> Tensor:

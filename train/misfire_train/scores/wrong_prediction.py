@@ -24,7 +24,6 @@ from misfire_train.scores.egl_pp import class_labels
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import (
     exp_minus_one,
-    is_predicted,
     label_maps,
     last_outputs,
     log_one_plus,
@@ -32,6 +31,7 @@ from misfire_train.scores.last_layer import (
     scaled_features,
 )
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks.softmax import is_predicted
 
 PERFECT_FIT = 1e-3
 """Mean residual norm below which a holdout has nothing left to teach."""

@@ -1,23 +1,22 @@
-"""What a network is asked to do, and what counts as a failure at it."""
+"""What a network is asked to do, and what counts as a failure at it.
 
-from misfire_train.tasks.tasks import (
-    IGNORE,
-    Task,
-    custom_task,
-    get_task,
-    joints_found,
-    mean_of_units,
-    pixel_answers,
-    tile_losses,
-)
+get_task("segmentation")        a task by name
+custom_task(per_sample_loss)    one made of a loss
+class Mine(Task)                one with labels, units and drawings of its own (`base.py`), and register_task
+"""
+
+from misfire_train.tasks.base import LabelPlace, Task, Variation, mean_of_units
+from misfire_train.tasks.custom import custom_task
+from misfire_train.tasks.registry import as_task, get_task, known_tasks, register_task
 
 __all__ = [
-    "IGNORE",
+    "LabelPlace",
     "Task",
+    "Variation",
+    "as_task",
     "custom_task",
     "get_task",
-    "joints_found",
+    "known_tasks",
     "mean_of_units",
-    "pixel_answers",
-    "tile_losses",
+    "register_task",
 ]

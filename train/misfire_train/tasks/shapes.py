@@ -1,7 +1,4 @@
-"""Do a network's outputs and the labels fit the task that somebody named?
-
-outputs, targets --shapes, kind of numbers--> nothing, or one sentence that says which task it looks like
-"""
+"""What the numbers of an answer are (logits, probabilities, sigmoids), and whether labels are its classes."""
 
 from __future__ import annotations
 
@@ -21,13 +18,6 @@ SUM_TOLERANCE = 0.15
 _ROWS_THAT_SUM = 0.99
 _EDGE = 1e-3
 """Halves and 8-bit numbers round a probability of one to a little above it."""
-_RANKS = {"classification": (2, 1), "segmentation": (4, 3), "keypoints": (4, 3), "regression": (2, 2)}
-_LOOKS = {
-    "classification": "[N,K] logits and class numbers [N]",
-    "segmentation": "[N,K,H,W] logits and [N,H,W]",
-    "keypoints": "[N,J,h,w] heatmaps and [N,J,3]",
-    "regression": "[N,J] values and [N,J]",
-}
 
 
 @dataclass
@@ -60,29 +50,16 @@ class Numbers:
         return "probabilities" if self.sum_to_one >= _ROWS_THAT_SUM * self.rows else "sigmoid"
 
 
-def require_fit(task: str, outputs: Tensor, targets: Tensor) -> None:
-    """Raises ConfigError where outputs [N,...] and targets [N,...] are not those of the built-in task.
+def require_classes(task: str, outputs: Tensor, labels: Tensor) -> None:
+    """Raises ConfigError if labels are not class numbers of logits [N,K,...], or if those are no logits.
 
-    Probabilities of a classifier or segmenter are refused: every score takes a softmax, and that of
-    probabilities is nearly flat.
+    Probabilities are refused: every score takes a softmax, and that of probabilities is nearly flat.
     """
-    if task not in _RANKS:
-        return
-    seen = f"outputs {_shape(outputs)}, targets {_shape(targets)}"
-    if (outputs.ndim, targets.ndim) != _RANKS[task]:
-        guess = next((name for name, ranks in _RANKS.items() if (outputs.ndim, targets.ndim) == ranks), None)
-        hint = f"; is it task={guess!r}?" if guess else ""
-        if outputs.ndim == 2 and targets.ndim == 2 and task == "classification":
-            hint = "; for several labels of one image (multi-label) use custom_task(...)"
-        raise ConfigError(f"{task} needs {_LOOKS[task]}, got {seen}{hint}")
-    if task not in ("classification", "segmentation") or not len(outputs):
-        return
-    known = targets[targets != 255] if task == "segmentation" else targets
-    if known.is_floating_point() or (
-        known.numel() and not 0 <= int(known.min()) <= int(known.max()) < outputs.shape[1]
+    if labels.is_floating_point() or (
+        labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < outputs.shape[1]
     ):
         raise ConfigError(
-            f"{task}: the labels go from {known.min()} to {known.max()} ({known.dtype}), the model has "
+            f"{task}: the labels go from {labels.min()} to {labels.max()} ({labels.dtype}), the model has "
             f"{outputs.shape[1]} outputs (0 to {outputs.shape[1] - 1})"
         )
     whole = outputs.detach().float()
@@ -91,7 +68,3 @@ def require_fit(task: str, outputs: Tensor, targets: Tensor) -> None:
             f"{task}: the model gives probabilities (rows within 0..1 that sum to about one); scores need "
             "logits: leave its last softmax out, or return their logarithm"
         )
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"[{','.join(map(str, tensor.shape))}]"

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from misfire_train.drawing import Legend
 from misfire_train.judge.gate import GateResult
 from misfire_train.judge.metrics.bootstrap import Estimate
 from misfire_train.judge.metrics.calibration import Reliability
@@ -100,15 +101,6 @@ class FrameExample:
     truth: str = ""
     predicted: str = ""
     picture: str | None = None
-
-
-@dataclass(frozen=True)
-class Legend:
-    """How to read the pictures. colours: (name, "#rrggbb") of a mask's classes.  drawn: lines lie over it."""
-
-    text: str
-    colours: tuple[tuple[str, str], ...] = ()
-    drawn: bool = True
 
 
 @dataclass(frozen=True)

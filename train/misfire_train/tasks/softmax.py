@@ -12,8 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from misfire_train.scores.last_layer import is_predicted, log_one_plus_sum
-
 FLOOR = -30.0
 """Of log-probabilities and log-odds: below, networks differ in nothing that matters."""
 KNOWN_CLASSES = 128
@@ -46,3 +44,49 @@ class Softmax:
         self.log_odds = -logits if logits.shape[1] == 1 else torch.log(rest.clamp_min(math.exp(FLOOR)))
         self.energy = best + log_total
         self.entropy = log_one_plus_sum(rest) - (gap * weight).sum(1, keepdim=True) / total
+
+
+def softmax_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax over dim 1.
+
+    >>> [round(v, 4) for v in softmax_entropy(torch.tensor([[0.0, 0.0], [900.0, 0.0]])).tolist()]
+    [0.6931, 0.0]
+    """
+    # Sums of positive terms only: log p of a sure class is not read off a p that rounds to 1, so that
+    # log(entropy) is as exact at 1e-6 as at 1. The floor keeps a masked class (logit -inf) from 0 * -inf.
+    gap = (logits - logits.amax(1, keepdim=True)).clamp_min(-100)
+    weight = torch.exp(gap)
+    below = gap < 0
+    ties = (~below).to(weight.dtype).sum(1) - 1
+    rest = torch.where(below, weight, 0.0).sum(1) + ties
+    return log_one_plus_sum(rest) - (gap * weight).sum(1) / (1 + rest)
+
+
+def class_index(logits: Tensor) -> Tensor:
+    """0..K-1 along dim 1, broadcastable against logits."""
+    shape = [1, logits.shape[1]] + [1] * (logits.ndim - 2)
+    return torch.arange(logits.shape[1], device=logits.device).reshape(shape)
+
+
+def is_predicted(logits: Tensor) -> Tensor:
+    """Boolean one-hot of the predicted class along dim 1; on a tie, exactly one."""
+    return class_index(logits) == logits.argmax(1, keepdim=True)
+
+
+def log_one_plus_sum(x: Tensor) -> Tensor:
+    """log(1 + x) for x >= 0, exact near 0, in fewer operations: below the floor it is x to the last digit."""
+    shifted = (1 + x).clamp_min(1 + 2 * torch.finfo(x.dtype).eps)
+    return x * (torch.log(shifted) / (shifted - 1))
+
+
+def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
+    """Divergence in nats of two softmax distributions over dim 1.
+
+    >>> round(jensen_shannon(torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]])).item(), 4)
+    0.6931
+    """
+    log_a = torch.log_softmax(first, 1).clamp_min(-100)
+    log_b = torch.log_softmax(second, 1).clamp_min(-100)
+    a, b = torch.exp(log_a), torch.exp(log_b)
+    log_m = torch.log(((a + b) / 2).clamp_min(1e-38))
+    return ((a * (log_a - log_m)).sum(1) + (b * (log_b - log_m)).sum(1)).clamp_min(0) / 2

@@ -1,0 +1,22 @@
+"""Pictures and masks shifted by a number of pixels of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def shift_planes(planes: Tensor, moves: Tensor, *, pad: int, mode: str, value: float = 0.0) -> Tensor:
+    """Returns [N,C,H,W] moved by moves [2,N] (down, right), each at most `pad`.
+
+    mode: what fills the border, as in `torch.nn.functional.pad`; value: the filling of "constant".
+    """
+    height, width = planes.shape[2:]
+    fill = {"value": value} if mode == "constant" else {}
+    padded = functional.pad(planes, (pad,) * 4, mode=mode, **fill)
+    rows = torch.arange(height)[None] + pad - moves[0][:, None]
+    columns = torch.arange(width)[None] + pad - moves[1][:, None]
+    which = torch.arange(len(planes))[:, None, None]
+    gathered = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+    return gathered.permute(0, 3, 1, 2).contiguous()
