@@ -45,13 +45,13 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.heads.refit import Refit
 from misfire_train.tasks import Task
+from misfire_train.tasks.base import OutputKind
 
 Precision = Literal["fp32", "fp16", "int8"]
 ENGINE = "onnxruntime-cpu"
 """The engine that calibration runs on, by the name that the vehicle's engine gives itself."""
 LEARNED_LOSS = ("learning_loss_pp",)
 """Scores that predict the logarithm of the loss up to a constant."""
-_KINDS = {"logits": "logits", "values": "values", "heatmaps": "heatmaps", "segmentation": "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         manifest = Manifest(
             name=options.name,
             version=options.version,
-            task=source.task.name,
+            task=source.task.bundle_task,
             created_at=utc_text(wall_time()),
             precision=precision,
             input=source.contract,
@@ -270,11 +270,12 @@ def _measure(source: Source, session: Any, frames: Examples, *, threshold: float
 
 def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:
     specs = []
+    kind: OutputKind | Literal["score", "embedding"]
     for value in graph.graph.output:
         dims = value.type.tensor_type.shape.dim
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
         if value.name == source.output:
-            kind = _KINDS.get(source.task.output_name, "other")
+            kind = source.task.output_kind
         elif value.name.startswith("score."):
             kind = "score"
         else:

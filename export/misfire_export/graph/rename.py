@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-from misfire_train.scores.registry import ALL
-from misfire_train.tasks import get_task
+from misfire_train.tasks import known_tasks
 
 MOVED = "model/"
 """Prefix of a tensor that had a public name."""
-PUBLIC = frozenset({"image", "phi", "embedding", *(get_task(name).output_name for name in ALL)})
+PUBLIC = frozenset({"image", "phi", "embedding", *(task.output_name for task in known_tasks())})
 _RESERVED = ("score.", "misfire/")
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from misfire_export.errors import GraphError
 from misfire_export.graph.rename import own_name
+from misfire_train.tasks import Task
 
 ANSWERS = ("auto", "logits", "probabilities", "sigmoid")
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -85,11 +86,11 @@ def static_shape(model: onnx.ModelProto, output: str) -> tuple[int, ...] | None:
     return None
 
 
-def require_shape(shape: Sequence[int], *, output: str, task: str) -> None:
+def require_shape(shape: Sequence[int], *, output: str, task: Task) -> None:
     """Raises GraphError on an answer that the task cannot have, with a way out. shape: 0 where unknown."""
     name, rank = own_name(output), len(shape)
     start = f"the answer {name} has shape {list(shape)}"
-    per_pixel = task == "segmentation"
+    per_pixel = not task.by_frame
     wanted = "[N,K,H,W] with K >= 2" if per_pixel else "[N,K] with K >= 2"
     if rank == 4 and not per_pixel and tuple(shape[2:]) == (1, 1):
         rank = 2

@@ -27,9 +27,8 @@ from misfire_train.data import Examples
 from misfire_train.failures import settle_failures
 from misfire_train.heads import recipe_named
 from misfire_train.heads.refit import Refit
-from misfire_train.scores.registry import CLASSES
 from misfire_train.signals import Probe, Score, ScoredModel
-from misfire_train.tasks import Task, get_task
+from misfire_train.tasks import Task, as_task
 from misfire_train.train_config import FailureTable
 
 HEAD = "learning_loss_pp"
@@ -59,7 +58,7 @@ def export_module_bundle(
 ) -> Bundle:
     """Writes a bundle of a module that maps image [N,C,H,W] to the task's output tensor.
 
-    task: the name of a built-in task, or one made by `custom_task`.
+    task: the name of a built-in task, or a `Task`, such as one made by `custom_task`.
     classes: names that the targets count.  model_classes: names in the order of the module's outputs.
     output: of a module that gives a dict or a tuple, the key or position of the answer.
     features: layers that a LearningLoss++ head reads; the head is fitted on `holdout` and knows `fit`.
@@ -69,13 +68,13 @@ def export_module_bundle(
     """
     require_free(Path(out))
     require_frames(len(calibration))
-    kind = get_task(task) if isinstance(task, str) else task
+    kind = as_task(task)
     # With uint8 pixels the graph normalises by itself; the module takes what comes out of that.
     plain = contract.model_copy(update={"dtype": "float32"})
     probe = probe_of(model, plain, last_layer=last_layer, features=features, output=output)
     notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain)]
     names_in_order = tuple(classes)
-    if kind.name in CLASSES:
+    if kind.by_class:
         order, told = settle_classes(
             probe,
             calibration,
@@ -94,13 +93,13 @@ def export_module_bundle(
     recipe = recipe_named(RECIPE)
     refit = Refit(HEAD, probe, kind, recipe, plain, train=fit, holdout=holdout, seed=seed)
     learned = [fit_head(refit, layers=features)] if features else []
-    names = list(scores) if scores is not None else _default_names(kind.name)
+    names = list(scores if scores is not None else kind.default_scores)
     sets = {key: _gather(probe, part, plain) for key, part in (("fit", fit), ("holdout", holdout))}
     others = [name for name in names if name != HEAD]
     built = [
         *(learned if scores is None or HEAD in names else []),
         *scoring.build(
-            others, task=kind.name, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
+            others, task=kind, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
         ),
     ]
     if HEAD in names and not learned:
@@ -141,11 +140,6 @@ def module_lineage(target: str, weights: Path | None, dataset: tuple[str, str]) 
     return Lineage(
         run_id=f"torch-{identity}", dataset=dataset[0], dataset_sha256=dataset[1], config={"torch": target}
     )
-
-
-def _default_names(task: str) -> list[str]:
-    free = {"classification": ["entropy", "msp"], "segmentation": ["entropy", "energy"]}
-    return free.get(task) or [n for n in scoring.names_for(task, free=True) if n != "egl_unweighted"]
 
 
 def _gather(probe: Probe, part: Examples | None, contract: InputContract) -> scoring.FitSet | None:

@@ -112,7 +112,7 @@ def settle_classes(
     """
     outputs = int(probe(calibration.batch([0], contract)).outputs.shape[1])
     order = order_classes(classes, outputs, stated=stated)
-    frames = order.of(fit_frames(calibration, outputs=outputs, task=task.name))
+    frames = order.of(fit_frames(calibration, outputs=outputs, task=task))
     require_targets(frames, outputs)
     kind, answered = _read(probe, frames, contract, task)
     # What a linear layer gives are logits, even where small ones of a weak model lie within 0..1.
@@ -143,7 +143,7 @@ def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -
     def parts() -> Iterator[tuple[slice, NDArray[np.float32]]]:
         for part, image in batches(frames, contract=contract, size=16):
             found = probe(image).float().outputs
-            require_shape(found.shape, output="of the module", task=task.name)
+            require_shape(found.shape, output="of the module", task=task)
             yield part, found.numpy()
 
     with evaluating(probe):

@@ -47,10 +47,9 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train import scores as scoring
 from misfire_train.data import Examples
 from misfire_train.signals import Signals
-from misfire_train.tasks import Task, get_task
+from misfire_train.tasks import Task, known_tasks
 from misfire_train.tasks.shapes import Kind
 
-TASKS = ("classification", "segmentation")
 MAX_FIT = 2_000
 OUTPUT_ONLY = ("entropy", "msp", "margin", "energy", "max_logit")
 WITH_LAYER = ("egl",)
@@ -109,7 +108,7 @@ def export_onnx(
     require_frames(len(calibration))
     if answer not in ANSWERS:
         raise ExportError(f"--answer is {answer!r}; expected {', '.join(ANSWERS)}")
-    kind = get_task(require_task(task))
+    kind = foreign_task(task)
     given = open_graph(Path(path), output=output, task=task)
     graph, notes = adapt(given, contract)
     seen = look(
@@ -117,7 +116,7 @@ def export_onnx(
         find_last_layer(graph, choose_output(graph, output)),
         calibration,
         contract=contract,
-        task=task,
+        task=kind,
         classes=len(model_classes or classes),
     )
     order = order_classes(classes, seen.outputs, stated=model_classes, metadata=class_names(given))
@@ -137,9 +136,9 @@ def export_onnx(
     held = sets["holdout"]
     if held is not None and not kind.knows_failures:
         kind = kind.with_worst(kind.sample_loss(held.signals.outputs, held.targets))
-    names = _names(scores, found, sets, task=task)
+    names = _names(scores, found, sets, task=kind)
     built = scoring.build(
-        names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
+        names, task=kind, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
     )
     require_small_scores(built)
     head = ScoreHead(built, found=found).eval()
@@ -162,23 +161,23 @@ def export_onnx(
     return assemble(source, calibration=calibration, out=Path(out), options=replace(options))
 
 
-def require_task(task: str) -> str:
-    """The name of a task that foreign graphs can do. Raises ExportError on any other."""
-    if task not in TASKS:
-        raise ExportError(f"a foreign graph can be a {' or a '.join(TASKS)} network, not {task!r}")
-    return task
+def foreign_task(name: str) -> Task:
+    """Returns a task that foreign graphs can do. Raises ExportError on any other."""
+    able = {task.name: task for task in known_tasks() if task.foreign}
+    if name not in able:
+        raise ExportError(f"a foreign graph can be a {' or a '.join(able)} network, not {name!r}")
+    return able[name]
 
 
 def open_graph(path: Path, *, output: str = "", task: str = "") -> onnx.ModelProto:
     """The file's graph, after all that can be refused without any data. task: "" where not known yet."""
-    if task:
-        require_task(task)
+    kind = foreign_task(task) if task else None
     graph = load_graph(path)
     require_operators(graph)
     answer = choose_output(graph, output)
     shape = static_shape(graph, answer)
-    if task and shape:
-        require_shape(shape, output=answer, task=task)
+    if kind is not None and shape:
+        require_shape(shape, output=answer, task=kind)
     return graph
 
 
@@ -194,7 +193,7 @@ def _settle(
     answer: str,
 ) -> tuple[Found, tuple[str, ...]]:
     """(what the answer is, notes on classes and normalisation), from its numbers on some frames."""
-    frames = fit_frames(calibration, outputs=seen.outputs, task=task.name)
+    frames = fit_frames(calibration, outputs=seen.outputs, task=task)
     session = session_of(graph, seen)
 
     def read(some: Examples, under: InputContract) -> tuple[Kind, Answered]:
@@ -237,7 +236,7 @@ def _gather(
 
 
 def _names(
-    wanted: Sequence[str] | None, found: Found, sets: Mapping[str, scoring.FitSet | None], *, task: str
+    wanted: Sequence[str] | None, found: Found, sets: Mapping[str, scoring.FitSet | None], *, task: Task
 ) -> list[str]:
     """The scores to append. Raises ExportError where one needs what was not found or given."""
     chosen = list(OUTPUT_ONLY)
@@ -248,8 +247,8 @@ def _names(
     if wanted is None:
         return chosen
     for name in wanted:
-        info = scoring.SCORES.get(name)
-        if info is None or task not in info.tasks or not info.exportable:
+        info = scoring.scores_of(task).get(name)
+        if info is None or not info.exportable:
             can = scoring.names_for(task, exportable=True)
             close = difflib.get_close_matches(name, can, n=1)
             hint = f"did you mean {close[0]}? There" if close else "there"

@@ -55,7 +55,7 @@ def look(
     frames: Examples,
     *,
     contract: InputContract,
-    task: str,
+    task: Task,
     classes: int = 0,
 ) -> Seen:
     """Shapes, rows, types and the proof of the last layer, on the first frames.
@@ -72,7 +72,7 @@ def look(
     require_channels_first(values[found.output].shape, output=found.output, classes=classes)
     types = {value.name: value.type for value in session.get_outputs()}
     single = {name for name, value in values.items() if value.ndim == 4 and value.shape[2:] == (1, 1)}
-    flat = frozenset(single if task != "segmentation" else ())
+    flat = frozenset(single if task.by_frame else ())
     plain = {name: _plain(value, flat=name in flat) for name, value in values.items()}
     settled = _settle_layer(_settle_activation(found, plain), plain)
     size = len(some) // len(rows)
@@ -112,7 +112,7 @@ def _first(
     *,
     contract: InputContract,
     output: str,
-    task: str,
+    task: Task,
 ) -> list[dict[str, Any]]:
     """All tensors on a few frames, by batch; the answer's shape and rows are judged before any joining."""
     fixed = session.get_inputs()[0].shape[0]
@@ -208,10 +208,9 @@ def read_answers(
 ) -> tuple[Kind, Answered]:
     """Returns (kind of the answer's numbers, labels and answers)."""
     found = answers(session, frames, contract=contract, names=[output], batch=16)
-    per_pixel = task.name == "segmentation"
     return fold(
         (
-            (part, _plain(values[output], flat=not per_pixel and values[output].ndim == 4))
+            (part, _plain(values[output], flat=task.by_frame and values[output].ndim == 4))
             for part, values in found
         ),
         frames,
@@ -235,7 +234,7 @@ def fold(
         numbers.add(values)
         truth.append(labels)
         said.append(classes)
-    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, task.name == "segmentation")
+    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, not task.by_frame)
     return numbers.kind, whole
 
 
@@ -282,7 +281,7 @@ def _instead(found: Found, take: Take, note: str) -> Found:
     return replace(found, logits=found.output, activation="none", layer=None, take=take, notes=notes)
 
 
-def fit_frames(calibration: Examples, *, outputs: int, task: str) -> Examples:
+def fit_frames(calibration: Examples, *, outputs: int, task: Task) -> Examples:
     """The frames that the answers are judged on: enough for every class, few enough to be quick."""
-    most = 100 if task == "segmentation" else min(max(300, 10 * outputs), 2_000)
+    most = min(max(300, 10 * outputs), 2_000) if task.by_frame else 100
     return spread(calibration, most)

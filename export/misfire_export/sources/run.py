@@ -34,7 +34,7 @@ from misfire_train.data import Examples
 from misfire_train.heads.refit import refit_of_run
 from misfire_train.runs import Run
 from misfire_train.signals import Score, ScoredModel
-from misfire_train.tasks import Task
+from misfire_train.tasks import Task, as_task
 
 HEAD = "learning_loss_pp"
 
@@ -46,10 +46,8 @@ def all_scores(task: str, *, head: bool) -> tuple[str, ...]:
 
 def default_scores(task: str, *, head: bool) -> tuple[str, ...]:
     """What a bundle carries unless told: the learned head, and the free scores that every task has."""
-    free = {"classification": ("entropy", "msp"), "segmentation": ("entropy", "energy")}
-    fallback = scoring.names_for(task, free=True) if task != "custom" else []
-    chosen = free.get(task) or tuple(name for name in fallback if name != "egl_unweighted")
-    return (HEAD, *chosen) if head else chosen
+    free = as_task(task).default_scores
+    return (HEAD, *free) if head else free
 
 
 def export_run(
@@ -138,11 +136,12 @@ def build_scores(
     if HEAD in names and run.head is None:
         raise ExportError(f"{run.path} has no learned head: train one, or leave out {HEAD}")
     others = [name for name in names if run.head is None or name != run.head.name]
-    unfit = [n for n in others if n in scoring.SCORES and not scoring.SCORES[n].exportable]
+    known = scoring.scores_of(task)
+    unfit = [n for n in others if n in known and not known[n].exportable]
     if unfit:
         raise ExportError(f"{', '.join(unfit)} runs the model several times and cannot stand in a graph")
     sets = {"fit": fit, "holdout": holdout}
-    needed = {scoring.SCORES[n].needs for n in others if n in scoring.SCORES}
+    needed = {known[n].needs for n in others if n in known}
     fitted = {
         key: _gather(run, part) if part is not None and (key in needed or "stacked" in others) else None
         for key, part in sets.items()
@@ -150,9 +149,7 @@ def build_scores(
     chosen = {name: dict(value) for name, value in options.items() if name in others}
     if "stacked" in others:
         chosen["stacked"] = {"task": task, **chosen.get("stacked", {})}
-    built = scoring.build(
-        others, task=run.record.task, fit=fitted["fit"], holdout=fitted["holdout"], **chosen
-    )
+    built = scoring.build(others, task=run.task, fit=fitted["fit"], holdout=fitted["holdout"], **chosen)
     by_name = {score.name: score for score in built}
     if run.head is not None:
         by_name[run.head.name] = run.head
@@ -178,7 +175,7 @@ def lineage_of(run: Run, *, snapshot_id: str | None = None) -> Lineage:
 def _gather(run: Run, part: Examples) -> scoring.FitSet:
     """Signals of at most so many frames, as the judge draws them."""
     part = scoring.spread(part, scoring.MAX_FIT)
-    classes = len(run.record.classes) if run.record.task == "classification" else None
+    classes = len(run.record.classes) if run.task.by_class else None
     return scoring.gather(
         run.probe,
         part,

@@ -30,6 +30,7 @@ from misfire_train.objectives import learning_loss, learning_loss_pp, log_loss_r
 from misfire_train.scores.fitting import FitSet, gather
 from misfire_train.scores.output_only import Energy, Entropy, Msp
 from misfire_train.signals import Probe, Signals
+from misfire_train.tasks.classification import Classification
 
 OBJECTIVES = ("learning-loss", "learning-loss-pp", "rank-bce", "log-loss-regression")
 FREE = ("entropy", "msp")
@@ -244,7 +245,7 @@ def run(
     Raises ScoreError where the data set is no classification.
     """
     protocol = protocol or Protocol()
-    if dataset.task != "classification":
+    if dataset.task != Classification.name:
         raise ScoreError(f"{dataset.name} is {dataset.task}; this experiment classifies")
     test = dataset.test.take(np.arange(min(protocol.test, len(dataset.test))))
     tests = {

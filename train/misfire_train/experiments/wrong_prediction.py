@@ -28,6 +28,7 @@ from misfire_train.scores.output_only import Entropy, Margin
 from misfire_train.scores.sampling import Bald, McDropout
 from misfire_train.scores.wrong_prediction import WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Signals
+from misfire_train.tasks.classification import Classification
 
 METHODS = (
     "wrong_prediction",
@@ -94,7 +95,7 @@ class Trace:
 
 def load_pixels(dataset: Dataset) -> tuple[Pixels, Pixels]:
     """Train and test as flat float32 in 0..1. Raises ScoreError where the data set is no classification."""
-    if dataset.task != "classification":
+    if dataset.task != Classification.name:
         raise ScoreError(f"{dataset.name} is {dataset.task}; this experiment classifies")
 
     plain = dataset.contract.model_copy(update={"mean": (0.0,), "std": (1.0,)})

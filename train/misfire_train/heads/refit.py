@@ -75,9 +75,7 @@ class Refit:
             contract=self.contract,
             seed=self.seed,
         )
-        values = compute(
-            self.probe, frames, [fitted.head], task=self.task.name, contract=self.contract, batch=64
-        )
+        values = compute(self.probe, frames, [fitted.head], task=self.task, contract=self.contract, batch=64)
         return np.asarray(values[fitted.head.name], np.float64)
 
 

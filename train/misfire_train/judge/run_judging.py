@@ -31,13 +31,13 @@ from misfire_train.judge.score_names import chosen_scores
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import (
     MAX_FIT,
-    SCORES,
     FitSet,
     ScoreError,
     build,
     compute,
     gather,
     names_for,
+    scores_of,
     spread,
 )
 from misfire_train.scores.fitting import batches, evaluating
@@ -115,7 +115,7 @@ def judge_run(
         stacked,
         **common,
         slices=_slices(run, examples, judging, count),
-        free={name for name, info in SCORES.items() if info.free},
+        free=set(_free_names(run)),
         fallback=task.default_free_score,
         loss_scales=_loss_scales(run, parts, modules),
         loss_scales_from="the run's calibration part",
@@ -172,13 +172,14 @@ def _build_scores(
             skipped[name] = str(error)
     if head is not None and head.name in names:
         modules.append(head)
-    if not any(SCORES[m.name].free for m in modules if m.name in SCORES):
+    known = scores_of(run.task)
+    if not any(known[m.name].free for m in modules if m.name in known):
         raise JudgeError("the gate needs a free score to beat: add one of " + ", ".join(_free_names(run)))
     return modules, skipped
 
 
 def _free_names(run: Run) -> list[str]:
-    return names_for(run.record.task, free=True)
+    return names_for(run.task, free=True)
 
 
 def _fit_set(run: Run, examples: Examples) -> FitSet:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from misfire_train.errors import HoldoutWarning, ScoreError
 from misfire_train.scores.computing import compute
 from misfire_train.scores.fitting import MAX_FIT, FitSet, gather, spread
-from misfire_train.scores.registry import SCORES, ScoreInfo, build, names_for
+from misfire_train.scores.registry import SCORES, ScoreInfo, build, names_for, scores_of
 
 __all__ = [
     "MAX_FIT",
@@ -26,5 +26,6 @@ __all__ = [
     "compute",
     "gather",
     "names_for",
+    "scores_of",
     "spread",
 ]

@@ -23,6 +23,7 @@ from misfire_train.scores.flip import FlipConsistency
 from misfire_train.scores.passes import DropoutScore, ImageScore, dropout_samples
 from misfire_train.scores.registry import build
 from misfire_train.signals import Probe, Score, Signals
+from misfire_train.tasks import Task
 
 
 def compute(
@@ -30,7 +31,7 @@ def compute(
     images: Tensor | ImageSet,
     scores: Sequence[str | Score],
     *,
-    task: str | None = None,
+    task: str | Task | None = None,
     contract: InputContract | None = None,
     batch: int = 256,
     ids: Sequence[str] | None = None,
@@ -94,8 +95,8 @@ def score_batch(probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: i
 
 
 def _resolve(
-    source: Any, task: str | None, contract: InputContract | None
-) -> tuple[Probe, str, InputContract | None]:
+    source: Any, task: str | Task | None, contract: InputContract | None
+) -> tuple[Probe, str | Task, InputContract | None]:
     if isinstance(source, Probe):
         return source, task or "classification", contract
     probe, record = getattr(source, "probe", None), getattr(source, "record", None)
@@ -104,7 +105,7 @@ def _resolve(
     return probe, task or str(record.task), contract or record.contract
 
 
-def _modules(source: Any, scores: Sequence[str | Score], task: str) -> list[Score]:
+def _modules(source: Any, scores: Sequence[str | Score], task: str | Task) -> list[Score]:
     if not scores:
         raise ScoreError("no score is asked for")
     head = getattr(source, "head", None)

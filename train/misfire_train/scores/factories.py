@@ -26,7 +26,7 @@ from misfire_train.scores.neighbours import Neighbours
 from misfire_train.scores.sampling import Aleatoric, Bald, Ensemble, Epistemic, ExpectedEntropy
 from misfire_train.scores.stacked import Stacked
 from misfire_train.signals import Score
-from misfire_train.tasks import Task, get_task
+from misfire_train.tasks import Task
 from misfire_train.tasks.heatmaps import STRIDE, peak_cells, to_cells
 
 BANK_ROWS = 1024
@@ -39,7 +39,7 @@ class Recipe:
     """What a factory may use: the task, both fit sets, and the options given to this score."""
 
     name: str
-    task: str
+    task: Task
     fit: FitSet | None
     holdout: FitSet | None
     options: Mapping[str, Any]
@@ -75,7 +75,7 @@ def egl(**fixed: Any) -> Factory:
     """Expected gradient length: heatmaps have their own form."""
 
     def make(recipe: Recipe) -> Score:
-        kind: Callable[..., Score] = HeatmapEgl if recipe.task == "keypoints" else Egl
+        kind: Callable[..., Score] = HeatmapEgl if recipe.task.output_kind == "heatmaps" else Egl
         return kind(**{"name": recipe.name, **fixed, **recipe.options})
 
     return make
@@ -104,7 +104,8 @@ def egl_pp(*, feature_norm: bool = True) -> Factory:
         labels = options.pop("labels", "predictions" if compat else "targets")
         if labels not in ("targets", "predictions"):
             raise ScoreError(f"{recipe.name}: labels is {labels!r}; expected 'targets' or 'predictions'")
-        rows = options.pop("size", MAP_BANK_ROWS if recipe.task == "segmentation" else BANK_ROWS)
+        labels_are_maps = recipe.task.by_class and not recipe.task.by_frame
+        rows = options.pop("size", MAP_BANK_ROWS if labels_are_maps else BANK_ROWS)
         search = {
             key: options.pop(key) for key in ("perplexity", "sigma", "reference_compat") if key in options
         }
@@ -113,29 +114,41 @@ def egl_pp(*, feature_norm: bool = True) -> Factory:
         bank = fit.take(k_center(bank_embedding(fit.signals), rows))
         neighbours = Neighbours(bank_embedding(bank.signals), **search)
         chosen = {"name": recipe.name, "feature_norm": feature_norm, **options}
-        return _egl_pp(recipe.task, bank, neighbours, labels == "predictions", chosen)
+        return _EGL_PP[recipe.task.form](bank, neighbours, labels == "predictions", chosen)
 
     return make
 
 
-def _egl_pp(
-    task: str, bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]
-) -> Score:
-    outputs = bank.signals.outputs
-    if task == "classification":
-        soft = torch.softmax(outputs, 1)
-        labels = soft if predictions else class_labels(bank.targets, bank.classes)
-        return EglPP(neighbours, labels, classification=True, **options)
-    if task == "regression":
-        values = outputs if predictions else bank.targets.reshape(len(bank), -1)
-        return EglPP(neighbours, values, classification=False, **options)
-    if task == "keypoints":
-        stride = options.pop("stride", STRIDE)
-        return HeatmapEglPP(neighbours, _joints(bank, predictions=predictions, stride=stride), **options)
+def _of_classes(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    soft = torch.softmax(bank.signals.outputs, 1)
+    labels = soft if predictions else class_labels(bank.targets, bank.classes)
+    return EglPP(neighbours, labels, classification=True, **options)
+
+
+def _of_values(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    values = bank.signals.outputs if predictions else bank.targets.reshape(len(bank), -1)
+    return EglPP(neighbours, values, classification=False, **options)
+
+
+def _of_heatmaps(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    stride = options.pop("stride", STRIDE)
+    return HeatmapEglPP(neighbours, _joints(bank, predictions=predictions, stride=stride), **options)
+
+
+def _of_masks(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
     logits = last_outputs(bank.signals)
     size = (logits.shape[2], logits.shape[3])
     maps = logits.argmax(1) if predictions else label_maps(bank.targets, size)
     return SegmentationEglPP(neighbours, maps, **options)
+
+
+_EGL_PP: dict[str, Callable[[FitSet, Neighbours, bool, dict[str, Any]], Score]] = {
+    "classification": _of_classes,
+    "regression": _of_values,
+    "keypoints": _of_heatmaps,
+    "segmentation": _of_masks,
+}
+"""By the form of a task's outputs."""
 
 
 def _joints(bank: FitSet, *, predictions: bool, stride: int) -> Tensor:
@@ -169,14 +182,14 @@ def held_out(kind: Any) -> Factory:
 
 def aleatoric(recipe: Recipe) -> Score:
     """Mean entropy under dropout for classes, a fitted log-variance for values."""
-    if recipe.task == "regression":
+    if not recipe.task.by_class:
         return Aleatoric.fit(recipe.need_holdout(), **recipe.options)
     return ExpectedEntropy(**recipe.options)
 
 
 def epistemic(recipe: Recipe) -> Score:
     """BALD for classes, variance under dropout for values and heatmaps."""
-    if recipe.task in ("classification", "segmentation"):
+    if recipe.task.by_class:
         return Bald(name="epistemic", **recipe.options)
     return Epistemic(**recipe.options)
 
@@ -187,12 +200,11 @@ def ensemble(recipe: Recipe) -> Score:
     members = options.pop("members", None)
     if not members:
         raise ScoreError("ensemble needs other networks: build(..., ensemble={'members': [model, ...]})")
-    by_class = recipe.task in ("classification", "segmentation")
-    return Ensemble(members, **{"measure": "entropy" if by_class else "variance", **options})
+    return Ensemble(members, **{"measure": "entropy" if recipe.task.by_class else "variance", **options})
 
 
 def with_task(kind: Callable[..., Score]) -> Factory:
-    """A score that takes the task's name."""
+    """A score that takes the task."""
     return lambda recipe: kind(task=recipe.task, **recipe.options)
 
 
@@ -205,7 +217,7 @@ def stacked(components_for: Callable[[Recipe], list[Score]]) -> Factory:
     def make(recipe: Recipe) -> Score:
         options = dict(recipe.options)
         options.pop("components", None)
-        task: Task = options.pop("task", None) or get_task(recipe.task)
+        task: Task = options.pop("task", None) or recipe.task
         holdout = recipe.need_holdout()
         holdout.require(name="stacked", least=2)
         if not task.knows_failures:

@@ -37,7 +37,7 @@ class FlipConsistency(PassScore):
     ) -> None:
         super().__init__()
         self.task = as_task(task)
-        if self.task.form == "regression" and not signs:
+        if self.task.output_kind == "values" and not signs:
             raise ScoreError(
                 "flip_consistency of a regressor needs signs=[...], what mirroring does to each output"
             )

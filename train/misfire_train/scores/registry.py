@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from misfire_runtime.errors import ConfigError
 from misfire_train.errors import ScoreError
 from misfire_train.scores import factories as make
 from misfire_train.scores import output_only
@@ -24,10 +25,10 @@ from misfire_train.scores.flip import FlipConsistency
 from misfire_train.scores.sampling import Bald, McDropout
 from misfire_train.scores.wrong_prediction import ErrorReduction, WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Score
+from misfire_train.tasks import Task, as_task
 
 Needs = Literal["nothing", "fit", "holdout", "members"]
 Passes = Literal["one", "two", "many"]
-TASKS = ("classification", "regression", "keypoints", "segmentation", "custom")
 CLASSES = ("classification", "segmentation")
 MAPS = ("classification", "keypoints", "segmentation")
 VALUES = ("regression", "keypoints")
@@ -37,7 +38,11 @@ ANY = (*ALL, "custom")
 
 @dataclass(frozen=True)
 class ScoreInfo:
-    """One row of the registry. needs: what it is fitted on. passes: how often it runs the model per image."""
+    """One row of the registry.
+
+    tasks: forms of outputs that it can read, by the built-in task that has them (`Task.form`).
+    needs: what it is fitted on.  passes: how often it runs the model per image.
+    """
 
     name: str
     tasks: tuple[str, ...]
@@ -78,7 +83,7 @@ def _components(recipe: Recipe) -> list[Score]:
         wanted = names_for(recipe.task, free=True)
         if recipe.fit is not None:
             wanted += ["egl", "knn_distance"]
-        wanted = [name for name in wanted if recipe.task in SCORES[name].tasks]
+        wanted = [name for name in wanted if name in scores_of(recipe.task)]
     built = [score for score in wanted if isinstance(score, Score)]
     names = [name for name in wanted if isinstance(name, str)]
     if "stacked" in names:
@@ -149,7 +154,27 @@ _ROWS = [
 SCORES: dict[str, ScoreInfo] = {row.name: row for row in _ROWS}
 
 
-def names_for(task: str, *, free: bool | None = None, exportable: bool | None = None) -> list[str]:
+def scores_of(task: str | Task) -> dict[str, ScoreInfo]:
+    """Returns the scores that serve a task: its own, and those that can read outputs of its form.
+
+    Raises ConfigError on an unknown name.
+    """
+    kind = as_task(task)
+    own = {
+        score.name: ScoreInfo(
+            score.name,
+            (kind.name,),
+            make.plain(score),
+            free=score.free,
+            exportable=score.exportable,
+            source=kind.name,
+        )
+        for score in kind.own_scores
+    }
+    return {**own, **{name: row for name, row in SCORES.items() if kind.form in row.tasks}}
+
+
+def names_for(task: str | Task, *, free: bool | None = None, exportable: bool | None = None) -> list[str]:
     """Names of the scores that serve a task, in registry order.
 
     >>> names_for("keypoints", free=True)
@@ -157,17 +182,15 @@ def names_for(task: str, *, free: bool | None = None, exportable: bool | None = 
     """
     return [
         row.name
-        for row in SCORES.values()
-        if task in row.tasks
-        and (free is None or row.free == free)
-        and (exportable is None or row.exportable == exportable)
+        for row in scores_of(task).values()
+        if (free is None or row.free == free) and (exportable is None or row.exportable == exportable)
     ]
 
 
 def build(
     names: Sequence[str],
     *,
-    task: str,
+    task: str | Task,
     fit: FitSet | None = None,
     holdout: FitSet | None = None,
     **options: Mapping[str, Any],
@@ -182,23 +205,28 @@ def build(
     >>> [score.name for score in build(["msp", "energy"], task="classification")]
     ['msp', 'energy']
     """
-    if task not in TASKS:
-        raise ScoreError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    try:
+        kind = as_task(task)
+    except ConfigError as error:
+        raise ScoreError(f"unknown task {task!r}: {error}") from error
     stray = sorted(set(options) - set(names))
     if stray:
         raise ScoreError(f"options given for {', '.join(stray)}, which is not among the scores to build")
-    return [_build_one(Recipe(name, task, fit, holdout, options.get(name, {}))) for name in names]
+    return [_build_one(Recipe(name, kind, fit, holdout, options.get(name, {}))) for name in names]
 
 
 def _build_one(recipe: Recipe) -> Score:
-    info = SCORES.get(recipe.name)
+    serving = scores_of(recipe.task)
+    info = serving.get(recipe.name) or SCORES.get(recipe.name)
     if info is None:
-        known = names_for(recipe.task)
+        known = list(serving)
         close = difflib.get_close_matches(recipe.name, known, n=1)
         hint = f"; did you mean {close[0]}? For" if close else "; for"
-        raise ScoreError(f"unknown score {recipe.name!r}{hint} {recipe.task} there are {', '.join(known)}")
-    if recipe.task not in info.tasks:
-        raise ScoreError(f"{recipe.name} serves {', '.join(info.tasks)}, not {recipe.task}")
+        raise ScoreError(
+            f"unknown score {recipe.name!r}{hint} {recipe.task.name} there are {', '.join(known)}"
+        )
+    if recipe.name not in serving:
+        raise ScoreError(f"{recipe.name} serves {', '.join(info.tasks)}, not {recipe.task.name}")
     try:
         return info.make(recipe)
     except TypeError as error:

@@ -16,6 +16,7 @@ from misfire_train.scores.fitting import FitSet, evaluating
 from misfire_train.scores.last_layer import pooled
 from misfire_train.scores.passes import DropoutScore, ImageScore
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks import Task, as_task
 from misfire_train.tasks.heatmaps import peak_cells
 
 
@@ -64,9 +65,9 @@ class McDropout(DropoutScore):
 
     name = "mc_dropout"
 
-    def __init__(self, *, task: str = "classification", passes: int = 10, rate: float = 0.1) -> None:
+    def __init__(self, *, task: str | Task = "classification", passes: int = 10, rate: float = 0.1) -> None:
         super().__init__(passes=passes, rate=rate)
-        self.by_class = task in ("classification", "segmentation")
+        self.by_class = as_task(task).by_class
         what = "entropy of the mean prediction" if self.by_class else "variance of the answers"
         self.definition = f"{what} over {passes} dropout passes"
 
