@@ -129,7 +129,7 @@ class Attached:
         some = list(range(min(_LOOKED_AT, len(part))))
         with evaluating(self.probe):
             outputs = self.probe(part.batch(some, contract)).outputs
-        require_fit(self._given, outputs, torch.as_tensor(part.targets)[: len(some)])
+        require_fit(self._given, outputs, self._given.collate(part.targets[: len(some)]))
 
     def _require_images(self, images: Tensor) -> None:
         """Raises ConfigError on images that the network cannot take."""

@@ -49,7 +49,7 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor]:
         """Images and targets of these positions, varied by the generator."""
         images = examples.batch(positions, self.contract)
-        targets = torch.as_tensor(examples.targets[positions])
+        targets = self.task.collate(examples.targets[positions])
         if self.corrupt:
             self._corrupt(images, examples, positions, generator)
         variation = self._draw(len(positions), generator)

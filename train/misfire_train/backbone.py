@@ -149,17 +149,16 @@ def evaluate(
 ) -> tuple[float, float]:
     """Mean sample loss and accuracy, in eval mode; the mode that was set is restored."""
     device = next(model.parameters()).device
-    outputs, targets = [], []
+    outputs = []
     training = model.training
     model.eval()
     try:
         for start in range(0, len(examples), batch):
             positions = np.arange(start, min(start + batch, len(examples)))
             outputs.append(model(examples.batch(positions, contract).to(device)).float().cpu())
-            targets.append(torch.as_tensor(examples.targets[positions]))
     finally:
         model.train(training)
-    joined, truth = torch.cat(outputs), torch.cat(targets)
+    joined, truth = torch.cat(outputs), task.collate(examples.targets)
     return float(task.sample_loss(joined, truth).mean()), float(task.accuracy(joined, truth))
 
 

@@ -56,4 +56,4 @@ def clean_losses(probe: Probe, task: Task, examples: LabelledSet, *, contract: I
         outputs = [on_cpu(probe(images.to(device))).outputs for images in image_batches(examples, contract)]
     if not outputs:
         return torch.empty(0)
-    return checked_losses(task, torch.cat(outputs), torch.as_tensor(examples.targets), ids=examples.ids)
+    return checked_losses(task, torch.cat(outputs), task.collate(examples.targets), ids=examples.ids)

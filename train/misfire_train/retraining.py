@@ -259,7 +259,7 @@ def _judge(run: Run, examples: Examples) -> tuple[NDArray[np.float64], float, fl
     for start in range(0, len(examples), 256):
         positions = np.arange(start, min(start + 256, len(examples)))
         outputs.append(run.model(examples.batch(positions, run.contract)))
-    joined, targets = torch.cat(outputs), torch.as_tensor(examples.targets)
+    joined, targets = torch.cat(outputs), run.task.collate(examples.targets)
     accuracy = float(run.task.accuracy(joined, targets))
     if not run.task.knows_failures:
         return -run.task.sample_loss(joined, targets).double().numpy(), accuracy, None

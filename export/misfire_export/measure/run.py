@@ -141,7 +141,7 @@ def measure(
     losses, failures, right = [], [], 0.0
     wanted = [output, *(f"score.{name}" for name in scores)]
     for part, values in answers(session, examples, contract=contract, names=wanted):
-        outputs, targets = torch.from_numpy(values[output]).float(), torch.as_tensor(examples.targets[part])
+        outputs, targets = torch.from_numpy(values[output]).float(), task.collate(examples.targets[part])
         losses.append(task.sample_loss(outputs, targets).numpy().astype(np.float64))
         right += float(task.accuracy(outputs, targets)) * len(targets)
         if task.knows_failures and threshold is None:

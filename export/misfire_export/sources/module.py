@@ -94,7 +94,7 @@ def export_module_bundle(
     refit = Refit(HEAD, probe, kind, recipe, plain, train=fit, holdout=holdout, seed=seed)
     learned = [fit_head(refit, layers=features)] if features else []
     names = list(scores if scores is not None else kind.default_scores)
-    sets = {key: _gather(probe, part, plain) for key, part in (("fit", fit), ("holdout", holdout))}
+    sets = {key: _gather(probe, part, plain, kind) for key, part in (("fit", fit), ("holdout", holdout))}
     others = [name for name in names if name != HEAD]
     built = [
         *(learned if scores is None or HEAD in names else []),
@@ -142,9 +142,11 @@ def module_lineage(target: str, weights: Path | None, dataset: tuple[str, str]) 
     )
 
 
-def _gather(probe: Probe, part: Examples | None, contract: InputContract) -> scoring.FitSet | None:
+def _gather(
+    probe: Probe, part: Examples | None, contract: InputContract, task: Task
+) -> scoring.FitSet | None:
     if part is None or not len(part):
         return None
     part = scoring.spread(part, scoring.MAX_FIT)
     with torch.no_grad():
-        return scoring.gather(probe, part, part.targets, contract=contract, batch=64)
+        return scoring.gather(probe, part, task.collate(part.targets), contract=contract, batch=64)

@@ -232,7 +232,7 @@ def _gather(
         inputs.append(torch.from_numpy(values["phi"]))
     weight, bias = torch.from_numpy(found.layer.weight), torch.from_numpy(found.layer.bias)
     signals = Signals(torch.cat(outputs), torch.cat(inputs), {}, weight, bias)
-    return scoring.FitSet(signals, torch.as_tensor(chosen.targets), int(signals.outputs.shape[1]))
+    return scoring.FitSet(signals, task.collate(chosen.targets), int(signals.outputs.shape[1]))
 
 
 def _names(

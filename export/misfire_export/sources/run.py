@@ -179,7 +179,7 @@ def _gather(run: Run, part: Examples) -> scoring.FitSet:
     return scoring.gather(
         run.probe,
         part,
-        part.targets,
+        run.task.collate(part.targets),
         classes=classes,
         contract=run.contract,
         batch=64,

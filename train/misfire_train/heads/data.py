@@ -146,7 +146,7 @@ def collect(
             signals = on_cpu(probe(images.to(device)))
             parts.append(head.extract(signals))
             outputs.append(signals.outputs)
-    joined, targets = torch.cat(outputs), torch.as_tensor(examples.targets)
+    joined, targets = torch.cat(outputs), task.collate(examples.targets)
     frame = checked_losses(task, joined, targets, ids=examples.ids)
     # A head that answers for the frame learns the frame's loss; one that answers for units, theirs.
     losses = task.unit_losses(joined, targets).float() if isinstance(head, ResidualHead) else frame[:, None]

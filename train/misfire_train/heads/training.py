@@ -143,7 +143,13 @@ class TrainFacts:
 
 @torch.no_grad()
 def gather_train(
-    probe: Probe, train: LabelledSet, *, contract: InputContract, maps: tuple[str, ...], seed: int
+    probe: Probe,
+    train: LabelledSet,
+    *,
+    task: Task,
+    contract: InputContract,
+    maps: tuple[str, ...],
+    seed: int,
 ) -> TrainFacts:
     """Of at most 8,192 training images: plenty for a memory of 2,048.
 
@@ -161,7 +167,7 @@ def gather_train(
             if maps:
                 statistics.append(map_statistics({name: signals.features[name] for name in maps}).cpu())
     facts = TrainFacts(
-        torch.cat(embeddings), torch.cat(statistics) if maps else None, torch.as_tensor(train.targets)
+        torch.cat(embeddings), torch.cat(statistics) if maps else None, task.collate(train.targets)
     )
     seen = (
         facts.embeddings if facts.statistics is None else torch.cat((facts.embeddings, facts.statistics), 1)
@@ -202,7 +208,7 @@ def candidate_heads(
         raise ConfigError(f"{recipe.name} stands on a task and on the training set")
     # Pooled features overfit where units are many and frames are few; there the output map tells enough.
     maps = affordable_maps(signals.features) if recipe.sees_features and task.by_frame else ()
-    facts = gather_train(probe, train, contract=contract, maps=maps, seed=seed)
+    facts = gather_train(probe, train, task=task, contract=contract, maps=maps, seed=seed)
     classes = int(signals.outputs.shape[1]) if remembers_classes(task) else 0
     memory = Memory.fit(facts.embeddings, facts.targets if classes else None, classes=classes, seed=seed)
     opinions: list[SecondOpinion] = []

@@ -185,7 +185,7 @@ def _free_names(run: Run) -> list[str]:
 def _fit_set(run: Run, examples: Examples) -> FitSet:
     chosen = spread(examples, MAX_FIT)
     classes = len(run.record.classes) if run.task.by_class else None
-    return gather(run.probe, chosen, chosen.targets, classes=classes, contract=run.contract)
+    return gather(run.probe, chosen, run.task.collate(chosen.targets), classes=classes, contract=run.contract)
 
 
 def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
@@ -195,7 +195,7 @@ def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Tas
     with evaluating(run.probe), torch.no_grad():
         for rows, image in batches(examples, contract=run.contract, size=256):
             outputs = run.probe(image).outputs
-            targets = torch.as_tensor(examples.targets[rows])
+            targets = task.collate(examples.targets[rows])
             losses.append(task.sample_loss(outputs, targets).double().numpy())
             if knows:
                 failed.append(task.failed(outputs, targets).numpy())
