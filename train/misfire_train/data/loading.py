@@ -36,7 +36,7 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "coco-pose-ccby": load_coco_pose_ccby,
 }
 _ALL_TAKE = ("size", "group", "test")
-_READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] = {
+READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] = {
     "image-folder": (load_image_folder, (*_ALL_TAKE, "classes")),
     "coco-keypoints": (load_coco_keypoints, (*_ALL_TAKE, "images")),
     "masks": (load_masks, (*_ALL_TAKE, "classes", "ignore")),
@@ -58,14 +58,14 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     (1352, 445, 8)
     """
     reader, colon, argument = name.partition(":")
-    if reader in _READERS:
+    if reader in READERS:
         if not argument:
             raise DatasetError(f"{reader} needs a path: {reader}:PATH")
         if printable(argument) != argument:
             raise DatasetError(
                 f"{printable(argument)}: the path of a data set must be UTF-8; rename the folder"
             )
-        load, takes = _READERS[reader]
+        load, takes = READERS[reader]
         # The name keeps the options: whoever reads the set again by its name must get the same pictures.
         return replace(load(*parse_argument(argument, takes=takes)), name=name)
     if name in _NAMED:
@@ -74,7 +74,7 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
         raise DatasetError(f"{reader} takes no path; use --data to say where its files are")
     if name == "dashcam":
         raise DatasetError("dashcam has no labels: it is a source for `misfire run`, not for training")
-    known = [entry + (":PATH" if entry in _READERS else "") for entry in entries() if entry != "dashcam"]
+    known = [entry + (":PATH" if entry in READERS else "") for entry in entries() if entry != "dashcam"]
     close = difflib.get_close_matches(reader, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     if Path(name).is_dir():
