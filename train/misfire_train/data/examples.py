@@ -26,8 +26,8 @@ class Examples:
     """N labelled images.
 
     images: each uint8 [H,W,3] RGB, of any size; grey is replicated.
-    targets: classification int64 [N]; regression float32 [N,J]; keypoints float32 [N,J,3] (x, y, visible; in
-        input pixels); segmentation uint8 [N,H,W], 255 = ignore.
+    targets: as the task's class documents them (`misfire_train.tasks`), such as int64 [N] for classification.
+        Ragged targets are an array of N arrays.
     ids: stable and unique.  groups: drive, vehicle or track; the id where there is none.
     Raises DatasetError where the lengths differ or an id is there twice.
     """

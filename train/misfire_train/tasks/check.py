@@ -18,14 +18,28 @@ def require_fit(task: Task, outputs: Tensor, targets: Tensor) -> None:
         return
     ranks = (outputs.ndim, targets.ndim)
     if ranks != task.ranks:
-        guess = next((other.name for other in known_tasks() if other.ranks == ranks), None)
-        likely = task.hint(outputs, targets) or (f"is it task={guess!r}?" if guess else "")
+        likely = task.hint(outputs, targets) or _guess(outputs, targets)
         raise ConfigError(
             f"{task.name} needs {task.looks}, got outputs {_shape(outputs)}, targets {_shape(targets)}"
             f"{'; ' if likely else ''}{likely}"
         )
     if len(outputs):
         task.require_fit(outputs, targets)
+
+
+def _guess(outputs: Tensor, targets: Tensor) -> str:
+    """Returns a question that names the task whose ranks these are, at best one whose values fit too."""
+    alike = [task for task in known_tasks() if task.ranks == (outputs.ndim, targets.ndim)]
+    best = next((task for task in alike if _fits(task, outputs, targets)), alike[0] if alike else None)
+    return "" if best is None else f"is it task={best.name!r}?"
+
+
+def _fits(task: Task, outputs: Tensor, targets: Tensor) -> bool:
+    try:
+        task.require_fit(outputs, targets)
+    except ConfigError:
+        return False
+    return True
 
 
 def _shape(tensor: Tensor) -> str:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract, resize_image
 from misfire_train.drawing import RIGHT, TRUE, WRONG, Drawing, Legend, data_url, enlarged, pixel
 from misfire_train.tasks.base import Base, LabelPlace, Task, Variation, mean_of_units, parse_numbers
@@ -40,6 +41,14 @@ class Keypoints(Task):
     def parse_label(self, text: str, place: LabelPlace) -> NDArray[Any]:
         """Returns the joints [J,3] of `x,y,visible` triples separated by spaces."""
         return parse_numbers(text, (len(place.classes), 3), task=self.name)
+
+    def require_fit(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raises ConfigError on targets that are not one (x, y, visible) for each heatmap."""
+        if targets.shape[1:] != (outputs.shape[1], 3):
+            shown = ",".join(map(str, targets.shape))
+            raise ConfigError(
+                f"{self.name}: {outputs.shape[1]} heatmaps and targets [{shown}]; needs {self.looks}"
+            )
 
     def move(self, targets: Tensor, variation: Variation) -> Tensor:
         """Returns the joints shifted. Never mirrored: left and right joints would trade places."""
