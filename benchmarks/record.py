@@ -58,11 +58,9 @@ def record(file: str, result: dict[str, Any], options: argparse.Namespace) -> di
         options: Its parsed command line.
     """
     path = Path(file).resolve().relative_to(ROOT)
-    # Folders of this machine are nobody's business.
-    arguments = [word for word in sys.argv[1:] if not Path(word).is_absolute()]
     return {
         "benchmark": f"{path.parent.name}/{path.stem}",
-        "command": " ".join(["python", path.as_posix(), *arguments]),
+        "command": " ".join(["python", path.as_posix(), *_repeatable(sys.argv[1:])]),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seeds": options.seeds,
@@ -154,6 +152,18 @@ def _numbers(result: dict[str, Any]) -> str:
     return "\n".join(
         f"{key:>26}  {value}" for key, value in flat.items() if not isinstance(value, (dict, list))
     )
+
+
+def _repeatable(arguments: Sequence[str]) -> list[str]:
+    """The arguments without --out, which does not change the result, and without folders of this machine."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out="):
+            kept.append(Path(word).name if Path(word).is_absolute() else word)
+    return kept
 
 
 def _commit() -> str:

@@ -224,6 +224,8 @@ def main() -> int:
     settle(options, seeds=(0, 1, 2))
     dataset = load_dataset("fashion-mnist", root=options.data)
     whole = dataset.test.take(range(300)) if options.quick else dataset.test
+    if options.quick:  # every score of many passes sees every frame under every family
+        options.frames, options.replicates = min(options.frames, 60), min(options.replicates, 10)
     options.frames = min(options.frames, len(whole))
     rows = np.sort(np.random.default_rng(0).permutation(len(whole))[: options.frames])
     test = whole.take(rows)

@@ -95,14 +95,15 @@ def tune(run: Run, dataset: Any, *, seed: int, frames: int, quick: bool) -> Rows
         name: observe(run, seen, blank, scorers, clean=name == "clean")
         for name, seen in shifted_views(images, seed=seed)
     }
-    most = max(copies for copies, _ in SETTINGS)
+    settings = SETTINGS[:3] if quick else SETTINGS
+    most = max(copies for copies, _ in settings)
     rest = [family for family in FAMILIES if family not in UNSEEN]
     started = time.monotonic()
     known = gather(run, blank, parts["holdout"], list(FAMILIES), most=most, seed=seed)
     per_copy = (time.monotonic() - started) / (most + 1)
     blind = gather(run, blank, parts["holdout"], rest, most=most, seed=seed)
     rows = []
-    for copies, steps in SETTINGS:
+    for copies, steps in settings:
         own = replace(recipe, copies=copies, steps=max(1, int(steps * steps_scale)))
         fitted = []
         for sets in (known, blind):
