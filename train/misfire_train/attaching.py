@@ -25,7 +25,7 @@ from misfire_train.heads.data import LabelledSet, TensorSet, augmented
 from misfire_train.heads.training import HeadReport, fit_head, require_enough
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Score, ScoredModel, answer_of
-from misfire_train.tasks import Task, as_task
+from misfire_train.tasks import Task, get_task
 from misfire_train.tasks.check import require_fit
 from misfire_train.train_config import FailureTable
 
@@ -190,7 +190,7 @@ def attach(
         probe = Probe(model, last_layer=last, features=layers, output=output)
     except ValueError as error:
         raise ConfigError(f"attach: {error}") from error
-    given = as_task(task)
+    given = get_task(task) if isinstance(task, str) else task
     return Attached(probe, recipe, task=given, last_layer_named=last_layer is not None)
 
 

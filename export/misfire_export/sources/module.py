@@ -28,7 +28,7 @@ from misfire_train.failures import settle_failures
 from misfire_train.heads import recipe_named
 from misfire_train.heads.refit import Refit
 from misfire_train.signals import Probe, Score, ScoredModel
-from misfire_train.tasks import Task, as_task
+from misfire_train.tasks import Task, get_task
 from misfire_train.train_config import FailureTable
 
 HEAD = "learning_loss_pp"
@@ -68,7 +68,7 @@ def export_module_bundle(
     """
     require_free(Path(out))
     require_frames(len(calibration))
-    kind = as_task(task)
+    kind = get_task(task) if isinstance(task, str) else task
     # With uint8 pixels the graph normalises by itself; the module takes what comes out of that.
     plain = contract.model_copy(update={"dtype": "float32"})
     probe = probe_of(model, plain, last_layer=last_layer, features=features, output=output)
