@@ -8,8 +8,6 @@ is built beside its destination and renamed at the end.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +39,7 @@ from misfire_runtime.bundle import (
     write_manifest,
 )
 from misfire_runtime.clock import utc_text, wall_time
+from misfire_runtime.durable import whole_folder
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.heads.refit import Refit
@@ -153,10 +152,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         "accuracy": measured.accuracy,
         "target": options.target,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        work = Path(folder) / "bundle"
-        work.mkdir()
+    with whole_folder(out) as work:
         (work / MODEL).write_bytes(graph.SerializeToString(deterministic=True))
         write_golden(work, session, calibration, contract=source.contract, seed=options.seed)
         manifest = Manifest(
@@ -177,7 +173,6 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         )
         write_manifest(work, manifest)
         Bundle.open(work)
-        _replace(work, out)
     return Bundle.open(out)
 
 
@@ -292,13 +287,3 @@ def require_free(out: Path) -> None:
     """Raises ExportError where a folder is there that is not a bundle."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists and is not a bundle; choose another --out")
-
-
-def _replace(work: Path, out: Path) -> None:
-    """Moves a finished folder to its place; an older bundle goes only once the new one stands."""
-    old = work.parent / "old"
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    if old.exists():
-        shutil.rmtree(old)

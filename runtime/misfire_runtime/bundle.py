@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from misfire_runtime.durable import write_durably
 from misfire_runtime.errors import BundleError
 from misfire_runtime.preprocess import InputContract
 
@@ -255,9 +256,7 @@ def hash_files(path: Path) -> dict[str, FileEntry]:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Writes `path/manifest.json`, whole or not at all."""
-    temporary = path / f".{MANIFEST}.tmp"
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path / MANIFEST)
+    write_durably(path / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def sha256_file(path: Path) -> str:

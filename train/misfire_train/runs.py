@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from misfire_runtime.bundle import sha256_file
+from misfire_runtime.durable import write_durably
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples
@@ -228,7 +228,7 @@ def read_splits(path: Path) -> dict[str, list[str]]:
 
 def write_splits(path: Path, ids: Mapping[str, tuple[str, ...]]) -> None:
     """Ids by part, whole or not at all."""
-    write_whole(path / SPLITS_FILE, json.dumps({name: list(part) for name, part in ids.items()}).encode())
+    write_durably(path / SPLITS_FILE, json.dumps({name: list(part) for name, part in ids.items()}).encode())
 
 
 def write_run(
@@ -253,7 +253,7 @@ def write_run(
         json.dumps([files, record.config, record.parent_run_id], sort_keys=True).encode()
     )
     finished = record.model_copy(update={"files": files, "run_id": identity.hexdigest()[:16]})
-    write_whole(path / RECORD, (finished.model_dump_json(indent=2) + "\n").encode())
+    write_durably(path / RECORD, (finished.model_dump_json(indent=2) + "\n").encode())
     return finished
 
 
@@ -263,7 +263,7 @@ def write_tensors(
     """A safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_whole(path, save(plain, metadata))
+    write_durably(path, save(plain, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -273,16 +273,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read as weights: {error}") from error
     return tensors
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file, whole or not at all, on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: Path) -> None:

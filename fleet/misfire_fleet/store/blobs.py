@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, cast
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_runtime.clock import wall_time
+from misfire_runtime.durable import write_through
 
 _TMP = "tmp"
 Kind = Literal["offers", "ledger"]
@@ -31,8 +32,6 @@ DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _DOCUMENT = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _ABANDONED_S = 3600.0
-_DURABLY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC
-"""A write returns when its bytes, and the length that they need, are on the disk."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class FolderBlobs:
         """Written through to the disk, under a name that no other writer has."""
         temporary = f"{_TMP}/{sample}.{self._token}{next(self._number)}"
         try:
-            self._write(temporary, data)
+            write_through(temporary, data, mode=0o640, folder=self._folder)
         except OSError as error:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=self._folder)
@@ -249,20 +248,11 @@ class FolderBlobs:
         except OSError as error:
             raise StoreUnavailableError(f"blob folder {folder}: {error.strerror}") from error
 
-    def _write(self, name: str, data: bytes) -> None:
-        handle = os.open(name, _DURABLY, 0o640, dir_fd=self._folder)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(handle, view) :]
-        finally:
-            os.close(handle)
-
     def _keep(self, document: Document) -> None:
         folder, name = self._documents[document.kind], _document_named(document.name)
         temporary = f"{_TMP}/{name}.{self._token}{next(self._number)}"
         try:
-            self._write(temporary, document.data)
+            write_through(temporary, document.data, mode=0o640, folder=self._folder)
             os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=folder)
             os.fsync(folder)
         except OSError:

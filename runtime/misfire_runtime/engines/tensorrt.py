@@ -10,8 +10,6 @@ by the project, which has no GPU to test on; its graphs are parsed and built in 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle
+from misfire_runtime.durable import write_durably
 from misfire_runtime.engines.base import EngineOptions, engine_cache
 from misfire_runtime.engines.cuda import Cuda, host_buffer
 from misfire_runtime.errors import EngineError
@@ -101,7 +100,7 @@ class TensorRTEngine:
             timing=folder / TIMING,
             max_batch=self._max_batch,
         )
-        write_whole(plan, data)
+        keep(plan, data)
         return data
 
     def _allocate(self) -> dict[str, int]:
@@ -157,7 +156,7 @@ def build_plan(trt: Any, bundle: Bundle, *, logger: Any, timing: Path, max_batch
         raise EngineError(f"{bundle.model_path}: TensorRT cannot build an engine: {logger.last}")
     measured = config.get_timing_cache()
     if measured is not None:
-        write_whole(timing, bytes(measured.serialize()))
+        keep(timing, bytes(measured.serialize()))
     return bytes(plan)
 
 
@@ -189,21 +188,13 @@ def device_key(device: int) -> str:
     return f"gpu{device}"
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A file whole or not at all: a build cut short must not be loaded as an engine.
+def keep(path: Path, data: bytes) -> None:
+    """Writes a file of the engine cache: a build cut short must not be loaded as an engine.
 
     Raises EngineError where the disk refuses.
     """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_durably(path, data, mode=0o600)
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror}; the engine cache must be writable") from error
 

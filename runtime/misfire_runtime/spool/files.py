@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from misfire_runtime.clock import wall_time
+from misfire_runtime.durable import write_through
 from misfire_runtime.errors import DiskFullError, MessageError, SpoolError
 from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode
 
@@ -62,13 +63,7 @@ class SampleFiles:
         temporary = self.tmp / f"{sample}.{secrets.token_hex(4)}"
         trailer = offer + _TRAILER.pack(len(offer), MAGIC)
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                _write_all(handle, payload)
-                _write_all(handle, trailer)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            write_through(temporary, payload, trailer, mode=0o600)
             temporary.rename(self.samples / sample)
             os.fsync(self._folder)
         except OSError as error:
@@ -265,9 +260,3 @@ def _intact(handle: int, sample: str, total: int) -> bool:
         digest.update(block)
         offset += len(block)
     return digest.hexdigest() == sample
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from misfire_runtime.state.small_files import read_state, write_durably
+from misfire_runtime.state.small_files import read_state, write_state
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Progress:
         if self._next == before:
             return
         try:
-            write_durably(self._path, json.dumps(self._next).encode())
+            write_state(self._path, json.dumps(self._next).encode())
         except OSError as error:
             _LOG.warning(
                 "progress_unwritable", extra={"fields": {"file": str(self._path), "problem": str(error)}}

@@ -1,6 +1,6 @@
 """Small files: read with a bound, written so that a power cut leaves the old content or the new one.
 
-write_durably: FILE.tmp -> fsync -> rename to FILE -> fsync of the folder
+write_state: FILE.tmp -> fsync -> rename to FILE -> fsync of the folder
 read_state: FILE --parse--> value.  A file that cannot be understood is renamed to STEM.damaged with a log
 line, and replaced by what the caller assumes instead.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from misfire_runtime.durable import write_durably
 from misfire_runtime.errors import MisfireError
 
 _LOG = logging.getLogger(__name__)
@@ -52,38 +53,13 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
     return data
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replaces `path`; on return the new content survives a power cut.
+def write_state(path: Path, data: bytes) -> None:
+    """Replaces a state file of this vehicle, durably and for its user only.
 
     Raises OSError; then the old content is left. Callers serialise: two writers of one file share its
     temporary name.
     """
-    temporary = path.with_suffix(".tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def remove_durably(path: Path) -> None:
-    """Removes `path` if it is there. Raises OSError."""
-    path.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or the names in a folder, durable. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_durably(path, data, mode=0o600, temporary=path.with_suffix(".tmp"))
 
 
 def read_state(path: Path, parse: Callable[[Any], T], *, missing: T, damaged: T, assume: str) -> T:

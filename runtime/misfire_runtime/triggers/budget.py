@@ -24,7 +24,7 @@ from typing import Any
 
 from misfire_runtime.clock import boot_id, wall_time
 from misfire_runtime.errors import SpoolError
-from misfire_runtime.state.small_files import read_state, write_durably
+from misfire_runtime.state.small_files import read_state, write_state
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -177,7 +177,7 @@ class Budget:
             with self._lock:
                 state, self._credited = self._state(), False
             try:
-                write_durably(self._path, json.dumps(state).encode())
+                write_state(self._path, json.dumps(state).encode())
             except OSError as error:
                 raise SpoolError(f"{self._path}: {error.strerror}; budgets cannot be kept") from error
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misfire_runtime.state.small_files import read_state, write_durably
+from misfire_runtime.state.small_files import read_state, write_state
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
@@ -44,7 +44,7 @@ class TriggerMemory:
         """Replaces the file; a failure costs what was learned since the last time, at the next start."""
         state = {"version": _VERSION, "bundle": bundle, "triggers": learned}
         try:
-            write_durably(self._path, json.dumps(state).encode())
+            write_state(self._path, json.dumps(state).encode())
         except OSError as error:
             self._complain(error)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from misfire_runtime.sources.frame import Frame
-from misfire_runtime.state.small_files import read_state, write_durably
+from misfire_runtime.state.small_files import read_state, write_state
 
 _LOG = logging.getLogger(__name__)
 _SCALE = 1.0 / 2**64
@@ -77,7 +77,7 @@ def kept_seed(path: Path) -> int:
         return seed
     seed = secrets.randbits(63)
     try:
-        write_durably(path, json.dumps({"version": _VERSION, "seed": seed}).encode())
+        write_state(path, json.dumps({"version": _VERSION, "seed": seed}).encode())
     except OSError as error:
         _LOG.error("seed_unwritable", extra={"fields": {"file": str(path), "problem": str(error)}})
     return seed

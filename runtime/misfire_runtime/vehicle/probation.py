@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from misfire_runtime.durable import remove_durably
 from misfire_runtime.messages import Desired
-from misfire_runtime.state.small_files import read_state, remove_durably, write_durably
+from misfire_runtime.state.small_files import read_state, write_state
 
 MAX_VERSION = 2**53 - 1
 """What a JSON number holds exactly in every language."""
@@ -104,7 +105,7 @@ class DesiredStore:
     def confirm(self) -> None:
         """The one on trial becomes the last confirmed one. Raises OSError."""
         assert self.trial is not None
-        write_durably(self._confirmed_file, self.trial.desired.model_dump_json().encode())
+        write_state(self._confirmed_file, self.trial.desired.model_dump_json().encode())
         self.confirmed = self.trial.desired
         self.withdraw()
 
@@ -114,7 +115,7 @@ class DesiredStore:
     def _write(self, trial: Trial) -> None:
         desired = trial.desired.model_dump(mode="json")
         state = {"desired": desired, "starts": trial.starts, "refused": trial.refused}
-        write_durably(self._trial_file, json.dumps(state).encode())
+        write_state(self._trial_file, json.dumps(state).encode())
         self.trial = trial
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from misfire_runtime.bundle import sha256_file
+from misfire_runtime.durable import replace_durably
 from misfire_train.data.catalogue import DataFile, Entry, locate
 from misfire_train.errors import DatasetError
 
@@ -75,7 +76,7 @@ def _fetch_file(file: DataFile, path: Path, progress: Progress | None, attempts:
         raise DatasetError(
             f"{file.url} gave something else than the published file (sha256 differs); removed it"
         )
-    part.replace(path)
+    replace_durably(part, path)
     return path
 
 

@@ -6,6 +6,7 @@ A source is written FILE.npy, or FILE.parquet[:COLUMN]; a Parquet column is read
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misfire_runtime.durable import write_durably
 from misfire_train.errors import SelectionError
 
 _BATCH_ROWS = 65_536
@@ -80,17 +82,16 @@ def write_chosen(
         }
         for rank, row in enumerate(chosen)
     ]
-    temporary = path.with_name(f".{path.name}.tmp")
+    if path.suffix == ".json":
+        text = json.dumps(rows, indent=2) + "\n"
+    else:
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        text = stream.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w", encoding="utf-8", newline="") as stream:
-        if path.suffix == ".json":
-            json.dump(rows, stream, indent=2)
-            stream.write("\n")
-        else:
-            writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    temporary.replace(path)
+    write_durably(path, text.encode())
 
 
 def _split(source: str, column: str) -> tuple[Path, str]:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.care.integrity import sqlite_file
-from misfire_runtime.state.small_files import sync
+from misfire_runtime.durable import replace_durably
 
 
 def backup(database: str | Path, file: Path) -> int:
@@ -32,9 +32,7 @@ def backup(database: str | Path, file: Path) -> int:
             _dump(make_url(str(database)), part)
         else:
             _copy(source, part, file)
-        sync(part)
-        part.replace(file)
-        sync(file.parent)
+        replace_durably(part, file)
         return file.stat().st_size
     except OSError as error:
         raise StoreError(f"{file}: the backup cannot be written ({error.strerror})") from error

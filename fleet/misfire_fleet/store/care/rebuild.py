@@ -22,7 +22,7 @@ from misfire_fleet.store.care.integrity import file_damage, sqlite_file
 from misfire_fleet.store.deletion import audit_row
 from misfire_fleet.store.schema import audit, holds, samples, tombstones
 from misfire_fleet.store.store import Store
-from misfire_runtime.state.small_files import sync
+from misfire_runtime.durable import replace_durably
 
 NOT_RESTORED = (
     "vehicles, their heartbeats and counts of refusals (they come again with each vehicle's next message)",
@@ -74,8 +74,7 @@ def rebuild(
         with Store.open(fresh, blobs, blob_options=blob_options) as store:
             done = _restore(store)
         kept = _set_aside(path)
-        fresh.replace(path)
-        sync(path.parent)
+        replace_durably(fresh, path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be rebuilt ({error.strerror})") from error
     finally:

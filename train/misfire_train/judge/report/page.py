@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from misfire_runtime import __version__
+from misfire_runtime.durable import write_durably
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.metrics.bootstrap import Comparison, Estimate
 from misfire_train.judge.report import plots
@@ -28,9 +29,7 @@ _KINDS = {
 
 def write_page(report: Report, evidence: Evidence, path: Path) -> None:
     """report.html, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(render(report, evidence), encoding="utf-8")
-    temporary.replace(path)
+    write_durably(path, render(report, evidence).encode())
 
 
 def render(report: Report, evidence: Evidence) -> str:

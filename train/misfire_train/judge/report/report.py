@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from misfire_runtime.durable import write_durably
 from misfire_train.drawing import Legend
 from misfire_train.judge.gate import GateResult
 from misfire_train.judge.metrics.bootstrap import Estimate
@@ -135,9 +136,7 @@ class Report:
 
     def write_json(self, path: Path) -> None:
         """The report without pictures, whole or not at all."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_durably(path, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
 
 
 def print_report(report: Report, *, console: Console | None = None) -> None:
