@@ -39,7 +39,7 @@ from misfire_runtime.bundle import (
     write_manifest,
 )
 from misfire_runtime.clock import utc_text, wall_time
-from misfire_runtime.durable import whole_folder
+from misfire_runtime.files import whole_folder
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.heads.refit import Refit

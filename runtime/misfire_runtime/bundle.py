@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from misfire_runtime.durable import write_durably
 from misfire_runtime.errors import BundleError
+from misfire_runtime.files import write_durably
 from misfire_runtime.preprocess import InputContract
+from misfire_runtime.toml import explain
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -227,11 +228,7 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"{file}: {error.strerror}; is this a bundle?") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            f"{file}: {where or 'manifest'}: {first['msg']} ({error.error_count()} errors)"
-        ) from error
+        raise BundleError(explain(error, file=str(file), most=1)) from error
 
 
 def verify_files(path: Path, manifest: Manifest) -> list[str]:

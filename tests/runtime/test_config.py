@@ -8,8 +8,8 @@ import pytest
 
 from misfire_runtime.commands.run import overlay
 from misfire_runtime.config.tables import parse_config, read_config
-from misfire_runtime.config.toml_lines import line_of
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.toml import line_of
 
 FULL = """
 version = 3

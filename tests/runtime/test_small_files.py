@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from misfire_runtime import durable
-from misfire_runtime.durable import remove_durably, write_durably
+from misfire_runtime import files
+from misfire_runtime.files import read_bounded, remove_durably, write_durably
 from misfire_runtime.state.progress import Progress
-from misfire_runtime.state.small_files import read_bounded, read_state
+from misfire_runtime.state.small_files import read_state
 from misfire_runtime.triggers.budget import Budget, Limits
 from misfire_runtime.triggers.memory import TriggerMemory
 from misfire_runtime.triggers.random_stream import kept_seed
@@ -33,7 +33,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(f"rename {self.name}")
         return real_replace(self, target)
 
-    monkeypatch.setattr(durable.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
     return done
 
@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
     def full(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_durably(file, b"new")
     assert file.read_bytes() == b"old"

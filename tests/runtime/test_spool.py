@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from misfire_runtime import durable
+from misfire_runtime import files
 from misfire_runtime.errors import DiskFullError, SpoolError
 from misfire_runtime.messages import (
     Clock,
@@ -272,7 +272,7 @@ def test_a_disk_that_fills_in_mid_file_leaves_nothing(folder: Path, monkeypatch:
     with Spool(folder, reserve_bytes=0) as spool:
         put(spool, 0)
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "os", FullDisk())
+            patch.setattr(files, "os", FullDisk())
             with pytest.raises(DiskFullError):
                 put(spool, 1)
         assert spool.counters().captured == 1

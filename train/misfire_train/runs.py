@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from misfire_runtime.bundle import sha256_file
-from misfire_runtime.durable import write_durably
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.files import write_durably
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples
 from misfire_train.heads import build_head_from_state

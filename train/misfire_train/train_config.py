@@ -6,34 +6,21 @@ in run.json, so that a run can be repeated from its own record.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from misfire_runtime.config.toml_lines import line_of
 from misfire_runtime.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-MAX_CONFIG_BYTES = 1024 * 1024
-
-
-class Table(BaseModel):
-    """Base of all tables: a key that is not known is an error, not silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from misfire_runtime.tables import RelativePath, Table
+from misfire_runtime.toml import TomlFile, read_toml
 
 
 class ModelTable(Table):
     """The task network. name: None takes the task's small default; options go to the architecture."""
 
     name: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
 class SplitTable(Table):
@@ -122,7 +109,7 @@ class TrainConfig(Table):
     """Everything that decides a run. data: folder of the published sets; None looks in the usual places."""
 
     dataset: str = "digits"
-    data: Path | None = None
+    data: RelativePath | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
     model: ModelTable = ModelTable()
     split: SplitTable = SplitTable()
@@ -140,34 +127,27 @@ class TrainConfig(Table):
 def read_train_config(path: Path, *, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """A config file with options laid over it. Raises ConfigError with file, line, key and what was expected.
 
+    Paths in the file are relative to its folder.
     overrides: by dotted key, such as {"training.epochs": 3}; None values are left out.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path}: {len(raw)} bytes; a config has at most {MAX_CONFIG_BYTES}")
-    try:
-        text = raw.decode("utf-8")
-        values = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return parse_train_config(values, overrides=overrides, source=str(path), text=text)
+    return _checked(read_toml(path), overrides or {})
 
 
 def parse_train_config(
-    values: dict[str, Any],
-    *,
-    overrides: dict[str, Any] | None = None,
-    source: str = "options",
-    text: str = "",
+    values: dict[str, Any], *, overrides: dict[str, Any] | None = None, source: str = "options"
 ) -> TrainConfig:
-    """Checks values of a file and of options together. Raises ConfigError as read_train_config does."""
+    """Checks values that came from no file, and options over them; `source` is what errors call them.
+
+    Raises ConfigError that names the key.
+    """
+    return _checked(TomlFile(values, "", source), overrides or {})
+
+
+def _checked(file: TomlFile, overrides: dict[str, Any]) -> TrainConfig:
     merged: dict[str, Any] = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
+        key: dict(value) if isinstance(value, dict) else value for key, value in file.values.items()
     }
-    for dotted, value in (overrides or {}).items():
+    for dotted, value in overrides.items():
         if value is None:
             continue
         *tables, key = dotted.split(".")
@@ -175,21 +155,7 @@ def parse_train_config(
         for table in tables:
             place = place.setdefault(table, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{source}: {table} must be a table")
-        place[key] = value
-    try:
-        return TrainConfig.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, source=source, text=text)) from error
-
-
-def _explain(error: ValidationError, *, source: str, text: str) -> str:
-    lines = []
-    for problem in error.errors()[:5]:
-        place = problem["loc"]
-        number = line_of(text, place) if text else None
-        key = ".".join(str(part) for part in place) or "the file"
-        given = "" if problem["type"] in ("missing", "extra_forbidden") else f", not {problem['input']!r}"
-        message = "there is no such key" if problem["type"] == "extra_forbidden" else problem["msg"]
-        lines.append(f"{source}{f':{number}' if number else ''}: {key}: {message}{given}")
-    return "; ".join(lines)
+                raise ConfigError(f"{file.name}: {table} must be a table")
+        # A path of the command line is relative to the working folder, not to the file.
+        place[key] = value.absolute() if isinstance(value, Path) else value
+    return file.check(TrainConfig, merged)

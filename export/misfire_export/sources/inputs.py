@@ -20,6 +20,7 @@ from misfire_export.sources.run import all_scores, export_run
 from misfire_runtime.bundle import Bundle, Lineage
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
+from misfire_runtime.toml import explain
 from misfire_train.data import Examples, load_dataset, split
 from misfire_train.runs import Run, load_run, run_splits
 
@@ -144,9 +145,7 @@ def laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContrac
     try:
         return InputContract.model_validate({**contract.model_dump(), **stated})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--image: {f'{where}: ' if where else ''}{first['msg']}") from error
+        raise ConfigError(explain(error, file="--image", most=1)) from error
 
 
 def read_score_options(text: str) -> dict[str, dict[str, Any]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector.health.endpoint import MetricsEndpoint
@@ -30,14 +28,9 @@ from misfire_fleet.commands.options import (
     Protocol,
     open_store,
 )
-from misfire_runtime.errors import ConfigError
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.service.stopping import stop_on_signals
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from misfire_runtime.toml import TomlFile, read_toml
 
 
 def collect(
@@ -97,20 +90,10 @@ def collect(
 def read_settings(path: Path | None, *, group: str | None = None) -> CollectorSettings:
     """Settings from a TOML file, or the defaults; `group` overrides its own.
 
-    Raises ConfigError with file, key and expected value.
+    Raises ConfigError with file, line, key and expected value.
     """
-    try:
-        table = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
-        return CollectorSettings.model_validate(table if group is None else table | {"group": group})
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        origin = "" if path is None else f"{path}: "
-        raise ConfigError(f"{origin}{where}: {first['msg']}") from error
+    file = TomlFile({}, "", "options") if path is None else read_toml(path)
+    return file.check(CollectorSettings, file.values if group is None else {**file.values, "group": group})
 
 
 def summary(collector: Collector) -> dict[str, Any]:

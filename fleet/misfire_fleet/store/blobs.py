@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, cast
 
 from misfire_fleet.errors import SampleGoneError, StoreError, StoreUnavailableError
 from misfire_runtime.clock import wall_time
-from misfire_runtime.durable import write_through
+from misfire_runtime.files import write_through
 
 _TMP = "tmp"
 Kind = Literal["offers", "ledger"]

@@ -21,6 +21,7 @@ from misfire_fleet.errors import StoreError
 from misfire_fleet.store.blobs import Document
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import LAST_DATE, Offer
+from misfire_runtime.toml import explain
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +76,7 @@ def parse_record(raw: bytes) -> OfferRecord:
     try:
         return OfferRecord.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"offer record: {field or 'file'}: {first['msg']}") from error
+        raise StoreError(explain(error, file="offer record", most=1, show_input=False)) from error
 
 
 def row_of(record: OfferRecord, *, offers: str) -> dict[str, Any]:

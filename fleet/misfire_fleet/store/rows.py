@@ -26,6 +26,7 @@ from misfire_runtime.messages import (
     Trigger,
     WallTime,
 )
+from misfire_runtime.toml import explain
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +123,7 @@ def seconds(value: Any) -> float | None:
 
 def problem_of(error: ValidationError) -> str:
     """Returns the first thing that is wrong, in at most 200 characters."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:64]
-    return f"{field or 'its JSON'}: {first['msg']}"[:200]
+    return explain(error, most=1, show_input=False)[:200]
 
 
 @lru_cache(10_000)

@@ -28,6 +28,7 @@ from misfire_runtime.config.tables import VehicleConfig, read_config
 from misfire_runtime.engines.base import EngineOptions
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError, MisfireError
+from misfire_runtime.files import read_bounded
 from misfire_runtime.messages import Topics
 from misfire_runtime.mqtt.certificates import name_problem, validity
 from misfire_runtime.mqtt.client import is_loopback
@@ -36,7 +37,6 @@ from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.sources import open_source
 from misfire_runtime.spool.ledger import Ledger
 from misfire_runtime.spool.schema import snapshot
-from misfire_runtime.state.small_files import read_bounded
 from misfire_runtime.vehicle.degrade import read_temperature_c
 from misfire_runtime.vehicle.session import broker_config
 

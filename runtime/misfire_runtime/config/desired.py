@@ -24,10 +24,10 @@ from misfire_runtime.config.tables import (
     Table,
     TriggerTable,
     VehicleConfig,
-    explain,
 )
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
+from misfire_runtime.toml import explain
 from misfire_runtime.uplink.bandwidth import Bandwidth
 
 MAX_TRIGGERS = 32
@@ -136,7 +136,7 @@ def with_desired(config: VehicleConfig, wishes: dict[str, Any]) -> VehicleConfig
     try:
         desired = DesiredConfig.model_validate(wishes)
     except ValidationError as error:
-        raise ConfigError(explain(error, text="", file=_ORIGIN)) from error
+        raise ConfigError(explain(error, wishes, file=_ORIGIN)) from error
     _keep_metadata_off(config, desired)
     update: dict[str, Any] = {}
     for name in desired.model_fields_set:

@@ -5,7 +5,6 @@ file --read_config--> VehicleConfig;  desired_config.py lays over it what the fl
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -23,21 +21,14 @@ from pydantic import (
     model_validator,
 )
 
-from misfire_runtime.config.toml_lines import line_of
 from misfire_runtime.engines.base import Provider
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
 from misfire_runtime.mqtt.client import BrokerConfig
-from misfire_runtime.state.small_files import read_bounded
+from misfire_runtime.toml import TomlFile, parse_toml, read_toml
 from misfire_runtime.uplink.bandwidth import Bandwidth
 from misfire_runtime.uplink.settings import UplinkSettings
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-MAX_CONFIG_BYTES = 1024 * 1024
 HOT = ("random", "triggers", "novelty", "limits", "clips", "encode", "degrade", "bandwidth")
 """Tables that a running vehicle takes over from its changed file without a restart."""
 
@@ -353,62 +344,22 @@ def parse_config(text: str, *, file: str = "configuration", folder: Path | None 
 
     Raises ConfigError: `file:line: key: what is wrong, what was expected`.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: {error}") from error
-    if folder is not None and isinstance(spool := data.setdefault("spool", {}), dict):
-        spool.setdefault("path", str(SpoolTable().path))  # the default, too, is beside the file
-    try:
-        return VehicleConfig.model_validate(data, context={"folder": folder})
-    except ValidationError as error:
-        raise ConfigError(explain(error, text=text, file=file)) from error
+    return _checked(parse_toml(text, name=file, folder=folder))
 
 
 def read_config(path: Path) -> VehicleConfig:
     """Reads and checks a file; paths in it are relative to its folder. Raises ConfigError."""
-    try:
-        text = read_bounded(path, max_bytes=MAX_CONFIG_BYTES).decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return parse_config(text, file=str(path), folder=path.parent)
+    return _checked(read_toml(path))
+
+
+def _checked(file: TomlFile) -> VehicleConfig:
+    values = dict(file.values)
+    if file.folder is not None and isinstance(values.get("spool", {}), dict):
+        # The default, too, is beside the file; pydantic does not validate defaults.
+        values["spool"] = {"path": str(SpoolTable().path), **values.get("spool", {})}
+    return file.check(VehicleConfig, values)
 
 
 def validated(data: dict[str, Any], *, origin: str) -> VehicleConfig:
     """Checks what did not come from a file's text. Raises ConfigError that begins with `origin`."""
-    try:
-        return VehicleConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(explain(error, text="", file=origin)) from error
-
-
-def explain(error: ValidationError, *, text: str, file: str) -> str:
-    """One sentence per problem, the first five: `file:line: key: what is wrong`. text: the TOML, or ""."""
-    sentences = []
-    for problem in error.errors(include_url=False)[:5]:
-        loc = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
-        line = line_of(text, loc)
-        where = f"{file}:{line}" if line else file
-        sentences.append(f"{where}: {'.'.join(map(str, loc)) or 'configuration'}: {_message(problem)}")
-    more = error.error_count() - len(sentences)
-    return "; ".join(sentences) + (f"; and {more} more" if more > 0 else "")
-
-
-def _message(problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
-        return "unknown key"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    value = problem.get("input") if problem["loc"][:1] != ("broker",) else None  # it may hold a password
-    return f"{message}, got {value!r}" if isinstance(value, str | int | float | bool) else message
-
-
-def _is_union_tag(part: Any, loc: tuple[Any, ...]) -> bool:
-    """pydantic puts the discriminator's value into the path: triggers.NAME.threshold.above."""
-    return len(loc) > 2 and loc[0] == "triggers" and part is loc[2] and part in _KINDS
-
-
-_KINDS = ("threshold", "percentile", "target-rate", "rule", "any", "all")
+    return TomlFile(data, "", origin).check(VehicleConfig)

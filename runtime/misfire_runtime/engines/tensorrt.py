@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.durable import write_durably
 from misfire_runtime.engines.base import EngineOptions, engine_cache
 from misfire_runtime.engines.cuda import Cuda, host_buffer
 from misfire_runtime.errors import EngineError
+from misfire_runtime.files import write_durably
 
 PLAN, TIMING = "model.plan", "timing.cache"
 MAX_BATCH = 8

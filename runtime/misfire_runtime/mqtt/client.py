@@ -17,6 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.toml import explain
 
 MAX_HANDED = 8
 """Messages that paho may hold at once: its own queue is in memory and without bound."""
@@ -121,14 +122,8 @@ class BrokerConfig(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        what = (
-            "unknown key"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
-        raise ConfigError(f"{where}: {field + ': ' if field else ''}{what}")
+            problem = explain(error, file=where, most=1, show_input=False)
+        raise ConfigError(problem)  # outside of `except`: the cause would quote a password
 
     @property
     def url(self) -> str:

@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from misfire_runtime.clock import wall_time
-from misfire_runtime.durable import write_through
 from misfire_runtime.errors import DiskFullError, MessageError, SpoolError
+from misfire_runtime.files import write_through
 from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode
 
 MAGIC = b"mfs1"

@@ -1,4 +1,4 @@
-"""Small files: read with a bound, written so that a power cut leaves the old content or the new one.
+"""State files of a vehicle: a power cut leaves the old content or the new one.
 
 write_state: FILE.tmp -> fsync -> rename to FILE -> fsync of the folder
 read_state: FILE --parse--> value.  A file that cannot be understood is renamed to STEM.damaged with a log
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from misfire_runtime.durable import write_durably
 from misfire_runtime.errors import MisfireError
+from misfire_runtime.files import read_bounded, write_durably
 
 _LOG = logging.getLogger(__name__)
 MAX_STATE_BYTES = 64 * 1024 * 1024
@@ -32,25 +30,6 @@ _UNREADABLE = (
 )
 """What reading, `json.loads` and parsers raise on foreign bytes."""
 T = TypeVar("T")
-
-
-def read_bounded(path: Path, *, max_bytes: int) -> bytes:
-    """Reads a regular file. Never blocks on a pipe and never reads a device.
-
-    Raises OSError if it cannot be read, ValueError if it is not a regular file or has more than `max_bytes`.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ValueError(f"{path}: not a regular file")
-        data = b""
-        while len(data) <= max_bytes and (block := os.read(handle, min(max_bytes + 1 - len(data), 1 << 20))):
-            data += block
-    finally:
-        os.close(handle)
-    if len(data) > max_bytes:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes")
-    return data
 
 
 def write_state(path: Path, data: bytes) -> None:

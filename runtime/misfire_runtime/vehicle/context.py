@@ -21,7 +21,7 @@ from pathlib import Path
 
 from misfire_runtime.config.tables import ContextTable
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.state.small_files import read_bounded
+from misfire_runtime.files import read_bounded
 
 _LOG = logging.getLogger(__name__)
 MAX_DATAGRAM = 64 * 1024

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from misfire_runtime.config.tables import DegradeTable
-from misfire_runtime.state.small_files import read_bounded
+from misfire_runtime.files import read_bounded
 
 _LOG = logging.getLogger(__name__)
 STEPS = ("normal", "no clips", "every 2nd frame", "every 4th frame", "random stream only")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misfire_runtime.durable import remove_durably
+from misfire_runtime.files import remove_durably
 from misfire_runtime.messages import Desired
 from misfire_runtime.state.small_files import read_state, write_state
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from misfire_runtime.bundle import sha256_file
-from misfire_runtime.durable import replace_durably
+from misfire_runtime.files import replace_durably
 from misfire_train.data.catalogue import DataFile, Entry, locate
 from misfire_train.errors import DatasetError
 

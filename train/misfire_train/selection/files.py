@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from misfire_runtime.durable import write_durably
+from misfire_runtime.files import write_durably
 from misfire_train.errors import SelectionError
 
 _BATCH_ROWS = 65_536

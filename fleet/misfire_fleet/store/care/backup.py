@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.care.integrity import sqlite_file
-from misfire_runtime.durable import replace_durably
+from misfire_runtime.files import replace_durably
 
 
 def backup(database: str | Path, file: Path) -> int:

@@ -22,7 +22,7 @@ from misfire_fleet.store.care.integrity import file_damage, sqlite_file
 from misfire_fleet.store.deletion import audit_row
 from misfire_fleet.store.schema import audit, holds, samples, tombstones
 from misfire_fleet.store.store import Store
-from misfire_runtime.durable import replace_durably
+from misfire_runtime.files import replace_durably
 
 NOT_RESTORED = (
     "vehicles, their heartbeats and counts of refusals (they come again with each vehicle's next message)",

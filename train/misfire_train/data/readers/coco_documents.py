@@ -14,6 +14,7 @@ from pathlib import Path, PureWindowsPath
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from misfire_runtime.toml import explain
 from misfire_train.data.readers.halves import SPLIT_WORDS, split_word
 from misfire_train.data.readers.options import Options, beside
 from misfire_train.errors import DatasetError
@@ -135,9 +136,7 @@ def read_document(path: Path) -> Document:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DatasetError(f"{path}: not a COCO document: {where}: {first['msg']}") from error
+        raise DatasetError(explain(error, file=f"{path}: not a COCO document", most=1)) from error
 
 
 def joint_names(documents: Sequence[Document], sources: Sequence[Source]) -> tuple[str, ...]:

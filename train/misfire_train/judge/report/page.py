@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from misfire_runtime import __version__
-from misfire_runtime.durable import write_durably
+from misfire_runtime.files import write_durably
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.metrics.bootstrap import Comparison, Estimate
 from misfire_train.judge.report import plots

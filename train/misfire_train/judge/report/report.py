@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from misfire_runtime.durable import write_durably
+from misfire_runtime.files import write_durably
 from misfire_train.drawing import Legend
 from misfire_train.judge.gate import GateResult
 from misfire_train.judge.metrics.bootstrap import Estimate

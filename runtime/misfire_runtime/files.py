@@ -1,4 +1,4 @@
-"""Writes files and folders that are there whole or not at all, also after a power cut.
+"""Writes files and folders whole or not at all, also at a power cut, and reads files with a bound.
 
 bytes -> temporary file beside the target -> fsync -> rename -> fsync of the folder
 `write_durably` does all of it. What is written in groups, or by another library, uses the parts:
@@ -10,10 +10,32 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """Reads a regular file; never blocks on a pipe and never reads a device.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a regular file, or has more than `max_bytes`.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError(f"{path}: not a regular file")
+        data = b""
+        while len(data) <= max_bytes and (block := os.read(handle, min(max_bytes + 1 - len(data), 1 << 20))):
+            data += block
+    finally:
+        os.close(handle)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path}: larger than {max_bytes} bytes")
+    return data
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o666, temporary: Path | None = None) -> None:

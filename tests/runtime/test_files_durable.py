@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from misfire_runtime import durable
-from misfire_runtime.durable import replace_durably, whole_folder, write_durably, write_through
+from misfire_runtime import files
+from misfire_runtime.files import replace_durably, whole_folder, write_durably, write_through
 
 
 def names_in(folder: Path) -> list[str]:
@@ -41,7 +41,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(_handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_durably(tmp_path / "run.json", b"{}")
     assert not names_in(tmp_path)
