@@ -361,20 +361,3 @@ class Topics:
     def data(self, collector: str, sample: str, offset: int) -> str:
         """Up, QoS 1: raw bytes of `sample` from `offset` on."""
         return f"{self.base}/data/{collector}/{sample}/{offset}"
-
-
-class TopicAddress(Message):
-    """A topic taken apart: `rest` is what follows the kind (collector, sample, offset of `data`)."""
-
-    fleet: str
-    vehicle: str
-    kind: str
-    rest: tuple[str, ...] = ()
-
-
-def parse_topic(topic: str) -> TopicAddress:
-    """Raises MessageError on a topic that is not one of ours."""
-    parts = topic.split("/")
-    if len(parts) < 5 or parts[0:2] != ["misfire", "v1"] or not all(_NAME.fullmatch(p) for p in parts[2:]):
-        raise MessageError(f"topic {topic[:200]!r} is not of the form {ROOT}/FLEET/VEHICLE/KIND")
-    return TopicAddress(fleet=parts[2], vehicle=parts[3], kind=parts[4], rest=tuple(parts[5:]))

@@ -196,15 +196,3 @@ class ScoredModel(nn.Module):
             result[f"score.{score.name}"] = score(whole).float()
         result["embedding"] = whole.embedding.float()
         return result
-
-
-@torch.no_grad()
-def score_images(model: ScoredModel, images: Tensor) -> dict[str, Tensor]:
-    """Scores a batch in eval mode and restores the mode that was set."""
-    training = model.training
-    model.eval()
-    try:
-        result: dict[str, Tensor] = model(images)
-        return result
-    finally:
-        model.train(training)

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import Answer, Offer, State, Telemetry
 
-MAX_CAUSE = 32
-
 
 @dataclass(frozen=True, slots=True)
 class NewSample:

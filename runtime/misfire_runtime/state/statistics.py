@@ -28,7 +28,6 @@ class Statistics:
 
     def __init__(self) -> None:
         self.frames = 0
-        self.scored = 0
         self.refused_scores: Counter[str] = Counter()
         self.chosen: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
@@ -49,7 +48,6 @@ class Statistics:
         """Counts a scored frame. latency_s: from the start of preprocessing to the decision."""
         with self._lock:
             self.frames += 1
-            self.scored += 1
             self.last_frame_s = time.monotonic()
             self._latency.add(latency_s * 1000.0)
             self.recent_latency_ms += (latency_s * 1000.0 - self.recent_latency_ms) / _RECENT_FRAMES

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from misfire_runtime.errors import ConfigError
@@ -215,11 +214,3 @@ def _copy(examples: Examples, families: Sequence[str], mixed: float, *, seed: in
 def augmented(examples: TensorSet, augment: Callable[[Tensor], Tensor], *, copies: int) -> list[TensorSet]:
     """Versions of tensors by a function of the caller's, [n,C,H,W] to the same."""
     return [TensorSet(augment(examples.images), examples.targets, examples.ids) for _ in range(copies)]
-
-
-def positions_of(groups: Sequence[str], *, share: float, seed: int) -> NDArray[np.bool_]:
-    """[N] bool: a random share of the groups, whole."""
-    names = sorted(set(groups))
-    picked = np.random.default_rng(seed).permutation(len(names))[: max(1, round(share * len(names)))]
-    chosen = {names[i] for i in picked}
-    return np.array([group in chosen for group in groups])

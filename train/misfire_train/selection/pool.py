@@ -6,8 +6,6 @@ methods alike. Quotas are equal shares; what a small group cannot fill goes to t
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -101,8 +99,3 @@ def equal_shares(sizes: NDArray[np.int64], *, k: int, seed: int = 0) -> NDArray[
         shares[hungry] += given
         left -= int(given.sum())
     return shares
-
-
-def masked(values: NDArray[Any], available: NDArray[np.bool_]) -> NDArray[Any]:
-    """A copy with -inf where nothing may be chosen."""
-    return np.where(available, values, -np.inf)
