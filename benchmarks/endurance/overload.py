@@ -26,8 +26,8 @@ if not __package__:  # started by its path: then the checkout's root is not wher
 from benchmarks.endurance.fleet_bench import broker, clip_pictures, collector
 from benchmarks.record import command_line, finish, run
 from misfire_fleet.commands.simulate import report
-from misfire_fleet.simulate.samples import Mint, Picture
-from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.samples import Picture, SampleFactory
+from misfire_fleet.simulate.simulator import FleetSimulator
 from misfire_fleet.simulate.vehicle import Plan
 from misfire_fleet.store import Store
 from misfire_runtime.errors import MisfireError
@@ -82,9 +82,9 @@ class Retention:
         self._thread.join()
 
 
-def swarm(
+def simulator(
     port: int, pictures: list[Picture], options: argparse.Namespace, *, rate: float, seconds: float, seed: int
-) -> Swarm:
+) -> FleetSimulator:
     """Vehicles that offer `rate` samples per second for `seconds`."""
     plan = Plan(
         fleet=FLEET,
@@ -95,7 +95,9 @@ def swarm(
         drain_s=5.0,
         seed=seed,
     )
-    return Swarm(BrokerConfig(port=port), plan, mint=Mint(pictures, manifest=None, seed=seed))
+    return FleetSimulator(
+        BrokerConfig(port=port), plan, samples=SampleFactory(pictures, manifest=None, seed=seed)
+    )
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -104,33 +106,35 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     seconds = options.minutes * 60
     with broker(folder) as running, collector(running, folder, fleet=FLEET) as process:
         seed = options.seeds[0]
-        probe = swarm(running.port, pictures, options, rate=2000.0, seconds=options.probe, seed=seed)
+        probe = simulator(running.port, pictures, options, rate=2000.0, seconds=options.probe, seed=seed)
         probe.run(threading.Event())
-        capacity = probe.tally.stored / options.probe
+        capacity = probe.counts.stored / options.probe
         with Store.open_folder(folder / "fleet") as store:
             retention = Retention(store, max_bytes=options.keep_mb * 1_000_000)
             memory = Memory(process.pid, every_s=min(_SAMPLE_S, seconds / 30))
-            flood = swarm(running.port, pictures, options, rate=3 * capacity, seconds=seconds, seed=seed + 1)
+            flood = simulator(
+                running.port, pictures, options, rate=3 * capacity, seconds=seconds, seed=seed + 1
+            )
             flood.run(threading.Event())
             memory.close()
             retention.close()
             totals = store.totals()
-    told = probe.tally.stored + flood.tally.stored
+    told = probe.counts.stored + flood.counts.stored
     return {"minutes": options.minutes, **_judged(memory.mib, flood, capacity=capacity, seconds=seconds)} | {
         "deleted_by_retention": retention.deleted,
         "lost": max(0, told - totals.samples - retention.deleted),
     }
 
 
-def _judged(mib: list[float], flood: Swarm, *, capacity: float, seconds: float) -> dict[str, Any]:
+def _judged(mib: list[float], flood: FleetSimulator, *, capacity: float, seconds: float) -> dict[str, Any]:
     tenth = max(1, len(mib) // 10)
     early, late = statistics.median(mib[tenth : 2 * tenth]), statistics.median(mib[-tenth:])
     growth = late / early - 1
     return {
         "capacity_per_s": round(capacity, 1),
-        "arrivals_per_s": round(flood.tally.captured / seconds, 1),
-        "stored_per_s": round(flood.tally.stored / seconds, 1),
-        "overload": round(flood.tally.captured / max(1, flood.tally.stored), 2),
+        "arrivals_per_s": round(flood.counts.captured / seconds, 1),
+        "stored_per_s": round(flood.counts.stored / seconds, 1),
+        "overload": round(flood.counts.captured / max(1, flood.counts.stored), 2),
         **report(flood),
         "rss_early_mib": round(early, 2),
         "rss_late_mib": round(late, 2),

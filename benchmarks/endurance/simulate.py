@@ -21,8 +21,8 @@ if not __package__:  # started by its path: then the checkout's root is not wher
 from benchmarks.endurance.fleet_bench import broker, clip_pictures, collector
 from benchmarks.record import command_line, finish, run
 from misfire_fleet.commands.simulate import report
-from misfire_fleet.simulate.samples import Mint
-from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.samples import SampleFactory
+from misfire_fleet.simulate.simulator import FleetSimulator
 from misfire_fleet.simulate.vehicle import Plan
 from misfire_fleet.store import Store
 from misfire_runtime.bundle import read_manifest
@@ -43,15 +43,15 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         seed=options.seeds[0],
     )
     with broker(folder) as running, collector(running, folder, fleet=FLEET):
-        swarm = Swarm(
+        simulator = FleetSimulator(
             BrokerConfig(port=running.port),
             plan,
-            mint=Mint(pictures, manifest=manifest, seed=options.seeds[0]),
+            samples=SampleFactory(pictures, manifest=manifest, seed=options.seeds[0]),
         )
-        swarm.run(threading.Event())
+        simulator.run(threading.Event())
     with Store.open_folder(folder / "fleet") as store:
         in_store = store.totals().samples
-    counted = report(swarm)
+    counted = report(simulator)
     lost = counted["stored"] - in_store
     mean_bytes = sum(len(picture.data) for picture in pictures) / len(pictures)
     return {

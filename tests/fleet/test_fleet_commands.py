@@ -16,8 +16,8 @@ import httpx
 import pytest
 from tests.fleet.conftest import CollectorMaker, eventually
 
-from misfire_fleet.simulate.samples import Mint, Picture, read_pictures
-from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.samples import Picture, SampleFactory, read_pictures
+from misfire_fleet.simulate.simulator import FleetSimulator
 from misfire_fleet.simulate.vehicle import Faults, Plan
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
@@ -231,16 +231,16 @@ def test_simulated_vehicles_settle_everything_they_capture_in_spite_of_faults(
         seed=7,
         faults=Faults(drop=0.03, repeat=0.05, reorder=0.05, corrupt=0.01, reconnect_per_s=0.03),
     )
-    mint = Mint([Picture(jpeg(0), "image/jpeg")], manifest=None, seed=7)
-    swarm = Swarm(address, plan, mint=mint)
-    tally = swarm.run(threading.Event())
-    assert tally.faults > 0
-    assert tally.captured > 50
-    assert swarm.pending == 0
-    assert tally.captured == tally.stored + tally.declined + tally.rejected + tally.evicted
+    samples = SampleFactory([Picture(jpeg(0), "image/jpeg")], manifest=None, seed=7)
+    simulator = FleetSimulator(address, plan, samples=samples)
+    counts = simulator.run(threading.Event())
+    assert counts.faults > 0
+    assert counts.captured > 50
+    assert simulator.pending == 0
+    assert counts.captured == counts.stored + counts.declined + counts.rejected + counts.evicted
     rows = store.newest(500)
-    assert len(rows) >= tally.stored
-    assert all(store.read_blob(row.id) == mint.bytes_of(row.offer.frame) for row in rows)
+    assert len(rows) >= counts.stored
+    assert all(store.read_blob(row.id) == samples.bytes_of(row.offer.frame) for row in rows)
 
 
 def test_simulate_prints_its_account(
@@ -263,11 +263,13 @@ def test_every_minted_sample_is_another_file_with_the_same_pixels(photo: bytes, 
 
     (tmp_path / "b.png").write_bytes(encode_png(decode_image(photo)[:40, :60]))
     (tmp_path / "a.jpeg").write_bytes(photo)
-    mint = Mint(read_pictures(tmp_path), manifest=None, seed=3)
-    offers = [mint.offer(number, vehicle="car-1", monotonic=time.monotonic()) for number in range(20)]
+    samples = SampleFactory(read_pictures(tmp_path), manifest=None, seed=3)
+    offers = [samples.offer(number, vehicle="car-1", monotonic=time.monotonic()) for number in range(20)]
     assert len({offer.id for offer in offers}) == 20
     for number in (2, 3):
-        assert np.array_equal(decode_image(mint.bytes_of(number)), decode_image(mint.bytes_of(number + 2)))
+        assert np.array_equal(
+            decode_image(samples.bytes_of(number)), decode_image(samples.bytes_of(number + 2))
+        )
 
 
 def test_few_heaps_are_kept_where_the_c_library_can_be_told() -> None:

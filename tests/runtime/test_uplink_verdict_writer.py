@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from misfire_runtime.uplink.booker import Booked, Booker
 
 from misfire_runtime.errors import DiskFullError
 from misfire_runtime.messages import Declined, Stored
 from misfire_runtime.spool import Spool
 from misfire_runtime.testing import make_offer
-from misfire_runtime.uplink.booker import Booked, Booker
 from proving_ground.faults.samples import make_payload
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from misfire_fleet.commands.options import AsJson, Insecure, show
-from misfire_fleet.simulate.samples import Mint, read_pictures
-from misfire_fleet.simulate.simulator import Swarm
+from misfire_fleet.simulate.samples import SampleFactory, read_pictures
+from misfire_fleet.simulate.simulator import FleetSimulator
 from misfire_fleet.simulate.vehicle import Faults, Plan
 from misfire_runtime.bundle import read_manifest
 from misfire_runtime.mqtt.client import BrokerConfig
@@ -43,7 +43,9 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a fleet of vehicles, with faults if asked for."""
-    mint = Mint(read_pictures(images), manifest=None if bundle is None else read_manifest(bundle), seed=seed)
+    samples = SampleFactory(
+        read_pictures(images), manifest=None if bundle is None else read_manifest(bundle), seed=seed
+    )
     plan = Plan(
         fleet=fleet,
         vehicles=vehicles,
@@ -55,30 +57,32 @@ def simulate(
         seed=seed,
         faults=Faults(drop, repeat, reorder, corrupt, reconnect),
     )
-    swarm = Swarm(BrokerConfig.from_url(broker, protocol=protocol, insecure=insecure), plan, mint=mint)
+    simulator = FleetSimulator(
+        BrokerConfig.from_url(broker, protocol=protocol, insecure=insecure), plan, samples=samples
+    )
     with stop_on_signals() as stop:
-        swarm.run(stop)
-    result = report(swarm)
+        simulator.run(stop)
+    result = report(simulator)
     text = "\n".join(f"{name:>18}  {value}" for name, value in result.items())
     show(result, as_json=as_json, text=text)
 
 
-def report(swarm: Swarm) -> dict[str, Any]:
+def report(simulator: FleetSimulator) -> dict[str, Any]:
     """The account of a run; seconds from a sample's first offer to `stored`."""
-    tally = swarm.tally
-    seconds = {f"p{percent}_s": tally.percentile_s(percent) for percent in (50, 95, 99)}
+    counts = simulator.counts
+    seconds = {f"p{percent}_s": counts.percentile_s(percent) for percent in (50, 95, 99)}
     return {
-        "vehicles": swarm.plan.vehicles,
-        "captured": tally.captured,
-        "stored": tally.stored,
-        "declined": tally.declined,
-        "rejected": tally.rejected,
-        "evicted": tally.evicted,
-        "pending": swarm.pending,
-        "offers": tally.offers,
-        "busy": tally.busy,
-        "bytes_sent": tally.bytes_sent,
-        "faults": tally.faults,
-        "reconnects": tally.reconnects,
+        "vehicles": simulator.plan.vehicles,
+        "captured": counts.captured,
+        "stored": counts.stored,
+        "declined": counts.declined,
+        "rejected": counts.rejected,
+        "evicted": counts.evicted,
+        "pending": simulator.pending,
+        "offers": counts.offers,
+        "busy": counts.busy,
+        "bytes_sent": counts.bytes_sent,
+        "faults": counts.faults,
+        "reconnects": counts.reconnects,
         **{name: None if value is None else round(value, 4) for name, value in seconds.items()},
     }

@@ -1,4 +1,4 @@
-"""Samples for simulated vehicles: real pictures, each made unique, with scores as a real bundle deals them.
+"""Samples for simulated vehicles: real pictures, each made unique, with scores as a real bundle has them.
 
 A picture becomes another sample by a comment inside its file: other bytes, other hash, the same pixels, and
 no time spent on encoding. Scores are drawn through the quantile tables of the bundle's calibration.
@@ -52,7 +52,7 @@ def read_pictures(folder: Path, *, limit: int = 256) -> list[Picture]:
     return [Picture(file.read_bytes(), _KINDS[file.suffix.lower()]) for file in files]
 
 
-class Mint:
+class SampleFactory:
     """Makes samples. The same seed makes the same samples, but for their time of capture."""
 
     def __init__(self, pictures: Sequence[Picture], *, manifest: Manifest | None, seed: int) -> None:

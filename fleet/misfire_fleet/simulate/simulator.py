@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import paho.mqtt.client as paho
 
-from misfire_fleet.simulate.samples import Mint
-from misfire_fleet.simulate.vehicle import Car, Plan, Tally
+from misfire_fleet.simulate.samples import SampleFactory
+from misfire_fleet.simulate.vehicle import Counts, Plan, SimulatedVehicle
 from misfire_runtime.mqtt.client import BrokerConfig
 
 _POLL_S = 0.05
@@ -24,25 +24,25 @@ _MISC_S = 1.0
 _CONNECT_S = 60.0
 
 
-class Swarm:
+class FleetSimulator:
     """All vehicles of a plan; `run` returns when the plan is done or `stop` is set."""
 
-    def __init__(self, broker: BrokerConfig, plan: Plan, *, mint: Mint) -> None:
+    def __init__(self, broker: BrokerConfig, plan: Plan, *, samples: SampleFactory) -> None:
         self.plan = plan
-        self.tally = Tally()
+        self.counts = Counts()
         self._chance = random.Random(plan.seed)
         self._selector = selectors.DefaultSelector()
         self._numbers = itertools.count()
         self._again: list[tuple[float, int]] = []
         self._dirty: set[int] = set()
         self._watched: dict[int, int] = {}
-        self._cars = [
-            Car(
+        self._vehicles = [
+            SimulatedVehicle(
                 f"sim-{plan.seed}-{index:04d}",
                 broker=broker,
                 plan=plan,
-                mint=mint,
-                tally=self.tally,
+                samples=samples,
+                counts=self.counts,
                 chance=self._chance,
             )
             for index in range(plan.vehicles)
@@ -51,20 +51,22 @@ class Swarm:
     @property
     def pending(self) -> int:
         """Samples captured and not yet settled."""
-        return sum(car.pending for car in self._cars)
+        return sum(vehicle.pending for vehicle in self._vehicles)
 
-    def run(self, stop: threading.Event) -> Tally:
+    def run(self, stop: threading.Event) -> Counts:
         """Connects everybody, lets samples arrive, waits for the last verdicts, disconnects."""
-        for index in range(len(self._cars)):
+        for index in range(len(self._vehicles)):
             self._connect(index)
-        self._spin(stop, seconds=_CONNECT_S, done=lambda: all(car.subscribed for car in self._cars))
+        self._spin(
+            stop, seconds=_CONNECT_S, done=lambda: all(vehicle.subscribed for vehicle in self._vehicles)
+        )
         self._spin(stop, seconds=self.plan.duration_s, arriving=True)
         self._spin(stop, seconds=self.plan.drain_s, done=lambda: self.pending == 0)
-        for index, car in enumerate(self._cars):
+        for index, vehicle in enumerate(self._vehicles):
             self._forget(index)
-            car.client.disconnect()
+            vehicle.client.disconnect()
         self._selector.close()
-        return self.tally
+        return self.counts
 
     def _spin(
         self,
@@ -94,14 +96,14 @@ class Swarm:
         """Captures what is due; a backlog above a second is skipped, so that the rate never bursts."""
         next_arrival = max(next_arrival, now - 1.0)
         while next_arrival <= now:
-            index = self._chance.randrange(len(self._cars))
-            self._cars[index].capture(next(self._numbers), now)
+            index = self._chance.randrange(len(self._vehicles))
+            self._vehicles[index].capture(next(self._numbers), now)
             self._dirty.add(index)
             next_arrival += self._chance.expovariate(self.plan.rate)
         return next_arrival
 
     def _serve(self, index: int, mask: int) -> None:
-        client = self._cars[index].client
+        client = self._vehicles[index].client
         self._dirty.add(index)
         if mask & selectors.EVENT_READ and client.loop_read() != paho.MQTT_ERR_SUCCESS:
             self._lose(index)
@@ -111,7 +113,7 @@ class Swarm:
     def _flush(self) -> None:
         """Writes what was queued; a socket that is full is watched until it takes more."""
         for index in self._dirty:
-            client = self._cars[index].client
+            client = self._vehicles[index].client
             socket = client.socket()
             if socket is None or index not in self._watched:
                 continue
@@ -124,29 +126,29 @@ class Swarm:
         self._dirty.clear()
 
     def _misc(self, now: float) -> None:
-        for index, car in enumerate(self._cars):
+        for index, vehicle in enumerate(self._vehicles):
             if index not in self._watched:
                 continue
-            if car.client.socket() is None or car.client.loop_misc() != paho.MQTT_ERR_SUCCESS:
+            if vehicle.client.socket() is None or vehicle.client.loop_misc() != paho.MQTT_ERR_SUCCESS:
                 self._lose(index)
                 continue
-            car.overdue(now)
+            vehicle.overdue(now)
             self._dirty.add(index)
             chance = self.plan.faults.reconnect_per_s
             if chance and self._chance.random() < chance:
-                self.tally.faults += 1
+                self.counts.faults += 1
                 self._lose(index)
         while self._again and self._again[0][0] <= now:
             self._connect(heapq.heappop(self._again)[1])
 
     def _connect(self, index: int) -> None:
-        car = self._cars[index]
+        vehicle = self._vehicles[index]
         try:
-            car.connect()
+            vehicle.connect()
         except OSError:
             heapq.heappush(self._again, (time.monotonic() + self._chance.uniform(0.5, 3.0), index))
             return
-        socket = car.client.socket()
+        socket = vehicle.client.socket()
         if socket is not None:
             self._selector.register(socket, selectors.EVENT_READ, index)
             self._watched[index] = selectors.EVENT_READ
@@ -156,15 +158,15 @@ class Swarm:
         if index not in self._watched:
             return
         self._forget(index)
-        socket = self._cars[index].client.socket()
+        socket = self._vehicles[index].client.socket()
         if socket is not None:
             socket.close()
-        self.tally.reconnects += 1
+        self.counts.reconnects += 1
         heapq.heappush(self._again, (time.monotonic() + self._chance.uniform(0.2, 2.0), index))
 
     def _forget(self, index: int) -> None:
         """Looks at a socket no longer; paho may have closed it, so it is found by its vehicle."""
-        self._cars[index].subscribed = False
+        self._vehicles[index].subscribed = False
         if self._watched.pop(index, None) is not None:
             keys = [key for key in self._selector.get_map().values() if key.data == index]
             for key in keys:

@@ -1,4 +1,4 @@
-"""One simulated vehicle: a real MQTT client with a few pending samples and the manners of a real uplink.
+"""One simulated vehicle: a real MQTT client with a few pending samples and the rules of a real uplink.
 
 captured -> waiting (bounded, the oldest is evicted) -> offered (a window) -> settled by a terminal verdict
 The bytes of a sample are made again whenever they are sent, so thousands of pending samples cost little.
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as paho
 
-from misfire_fleet.simulate.samples import Mint
+from misfire_fleet.simulate.samples import SampleFactory
 from misfire_runtime.errors import MessageError
 from misfire_runtime.messages import Busy, Offer, Reply, Send, State, Topics, Verdict, decode, encode
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
 
 _MAX_LATENCIES = 200_000
-_MAX_PATIENCE_S = 60.0
+_MAX_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the swarm does. `rate` is samples per second of all vehicles together."""
+    """What the simulator does. `rate` is samples per second of all vehicles together."""
 
     fleet: str
     vehicles: int
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass
-class Tally:
+class Counts:
     """Counts of a run; captured = stored + declined + rejected + evicted + pending."""
 
     captured: int = 0
@@ -78,17 +78,24 @@ class _Pending:
     offer: Offer
     first_at: float | None = None
     due_at: float = 0.0
-    patience_s: float = 0.0
+    reply_timeout_s: float = 0.0
 
 
-class Car:
+class SimulatedVehicle:
     """One vehicle. It owns no thread: whoever has its socket calls the client's `loop_*`, and `overdue`."""
 
     def __init__(
-        self, name: str, *, broker: BrokerConfig, plan: Plan, mint: Mint, tally: Tally, chance: random.Random
+        self,
+        name: str,
+        *,
+        broker: BrokerConfig,
+        plan: Plan,
+        samples: SampleFactory,
+        counts: Counts,
+        chance: random.Random,
     ) -> None:
-        self._broker, self._plan, self._mint = broker, plan, mint
-        self._tally, self._chance = tally, chance
+        self._broker, self._plan, self._samples = broker, plan, samples
+        self._counts, self._chance = counts, chance
         self._topics = Topics(plan.fleet, name)
         self._name = name
         self._waiting: deque[_Pending] = deque()
@@ -113,11 +120,11 @@ class Car:
 
     def capture(self, number: int, now: float) -> None:
         """Takes a new sample; evicts the oldest where too many wait."""
-        self._tally.captured += 1
+        self._counts.captured += 1
         if len(self._waiting) >= self._plan.max_pending:
             self._waiting.popleft()
-            self._tally.evicted += 1
-        offer = self._mint.offer(number, vehicle=self._name, monotonic=now)
+            self._counts.evicted += 1
+        offer = self._samples.offer(number, vehicle=self._name, monotonic=now)
         self._waiting.append(_Pending(number, offer))
         self._work(now)
 
@@ -127,21 +134,21 @@ class Car:
             return
         for pending in self._offered.values():
             if now >= pending.due_at:
-                pending.patience_s = min(_MAX_PATIENCE_S, pending.patience_s * 1.5)
+                pending.reply_timeout_s = min(_MAX_TIMEOUT_S, pending.reply_timeout_s * 1.5)
                 self._offer(pending, now)
 
     def _work(self, now: float) -> None:
         while self.subscribed and self._waiting and len(self._offered) < self._plan.window:
             pending = self._waiting.popleft()
-            pending.patience_s = self._plan.reoffer_s
+            pending.reply_timeout_s = self._plan.reoffer_s
             self._offered[pending.offer.id] = pending
             self._offer(pending, now)
 
     def _offer(self, pending: _Pending, now: float) -> None:
         if pending.first_at is None:
             pending.first_at = now
-        pending.due_at = now + pending.patience_s * self._chance.uniform(0.8, 1.2)
-        self._tally.offers += 1
+        pending.due_at = now + pending.reply_timeout_s * self._chance.uniform(0.8, 1.2)
+        self._counts.offers += 1
         self._publish(self._topics.offer, encode(pending.offer))
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _props: Any) -> None:
@@ -162,7 +169,7 @@ class Car:
         try:
             verdicts = decode(Reply, bytes(message.payload)).verdicts
         except MessageError:
-            self._tally.faults += 1
+            self._counts.faults += 1
             return
         for verdict in verdicts:
             self._take(verdict, now)
@@ -173,10 +180,10 @@ class Car:
         if pending is None:
             return
         if isinstance(verdict, Send):
-            pending.due_at = now + pending.patience_s
+            pending.due_at = now + pending.reply_timeout_s
             self._send(pending, verdict)
         elif isinstance(verdict, Busy):
-            self._tally.busy += 1
+            self._counts.busy += 1
             pending.due_at = now + verdict.retry_after_s
         else:
             del self._offered[verdict.id]
@@ -184,18 +191,18 @@ class Car:
 
     def _settle(self, verdict: str, took_s: float) -> None:
         if verdict == "stored":
-            self._tally.stored += 1
-            self._tally.latencies.append(took_s)
+            self._counts.stored += 1
+            self._counts.latencies.append(took_s)
         elif verdict == "declined":
-            self._tally.declined += 1
+            self._counts.declined += 1
         else:
-            self._tally.rejected += 1
+            self._counts.rejected += 1
 
     def _send(self, pending: _Pending, send: Send) -> None:
-        data = self._mint.bytes_of(pending.number)
+        data = self._samples.bytes_of(pending.number)
         for at in range(send.offset, len(data), send.chunk_bytes):
             chunk = data[at : at + send.chunk_bytes]
-            self._tally.bytes_sent += len(chunk)
+            self._counts.bytes_sent += len(chunk)
             self._publish(self._topics.data(send.collector, send.id, at), chunk)
 
     def _publish(self, topic: str, payload: bytes) -> None:
@@ -218,6 +225,6 @@ class Car:
 
     def _happens(self, probability: float) -> bool:
         if probability and self._chance.random() < probability:
-            self._tally.faults += 1
+            self._counts.faults += 1
             return True
         return False
