@@ -114,7 +114,7 @@ def test_a_flood_of_offers_delays_no_other_vehicle(
         began = time.monotonic()
         assert isinstance(car.upload(jpeg(1)), Stored)
         assert time.monotonic() - began < 5.0
-        assert collector.desk.waiting <= 256 + 1
+        assert collector.offers.waiting <= 256 + 1
     finally:
         stop.set()
         thread.join()
@@ -339,9 +339,8 @@ def test_a_store_that_is_away_does_not_fill_the_log(store: Store, caplog: pytest
 
     for _ in range(20):
         housekeeping._guarded(away)
-    assert [record.getMessage() for record in caplog.records] == [
-        "housekeeping is put off: database: it is away"
-    ]
+    assert [record.getMessage() for record in caplog.records] == ["housekeeping_put_off"]
+    assert caplog.records[0].__dict__["fields"]["problem"] == "database: it is away"
 
 
 def test_notes_that_the_database_refuses_for_their_values_hold_up_no_others(

@@ -56,7 +56,13 @@ def driven(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> Any:
 
 
 def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
-    server = TelemetryServer(driven, counters=store.counters, host="127.0.0.1", port=0)
+    server = TelemetryServer(
+        driven,
+        counters=store.counters,
+        host="127.0.0.1",
+        port=0,
+        uplink_counts=lambda: {"reoffers": 3, "ignored": 2},
+    )
     try:
         status, text = get(server.port, "/metrics")
         assert status == 200
@@ -69,6 +75,8 @@ def test_metrics_and_health_are_served(driven: Any, store: Any) -> None:
         assert samples["misfire_captured_total",] == len(store.samples)
         assert samples["misfire_pending",] == len(store.samples)
         assert samples["misfire_source_total", "drive.mp4", "read"] == 221
+        assert samples["misfire_uplink_total", "reoffers"] == 3
+        assert samples["misfire_uplink_total", "ignored"] == 2
         assert samples["misfire_score", "0.5", "entropy"] > 0
         assert samples["misfire_latency_ms", "0.99"] >= samples["misfire_latency_ms", "0.5"] > 0
         status, body = get(server.port, "/healthz")

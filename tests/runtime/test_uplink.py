@@ -182,7 +182,7 @@ def test_an_unforeseen_error_ends_the_connection_and_not_the_uplink(
         assert store.known(list(payloads)) == set(payloads)
 
 
-def test_a_wish_that_breaks_what_applies_it_leaves_later_wishes_their_thread() -> None:
+def test_a_desired_configuration_that_breaks_what_applies_it_leaves_later_ones_their_thread() -> None:
     reports: list[Reported] = []
 
     def apply(desired: Desired) -> Reported:
@@ -192,7 +192,7 @@ def test_a_wish_that_breaks_what_applies_it_leaves_later_wishes_their_thread() -
 
     worker = DesiredWorker(apply, reports.append)
     worker.put(Desired(version=1))
-    assert eventually(worker._wishes.empty)
+    assert eventually(worker._waiting.empty)
     worker.put(Desired(version=2))
     assert eventually(lambda: [each.version for each in reports] == [2])
     worker.close()

@@ -152,8 +152,8 @@ class FaultyUplink(RuleBasedStateMachine):
                 break
             else:
                 if isinstance(action, PublishChunk) and self.spool.read(action.id, 0, 1) is None:
-                    self.machine.refused(action.token, self.now)
-                    self.machine.gone(action.id)
+                    self.machine.nacked(action.token, self.now)
+                    self.machine.discard(action.id)
                     continue
                 self.up.append((action, 0))
 
@@ -264,7 +264,7 @@ class FaultyUplink(RuleBasedStateMachine):
     @invariant()
     def never_more_than_allowed_in_hand(self) -> None:
         if hasattr(self, "machine"):
-            assert len(self.machine._handed) <= FAST.max_handed
+            assert len(self.machine._in_flight) <= FAST.max_handed
 
     def teardown(self) -> None:
         """The trouble ends, and everything comes to rest."""

@@ -1,7 +1,7 @@
 """The collector: takes offers and chunks from vehicles, stores samples, says `stored` when they are durable.
 
-network thread --offers--> Desk --verdicts--> Outbox --> vehicles
-               --chunks--> Transfers --whole--> Committer --stored--> Outbox
+network thread --offers--> OfferHandler --verdicts--> Replies --> Outbox --> vehicles
+               --chunks--> Transfers --whole--> Committer --stored--> Replies
                --state, telemetry--> housekeeping thread --> store
 Stateless: everything it remembers can be lost at any moment, because vehicles own their samples until they
 hear `stored`. Any number of collectors share the offers of a fleet; each names itself in `send`.
@@ -18,20 +18,19 @@ import time
 
 from misfire_fleet.collector.broker.link import Handlers, Link, chunk_bytes
 from misfire_fleet.collector.broker.retained import RetainedSweep
-from misfire_fleet.collector.committer import Committer, Outlets
+from misfire_fleet.collector.committer import Committer
 from misfire_fleet.collector.health.breaker import Breaker
-from misfire_fleet.collector.health.health import Answers
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.health.setbacks import Setbacks
 from misfire_fleet.collector.housekeeping import Housekeeping
 from misfire_fleet.collector.notes import Notebook
-from misfire_fleet.collector.offers import Desk, DeskRules
+from misfire_fleet.collector.offers import OfferHandler, OfferRules
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaBook
+from misfire_fleet.collector.replies import Replies
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.collector.transfers import Ask, Transfers
 from misfire_fleet.store import Store
-from misfire_runtime.messages import Send, Verdict
 from misfire_runtime.mqtt.client import BrokerConfig
 
 log = logging.getLogger(__name__)
@@ -63,15 +62,25 @@ class Collector:
             max_transfers=self.settings.max_transfers, max_bytes=self.settings.max_transfer_bytes
         )
         self._largest_chunk = self.settings.chunk_bytes if broker.protocol == "5" else 64 * 1024
-        self._quotas = QuotaBook(self.settings.quotas)
+        quotas = QuotaBook(self.settings.quotas)
         near = self.settings.near_duplicates
-        self._novelty = None if near is None else Novelty(near)
+        novelty = None if near is None else Novelty(near)
         self.breaker = Breaker(probe_s=self.settings.probe_s)
         setbacks = Setbacks()
         self._draining = threading.Event()
         self._notebook = Notebook(self.metrics)
-        self._answers = Answers()
         self._looked_at = 0.0
+        self._dropped = 0
+        self.link = Link(broker, fleet=fleet, name=self.name, settings=self.settings)
+        self._replies = Replies(
+            self.link.outbox,
+            name=self.name,
+            chunk_bytes=self._chunk_bytes,
+            quotas=quotas,
+            novelty=novelty,
+            notebook=self._notebook,
+            metrics=self.metrics,
+        )
         self.committer = Committer(
             store,
             name=self.name,
@@ -80,32 +89,20 @@ class Collector:
             breaker=self.breaker,
             setbacks=setbacks,
             metrics=self.metrics,
-            outlets=Outlets(self._answer, self._ask, self._stored, self._given_up),
+            replies=self._replies,
         )
-        self.desk = Desk(
+        self.offers = OfferHandler(
             store,
-            name=self.name,
             settings=self.settings,
-            rules=DeskRules(
-                self.transfers,
-                self._quotas,
-                self._novelty,
-                self._chunk_bytes,
-                self.breaker,
-                setbacks,
-                self._draining.is_set,
-            ),
+            rules=OfferRules(self.transfers, quotas, novelty, self.breaker, setbacks, self._draining.is_set),
             metrics=self.metrics,
-            answer=self._answer,
-        )
-        self.link = Link(
-            broker, fleet=fleet, name=self.name, settings=self.settings, handlers=self._handlers()
+            replies=self._replies,
         )
         self.retained = RetainedSweep(broker, fleet=fleet, name=self.name, metrics=self.metrics)
         self._housekeeping = Housekeeping(
             store,
-            quotas=self._quotas,
-            novelty=self._novelty,
+            quotas=quotas,
+            novelty=novelty,
             settings=self.settings,
             metrics=self.metrics,
             notebook=self._notebook,
@@ -116,8 +113,8 @@ class Collector:
         """Starts all threads; True where the canary came back within `wait_s`."""
         self._housekeeping.prepare()
         self.committer.start()
-        self.desk.start()
-        self.link.start()
+        self.offers.start()
+        self.link.start(self._handlers())
         self._housekeeping.start()
         self.retained.start()
         return self.link.ready.wait(wait_s)
@@ -136,7 +133,7 @@ class Collector:
         waiting = threading.Event()
         while len(self.transfers) and time.monotonic() < until and self.link.ready.is_set():
             waiting.wait(0.02)
-        self.desk.close()
+        self.offers.close()
         self.committer.close()
         self.link.outbox.wait_empty()
         self._housekeeping.close()
@@ -153,14 +150,14 @@ class Collector:
         for what, since, limit_s in (
             ("the check of a sample has been running", self.committer.busy_s("check", now), 30.0),
             ("whole samples wait, and none has been stored", self.committer.stuck_s(now), 60.0),
-            ("an offer has been waiting for an answer", self.desk.oldest_s(now), 30.0),
+            ("an offer has been waiting for an answer", self.offers.oldest_s(now), 30.0),
             ("vehicles have found no memory for transfers", self.transfers.full_s(now), 60.0),
         ):
             if since > limit_s:
                 found.append(f"{what} for {since:.0f} s")
-        found += self._answers.problems(now)
+        found += self._replies.given.problems(now)
         found += self.retained.problems(now)
-        parts = (self.link, self.desk, self.committer, self._housekeeping, self.retained)
+        parts = (self.link, self.offers, self.committer, self._housekeeping, self.retained)
         if not all(part.alive for part in parts):
             found.append("a thread died; see the log, and restart this collector")
         return found
@@ -168,7 +165,7 @@ class Collector:
     def _handlers(self) -> Handlers:
         return Handlers(
             chunk=self._on_chunk,
-            offer=self.desk.put,
+            offer=self.offers.put,
             state=self._notebook.state,
             telemetry=lambda vehicle, payload: self._notebook.heartbeat(vehicle, payload, time.monotonic()),
             malformed=lambda kind: self.metrics.malformed.labels(kind).inc(),
@@ -180,7 +177,7 @@ class Collector:
         try:
             event = self.transfers.chunk(vehicle, sample, offset, payload, time.monotonic())
         except MemoryError:
-            log.warning("sample %s is put off: no memory for its bytes", sample)
+            log.warning("no_memory", extra={"fields": {"sample": sample}})
             self.committer.put_off((vehicle, sample), "failed", "this collector is short of memory")
             return
         if event is None:
@@ -188,34 +185,12 @@ class Collector:
         if event == "unknown":
             self.metrics.unknown_chunks.inc()
         elif isinstance(event, Ask):
-            self._ask(event)
+            self._replies.ask_again(event)
         elif event == "flood":
             self.metrics.floods.inc()
             self.committer.put_off((vehicle, sample), "flood", "far more chunks came than the sample needs")
         else:
             self.committer.put(event)
-
-    def _answer(self, vehicle: str, verdict: Verdict, cause: str) -> None:
-        self.metrics.verdicts.labels(verdict.verdict, cause).inc()
-        self._answers.count(vehicle, verdict.verdict, cause, time.monotonic())
-        if verdict.verdict in {"declined", "rejected"}:
-            self._notebook.refused(vehicle, verdict.verdict, cause)
-        self.link.outbox.put(vehicle, verdict)
-
-    def _ask(self, ask: Ask) -> None:
-        self.metrics.asked_again.inc()
-        send = Send(id=ask.sample, collector=self.name, offset=ask.offset, chunk_bytes=self._chunk_bytes())
-        self._answer(ask.vehicle, send, "again")
-
-    def _stored(self, vehicle: str, sample: str) -> None:
-        self._quotas.confirm(vehicle, sample)
-        if self._novelty is not None:
-            self._novelty.arrived(sample)
-
-    def _given_up(self, vehicle: str, sample: str) -> None:
-        self._quotas.give_back(vehicle, sample)
-        if self._novelty is not None:
-            self._novelty.forget(sample)
 
     def _chunk_bytes(self) -> int:
         return chunk_bytes(self.link.packet_limit, self._largest_chunk)
@@ -229,27 +204,30 @@ class Collector:
             min_bytes_per_s=self.settings.min_bytes_per_s,
         )
         for ask in asks:
-            self._ask(ask)
+            self._replies.ask_again(ask)
         for key in abandoned:
             self.metrics.abandoned.inc()
-            self._given_up(*key)
+            self._replies.given_up(*key)
         self.metrics.breaker_open.set(self.breaker.is_open)
         self.metrics.transfers.set(len(self.transfers))
         self.metrics.transfers_full.set(self.transfers.full_s(now))
         self.metrics.transfer_bytes.set(self.transfers.reserved_bytes)
-        self.metrics.offers_waiting.set(self.desk.waiting)
+        self.metrics.offers_waiting.set(self.offers.waiting)
         self.metrics.verdicts_waiting.set(self.link.outbox.pending)
         self.metrics.ready.set(self.link.ready.is_set())
         self.metrics.reconnects.set(self.link.stalls)
+        dropped = self.link.outbox.dropped
+        self.metrics.dropped.labels("verdict").inc(dropped - self._dropped)
+        self._dropped = dropped
         if now - self._looked_at > _LOOK_S:
             self._looked_at = now
             self._look_at_health(now)
 
     def _look_at_health(self, now: float) -> None:
-        busy, rejected = self._answers.shares(now)
+        busy, rejected = self._replies.given.shares(now)
         self.metrics.busy_share.set(busy.share)
         self.metrics.rejected_share.set(rejected.share)
-        self.metrics.oldest_offer.set(self.desk.oldest_s(now))
+        self.metrics.oldest_offer.set(self.offers.oldest_s(now))
         self.metrics.stuck.set(self.committer.stuck_s(now))
         self.metrics.longest_check.set(self.committer.busy_s("check", now))
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from misfire_fleet.collector.health.breaker import Breaker
-from misfire_fleet.collector.health.guard import guarded
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.health.setbacks import Setbacks
+from misfire_fleet.collector.replies import Replies
 from misfire_fleet.collector.settings import CollectorSettings
-from misfire_fleet.collector.transfers import Ask, Key, Transfer, Transfers
+from misfire_fleet.collector.transfers import Key, Transfer, Transfers
 from misfire_fleet.collector.turns import Turns
 from misfire_fleet.collector.verify import HashMismatchError, verify
 from misfire_fleet.decoding.decoder import Verified
@@ -37,12 +37,13 @@ from misfire_fleet.store.offers import capture_time
 from misfire_fleet.store.records import NewSample, Outcome
 from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ImageError
-from misfire_runtime.messages import Busy, Declined, Rejected, Stored, Verdict
+from misfire_runtime.messages import Busy, Declined, Rejected, Stored
+from misfire_runtime.service.worker import Worker, guarded
 
 log = logging.getLogger(__name__)
 
 _MAX_SPOILED = 2
-_PATIENCE = 4
+_RETRIES_ALONE = 4
 """After so many retries it is asked whether the store takes other samples."""
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _END_S = 30.0
@@ -58,16 +59,6 @@ class _Whole:
     staged: Staged
 
 
-@dataclass(frozen=True)
-class Outlets:
-    """Where results go: verdicts (vehicle, verdict, cause), requests, and what became of a sample."""
-
-    answer: Callable[[str, Verdict, str], None]
-    ask: Callable[[Ask], None]
-    stored: Callable[[str, str], None]
-    given_up: Callable[[str, str], None]
-
-
 class Committer:
     """Owns the workers and the thread that commits."""
 
@@ -81,34 +72,40 @@ class Committer:
         breaker: Breaker,
         setbacks: Setbacks,
         metrics: CollectorMetrics,
-        outlets: Outlets,
+        replies: Replies,
     ) -> None:
         self._store, self._name, self._settings = store, name, settings
-        self._transfers, self._metrics, self._outlets = transfers, metrics, outlets
+        self._transfers, self._metrics, self._replies = transfers, metrics, replies
         self._decoder = settings.decoder()
         self._breaker, self._setbacks = breaker, setbacks
         self._whole: Turns[Transfer] = Turns()
         self._large: Turns[tuple[Transfer, bytes]] = Turns()
         self._durable: queue.SimpleQueue[_Whole | None] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._count_failure = metrics.failures.labels("worker").inc
         self._workers = [
-            threading.Thread(target=self._work, name=f"worker-{n}", daemon=True)
-            for n in range(settings.workers)
+            self._worker(f"worker-{n}", self._work, wake=self._whole.close) for n in range(settings.workers)
         ]
         # As many as the decoder takes at once: no worker waits for it, and small samples pass.
         self._large_workers = [
-            threading.Thread(target=self._work_large, name=f"large-worker-{n}", daemon=True)
+            self._worker(f"large-worker-{n}", self._work_large, wake=self._large.close)
             for n in range(self._decoder.workers - 1)
         ]
-        self._thread = threading.Thread(target=self._commit, name="committer", daemon=True)
+        self._last = Worker(
+            "committer",
+            self._commit,
+            stop=self._stop,
+            wake=lambda: self._durable.put(None),
+            on_failure=metrics.failures.labels("committer").inc,
+        )
         self._began: dict[int, tuple[Stage, float]] = {}
         self._done_at = time.monotonic()
         self._seconds = {stage: metrics.commit_seconds.labels(stage) for stage in ("blobs", "rows")}
 
     def start(self) -> None:
         """Begins to commit. All threads start here: later there might be no memory for one."""
-        for thread in (*self._workers, *self._large_workers, self._thread):
-            thread.start()
+        for worker in (*self._workers, *self._large_workers, self._last):
+            worker.start()
 
     def put(self, transfer: Transfer) -> None:
         """Takes a transfer whose bytes are all here."""
@@ -117,7 +114,7 @@ class Committer:
     @property
     def alive(self) -> bool:
         """False where a thread died."""
-        return all(thread.is_alive() for thread in (*self._workers, *self._large_workers, self._thread))
+        return all(worker.alive for worker in (*self._workers, *self._large_workers, self._last))
 
     def busy_s(self, stage: Stage, now: float) -> float:
         """How long the longest of the present works of a stage has been running; 0 where none is."""
@@ -130,28 +127,27 @@ class Committer:
 
     def close(self) -> None:
         """Verifies and commits what is here, then ends; a store that is down is not waited for."""
-        self._stop.set()
         until = time.monotonic() + _END_S
-        for turns, threads in ((self._whole, self._workers), (self._large, self._large_workers)):
-            turns.close()
-            for thread in threads:
-                if thread.is_alive():
-                    thread.join(max(0.0, until - time.monotonic()))
+        for worker in (*self._workers, *self._large_workers):  # in this order: small ones may turn out large
+            worker.close(timeout_s=until - time.monotonic())
         self._decoder.close()
-        if self._thread.is_alive():
-            self._durable.put(None)
-            self._thread.join(_END_S)
+        self._last.close(timeout_s=_END_S)
+
+    def _worker(
+        self, name: str, work: Callable[[threading.Event], None], *, wake: Callable[[], None]
+    ) -> Worker:
+        return Worker(name, work, stop=self._stop, wake=wake, on_failure=self._count_failure)
 
     # ---- workers
 
-    def _work(self) -> None:
+    def _work(self, _stop: threading.Event) -> None:
         while (transfer := self._whole.take()) is not None:
-            with guarded("worker", self._metrics):
+            with guarded("worker", self._count_failure):
                 self._keep(transfer)
 
-    def _work_large(self) -> None:
+    def _work_large(self, _stop: threading.Event) -> None:
         while (large := self._large.take()) is not None:
-            with guarded("worker", self._metrics):
+            with guarded("worker", self._count_failure):
                 self._keep(*large)
 
     def _keep(self, transfer: Transfer, large: bytes | None = None) -> None:
@@ -164,7 +160,7 @@ class Committer:
             found = self._verified(transfer, data, large=large is not None)
             whole = None if found is None else self._staged(transfer, data, found)
         except Exception as error:
-            log.exception("sample %s: cannot be kept now", transfer.offer.id)
+            log.exception("sample_not_kept", extra={"fields": {"sample": transfer.offer.id}})
             self._failed("blobs", transfer, error)
         else:
             if whole is not None:
@@ -197,7 +193,7 @@ class Committer:
             self._reject(transfer, "image", f"image: {error}")
             return None
         except Exception as error:
-            log.exception("sample %s: cannot be checked now", offer.id)
+            log.exception("sample_not_checked", extra={"fields": {"sample": offer.id}})
             self._failed("check", transfer, error)
             return None
         finally:
@@ -213,7 +209,7 @@ class Committer:
         digest = hashlib.sha256(data).hexdigest()
         if len(transfer.spoiled) < _MAX_SPOILED:
             self._metrics.spoiled.inc()
-            self._outlets.ask(self._transfers.restart(transfer, digest, time.monotonic()))
+            self._replies.ask_again(self._transfers.restart(transfer, digest, time.monotonic()))
         elif set(transfer.spoiled) == {digest}:
             more = "; more bytes came than the offer said" if transfer.excess else ""
             self._reject(transfer, "sha256", f"sha256: {error}, each time in the same way{more}")
@@ -222,10 +218,10 @@ class Committer:
 
     # ---- the thread that commits
 
-    def _commit(self) -> None:
+    def _commit(self, _stop: threading.Event) -> None:
         """Commits group after group and answers."""
         for group in self._groups():
-            with guarded("committer", self._metrics):
+            with self._last.guard():
                 self._commit_group(group)
             for whole in group:
                 if self._transfers.holds(whole.transfer):  # after an unforeseen error
@@ -249,21 +245,23 @@ class Committer:
             else:
                 self._refused(group[0], error, again=again)
         except Exception as error:
-            log.exception("%d samples cannot be committed now", len(group))
+            log.exception("group_not_committed", extra={"fields": {"samples": len(group)}})
             if len(group) > 1:
                 self._commit_each(group, error)
             else:
                 self._failed("rows", group[0].transfer, error)
 
     def _commit_each(self, group: list[_Whole], error: Exception) -> None:
-        log.warning("%d samples are committed one by one: %s", len(group), error)
+        fields = {"samples": len(group), "problem": str(error)}
+        log.warning("group_committed_one_by_one", extra={"fields": fields})
         for whole in group:
             self._commit_group([whole])
 
     def _refused(self, whole: _Whole, error: RowRefusedError, *, again: bool) -> None:
         """A row is at fault if it is refused, the database takes a plain row, and it is refused again."""
         if again:
-            log.error("sample %s: its row cannot be stored: %s", whole.transfer.offer.id, error)
+            fields = {"sample": whole.transfer.offer.id, "problem": str(error)}
+            log.error("row_refused", extra={"fields": fields})
             self._reject(whole.transfer, "unstorable", f"cannot be stored: {error}")
         elif self._takes_rows():
             self._commit_group([whole], again=True)
@@ -324,8 +322,9 @@ class Committer:
             except StoreUnavailableError as error:
                 self._breaker.failed(stage, error)
                 self._metrics.store_failures.inc()
-                log.warning("%d samples wait for the store: %s", len(group), error)
-                if attempt >= _PATIENCE and self._takes_others(stage):
+                fields = {"samples": len(group), "problem": str(error)}
+                log.warning("store_unavailable", extra={"fields": fields})
+                if attempt >= _RETRIES_ALONE and self._takes_others(stage):
                     raise
             else:
                 self._breaker.succeeded(stage)
@@ -349,13 +348,13 @@ class Committer:
             self._metrics.stored_bytes.inc(offer.size if outcome == "stored" else 0)
             if outcome == "deleted":
                 declined = Declined(id=offer.id, reason="deleted: the fleet deleted this sample")
-                self._outlets.answer(offer.vehicle, declined, "deleted")
-                self._outlets.given_up(*whole.transfer.key)
+                self._replies.answer(offer.vehicle, declined, "deleted")
+                self._replies.given_up(*whole.transfer.key)
             else:
                 self._metrics.last_stored.set(wall_time())
                 self._metrics.implausible_clocks.inc(not _clock_is_plausible(whole.sample))
-                self._outlets.stored(*whole.transfer.key)
-                self._outlets.answer(offer.vehicle, Stored(id=offer.id), outcome)
+                self._replies.stored(*whole.transfer.key)
+                self._replies.answer(offer.vehicle, Stored(id=offer.id), outcome)
 
     # ---- what comes to nothing
 
@@ -371,19 +370,19 @@ class Committer:
         self._close(key)
         vehicle, sample = key
         wait = self._setbacks.add(key, time.monotonic())
-        self._outlets.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
+        self._replies.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
 
     def _reject(self, transfer: Transfer, cause: str, reason: str) -> None:
         self._done_at = time.monotonic()
         self._close(transfer.key)
         self._setbacks.forget(transfer.key)
-        self._outlets.answer(
+        self._replies.answer(
             transfer.offer.vehicle, Rejected(id=transfer.offer.id, reason=reason[:256]), cause
         )
 
     def _close(self, key: Key) -> None:
         self._transfers.close(key)
-        self._outlets.given_up(*key)
+        self._replies.given_up(*key)
 
 
 def _clock_is_plausible(sample: NewSample) -> bool:

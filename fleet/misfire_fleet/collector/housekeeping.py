@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from misfire_fleet.collector.health.guard import guarded
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.notes import Notebook, Notes
 from misfire_fleet.collector.policy.near_duplicates import Novelty
@@ -20,6 +19,7 @@ from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableEr
 from misfire_fleet.store import Store
 from misfire_runtime.clock import wall_time
 from misfire_runtime.service.logs import Throttle
+from misfire_runtime.service.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ _DAY_S = 86_400.0
 _CLOCK_TOLERANCE_S = 300.0
 _OVERLAP = 1_000
 _PAGE = 20_000
+_END_S = 35.0
+"""At the end: a store that is away takes 30 s to say so."""
 
 
 class Housekeeping:
@@ -52,8 +54,9 @@ class Housekeeping:
         self._seen_seq = 0
         self._unwritten = Notes()
         self._often = Throttle(log)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self._worker = Worker(
+            "housekeeping", self._run, on_failure=metrics.failures.labels("housekeeping").inc
+        )
 
     def prepare(self) -> None:
         """Reads what near-duplicates and quotas are judged by, before the first offer."""
@@ -61,23 +64,21 @@ class Housekeeping:
 
     def start(self) -> None:
         """Begins to tick."""
-        self._thread.start()
+        self._worker.start()
 
     @property
     def alive(self) -> bool:
         """False where the thread died."""
-        return self._thread.is_alive()
+        return self._worker.alive
 
     def close(self) -> None:
         """Writes the last notes and ends."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(35.0)
+        self._worker.close(timeout_s=_END_S)
 
-    def _run(self) -> None:
+    def _run(self, stop: threading.Event) -> None:
         due = {work: time.monotonic() + period for work, period in self._works()}
-        while not self._stop.wait(_TICK_S):
-            with guarded("housekeeping", self._metrics):
+        while not stop.wait(_TICK_S):
+            with self._worker.guard():
                 self._tick(time.monotonic())
             for work, period in self._works():
                 if time.monotonic() > due[work]:
@@ -95,11 +96,11 @@ class Housekeeping:
         )
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        with guarded("housekeeping", self._metrics):
+        with self._worker.guard():
             try:
                 work()
             except (StoreUnavailableError, StoreError) as error:
-                self._often.log(logging.WARNING, f"housekeeping is put off: {error}", {})
+                self._often.log(logging.WARNING, "housekeeping_put_off", {"problem": str(error)})
 
     def _write_notes(self) -> None:
         """What the store does not take now is tried again before anything else is taken."""
@@ -123,7 +124,8 @@ class Housekeeping:
             write()
         except RowRefusedError as error:
             self._metrics.failures.labels("housekeeping").inc()
-            log.error("%s are not written down: %s", what, error)
+            fields = {"what": what, "problem": str(error)}
+            log.error("notes_not_written", extra={"fields": fields})
 
     def _admitted(self, notes: Notes) -> Notes:
         names = notes.vehicles()
@@ -131,18 +133,16 @@ class Housekeeping:
         allowed = self._store.vehicles.admitted(names, max_unproven=limit) if names else set()
         if len(allowed) < len(names):
             self._metrics.strangers.inc(len(names) - len(allowed))
-            log.warning(
-                "%d vehicles are not written down: %d are known already of which no sample is stored",
-                len(names) - len(allowed),
-                limit,
-            )
+            fields = {"vehicles": len(names) - len(allowed), "max_unproven_vehicles": limit}
+            log.warning("vehicles_not_written", extra={"fields": fields})
         return notes.only(allowed)
 
     def _forget_vehicles(self) -> None:
         days = self._settings.unproven_vehicle_days
         forgotten = self._store.vehicles.forget_unproven(wall_time() - days * _DAY_S)
         if forgotten:
-            log.info("%d vehicles forgotten: no sample stored, not heard of for %g days", forgotten, days)
+            fields = {"vehicles": forgotten, "silent_for_days": days}
+            log.info("vehicles_forgotten", extra={"fields": fields})
 
     def _refresh(self) -> None:
         if self._quotas.daily:
@@ -160,9 +160,8 @@ class Housekeeping:
         latest = max((row.stored_at for row in self._store.newest(1)), default=now)
         slow_s = latest - now
         if slow_s > _CLOCK_TOLERANCE_S:
-            log.warning(
-                "this machine's clock is %.0f s behind the latest sample: quotas decline nothing", slow_s
-            )
+            fields = {"behind_s": round(slow_s), "effect": "quotas decline nothing"}
+            log.warning("clock_behind_latest_sample", extra={"fields": fields})
         usage = self._store.usage_since(now - _DAY_S)
         known = self._store.known(sorted(self._quotas.accepted()))
         trusted = slow_s <= _CLOCK_TOLERANCE_S

@@ -1,4 +1,4 @@
-"""The desk where offers are answered: a batch at a time, with one look into the database for all of them.
+"""Answers offers: a batch at a time, with one look into the database for all of them.
 
 offers -> too fast? busy -> malformed? rejected -> of another vehicle or version? busy
        -> stored already? stored -> deleted? declined -> too large, no known format? rejected
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from misfire_fleet.collector.health.breaker import Breaker
-from misfire_fleet.collector.health.guard import guarded
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.health.setbacks import Setbacks
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaBook, Refusal
 from misfire_fleet.collector.policy.rates import Rates
 from misfire_fleet.collector.queue import Incoming, OfferQueue
+from misfire_fleet.collector.replies import Replies
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.collector.transfers import Transfers
 from misfire_fleet.decoding.headers import IMAGES, VIDEOS
@@ -38,13 +38,12 @@ from misfire_runtime.messages import (
     Declined,
     Offer,
     Rejected,
-    Send,
     Stored,
-    Verdict,
     decode,
     unpack_embedding,
 )
 from misfire_runtime.service.logs import Throttle
+from misfire_runtime.service.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -59,33 +58,31 @@ _ID_WITHIN = 1024
 
 
 @dataclass(frozen=True)
-class DeskRules:
-    """What the desk asks besides the store: all live, all thread-safe."""
+class OfferRules:
+    """What decides about an offer besides the store: all live, all thread-safe."""
 
     transfers: Transfers
     quotas: QuotaBook
     novelty: Novelty | None
-    chunk_bytes: Callable[[], int]
     breaker: Breaker
     setbacks: Setbacks
     draining: Callable[[], bool]
 
 
-class Desk:
-    """A thread that answers offers; `answer` is where verdicts go: (vehicle, verdict, cause)."""
+class OfferHandler:
+    """A thread that answers offers; `replies` is where verdicts go."""
 
     def __init__(
         self,
         store: Store,
         *,
-        name: str,
         settings: CollectorSettings,
-        rules: DeskRules,
+        rules: OfferRules,
         metrics: CollectorMetrics,
-        answer: Callable[[str, Verdict, str], None],
+        replies: Replies,
     ) -> None:
-        self._store, self._name, self._settings = store, name, settings
-        self._rules, self._metrics, self._answer = rules, metrics, answer
+        self._store, self._settings = store, settings
+        self._rules, self._metrics, self._replies = rules, metrics, replies
         self._offers = OfferQueue(
             max_waiting=settings.max_offers_waiting, max_per_vehicle=settings.max_offers_per_vehicle
         )
@@ -94,11 +91,13 @@ class Desk:
         self._refusals = None if rate is None else Rates(rate)
         self._batch_at: float | None = None
         self._often = Throttle(log)
-        self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
+        self._worker = Worker(
+            "offers", self._run, wake=self._offers.close, on_failure=metrics.failures.labels("desk").inc
+        )
 
     def start(self) -> None:
         """Begins to answer."""
-        self._thread.start()
+        self._worker.start()
 
     def put(self, vehicle: str, payload: bytes) -> None:
         """Takes an offer, or puts it off above the vehicle's rate; above twice the rate it is only counted,
@@ -130,18 +129,16 @@ class Desk:
     @property
     def alive(self) -> bool:
         """False where the thread died."""
-        return self._thread.is_alive()
+        return self._worker.alive
 
     def close(self) -> None:
         """Answers what waits, then ends."""
-        self._offers.close()
-        if self._thread.is_alive():
-            self._thread.join(10.0)
+        self._worker.close(timeout_s=10.0)
 
-    def _run(self) -> None:
+    def _run(self, _stop: threading.Event) -> None:
         while batch := self._offers.take(_BATCH):
             self._batch_at = min(incoming.arrived_at for incoming in batch)
-            with guarded("desk", self._metrics):
+            with self._worker.guard():
                 self.decide(batch)
             self._batch_at = None
 
@@ -156,9 +153,11 @@ class Desk:
             known, buried = self._store.known_and_buried(ids, vehicles=[each.vehicle for each in offers])
         except Exception as error:  # whatever it is, it is not the offers' fault
             if isinstance(error, MisfireError):
-                self._often.log(logging.WARNING, f"offers are put off: {error}", {})
+                self._often.log(
+                    logging.WARNING, "offers_put_off", {"problem": str(error)}, key=type(error).__name__
+                )
             else:
-                log.exception("offers are put off")
+                log.exception("offers_put_off", extra={"fields": {"offers": len(offers)}})
             self._rules.breaker.failed("look-up", error)
             for offer in offers:
                 self._busy(offer, "store", "the store is not available")
@@ -169,7 +168,7 @@ class Desk:
                 self._decide(offer, known, buried)
             except Exception:
                 self._metrics.failures.labels("desk").inc()
-                log.exception("sample %s: its offer cannot be judged now", offer.id)
+                log.exception("offer_not_judged", extra={"fields": {"sample": offer.id}})
                 self._busy(offer, "failed", "this collector could not judge the offer")
 
     def _read(self, incoming: Incoming) -> Offer | None:
@@ -209,15 +208,15 @@ class Desk:
             reason = f"Offer: vehicle {other} offered under the topic of {incoming.vehicle}"
             self._put_off(incoming.vehicle, sample, "identity", reason)
         else:
-            self._answer(incoming.vehicle, Rejected(id=sample, reason=error[:256]), "malformed")
+            self._replies.answer(incoming.vehicle, Rejected(id=sample, reason=error[:256]), "malformed")
 
     def _put_off(self, vehicle: str, sample: str, cause: str, reason: str) -> None:
         wait = self._rules.setbacks.add((vehicle, sample), time.monotonic())
-        self._answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason[:256]), cause)
+        self._replies.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason[:256]), cause)
 
     def _decide(self, offer: Offer, known: set[str], buried: set[str]) -> None:
         if offer.id in known:
-            self._answer(offer.vehicle, Stored(id=offer.id), "again")
+            self._replies.answer(offer.vehicle, Stored(id=offer.id), "again")
         elif offer.id in buried:
             self._decline(offer, "deleted", "the fleet deleted this sample")
         elif offer.size > (limit := self._settings.largest_sample):
@@ -278,19 +277,13 @@ class Desk:
             if self._rules.novelty is not None and offer.embedding is not None:
                 embedding = unpack_embedding(offer.embedding)
                 self._rules.novelty.remember(offer.bundle, offer.id, embedding, stored=False)
-            send = Send(
-                id=offer.id,
-                collector=self._name,
-                offset=transfer.received,
-                chunk_bytes=self._rules.chunk_bytes(),
-            )
-            self._answer(offer.vehicle, send, "")
+            self._replies.send(offer.vehicle, offer.id, offset=transfer.received)
 
     def _decline(self, offer: Offer, cause: str, reason: str) -> None:
-        self._answer(offer.vehicle, Declined(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
+        self._replies.answer(offer.vehicle, Declined(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
 
     def _reject(self, offer: Offer, cause: str, reason: str) -> None:
-        self._answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
+        self._replies.answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
 
     def _busy(self, offer: Offer, cause: str, reason: str, *, retry_s: float | None = None) -> None:
         """Later for a fuller collector."""
@@ -302,7 +295,7 @@ class Desk:
     def _say_busy(self, vehicle: str, sample: str, cause: str, reason: str, *, retry_s: float) -> None:
         """Never at the same moment for all."""
         wait = min(_MAX_RETRY_S, retry_s * random.uniform(1.0, 2.0))
-        self._answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
+        self._replies.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
 
 
 def _fields(payload: bytes) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,33 +16,26 @@ from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.commands.options import (
     DEFAULT_DIR,
     BlobsUrl,
-    BrokerUrl,
-    CaFile,
-    CertFile,
+    BrokerOptions,
     DatabaseUrl,
     FleetDir,
-    FleetName,
-    Insecure,
-    KeyFile,
-    PasswordFile,
-    Protocol,
+    JsonLogs,
     open_store,
+    with_broker_options,
 )
-from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.service.logs import logs_to
 from misfire_runtime.service.stopping import stop_on_signals
 from misfire_runtime.toml import TomlFile, read_toml
 
 
+@with_broker_options
 def collect(
     *,
-    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
-    fleet: FleetName = "default",
+    at: BrokerOptions,
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
     name: Annotated[str | None, typer.Option(help="Unique among collectors. Default: generated.")] = None,
-    protocol: Protocol = "5",
-    insecure: Insecure = False,
     config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,
     group: Annotated[
         str | None,
@@ -54,27 +47,18 @@ def collect(
         int | None, typer.Option(help="Serve /metrics and /healthz here; 0 takes a free port.")
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics port.")] = "127.0.0.1",
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    password_file: PasswordFile = None,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
     limit_heaps()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = read_settings(config, group=group)
-    address = BrokerConfig.from_url(
-        broker,
-        protocol=protocol,
-        insecure=insecure,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        password_file=password_file,
-    )
-    with open_store(fleet_dir, database, blobs, checked=True) as store, stop_on_signals() as stop:
-        collector = Collector(store, broker=address, fleet=fleet, name=name, settings=settings)
+    broker = at.connection()
+    with (
+        logs_to(sys.stderr, form="json" if json_logs else "plain"),
+        open_store(fleet_dir, database, blobs, checked=True) as store,
+        stop_on_signals() as stop,
+    ):
+        collector = Collector(store, broker=broker, fleet=at.fleet, name=name, settings=settings)
         endpoint = None
         if metrics_port is not None:
             endpoint = MetricsEndpoint(collector, host=metrics_host, port=metrics_port)

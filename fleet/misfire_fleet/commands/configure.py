@@ -17,15 +17,9 @@ import typer
 
 from misfire_fleet.commands.options import (
     AsJson,
-    BrokerUrl,
-    CaFile,
-    CertFile,
-    FleetName,
-    Insecure,
-    KeyFile,
-    PasswordFile,
-    Protocol,
+    BrokerOptions,
     show,
+    with_broker_options,
 )
 from misfire_runtime.clock import wall_time
 from misfire_runtime.config.desired import with_desired
@@ -42,9 +36,11 @@ VehicleName = Annotated[str, typer.Argument(help="The vehicle's name in topics."
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for the vehicle's answer.")]
 
 
+@with_broker_options
 def configure(
     vehicle: VehicleName,
     *,
+    at: BrokerOptions,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="TABLE.FIELD=VALUE on top of the last wish; repeatable.")
     ] = None,
@@ -54,29 +50,12 @@ def configure(
     ] = None,
     bundle: Annotated[str | None, typer.Option(help="NAME@VERSION to run. Default: as before.")] = None,
     wait: Wait = 30.0,
-    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
-    fleet: FleetName = "default",
-    protocol: Protocol = "5",
-    insecure: Insecure = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    password_file: PasswordFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a vehicle's configuration. Exit with 1 unless the vehicle accepts it in time."""
     if not set_ and file is None and bundle is None:
         raise ConfigError("nothing to change: give --set, --file or --bundle")
-    address = BrokerConfig.from_url(
-        broker,
-        protocol=protocol,
-        insecure=insecure,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        password_file=password_file,
-    )
-    with VehicleTopics(address, fleet=fleet, vehicle=vehicle) as topics:
+    with VehicleTopics(at.connection(), fleet=at.fleet, vehicle=vehicle) as topics:
         last = topics.desired
         config: dict[str, Any] = copy.deepcopy(last.config) if last is not None else {}
         if file is not None:

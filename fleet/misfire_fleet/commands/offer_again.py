@@ -10,57 +10,35 @@ import typer
 
 from misfire_fleet.commands.options import (
     AsJson,
-    BrokerUrl,
-    CaFile,
-    CertFile,
-    FleetName,
-    Insecure,
-    KeyFile,
-    PasswordFile,
-    Protocol,
+    BrokerOptions,
     show,
+    with_broker_options,
 )
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Reply, State, Topics, decode, encode
-from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.mqtt.connection import Connection, LinkError
 
 _ANSWER_S = 5.0
 
 
+@with_broker_options
 def offer_again(
     vehicle: Annotated[str, typer.Argument(help="Name of the vehicle.")],
     *,
-    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
-    fleet: FleetName = "default",
-    protocol: Protocol = "5",
-    insecure: Insecure = False,
-    ca_file: CaFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
-    password_file: PasswordFile = None,
+    at: BrokerOptions,
     as_json: AsJson = False,
 ) -> None:
     """Tell a vehicle to offer its samples again, those that were rejected last as well.
 
     Connects with the rights of a collector. The vehicle must be connected to the broker.
     """
-    address = BrokerConfig.from_url(
-        broker,
-        protocol=protocol,
-        insecure=insecure,
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        password_file=password_file,
-    )
-    topics = Topics(fleet, vehicle)
+    topics = Topics(at.fleet, vehicle)
     name = f"misfire-offer-again-{secrets.token_hex(4)}"
-    connection = Connection(address, client_id=name, subscriptions=(topics.state,))
+    connection = Connection(at.connection(), client_id=name, subscriptions=(topics.state,))
     try:
         connection.open()
         if not _is_online(connection):
-            raise ConfigError(f"vehicle {vehicle} is not connected in fleet {fleet}; try again when it is")
+            raise ConfigError(f"vehicle {vehicle} is not connected in fleet {at.fleet}; try again when it is")
         mid = connection.publish(topics.reply, encode(Reply(verdicts=[], offer_again=True)))
         _wait_for_receipt(connection, mid, vehicle)
     finally:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,6 +17,7 @@ from misfire_fleet.moments import parse_moment
 from misfire_fleet.store import Store
 from misfire_fleet.store.care.integrity import refuse_damaged
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.mqtt.client import BrokerConfig
 
 FleetDir = Annotated[Path, typer.Option("--fleet-dir", help="Folder with fleet.sqlite and blobs/.")]
 DatabaseUrl = Annotated[
@@ -38,8 +42,50 @@ CertFile = Annotated[Path | None, typer.Option("--cert-file", help="Client certi
 KeyFile = Annotated[Path | None, typer.Option("--key-file", help="Its private key.")]
 PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the password.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonLogs = Annotated[bool, typer.Option("--json", help="Log one JSON object per line.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")]
 DEFAULT_DIR = Path("fleet")
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """How a command reaches the fleet's broker, as its options say."""
+
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883"
+    fleet: FleetName = "default"
+    protocol: Protocol = "5"
+    insecure: Insecure = False
+    ca_file: CaFile = None
+    cert_file: CertFile = None
+    key_file: KeyFile = None
+    password_file: PasswordFile = None
+
+    def connection(self) -> BrokerConfig:
+        """Checks them together. Raises ConfigError, which shows no password."""
+        options = {name: value for name, value in vars(self).items() if name not in ("broker", "fleet")}
+        return BrokerConfig.from_url(self.broker, **options)
+
+
+def with_broker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command every option of `BrokerOptions`, collected in its parameter `at`."""
+    hints = get_type_hints(BrokerOptions, include_extras=True)
+    shared = [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+        for each in fields(BrokerOptions)
+    ]
+    names = {each.name for each in shared}
+    own = signature(command, eval_str=True)
+    parameters = [each for each in own.parameters.values() if each.name != "at"] + shared
+
+    @wraps(command)
+    def called(*arguments: Any, **given: Any) -> None:
+        at = BrokerOptions(**{name: given.pop(name) for name in names & given.keys()})
+        command(*arguments, at=at, **given)
+
+    # typer reads the options from these two.
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
 
 
 def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, checked: bool = False) -> Store:

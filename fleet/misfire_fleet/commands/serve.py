@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+import sys
 from typing import Annotated
 
 import typer
 import uvicorn
 
-from misfire_fleet.commands.options import DEFAULT_DIR, BlobsUrl, DatabaseUrl, FleetDir, open_store
+from misfire_fleet.commands.options import DEFAULT_DIR, BlobsUrl, DatabaseUrl, FleetDir, JsonLogs, open_store
 from misfire_fleet.console.app import create_app
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.service.logs import logs_to
 
 
 def serve(
@@ -28,10 +30,15 @@ def serve(
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Show what was uploaded, as pages and as JSON."""
     listener = listen(host, port)
-    with open_store(fleet_dir, database, blobs, checked=True) as store, listener:
+    with (
+        logs_to(sys.stderr, form="json" if json_logs else "plain"),
+        open_store(fleet_dir, database, blobs, checked=True) as store,
+        listener,
+    ):
         typer.echo(f"console at http://{host}:{listener.getsockname()[1]}/")
         app = create_app(store, allowed_hosts=[host, *(allowed_host or [])])
         config = uvicorn.Config(app, log_level="warning", server_header=False)

@@ -52,6 +52,6 @@ class Health:
             except MisfireError as error:
                 return f"{what}: {error}"
             except Exception as error:
-                log.exception("health: %s", what)
+                log.exception("health_check_failed", extra={"fields": {"check": what}})
                 return f"{what}: {type(error).__name__}"
         return ""

@@ -119,7 +119,8 @@ class Decoder:
                     raise ImageError(
                         f"takes more than {self.limits.max_seconds:g} s of processor time"
                     ) from death
-                log.warning("a decoder's process ended while it decoded %s: %s", request.media_type, death)
+                fields = {"media_type": request.media_type, "death": str(death)}
+                log.warning("decoder_died", extra={"fields": fields})
                 if death.signal not in _CRASHES:
                     raise CheckFailedError(f"a decoder's process ended ({death})") from death
                 continue

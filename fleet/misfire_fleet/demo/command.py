@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ from misfire_fleet.demo.broker import find_mosquitto
 from misfire_fleet.demo.loop import Demo, Result
 from misfire_fleet.demo.plan import plan_for
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.service.logs import logs_to
 
 
 def demo(
@@ -48,6 +51,7 @@ def demo(
             mosquitto=None if embedded else find_mosquitto(),
             say=lambda text: progress.print(f"[dim]·[/dim] {text}"),
         )
+        stack.enter_context(logs_to(sys.stderr, level=logging.WARNING))
         with loop.running() as result:
             if as_json:
                 typer.echo(json.dumps(result.as_dict()))

@@ -129,4 +129,4 @@ def problem_of(error: ValidationError) -> str:
 @lru_cache(10_000)
 def _note(what: str, problem: str) -> None:
     """Once for each, however often a page shows it."""
-    log.warning("%s cannot be shown: %s", what, problem)
+    log.warning("row_not_shown", extra={"fields": {"row": what, "problem": problem}})

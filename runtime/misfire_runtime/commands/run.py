@@ -9,7 +9,6 @@ with --json. The result goes to standard output alone.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -26,7 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from misfire_runtime.config.tables import TargetRateTable, VehicleConfig, read_config, validated
 from misfire_runtime.errors import SourceError
-from misfire_runtime.service.logs import set_up_logs
+from misfire_runtime.service.logs import set_up_logs, take_down_logs
 from misfire_runtime.service.systemd import ServiceNotifier
 from misfire_runtime.spool import Spool
 from misfire_runtime.vehicle.pipeline import Vehicle
@@ -177,7 +176,7 @@ def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading
         watcher.close()
         if progress is not None:
             progress.stop()
-        logging.getLogger("misfire_runtime").removeHandler(log_handler)
+        take_down_logs(log_handler)
         for number, old in previous.items():
             signal.signal(number, old)
 

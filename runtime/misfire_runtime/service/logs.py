@@ -1,4 +1,4 @@
-"""Log lines of a vehicle: one JSON object per line for machines, or plain text for people.
+"""Log lines of a service: one JSON object per line for machines, or plain text for people.
 
 An event is a name and fields: `log.warning("source_lost", extra={"fields": {"source": "front"}})`.
 """
@@ -10,10 +10,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any, Literal
 
 from misfire_runtime.clock import utc_text
+
+_UNITS = ("misfire_runtime", "misfire_fleet")
+"""Packages that run as services; what trains and exports talks to a terminal."""
 
 
 class JsonLines(logging.Formatter):
@@ -77,11 +81,31 @@ class Throttle:
 def set_up_logs(
     stream: IO[str], *, form: Literal["json", "plain"], level: int = logging.INFO
 ) -> logging.Handler:
-    """Sends misfire's logs to `stream`; returns the handler, so that the caller can take it away again."""
+    """Sends misfire's logs to `stream`; returns the handler, which `take_down_logs` takes away again."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if form == "json" else PlainLines())
-    logger = logging.getLogger("misfire_runtime")
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False
+    for logger in map(logging.getLogger, _UNITS):
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
     return handler
+
+
+def take_down_logs(handler: logging.Handler) -> None:
+    """Undoes `set_up_logs`."""
+    for logger in map(logging.getLogger, _UNITS):
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+
+
+@contextmanager
+def logs_to(
+    stream: IO[str], *, form: Literal["json", "plain"] = "plain", level: int = logging.INFO
+) -> Iterator[None]:
+    """Sends misfire's logs to `stream` while the block runs."""
+    handler = set_up_logs(stream, form=form, level=level)
+    try:
+        yield
+    finally:
+        take_down_logs(handler)

@@ -143,9 +143,9 @@ class Ledger:
         """Books verdicts of the fleet, in few statements; returns those that were news.
 
         `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all. After
-        a wave of rejections no further one is believed, and the samples stay pending (see Hold).
+        a wave of rejections no further one counts, and the samples stay pending (see Hold).
         """
-        of = self._believed({verdict.id: verdict for verdict in reversed(verdicts)})
+        of = self._before_wave({verdict.id: verdict for verdict in reversed(verdicts)})
         rows = self._sql.execute(
             "DELETE FROM samples WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, size, disk",
             (json.dumps(list(of)),),
@@ -160,7 +160,7 @@ class Ledger:
         )
         return [*ended, *(verdict for verdict in of.values() if self._corrects(verdict))]
 
-    def _believed(
+    def _before_wave(
         self, verdicts: dict[str, Stored | Declined | Rejected]
     ) -> dict[str, Stored | Declined | Rejected]:
         """The verdicts without rejections that come after a wave of them, which begins a hold."""

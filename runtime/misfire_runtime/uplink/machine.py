@@ -3,7 +3,7 @@
 supply -> NEW --offer--> OFFERED --send--> READY --room--> SENDING --last byte--> SENT --stored--> SETTLING
             ^______________|__ timers: no answer, no progress __|______________|      busy -> RESTING
 
-Every message may be lost, repeated or reordered. Only final verdicts are believed, and they are idempotent;
+Every message may be lost, repeated or reordered. Only final verdicts count, and they are idempotent;
 what else goes wrong ends at a timer that offers again, and the collector's answer says where to continue.
 `now` is monotonic seconds, given by the caller.
 """
@@ -109,7 +109,7 @@ Action = PublishOffer | PublishChunk | Settle | Reconnect
 
 
 @dataclass(frozen=True, slots=True)
-class _Handed:
+class _InFlight:
     id: str
     size: int
     chunk: bool
@@ -124,7 +124,7 @@ class Machine:
         self._bucket = bucket
         self._rng = rng
         self._flights: dict[str, Flight] = {}
-        self._handed: dict[int, _Handed] = {}
+        self._in_flight: dict[int, _InFlight] = {}
         self._verdicts: dict[str, Terminal] = {}
         self._token = 0
         self._connected = False
@@ -133,9 +133,11 @@ class Machine:
         self._acked_chunks = 0
         self._token_wait = math.inf
         self.ignored = 0
+        """Verdicts that called for nothing: of samples that are not in the window, or repeated."""
         self.small_chunks = 0
         """`send`s that were ignored because they asked for less than MIN_CHUNK_BYTES at a time."""
         self.reoffers = 0
+        """Offers that were sent before."""
         self.offering = True
         """False stops offers; transfers that are under way go on, and verdicts count."""
 
@@ -160,8 +162,8 @@ class Machine:
         if not self._connected:
             return math.inf
         times = [f.deadline for f in self._flights.values()]
-        if self._handed:
-            times.append(min(h.at for h in self._handed.values()) + self._settings.ack_timeout_s)
+        if self._in_flight:
+            times.append(min(h.at for h in self._in_flight.values()) + self._settings.ack_timeout_s)
         return min([*times, self._token_wait], default=math.inf)
 
     # ---- what happens
@@ -174,15 +176,15 @@ class Machine:
 
     def disconnected(self, now: float) -> None:
         """Whatever was under way may be lost: every flight starts again with its offer, in the same order."""
-        if any(h.chunk for h in self._handed.values()) and self._acked_chunks == 0:
+        if any(h.chunk for h in self._in_flight.values()) and self._acked_chunks == 0:
             # A broker of MQTT 3.1.1 does not name its packet limit; it hangs up. So does a bad link.
             self._chunk_limit = max(MIN_CHUNK_BYTES, self._chunk_limit // 2)
         self._connected = False
-        self._handed.clear()
+        self._in_flight.clear()
         for flight in self._flights.values():
             flight.unacked = 0
             if flight.phase not in (Phase.SETTLING, Phase.RESTING):
-                self._again(flight)
+                self._reset(flight)
 
     def supply(self, samples: Iterable[Pending], now: float) -> None:
         """Takes samples into the window, in the order in which they are to go."""
@@ -200,40 +202,40 @@ class Machine:
             elif isinstance(verdict, Send):
                 self._send(self._flights[verdict.id], verdict, now)
             else:
-                self._rest(self._flights[verdict.id], verdict.retry_after_s, now)
+                self._back_off(self._flights[verdict.id], verdict.retry_after_s, now)
 
     def acked(self, token: int, now: float) -> None:
         """The broker has the message. That frees a slot, and means nothing else."""
-        handed = self._handed.pop(token, None)
-        if handed is None:
+        sent = self._in_flight.pop(token, None)
+        if sent is None:
             return
-        if handed.chunk:
+        if sent.chunk:
             self._acked_chunks += 1
             if self._acked_chunks % _GROW_AFTER == 0:
                 self._chunk_limit = min(MAX_CHUNK_BYTES, self._chunk_limit * 2)
-        flight = self._flights.get(handed.id)
+        flight = self._flights.get(sent.id)
         if flight is None:
             return
-        if handed.chunk:
+        if sent.chunk:
             flight.unacked = max(0, flight.unacked - 1)
             if flight.phase is Phase.SENT and flight.unacked == 0:
-                flight.deadline = now + self._patience(flight)
+                flight.deadline = now + self._reply_timeout(flight)
         elif flight.phase is Phase.OFFERED and flight.attempts <= _EARLY_REOFFERS and self._few_wait():
             # Counted from here, because a slow link may need long to carry what was handed over before.
             early_s = self._settings.first_reoffer_s * 2 ** (flight.attempts - 1)
             flight.deadline = min(flight.deadline, now + early_s * self._rng.uniform(1.0, 2.0))
 
-    def refused(self, token: int, now: float) -> None:
+    def nacked(self, token: int, now: float) -> None:
         """The broker answered with a failure: the message is lost, and the sample waits."""
-        handed = self._handed.pop(token, None)
-        flight = self._flights.get(handed.id) if handed else None
-        if handed is None or flight is None or flight.phase is Phase.SETTLING:
+        sent = self._in_flight.pop(token, None)
+        flight = self._flights.get(sent.id) if sent else None
+        if sent is None or flight is None or flight.phase is Phase.SETTLING:
             return
-        if handed.chunk:
+        if sent.chunk:
             self._chunk_limit = max(MIN_CHUNK_BYTES, self._chunk_limit // 2)
-        self._rest(flight, self._settings.reoffer_s, now)
+        self._back_off(flight, self._settings.reoffer_s, now)
 
-    def gone(self, sample: str) -> None:
+    def discard(self, sample: str) -> None:
         """The spool has it no more: evicted, or quarantined."""
         self._flights.pop(sample, None)
         self._verdicts.pop(sample, None)
@@ -248,7 +250,7 @@ class Machine:
         for sample in samples:
             flight = self._flights.get(sample)
             if flight is not None:
-                self._rest(flight, self._settings.reoffer_s, now)
+                self._back_off(flight, self._settings.reoffer_s, now)
 
     # ---- what to do
 
@@ -261,7 +263,7 @@ class Machine:
             self._verdicts.clear()
         if not self._connected:
             return todo
-        oldest = min((h.at for h in self._handed.values()), default=now)
+        oldest = min((h.at for h in self._in_flight.values()), default=now)
         if now - oldest > self._settings.ack_timeout_s:
             return [*todo, Reconnect(f"no acknowledgement for {now - oldest:.0f} s")]
         self._admit(now)
@@ -278,7 +280,7 @@ class Machine:
             if not self._slot(flight.offer_bytes + _TOPIC_BYTES // 4, now):
                 return
             flight.phase, flight.touched_at = Phase.OFFERED, now
-            flight.deadline = now + self._patience(flight)
+            flight.deadline = now + self._reply_timeout(flight)
             if flight.attempts:
                 self.reoffers += 1
             flight.attempts += 1
@@ -295,14 +297,14 @@ class Machine:
                 flight.unacked += 1
                 if flight.offset >= flight.size:
                     flight.phase = Phase.SENT
-                    flight.deadline = now + self._settings.ack_timeout_s + self._patience(flight)
+                    flight.deadline = now + self._settings.ack_timeout_s + self._reply_timeout(flight)
                 token = self._hand(flight, size, now, chunk=True)
                 yield PublishChunk(token, flight.id, flight.collector, offset, size, flight.size)
 
     def _slot(self, size: int, now: float) -> bool:
         """Whether a message of `size` may go now: a place in paho's hands, and tokens for its bytes."""
         self._token_wait = math.inf
-        if len(self._handed) >= self._settings.max_handed:
+        if len(self._in_flight) >= self._settings.max_handed:
             return False
         if self._bucket.take(size, now):
             return True
@@ -311,7 +313,7 @@ class Machine:
 
     def _hand(self, flight: Flight, size: int, now: float, *, chunk: bool) -> int:
         self._token += 1
-        self._handed[self._token] = _Handed(flight.id, size, chunk, now)
+        self._in_flight[self._token] = _InFlight(flight.id, size, chunk, now)
         return self._token
 
     def _admit(self, now: float) -> None:
@@ -326,11 +328,11 @@ class Machine:
         for flight in self._flights.values():
             if flight.phase is Phase.SENDING and now - flight.touched_at > self._settings.stale_s:
                 # The collector may have given up by now: its answer to a new offer says where to go on.
-                self._again(flight)
+                self._reset(flight)
             elif now >= flight.deadline:
-                self._again(flight)
+                self._reset(flight)
 
-    def _again(self, flight: Flight) -> None:
+    def _reset(self, flight: Flight) -> None:
         flight.phase, flight.deadline = Phase.NEW, math.inf
         flight.collector, flight.asked_offset = "", -1
 
@@ -349,7 +351,7 @@ class Machine:
             self.ignored += 1
             self.small_chunks += 1
             return
-        if flight.phase in (Phase.READY, Phase.SENDING, Phase.SENT) and not self._believed(
+        if flight.phase in (Phase.READY, Phase.SENDING, Phase.SENT) and not self._is_news(
             flight, verdict, now
         ):
             self.ignored += 1
@@ -360,15 +362,15 @@ class Machine:
         flight.deadline = math.inf
         flight.phase = Phase.READY
         if flight.offset >= flight.size:
-            flight.phase, flight.deadline = Phase.SENT, now + self._patience(flight)
+            flight.phase, flight.deadline = Phase.SENT, now + self._reply_timeout(flight)
 
-    def _believed(self, flight: Flight, verdict: Send, now: float) -> bool:
+    def _is_news(self, flight: Flight, verdict: Send, now: float) -> bool:
         """Whether a second `send` is news: a gap, or another collector that took over; not a repetition."""
         if verdict.collector != flight.collector:
             return now - flight.touched_at > self._settings.reoffer_s
         return verdict.offset != flight.asked_offset or now - flight.asked_at > _REPEAT_S
 
-    def _rest(self, flight: Flight, seconds: float, now: float) -> None:
+    def _back_off(self, flight: Flight, seconds: float, now: float) -> None:
         if flight.phase is Phase.SETTLING and flight.id in self._verdicts:
             return
         flight.phase = Phase.RESTING
@@ -377,7 +379,7 @@ class Machine:
     def _few_wait(self) -> bool:
         return sum(f.phase is Phase.OFFERED for f in self._flights.values()) <= _EARLY_WAITING
 
-    def _patience(self, flight: Flight) -> float:
+    def _reply_timeout(self, flight: Flight) -> float:
         s = self._settings
         return floor_jitter(flight.attempts, base_s=s.reoffer_s, cap_s=s.reoffer_max_s, rng=self._rng)
 

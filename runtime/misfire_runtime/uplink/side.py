@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Desired, Reported, State
+from misfire_runtime.service.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 _MAX_CLONES = 16
@@ -64,39 +65,37 @@ class Identity:
 
 
 class DesiredWorker:
-    """Applies the fleet's wishes on a thread of its own: loading a model must not stop the uplink.
+    """Applies desired configurations on a thread of its own: loading a model must not stop the uplink.
 
-    Only the newest wish waits; one that is older than what was taken is the callback's to refuse.
+    Only the newest waits; one that is older than what was taken is the callback's to refuse.
     """
 
     def __init__(self, apply: Callable[[Desired], Reported], report: Callable[[Reported], None]) -> None:
         self._apply, self._report = apply, report
-        self._wishes: queue.Queue[Desired | None] = queue.Queue(maxsize=1)
+        self._waiting: queue.Queue[Desired | None] = queue.Queue(maxsize=1)
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="desired", daemon=True)
-        self._thread.start()
+        self._worker = Worker("desired", self._run, wake=lambda: self.put(None))
+        self._worker.start()
 
     def put(self, desired: Desired | None) -> None:
         """Replaces what waits."""
         with self._lock:
             with contextlib.suppress(queue.Empty):
-                self._wishes.get_nowait()
-            self._wishes.put_nowait(desired)
+                self._waiting.get_nowait()
+            self._waiting.put_nowait(desired)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
-        """Ends the thread after the wish it works on."""
-        self.put(None)
-        self._thread.join(timeout_s)
+        """Ends the thread after the one it works on."""
+        self._worker.close(timeout_s=timeout_s)
 
-    def _run(self) -> None:
-        while (desired := self._wishes.get()) is not None:
-            try:
-                self._report(self._apply(desired))
-            except Exception as error:  # noqa: BLE001  (later wishes still need this thread)
-                fields = {"version": desired.version, "problem": str(error)}
-                _LOG.error(
-                    "desired_failed", exc_info=not isinstance(error, MisfireError), extra={"fields": fields}
-                )
+    def _run(self, _stop: threading.Event) -> None:
+        while (desired := self._waiting.get()) is not None:
+            with self._worker.guard():
+                try:
+                    self._report(self._apply(desired))
+                except MisfireError as error:
+                    fields = {"version": desired.version, "problem": str(error)}
+                    _LOG.error("desired_failed", extra={"fields": fields})
 
 
 def offer_attributes(sample: str, *, source: str) -> dict[str, str]:

@@ -37,13 +37,14 @@ from misfire_runtime.mqtt.client import BrokerConfig, make_client
 from misfire_runtime.mqtt.connection import Arrived, Connection, LinkError, Will
 from misfire_runtime.mqtt.waking import Waking
 from misfire_runtime.service.logs import Throttle
+from misfire_runtime.service.worker import Worker
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink.bandwidth import Bandwidth, TokenBucket
-from misfire_runtime.uplink.booker import Booker
 from misfire_runtime.uplink.health import LinkHealth
 from misfire_runtime.uplink.machine import Action, Machine, PublishChunk, PublishOffer, Reconnect, Settle
 from misfire_runtime.uplink.settings import UplinkSettings
 from misfire_runtime.uplink.side import DesiredWorker, Identity, fit_offer, offer_attributes
+from misfire_runtime.uplink.verdict_writer import VerdictWriter
 
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
 
@@ -104,14 +105,14 @@ class Uplink:
         self._tokens: dict[int, int] = {}
         self._offers: dict[str, bytes] = {}
         self._waking = Waking()
-        self._booker = Booker(spool, self._waking.wake)
+        self._writer = VerdictWriter(spool, self._waking.wake)
         self._bytes_sent = 0
         self._seen_version = -1
         self._rate_checked_at = self._asked_at = float("-inf")
         self._failures = 0
         self._health = LinkHealth(broker, vehicle=vehicle, base=self._topics.base)
         self._online = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("uplink", self._loop, stop=self._stop, wake=self._waking.wake)
         self.connects = 0
         spool.listen(self._waking.wake)
 
@@ -132,23 +133,27 @@ class Uplink:
         """Why nothing gets through to the fleet, in words; None if the last message did."""
         return self._health.problem
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the uplink did since the start, by event."""
+        return {
+            "connections": self.connects,
+            "reoffers": self._machine.reoffers,
+            "ignored": self._machine.ignored,
+        }
+
     def wait_online(self, timeout_s: float) -> bool:
         """Waits until connected; False after `timeout_s`."""
         return self._online.wait(timeout_s)
 
     def start(self) -> None:
         """Runs on a thread of its own until `close` or the stop event."""
-        self._thread = threading.Thread(target=self.run, name="uplink", daemon=True)
-        self._thread.start()
+        self._worker.start()
 
     def close(self, *, timeout_s: float = 10.0) -> None:
         """Says good-bye to the broker and ends the thread. What is not yet stored stays in the spool."""
-        self._stop.set()
-        self._waking.wake()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        else:
-            self._booker.close()
+        if self._worker.close(timeout_s=timeout_s):
+            self._writer.close()  # where it never ran; else it did so itself
             self._waking.close()
         if self._desired is not None:
             self._desired.close()
@@ -189,9 +194,12 @@ class Uplink:
     # ---- the loop
 
     def run(self) -> None:
-        """Connects, carries, connects again, until the stop event."""
+        """Connects, carries, connects again, until the stop event; on the caller's thread."""
+        self._worker.run()
+
+    def _loop(self, stop: threading.Event) -> None:
         self._health.began()
-        while not self._stop.is_set():
+        while not stop.is_set():
             began = time.monotonic()
             try:
                 self._session()
@@ -203,7 +211,7 @@ class Uplink:
                     logging.ERROR, "uplink_failed", {"problem": problem}, key=type(error).__name__
                 )
                 self._health.down(problem, lasted_s=time.monotonic() - began)
-            if not self._stop.is_set():
+            if not stop.is_set():
                 wait_s = full_jitter(
                     self._failures,
                     base_s=self._settings.reconnect_s,
@@ -211,8 +219,8 @@ class Uplink:
                     rng=self._rng,
                 )
                 self._failures += 1
-                self._stop.wait(wait_s)
-        self._booker.close()
+                stop.wait(wait_s)
+        self._writer.close()
         self._booked()
         self._waking.close()
 
@@ -269,7 +277,7 @@ class Uplink:
             self._health.receipt(receipt)
             if token is not None:
                 self._failures = 0
-                (self._machine.acked if receipt.accepted else self._machine.refused)(token, now)
+                (self._machine.acked if receipt.accepted else self._machine.nacked)(token, now)
         connection.receipts.clear()
         for message in connection.inbox:
             self._take(connection, message, now)
@@ -329,7 +337,7 @@ class Uplink:
             )
             self._bytes_sent += len(payload)
         elif isinstance(action, Settle):
-            self._booker.put(action.verdicts, bytes_sent=self._bytes_sent)
+            self._writer.put(action.verdicts, bytes_sent=self._bytes_sent)
             self._bytes_sent = 0
         elif isinstance(action, Reconnect):
             raise LinkError(f"{self._broker.url}: {action.reason}")
@@ -340,10 +348,10 @@ class Uplink:
         except SpoolError as error:
             fields = {"sample": action.id, "problem": str(error)}
             self._often.log(logging.ERROR, "sample_unreadable", fields, key=type(error).__name__)
-            self._machine.refused(action.token, time.monotonic())
+            self._machine.nacked(action.token, time.monotonic())
             return
         if data is None:
-            self._machine.refused(action.token, time.monotonic())
+            self._machine.nacked(action.token, time.monotonic())
             self._forget(action.id)
             return
         topic = self._topics.data(action.collector, action.id, action.offset)
@@ -352,7 +360,7 @@ class Uplink:
 
     def _booked(self) -> None:
         """Hears which verdicts are in the spool's books now."""
-        for booked in self._booker.results():
+        for booked in self._writer.results():
             ids = [verdict.id for verdict in booked.verdicts]
             if booked.news is None:
                 self._machine.unsettled(ids, time.monotonic())
@@ -410,7 +418,7 @@ class Uplink:
             self._seen_version = -1
 
     def _forget(self, sample: str) -> None:
-        self._machine.gone(sample)
+        self._machine.discard(sample)
         self._offers.pop(sample, None)
 
     def _enqueue(self, topic: str, payload: bytes, *, qos: int, retain: bool) -> bool:

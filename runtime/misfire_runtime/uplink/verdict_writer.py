@@ -1,6 +1,6 @@
 """Verdicts into the spool's books, beside the uplink's thread: a synced commit must not stop the sending.
 
-uplink --verdicts--> Booker (one commit for all that wait) --results, wake--> uplink
+uplink --verdicts--> VerdictWriter (one commit for all that wait) --results, wake--> uplink
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from misfire_runtime.errors import SpoolError
 from misfire_runtime.service.logs import Throttle
+from misfire_runtime.service.worker import Worker
 from misfire_runtime.spool import Spool, Terminal
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class _Order:
     bytes_sent: int
 
 
-class Booker:
+class VerdictWriter:
     """Starts its thread at once. `wake` is called, on that thread, when there are results."""
 
     def __init__(self, spool: Spool, wake: Callable[[], None]) -> None:
@@ -41,8 +42,8 @@ class Booker:
         self._often = Throttle(_LOG)
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Booked] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="booker", daemon=True)
-        self._thread.start()
+        self._worker = Worker("verdicts", self._run, wake=lambda: self._orders.put(None))
+        self._worker.start()
 
     def put(self, verdicts: Sequence[Terminal], *, bytes_sent: int = 0) -> None:
         """Orders the booking of verdicts, and of bytes that went out."""
@@ -57,10 +58,9 @@ class Booker:
 
     def close(self, *, timeout_s: float = 30.0) -> None:
         """Books what was ordered, then ends the thread. Idempotent."""
-        self._orders.put(None)
-        self._thread.join(timeout_s)
+        self._worker.close(timeout_s=timeout_s)
 
-    def _run(self) -> None:
+    def _run(self, _stop: threading.Event) -> None:
         while True:
             order = self._orders.get()
             verdicts: list[Terminal] = []

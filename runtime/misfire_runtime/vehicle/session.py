@@ -282,6 +282,7 @@ class _Session:
             hold=self._hold,
             problems=self._problems,
             uplink=lambda: None if self._uplink is None else self._uplink.problem,
+            uplink_counts=lambda: {} if self._uplink is None else self._uplink.counts,
             host=table.host,
             port=table.port,
         )

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from misfire_runtime.clock import boot_id, wall_time
-from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Clock, Counters, Telemetry
+from misfire_runtime.service.endpoint import Endpoint, Page, metrics_page
 from misfire_runtime.vehicle.pipeline import Vehicle
 
 SILENCE_S = 30.0
@@ -104,11 +102,17 @@ class VehicleMetrics(Collector):
     """A Prometheus collector that reads the vehicle when it is scraped."""
 
     def __init__(
-        self, vehicle: Vehicle | None, *, counters: Callable[[], Counters], hold: Callable[[], str] = str
+        self,
+        vehicle: Vehicle | None,
+        *,
+        counters: Callable[[], Counters],
+        hold: Callable[[], str] = str,
+        uplink_counts: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._vehicle = vehicle
         self._counters = counters
         self._hold = hold
+        self._uplink_counts = uplink_counts
 
     def describe(self) -> Iterator[Metric]:
         """Nothing in advance: the vehicle need not be ready when it is registered."""
@@ -119,6 +123,10 @@ class VehicleMetrics(Collector):
         counters = self._counters()
         yield from _books(counters)
         yield GaugeMetricFamily("misfire_uploads_held", "1 after a wave of rejections", bool(self._hold()))
+        events = CounterMetricFamily("misfire_uplink", "Events of the uplink", labels=["event"])
+        for event, count in self._uplink_counts().items():
+            events.add_metric([event], count)
+        yield events
         if self._vehicle is not None:
             yield from _frames(self._vehicle)
             yield from _distributions(self._vehicle)
@@ -181,7 +189,7 @@ def _sources(vehicle: Vehicle) -> Iterator[Metric]:
     yield family
 
 
-class TelemetryServer:
+class TelemetryServer(Endpoint):
     """Serves /metrics and /healthz from its own thread."""
 
     def __init__(
@@ -194,50 +202,19 @@ class TelemetryServer:
         hold: Callable[[], str] = str,
         problems: Callable[[], Sequence[str]] = tuple,
         uplink: Callable[[], str | None] = lambda: None,
+        uplink_counts: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """port: 0 lets the system choose (`port` tells). Raises ConfigError where it cannot listen.
 
         vehicle: None if it could not be started. hold: why nothing is offered, or "".
-        problems, uplink: see `health`.
+        problems, uplink: see `health`. uplink_counts: what the uplink did, by event.
         """
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(VehicleMetrics(vehicle, counters=counters, hold=hold))
+        registry.register(VehicleMetrics(vehicle, counters=counters, hold=hold, uplink_counts=uplink_counts))
 
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10
+        def healthz() -> Page:
+            state = health(vehicle, others=problems(), uplink=uplink())
+            return Page(json.dumps(state).encode(), "application/json", 200 if state["ok"] else 503)
 
-            def do_GET(self) -> None:
-                if self.path == "/metrics":
-                    self._answer(200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
-                elif self.path == "/healthz":
-                    state = health(vehicle, others=problems(), uplink=uplink())
-                    self._answer(200 if state["ok"] else 503, "application/json", json.dumps(state).encode())
-                else:
-                    self._answer(404, "text/plain", b"there are /metrics and /healthz\n")
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Scrapes are not worth a log line."""
-
-            def _answer(self, status: int, media_type: str, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", media_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
-        except OSError as error:
-            raise ConfigError(f"telemetry: cannot listen on {host}:{port}: {error.strerror}") from error
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.2,), name="telemetry", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5.0)
+        pages = {"/metrics": lambda: metrics_page(registry), "/healthz": healthz}
+        super().__init__(pages, host=host, port=port, name="telemetry")

@@ -28,6 +28,7 @@ from misfire_runtime.mqtt.backoff import full_jitter
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.mqtt.connection import Arrived, Connection, LinkError
 from misfire_runtime.mqtt.waking import Waking
+from misfire_runtime.service.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,11 @@ class Handlers:
 class Link:
     """One connection after the other, each with its subscriptions and its canary."""
 
-    def __init__(
-        self, broker: BrokerConfig, *, fleet: str, name: str, settings: CollectorSettings, handlers: Handlers
-    ) -> None:
+    def __init__(self, broker: BrokerConfig, *, fleet: str, name: str, settings: CollectorSettings) -> None:
         Topics(fleet, name)
         self._broker, self._fleet, self._name = broker, fleet, name
-        self._settings, self._handlers = settings, handlers
+        self._settings = settings
+        self._handlers: Handlers
         self._waking = Waking()
         self.outbox = Outbox(self._waking.wake)
         self._canary = _Canary(settings)
@@ -66,7 +66,7 @@ class Link:
         self._draining = threading.Event()
         self._failures = 0
         self._restated_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+        self._worker = Worker("link", self._run, stop=self._stop, wake=self._waking.wake)
         self.shared = settings.shared != "never"
         self.ready = threading.Event()
         self.packet_limit: int | None = None
@@ -76,16 +76,17 @@ class Link:
     @property
     def alive(self) -> bool:
         """False where the thread died."""
-        return self._thread.is_alive()
+        return self._worker.alive
 
     @property
     def canaries(self) -> int:
         """How many came home."""
         return self._canary.home
 
-    def start(self) -> None:
-        """Connects in the background and keeps trying."""
-        self._thread.start()
+    def start(self, handlers: Handlers) -> None:
+        """Connects in the background and keeps trying; what arrives goes to the handlers."""
+        self._handlers = handlers
+        self._worker.start()
 
     def stop_offers(self) -> None:
         """No new offers come here from now on; chunks still do."""
@@ -94,29 +95,26 @@ class Link:
 
     def close(self) -> None:
         """Disconnects in order."""
-        self._stop.set()
-        self._waking.wake()
-        if self._thread.is_alive():
-            self._thread.join(10.0)
+        self._worker.close(timeout_s=10.0)
         self._waking.close()
 
     def publish(self, connection: Connection, vehicle: str, reply: bytes) -> int:
         """Sends a reply at QoS 1; the ticket comes back to the outbox when the broker has it."""
         return connection.publish(Topics(self._fleet, vehicle).reply, reply)
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._session()
-            except MisfireError as error:
-                log.warning("collector %s has no broker (%s); connecting again", self._name, error)
-            except Exception:  # a message that nobody foresaw must not end the collector
-                log.exception("collector %s: the connection is made anew", self._name)
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with self._worker.guard():  # a message that nobody foresaw must not end the collector
+                try:
+                    self._session()
+                except MisfireError as error:
+                    fields = {"collector": self._name, "problem": str(error)}
+                    log.warning("broker_lost", extra={"fields": fields})
             wait_s = full_jitter(
                 self._failures, base_s=_RECONNECT_S, cap_s=_RECONNECT_MAX_S, rng=random.Random()
             )
             self._failures += 1
-            self._stop.wait(wait_s)
+            stop.wait(wait_s)
 
     def _session(self) -> None:
         base = f"{ROOT}/{self._fleet}/+"
@@ -197,7 +195,8 @@ class Link:
             self._failures = 0
             if not self.ready.is_set():
                 kind = "shared" if self.shared else "plain"
-                log.info("collector %s is ready (%s subscription)", self._name, kind)
+                fields = {"collector": self._name, "subscription": kind}
+                log.info("collector_ready", extra={"fields": fields})
             self.ready.set()
 
     def _fly(self, connection: Connection) -> None:
@@ -237,16 +236,14 @@ class Link:
             self.stalls += 1
             raise LinkError("it accepts messages but delivers none")
         if self._settings.shared == "auto":
-            log.warning(
-                "the broker grants shared subscriptions but does not deliver to them; "
-                "collector %s subscribes alone: run only one collector with this broker",
-                self._name,
-            )
+            # The broker grants shared subscriptions but does not deliver to them.
+            fields = {"collector": self._name, "effect": "run only one collector with this broker"}
+            log.warning("shared_subscription_not_served", extra={"fields": fields})
             connection.unsubscribe(*self._offer_topics())
             self.shared = False
             self._subscribe_offers(connection)
         else:
-            log.error("no canary came back over the shared subscription of collector %s", self._name)
+            log.error("canary_lost", extra={"fields": {"collector": self._name}})
             self._fly(connection)
 
 

@@ -20,6 +20,7 @@ from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import ROOT
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.mqtt.connection import Arrived, Connection
+from misfire_runtime.service.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,12 @@ class RetainedSweep:
         self._last_s = self._shown_s = 0.0
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="retained", daemon=True)
+        self._worker = Worker("retained", self._run, on_failure=metrics.failures.labels("retained").inc)
 
     @property
     def alive(self) -> bool:
         """False where the thread died."""
-        return self._thread.is_alive()
+        return self._worker.alive
 
     @property
     def watching(self) -> bool:
@@ -62,13 +62,11 @@ class RetainedSweep:
 
     def start(self) -> None:
         """Connects in the background and keeps trying."""
-        self._thread.start()
+        self._worker.start()
 
     def close(self) -> None:
         """Disconnects."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
+        self._worker.close(timeout_s=5.0)
 
     def problems(self, now: float) -> list[str]:
         """Names the vehicle that left most, for a minute after the last message was cleared."""
@@ -82,17 +80,17 @@ class RetainedSweep:
             f"{most} of {total} that were cleared; revoke its certificate"
         ]
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._session()
-            except MisfireError as error:
-                log.debug("collector %s cannot watch retained messages: %s", self._name, error)
-            except Exception:  # a message that nobody foresaw must not end the sweep
-                log.exception("collector %s: the watch of retained messages begins anew", self._name)
-            self._stop.wait(_RECONNECT_S)
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with self._worker.guard():  # a message that nobody foresaw must not end the sweep
+                try:
+                    self._session(stop)
+                except MisfireError as error:
+                    fields = {"collector": self._name, "problem": str(error)}
+                    log.debug("retained_not_watched", extra={"fields": fields})
+            stop.wait(_RECONNECT_S)
 
-    def _session(self) -> None:
+    def _session(self, stop: threading.Event) -> None:
         client_id = f"{self._name}-retained-{secrets.token_hex(3)}"
         connection = Connection(self._broker, client_id=client_id, subscriptions=(COUNT,))
         orderly = False
@@ -100,7 +98,7 @@ class RetainedSweep:
         try:
             connection.open()
             self._begin(connection)
-            while not self._stop.is_set():
+            while not stop.is_set():
                 connection.poll(_TICK_S, wake=None)
                 connection.receipts.clear()
                 arrived = connection.inbox.copy()
@@ -151,8 +149,6 @@ class RetainedSweep:
                 self._seen.clear()
             if vehicle in self._seen or len(self._seen) < _MAX_NAMES:
                 if vehicle not in self._seen:
-                    log.warning(
-                        "vehicle %s leaves retained messages in data topics; they are cleared", vehicle
-                    )
+                    log.warning("retained_messages_cleared", extra={"fields": {"vehicle": vehicle}})
                 self._seen[vehicle] += 1
             self._last_s = self._shown_s = now

@@ -2,7 +2,7 @@
 
 Embeddings of different bundles live in different spaces and are never compared. Samples that were asked for
 are remembered at once, because a thousand vehicles in one fog bank offer within the same second. Whether one
-more like them is declined or only put off depends on how many of them the store has: the desk looks.
+more like them is declined or only put off depends on how many of them the store has: OfferHandler looks.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def refuse_damaged(database: str | Path, *, limit_s: float = START_CHECK_S) -> N
         return
     found = _pragma(path, "quick_check", limit_s=limit_s)
     if found is None:
-        log.warning("%s: only the first %g s of the check were done; see misfire fleet check", path, limit_s)
+        fields = {"file": str(path), "limit_s": limit_s, "next": "misfire fleet check reads all of it"}
+        log.warning("check_cut_short", extra={"fields": fields})
     elif found:
         raise StoreError(
             f"{path}: the database is damaged ({found[0]}); nothing is stored into it. Restore a backup, or "

@@ -1,0 +1,92 @@
+"""A thread that does one job until it is told to end, and that no unforeseen error ends in silence.
+
+start -> work(stop) --returns--> end
+            ^  |
+            |__| an exception that nobody foresaw: logged, counted, and the work begins anew after a pause
+`guard` does the same for one item of the work, so that the next item follows at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LOG = logging.getLogger(__name__)
+_PAUSE_S = 1.0
+"""Between two attempts: what fails at once, again and again, must not take a processor."""
+
+
+@contextmanager
+def guarded(name: str, on_failure: Callable[[], object]) -> Iterator[None]:
+    """Ends the block, not the thread, at an unforeseen error: it is logged, and `on_failure` counts it."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001  (whatever it is, the thread's next item is not at fault)
+        on_failure()
+        _LOG.exception("worker_failed", extra={"fields": {"worker": name}})
+
+
+class Worker:
+    """One daemon thread, which its owner starts and closes.
+
+    Args:
+        name: of the thread, and in the log.
+        work: gets the stop event, and returns soon after it is set.
+        stop: an event that several threads share; by default the worker has its own.
+        wake: called by `close` after the event is set, for work that waits for something else.
+        on_failure: called at each unforeseen error, to count it where it is shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[threading.Event], object],
+        *,
+        stop: threading.Event | None = None,
+        wake: Callable[[], object] = lambda: None,
+        on_failure: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.failures = 0
+        """Unforeseen errors so far."""
+        self._work, self._wake, self._on_failure = work, wake, on_failure
+        self._stop = stop or threading.Event()
+        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """True from `start` until the work has ended."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def run(self) -> None:
+        """Does the work on the caller's thread, until it returns by itself or the event is set."""
+        ended = False
+        while not ended:
+            with self.guard():
+                self._work(self._stop)
+                ended = True
+            ended = ended or self._stop.wait(_PAUSE_S)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Ends the block, not the thread, at an unforeseen error."""
+        with guarded(self.name, self._failed):
+            yield
+
+    def _failed(self) -> None:
+        self.failures += 1
+        self._on_failure()
+
+    def close(self, *, timeout_s: float = 10.0) -> bool:
+        """Lets the work end and waits for it; False if it still runs after `timeout_s`. Idempotent."""
+        self._stop.set()
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, timeout_s))
+        return not self._thread.is_alive()
