@@ -28,7 +28,7 @@ from vehicle_support import EVERY, NONE, camera, make
 from misfire_runtime.config.tables import DegradeTable
 from misfire_runtime.errors import ConfigError, SourceError
 from misfire_runtime.messages import Telemetry, decode, encode
-from misfire_runtime.service.logs import JsonLines, set_up_logs
+from misfire_runtime.service.logs import JsonLines, logs_to
 from misfire_runtime.service.systemd import ServiceNotifier
 from misfire_runtime.state.statistics import SKETCH_ACCURACY
 from misfire_runtime.testing import ListSource
@@ -268,16 +268,14 @@ def test_health_names_a_closed_privacy_stage_and_a_full_disk(
         vehicle.close()
 
 
-def test_log_lines_are_json_or_plain_and_hold_their_fields() -> None:
+@pytest.mark.parametrize("unit", ["misfire_runtime", "misfire_fleet"])
+def test_log_lines_are_json_or_plain_and_hold_their_fields(unit: str) -> None:
     for form in ("json", "plain"):
         stream = io.StringIO()
-        handler = set_up_logs(stream, form=form)  # type: ignore[arg-type]
-        logger = logging.getLogger("misfire_runtime.test")
-        try:
+        logger = logging.getLogger(f"{unit}.test")
+        with logs_to(stream, form=form):  # type: ignore[arg-type]
             logger.warning("source_lost", extra={"fields": {"source": "front", "path": Path("x")}})
-        finally:
-            logging.getLogger("misfire_runtime").removeHandler(handler)
-            logging.getLogger("misfire_runtime").propagate = True
+        assert not logging.getLogger(unit).handlers and logging.getLogger(unit).propagate
         line = stream.getvalue()
         if form == "json":
             parsed = json.loads(line)

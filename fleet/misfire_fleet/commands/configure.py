@@ -1,7 +1,7 @@
 """`misfire fleet configure`: changes a vehicle's configuration over the broker, and prints the answer.
 
 retained desired, reported --> next version --publish, retained--> vehicle --reported--> accepted, or why not
-A wish is a whole: `--set` changes the last one that the broker retains, `--file` replaces it.
+What is desired is whole: `--set` changes what the broker retains, `--file` replaces it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def configure(
     *,
     at: BrokerOptions,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="TABLE.FIELD=VALUE on top of the last wish; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="TABLE.FIELD=VALUE over what is desired now. Repeatable."),
     ] = None,
     file: Annotated[
         Path | None,
@@ -64,9 +65,10 @@ def configure(
             _assign(config, assignment)
         with_desired(VehicleConfig(), config)  # names the key that no vehicle would take
         label = bundle if bundle is not None or last is None else last.bundle
-        wish, answer = topics.wish(Desired(version=topics.next_version, bundle=label, config=config), wait)
+        wanted = Desired(version=topics.next_version, bundle=label, config=config)
+        desired, answer = topics.publish(wanted, wait)
         online = topics.state is not None and topics.state.online
-    _print(vehicle, wish, answer, online=online, as_json=as_json)
+    _print(vehicle, desired, answer, online=online, as_json=as_json)
     if answer is None or not answer.accepted:
         raise typer.Exit(1)
 
@@ -100,10 +102,10 @@ class VehicleTopics:
         known = [each.version + 1 for each in (self.desired, self.reported) if each is not None]
         return max([int(wall_time()), *known])
 
-    def wish(self, desired: Desired, wait_s: float) -> tuple[Desired, Reported | None]:
-        """Publishes a wish until the vehicle answers it; the wish as published last, and the answer or None.
+    def publish(self, desired: Desired, wait_s: float) -> tuple[Desired, Reported | None]:
+        """Publishes until the vehicle answers; returns what was published last, and the answer or None.
 
-        A vehicle that took a higher version before, of which the broker knows nothing, names it: the wish is
+        A vehicle that took a higher version before, of which the broker knows nothing, names it: it is
         repeated above that.
         """
         until = time.monotonic() + wait_s
@@ -188,21 +190,20 @@ def _assign(config: dict[str, Any], assignment: str) -> None:
         config[field] = text
 
 
-def _print(vehicle: str, wish: Desired, answer: Reported | None, *, online: bool, as_json: bool) -> None:
+def _print(vehicle: str, desired: Desired, answer: Reported | None, *, online: bool, as_json: bool) -> None:
     if answer is None:
         where = "is online" if online else "is not known to be online"
-        text = (
-            f"no answer; {vehicle} {where}. The broker keeps version {wish.version} for it until it restarts"
-        )
+        kept = f"The broker keeps version {desired.version} for it until it restarts"
+        text = f"no answer; {vehicle} {where}. {kept}"
     elif answer.accepted:
-        text = f"accepted: version {wish.version} is in force on trial; {vehicle} runs {answer.bundle}"
+        text = f"accepted: version {desired.version} is in force on trial; {vehicle} runs {answer.bundle}"
     else:
-        text = f"refused: version {wish.version}: {answer.reason}"
+        text = f"refused: version {desired.version}: {answer.reason}"
     result = {
         "vehicle": vehicle,
-        "version": wish.version,
-        "bundle": wish.bundle,
-        "config": wish.config,
+        "version": desired.version,
+        "bundle": desired.bundle,
+        "config": desired.config,
         "accepted": None if answer is None else answer.accepted,
         "reason": "" if answer is None else answer.reason,
         "online": online,

@@ -8,7 +8,6 @@ store + true labels --> retrained run --> new bundle; accuracy on the frozen tes
 from __future__ import annotations
 
 import csv
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from misfire_fleet.demo.vehicles import Assignment, running_vehicles
 from misfire_fleet.retrain.command import retrain_from_store
 from misfire_fleet.store import Store
 from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.service.worker import Worker
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.fit import train_run
 from misfire_train.runs import run_splits
@@ -221,11 +221,14 @@ def _console(store: Store) -> Iterator[str]:
     """The console in a thread on a free port; gives its address."""
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning", server_header=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="console")
-    thread.start()
+
+    def end() -> None:
+        server.should_exit = True
+
+    worker = Worker("console", lambda _stop: server.run(sockets=[listener]), wake=end)
+    worker.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     finally:
-        server.should_exit = True
-        thread.join(10)
+        worker.close(timeout_s=10)
         listener.close()

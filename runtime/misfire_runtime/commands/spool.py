@@ -20,7 +20,7 @@ import typer
 from misfire_runtime import clock
 from misfire_runtime.config.tables import VehicleConfig, read_config, validated
 from misfire_runtime.errors import ConfigError, SpoolError, SpoolInUseError
-from misfire_runtime.service.logs import set_up_logs
+from misfire_runtime.service.logs import logs_to
 from misfire_runtime.service.stopping import stop_on_signals
 from misfire_runtime.spool import RESUME, Spool
 from misfire_runtime.spool import inspection as spool_inspection
@@ -123,8 +123,8 @@ def drain(
     address = settings.broker.connection() if settings.broker is not None else None
     if address is None:
         raise ConfigError("broker: not set; give --broker, or a [broker] table in the configuration file")
-    set_up_logs(sys.stderr, form="json" if as_json else "plain")
-    with _opened(settings) as opened, stop_on_signals() as stop:
+    logs = logs_to(sys.stderr, form="json" if as_json else "plain")
+    with logs, _opened(settings) as opened, stop_on_signals() as stop:
         if opened.hold is not None:
             raise SpoolError(f"uploads are held: {opened.hold.reason}; `misfire spool resume` ends that")
         uplink = Uplink(
