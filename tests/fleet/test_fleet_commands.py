@@ -118,7 +118,10 @@ def test_a_broker_that_is_away_is_waited_for_and_reported(fleet_dir: Path) -> No
     port = free_port()
     nowhere = f"mqtt://127.0.0.1:{free_port()}"
     process = subprocess.Popen(
-        command("collect", "--broker", nowhere, "--fleet-dir", str(fleet_dir), "--metrics-port", str(port)),
+        command(
+            *("collect", "--broker", nowhere, "--fleet-dir", str(fleet_dir), "--json"),
+            *("--metrics-port", str(port)),
+        ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -133,8 +136,11 @@ def test_a_broker_that_is_away_is_waited_for_and_reported(fleet_dir: Path) -> No
         assert eventually(answered, timeout_s=60)
         assert "broker does not deliver" in httpx.get(f"http://127.0.0.1:{port}/healthz").text
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 0
+        lines = [json.loads(line) for line in err.splitlines() if line.startswith(b"{")]
+        lost = [line for line in lines if line["event"] == "broker_lost"]
+        assert lost and lost[0]["level"] == "warning" and "127.0.0.1" in lost[0]["problem"]
     finally:
         process.kill()
         process.communicate()

@@ -24,7 +24,7 @@ from misfire_fleet.commands.options import (
     with_broker_options,
 )
 from misfire_runtime.service.logs import logs_to
-from misfire_runtime.service.stopping import stop_on_signals
+from misfire_runtime.service.signals import stop_on_signals
 from misfire_runtime.toml import TomlFile, read_toml
 
 

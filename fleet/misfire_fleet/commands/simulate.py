@@ -13,7 +13,7 @@ from misfire_fleet.simulate.simulator import FleetSimulator
 from misfire_fleet.simulate.vehicle import Faults, Plan
 from misfire_runtime.bundle import read_manifest
 from misfire_runtime.mqtt.client import BrokerConfig
-from misfire_runtime.service.stopping import stop_on_signals
+from misfire_runtime.service.signals import stop_on_signals
 
 Chance = Annotated[float, typer.Option(min=0, max=1)]
 

@@ -21,7 +21,7 @@ from misfire_runtime import clock
 from misfire_runtime.config.tables import VehicleConfig, read_config, validated
 from misfire_runtime.errors import ConfigError, SpoolError, SpoolInUseError
 from misfire_runtime.service.logs import logs_to
-from misfire_runtime.service.stopping import stop_on_signals
+from misfire_runtime.service.signals import stop_on_signals
 from misfire_runtime.spool import RESUME, Spool
 from misfire_runtime.spool import inspection as spool_inspection
 from misfire_runtime.uplink import Uplink
