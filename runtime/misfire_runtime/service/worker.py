@@ -35,7 +35,8 @@ class Worker:
         name: of the thread, and in the log.
         work: gets the stop event, and returns soon after it is set.
         stop: an event that several threads share; by default the worker has its own.
-        wake: called by `close` after the event is set, for work that waits for something else.
+        wake: called by `close` after the event is set, for work that waits for something else;
+            may be called more than once.
         on_failure: called at each unforeseen error, to count it where it is shown.
     """
 
@@ -83,10 +84,17 @@ class Worker:
         self.failures += 1
         self._on_failure()
 
-    def close(self, *, timeout_s: float = 10.0) -> bool:
-        """Lets the work end and waits for it; False if it still runs after `timeout_s`. Idempotent."""
+    def close(self, *, timeout_s: float | None = 10.0) -> bool:
+        """Lets the work end and waits for it. Idempotent.
+
+        Args:
+            timeout_s: None waits as long as it takes.
+
+        Returns:
+            False if it still runs.
+        """
         self._stop.set()
-        self._wake()
         if self._thread.is_alive():
-            self._thread.join(max(0.0, timeout_s))
+            self._wake()
+            self._thread.join(None if timeout_s is None else max(0.0, timeout_s))
         return not self._thread.is_alive()
