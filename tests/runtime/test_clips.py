@@ -17,6 +17,7 @@ import pytest
 from drawn_files import HEIGHT, WIDTH, exif, jpeg_with_exif, scene
 from vehicle_support import make, run
 
+from misfire_runtime import triggers
 from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import decode_image, encode_jpeg
 from misfire_runtime.samples.candidate import Candidate
@@ -38,7 +39,7 @@ format = "%s"
 """
 
 
-class _At:
+class _At(triggers.Trigger):
     """Fires on given frames alone."""
 
     name = "once"
@@ -47,19 +48,14 @@ class _At:
         self._counts = counts
 
     def look(self, observation: Any) -> Any:
-        from misfire_runtime.triggers import Firing
-
-        return Firing("once", "by index", 7) if observation.count in self._counts else None
-
-    def taken(self, observation: Any) -> None:
-        pass
+        return triggers.TriggerEvent("once", "by index", 7) if observation.count in self._counts else None
 
 
 def drive(
     bundle: Any, store: Any, folder: Path, source: Path, form: str, *counts: int, more: str = ""
 ) -> Any:
     vehicle = make(bundle, store, folder, source, AROUND_100 % form + more)
-    vehicle.chooser.triggers = (_At(*counts),)
+    vehicle.selector.triggers = (_At(*counts),)
     # A ring gives frames up when the writer is behind, as on a busy machine; these tests count frames.
     vehicle.writer._queue.maxsize = 10_000
     return run(vehicle)
@@ -170,7 +166,7 @@ def test_a_video_of_turned_pictures_is_upright_and_of_one_size(
     text = (AROUND_100 % "video").replace("fps = 5", "fps = 60") + "[encode]\njpeg_quality = 95\n"
     source = Paced(open_source(str(pictures)))
     vehicle = make(bundle, store, tmp_path, [source], text)
-    vehicle.chooser.triggers = (_At(2),)
+    vehicle.selector.triggers = (_At(2),)
     run(vehicle)
     offer = next(offer for offer in store.offers if offer.trigger.name == "clip")
     with av.open(io.BytesIO(store.samples[offer.id][0])) as container:

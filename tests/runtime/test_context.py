@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misfire_runtime.config.tables import ContextTable
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.vehicle.context import MAX_KEYS, Context, ContextListener, parse_signals
+from misfire_runtime.sources.context import MAX_KEYS, Context, ContextListener, ContextTable, parse_signals
 
 
 def wait_for(context: Context, key: str) -> object:

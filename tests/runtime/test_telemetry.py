@@ -25,15 +25,14 @@ from ddsketch.pb.proto import DDSketchProto
 from prometheus_client.parser import text_string_to_metric_families
 from vehicle_support import EVERY, NONE, camera, make
 
-from misfire_runtime.config.tables import DegradeTable
 from misfire_runtime.errors import ConfigError, SourceError
 from misfire_runtime.messages import Telemetry, decode, encode
+from misfire_runtime.service.degrade import STEPS, DegradationLadder, DegradeTable, read_temperature_c
 from misfire_runtime.service.logs import JsonLines, logs_to
 from misfire_runtime.service.systemd import ServiceNotifier
 from misfire_runtime.state.statistics import SKETCH_ACCURACY
 from misfire_runtime.testing import ListSource
 from misfire_runtime.vehicle import pipeline, telemetry
-from misfire_runtime.vehicle.degrade import STEPS, Ladder, read_temperature_c
 from misfire_runtime.vehicle.telemetry import TelemetryServer, health, heartbeat
 
 
@@ -224,7 +223,7 @@ def test_a_threshold_without_a_number_and_a_disk_that_is_gone_do_not_end_the_fra
     driven: Any, store: Any, tmp_path: Path
 ) -> None:
     for value in (float("nan"), float("inf")):
-        driven.chooser.triggers[0].threshold = value
+        driven.selector.triggers[0]._threshold = value
         beat = decode(Telemetry, encode(heartbeat(driven, store.counters(), disk=tmp_path / "gone")))
         assert beat.thresholds == {} and beat.disk_free_bytes == 0
 
@@ -319,7 +318,7 @@ def test_the_ladder_is_climbed_step_by_step_and_left_when_it_is_over(tmp_path: P
     heat = tmp_path / "temp"
     heat.write_text("95000\n")
     table = DegradeTable(latency_ms=50, temperature_c=90, temperature_file=heat, hold_s=10)
-    ladder = Ladder(table, now=lambda: now[0])
+    ladder = DegradationLadder(table, now=lambda: now[0])
     steps = []
     for _ in range(6):
         steps.append(ladder.update(latency_ms=5, queue_fill=0.0))
@@ -333,7 +332,7 @@ def test_the_ladder_is_climbed_step_by_step_and_left_when_it_is_over(tmp_path: P
     assert ladder.update(latency_ms=500, queue_fill=0.0) == 3
     now[0] += 10
     assert ladder.update(latency_ms=500, queue_fill=0.0) == 4
-    assert [Ladder(table).step, len(STEPS)] == [0, 5]
+    assert [DegradationLadder(table).step, len(STEPS)] == [0, 5]
     ladder.step = 2
     assert [ladder.scores(i) for i in range(4)] == [True, False, True, False]
     ladder.step = 4

@@ -17,8 +17,8 @@ import pytest
 from vehicle_support import make, run
 
 from misfire_runtime.state.statistics import unpack_sketch
+from misfire_runtime.triggers.base import Observation
 from misfire_runtime.triggers.memory import TriggerMemory
-from misfire_runtime.triggers.observation import Observation
 from misfire_runtime.triggers.rates import TargetRate
 from misfire_runtime.vehicle import pipeline
 
@@ -76,14 +76,14 @@ def _pictures(folder: Path, count: int, clip: Path) -> Path:
 
 
 def _run_until(vehicle: Any, frames: int) -> None:
-    stop, choose, count = threading.Event(), vehicle.chooser.choose, itertools.count(1)
+    stop, choose, count = threading.Event(), vehicle.selector.select, itertools.count(1)
 
     def counting(*arguments: Any, **keywords: Any) -> Any:
         if next(count) >= frames:
             stop.set()
         return choose(*arguments, **keywords)
 
-    vehicle.chooser.choose = counting
+    vehicle.selector.select = counting
     run(vehicle, stop)
 
 
@@ -114,13 +114,13 @@ def test_after_kill_9_it_knows_its_threshold(
     if pid == 0:
         try:
             vehicle = make(bundle, store, tmp_path, folder, RATE)
-            frames = vehicle.chooser.choose
+            frames = vehicle.selector.select
 
             def slow(*arguments: Any, **keywords: Any) -> Any:
                 time.sleep(0.02)
                 return frames(*arguments, **keywords)
 
-            vehicle.chooser.choose = slow  # type: ignore[method-assign]
+            vehicle.selector.select = slow  # type: ignore[method-assign]
             run(vehicle)
         finally:
             os._exit(0)
@@ -131,11 +131,11 @@ def test_after_kill_9_it_knows_its_threshold(
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     learned = json.loads(file.read_text())["triggers"]["telling"]
     vehicle = make(bundle, store, tmp_path, folder, RATE)
-    assert vehicle.chooser.thresholds["telling"] == learned["threshold"]
+    assert vehicle.selector.thresholds["telling"] == learned["threshold"]
     fresh = make(bundle, store, tmp_path / "other", folder, RATE)
-    assert fresh.chooser.thresholds["telling"] != learned["threshold"]
+    assert fresh.selector.thresholds["telling"] != learned["threshold"]
     ignoring = make(bundle, store, tmp_path, folder, RATE, resume=False)
-    assert ignoring.chooser.thresholds == fresh.chooser.thresholds
+    assert ignoring.selector.thresholds == fresh.selector.thresholds
     for made in (vehicle, fresh, ignoring):
         made.close()
 
@@ -147,11 +147,11 @@ def _seen_in(file: Path) -> int:
 def _written(folder: Path, bundle: Any, store: Any, source: Path) -> Path:
     """A file as a stopped vehicle leaves it."""
     vehicle = make(bundle, store, folder, source, RATE)
-    trigger: Any = vehicle.chooser.triggers[0]
+    trigger: Any = vehicle.selector.triggers[0]
     for count in range(64):
         scored: Any = SimpleNamespace(scores={"entropy": count / 64})
         trigger.look(Observation(scored, {}, "front", 0.0, count))
-    TriggerMemory(folder / "state" / "triggers.json").save(vehicle.scorer.label, vehicle.chooser.learned())
+    TriggerMemory(folder / "state" / "triggers.json").save(vehicle.scorer.label, vehicle.selector.learned())
     vehicle.close()
     return folder / "state" / "triggers.json"
 
@@ -176,7 +176,7 @@ def left(bundle: Any, store: Any, tmp_path: Path, clip: Path) -> Any:
     def threshold() -> float:
         vehicle = make(bundle, store, tmp_path, source, RATE)
         vehicle.close()
-        return float(vehicle.chooser.thresholds["telling"])
+        return float(vehicle.selector.thresholds["telling"])
 
     return threshold
 
@@ -208,10 +208,10 @@ def test_a_change_of_other_tables_costs_nothing_learned(
     source = _pictures(tmp_path / "in", 30, clip)
     _written(tmp_path, bundle, store, source)
     vehicle = make(bundle, store, tmp_path, source, RATE)
-    before = vehicle.chooser.thresholds["telling"]
+    before = vehicle.selector.thresholds["telling"]
     vehicle.apply(vehicle.config.model_copy(update={"limits": vehicle.config.limits}))
     vehicle._take_over()
-    assert vehicle.chooser.thresholds["telling"] == before
+    assert vehicle.selector.thresholds["telling"] == before
     vehicle.close()
 
 

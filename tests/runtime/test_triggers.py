@@ -12,7 +12,7 @@ from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.triggers import Chooser, Observation, build_triggers
+from misfire_runtime.triggers import Observation, Selector, build_triggers
 from misfire_runtime.triggers.compose import CoolDown
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import RandomStream
@@ -41,8 +41,8 @@ def build(text: str, scorer: Scorer) -> list[Any]:
 def test_a_threshold_fires_at_and_above_its_value() -> None:
     trigger = Threshold("t", score="entropy", above=0.5)
     assert trigger.look(observe(entropy=0.499)) is None
-    firing = trigger.look(observe(entropy=0.5))
-    assert firing is not None and "entropy 0.5 >= 0.5" in firing.reason
+    event = trigger.look(observe(entropy=0.5))
+    assert event is not None and "entropy 0.5 >= 0.5" in event.reason
     assert trigger.look(observe(msp=0.9)) is None
 
 
@@ -146,8 +146,8 @@ def test_any_and_all_compose_by_name_and_only_roots_stand_alone(scorer: Scorer) 
     both, either = triggers
     assert both.look(observe(entropy=0.9)) is None
     assert both.look(observe(entropy=0.9, context={"speed": 20.0})).priority == 8
-    firing = either.look(observe(entropy=0.9, context={"speed": 20.0}))
-    assert firing.priority == 8 and firing.reason.startswith("fast:")
+    event = either.look(observe(entropy=0.9, context={"speed": 20.0}))
+    assert event.priority == 8 and event.reason.startswith("fast:")
     either.taken(observe(entropy=0.9, time_s=0.0))
     assert either.look(observe(entropy=0.9, time_s=1.0)) is None
 
@@ -219,7 +219,7 @@ def test_near_duplicates_are_suppressed_and_forgotten_in_order() -> None:
 
 
 def test_nothing_touches_the_random_stream() -> None:
-    chooser = Chooser(
+    selector = Selector(
         [Threshold("t", score="s", above=0.0)],
         random=RandomStream(rate=0.1, seed=1),
         novelty=Novelty(similarity=0.5),
@@ -228,8 +228,8 @@ def test_nothing_touches_the_random_stream() -> None:
     choices = []
     for count in range(2000):
         scored: Any = SimpleNamespace(scores={"s": 1.0}, prediction={}, embedding=same)
-        in_stream = chooser.random.takes(f"front/{count}")
-        choices.append(chooser.choose(Observation(scored, {}, "front", 0.0, count), in_stream=in_stream))
+        in_stream = selector.random.takes(f"front/{count}")
+        choices.append(selector.select(Observation(scored, {}, "front", 0.0, count), in_stream=in_stream))
     random = [i for i, choice in enumerate(choices) if choice is not None and choice.trigger.random]
     assert random == [i for i in range(2000) if RandomStream(rate=0.1, seed=1).takes(f"front/{i}")]
     assert all(
@@ -237,12 +237,12 @@ def test_nothing_touches_the_random_stream() -> None:
     )
     triggered = [choice for choice in choices if choice is not None and not choice.trigger.random]
     assert len(triggered) <= 1
-    assert chooser.suppressed["near-duplicate"] == 2000 - len(random) - len(triggered)
+    assert selector.suppressed["near-duplicate"] == 2000 - len(random) - len(triggered)
 
 
 def test_a_random_frame_that_a_trigger_wanted_says_both() -> None:
-    chooser = Chooser([Threshold("night", score="s", above=0.0)], random=RandomStream(rate=1.0, seed=1))
-    choice = chooser.choose(observe(s=1.0), in_stream=True)
+    selector = Selector([Threshold("night", score="s", above=0.0)], random=RandomStream(rate=1.0, seed=1))
+    choice = selector.select(observe(s=1.0), in_stream=True)
     assert choice is not None
     assert choice.trigger.random and choice.trigger.name == "random" and choice.trigger.rate == 1.0
     assert choice.trigger.reason.startswith("night:")

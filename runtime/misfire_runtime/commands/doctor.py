@@ -34,10 +34,10 @@ from misfire_runtime.mqtt.certificates import name_problem, validity
 from misfire_runtime.mqtt.client import is_loopback
 from misfire_runtime.mqtt.connection import Connection, LinkError
 from misfire_runtime.samples.privacy import Privacy
-from misfire_runtime.sources import open_source
+from misfire_runtime.service.degrade import read_temperature_c
+from misfire_runtime.sources.registry import open_table
 from misfire_runtime.spool.ledger import Ledger
 from misfire_runtime.spool.schema import snapshot
-from misfire_runtime.vehicle.degrade import read_temperature_c
 from misfire_runtime.vehicle.session import broker_config
 
 WARN_DAYS = 30
@@ -205,7 +205,7 @@ def clock_is_synchronised() -> bool | None:
 
 def _sources(config: VehicleConfig) -> Iterator[Finding]:
     for table in config.source:
-        source = open_source(table.input, name=table.name, topic=table.topic, options=table.options)
+        source = open_table(table)
         stop = threading.Event()
         if source.live:
             device = Path(table.input.removeprefix("v4l2:"))

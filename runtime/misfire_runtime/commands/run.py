@@ -23,11 +23,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from misfire_runtime.config.tables import TargetRateTable, VehicleConfig, read_config, validated
+from misfire_runtime.config.tables import VehicleConfig, read_config, validated
 from misfire_runtime.errors import SourceError
 from misfire_runtime.service.logs import set_up_logs, take_down_logs
 from misfire_runtime.service.systemd import ServiceNotifier
 from misfire_runtime.spool import Spool
+from misfire_runtime.triggers.rates import TargetRateTable
 from misfire_runtime.vehicle.pipeline import Vehicle
 from misfire_runtime.vehicle.session import RunResult, run_vehicle
 

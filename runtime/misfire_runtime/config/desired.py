@@ -13,21 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from misfire_runtime.config.tables import (
-    ClipsTable,
-    DegradeTable,
-    EncodeTable,
-    LimitsTable,
-    NoveltyTable,
-    RandomTable,
-    Rate,
-    Table,
-    TriggerTable,
-    VehicleConfig,
-)
+from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
+from misfire_runtime.samples.clips import ClipsTable
+from misfire_runtime.samples.writer import EncodeTable
+from misfire_runtime.service.degrade import DegradeTable
+from misfire_runtime.tables import Rate, Table
 from misfire_runtime.toml import explain
+from misfire_runtime.triggers.budget import Limits
+from misfire_runtime.triggers.novelty import NoveltyTable
+from misfire_runtime.triggers.random_stream import RandomTable
+from misfire_runtime.triggers.registry import AnyTriggerTable
 from misfire_runtime.uplink.bandwidth import Bandwidth
 
 MAX_TRIGGERS = 32
@@ -52,7 +49,7 @@ class DesiredNovelty(Table):
 
 
 class DesiredLimits(Table):
-    """See LimitsTable."""
+    """See Limits."""
 
     samples_per_hour: _Samples | None = None
     samples_per_day: _Samples | None = None
@@ -98,7 +95,7 @@ class DesiredConfig(Table):
     """The tables and fields that the fleet may set. A table that is left out stays the vehicle's own."""
 
     random: DesiredRandom = DesiredRandom()
-    triggers: dict[Name, TriggerTable] = Field(default={}, max_length=MAX_TRIGGERS)
+    triggers: dict[Name, AnyTriggerTable] = Field(default={}, max_length=MAX_TRIGGERS)
     novelty: DesiredNovelty | None = None
     limits: DesiredLimits = DesiredLimits()
     clips: DesiredClips | None = None
@@ -110,7 +107,7 @@ class DesiredConfig(Table):
 _TABLES: dict[str, type[Table]] = {
     "random": RandomTable,
     "novelty": NoveltyTable,
-    "limits": LimitsTable,
+    "limits": Limits,
     "clips": ClipsTable,
     "encode": EncodeTable,
     "degrade": DegradeTable,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
+from pydantic import Field
 
 from misfire_runtime.bundle import ENGINE_CACHE, Bundle
 from misfire_runtime.errors import EngineError
+from misfire_runtime.tables import Table
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt-provider", "tensorrt"]
 
@@ -35,6 +37,14 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees the engine's memory; it cannot be used afterwards."""
         ...
+
+
+class EngineTable(Table):
+    """What runs the graph."""
+
+    provider: Provider = "auto"
+    threads: int = Field(default=1, ge=1, le=64)
+    device: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from misfire_runtime.engines.scoring import Scored
 from misfire_runtime.sources.frame import Frame
-from misfire_runtime.triggers.chooser import Choice
+from misfire_runtime.triggers.selector import Choice
 
 
 @dataclass(frozen=True, slots=True)

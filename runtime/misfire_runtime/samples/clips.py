@@ -16,17 +16,31 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 import av
+from pydantic import Field
 
 from misfire_runtime.encoded import exif_block
 from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import encode_jpeg
 from misfire_runtime.sources.frame import Frame
 from misfire_runtime.sources.recording_time import exif_orientation
+from misfire_runtime.tables import Table
 
 if TYPE_CHECKING:
     from misfire_runtime.samples.candidate import Candidate
 
 _TIME_BASE = Fraction(1, 1000)
+
+
+class ClipsTable(Table):
+    """Frames around a chosen one. "frames" uploads each as its own sample, "video" one MP4."""
+
+    before_s: float = Field(default=1.0, ge=0, le=60)
+    after_s: float = Field(default=1.0, ge=0, le=60)
+    fps: float = Field(default=5.0, gt=0, le=60)
+    format: Literal["frames", "video"] = "frames"
+    max_bytes: int = Field(
+        default=256 * 1024**2, gt=0, description="memory of the ring and of the open video, per source"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,65 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from misfire_runtime.config.tables import BlurTable, PrivacyTable
 from misfire_runtime.errors import MisfireError, PrivacyError
 from misfire_runtime.preprocess import Image, InputContract, to_tensor
+from misfire_runtime.tables import Rate, RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
 Boxes = NDArray[np.float32]
 """[n,4] x0, y0, x1, y1."""
+
+
+class MaskTable(Table):
+    """A rectangle painted black: x, y, width, height as shares 0..1 of the picture; "" is every source."""
+
+    box: tuple[Rate, Rate, Rate, Rate]
+    source: str = ""
+
+
+class BlurTable(Table):
+    """A detector whose boxes are blurred."""
+
+    model: RelativePath
+    label: str = Field(
+        default="blur", pattern=r"^[a-z0-9-]{1,32}$", description="what it finds: faces, plates"
+    )
+    threshold: Rate = 0.3
+    grow: float = Field(default=0.15, ge=0, le=2, description="share of the box added on each side")
+    layout: Literal["boxes+scores", "detections", "yolo"] = "detections"
+    normalised: bool = False
+    classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="class numbers that count; none: all (detections: the sixth column; yolo)"
+    )
+    size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] | None = Field(
+        default=None, description="height, width to run at, where the graph leaves them free"
+    )
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    resize: Literal["stretch", "letterbox"] = "stretch"
+
+
+class CropsTable(Table):
+    """Keep a region alone, as shares 0..1: x, y, width, height."""
+
+    box: tuple[Rate, Rate, Rate, Rate]
+    source: str = ""
+
+
+class PrivacyTable(Table):
+    """What happens to a picture before it is written anywhere."""
+
+    masks: tuple[MaskTable, ...] = ()
+    blur: tuple[BlurTable, ...] = ()
+    crops: tuple[CropsTable, ...] = ()
 
 
 class Privacy:

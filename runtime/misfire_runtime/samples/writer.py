@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from pydantic import Field
+
 from misfire_runtime.clock import boot_id
 from misfire_runtime.errors import DiskFullError, ImageError, MisfireError, PrivacyError, SpoolError
 from misfire_runtime.messages import Clock, Counters, Offer, Trigger, pack_embedding
@@ -30,13 +32,21 @@ from misfire_runtime.service.logs import Throttle
 from misfire_runtime.sources.frame import Frame
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
+from misfire_runtime.tables import Table
 from misfire_runtime.triggers.budget import Budget
-from misfire_runtime.triggers.chooser import Choice
+from misfire_runtime.triggers.selector import Choice
 
 _LOG = logging.getLogger(__name__)
 CLIP_PRIORITY = 4
 MAX_EMBEDDING = 3000
 """Numbers that fit the offer's 8 KiB as base64 of float16."""
+
+
+class EncodeTable(Table):
+    """How chosen frames are written where their original bytes cannot be used."""
+
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    keep_original: bool = True
 
 
 class SampleStore(Protocol):

@@ -20,10 +20,11 @@ import av
 from misfire_runtime.encoded import exif_block, without_trailer
 from misfire_runtime.errors import ImageError, SourceError
 from misfire_runtime.preprocess import decode_image
-from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
+from misfire_runtime.sources.frame import Frame, Source, SourceCounts, sniff_media_type
 from misfire_runtime.sources.kinds import KNOWN_SUFFIXES, Kind, is_hidden, kind_of
 from misfire_runtime.sources.names import shown
 from misfire_runtime.sources.recording_time import exif_time
+from misfire_runtime.sources.registry import SourceKind, SourceTable, register
 from misfire_runtime.sources.video import VideoFile, upright
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ MAX_IMAGE_BYTES = 256 * 1024 * 1024
 _NAMED_AT_MOST = 5
 
 
-class RecordedFiles:
+@register
+class RecordedFiles(SourceKind):
     """Every frame of an image, a video, or a folder of them (searched to the bottom)."""
 
     live = False
@@ -45,6 +47,16 @@ class RecordedFiles:
         self._files, self._passed = _list(path)
         self.identity = _identity(path, [file for file, _kind in self._files])
         self._zone_assumed = False
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """See SourceKind: whatever no other kind reads, if only to say what is wrong with it."""
+        return True
+
+    @classmethod
+    def open(cls, settings: SourceTable) -> Source:
+        """See SourceKind."""
+        return cls(settings.path, name=settings.name)
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
         """Yields frames in the order of the file names; what cannot be read keeps its index."""

@@ -27,11 +27,13 @@ import numpy as np
 
 from misfire_runtime.errors import SourceError
 from misfire_runtime.preprocess import Image
-from misfire_runtime.sources.frame import Frame, SourceCounts
+from misfire_runtime.sources.frame import Frame, Source, SourceCounts
+from misfire_runtime.sources.registry import SourceKind, SourceTable, register
 
 _LOG = logging.getLogger(__name__)
 
 PROGRAM = "gst-launch-1.0"
+_PREFIX = "gst:"
 _SINK = "misfire-frames"
 _CAPS = re.compile(
     rf"GstFdSink:{_SINK}\.GstPad:sink: caps = video/x-raw.*?width=\(int\)(\d+), height=\(int\)(\d+)"
@@ -44,9 +46,11 @@ _WAIT_S = 0.2
 _END_S = 3.0
 
 
-class GStreamerPipeline:
+@register
+class GStreamerPipeline(SourceKind):
     """Frames of a GStreamer pipeline; started again when it ends, fails, or gives nothing for `silence_s`."""
 
+    prefixes = (_PREFIX,)
     live = True
 
     def __init__(
@@ -71,6 +75,11 @@ class GStreamerPipeline:
         self.counts = SourceCounts()
         self._silence_s = silence_s
         self._max_wait_s = max_wait_s
+
+    @classmethod
+    def open(cls, settings: SourceTable) -> Source:
+        """See SourceKind. The input is the pipeline behind `gst:`."""
+        return cls(settings.input.removeprefix(_PREFIX), name=settings.name or "gstreamer")
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
         """Frames as they arrive, across restarts of the pipeline; the index goes on counting."""

@@ -24,10 +24,11 @@ from misfire_runtime.encoded import without_trailer
 from misfire_runtime.errors import ImageError, MissingExtraError, SourceError
 from misfire_runtime.preprocess import decode_image
 from misfire_runtime.sources.files import natural_order
-from misfire_runtime.sources.frame import Frame, SourceCounts, sniff_media_type
-from misfire_runtime.sources.kinds import is_hidden
+from misfire_runtime.sources.frame import Frame, Source, SourceCounts, sniff_media_type
+from misfire_runtime.sources.kinds import is_hidden, kind_of
 from misfire_runtime.sources.names import shown
 from misfire_runtime.sources.recording_time import believable
+from misfire_runtime.sources.registry import SourceKind, SourceTable, register
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,9 +47,11 @@ class Compressed:
 Extract = Callable[[bytes], Compressed]
 
 
-class McapReplay:
+@register
+class McapReplay(SourceKind):
     """The images of one topic of a recording, in log order."""
 
+    suffixes = (".mcap",)
     live = False
 
     def __init__(self, path: Path, *, name: str = "", topic: str | None = None) -> None:
@@ -78,6 +81,21 @@ class McapReplay:
         stats = [(shown(file.name), file.stat().st_size, file.stat().st_mtime_ns) for file in self._files]
         key = repr((shown(path.resolve()), topic, stats))
         self.identity = hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """See SourceKind: an MCAP file, there or not, or a folder with one."""
+        try:
+            if path.is_dir():
+                return any(file.suffix.lower() in cls.suffixes for file in path.iterdir())
+            return super().reads(path) or (path.is_file() and kind_of(path) == "mcap")
+        except OSError:  # RecordedFiles says what is wrong with it
+            return False
+
+    @classmethod
+    def open(cls, settings: SourceTable) -> Source:
+        """See SourceKind."""
+        return cls(settings.path, name=settings.name, topic=settings.topic)
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
         """Yields frames with the time of the recording, counted from its first picture, in `pts_s`."""

@@ -14,19 +14,23 @@ from collections.abc import Iterator, Mapping
 
 import av
 
-from misfire_runtime.sources.frame import Frame, SourceCounts
+from misfire_runtime.sources.frame import Frame, Source, SourceCounts
+from misfire_runtime.sources.registry import SourceKind, SourceTable, register
 from misfire_runtime.sources.video import PictureDecoder, upright
 
 _LOG = logging.getLogger(__name__)
 
 NETWORK_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "tcp", "udp", "srt")
+_CAMERAS = ("v4l2:", "/dev/video")
 _RTSP_OVER_TCP = {"rtsp_transport": "tcp"}
 _LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
 
 
-class LiveStream:
+@register
+class LiveStream(SourceKind):
     """A stream or camera that FFmpeg can open. It never ends by itself; `stop` ends it."""
 
+    prefixes = (*_CAMERAS, *(f"{scheme}://" for scheme in NETWORK_SCHEMES))
     live = True
 
     def __init__(
@@ -54,6 +58,14 @@ class LiveStream:
         }
         self._silence_s = silence_s
         self._max_wait_s = max_wait_s
+
+    @classmethod
+    def open(cls, settings: SourceTable) -> Source:
+        """See SourceKind. The input is a URL, or a V4L2 device with or without `v4l2:`."""
+        where = settings.input
+        camera = "v4l2" if where.startswith(_CAMERAS) else None
+        url = where.removeprefix("v4l2:")
+        return cls(url, name=settings.name, format_name=camera, options=settings.options)
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
         """Frames as they arrive, across reconnects; the index goes on counting."""

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from pydantic import Field
+
 from misfire_runtime.errors import DiskFullError, SpoolError, SpoolInUseError
 from misfire_runtime.messages import MAX_KEY, Counters, Declined, Offer, Rejected, Stored, encode
 from misfire_runtime.service.logs import Throttle
@@ -33,6 +35,7 @@ from misfire_runtime.spool.ballast import Ballast
 from misfire_runtime.spool.files import SampleFiles
 from misfire_runtime.spool.ledger import Hold, Ledger, Row
 from misfire_runtime.spool.schema import DamagedDatabaseError, connect, explained
+from misfire_runtime.tables import RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
 MIB = 1024 * 1024
@@ -43,6 +46,15 @@ RESUME = "resume"
 T = TypeVar("T")
 
 Terminal = Stored | Declined | Rejected
+
+
+class SpoolTable(Table):
+    """Where samples wait."""
+
+    path: RelativePath = Path("spool")
+    max_bytes: int = Field(default=2 * 1024**3, gt=0)
+    reserve_bytes: int = Field(default=64 * 1024**2, ge=0)
+    queue: int = Field(default=32, ge=1, le=4096, description="chosen frames that may wait for the disk")
 
 
 @dataclass(frozen=True)

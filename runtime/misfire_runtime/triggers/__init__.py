@@ -1,14 +1,31 @@
 """Triggers: which frames are worth a human's time.
 
-observation --every trigger looks--> firings --novelty, budget--> Choice;  beside them the random stream.
+observation --every trigger looks--> events --novelty, budget--> Choice;  beside them the random stream.
 
-`Chooser` is what the pipeline holds; `build_triggers` makes its triggers from the tables of a configuration.
+`Selector` is what the pipeline holds; `build_triggers` makes its triggers from the tables of a configuration.
+The modules of this package register the kinds that come with the runtime.
 """
 
 from __future__ import annotations
 
+from misfire_runtime.triggers.base import Observation, Trigger, TriggerEvent
 from misfire_runtime.triggers.build import build_triggers
-from misfire_runtime.triggers.chooser import Choice, Chooser
-from misfire_runtime.triggers.observation import Firing, Observation, Trigger
+from misfire_runtime.triggers.compose import AllOf, AnyOf
+from misfire_runtime.triggers.expression import Rule
+from misfire_runtime.triggers.rates import Percentile, TargetRate, Threshold
+from misfire_runtime.triggers.selector import Choice, Selector
 
-__all__ = ["Choice", "Chooser", "Firing", "Observation", "Trigger", "build_triggers"]
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Choice",
+    "Observation",
+    "Percentile",
+    "Rule",
+    "Selector",
+    "TargetRate",
+    "Threshold",
+    "Trigger",
+    "TriggerEvent",
+    "build_triggers",
+]

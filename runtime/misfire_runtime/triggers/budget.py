@@ -22,28 +22,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from misfire_runtime.clock import boot_id, wall_time
 from misfire_runtime.errors import SpoolError
 from misfire_runtime.state.small_files import read_state, write_state
+from misfire_runtime.tables import Table
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What may be spent; None is no limit."""
+class Limits(Table):
+    """Budgets of what triggers may choose; None is no limit."""
 
-    samples_per_hour: int | None = None
-    samples_per_day: int | None = None
-    bytes_per_hour: int | None = None
-    bytes_per_day: int | None = None
+    samples_per_hour: int | None = Field(default=None, ge=0)
+    samples_per_day: int | None = Field(default=None, ge=0)
+    bytes_per_hour: int | None = Field(default=None, ge=0)
+    bytes_per_day: int | None = Field(default=None, ge=0)
 
     @property
     def any(self) -> bool:
         """Whether there is a limit at all."""
-        return any(value is not None for value in vars(self).values())
+        return any(value is not None for _name, value in self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,40 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
-from misfire_runtime.triggers.observation import Firing, Observation, Trigger
+from pydantic import Field
+
+from misfire_runtime.triggers.base import (
+    BuildContext,
+    Observation,
+    Trigger,
+    TriggerEvent,
+    TriggerKind,
+    TriggerTable,
+)
+from misfire_runtime.triggers.registry import register
 
 
-def every(triggers: Sequence[Trigger]) -> Iterator[Trigger]:
-    """These triggers, and all that they are made of."""
-    for trigger in triggers:
-        yield trigger
-        if isinstance(trigger, CoolDown):
-            yield from every([trigger.inner])
-        elif isinstance(trigger, AnyOf | AllOf):
-            yield from every(trigger.parts)
+class _GroupTable(TriggerTable):
+    of: tuple[str, ...] = Field(min_length=1, max_length=64)
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """See TriggerTable."""
+        return self.of
 
 
-class AnyOf:
-    """Fires where one of its parts does; the part of the highest priority gives the reason."""
+class AnyTable(_GroupTable):
+    """Any of other triggers, by name."""
+
+    kind: Literal["any"]
+
+
+class AllTable(_GroupTable):
+    """All of other triggers, by name."""
+
+    kind: Literal["all"]
+
+
+class _Group(TriggerKind):
+    def __init__(self, name: str, *, parts: Sequence[Trigger], priority: int | None = None) -> None:
+        """priority: None takes the highest of the parts that want the frame."""
+        self.name = name
+        self._parts = tuple(parts)
+        self._priority = priority
+
+    @classmethod
+    def build(cls, settings: _GroupTable, context: BuildContext) -> Trigger:
+        """See TriggerKind."""
+        parts = [context.part(name) for name in settings.of]
+        priority = settings.priority if "priority" in settings.model_fields_set else None
+        return cls(context.name, parts=parts, priority=priority)
+
+    @property
+    def parts(self) -> Sequence[Trigger]:
+        """See Trigger."""
+        return self._parts
+
+    @abstractmethod
+    def look(self, observation: Observation) -> TriggerEvent | None:
+        """See Trigger."""
+
+
+@register
+class AnyOf(_Group):
+    """Fires if one of its parts does; the part of the highest priority gives the reason."""
+
+    Settings = AnyTable
 
     def __init__(self, name: str, *, parts: Sequence[Trigger], priority: int | None = None) -> None:
-        self.name = name
-        self.parts = tuple(parts)
-        self._priority = priority
+        super().__init__(name, parts=parts, priority=priority)
         self._fired: list[Trigger] = []
 
-    def look(self, observation: Observation) -> Firing | None:
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger. Every part looks at every frame."""
-        firings = [(part, part.look(observation)) for part in self.parts]
-        self._fired = [part for part, firing in firings if firing is not None]
-        found = [firing for _part, firing in firings if firing is not None]
+        events = [(part, part.look(observation)) for part in self._parts]
+        self._fired = [part for part, event in events if event is not None]
+        found = [event for _part, event in events if event is not None]
         if not found:
             return None
-        best = max(found, key=lambda firing: firing.priority)
+        best = max(found, key=lambda event: event.priority)
         priority = best.priority if self._priority is None else self._priority
-        return Firing(self.name, f"{best.name}: {best.reason}", priority)
+        return TriggerEvent(self.name, f"{best.name}: {best.reason}", priority)
 
     def taken(self, observation: Observation) -> None:
         """Tells the parts that fired."""
@@ -43,35 +91,33 @@ class AnyOf:
             part.taken(observation)
 
 
-class AllOf:
-    """Fires where all of its parts do."""
+@register
+class AllOf(_Group):
+    """Fires if all of its parts do."""
 
-    def __init__(self, name: str, *, parts: Sequence[Trigger], priority: int | None = None) -> None:
-        self.name = name
-        self.parts = tuple(parts)
-        self._priority = priority
+    Settings = AllTable
 
-    def look(self, observation: Observation) -> Firing | None:
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger. Every part looks at every frame."""
-        firings = [part.look(observation) for part in self.parts]
-        found = [firing for firing in firings if firing is not None]
-        if len(found) < len(firings):
+        events = [part.look(observation) for part in self._parts]
+        found = [event for event in events if event is not None]
+        if len(found) < len(events):
             return None
-        reason = "; ".join(f"{firing.name}: {firing.reason}" for firing in found)
-        highest = max(firing.priority for firing in found)
-        return Firing(self.name, reason, highest if self._priority is None else self._priority)
+        reason = "; ".join(f"{event.name}: {event.reason}" for event in found)
+        highest = max(event.priority for event in found)
+        return TriggerEvent(self.name, reason, highest if self._priority is None else self._priority)
 
     def taken(self, observation: Observation) -> None:
         """Tells all parts."""
-        for part in self.parts:
+        for part in self._parts:
             part.taken(observation)
 
 
-class CoolDown:
+class CoolDown(Trigger):
     """Keeps a trigger quiet for a time, or a number of frames, after a frame was taken for it.
 
     Time is per source and is the recording's own where it has one; a clock that went backwards (a loop, the
-    next file) ends the pause.
+    next file) ends the pause. Every table may ask for it (`cool_down_s`, `cool_down_frames`): it has no kind.
     """
 
     def __init__(self, inner: Trigger, *, seconds: float = 0.0, frames: int = 0) -> None:
@@ -81,18 +127,28 @@ class CoolDown:
         self._frames = frames
         self._last: dict[str, tuple[float, int]] = {}
 
-    def look(self, observation: Observation) -> Firing | None:
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger. The inner trigger goes on learning while it is quiet."""
-        firing = self.inner.look(observation)
-        if firing is None or observation.source not in self._last:
-            return firing
+        event = self.inner.look(observation)
+        if event is None or observation.source not in self._last:
+            return event
         time_s, count = self._last[observation.source]
         elapsed = observation.time_s - time_s
         if 0 <= elapsed < self._seconds or observation.count - count <= self._frames:
             return None
-        return firing
+        return event
 
     def taken(self, observation: Observation) -> None:
         """Starts the pause."""
         self._last[observation.source] = (observation.time_s, observation.count)
         self.inner.taken(observation)
+
+    @property
+    def parts(self) -> Sequence[Trigger]:
+        """See Trigger."""
+        return (self.inner,)
+
+    @property
+    def threshold(self) -> float | None:
+        """That of the inner trigger."""
+        return self.inner.threshold

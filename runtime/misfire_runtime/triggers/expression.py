@@ -12,10 +12,18 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.triggers.observation import Firing, Observation
+from misfire_runtime.triggers.base import (
+    BuildContext,
+    Observation,
+    Trigger,
+    TriggerEvent,
+    TriggerKind,
+    TriggerTable,
+)
+from misfire_runtime.triggers.registry import register
 
 MAX_LENGTH = 1000
 MAX_NODES = 200
@@ -42,8 +50,18 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
 _FUNCTIONS: dict[str, Callable[..., float]] = {"abs": abs, "min": min, "max": max}
 
 
-class Rule:
-    """Fires where its expression is true."""
+class RuleTable(TriggerTable):
+    """An expression over scores and context."""
+
+    kind: Literal["rule"]
+    when: str
+
+
+@register
+class Rule(TriggerKind):
+    """Fires if its expression is true."""
+
+    Settings = RuleTable
 
     def __init__(self, name: str, *, when: str, scores: Collection[str], priority: int = 5) -> None:
         """scores: the names the bundle has. Raises ConfigError that shows the place in `when`."""
@@ -52,14 +70,20 @@ class Rule:
         self._priority = priority
         self._test = compile_rule(when, scores=scores)
 
-    def look(self, observation: Observation) -> Firing | None:
+    @classmethod
+    def build(cls, settings: RuleTable, context: BuildContext) -> Trigger:
+        """See TriggerKind."""
+        try:
+            scores = context.scorer.tables
+            return cls(context.name, when=settings.when, scores=scores, priority=settings.priority)
+        except ConfigError as error:
+            raise ConfigError(f"triggers.{context.name}.when: {error}") from error
+
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger."""
         if not self._test(observation):
             return None
-        return Firing(self.name, self._when[:200], self._priority)
-
-    def taken(self, observation: Observation) -> None:
-        """Keeps no state."""
+        return TriggerEvent(self.name, self._when[:200], self._priority)
 
 
 def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[Observation], bool]:

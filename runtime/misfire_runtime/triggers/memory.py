@@ -1,6 +1,6 @@
 """What triggers have learned, kept on disk, so that a restarted vehicle need not learn it again.
 
-Chooser.learned --TriggerMemory.save (durably)--> triggers.json --load, at the next start--> relearn
+Selector.learned --TriggerMemory.save (durably)--> triggers.json --load, at the next start--> relearn
 
 The file is about one bundle: scores of another are other scores. A file that cannot be understood costs what
 it held and a log line, nothing else. A recording that was read to its end leaves none: read again, it is

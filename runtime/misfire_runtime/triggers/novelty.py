@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+
+from misfire_runtime.tables import Table
+
+
+class NoveltyTable(Table):
+    """Suppression of near-duplicates by cosine similarity of embeddings."""
+
+    similarity: float = Field(default=0.98, gt=-1, le=1)
+    memory: int = Field(default=256, ge=1, le=65536)
 
 
 class Novelty:

@@ -15,16 +15,26 @@ import json
 import logging
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from misfire_runtime.sources.frame import Frame
 from misfire_runtime.state.small_files import read_state, write_state
+from misfire_runtime.tables import Rate, Table
 
 _LOG = logging.getLogger(__name__)
 _SCALE = 1.0 / 2**64
 _ROWS = 4
 """Of a decoded picture that are hashed, beside its time: the whole could cost more than scoring it."""
 _VERSION = 1
+
+
+class RandomTable(Table):
+    """The unbiased stream."""
+
+    rate: Rate = 0.01
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
 
 
 class RandomStream:

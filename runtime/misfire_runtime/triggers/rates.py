@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ddsketch import LogCollapsingLowestDenseDDSketch
 from ddsketch.ddsketch import BaseDDSketch
+from pydantic import Field
 
+from misfire_runtime.engines.scoring import quantile
 from misfire_runtime.state.statistics import pack_sketch, unpack_sketch
-from misfire_runtime.triggers.observation import Firing, Observation
+from misfire_runtime.tables import Rate
+from misfire_runtime.triggers.base import (
+    BuildContext,
+    Observation,
+    Trigger,
+    TriggerEvent,
+    TriggerKind,
+    TriggerTable,
+)
+from misfire_runtime.triggers.registry import register
 
 _ACCURACY = 0.002
 _BINS = 8192
@@ -24,8 +35,19 @@ _TINY = 1e-12
 _REFRESH_FRAMES = 16
 
 
-class Threshold:
-    """Fires where the score is at or above a fixed value."""
+class ThresholdTable(TriggerTable):
+    """At or above a fixed score."""
+
+    kind: Literal["threshold"]
+    score: str | None = None
+    above: float
+
+
+@register
+class Threshold(TriggerKind):
+    """Fires if the score is at or above a fixed value."""
+
+    Settings = ThresholdTable
 
     def __init__(self, name: str, *, score: str, above: float, priority: int = 5) -> None:
         self.name = name
@@ -33,19 +55,33 @@ class Threshold:
         self._above = above
         self._priority = priority
 
-    def look(self, observation: Observation) -> Firing | None:
+    @classmethod
+    def build(cls, settings: ThresholdTable, context: BuildContext) -> Trigger:
+        """See TriggerKind."""
+        score = context.score(settings.score)
+        return cls(context.name, score=score, above=settings.above, priority=settings.priority)
+
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger."""
         value = observation.scored.scores.get(self._score)
         if value is None or value < self._above:
             return None
-        return Firing(self.name, f"{self._score} {value:.4g} >= {self._above:.4g}", self._priority)
-
-    def taken(self, observation: Observation) -> None:
-        """Keeps no state."""
+        return TriggerEvent(self.name, f"{self._score} {value:.4g} >= {self._above:.4g}", self._priority)
 
 
-class Percentile:
-    """Fires where the score lies at or above a level of its calibration."""
+class PercentileTable(TriggerTable):
+    """At or above a level of the bundle's calibration."""
+
+    kind: Literal["percentile"]
+    score: str | None = None
+    level: Rate
+
+
+@register
+class Percentile(TriggerKind):
+    """Fires if the score is at or above a level of its calibration."""
+
+    Settings = PercentileTable
 
     def __init__(self, name: str, *, score: str, level: float, priority: int = 5) -> None:
         """level: 0..1."""
@@ -54,23 +90,39 @@ class Percentile:
         self._level = level
         self._priority = priority
 
-    def look(self, observation: Observation) -> Firing | None:
+    @classmethod
+    def build(cls, settings: PercentileTable, context: BuildContext) -> Trigger:
+        """See TriggerKind."""
+        score = context.score(settings.score)
+        return cls(context.name, score=score, level=settings.level, priority=settings.priority)
+
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger."""
         if self._score not in observation.scored.scores:
             return None
         level = observation.scored.percentile(self._score)
         if level < self._level:
             return None
-        return Firing(
+        return TriggerEvent(
             self.name, f"{self._score} at calibrated {level:.4f} >= {self._level:.4f}", self._priority
         )
 
-    def taken(self, observation: Observation) -> None:
-        """Keeps no state."""
+
+class TargetRateTable(TriggerTable):
+    """The top share of recent frames."""
+
+    kind: Literal["target-rate"]
+    score: str | None = None
+    rate: Rate = 0.02
+    window: int = Field(default=2000, ge=50, le=1_000_000)
+    warm_up: int = Field(default=50, ge=2, le=1_000_000)
 
 
-class TargetRate:
+@register
+class TargetRate(TriggerKind):
     """Fires on the highest-scored `rate` of recent frames; takes at most that in the long run."""
+
+    Settings = TargetRateTable
 
     def __init__(
         self,
@@ -89,7 +141,7 @@ class TargetRate:
         window: frames the threshold looks back on.
         """
         self.name = name
-        self.threshold = prior if prior is not None else float("inf")
+        self._threshold = prior if prior is not None else float("inf")
         self._score = score
         self._rate = rate
         self._warm_up = max(2, warm_up)
@@ -101,26 +153,45 @@ class TargetRate:
         self._burst = max(2.0, rate * window)
         self._tokens = min(self._burst, max(1.0, rate * warm_up)) if rate > 0 else 0.0
 
-    def look(self, observation: Observation) -> Firing | None:
+    @classmethod
+    def build(cls, settings: TargetRateTable, context: BuildContext) -> Trigger:
+        """See TriggerKind. The calibration stands in until the trigger has seen enough."""
+        score = context.score(settings.score)
+        return cls(
+            context.name,
+            score=score,
+            rate=settings.rate,
+            prior=quantile(context.scorer.tables[score], 1.0 - settings.rate),
+            window=settings.window,
+            warm_up=settings.warm_up,
+            priority=settings.priority,
+        )
+
+    @property
+    def threshold(self) -> float:
+        """The score at which it fires now; infinite before it knows one."""
+        return self._threshold
+
+    def look(self, observation: Observation) -> TriggerEvent | None:
         """See Trigger. The frame is compared with the threshold of the frames before it."""
         value = observation.scored.scores.get(self._score)
         if value is None:
             return None
         value = 0.0 if abs(value) < _TINY else value
-        fires = value >= self.threshold and self._tokens >= 1.0
+        fires = value >= self._threshold and self._tokens >= 1.0
         reason = f"{self._score} {value:.4g} in the top {self._rate:.3g} of recent frames" if fires else ""
         self._learn(value)
-        return Firing(self.name, reason, self._priority) if fires else None
+        return TriggerEvent(self.name, reason, self._priority) if fires else None
 
     def taken(self, observation: Observation) -> None:
         """Pays one token; they come back at `rate` per frame."""
         self._tokens -= 1.0
 
     def learned(self) -> dict[str, Any]:
-        """Threshold, tokens and sketches, for `relearn` after a restart."""
+        """Returns threshold, tokens and sketches, for `relearn` after a restart."""
         return {
             "terms": self._terms,
-            "threshold": self.threshold,
+            "threshold": self._threshold,
             "tokens": self._tokens,
             "seen": self._seen,
             "older": pack_sketch(self._older),
@@ -139,7 +210,7 @@ class TargetRate:
         if math.isnan(threshold) or not 0 <= tokens <= self._burst or seen < 0:
             raise ValueError(f"threshold {threshold}, {tokens} tokens after {seen} frames")
         self._older, self._newer = older, newer
-        self.threshold, self._tokens, self._seen = threshold, tokens, seen
+        self._threshold, self._tokens, self._seen = threshold, tokens, seen
         return True
 
     @property
@@ -157,7 +228,7 @@ class TargetRate:
             level = self._older.get_quantile_value(1.0 - self._rate)
             if level is not None:
                 # The sketch knows its quantile to within its accuracy: equal scores must not fall just below.
-                self.threshold = float(level) - 2 * _ACCURACY * abs(float(level))
+                self._threshold = float(level) - 2 * _ACCURACY * abs(float(level))
 
 
 def _sketch() -> LogCollapsingLowestDenseDDSketch:

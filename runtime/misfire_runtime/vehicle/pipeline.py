@@ -1,6 +1,6 @@
 """The vehicle: frames in, scores, choices, samples out.
 
-sources --FrameReader--> Scorer --> Chooser --> SampleWriter (its own thread) --> spool
+sources --FrameReader--> Scorer --> Selector --> SampleWriter (its own thread) --> spool
 
 `Vehicle.run` is the frame path and the only place that takes frames. What other threads want of it (a new
 bundle, a new configuration) is prepared by them completely and taken over between two frames; the old is
@@ -27,11 +27,13 @@ from misfire_runtime.samples.candidate import Candidate
 from misfire_runtime.samples.clips import ClipRecorder
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.samples.writer import SampleStore, SampleWriter, WriterOptions
+from misfire_runtime.service.degrade import DegradationLadder
 from misfire_runtime.sources import Frame, FrameReader, Source
+from misfire_runtime.sources.context import Context
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
-from misfire_runtime.triggers import Chooser, Observation, build_triggers
-from misfire_runtime.triggers.budget import Budget, Limits
+from misfire_runtime.triggers import Observation, Selector, build_triggers
+from misfire_runtime.triggers.budget import Budget
 from misfire_runtime.triggers.memory import Learned, TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import (
@@ -40,8 +42,6 @@ from misfire_runtime.triggers.random_stream import (
     live_identity,
     recorded_identity,
 )
-from misfire_runtime.vehicle.context import Context
-from misfire_runtime.vehicle.degrade import Ladder
 from misfire_runtime.vehicle.probation import Vitals, memory_bytes
 
 _LOG = logging.getLogger(__name__)
@@ -108,21 +108,21 @@ class Vehicle:
         self.statistics = Statistics()
         self.context = context or Context()
         self.sources = tuple(sources)
-        self.budget = Budget(state_dir / "budget.json", limits=Limits(**config.limits.model_dump()))
-        self.ladder = Ladder(config.degrade)
+        self.budget = Budget(state_dir / "budget.json", limits=config.limits)
+        self.ladder = DegradationLadder(config.degrade)
         self.privacy = Privacy(config.privacy) if config.privacy is not None else None
         self._run_id = secrets.token_hex(8)
         self._kept_seed = kept_seed(state_dir / "seed.json")
         self._random = self._make_random(config)
-        self.chooser = self._make_chooser(config, scorer)
+        self.selector = self._make_selector(config, scorer)
         self._progress = Progress(state_dir / "progress.json")
         self._memory = TriggerMemory(state_dir / "triggers.json")
         self._resume = resume
         if resume:
-            self.chooser.relearn(self._memory.load(scorer.label))
+            self.selector.relearn(self._memory.load(scorer.label))
         self._on_tick = on_tick
         self._pending_lock = threading.Lock()
-        self._pending: tuple[VehicleConfig, Scorer, Chooser] | None = None
+        self._pending: tuple[VehicleConfig, Scorer, Selector] | None = None
         self._counted = {"frames": 0, "frames_dropped": 0, "frames_unreadable": 0}
         self._positions: dict[str, int] = {}
         self._identities = {source.name: getattr(source, "identity", "") for source in sources}
@@ -173,7 +173,7 @@ class Vehicle:
             if self._finished:
                 self._memory.forget()
             else:
-                self._memory.save(self.scorer.label, self.chooser.learned())
+                self._memory.save(self.scorer.label, self.selector.learned())
             reader.close()
         return self.report()
 
@@ -188,7 +188,7 @@ class Vehicle:
             chosen=dict(stats.chosen),
             spooled=stats.spooled,
             duplicates=stats.duplicates,
-            suppressed=dict(self.chooser.suppressed),
+            suppressed=dict(self.selector.suppressed),
             lost=dict(stats.lost),
             refused_scores=dict(stats.refused_scores),
             engine=self.scorer.engine.name,
@@ -255,12 +255,12 @@ class Vehicle:
 
     def _prepare(self, config: VehicleConfig | None, scorer: Scorer | None) -> None:
         with self._pending_lock:
-            now = self._pending or (self.config, self.scorer, self.chooser)
+            now = self._pending or (self.config, self.scorer, self.selector)
             config, kept = config or now[0], scorer or now[1]
-            chooser = self._make_chooser(config, kept)
+            selector = self._make_selector(config, kept)
             if scorer is not None and now[1] is not self.scorer:
                 now[1].close()
-            self._pending = (config, kept, chooser)
+            self._pending = (config, kept, selector)
 
     def credit(self, sample: str) -> None:
         """The fleet declined a sample: its cost goes back into the budget."""
@@ -301,7 +301,7 @@ class Vehicle:
             self.statistics.refused_scores[name] += 1
         context = self.context.snapshot()
         observation = Observation(scored, context, frame.source, frame.time_s, self.statistics.frames)
-        choice = self.chooser.choose(
+        choice = self.selector.select(
             observation, in_stream=in_stream, triggered=not (live and self.ladder.random_only)
         )
         self.statistics.frame(scored.scores, latency_s=time.perf_counter() - began)
@@ -343,26 +343,26 @@ class Vehicle:
     def _take_over(self) -> None:
         with self._pending_lock:
             assert self._pending is not None
-            config, scorer, chooser = self._pending
+            config, scorer, selector = self._pending
             self._pending = None
-        chooser.suppressed = self.chooser.suppressed
+        selector.suppressed = self.selector.suppressed
         old = self.scorer
         if scorer is old:
-            chooser.relearn(self.chooser.learned())
+            selector.relearn(self.selector.learned())
         if (config.clips, config.encode) != (self.config.clips, self.config.encode):
             self.writer.change(_writer_options(config), _clips(config))
         self.ladder.table = config.degrade
-        self.config, self.scorer, self.chooser, self._random = config, scorer, chooser, chooser.random
-        self.budget.limits = Limits(**config.limits.model_dump())
+        self.config, self.scorer, self.selector, self._random = config, scorer, selector, selector.random
+        self.budget.limits = config.limits
         if scorer is not old:
             old.close()
             _LOG.info("bundle_switched", extra={"fields": {"from": old.label, "to": scorer.label}})
 
-    def _make_chooser(self, config: VehicleConfig, scorer: Scorer) -> Chooser:
+    def _make_selector(self, config: VehicleConfig, scorer: Scorer) -> Selector:
         random = self._random
         if config.random != self.config.random:
             random = self._make_random(config)
-        return Chooser(
+        return Selector(
             build_triggers(config.triggers, scorer=scorer),
             random=random,
             novelty=Novelty(**config.novelty.model_dump()) if config.novelty is not None else None,
@@ -381,7 +381,7 @@ class Vehicle:
         keep: Callable[[], None] = self.budget.keep
         if time.monotonic() >= self._remember_at_s:
             self._remember_at_s = time.monotonic() + REMEMBER_S
-            keep = partial(self._remember, self.scorer.label, self.chooser.learned())
+            keep = partial(self._remember, self.scorer.label, self.selector.learned())
         if not self.writer.mark(counts, dict(self._positions), keep):
             for name, value in counts.items():
                 self._counted[name] -= value

@@ -24,11 +24,12 @@ from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError, MisfireError, SpoolError
 from misfire_runtime.messages import Counters, Desired, Reported
 from misfire_runtime.mqtt.client import BrokerConfig
-from misfire_runtime.sources import Source, open_source
+from misfire_runtime.sources import Source
+from misfire_runtime.sources.context import Context, ContextListener
+from misfire_runtime.sources.registry import open_table
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import Uplink
 from misfire_runtime.uplink.bandwidth import Bandwidth
-from misfire_runtime.vehicle.context import Context, ContextListener
 from misfire_runtime.vehicle.live_config import LiveConfig
 from misfire_runtime.vehicle.pipeline import Report, Vehicle
 from misfire_runtime.vehicle.telemetry import TelemetryServer, heartbeat
@@ -329,7 +330,4 @@ def _load_scorer(config: VehicleConfig) -> Scorer:
 
 
 def _open_sources(config: VehicleConfig) -> list[Source]:
-    return [
-        open_source(table.input, name=table.name, topic=table.topic, options=table.options)
-        for table in config.source
-    ]
+    return [open_table(table) for table in config.source]

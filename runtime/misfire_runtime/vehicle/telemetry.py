@@ -45,7 +45,7 @@ def heartbeat(vehicle: Vehicle | None, counters: Counters, *, disk: Path, hold: 
         disk_free_bytes=free,
         latency_ms_p50=p50,
         latency_ms_p99=p99,
-        thresholds=vehicle.chooser.thresholds,
+        thresholds=vehicle.selector.thresholds,
         sketches=vehicle.statistics.sketches(),
         hold=hold,
     )
@@ -137,7 +137,7 @@ def _frames(vehicle: Vehicle) -> Iterator[Metric]:
     stats = vehicle.statistics
     for name, text, counts in (
         ("misfire_chosen", "Samples spooled, by trigger", stats.chosen),
-        ("misfire_suppressed", "Firings not taken, by reason", vehicle.chooser.suppressed),
+        ("misfire_suppressed", "Firings not taken, by reason", vehicle.selector.suppressed),
         ("misfire_refused_scores", "Scores that were not finite, by score", stats.refused_scores),
     ):
         family = CounterMetricFamily(name, text, labels=["kind"])
@@ -176,7 +176,7 @@ def _distributions(vehicle: Vehicle) -> Iterator[Metric]:
             scores.add_metric([name, str(level)], value)
     yield scores
     thresholds = GaugeMetricFamily("misfire_threshold", "Present thresholds", labels=["trigger"])
-    for name, value in vehicle.chooser.thresholds.items():
+    for name, value in vehicle.selector.thresholds.items():
         thresholds.add_metric([name], value)
     yield thresholds
 

@@ -19,9 +19,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from misfire_runtime.config.tables import ContextTable
+from pydantic import Field
+
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.files import read_bounded
+from misfire_runtime.tables import RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
 MAX_DATAGRAM = 64 * 1024
@@ -29,6 +31,17 @@ MAX_KEYS = 60
 MAX_TEXT = 256
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 Value = float | str | bool
+
+
+class ContextTable(Table):
+    """Where signals of the vehicle (GPS, speed, ...) come from; each optional."""
+
+    socket: RelativePath | None = Field(default=None, description="Unix datagram socket to create")
+    udp: str | None = Field(
+        default=None, pattern=r"^[0-9A-Za-z.:\[\]-]+:\d{1,5}$", description="HOST:PORT to bind"
+    )
+    file: RelativePath | None = Field(default=None, description="file that another program rewrites")
+    max_age_s: float = Field(default=10.0, gt=0)
 
 
 class Context:

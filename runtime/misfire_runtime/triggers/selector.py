@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from misfire_runtime.messages import Trigger as TriggerMessage
+from misfire_runtime.triggers.base import Observation, Trigger, TriggerEvent, every
 from misfire_runtime.triggers.budget import Budget
-from misfire_runtime.triggers.compose import every
 from misfire_runtime.triggers.memory import Learned
 from misfire_runtime.triggers.novelty import Novelty
-from misfire_runtime.triggers.observation import Firing, Observation, Trigger
 from misfire_runtime.triggers.random_stream import RandomStream
-from misfire_runtime.triggers.rates import TargetRate
 
 _LOG = logging.getLogger(__name__)
 RANDOM_PRIORITY = 6
@@ -34,8 +32,8 @@ class Choice:
     budgeted: bool
 
 
-class Chooser:
-    """Holds all triggers and what limits them. `suppressed` counts firings that were not taken, by why."""
+class Selector:
+    """Holds all triggers and what limits them. `suppressed` counts events that were not taken, by why."""
 
     def __init__(
         self,
@@ -51,17 +49,17 @@ class Chooser:
         self.suppressed: Counter[str] = Counter()
         self._novelty = novelty
 
-    def choose(self, observation: Observation, *, in_stream: bool, triggered: bool = True) -> Choice | None:
-        """The choice on a frame, or None.
+    def select(self, observation: Observation, *, in_stream: bool, triggered: bool = True) -> Choice | None:
+        """Returns the choice on a frame, or None.
 
         in_stream: the random stream takes it.  triggered: False leaves only the random stream (the last step
         of the degradation ladder).
         """
-        fired: list[tuple[Trigger, Firing]] = []
+        fired: list[tuple[Trigger, TriggerEvent]] = []
         for trigger in self.triggers:
-            firing = trigger.look(observation)
-            if firing is not None:
-                fired.append((trigger, firing))
+            event = trigger.look(observation)
+            if event is not None:
+                fired.append((trigger, event))
         wanted = bool(fired) and triggered and self._allowed(observation, in_stream=in_stream)
         if not wanted and not in_stream:
             return None
@@ -70,29 +68,24 @@ class Chooser:
     @property
     def thresholds(self) -> dict[str, float]:
         """Current thresholds of the triggers that move theirs."""
-        found = {}
-        for trigger in self.triggers:
-            inner = getattr(trigger, "inner", trigger)
-            value = getattr(inner, "threshold", None)
-            if isinstance(value, float) and math.isfinite(value):
-                found[trigger.name] = value
-        return found
+        found = {trigger.name: trigger.threshold for trigger in self.triggers}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
     def learned(self) -> Learned:
-        """What the triggers that learn have learned, by name."""
-        return {name: trigger.learned() for name, trigger in self._learners().items()}
+        """Returns what the triggers that learn have learned, by name."""
+        found = {trigger.name: trigger.learned() for trigger in every(self.triggers)}
+        return {name: learned for name, learned in found.items() if learned is not None}
 
     def relearn(self, learned: Learned) -> None:
         """Takes over what fits; what makes no sense is logged and left."""
-        for name, trigger in self._learners().items():
+        for trigger in every(self.triggers):
             try:
-                if name in learned:
-                    trigger.relearn(learned[name])
+                if trigger.name in learned:
+                    trigger.relearn(learned[trigger.name])
             except (ValueError, KeyError, TypeError) as error:
-                _LOG.warning("trigger_forgot", extra={"fields": {"trigger": name, "problem": str(error)}})
-
-    def _learners(self) -> dict[str, TargetRate]:
-        return {found.name: found for found in every(self.triggers) if isinstance(found, TargetRate)}
+                _LOG.warning(
+                    "trigger_forgot", extra={"fields": {"trigger": trigger.name, "problem": str(error)}}
+                )
 
     def _allowed(self, observation: Observation, *, in_stream: bool) -> bool:
         if in_stream:
@@ -106,13 +99,13 @@ class Chooser:
         return True
 
     def _take(
-        self, observation: Observation, fired: list[tuple[Trigger, Firing]], *, in_stream: bool
+        self, observation: Observation, fired: list[tuple[Trigger, TriggerEvent]], *, in_stream: bool
     ) -> Choice:
-        for trigger, _firing in fired:
+        for trigger, _event in fired:
             trigger.taken(observation)
         if self._novelty is not None:
             self._novelty.remember(observation.scored.embedding)
-        best = max((firing for _trigger, firing in fired), key=lambda f: f.priority, default=None)
+        best = max((event for _trigger, event in fired), key=lambda f: f.priority, default=None)
         reason = "" if best is None else f"{best.name}: {best.reason}"[:256]
         if in_stream:
             message = TriggerMessage(name=self.random.name, random=True, reason=reason, rate=self.random.rate)

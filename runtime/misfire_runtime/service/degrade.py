@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from misfire_runtime.config.tables import DegradeTable
+from pydantic import Field
+
 from misfire_runtime.files import read_bounded
+from misfire_runtime.tables import RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
 STEPS = ("normal", "no clips", "every 2nd frame", "every 4th frame", "random stream only")
@@ -21,7 +23,17 @@ _MAX_READING = 32
 """Bytes of a temperature."""
 
 
-class Ladder:
+class DegradeTable(Table):
+    """When to do less: limits above which the ladder is climbed, and below 80 % of which it is left."""
+
+    enabled: bool = True
+    latency_ms: float | None = Field(default=None, gt=0)
+    temperature_c: float | None = Field(default=None, gt=0)
+    temperature_file: RelativePath = Path("/sys/class/thermal/thermal_zone0/temp")
+    hold_s: float = Field(default=10.0, ge=0)
+
+
+class DegradationLadder:
     """Knows the present step. `strain` is the largest of its inputs over their limits: above 1 it climbs."""
 
     def __init__(self, table: DegradeTable, *, now: Callable[[], float] = time.monotonic) -> None:

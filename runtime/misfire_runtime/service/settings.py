@@ -1,0 +1,16 @@
+"""How a vehicle's process is watched: metrics port, heartbeat, and when a silent source is stalled."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from misfire_runtime.tables import Table
+
+
+class TelemetryTable(Table):
+    """Metrics, heartbeat and logs."""
+
+    port: int | None = Field(default=None, ge=0, le=65535)
+    host: str = "127.0.0.1"
+    heartbeat_s: float = Field(default=60.0, gt=0)
+    stall_s: float = Field(default=10.0, gt=0)

@@ -1,0 +1,154 @@
+"""What a trigger is: its settings table, how it is built, what it sees of a frame, and what it may answer.
+
+table --Trigger.build--> trigger;  every frame --look--> TriggerEvent or None;  kept --taken--> trigger
+
+A new kind is one file: a subclass of `TriggerTable` for its settings, a subclass of `TriggerKind` that names
+them, and `@register` (registry.py) above it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from misfire_runtime.engines.scoring import Scored, Scorer
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.tables import Table
+
+Value = float | str | bool
+Priority = Annotated[int, Field(ge=0, le=9)]
+
+
+class TriggerTable(Table):
+    """Settings that every trigger has. A subclass narrows `kind` to a Literal of its own names."""
+
+    kind: str
+    priority: Priority = 5
+    cool_down_s: float = Field(default=0.0, ge=0)
+    cool_down_frames: int = Field(default=0, ge=0)
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """Names of the triggers that this one is made of; a trigger that others name is not asked itself."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One scored frame in its context.
+
+    time_s: the recording's time, or monotonic; what cool-downs are measured in.  count: frames seen so far.
+    """
+
+    scored: Scored
+    context: Mapping[str, Value]
+    source: str
+    time_s: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerEvent:
+    """A trigger wants this frame, and says why in one line."""
+
+    name: str
+    reason: str
+    priority: int = 5
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a trigger may use while it is built: its name, the bundle's scores, and other triggers.
+
+    part: builds another trigger of the configuration by its name.
+    """
+
+    name: str
+    scorer: Scorer
+    part: Callable[[str], Trigger]
+
+    def score(self, wanted: str | None) -> str:
+        """Returns the score to look at: the wanted one, or the bundle's default.
+
+        Raises:
+            ConfigError: the bundle has no score of that name.
+        """
+        score = wanted or self.scorer.default_score
+        if score not in self.scorer.tables:
+            known = ", ".join(self.scorer.tables)
+            raise ConfigError(
+                f"triggers.{self.name}.score: {self.scorer.label} has no score {score!r}; it has {known}"
+            )
+        return score
+
+
+class Trigger(ABC):
+    """Decides from scores and context. `look` sees every frame, `taken` those that it brought in.
+
+    Only `look` has to be written; a trigger that keeps state between frames, learns across restarts or is
+    made of others overrides the rest.
+    """
+
+    name: str
+
+    @abstractmethod
+    def look(self, observation: Observation) -> TriggerEvent | None:
+        """Returns an event if the trigger wants this frame. Is called for every frame, in order."""
+
+    def taken(self, observation: Observation) -> None:  # noqa: B027  (most triggers keep no state)
+        """Learns that the frame of its last event was kept: starts a cool-down, pays a token."""
+
+    @property
+    def parts(self) -> Sequence[Trigger]:
+        """Triggers that this one is made of."""
+        return ()
+
+    @property
+    def threshold(self) -> float | None:
+        """The present threshold of a trigger that moves it, for telemetry; None for all others."""
+        return None
+
+    def learned(self) -> Mapping[str, Any] | None:
+        """Returns what it has to know again after a restart, in JSON's types; None if it learns nothing."""
+        return None
+
+    def relearn(self, learned: Mapping[str, Any]) -> bool:
+        """Goes on where `learned` stopped.
+
+        Returns:
+            False if nothing changed, because that was learned with other settings.
+
+        Raises:
+            ValueError, KeyError, TypeError: `learned` makes no sense; then nothing changed either.
+        """
+        return False
+
+
+class TriggerKind(Trigger):
+    """A trigger that a configuration can ask for."""
+
+    Settings: ClassVar[type[TriggerTable]]
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: Any, context: BuildContext) -> Trigger:
+        """Returns a trigger with these settings.
+
+        Args:
+            settings: an instance of `Settings`.
+            context: the trigger's name, and what it may look up.
+
+        Raises:
+            ConfigError: the settings do not fit the bundle, or other triggers.
+        """
+
+
+def every(triggers: Sequence[Trigger]) -> Iterator[Trigger]:
+    """Yields these triggers, and all that they are made of."""
+    for trigger in triggers:
+        yield trigger
+        yield from every(trigger.parts)
