@@ -15,15 +15,16 @@ import av
 import numpy as np
 import pytest
 from drawn_files import HEIGHT, WIDTH, exif, jpeg_with_exif, scene
-from vehicle_support import make, run
+from vehicle_support import make, run, scored_frame
 
 from misfire_runtime import triggers
 from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import decode_image, encode_jpeg
-from misfire_runtime.samples.candidate import Candidate
-from misfire_runtime.samples.clips import ClipFrame, ClipRecorder
+from misfire_runtime.samples.clips import ClipRecorder
+from misfire_runtime.samples.encoding import Encoded
 from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.sources.video import upright
+from misfire_runtime.triggers import Choice
 
 AROUND_100 = """
 [random]
@@ -47,8 +48,8 @@ class _At(triggers.Trigger):
     def __init__(self, *counts: int) -> None:
         self._counts = counts
 
-    def look(self, observation: Any) -> Any:
-        return triggers.TriggerEvent("once", "by index", 7) if observation.count in self._counts else None
+    def look(self, frame: Any) -> Any:
+        return triggers.TriggerEvent("once", "by index", 7) if frame.count in self._counts else None
 
 
 def drive(
@@ -106,19 +107,19 @@ def test_a_second_firing_prolongs_a_clip_and_the_end_of_the_drive_completes_it(
 def test_memory_is_bounded_however_often_frames_are_chosen(form: Any, every: int) -> None:
     """Pixels and outputs count: a trigger that always fires would otherwise hold all frames of a drive."""
     recorder = ClipRecorder(before_s=60, after_s=60, fps=60, form=form, max_bytes=2_000_000)
-    trigger, alive, clips = Trigger(name="t"), [], 0
+    choice = Choice(Trigger(name="t"), priority=5, budgeted=True)
+    alive, clips = [], 0
     for index in range(300):
-        frame = Frame(np.full((128, 128, 3), index % 250, np.uint8), "v", index, "v", pts_s=index / 30)
-        scored: Any = SimpleNamespace(nbytes=50_000)
-        picture = ClipFrame(encode_jpeg(frame.image), "image/jpeg", frame, [])
-        alive.append(weakref.ref(frame.image))
         chosen = index % every == every - 1
-        pieces = recorder.see(
-            picture,
-            Candidate(frame, scored, "b@1", {}),
-            trigger=trigger if chosen else None,
-            sample=f"{index:064}" if chosen else None,
+        frame = scored_frame(
+            SimpleNamespace(nbytes=50_000),
+            image=np.full((128, 128, 3), index % 250, np.uint8),
+            time_s=index / 30,
+            choice=choice if chosen else None,
         )
+        picture = Encoded(encode_jpeg(frame.image), "image/jpeg", [], frame)
+        alive.append(weakref.ref(frame.image))
+        pieces = recorder.see(picture, sample=f"{index:064}" if chosen else None)
         clips += len(pieces)
         del frame, picture, pieces
     held = sum(image() is not None for image in alive)

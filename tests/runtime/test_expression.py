@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vehicle_support import scored_frame
 
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.triggers import Observation
 from misfire_runtime.triggers.expression import compile_rule
 
 SCORES = {"entropy": 0.8, "msp": 0.3}
@@ -20,7 +20,7 @@ def holds(rule: str, **context: Any) -> bool:
     scored: Any = SimpleNamespace(
         scores=SCORES, percentile=lambda name: 0.95, prediction={"class": "yellow", "confidence": 0.7}
     )
-    return compile_rule(rule, scores=(*SCORES, "absent"))(Observation(scored, context, "front", 0.0, 0))
+    return compile_rule(rule, scores=(*SCORES, "absent"))(scored_frame(scored, context=context))
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vehicle_support import NONE, make, run
+from vehicle_support import NONE, make, run, scored_frame
 
 from misfire_runtime.preprocess import encode_jpeg, encode_png
-from misfire_runtime.samples.clips import ClipFrame, mux_mjpeg
+from misfire_runtime.samples.clips import mux_mjpeg
+from misfire_runtime.samples.encoding import Encoded
 from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.spool import Spool
 from misfire_runtime.testing import ListSource
@@ -83,7 +84,7 @@ def test_frames_of_a_video_are_drawn_once_by_picture_and_time(
     """Equal pictures at different times are different frames: a standing vehicle is sampled at the rate."""
     image = np.full((32, 32, 3), 90, np.uint8)
     frames = [
-        ClipFrame(encode_jpeg(image), "image/jpeg", Frame(image, "v", i, "v", pts_s=i / 10), [])
+        Encoded(encode_jpeg(image), "image/jpeg", [], scored_frame(None, image=image, time_s=i / 10))
         for i in range(200)
     ]
     (tmp_path / "v.mp4").write_bytes(mux_mjpeg(frames))

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vehicle_support import make, run
+from vehicle_support import make, run, scored_frame
 
 from misfire_runtime.state.statistics import unpack_sketch
-from misfire_runtime.triggers.base import Observation
 from misfire_runtime.triggers.memory import TriggerMemory
 from misfire_runtime.triggers.rates import TargetRate
+from misfire_runtime.triggers.scored_frame import ScoredFrame
 from misfire_runtime.vehicle import pipeline
 
 RATE = (
@@ -28,18 +28,18 @@ RATE = (
 GROUPED = RATE + '[triggers.either]\nkind = "any"\nof = ["telling"]\n'
 
 
-def seen(value: float, count: int) -> Observation:
+def seen(value: float, count: int) -> ScoredFrame:
     scored: Any = SimpleNamespace(scores={"s": value})
-    return Observation(scored, {}, "front", float(count), count)
+    return scored_frame(scored, time_s=float(count), count=count)
 
 
 def fires(trigger: TargetRate, values: list[float]) -> list[bool]:
     found = []
     for count, value in enumerate(values):
-        observation = seen(value, count)
-        found.append(trigger.look(observation) is not None)
+        frame = seen(value, count)
+        found.append(trigger.look(frame) is not None)
         if found[-1]:
-            trigger.taken(observation)
+            trigger.taken(frame)
     return found
 
 
@@ -150,7 +150,7 @@ def _written(folder: Path, bundle: Any, store: Any, source: Path) -> Path:
     trigger: Any = vehicle.selector.triggers[0]
     for count in range(64):
         scored: Any = SimpleNamespace(scores={"entropy": count / 64})
-        trigger.look(Observation(scored, {}, "front", 0.0, count))
+        trigger.look(scored_frame(scored, count=count))
     TriggerMemory(folder / "state" / "triggers.json").save(vehicle.scorer.label, vehicle.selector.learned())
     vehicle.close()
     return folder / "state" / "triggers.json"

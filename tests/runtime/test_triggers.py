@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vehicle_support import scored_frame
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.triggers import Observation, Selector, build_triggers
+from misfire_runtime.triggers import ScoredFrame, Selector, build_triggers
 from misfire_runtime.triggers.compose import CoolDown
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import RandomStream
@@ -21,12 +22,12 @@ from misfire_runtime.triggers.rates import TargetRate, Threshold
 
 def observe(
     count: int = 0, *, time_s: float | None = None, context: Any = None, **scores: float
-) -> Observation:
+) -> ScoredFrame:
     embedding = scores.pop("embedding", None)
     scored: Any = SimpleNamespace(
         scores=scores, percentile=lambda name: scores[name], prediction={}, embedding=embedding
     )
-    return Observation(scored, context or {}, "front", count / 10 if time_s is None else time_s, count)
+    return scored_frame(scored, context=context, time_s=count / 10 if time_s is None else time_s, count=count)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,9 @@ def test_a_target_rate_holds_wherever_the_scores_lie(rate: float) -> None:
     taken = 0
     scores = np.concatenate([rng.normal(0, 1, 15000), rng.normal(25, 9, 15000), rng.gamma(1e-3, 1e-6, 15000)])
     for count, score in enumerate(scores):
-        observation = observe(count, s=float(score))
-        if trigger.look(observation) is not None:
-            trigger.taken(observation)
+        frame = observe(count, s=float(score))
+        if trigger.look(frame) is not None:
+            trigger.taken(frame)
             taken += 1
     assert taken / len(scores) == pytest.approx(rate, rel=0.25)
 
@@ -71,9 +72,9 @@ def test_a_target_rate_takes_the_highest_scores() -> None:
     scores = rng.normal(0, 1, 20000)
     taken = []
     for count, score in enumerate(scores):
-        observation = observe(count, s=float(score))
-        if trigger.look(observation) is not None:
-            trigger.taken(observation)
+        frame = observe(count, s=float(score))
+        if trigger.look(frame) is not None:
+            trigger.taken(frame)
             taken.append(score)
     assert min(taken[200:]) > np.quantile(scores, 0.90)
 
@@ -82,9 +83,9 @@ def test_a_sudden_shift_costs_a_bounded_number_of_frames() -> None:
     trigger = TargetRate("t", score="s", rate=0.02, prior=1.0, window=1000)
     taken = 0
     for count in range(3000):
-        observation = observe(count, s=0.1 if count < 1500 else 5.0)
-        if trigger.look(observation) is not None:
-            trigger.taken(observation)
+        frame = observe(count, s=0.1 if count < 1500 else 5.0)
+        if trigger.look(frame) is not None:
+            trigger.taken(frame)
             taken += 1
     assert 0.01 * 3000 <= taken <= 0.02 * 3000 + 2
 
@@ -99,9 +100,9 @@ def test_a_cool_down_is_measured_in_the_time_of_the_recording() -> None:
     trigger = CoolDown(Threshold("t", score="s", above=0.0), seconds=1.0)
     fired = []
     for count in range(40):
-        observation = observe(count, time_s=count * 0.25, s=1.0)
-        if trigger.look(observation) is not None:
-            trigger.taken(observation)
+        frame = observe(count, time_s=count * 0.25, s=1.0)
+        if trigger.look(frame) is not None:
+            trigger.taken(frame)
             fired.append(count)
     assert fired == list(range(0, 40, 4))
 
@@ -110,9 +111,9 @@ def test_a_cool_down_in_frames_and_a_clock_that_goes_back() -> None:
     trigger = CoolDown(Threshold("t", score="s", above=0.0), frames=3)
     fired = []
     for count in range(12):
-        observation = observe(count, s=1.0)
-        if trigger.look(observation) is not None:
-            trigger.taken(observation)
+        frame = observe(count, s=1.0)
+        if trigger.look(frame) is not None:
+            trigger.taken(frame)
             fired.append(count)
     assert fired == [0, 4, 8]
     pause = CoolDown(Threshold("t", score="s", above=0.0), seconds=100.0)
@@ -229,7 +230,7 @@ def test_nothing_touches_the_random_stream() -> None:
     for count in range(2000):
         scored: Any = SimpleNamespace(scores={"s": 1.0}, prediction={}, embedding=same)
         in_stream = selector.random.takes(f"front/{count}")
-        choices.append(selector.select(Observation(scored, {}, "front", 0.0, count), in_stream=in_stream))
+        choices.append(selector.select(scored_frame(scored, count=count), in_stream=in_stream))
     random = [i for i, choice in enumerate(choices) if choice is not None and choice.trigger.random]
     assert random == [i for i in range(2000) if RandomStream(rate=0.1, seed=1).takes(f"front/{i}")]
     assert all(

@@ -12,12 +12,29 @@ import numpy as np
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.engines.scoring import Scorer
-from misfire_runtime.sources import open_source
+from misfire_runtime.preprocess import Image
+from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.testing import ListSource
+from misfire_runtime.triggers import Choice, ScoredFrame
 from misfire_runtime.vehicle.pipeline import Vehicle
 
 EVERY = '[triggers.all]\nkind = "threshold"\nabove = -1e9\n'
 NONE = '[triggers.none]\nkind = "threshold"\nabove = 1e9\n[random]\nrate = 0.0\n'
+
+
+def scored_frame(
+    scored: Any,
+    *,
+    image: Image = np.zeros((1, 1, 3), np.uint8),  # noqa: B008  (never written to)
+    context: Any = None,
+    source: str = "front",
+    time_s: float = 0.0,
+    count: int = 0,
+    choice: Choice | None = None,
+) -> ScoredFrame:
+    """A frame as triggers see it. scored: what it is to answer in place of the engine's outputs."""
+    frame = Frame(image, source, count, "frame", pts_s=time_s)
+    return ScoredFrame(frame, scored, "bundle@1", context or {}, count, choice)
 
 
 def make(bundle: Bundle, store: Any, folder: Path, source: Any, text: str = EVERY, **options: Any) -> Vehicle:

@@ -17,7 +17,7 @@ from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Name
 from misfire_runtime.samples.clips import ClipsTable
-from misfire_runtime.samples.writer import EncodeTable
+from misfire_runtime.samples.encoding import EncodeTable
 from misfire_runtime.service.degrade import DegradeTable
 from misfire_runtime.tables import Rate, Table
 from misfire_runtime.toml import explain

@@ -16,8 +16,8 @@ from misfire_runtime.engines.base import EngineTable
 from misfire_runtime.messages import Name
 from misfire_runtime.mqtt.broker_table import BrokerTable
 from misfire_runtime.samples.clips import ClipsTable
+from misfire_runtime.samples.encoding import EncodeTable
 from misfire_runtime.samples.privacy import PrivacyTable
-from misfire_runtime.samples.writer import EncodeTable
 from misfire_runtime.service.degrade import DegradeTable
 from misfire_runtime.service.settings import TelemetryTable
 from misfire_runtime.sources.context import ContextTable

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import av
 from pydantic import Field
@@ -21,14 +21,13 @@ from pydantic import Field
 from misfire_runtime.encoded import exif_block
 from misfire_runtime.messages import Trigger
 from misfire_runtime.preprocess import encode_jpeg
-from misfire_runtime.sources.frame import Frame
+from misfire_runtime.samples.encoding import Encoded
 from misfire_runtime.sources.recording_time import exif_orientation
 from misfire_runtime.tables import Table
-
-if TYPE_CHECKING:
-    from misfire_runtime.samples.candidate import Candidate
+from misfire_runtime.triggers.scored_frame import Choice
 
 _TIME_BASE = Fraction(1, 1000)
+CLIP_PRIORITY = 4
 
 
 class ClipsTable(Table):
@@ -43,53 +42,19 @@ class ClipsTable(Table):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ClipFrame:
-    """Encoded bytes of a frame as they may leave the vehicle, and what privacy did to them."""
-
-    data: bytes
-    media_type: str
-    frame: Frame
-    privacy: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A sample that a clip gives."""
-
-    data: bytes
-    media_type: str
-    candidate: Candidate
-    trigger: Trigger
-    privacy: list[str]
-    context: dict[str, float | str | bool]
-
-
-@dataclass(slots=True)
-class _Entry:
-    encoded: ClipFrame
-    candidate: Candidate
-
-    @property
-    def memory_bytes(self) -> int:
-        """What it keeps alive: the encoded picture, its pixels, and the graph's outputs."""
-        return len(self.encoded.data) + self.encoded.frame.image.nbytes + self.candidate.scored.nbytes
-
-
 @dataclass(slots=True)
 class _Lane:
     """The ring and the open clip of one source."""
 
-    ring: deque[_Entry] = field(default_factory=deque)
+    ring: deque[Encoded] = field(default_factory=deque)
     ring_bytes: int = 0
     next_s: float = float("-inf")
     last_s: float = float("-inf")
     clip: str = ""
     key_s: float = float("-inf")
-    trigger: Trigger | None = None
-    video: list[_Entry] = field(default_factory=list)
+    video: list[Encoded] = field(default_factory=list)
     video_bytes: int = 0
-    key: _Entry | None = None
+    key: Encoded | None = None
 
 
 class ClipRecorder:
@@ -116,30 +81,32 @@ class ClipRecorder:
         self._max_bytes = max_bytes
         self._lanes: dict[str, _Lane] = {}
 
-    def see(
-        self, encoded: ClipFrame, candidate: Candidate, *, trigger: Trigger | None, sample: str | None
-    ) -> list[Piece]:
-        """Takes the next frame of its source and gives the pieces it completes.
+    def see(self, entry: Encoded, *, sample: str | None) -> list[Encoded]:
+        """Takes the next frame of its source and returns the samples that it completes.
 
-        trigger: why the frame itself was chosen, None where it was not.  sample: its id in the spool.
+        Args:
+            entry: the frame, encoded. A clip begins if a trigger chose it; the random stream begins none.
+            sample: its id in the spool; None if it is not there.
+
+        Returns:
+            Frames of the clip, or its video, each with the choice to keep it.
         """
-        entry = _Entry(encoded, candidate)
-        now = encoded.frame.time_s
-        lane = self._lanes.setdefault(encoded.frame.source, _Lane())
+        choice, now = entry.frame.choice, entry.time_s
+        lane = self._lanes.setdefault(entry.frame.source, _Lane())
         pieces = self._advance(lane, now)
-        if trigger is not None and sample is not None:
-            pieces += self._chosen(lane, entry, trigger, sample)
+        if choice is not None and not choice.trigger.random and sample is not None:
+            pieces += self._chosen(lane, entry, sample)
             lane.next_s = now + self._period_s
         elif now + 1e-6 >= lane.next_s:
             lane.next_s = now + self._period_s
             pieces += self._passing(lane, entry)
         return pieces
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[Encoded]:
         """Ends every open clip: the sources have ended."""
         return [piece for lane in self._lanes.values() for piece in self._finish(lane)]
 
-    def _advance(self, lane: _Lane, now: float) -> list[Piece]:
+    def _advance(self, lane: _Lane, now: float) -> list[Encoded]:
         """Ends a clip whose time is over, and everything where the recording's time went backwards."""
         if now < lane.last_s:
             pieces = self._finish(lane)
@@ -150,20 +117,20 @@ class ClipRecorder:
         lane.last_s = now
         return pieces
 
-    def _chosen(self, lane: _Lane, entry: _Entry, trigger: Trigger, sample: str) -> list[Piece]:
+    def _chosen(self, lane: _Lane, entry: Encoded, sample: str) -> list[Encoded]:
         """A chosen frame opens a clip, or prolongs the one that is open."""
         if lane.key is None:
-            return self._open(lane, entry, trigger, sample)
-        lane.key_s = entry.encoded.frame.time_s
+            return self._open(lane, entry, sample)
+        lane.key_s = entry.time_s
         return self._film(lane, entry) if self._form == "video" else []
 
-    def _film(self, lane: _Lane, *entries: _Entry) -> list[Piece]:
+    def _film(self, lane: _Lane, *entries: Encoded) -> list[Encoded]:
         """Adds frames to the open video, and ends it when it is full."""
         lane.video += entries
         lane.video_bytes += sum(entry.memory_bytes for entry in entries)
         return self._finish(lane) if lane.video_bytes > self._max_bytes else []
 
-    def _passing(self, lane: _Lane, entry: _Entry) -> list[Piece]:
+    def _passing(self, lane: _Lane, entry: Encoded) -> list[Encoded]:
         if lane.key is None:
             self._remember(lane, entry)
             return []
@@ -171,51 +138,59 @@ class ClipRecorder:
             return self._film(lane, entry)
         return [self._single(lane, entry)]
 
-    def _remember(self, lane: _Lane, entry: _Entry) -> None:
+    def _remember(self, lane: _Lane, entry: Encoded) -> None:
         lane.ring.append(entry)
         lane.ring_bytes += entry.memory_bytes
-        newest = entry.encoded.frame.time_s
+        newest = entry.time_s
         while lane.ring and (
-            lane.ring_bytes > self._max_bytes
-            or not 0 <= newest - lane.ring[0].encoded.frame.time_s <= self._before_s
+            lane.ring_bytes > self._max_bytes or not 0 <= newest - lane.ring[0].time_s <= self._before_s
         ):
             lane.ring_bytes -= lane.ring.popleft().memory_bytes
 
-    def _open(self, lane: _Lane, entry: _Entry, trigger: Trigger, sample: str) -> list[Piece]:
-        lane.clip, lane.trigger, lane.key = sample[:16], trigger, entry
-        lane.key_s = entry.encoded.frame.time_s
-        before = [e for e in lane.ring if 0 <= lane.key_s - e.encoded.frame.time_s <= self._before_s]
+    def _open(self, lane: _Lane, entry: Encoded, sample: str) -> list[Encoded]:
+        lane.clip, lane.key = sample[:16], entry
+        lane.key_s = entry.time_s
+        before = [e for e in lane.ring if 0 <= lane.key_s - e.time_s <= self._before_s]
         lane.ring.clear()
         lane.ring_bytes = 0
         if self._form == "video":
             return self._film(lane, *before, entry)
         return [self._single(lane, e) for e in before]
 
-    def _single(self, lane: _Lane, entry: _Entry) -> Piece:
-        assert lane.trigger is not None and lane.key is not None
-        offset = entry.encoded.frame.time_s - lane.key.encoded.frame.time_s
-        trigger = Trigger(name="clip", reason=f"{offset:+.2f} s from a frame of {lane.trigger.name}"[:256])
-        context: dict[str, float | str | bool] = {"clip": lane.clip, "clip_offset_s": round(offset, 3)}
-        encoded = entry.encoded
-        return Piece(encoded.data, encoded.media_type, entry.candidate, trigger, encoded.privacy, context)
+    def _single(self, lane: _Lane, entry: Encoded) -> Encoded:
+        assert lane.key is not None
+        offset = entry.time_s - lane.key.time_s
+        why = f"{offset:+.2f} s from a frame of {_trigger_of(lane.key)}"
+        return _part_of_clip(entry, why, clip=lane.clip, clip_offset_s=round(offset, 3))
 
-    def _finish(self, lane: _Lane) -> list[Piece]:
-        key, trigger, frames = lane.key, lane.trigger, lane.video
-        lane.key, lane.trigger, lane.video, lane.video_bytes = None, None, [], 0
-        if self._form != "video" or key is None or trigger is None:
+    def _finish(self, lane: _Lane) -> list[Encoded]:
+        key, frames = lane.key, lane.video
+        lane.key, lane.video, lane.video_bytes = None, [], 0
+        if self._form != "video" or key is None:
             return []
         # One size per video: a folder may mix pictures of several.
-        frames = [e for e in frames if e.encoded.frame.image.shape == key.encoded.frame.image.shape]
+        frames = [entry for entry in frames if entry.frame.image.shape == key.frame.image.shape]
         if len(frames) < 2:
             return []
-        data = mux_mjpeg([e.encoded for e in frames])
-        privacy = sorted({label for e in frames for label in e.encoded.privacy})
-        context: dict[str, float | str | bool] = {"clip": lane.clip, "clip_frames": len(frames)}
-        reason = Trigger(name="clip", reason=f"{len(frames)} frames around a frame of {trigger.name}"[:256])
-        return [Piece(data, "video/mp4", key.candidate, reason, privacy, context)]
+        privacy = sorted({label for entry in frames for label in entry.privacy})
+        video = Encoded(mux_mjpeg(frames), "video/mp4", privacy, key.frame)
+        why = f"{len(frames)} frames around a frame of {_trigger_of(key)}"
+        return [_part_of_clip(video, why, clip=lane.clip, clip_frames=len(frames))]
 
 
-def mux_mjpeg(frames: list[ClipFrame]) -> bytes:
+def _trigger_of(key: Encoded) -> str:
+    assert key.frame.choice is not None
+    return key.frame.choice.trigger.name
+
+
+def _part_of_clip(encoded: Encoded, reason: str, **context: float | str) -> Encoded:
+    """The same bytes, chosen because they belong to a clip, which `context` names in the offer."""
+    choice = Choice(Trigger(name="clip", reason=reason[:256]), CLIP_PRIORITY, budgeted=True)
+    frame = replace(encoded.frame, choice=choice, context={**encoded.frame.context, **context})
+    return replace(encoded, frame=frame)
+
+
+def mux_mjpeg(frames: list[Encoded]) -> bytes:
     """Returns one MP4 of JPEG pictures of the same size at their own times.
 
     Pictures that are not JPEG, or that only their Exif orientation turns upright, are encoded once.
@@ -231,13 +206,13 @@ def mux_mjpeg(frames: list[ClipFrame]) -> bytes:
             packet = av.Packet(_upright_jpeg(encoded))
             packet.stream = stream
             packet.time_base = _TIME_BASE
-            packet.pts = packet.dts = round((encoded.frame.time_s - first_s) * 1000)
+            packet.pts = packet.dts = round((encoded.time_s - first_s) * 1000)
             packet.is_keyframe = True
             container.mux(packet)
     return buffer.getvalue()
 
 
-def _upright_jpeg(encoded: ClipFrame) -> bytes:
+def _upright_jpeg(encoded: Encoded) -> bytes:
     """A JPEG that is upright for players that know no Exif."""
     if encoded.media_type == "image/jpeg" and exif_orientation(exif_block(encoded.data)) == 1:
         return encoded.data

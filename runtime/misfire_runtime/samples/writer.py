@@ -14,39 +14,26 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from pydantic import Field
-
 from misfire_runtime.clock import boot_id
 from misfire_runtime.errors import DiskFullError, ImageError, MisfireError, PrivacyError, SpoolError
-from misfire_runtime.messages import Clock, Counters, Offer, Trigger, pack_embedding
-from misfire_runtime.preprocess import encode_jpeg
-from misfire_runtime.samples.candidate import Candidate
-from misfire_runtime.samples.clips import ClipFrame, ClipRecorder, Piece
+from misfire_runtime.messages import Clock, Counters, Offer, pack_embedding
+from misfire_runtime.samples.clips import ClipRecorder
+from misfire_runtime.samples.encoding import Encoded, encode
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.service.logs import Throttle
-from misfire_runtime.sources.frame import Frame
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
-from misfire_runtime.tables import Table
 from misfire_runtime.triggers.budget import Budget
-from misfire_runtime.triggers.selector import Choice
+from misfire_runtime.triggers.scored_frame import Choice, ScoredFrame
 
 _LOG = logging.getLogger(__name__)
-CLIP_PRIORITY = 4
 MAX_EMBEDDING = 3000
 """Numbers that fit the offer's 8 KiB as base64 of float16."""
-
-
-class EncodeTable(Table):
-    """How chosen frames are written where their original bytes cannot be used."""
-
-    jpeg_quality: int = Field(default=90, ge=1, le=100)
-    keep_original: bool = True
 
 
 class SampleStore(Protocol):
@@ -119,7 +106,7 @@ class SampleWriter:
         self._statistics = statistics
         self._progress = progress
         self._privacy = privacy
-        self._queue: queue.Queue[Candidate | Mark | Change | None] = queue.Queue(capacity)
+        self._queue: queue.Queue[ScoredFrame | Mark | Change | None] = queue.Queue(capacity)
         self._counted_lost: Counter[str] = Counter()
         self._often = Throttle(_LOG)
         self._uncounted: Counter[str] = Counter()
@@ -136,22 +123,22 @@ class SampleWriter:
         """How full the queue is, 0..1."""
         return self._queue.qsize() / self._queue.maxsize
 
-    def put(self, candidate: Candidate, *, wait: bool, stop: threading.Event) -> bool:
+    def put(self, frame: ScoredFrame, *, wait: bool, stop: threading.Event) -> bool:
         """Hands in a frame. wait: until there is room or `stop`; else a full queue loses it, counted."""
         while True:
             try:
-                self._queue.put(candidate, block=wait, timeout=0.2)
+                self._queue.put(frame, block=wait, timeout=0.2)
                 return True
             except queue.Full:
                 if not wait or stop.is_set():
                     self._statistics.lost["queue full"] += 1
                     return False
 
-    def offer_to_ring(self, candidate: Candidate) -> None:
+    def offer_to_ring(self, frame: ScoredFrame) -> None:
         """A frame for the clip ring; given up where the queue is half full."""
         if self.fill < 0.5:
             try:
-                self._queue.put_nowait(candidate)
+                self._queue.put_nowait(frame)
             except queue.Full:
                 return
 
@@ -247,48 +234,40 @@ class SampleWriter:
             if mark.done is not None:
                 mark.done.set()
 
-    def _handle(self, candidate: Candidate) -> None:
+    def _handle(self, frame: ScoredFrame) -> None:
+        options = self.options
         try:
-            encoded = self._encode(candidate.frame)
+            encoded = encode(
+                frame,
+                privacy=self._privacy,
+                jpeg_quality=options.jpeg_quality,
+                keep_original=options.keep_original,
+            )
         except (PrivacyError, ImageError):
-            if candidate.choice is None:  # it was for a clip's ring alone: nothing that was chosen is lost
+            if frame.choice is None:  # it was for a clip's ring alone: nothing that was chosen is lost
                 return
             raise
-        sample = None
-        if candidate.choice is not None:
-            sample = self._keep(candidate, encoded, candidate.choice)
+        sample = self._keep(encoded) if frame.choice is not None else None
         if self.clips is not None:
-            choice = candidate.choice
-            trigger = choice.trigger if choice is not None and not choice.trigger.random else None
-            self._keep_pieces(self.clips.see(encoded, candidate, trigger=trigger, sample=sample))
+            self._keep_all(self.clips.see(encoded, sample=sample))
 
     def _end_clips(self) -> None:
         if self.clips is not None:
-            self._keep_pieces(self.clips.finish())
+            self._keep_all(self.clips.finish())
 
     def _lose(self, reason: str, error: Exception) -> None:
         self._statistics.lost[reason] += 1
         fields = {"reason": reason, "count": self._statistics.lost[reason], "problem": str(error)}
         self._often.log(logging.ERROR, "sample_lost", fields, key=reason)
 
-    def _encode(self, frame: Frame) -> ClipFrame:
-        """The bytes to keep, after privacy."""
-        image, changed = frame.image, False
-        labels: list[str] = []
-        if self._privacy is not None:
-            image, labels, changed = self._privacy.apply(frame.image, source=frame.source)
-        if frame.original is not None and frame.media_type and not changed and self.options.keep_original:
-            return ClipFrame(frame.original, frame.media_type, frame, labels)
-        data = encode_jpeg(image, quality=self.options.jpeg_quality)
-        return ClipFrame(data, "image/jpeg", frame, labels)
-
-    def _keep(self, candidate: Candidate, encoded: ClipFrame, choice: Choice) -> str | None:
-        """Spools a sample; its id, or None where the budget had no room."""
-        size = len(encoded.data)
+    def _keep(self, encoded: Encoded) -> str | None:
+        """Spools a sample; its id, or None if the budget had no room."""
+        choice, size = encoded.frame.choice, len(encoded.data)
+        assert choice is not None
         if choice.budgeted and self.budget is not None and self.budget.refusal(size) is not None:
             self._statistics.lost["budget"] += 1
             return None
-        offer = self._offer(candidate, encoded, choice.trigger, choice.priority, {})
+        offer = self._offer(encoded, choice)
         self._add(encoded.data, offer, choice.priority, budgeted=choice.budgeted)
         return offer.id
 
@@ -303,25 +282,14 @@ class SampleWriter:
         if budgeted and self.budget is not None:
             self.budget.spend(offer.id, len(data))
 
-    def _keep_pieces(self, pieces: Sequence[Piece]) -> None:
+    def _keep_all(self, parts: Sequence[Encoded]) -> None:
         """Spools what the clip recorder completed, as far as the budget goes."""
-        for piece in pieces:
-            if self.budget is not None and self.budget.refusal(len(piece.data)) is not None:
-                self._statistics.lost["budget"] += 1
-                continue
-            encoded = ClipFrame(piece.data, piece.media_type, piece.candidate.frame, piece.privacy)
-            offer = self._offer(piece.candidate, encoded, piece.trigger, CLIP_PRIORITY, piece.context)
-            self._add(piece.data, offer, CLIP_PRIORITY, budgeted=True)
+        for part in parts:
+            self._keep(part)
 
-    def _offer(
-        self,
-        candidate: Candidate,
-        encoded: ClipFrame,
-        trigger: Trigger,
-        priority: int,
-        extra: Mapping[str, float | str | bool],
-    ) -> Offer:
-        frame, scored = candidate.frame, candidate.scored
+    def _offer(self, encoded: Encoded, choice: Choice) -> Offer:
+        whole = encoded.frame
+        frame, scored = whole.frame, whole.scored
         embedding = scored.embedding
         named = self.options.named_sources and frame.name != frame.source
         return Offer(
@@ -330,19 +298,19 @@ class SampleWriter:
             size=len(encoded.data),
             media_type=encoded.media_type,
             captured_at=Clock(wall=frame.wall, monotonic=frame.monotonic, boot_id=boot_id()),
-            bundle=candidate.bundle,
+            bundle=whole.bundle,
             scores=scored.scores,
             percentiles=scored.percentiles,
-            trigger=trigger,
+            trigger=choice.trigger,
             prediction=scored.prediction,
             embedding=None
             if embedding is None or embedding.size > MAX_EMBEDDING
             else pack_embedding(embedding),
-            context=dict(list({**candidate.context, **extra}.items())[:64]),
+            context=dict(list(whole.context.items())[:64]),
             privacy=list(encoded.privacy),
             source=(f"{frame.source}/{frame.name}" if named else frame.name)[:256],
             frame=frame.index,
-            priority=priority,
+            priority=choice.priority,
             recorded_at=frame.recorded_at,
             position_s=frame.position_s,
         )

@@ -15,11 +15,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from misfire_runtime.engines.scoring import Scored, Scorer
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.tables import Table
+from misfire_runtime.triggers.scored_frame import ScoredFrame
 
-Value = float | str | bool
 Priority = Annotated[int, Field(ge=0, le=9)]
 
 
@@ -35,20 +35,6 @@ class TriggerTable(Table):
     def part_names(self) -> Sequence[str]:
         """Names of the triggers that this one is made of; a trigger that others name is not asked itself."""
         return ()
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """One scored frame in its context.
-
-    time_s: the recording's time, or monotonic; what cool-downs are measured in.  count: frames seen so far.
-    """
-
-    scored: Scored
-    context: Mapping[str, Value]
-    source: str
-    time_s: float
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +82,10 @@ class Trigger(ABC):
     name: str
 
     @abstractmethod
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """Returns an event if the trigger wants this frame. Is called for every frame, in order."""
 
-    def taken(self, observation: Observation) -> None:  # noqa: B027  (most triggers keep no state)
+    def taken(self, frame: ScoredFrame) -> None:  # noqa: B027  (most triggers keep no state)
         """Learns that the frame of its last event was kept: starts a cool-down, pays a token."""
 
     @property

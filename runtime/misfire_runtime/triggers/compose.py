@@ -10,13 +10,13 @@ from pydantic import Field
 
 from misfire_runtime.triggers.base import (
     BuildContext,
-    Observation,
     Trigger,
     TriggerEvent,
     TriggerKind,
     TriggerTable,
 )
 from misfire_runtime.triggers.registry import register
+from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 
 class _GroupTable(TriggerTable):
@@ -60,7 +60,7 @@ class _Group(TriggerKind):
         return self._parts
 
     @abstractmethod
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger."""
 
 
@@ -74,9 +74,9 @@ class AnyOf(_Group):
         super().__init__(name, parts=parts, priority=priority)
         self._fired: list[Trigger] = []
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger. Every part looks at every frame."""
-        events = [(part, part.look(observation)) for part in self._parts]
+        events = [(part, part.look(frame)) for part in self._parts]
         self._fired = [part for part, event in events if event is not None]
         found = [event for _part, event in events if event is not None]
         if not found:
@@ -85,10 +85,10 @@ class AnyOf(_Group):
         priority = best.priority if self._priority is None else self._priority
         return TriggerEvent(self.name, f"{best.name}: {best.reason}", priority)
 
-    def taken(self, observation: Observation) -> None:
+    def taken(self, frame: ScoredFrame) -> None:
         """Tells the parts that fired."""
         for part in self._fired:
-            part.taken(observation)
+            part.taken(frame)
 
 
 @register
@@ -97,9 +97,9 @@ class AllOf(_Group):
 
     Settings = AllTable
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger. Every part looks at every frame."""
-        events = [part.look(observation) for part in self._parts]
+        events = [part.look(frame) for part in self._parts]
         found = [event for event in events if event is not None]
         if len(found) < len(events):
             return None
@@ -107,10 +107,10 @@ class AllOf(_Group):
         highest = max(event.priority for event in found)
         return TriggerEvent(self.name, reason, highest if self._priority is None else self._priority)
 
-    def taken(self, observation: Observation) -> None:
+    def taken(self, frame: ScoredFrame) -> None:
         """Tells all parts."""
         for part in self._parts:
-            part.taken(observation)
+            part.taken(frame)
 
 
 class CoolDown(Trigger):
@@ -127,21 +127,21 @@ class CoolDown(Trigger):
         self._frames = frames
         self._last: dict[str, tuple[float, int]] = {}
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger. The inner trigger goes on learning while it is quiet."""
-        event = self.inner.look(observation)
-        if event is None or observation.source not in self._last:
+        event = self.inner.look(frame)
+        if event is None or frame.source not in self._last:
             return event
-        time_s, count = self._last[observation.source]
-        elapsed = observation.time_s - time_s
-        if 0 <= elapsed < self._seconds or observation.count - count <= self._frames:
+        time_s, count = self._last[frame.source]
+        elapsed = frame.time_s - time_s
+        if 0 <= elapsed < self._seconds or frame.count - count <= self._frames:
             return None
         return event
 
-    def taken(self, observation: Observation) -> None:
+    def taken(self, frame: ScoredFrame) -> None:
         """Starts the pause."""
-        self._last[observation.source] = (observation.time_s, observation.count)
-        self.inner.taken(observation)
+        self._last[frame.source] = (frame.time_s, frame.count)
+        self.inner.taken(frame)
 
     @property
     def parts(self) -> Sequence[Trigger]:

@@ -17,18 +17,18 @@ from typing import Any, Literal
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.base import (
     BuildContext,
-    Observation,
     Trigger,
     TriggerEvent,
     TriggerKind,
     TriggerTable,
 )
 from misfire_runtime.triggers.registry import register
+from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 MAX_LENGTH = 1000
 MAX_NODES = 200
 _UNKNOWN = object()
-Getter = Callable[[Observation], Any]
+Getter = Callable[[ScoredFrame], Any]
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt,
@@ -79,15 +79,15 @@ class Rule(TriggerKind):
         except ConfigError as error:
             raise ConfigError(f"triggers.{context.name}.when: {error}") from error
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger."""
-        if not self._test(observation):
+        if not self._test(frame):
             return None
         return TriggerEvent(self.name, self._when[:200], self._priority)
 
 
-def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[Observation], bool]:
-    """A function from an observation to whether the rule holds; it never raises.
+def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[ScoredFrame], bool]:
+    """Returns a function from a frame to whether the rule holds; it never raises.
 
     Raises ConfigError where the text is no expression, or says something that is not allowed.
     """
@@ -103,7 +103,7 @@ def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[Observation
     if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
         raise ConfigError(f"rule {text[:60]!r}...: too long")
     getter = _Compiler(text, scores).build(tree.body)
-    return lambda observation: _true(getter(observation))
+    return lambda frame: _true(getter(frame))
 
 
 class _Compiler:
@@ -237,12 +237,10 @@ def _numeric(apply: Callable[..., float], *values: Any) -> Any:
     return result if math.isfinite(result) else _UNKNOWN
 
 
-def _chain(
-    observation: Observation, first: Getter, links: list[tuple[Callable[[Any, Any], bool], Getter]]
-) -> bool:
-    left = first(observation)
+def _chain(frame: ScoredFrame, first: Getter, links: list[tuple[Callable[[Any, Any], bool], Getter]]) -> bool:
+    left = first(frame)
     for compare, getter in links:
-        right = getter(observation)
+        right = getter(frame)
         if left is _UNKNOWN or right is _UNKNOWN:
             return False
         try:

@@ -20,13 +20,13 @@ from misfire_runtime.state.statistics import pack_sketch, unpack_sketch
 from misfire_runtime.tables import Rate
 from misfire_runtime.triggers.base import (
     BuildContext,
-    Observation,
     Trigger,
     TriggerEvent,
     TriggerKind,
     TriggerTable,
 )
 from misfire_runtime.triggers.registry import register
+from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 _ACCURACY = 0.002
 _BINS = 8192
@@ -61,9 +61,9 @@ class Threshold(TriggerKind):
         score = context.score(settings.score)
         return cls(context.name, score=score, above=settings.above, priority=settings.priority)
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger."""
-        value = observation.scored.scores.get(self._score)
+        value = frame.scored.scores.get(self._score)
         if value is None or value < self._above:
             return None
         return TriggerEvent(self.name, f"{self._score} {value:.4g} >= {self._above:.4g}", self._priority)
@@ -96,11 +96,11 @@ class Percentile(TriggerKind):
         score = context.score(settings.score)
         return cls(context.name, score=score, level=settings.level, priority=settings.priority)
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger."""
-        if self._score not in observation.scored.scores:
+        if self._score not in frame.scored.scores:
             return None
-        level = observation.scored.percentile(self._score)
+        level = frame.scored.percentile(self._score)
         if level < self._level:
             return None
         return TriggerEvent(
@@ -172,9 +172,9 @@ class TargetRate(TriggerKind):
         """The score at which it fires now; infinite before it knows one."""
         return self._threshold
 
-    def look(self, observation: Observation) -> TriggerEvent | None:
+    def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger. The frame is compared with the threshold of the frames before it."""
-        value = observation.scored.scores.get(self._score)
+        value = frame.scored.scores.get(self._score)
         if value is None:
             return None
         value = 0.0 if abs(value) < _TINY else value
@@ -183,7 +183,7 @@ class TargetRate(TriggerKind):
         self._learn(value)
         return TriggerEvent(self.name, reason, self._priority) if fires else None
 
-    def taken(self, observation: Observation) -> None:
+    def taken(self, frame: ScoredFrame) -> None:
         """Pays one token; they come back at `rate` per frame."""
         self._tokens -= 1.0
 

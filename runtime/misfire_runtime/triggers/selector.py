@@ -10,26 +10,17 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from misfire_runtime.messages import Trigger as TriggerMessage
-from misfire_runtime.triggers.base import Observation, Trigger, TriggerEvent, every
+from misfire_runtime.triggers.base import Trigger, TriggerEvent, every
 from misfire_runtime.triggers.budget import Budget
 from misfire_runtime.triggers.memory import Learned
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import RandomStream
+from misfire_runtime.triggers.scored_frame import Choice, ScoredFrame
 
 _LOG = logging.getLogger(__name__)
 RANDOM_PRIORITY = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A frame to keep. `budgeted` ones are paid for by the budget, the random stream is not."""
-
-    trigger: TriggerMessage
-    priority: int
-    budgeted: bool
 
 
 class Selector:
@@ -49,7 +40,7 @@ class Selector:
         self.suppressed: Counter[str] = Counter()
         self._novelty = novelty
 
-    def select(self, observation: Observation, *, in_stream: bool, triggered: bool = True) -> Choice | None:
+    def select(self, frame: ScoredFrame, *, in_stream: bool, triggered: bool = True) -> Choice | None:
         """Returns the choice on a frame, or None.
 
         in_stream: the random stream takes it.  triggered: False leaves only the random stream (the last step
@@ -57,13 +48,13 @@ class Selector:
         """
         fired: list[tuple[Trigger, TriggerEvent]] = []
         for trigger in self.triggers:
-            event = trigger.look(observation)
+            event = trigger.look(frame)
             if event is not None:
                 fired.append((trigger, event))
-        wanted = bool(fired) and triggered and self._allowed(observation, in_stream=in_stream)
+        wanted = bool(fired) and triggered and self._allowed(frame, in_stream=in_stream)
         if not wanted and not in_stream:
             return None
-        return self._take(observation, fired if wanted else [], in_stream=in_stream)
+        return self._take(frame, fired if wanted else [], in_stream=in_stream)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -87,10 +78,10 @@ class Selector:
                     "trigger_forgot", extra={"fields": {"trigger": trigger.name, "problem": str(error)}}
                 )
 
-    def _allowed(self, observation: Observation, *, in_stream: bool) -> bool:
+    def _allowed(self, frame: ScoredFrame, *, in_stream: bool) -> bool:
         if in_stream:
             return True
-        if self._novelty is not None and self._novelty.is_duplicate(observation.scored.embedding):
+        if self._novelty is not None and self._novelty.is_duplicate(frame.scored.embedding):
             self.suppressed["near-duplicate"] += 1
             return False
         if self.budget is not None and self.budget.refusal(0) is not None:
@@ -99,12 +90,12 @@ class Selector:
         return True
 
     def _take(
-        self, observation: Observation, fired: list[tuple[Trigger, TriggerEvent]], *, in_stream: bool
+        self, frame: ScoredFrame, fired: list[tuple[Trigger, TriggerEvent]], *, in_stream: bool
     ) -> Choice:
         for trigger, _event in fired:
-            trigger.taken(observation)
+            trigger.taken(frame)
         if self._novelty is not None:
-            self._novelty.remember(observation.scored.embedding)
+            self._novelty.remember(frame.scored.embedding)
         best = max((event for _trigger, event in fired), key=lambda f: f.priority, default=None)
         reason = "" if best is None else f"{best.name}: {best.reason}"[:256]
         if in_stream:

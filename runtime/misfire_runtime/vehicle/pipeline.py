@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from typing import Any
 from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.engines.scoring import Scored, Scorer
 from misfire_runtime.errors import EngineError, ImageError, SpoolError
-from misfire_runtime.samples.candidate import Candidate
 from misfire_runtime.samples.clips import ClipRecorder
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.samples.writer import SampleStore, SampleWriter, WriterOptions
@@ -32,7 +31,7 @@ from misfire_runtime.sources import Frame, FrameReader, Source
 from misfire_runtime.sources.context import Context
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
-from misfire_runtime.triggers import Observation, Selector, build_triggers
+from misfire_runtime.triggers import ScoredFrame, Selector, build_triggers
 from misfire_runtime.triggers.budget import Budget
 from misfire_runtime.triggers.memory import Learned, TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
@@ -299,18 +298,15 @@ class Vehicle:
             return
         for name in scored.refused:
             self.statistics.refused_scores[name] += 1
-        context = self.context.snapshot()
-        observation = Observation(scored, context, frame.source, frame.time_s, self.statistics.frames)
+        seen = ScoredFrame(frame, scored, self.scorer.label, self.context.snapshot(), self.statistics.frames)
         choice = self.selector.select(
-            observation, in_stream=in_stream, triggered=not (live and self.ladder.random_only)
+            seen, in_stream=in_stream, triggered=not (live and self.ladder.random_only)
         )
         self.statistics.frame(scored.scores, latency_s=time.perf_counter() - began)
         if choice is not None:
-            self.writer.put(
-                Candidate(frame, scored, self.scorer.label, context, choice), wait=not live, stop=stop
-            )
+            self.writer.put(replace(seen, choice=choice), wait=not live, stop=stop)
         elif self.writer.clips is not None and self.ladder.step == 0:
-            self.writer.offer_to_ring(Candidate(frame, scored, self.scorer.label, context))
+            self.writer.offer_to_ring(seen)
         identity = self._identities[frame.source]
         if identity:
             self._positions[identity] = frame.index + 1
