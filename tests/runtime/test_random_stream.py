@@ -19,7 +19,7 @@ from vehicle_support import NONE, make, run, scored_frame
 from misfire_runtime.preprocess import encode_jpeg, encode_png
 from misfire_runtime.samples.clips import mux_mjpeg
 from misfire_runtime.samples.encoding import Encoded
-from misfire_runtime.sources import Frame, open_source
+from misfire_runtime.sources import open_source
 from misfire_runtime.spool import Spool
 from misfire_runtime.testing import ListSource
 from misfire_runtime.triggers.random_stream import RandomStream, kept_seed, recorded_identity
