@@ -130,7 +130,10 @@ def open_table(table: SourceTable) -> Source:
         kind = next((kind for kind in _kinds() if kind.reads(table.path)), None)
     if kind is None:
         raise SourceError(f"{table.input}: no source reads this")
-    return kind.open(table)
+    # What a kind finds out by looking into a file came after the table was checked: it has no settings beside
+    # those of every source, so the kind's own defaults apply.
+    own = isinstance(table, kind.Settings)
+    return kind.open(table if own else kind.Settings.model_validate(table.model_dump(exclude_unset=True)))
 
 
 def open_source(
@@ -148,7 +151,8 @@ def open_source(
         SourceError: the message says what is wrong with `where`.
     """
     try:
-        table = SourceTable(input=where, name=name, topic=topic, options=dict(options or {}))
+        fields = {"input": where, "name": name, "topic": topic, "options": dict(options or {})}
+        table = _settings_for(where).model_validate(fields)
     except ValidationError as error:
         raise SourceError(f"{where!r}: {error.errors()[0]['msg']}") from error
     return open_table(table)
@@ -176,11 +180,15 @@ def _by_input(value: Any, handler: ValidatorFunctionWrapHandler, info: Validatio
     if not isinstance(where, str):
         checked: SourceTable = handler(value)
         return checked
+    return _settings_for(where).model_validate(value, context=info.context)
+
+
+def _settings_for(where: str) -> type[SourceTable]:
+    """The settings that an input may have, without a look at the file: it may come later."""
     kind = _by_text(where)
-    if kind is None:  # the file itself is not looked at: it may come later
+    if kind is None:
         kind = next((kind for kind in _kinds() if Path(where).suffix.lower() in kind.suffixes), None)
-    settings = SourceTable if kind is None else kind.Settings
-    return settings.model_validate(value, context=info.context)
+    return SourceTable if kind is None else kind.Settings
 
 
 AnySourceTable = Annotated[SerializeAsAny[SourceTable], WrapValidator(_by_input)]
