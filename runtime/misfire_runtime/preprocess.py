@@ -57,10 +57,17 @@ class InputContract(BaseModel):
 
 
 def decode_image(data: bytes, *, name: str = "image") -> Image:
-    """Decodes JPEG, PNG, ... to RGB [H,W,3] uint8.
+    """Decodes JPEG, PNG and other pictures, and turns them upright as their Exif orientation says.
 
-    Turned upright as its Exif orientation says. Bytes behind the end of the picture are ignored.
-    Raises ImageError if the bytes are empty, truncated, no image, or above 64 megapixels.
+    Args:
+        data: encoded bytes. What follows the end of the picture is ignored.
+        name: what the error messages call the picture.
+
+    Returns:
+        [H,W,3] uint8 RGB.
+
+    Raises:
+        ImageError: the bytes are empty, truncated, no picture, or above 64 megapixels.
     """
     if not data:
         raise ImageError(f"{name}: empty file")
@@ -83,7 +90,15 @@ def decode_image(data: bytes, *, name: str = "image") -> Image:
 
 
 def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
-    """RGB [H,W,3] uint8 to JPEG bytes."""
+    """Encodes a picture as JPEG.
+
+    Args:
+        image: [H,W,3] uint8 RGB.
+        quality: 1 to 100.
+
+    Raises:
+        ImageError: the picture has no pixels, or is too large for JPEG.
+    """
     ok, data = cv2.imencode(
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
@@ -93,7 +108,14 @@ def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
 
 
 def encode_png(image: Image) -> bytes:
-    """RGB [H,W,3] uint8 to lossless PNG bytes."""
+    """Encodes a picture as PNG, without loss.
+
+    Args:
+        image: [H,W,3] uint8 RGB.
+
+    Raises:
+        ImageError: the picture has no pixels.
+    """
     ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not ok:
         raise ImageError(f"PNG encoding failed for shape {image.shape}")
@@ -101,7 +123,18 @@ def encode_png(image: Image) -> bytes:
 
 
 def resize_image(image: Image, contract: InputContract) -> Image:
-    """RGB [H,W,3] to RGB [contract.height, contract.width, 3] by the contract's rule."""
+    """Resizes a picture to the size of the network's input.
+
+    Args:
+        image: [H,W,3] uint8 RGB.
+        contract: names the size, and the rule: stretch, letterbox or centre crop.
+
+    Returns:
+        [contract.height, contract.width, 3] uint8 RGB.
+
+    Raises:
+        ImageError: the picture has no pixels, or another shape or type.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ImageError(f"expected uint8 [H,W,3], got {image.dtype} {image.shape}")
     height, width = image.shape[:2]
@@ -126,7 +159,18 @@ def resize_image(image: Image, contract: InputContract) -> Image:
 
 
 def to_tensor(image: Image, contract: InputContract) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """RGB [H,W,3] uint8 to the graph's input [1,C,H,W], float32 normalised or plain uint8."""
+    """Turns a picture into the input of the graph.
+
+    Args:
+        image: [H,W,3] uint8 RGB.
+        contract: size, colour order, type, mean and standard deviation.
+
+    Returns:
+        [1,C,H,W], float32 normalised or plain uint8.
+
+    Raises:
+        ImageError: see `resize_image`.
+    """
     pixels = resize_image(image, contract)
     if contract.color == "gray":
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
@@ -139,7 +183,15 @@ def to_tensor(image: Image, contract: InputContract) -> NDArray[np.float32] | ND
 
 
 def normalise(planes: NDArray[np.uint8], contract: InputContract) -> NDArray[np.float32]:
-    """uint8 [N,C,H,W] to float32 [N,C,H,W]: (x/255 - mean) / std, as one multiply-add."""
+    """Normalises pixels: (x / 255 - mean) / std, computed as one multiply-add.
+
+    Args:
+        planes: [N,C,H,W] uint8.
+        contract: mean and std per channel.
+
+    Returns:
+        [N,C,H,W] float32.
+    """
     mean = np.broadcast_to(np.asarray(contract.mean, np.float32), contract.channels)
     std = np.broadcast_to(np.asarray(contract.std, np.float32), contract.channels)
     scale = (np.float32(1 / 255) / std).astype(np.float32).reshape(1, -1, 1, 1)
@@ -148,7 +200,7 @@ def normalise(planes: NDArray[np.uint8], contract: InputContract) -> NDArray[np.
 
 
 def _scale(image: Image, height: int, width: int) -> Image:
-    """Area averaging when shrinking (no aliasing), bilinear when growing."""
+    """Resizes by area averaging when shrinking (no aliasing), bilinearly when growing."""
     shrinking = height < image.shape[0] or width < image.shape[1]
     interpolation = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)

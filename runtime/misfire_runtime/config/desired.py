@@ -123,33 +123,40 @@ _FIELDS: dict[str, type[Table]] = {
 }
 
 
-def with_desired(config: VehicleConfig, wishes: dict[str, Any]) -> VehicleConfig:
+def with_desired(config: VehicleConfig, fields: dict[str, Any]) -> VehicleConfig:
     """Returns `config` with the fleet's tables in place of its own.
 
     A table's fields that the fleet may set but leaves out get their defaults; those that it may not set stay
-    the vehicle's own. Raises ConfigError that names the key.
+    the vehicle's own.
+
+    Args:
+        config: the vehicle's own.
+        fields: `Desired.config`, unchecked.
+
+    Raises:
+        ConfigError: the fleet may not set a key, or not to that value; the message names it.
     """
-    _refuse_foreign(wishes)
+    _refuse_foreign(fields)
     try:
-        desired = DesiredConfig.model_validate(wishes)
+        desired = DesiredConfig.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError(explain(error, wishes, file=_ORIGIN)) from error
+        raise ConfigError(explain(error, fields, file=_ORIGIN)) from error
     _keep_metadata_off(config, desired)
     update: dict[str, Any] = {}
     for name in desired.model_fields_set:
-        wish = getattr(desired, name)
-        if name in _TABLES and wish is not None:
-            wish = _over(name, getattr(config, name), wish)
-        update[name] = wish
+        value = getattr(desired, name)
+        if name in _TABLES and value is not None:
+            value = _merged(name, getattr(config, name), value)
+        update[name] = value
     return config.model_copy(update=update)
 
 
-def _refuse_foreign(wishes: dict[str, Any]) -> None:
+def _refuse_foreign(fields: dict[str, Any]) -> None:
     tables = DesiredConfig.model_fields
-    foreign = [name for name in wishes if name not in tables]
+    foreign = [name for name in fields if name not in tables]
     only = ", ".join(tables)
     for name, kind in _TABLES.items():
-        given = wishes.get(name)
+        given = fields.get(name)
         settable = _FIELDS[name].model_fields
         own = [key for key in kind.model_fields if key not in settable]
         if isinstance(given, dict) and (named := [key for key in own if key in given]):
@@ -160,19 +167,19 @@ def _refuse_foreign(wishes: dict[str, Any]) -> None:
 
 
 def _keep_metadata_off(config: VehicleConfig, desired: DesiredConfig) -> None:
-    """Original bytes hold what a camera wrote into them, such as its position."""
-    wished = "keep_original" in desired.encode.model_fields_set and desired.encode.keep_original
-    if wished and not config.encode.keep_original:
+    """Refuses to turn `keep_original` on: original bytes hold what a camera wrote, such as its position."""
+    asked = "keep_original" in desired.encode.model_fields_set and desired.encode.keep_original
+    if asked and not config.encode.keep_original:
         raise ConfigError(
             f"{_ORIGIN}: encode.keep_original: the vehicle's own file sets it to false, and the fleet cannot "
             "undo that"
         )
 
 
-def _over(name: str, own: Table | None, wish: Table) -> Table:
-    """The vehicle's own fields that the fleet may not set, and the fleet's."""
+def _merged(name: str, own: Table | None, desired: Table) -> Table:
+    """Returns the vehicle's own fields that the fleet may not set, with the fleet's."""
     kept = {} if own is None else {k: v for k, v in own if k not in _FIELDS[name].model_fields}
-    given = wish.model_dump(exclude_unset=True)
+    given = desired.model_dump(exclude_unset=True)
     if isinstance(own, EncodeTable) and not own.keep_original:
         given["keep_original"] = False
     return _TABLES[name].model_validate({**kept, **given})

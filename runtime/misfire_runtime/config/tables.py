@@ -75,15 +75,25 @@ class VehicleConfig(Table):
 
 
 def parse_config(text: str, *, file: str = "configuration", folder: Path | None = None) -> VehicleConfig:
-    """Checks TOML text; relative paths in it are relative to `folder`.
+    """Checks TOML text.
 
-    Raises ConfigError: `file:line: key: what is wrong, what was expected`.
+    Args:
+        text: the configuration.
+        file: what the errors call it.
+        folder: relative paths in it are relative to this folder.
+
+    Raises:
+        ConfigError: `file:line: key: what is wrong, what was expected`.
     """
     return _checked(parse_toml(text, name=file, folder=folder))
 
 
 def read_config(path: Path) -> VehicleConfig:
-    """Reads and checks a file; paths in it are relative to its folder. Raises ConfigError."""
+    """Reads and checks a file; paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: see `parse_config`; or the file cannot be read.
+    """
     return _checked(read_toml(path))
 
 
@@ -96,5 +106,9 @@ def _checked(file: TomlFile) -> VehicleConfig:
 
 
 def validated(data: dict[str, Any], *, origin: str) -> VehicleConfig:
-    """Checks what did not come from a file's text. Raises ConfigError that begins with `origin`."""
+    """Checks what did not come from a file's text.
+
+    Raises:
+        ConfigError: the message begins with `origin`.
+    """
     return TomlFile(data, "", origin).check(VehicleConfig)

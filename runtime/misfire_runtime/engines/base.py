@@ -28,9 +28,16 @@ class Engine(Protocol):
     provider: str
 
     def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """image [N,C,H,W] as the input contract says; gives every output of the manifest by its name.
+        """Runs the graph.
 
-        Raises EngineError where the engine fails.
+        Args:
+            image: [N,C,H,W] as the input contract says.
+
+        Returns:
+            Every output of the manifest, by its name.
+
+        Raises:
+            EngineError: the engine failed.
         """
         ...
 
@@ -57,9 +64,17 @@ class EngineOptions:
 
 
 def engine_cache(bundle: Bundle, *, runtime: str, device: str) -> Path:
-    """The folder for engines compiled from this very graph; another graph, runtime or GPU has another.
+    """Returns the folder for engines compiled from this very graph, and makes it.
 
-    Raises EngineError where it cannot be made.
+    Another graph, runtime, GPU or precision has another folder: a stale engine can never serve a new graph.
+
+    Args:
+        bundle: whose graph is compiled.
+        runtime: what compiles it, with its version.
+        device: what tells GPUs apart.
+
+    Raises:
+        EngineError: the folder cannot be made.
     """
     manifest = bundle.manifest
     parts = (manifest.files[bundle.model_path.name].sha256, runtime, device, manifest.precision)

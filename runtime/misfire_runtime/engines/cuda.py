@@ -31,13 +31,13 @@ class Cuda:
         self.stream = int(stream.value or 0)
 
     def allocate(self, size: int) -> int:
-        """Address of `size` bytes on the device; at least one byte."""
+        """Reserves `size` bytes on the device, at least one, and returns their address."""
         pointer = ctypes.c_void_p()
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
         return int(pointer.value or 0)
 
     def free(self, pointer: int) -> None:
-        """Gives memory back."""
+        """Frees memory of the device."""
         self._call("cudaFree", ctypes.c_void_p(pointer))
 
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
@@ -76,7 +76,7 @@ class Cuda:
 
 
 def host_buffer(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """A contiguous array to copy into."""
+    """Returns a contiguous array to copy into."""
     return np.empty(shape, dtype)
 
 

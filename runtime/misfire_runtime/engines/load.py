@@ -22,7 +22,12 @@ WARM_UP_RUNS = 2
 def load_engine(bundle: Bundle, *, options: EngineOptions | None = None) -> Engine:
     """Loads, verifies and warms up an engine for a bundle.
 
-    Raises EngineError where the wanted provider does not work here or the graph does not fit the manifest.
+    Args:
+        bundle: an opened bundle.
+        options: provider, threads and device; None takes the fastest provider that works.
+
+    Raises:
+        EngineError: the wanted provider does not work here, or the graph does not fit the manifest.
     """
     wanted = options or EngineOptions()
     if wanted.provider == "tensorrt":
@@ -42,7 +47,7 @@ def warm_up(engine: Engine, contract: InputContract, *, runs: int = WARM_UP_RUNS
 
 
 def _native_tensorrt(bundle: Bundle, options: EngineOptions) -> Engine:
-    """TensorRT without ONNX Runtime; its own module, so that nothing here imports it."""
+    """Loads TensorRT without ONNX Runtime. It has its own module, so that nothing here imports it."""
     try:
         module = import_module("misfire_runtime.engines.tensorrt")
     except ImportError as error:

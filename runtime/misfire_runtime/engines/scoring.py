@@ -51,12 +51,16 @@ class Scored:
         self.refused = tuple(refused)
 
     def percentile(self, name: str) -> float:
-        """Where the score lies in its calibration, 0..1. Raises KeyError for a refused or unknown score."""
+        """Returns the level of a score in its calibration, 0..1.
+
+        Raises:
+            KeyError: the score is unknown, or was refused because it is not finite.
+        """
         return percentile(self._scorer.tables[name], self.scores[name])
 
     @property
     def percentiles(self) -> dict[str, float]:
-        """All of them."""
+        """The levels of all scores in their calibration, 0..1."""
         return {name: self.percentile(name) for name in self.scores}
 
     @property
@@ -100,19 +104,31 @@ class Scorer:
 
     @classmethod
     def load(cls, bundle: Bundle, *, options: EngineOptions | None = None) -> Scorer:
-        """Loads and warms up; nothing of a scorer in use is touched. Raises EngineError."""
+        """Returns a scorer whose engine is loaded and warmed up; a scorer in use is not touched.
+
+        Raises:
+            EngineError: see `load_engine`.
+        """
         return cls(bundle, load_engine(bundle, options=options))
 
     @property
     def calibration_differs(self) -> str | None:
-        """A sentence where scores were calibrated on another engine than this one, else None."""
+        """Says that scores were calibrated on another engine than this one; None if they were not."""
         score = self.bundle.manifest.score(self.default_score)
         if score.calibration.engine == self.engine.name:
             return None
         return f"{self.label} was calibrated on {score.calibration.engine} and runs on {self.engine.name}"
 
     def score(self, image: Image) -> Scored:
-        """image [H,W,3] uint8 RGB. Raises EngineError, or ImageError for an image of no size."""
+        """Scores one picture.
+
+        Args:
+            image: [H,W,3] uint8 RGB.
+
+        Raises:
+            EngineError: the engine failed.
+            ImageError: the picture has no pixels.
+        """
         return Scored(self, self.engine.infer(to_tensor(image, self._contract)))
 
     def close(self) -> None:
@@ -120,7 +136,7 @@ class Scorer:
         self.engine.close()
 
     def brief(self, outputs: Outputs) -> dict[str, Any]:
-        """The task's answer in a few numbers, by the kind of output the manifest names.
+        """Returns the task's answer in a few numbers, by the kind of output the manifest names.
 
         An answer with NaN or infinite values is none: {"not_finite": how many} is returned instead.
         """
@@ -133,7 +149,15 @@ class Scorer:
 
 
 def percentile(table: QuantileTable, value: float) -> float:
-    """The level of `value` in a quantile table, linear between its entries; ties give the middle level."""
+    """Returns the level of `value` in a quantile table, linear between its entries.
+
+    Args:
+        table: levels and their values, both rising.
+        value: a score. Equal entries give the middle of their levels.
+
+    Returns:
+        0..1.
+    """
     values, levels = table.values, table.levels
     low, high = bisect_left(values, value), bisect_right(values, value)
     if high > low:
@@ -147,12 +171,17 @@ def percentile(table: QuantileTable, value: float) -> float:
 
 
 def quantile(table: QuantileTable, level: float) -> float:
-    """The score at `level` (0..1) of a quantile table, linear between its entries."""
+    """Returns the score at a level of a quantile table, linear between its entries.
+
+    Args:
+        table: levels and their values, both rising.
+        level: 0..1.
+    """
     return float(np.interp(level, table.levels, table.values))
 
 
 def _brief_class(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """logits [1,K]."""
+    """Returns the likeliest class and its probability. logits: [1,K]."""
     flat = np.asarray(logits[0], np.float64).reshape(-1)
     if flat.size == 0:
         return {}
@@ -162,12 +191,12 @@ def _brief_class(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, An
 
 
 def _brief_values(values: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """values [1,...]: the first 64."""
+    """Returns the first 64 values. values: [1,...]."""
     return {"values": [round(float(value), 5) for value in values.reshape(-1)[:64]]}
 
 
 def _brief_keypoints(heatmaps: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """heatmaps [1,J,H,W]: the peak of each of the first 64 joints, in 0..1 of width and height."""
+    """Returns the peaks of the first 64 joints, in 0..1 of width and height. heatmaps: [1,J,H,W]."""
     _batch, joints, height, width = heatmaps.shape
     flat = heatmaps[0].reshape(joints, -1)[:64]
     points = [
@@ -182,14 +211,14 @@ def _brief_keypoints(heatmaps: NDArray[Any], classes: tuple[str, ...]) -> dict[s
 
 
 def _brief_segmentation(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """logits [1,K,H,W]: the share of pixels of the eight largest classes."""
+    """Returns the share of pixels of the eight largest classes. logits: [1,K,H,W]."""
     shares = np.bincount(logits[0].argmax(0).reshape(-1), minlength=logits.shape[1]) / logits[0, 0].size
     largest = [int(k) for k in np.argsort(-shares)[:8] if shares[k] > 0]
     return {"shares": {_class_name(k, classes): round(float(shares[k]), 4) for k in largest}}
 
 
 def _class_name(index: int, classes: tuple[str, ...]) -> str:
-    """As far as it fits an offer."""
+    """Returns a class name as far as it fits an offer."""
     return classes[index][:MAX_TEXT] if index < len(classes) else str(index)
 
 

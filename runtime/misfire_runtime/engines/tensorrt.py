@@ -121,7 +121,11 @@ class TensorRTEngine:
 
 
 def load_tensorrt() -> Any:
-    """TensorRT's Python package. Raises EngineError where it is missing or older than 10."""
+    """Returns TensorRT's Python package.
+
+    Raises:
+        EngineError: it is missing, or older than version 10.
+    """
     try:
         trt = import_module("tensorrt")
     except ImportError as error:
@@ -134,10 +138,17 @@ def load_tensorrt() -> Any:
 
 
 def build_plan(trt: Any, bundle: Bundle, *, logger: Any, timing: Path, max_batch: int = MAX_BATCH) -> bytes:
-    """The serialised engine of a bundle's graph for batches 1..max_batch.
+    """Builds the engine of a bundle's graph for batches 1..max_batch, and returns it serialised.
 
-    timing: measurements of kernels, read and written, so that a rebuild takes seconds.
-    Raises EngineError with the parser's or builder's reason.
+    Args:
+        trt: TensorRT's Python package.
+        bundle: whose graph is built.
+        logger: keeps the last error.
+        timing: file of kernel measurements, read and written, so that a rebuild takes seconds.
+        max_batch: largest batch.
+
+    Raises:
+        EngineError: the parser or the builder refuses the graph; with its reason.
     """
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
@@ -161,7 +172,7 @@ def build_plan(trt: Any, bundle: Bundle, *, logger: Any, timing: Path, max_batch
 
 
 def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps the last error in `last` and prints nothing."""
+    """Returns a TensorRT logger that keeps the last error in `last` and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -176,7 +187,7 @@ def make_logger(trt: Any) -> Any:
 
 
 def device_key(device: int) -> str:
-    """What tells GPUs apart in the cache: their name where the driver gives one, else the index."""
+    """Returns what tells GPUs apart in the cache: the driver's name for it, else the index."""
     folders = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     if device < len(folders):
         for line in folders[device].read_text(encoding="utf-8", errors="replace").splitlines():

@@ -103,11 +103,11 @@ class ClipRecorder:
         return pieces
 
     def finish(self) -> list[Encoded]:
-        """Ends every open clip: the sources have ended."""
+        """Ends every open clip, because the sources have ended, and returns what they complete."""
         return [piece for lane in self._lanes.values() for piece in self._finish(lane)]
 
     def _advance(self, lane: _Lane, now: float) -> list[Encoded]:
-        """Ends a clip whose time is over, and everything where the recording's time went backwards."""
+        """Ends a clip whose time is over, and everything if the recording's time went backwards."""
         if now < lane.last_s:
             pieces = self._finish(lane)
             lane.ring.clear()
@@ -184,7 +184,7 @@ def _trigger_of(key: Encoded) -> str:
 
 
 def _part_of_clip(encoded: Encoded, reason: str, **context: float | str) -> Encoded:
-    """The same bytes, chosen because they belong to a clip, which `context` names in the offer."""
+    """Returns the same bytes, chosen because they belong to a clip, which `context` names in the offer."""
     choice = Choice(Trigger(name="clip", reason=reason[:256]), CLIP_PRIORITY, budgeted=True)
     frame = replace(encoded.frame, choice=choice, context={**encoded.frame.context, **context})
     return replace(encoded, frame=frame)
@@ -213,7 +213,7 @@ def mux_mjpeg(frames: list[Encoded]) -> bytes:
 
 
 def _upright_jpeg(encoded: Encoded) -> bytes:
-    """A JPEG that is upright for players that know no Exif."""
+    """Returns a JPEG that is upright for players that know no Exif."""
     if encoded.media_type == "image/jpeg" and exif_orientation(exif_block(encoded.data)) == 1:
         return encoded.data
     return encode_jpeg(encoded.frame.image)

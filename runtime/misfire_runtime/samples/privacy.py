@@ -88,9 +88,17 @@ class Privacy:
                 _LOG.error("privacy_closed", extra={"fields": {"problem": self.problem}})
 
     def apply(self, image: Image, *, source: str) -> tuple[Image, list[str], bool]:
-        """The picture that may leave, what was done to it, and whether a pixel changed.
+        """Masks, blurs and crops a picture.
 
-        image: [H,W,3] uint8 RGB, never written to. Raises PrivacyError where the stage cannot do its work.
+        Args:
+            image: [H,W,3] uint8 RGB, never written to.
+            source: masks and crops may be those of one source.
+
+        Returns:
+            The picture that may leave, what was done to it, and whether a pixel changed.
+
+        Raises:
+            PrivacyError: the stage cannot do its work.
         """
         if self.problem is not None:
             raise PrivacyError(self.problem)
@@ -145,7 +153,17 @@ class Detector:
             raise PrivacyError(f"blur model {table.model}: {error}") from error
 
     def find(self, image: Image) -> Boxes:
-        """[n,4] boxes in pixels of `image`, grown by the configured share. Raises PrivacyError."""
+        """Finds what has to be blurred.
+
+        Args:
+            image: [H,W,3] uint8 RGB.
+
+        Returns:
+            [n,4] boxes in pixels of `image`, grown by the configured share.
+
+        Raises:
+            PrivacyError: the detector broke, or gave values that are not finite.
+        """
         try:
             values = self._session.run(self._outputs, {self._input.name: to_tensor(image, self._contract)})
             boxes, scores = _parse(values, self._table.layout, self._table.classes)
@@ -218,7 +236,7 @@ def _contract(graph_input: Any, table: BlurTable) -> InputContract:
 def _parse(
     values: Sequence[NDArray[Any]], layout: str, classes: tuple[int, ...]
 ) -> tuple[Boxes, NDArray[np.float32]]:
-    """[n,4] corners and [n] scores of the classes that count; none named: all."""
+    """Returns [n,4] corners and [n] scores of the classes that count; all classes if none is named."""
     arrays = [np.asarray(value, np.float32) for value in values]
     if layout == "boxes+scores":
         boxes = next((a for a in arrays if a.shape[-1] == 4), None)
@@ -261,7 +279,7 @@ def _blur(image: Image, boxes: Boxes) -> None:
 
 
 def _pixels(box: tuple[float, float, float, float], image: Image) -> tuple[int, int, int, int]:
-    """Shares of the picture to x0, y0, x1, y1, rounded outwards."""
+    """Turns shares of the picture into x0, y0, x1, y1, rounded outwards."""
     height, width = image.shape[:2]
     x, y, w, h = box
     x1, y1 = min(width, int(np.ceil((x + w) * width))), min(height, int(np.ceil((y + h) * height)))

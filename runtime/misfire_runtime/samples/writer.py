@@ -40,7 +40,7 @@ class SampleStore(Protocol):
     """What the writer needs of a spool."""
 
     def add(self, payload: bytes, offer: Offer, *, priority: int) -> bool:
-        """Durable on return; False where the sample is known already."""
+        """Keeps a sample, durably on return; returns False if it is known already."""
         ...
 
     def count(self, **increments: int) -> None:
@@ -52,7 +52,7 @@ class SampleStore(Protocol):
         ...
 
     def counters(self) -> Counters:
-        """All of them."""
+        """Returns all counters."""
         ...
 
 
@@ -124,7 +124,16 @@ class SampleWriter:
         return self._queue.qsize() / self._queue.maxsize
 
     def put(self, frame: ScoredFrame, *, wait: bool, stop: threading.Event) -> bool:
-        """Hands in a frame. wait: until there is room or `stop`; else a full queue loses it, counted."""
+        """Hands in a frame that is kept.
+
+        Args:
+            frame: with its choice.
+            wait: until there is room or `stop`; else a full queue loses the frame, which is counted.
+            stop: ends the wait.
+
+        Returns:
+            False if the frame was lost.
+        """
         while True:
             try:
                 self._queue.put(frame, block=wait, timeout=0.2)
@@ -135,7 +144,7 @@ class SampleWriter:
                     return False
 
     def offer_to_ring(self, frame: ScoredFrame) -> None:
-        """A frame for the clip ring; given up where the queue is half full."""
+        """Hands in a frame for the clip ring; drops it if the queue is half full."""
         if self.fill < 0.5:
             try:
                 self._queue.put_nowait(frame)
@@ -145,9 +154,15 @@ class SampleWriter:
     def mark(
         self, counts: dict[str, int], positions: dict[str, int], then: Callable[[], None] | None = None
     ) -> bool:
-        """Hands in counts and positions; False (try again later) where the queue is full.
+        """Hands in counts and positions that hold once everything before them is written.
 
-        then: something else to write at this point; a MisfireError that it raises is counted.
+        Args:
+            counts: to add to the store's.
+            positions: of recordings, by their identity.
+            then: something else to write at this point; a MisfireError that it raises is counted.
+
+        Returns:
+            False if the queue is full: try again later.
         """
         try:
             self._queue.put_nowait(Mark(counts, positions, then=then))
@@ -156,7 +171,7 @@ class SampleWriter:
         return True
 
     def change(self, options: WriterOptions, clips: ClipRecorder | None) -> None:
-        """Takes over other options behind the frames that wait; clips that are open are finished first."""
+        """Switches to other options behind the frames that wait; open clips are finished first."""
         self._queue.put(Change(options, clips))
 
     def flush(self, counts: dict[str, int], positions: dict[str, int]) -> None:
@@ -189,7 +204,7 @@ class SampleWriter:
                 self._guard(partial(self._handle, item))
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """Runs `work`; whatever fails loses one sample, is counted and said, and never ends the thread."""
+        """Runs `work`; a failure loses one sample, is counted and logged, and never ends the thread."""
         try:
             work()
         except PrivacyError as error:

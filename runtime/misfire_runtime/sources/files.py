@@ -75,7 +75,7 @@ class RecordedFiles(SourceKind):
         self._name_passed()
 
     def close(self) -> None:
-        """Nothing is held between frames."""
+        """Does nothing: no file is open between frames."""
 
     def _relative(self, file: Path) -> str:
         return shown(file.name if file == self.path else file.relative_to(self.path).as_posix())
@@ -164,7 +164,7 @@ class RecordedFiles(SourceKind):
 
 
 def _list(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
-    """The files to read with their kinds, in natural order, and the names of those that are neither."""
+    """Returns the files to read with their kinds, in natural order, and the names of all others."""
     if path.is_file():
         try:
             kind = kind_of(path)
@@ -209,7 +209,7 @@ def _passed_over(names: list[str]) -> str:
 
 
 def _identity(path: Path, files: list[Path]) -> str:
-    """Names this recording with its content as far as names, sizes and times tell."""
+    """Returns a name of this recording and its content, as far as names, sizes and times tell."""
     digest = hashlib.sha256(os.fsencode(path.resolve()))
     for file in files:
         stat = file.stat()

@@ -67,7 +67,7 @@ class SourceCounts:
     problems: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_NAMED_PROBLEMS))
 
     def skip(self, problem: str, *, frames: int = 1) -> None:
-        """Counts `frames` that could not be read and keeps the reason."""
+        """Counts frames that could not be read, and keeps the reason."""
         self.unreadable += frames
         self.problems.append(problem)
 

@@ -82,7 +82,7 @@ class GStreamerPipeline(SourceKind):
         return cls(settings.input.removeprefix(_PREFIX), name=settings.name or "gstreamer")
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        """Frames as they arrive, across restarts of the pipeline; the index goes on counting."""
+        """Yields frames as they arrive, across restarts of the pipeline; the index goes on counting."""
         index, failures = start, 0
         while not stop.is_set():
             before = index
@@ -103,7 +103,7 @@ class GStreamerPipeline(SourceKind):
             stop.wait(random.uniform(0, min(self._max_wait_s, 0.5 * 2 ** min(failures, 16))))
 
     def close(self) -> None:
-        """The process is ended by the thread that reads it."""
+        """Does nothing: the thread that reads the process ends it."""
 
 
 class _Running:
@@ -139,7 +139,7 @@ class _Running:
         return "; ".join(self._errors) or self._ended
 
     def images(self, stop: threading.Event) -> Iterator[Image]:
-        """[H,W,3] uint8 RGB, until it ends, falls silent, changes its size, or `stop`."""
+        """Yields [H,W,3] uint8 RGB until it ends, falls silent, changes its size, or `stop`."""
         last = time.monotonic()
         while not (stop.is_set() or self._ended):
             # The size is told beside the pictures: none is read before it is known.
@@ -159,7 +159,7 @@ class _Running:
                 self._ended = f"no frame for {self._silence_s:g} s"
 
     def close(self) -> None:
-        """Ends the process: asked first, so that the driver can let the camera go."""
+        """Ends the process: asked first, so that the driver can release the camera."""
         for number in (signal.SIGINT, signal.SIGKILL):
             self._process.send_signal(number)
             try:
@@ -172,7 +172,7 @@ class _Running:
         self._process.stdout.close()
 
     def _read(self) -> Image | None:
-        """What is there of a picture; the picture where it is whole."""
+        """Reads what has arrived of a picture; returns the picture once it is complete."""
         assert self._size is not None
         width, height = self._size
         stride = (3 * width + 3) // 4 * 4  # rows begin at multiples of four bytes
@@ -190,7 +190,7 @@ class _Running:
         return np.ascontiguousarray(rows[:, : 3 * width]).reshape(height, width, 3)
 
     def _listen(self) -> None:
-        """Takes in what the pipeline says: the size of its pictures, and what is wrong."""
+        """Reads what the pipeline prints: the size of its pictures, and what is wrong."""
         while select.select([self._words], [], [], 0)[0]:
             data = os.read(self._words, 65536)
             if not data:

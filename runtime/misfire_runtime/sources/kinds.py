@@ -66,7 +66,7 @@ def ends_early(file: Path) -> bool:
 
 
 def _box_length(head: bytes) -> int | None:
-    """The length of a box (MP4, MOV) or RIFF chunk; None if it reaches to the end, or is none."""
+    """Returns the length of a box (MP4, MOV) or RIFF chunk; None if it reaches to the end, or is none."""
     if head[:4] == b"RIFF":
         return 8 + int.from_bytes(head[4:8], "little")
     if not re.fullmatch(rb"[\x20-\x7e\xa9]{4}", head[4:8]):
@@ -78,7 +78,7 @@ def _box_length(head: bytes) -> int | None:
 
 
 def _matroska_end(stream: BinaryIO) -> int | None:
-    """Where the segment of a Matroska file ends; None if its length was left open, as in a live recording."""
+    """Returns where the segment of a Matroska file ends; None if its length is open (live)."""
     stream.seek(0)
     head = stream.read(4096)
     size, at = _ebml_length(head, 4)
@@ -89,7 +89,7 @@ def _matroska_end(stream: BinaryIO) -> int | None:
 
 
 def _ebml_length(data: bytes, at: int) -> tuple[int | None, int]:
-    """A number whose first byte says how long it is, and where it ends; None if all its bits are set."""
+    """Reads a number whose first byte says its length; returns it (None: all bits set) and where it ends."""
     if at >= len(data) or data[at] == 0:
         return None, at
     width = 9 - data[at].bit_length()

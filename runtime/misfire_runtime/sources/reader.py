@@ -78,7 +78,7 @@ class _Inline:
         self._frames = iter(source.frames(stop, start=start))
 
     def take(self) -> Frame | None:
-        """The next frame; None at the end, or where the source failed."""
+        """Returns the next frame; None at the end, or if the source failed."""
         if self.ended:
             return None
         try:
@@ -100,7 +100,13 @@ class FrameReader:
         start: Mapping[str, int] | None = None,
         stall_s: float = 10.0,
     ) -> None:
-        """start: first index per source name, to go on where an earlier run was stopped."""
+        """Starts a thread for every source, but for a single recorded one.
+
+        Args:
+            sources: live and recorded ones may be mixed.
+            start: first index per source name, to go on where an earlier run was stopped.
+            stall_s: a live source that gives nothing for this long is stalled.
+        """
         self.sources = tuple(sources)
         self._stall_s = stall_s
         self._ready = threading.Condition()
@@ -120,9 +126,10 @@ class FrameReader:
             feed.thread.start()
 
     def next(self, timeout_s: float) -> Frame | None:
-        """The next frame; None where there is none within `timeout_s`, or ever (`ended`).
+        """Returns the next frame; None if there is none within `timeout_s`, or ever (`ended`).
 
-        Raises SourceError once every source has ended and at least one of them by an error.
+        Raises:
+            SourceError: every source has ended, and at least one of them by an error.
         """
         if self._inline is not None:
             frame = self._inline.take()
@@ -143,14 +150,14 @@ class FrameReader:
 
     @property
     def ended(self) -> bool:
-        """All sources ended and every frame was taken."""
+        """True if all sources ended and every frame was taken."""
         if self._inline is not None:
             return self._inline.ended
         with self._ready:
             return self._all_ended()
 
     def finished(self, name: str) -> bool:
-        """That source came to its own end (not by an error, not by `close`)."""
+        """Returns True if that source came to its own end: not by an error, not by `close`."""
         own_end = any(r.source.name == name and r.ended and r.error is None for r in self._readers())
         return own_end and not self._stop.is_set()
 
@@ -167,7 +174,7 @@ class FrameReader:
         return tuple(reader.source.name for reader in self._readers() if reader.error is not None)
 
     def close(self) -> None:
-        """Ends the threads; frames not yet taken are given up."""
+        """Ends the threads; frames not yet taken are dropped."""
         self._stop.set()
         with self._ready:
             self._ready.notify_all()

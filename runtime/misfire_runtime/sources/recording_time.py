@@ -82,7 +82,7 @@ def exif_orientation(block: bytes) -> int:
 
 
 def _tags(block: bytes) -> dict[int, str | int]:
-    """The texts and single numbers of the first directory and of the Exif directory behind it."""
+    """Returns the texts and single numbers of the first directory and of the Exif directory behind it."""
     if block[:4] not in (b"II*\0", b"MM\0*"):
         return {}
     order = "<" if block[:1] == b"I" else ">"

@@ -116,7 +116,7 @@ class McapReplay(SourceKind):
             raise SourceError(self._nothing_found())
 
     def close(self) -> None:
-        """Nothing is held between frames."""
+        """Does nothing: no file is open between frames."""
 
     def _frame(self, extract: Extract, data: bytes, index: int, log_ns: int, first_ns: int) -> Frame | None:
         topic = self._topic or ""
@@ -143,7 +143,7 @@ class McapReplay(SourceKind):
         )
 
     def _choose_topic(self, stop: threading.Event) -> str | None:
-        """The topic of the first picture that decodes; one of pictures that do not, if there is no other."""
+        """Returns the topic of the first picture that decodes; else one of pictures that do not."""
         damaged: str | None = None
         for file in self._files:
             for channel, extract, message in self._messages(file, quiet=True):
@@ -163,7 +163,7 @@ class McapReplay(SourceKind):
         return damaged
 
     def _pictures(self, file: Path) -> Iterator[tuple[int, Extract, bytes]]:
-        """log time in ns, how to get at the picture, and the message, of the chosen topic in one file."""
+        """Yields log time in ns, extractor and message of every picture of the chosen topic in one file."""
         for channel, extract, message in self._messages(file):
             if channel.topic != self._topic:
                 continue
@@ -175,7 +175,7 @@ class McapReplay(SourceKind):
             yield message.log_time, extract, message.data
 
     def _messages(self, file: Path, *, quiet: bool = False) -> Iterator[tuple[Any, Extract, Any]]:
-        """channel, how to get at the picture, and message, of every topic of compressed images."""
+        """Yields channel, extractor and message of every topic of compressed images."""
         with file.open("rb") as stream:
             try:
                 for schema, channel, message in self._records(stream):
@@ -196,7 +196,7 @@ class McapReplay(SourceKind):
         return f"{shown(self.path)}: has no {wanted} of compressed images. Topics: {topics or 'none'}"
 
     def _in_order(self, files: list[Path]) -> list[Path]:
-        """Files by the time of their first message; those without one last, in natural order."""
+        """Sorts files by the time of their first message; those without one come last, in natural order."""
         begins = {file: self._first_time(file) for file in files}
         return sorted(files, key=lambda file: (begins[file], natural_order(file.name)))
 
@@ -215,7 +215,7 @@ class McapReplay(SourceKind):
         return float("inf")
 
     def _records(self, stream: IO[bytes]) -> Iterator[tuple[Any, Any, Any]]:
-        """schema, channel, message in the order of the file: works without an index and up to a tear."""
+        """Yields schema, channel and message in the order of the file, without an index and up to a tear."""
         schemas: dict[int, Any] = {}
         channels: dict[int, Any] = {}
         for record in self._mcap.stream_reader.StreamReader(stream).records:
@@ -236,7 +236,7 @@ def recordings(folder: Path) -> list[Path]:
 
 
 def find_extract(schema: str, encoding: str) -> Extract | None:
-    """How to get the encoded image out of a message of that schema and encoding; None for other messages."""
+    """Returns the function that reads messages of that schema and encoding; None for other messages."""
     if schema == "foxglove.CompressedImage" and encoding == "protobuf":
         return from_protobuf
     if schema in ("foxglove.CompressedImage", "foxglove_msgs/msg/CompressedImage") and encoding == "json":
@@ -247,7 +247,11 @@ def find_extract(schema: str, encoding: str) -> Extract | None:
 
 
 def from_json(message: bytes) -> Compressed:
-    """Reads foxglove.CompressedImage as JSON: `data` is base64. Raises ValueError or KeyError."""
+    """Reads foxglove.CompressedImage as JSON; `data` is base64.
+
+    Raises:
+        ValueError, KeyError: the message is malformed.
+    """
     loaded = json.loads(message)
     data = loaded["data"]
     if not isinstance(data, str):
@@ -256,7 +260,11 @@ def from_json(message: bytes) -> Compressed:
 
 
 def from_protobuf(message: bytes) -> Compressed:
-    """Reads foxglove.CompressedImage as protobuf: data is field 2, format field 3. Raises ValueError."""
+    """Reads foxglove.CompressedImage as protobuf: data is field 2, format field 3.
+
+    Raises:
+        ValueError: the message is malformed.
+    """
     at, found = 0, {}
     while at < len(message):
         key, at = _varint(message, at)
@@ -279,7 +287,11 @@ def from_protobuf(message: bytes) -> Compressed:
 
 
 def from_cdr(message: bytes) -> Compressed:
-    """Reads sensor_msgs/CompressedImage as CDR: stamp, frame_id, format, data. Raises struct.error."""
+    """Reads sensor_msgs/CompressedImage as CDR (ROS 2): stamp, frame_id, format, data.
+
+    Raises:
+        ValueError, struct.error: the message is malformed.
+    """
     if len(message) < 4:
         raise ValueError("shorter than a CDR header")
     order = "<" if message[1] & 1 else ">"
@@ -287,12 +299,16 @@ def from_cdr(message: bytes) -> Compressed:
 
 
 def from_ros1(message: bytes) -> Compressed:
-    """Reads sensor_msgs/CompressedImage in ROS 1's packing: seq, stamp, frame_id, format, data."""
+    """Reads sensor_msgs/CompressedImage in ROS 1's packing: seq, stamp, frame_id, format, data.
+
+    Raises:
+        ValueError, struct.error: the message is malformed.
+    """
     return _ros(memoryview(message), 12, order="<", align=1)
 
 
 def _ros(body: memoryview, at: int, *, order: str, align: int) -> Compressed:
-    """frame_id, format and data, each behind its length; lengths are aligned in CDR."""
+    """Reads frame_id, format and data, each behind its length; CDR aligns the lengths."""
     fields = []
     for _field in ("frame_id", "format", "data"):
         at += -at % align

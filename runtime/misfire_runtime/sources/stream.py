@@ -43,9 +43,15 @@ class LiveStream(SourceKind):
         silence_s: float = 5.0,
         max_wait_s: float = 30.0,
     ) -> None:
-        """url: what FFmpeg opens, e.g. rtsp://camera/stream or /dev/video0 with format_name "v4l2".
+        """Opens nothing yet.
 
-        options: FFmpeg's options of that protocol, added to the ones set here.
+        Args:
+            url: what FFmpeg opens, e.g. rtsp://camera/stream, or /dev/video0 with format_name "v4l2".
+            name: what offers call it.
+            format_name: FFmpeg's input format, if the URL does not tell.
+            options: FFmpeg's options of that protocol, added to the ones set here.
+            silence_s: a stream that gives nothing for this long is opened again.
+            max_wait_s: longest wait before it is opened again.
         """
         self.url = url
         self.name = name or url.rsplit("@", 1)[-1]
@@ -68,7 +74,7 @@ class LiveStream(SourceKind):
         return cls(url, name=settings.name, format_name=camera, options=settings.options)
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
-        """Frames as they arrive, across reconnects; the index goes on counting."""
+        """Yields frames as they arrive, across reconnects; the index goes on counting."""
         index, failures = start, 0
         while not stop.is_set():
             before = index
@@ -88,7 +94,7 @@ class LiveStream(SourceKind):
             stop.wait(random.uniform(0, min(self._max_wait_s, 0.5 * 2 ** min(failures, 16))))
 
     def close(self) -> None:
-        """The container is closed by its own thread, at the latest after `silence_s`."""
+        """Does nothing: its own thread closes the container, at the latest after `silence_s`."""
 
     def _session(self, index: int, stop: threading.Event) -> Iterator[Frame]:
         timeout = (self._silence_s, self._silence_s)

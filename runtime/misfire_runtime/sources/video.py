@@ -128,11 +128,7 @@ class VideoFile:
     def _count_missing(
         self, container: av.container.InputContainer, stream: av.VideoStream, packets: int
     ) -> int:
-        """Frames that a file should have and has not.
-
-        The count in a header proves nothing by itself: it counts what an edit list cuts off, and many
-        programs write it wrong. It is used only for files that are too short or damaged.
-        """
+        """Counts frames that a file should have and has not."""
         short = ends_early(self._file)
         if not short:
             return max(0, stream.frames - packets) if self.damaged else 0

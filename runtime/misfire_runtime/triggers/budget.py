@@ -112,7 +112,7 @@ class Budget:
                 self._save()
 
     def refusal(self, size: int) -> str | None:
-        """Why a sample of `size` bytes is over budget, or None where it fits."""
+        """Returns why a sample of `size` bytes is over budget; None if it fits."""
         with self._lock:
             self._advance()
             return self._refusal(size)
@@ -127,10 +127,7 @@ class Budget:
         self._save()
 
     def credit(self, sample: str) -> bool:
-        """Gives back what a declined sample cost; False where it is not in the book.
-
-        It is written by the next `spend` or `keep`: a credit that a power cut takes errs on the safe side.
-        """
+        """Gives back what a declined sample cost; returns False if it is not in the book."""
         with self._lock:
             if self._spent.pop(sample, None) is None:
                 return False
@@ -212,7 +209,7 @@ def _book(state: Any) -> _Book:
 
 
 def _elapsed(before: Times, now: Times) -> float:
-    """Seconds between two readings: monotonic within a boot, wall time across boots, within [0, one day]."""
+    """Returns seconds between two readings: monotonic within a boot, else wall time, within [0, one day]."""
     if before.boot == now.boot and now.monotonic >= before.monotonic:
         return now.monotonic - before.monotonic
     return min(max(now.wall - before.wall, 0.0), DAY_S)

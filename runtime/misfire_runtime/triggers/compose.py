@@ -42,7 +42,7 @@ class AllTable(_GroupTable):
 
 class _Group(TriggerKind):
     def __init__(self, name: str, *, parts: Sequence[Trigger], priority: int | None = None) -> None:
-        """priority: None takes the highest of the parts that want the frame."""
+        """Takes the parts. priority: None takes the highest of the parts that want the frame."""
         self.name = name
         self._parts = tuple(parts)
         self._priority = priority
@@ -86,7 +86,7 @@ class AnyOf(_Group):
         return TriggerEvent(self.name, f"{best.name}: {best.reason}", priority)
 
     def taken(self, frame: ScoredFrame) -> None:
-        """Tells the parts that fired."""
+        """Tells the parts that fired that the frame was kept."""
         for part in self._fired:
             part.taken(frame)
 
@@ -108,7 +108,7 @@ class AllOf(_Group):
         return TriggerEvent(self.name, reason, highest if self._priority is None else self._priority)
 
     def taken(self, frame: ScoredFrame) -> None:
-        """Tells all parts."""
+        """Tells all parts that the frame was kept."""
         for part in self._parts:
             part.taken(frame)
 

@@ -89,7 +89,12 @@ class Rule(TriggerKind):
 def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[ScoredFrame], bool]:
     """Returns a function from a frame to whether the rule holds; it never raises.
 
-    Raises ConfigError where the text is no expression, or says something that is not allowed.
+    Args:
+        text: the expression.
+        scores: the names the bundle has.
+
+    Raises:
+        ConfigError: the text is no expression, or says something that is not allowed.
     """
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"rule of {len(text)} characters; at most {MAX_LENGTH}")
@@ -227,7 +232,7 @@ def _true(value: Any) -> bool:
 
 
 def _numeric(apply: Callable[..., float], *values: Any) -> Any:
-    """Unknown where an operand is unknown or no number, or the result is not finite."""
+    """Returns unknown if an operand is unknown or no number, or if the result is not finite."""
     if not all(isinstance(value, int | float) for value in values):
         return _UNKNOWN
     try:

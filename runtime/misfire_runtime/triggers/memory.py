@@ -31,7 +31,7 @@ class TriggerMemory:
         self._path = path
 
     def load(self, bundle: str) -> Learned:
-        """What was learned with this bundle; nothing where there is none."""
+        """Returns what was learned with this bundle; nothing if there is none."""
         return read_state(
             self._path,
             lambda state: _learned(state, bundle),

@@ -29,18 +29,22 @@ class Novelty:
         self._count = 0
 
     def nearest(self, embedding: NDArray[np.float32]) -> float:
-        """Highest cosine similarity to a remembered frame; -1 where there is none. embedding: [D]."""
+        """Returns the highest cosine similarity to a remembered frame; -1 if there is none.
+
+        Args:
+            embedding: [D], any length.
+        """
         if self._ring is None or self._count == 0 or self._ring.shape[1] != embedding.size:
             return -1.0
         filled = min(self._count, self._memory)
         return float((self._ring[:filled] @ _unit(embedding)).max())
 
     def is_duplicate(self, embedding: NDArray[np.float32] | None) -> bool:
-        """False for a frame without an embedding: what cannot be compared is kept."""
+        """Returns True for a near-duplicate; False without an embedding: what cannot be compared is kept."""
         return embedding is not None and self.nearest(embedding) >= self._similarity
 
     def remember(self, embedding: NDArray[np.float32] | None) -> None:
-        """Adds a taken frame; the oldest is forgotten. Another width (a new bundle) starts afresh."""
+        """Adds a taken frame and forgets the oldest. Another width (a new bundle) starts afresh."""
         if embedding is None:
             return
         if self._ring is None or self._ring.shape[1] != embedding.size:

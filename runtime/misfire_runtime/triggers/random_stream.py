@@ -43,13 +43,13 @@ class RandomStream:
     name = "random"
 
     def __init__(self, *, rate: float, seed: int) -> None:
-        """rate: 0..1.  seed: 64 bits, signed."""
+        """Takes the rate, 0..1, and a signed seed of 64 bits."""
         self.rate = rate
         self.seed = seed
         self._key = seed.to_bytes(16, "little", signed=True)
 
     def takes(self, identity: str) -> bool:
-        """Whether the frame of that identity is in the stream."""
+        """Returns whether the frame of that identity is in the stream."""
         if self.rate <= 0:
             return False
         digest = hashlib.blake2b(identity.encode(), digest_size=8, key=self._key).digest()
@@ -57,12 +57,17 @@ class RandomStream:
 
 
 def live_identity(frame: Frame, *, run: str) -> str:
-    """Identity of a live frame. run: differs for every run, whose indices all begin at 0."""
+    """Returns the identity of a live frame.
+
+    Args:
+        frame: from a live source.
+        run: differs for every run, whose indices all begin at 0.
+    """
     return f"{run}/{frame.source}/{frame.index}"
 
 
 def recorded_identity(frame: Frame) -> str:
-    """Identity of a recorded frame: its encoded bytes, or rows of its pixels and the time in its video."""
+    """Returns the identity of a recorded frame: its bytes, or rows of its pixels and its time."""
     if frame.original is not None:
         return hashlib.blake2b(frame.original, digest_size=16).hexdigest()
     height, width, _channels = frame.image.shape
@@ -71,7 +76,7 @@ def recorded_identity(frame: Frame) -> str:
 
 
 def kept_seed(path: Path) -> int:
-    """The seed in `path`; drawn and written durably if there is none, so that no two vehicles choose alike.
+    """Returns the seed in `path`; draws one if there is none, so that no two vehicles choose alike.
 
     A seed that cannot be written is used all the same, with a log line: frames drawn now may be drawn again
     after a restart.

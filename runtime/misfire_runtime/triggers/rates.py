@@ -84,7 +84,7 @@ class Percentile(TriggerKind):
     Settings = PercentileTable
 
     def __init__(self, name: str, *, score: str, level: float, priority: int = 5) -> None:
-        """level: 0..1."""
+        """Takes the score's name and the level, 0..1."""
         self.name = name
         self._score = score
         self._level = level
@@ -135,10 +135,16 @@ class TargetRate(TriggerKind):
         warm_up: int = 50,
         priority: int = 5,
     ) -> None:
-        """rate: share of frames, 0..1.  prior: threshold until `warm_up` frames were seen:
-        the calibration's quantile.
+        """Starts with nothing seen.
 
-        window: frames the threshold looks back on.
+        Args:
+            name: of the trigger.
+            score: what it looks at.
+            rate: share of frames to take, 0..1.
+            prior: threshold until `warm_up` frames were seen: the calibration's quantile.
+            window: frames that the threshold looks back on.
+            warm_up: frames before the threshold is its own.
+            priority: of what it takes, 0..9.
         """
         self.name = name
         self._threshold = prior if prior is not None else float("inf")
@@ -199,10 +205,7 @@ class TargetRate(TriggerKind):
         }
 
     def relearn(self, learned: Mapping[str, Any]) -> bool:
-        """Goes on where `learned` stopped; False, and nothing changed, where that was on other terms.
-
-        Raises ValueError, KeyError or TypeError where it makes no sense.
-        """
+        """See Trigger. What was learned with another score, rate, window or warm-up is not taken over."""
         if list(learned["terms"]) != self._terms:
             return False
         older, newer = (unpack_sketch(learned[name], accuracy=_ACCURACY) for name in ("older", "newer"))

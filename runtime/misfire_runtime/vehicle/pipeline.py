@@ -75,7 +75,7 @@ class Report:
     finished: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the report for JSON."""
         return asdict(self)
 
 
@@ -94,12 +94,20 @@ class Vehicle:
         resume: bool = True,
         on_tick: Callable[[Vehicle], None] | None = None,
     ) -> None:
-        """state_dir: where budgets, positions and what triggers learned are kept.
+        """Builds triggers, privacy and writer, and goes on from the state of an earlier run.
 
-        resume: go on where an interrupted run stopped.
+        Args:
+            config: the checked configuration.
+            scorer: loaded and warmed up; the vehicle closes it.
+            store: the spool.
+            sources: opened by `run`.
+            state_dir: where budgets, positions and what triggers learned are kept.
+            context: signals of the vehicle; None has none.
+            resume: go on where an interrupted run stopped.
+            on_tick: called about once a second from the frame path while it is alive (watchdog, progress).
 
-        on_tick: called about once a second from the frame path while it is alive (watchdog, progress).
-        Raises ConfigError where triggers do not fit the bundle.
+        Raises:
+            ConfigError: triggers do not fit the bundle.
         """
         state_dir.mkdir(parents=True, exist_ok=True)
         self.config = config
@@ -147,8 +155,9 @@ class Vehicle:
     def run(self, stop: threading.Event) -> Report:
         """Processes frames until every source has ended or `stop`; returns with all of them in the spool.
 
-        Raises SourceError where a source cannot be opened or is lost for good, EngineError where the engine
-        fails on ten frames in a row.
+        Raises:
+            SourceError: a source cannot be opened, or is lost for good.
+            EngineError: the engine failed on ten frames in a row.
         """
         starts = {
             name: self._progress.start(key) for name, key in self._identities.items() if key and self._resume
@@ -177,7 +186,7 @@ class Vehicle:
         return self.report()
 
     def report(self) -> Report:
-        """Counts so far."""
+        """Returns the counts so far."""
         stats, (p50, p99) = self.statistics, self.statistics.latency_ms()
         elapsed = max(1e-9, stats.last_frame_s - stats.started_s)
         return Report(
@@ -202,7 +211,7 @@ class Vehicle:
 
     @property
     def finished(self) -> bool:
-        """Every source came to its end; what is left to do is uploading."""
+        """True if every source came to its end; what is left to do is uploading."""
         return self._finished
 
     @property
@@ -230,7 +239,7 @@ class Vehicle:
         return silent if coming and not self._finished else 0.0
 
     def vitals(self) -> Vitals:
-        """How it does, for the judgement of a wish on trial."""
+        """Returns how it does, for the judgement of a desired configuration on trial."""
         return Vitals(
             frames=self.statistics.frames + self.statistics.skipped,
             unscored_s=self.unscored_s,
@@ -238,18 +247,27 @@ class Vehicle:
         )
 
     def apply(self, config: VehicleConfig) -> None:
-        """Takes over `config` between two frames. Raises ConfigError; then nothing changes."""
+        """Switches to `config` between two frames.
+
+        Raises:
+            ConfigError: it does not fit; then nothing changes.
+        """
         self._prepare(config, None)
 
     def use(self, scorer: Scorer) -> None:
         """Switches to a loaded and warmed-up scorer between two frames; the old one is closed after that.
 
-        Raises ConfigError where the configured triggers do not fit its scores; then nothing changes.
+        Raises:
+            ConfigError: the configured triggers do not fit its scores; then nothing changes.
         """
         self._prepare(None, scorer)
 
     def switch(self, config: VehicleConfig, scorer: Scorer) -> None:
-        """Both at once, so that triggers for scores which only the new bundle has are no error."""
+        """Switches both at once, so that triggers for scores that only the new bundle has are no error.
+
+        Raises:
+            ConfigError: see `apply`.
+        """
         self._prepare(config, scorer)
 
     def _prepare(self, config: VehicleConfig | None, scorer: Scorer | None) -> None:
@@ -262,7 +280,7 @@ class Vehicle:
             self._pending = (config, kept, selector)
 
     def credit(self, sample: str) -> None:
-        """The fleet declined a sample: its cost goes back into the budget."""
+        """Gives the cost of a sample that the fleet declined back to the budget."""
         self.budget.credit(sample)
 
     def close(self) -> None:
@@ -386,12 +404,12 @@ class Vehicle:
         self._busy_since = None
 
     def _remember(self, bundle: str, learned: Learned) -> None:
-        """On the writer's thread: the frame path never waits for the disk."""
+        """Writes what triggers learned, on the writer's thread: the frame path never waits for the disk."""
         self._memory.save(bundle, learned)
         self.budget.keep()
 
     def _new_counts(self) -> dict[str, int]:
-        """What the spool's counters have not been told yet."""
+        """Returns what was not yet added to the spool's counters."""
         now = {
             "frames": self.statistics.frames,
             "frames_dropped": sum(source.counts.dropped for source in self.sources) + self.statistics.skipped,
