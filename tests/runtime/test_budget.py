@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from misfire_runtime import files
 from misfire_runtime.errors import SpoolError
-from misfire_runtime.state import small_files
 from misfire_runtime.triggers.budget import Budget, Limits, Times
 
 
@@ -92,14 +92,14 @@ def test_a_slow_disk_does_not_keep_the_frame_path_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(tmp_path / "b.json", limits=Limits(samples_per_hour=2), now=Clock())
-    real, writing, go_on = small_files.os.fsync, threading.Event(), threading.Event()
+    real, writing, go_on = files.os.fsync, threading.Event(), threading.Event()
 
     def fsync(handle: int) -> None:
         writing.set()
         assert go_on.wait(20)
         real(handle)
 
-    monkeypatch.setattr(small_files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     first, second = (threading.Thread(target=budget.spend, args=(name, 1)) for name in "st")
     first.start()
     try:
