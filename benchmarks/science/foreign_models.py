@@ -24,7 +24,9 @@ if not __package__:  # started by its path: then the checkout's root is not wher
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.record import command_line, finish, run
-from misfire_export.assemble import Options
+from misfire_export.options import Options
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.onnx import export_onnx
 from proving_ground.model_zoo import CONTRACT, draw_weights, photographs
 
@@ -52,9 +54,8 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     held_out = photographs(HELD_OUT, seed=1)
     bundle = export_onnx(
         draw_weights(name, folder / f"{name}.onnx"),
-        contract=CONTRACT,
-        calibration=photographs(FRAMES, seed=0),
-        holdout=held_out,
+        Frames(photographs(FRAMES, seed=0), holdout=held_out),
+        ModelFacts(CONTRACT),
         out=folder / name,
         options=Options(name=name.replace("_", "-"), version="1.0.0"),
     )

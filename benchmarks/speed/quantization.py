@@ -25,12 +25,14 @@ from benchmarks.record import command_line, finish, run
 from benchmarks.speed.score_overhead import CONTRACT, interleave
 from misfire_export.graph.trace import trace
 from misfire_export.measure.run import open_session
+from misfire_export.options import Options
 from misfire_export.precision.int8 import quantize
+from misfire_export.sources.frames import frames_of_run
 from misfire_export.sources.run import export_run
 from misfire_train.data import load_dataset
 from misfire_train.fit import train_run
 from misfire_train.models import build_model
-from misfire_train.runs import Run, load_run, run_splits
+from misfire_train.runs import Run, load_run
 from misfire_train.scores import build
 from misfire_train.signals import Probe, ScoredModel
 from misfire_train.train_config import parse_train_config
@@ -67,7 +69,7 @@ def main() -> int:
 
 def measure_agreement(run: Run, data: Path | None, folder: Path) -> dict[str, Any]:
     """The exporter's report at each precision and target."""
-    parts = run_splits(run, load_dataset(run.record.dataset.name, root=data))
+    frames = frames_of_run(run, load_dataset(run.record.dataset.name, root=data))
     reports = {}
     for name, precision, target in (
         ("fp16", "fp16", "onnxruntime-x86"),
@@ -75,15 +77,15 @@ def measure_agreement(run: Run, data: Path | None, folder: Path) -> dict[str, An
     ):
         bundle = export_run(
             run,
-            calibration=parts["calibration"],
+            frames,
             out=folder / name,
-            name="quantization",
-            version="1.0.0",
-            scores=SCORES,
-            precision=precision,  # type: ignore[arg-type]
-            target=target,  # type: ignore[arg-type]
-            fit=parts["train"],
-            holdout=parts["holdout"],
+            options=Options(
+                "quantization",
+                "1.0.0",
+                scores=SCORES,
+                precision=precision,  # type: ignore[arg-type]
+                target=target,  # type: ignore[arg-type]
+            ),
         )
         reports[name] = bundle.manifest.extra["precision"]
     return reports

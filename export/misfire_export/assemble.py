@@ -8,7 +8,7 @@ is built beside its destination and renamed at the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,11 @@ from misfire_export.measure.calibrate import calibrate, operating_points, report
 from misfire_export.measure.conformance import check_conformance
 from misfire_export.measure.folds import Folds, deal
 from misfire_export.measure.golden import write_golden
-from misfire_export.measure.parity import TOLERANCE, check_parity
+from misfire_export.measure.parity import check_parity
 from misfire_export.measure.run import Measurement, measure, open_session
-from misfire_export.measure.trigger import Shifts, choose_trigger
-from misfire_export.precision.lower import Target, lower
+from misfire_export.measure.trigger import choose_trigger
+from misfire_export.options import Options, Precision, require_options
+from misfire_export.precision.lower import compare, lower
 from misfire_runtime.bundle import (
     MANIFEST,
     MODEL,
@@ -46,7 +47,6 @@ from misfire_train.heads.refit import Refit
 from misfire_train.tasks import Task
 from misfire_train.tasks.base import OutputKind
 
-Precision = Literal["fp32", "fp16", "int8"]
 ENGINE = "onnxruntime-cpu"
 """The engine that calibration runs on, by the name that the vehicle's engine gives itself."""
 LEARNED_LOSS = ("learning_loss_pp",)
@@ -91,21 +91,6 @@ class Source:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to bundle. default_score: forces the trigger score; else the gate chooses, holding out `shifts`."""
-
-    name: str
-    version: str
-    precision: Precision = "fp32"
-    target: Target = "onnxruntime-x86"
-    tolerance: float = TOLERANCE
-    default_score: str | None = None
-    failure_threshold: float | None = None
-    shifts: Shifts = field(default_factory=Shifts)
-    seed: int = 0
-
-
 def assemble(source: Source, *, calibration: Examples, out: Path, options: Options) -> Bundle:
     """Checks, measures and writes a bundle; returns it opened, so verified once more.
 
@@ -121,19 +106,19 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     graph, reports = source.graph, dict(source.extra)
     if options.precision != "fp32":
         _require_full(source, options)
-        graph, reports["precision"] = lower(
+        graph = lower(
             source.graph,
             precision=options.precision,
             target=options.target,
             ranges=source.ranges or calibration,
-            calibration=calibration,
             contract=source.contract,
-            task=source.task,
             output=source.output,
-            scores=[score.name for score in source.scores],
-            failure_threshold=options.failure_threshold,
         )
+        # Failures of both are by the threshold of the full graph: else a shifted loss would hide itself.
+        full = _measure(source, session, calibration, threshold=options.failure_threshold)
         session = open_session(graph)
+        lowered = _measure(source, session, calibration, threshold=full.threshold)
+        reports["precision"] = compare(full, lowered, precision=options.precision, target=options.target)
     if options.target == "tensorrt":
         reports["tensorrt"] = check_conformance(graph)
     measured = _measure(source, session, calibration, threshold=options.failure_threshold)
@@ -174,15 +159,6 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         write_manifest(work, manifest)
         Bundle.open(work)
     return Bundle.open(out)
-
-
-def require_options(options: Options, names: Sequence[str]) -> None:
-    """Raises ExportError on an unknown corruption, or a default score that is not among `names`."""
-    options.shifts.require_known()
-    if options.default_score is not None and options.default_score not in names:
-        raise ExportError(
-            f"default score {options.default_score!r} is not in the bundle; it has {', '.join(names)}"
-        )
 
 
 def _parity(source: Source, session: Any, calibration: Examples, options: Options) -> Parity | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,37 +77,31 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
-    from misfire_export.assemble import Options, require_free
-    from misfire_export.sources import inputs
-    from misfire_export.sources import onnx as foreign
+    from misfire_export.assemble import require_free
+    from misfire_export.options import Options
     from misfire_export.sources.answers import ANSWERS
+    from misfire_export.sources.facts import ModelFacts
+    from misfire_export.sources.frames import frames_of_dataset, frames_of_run
     from misfire_export.sources.labels import read_classes
-    from misfire_export.sources.module import module_lineage
+    from misfire_export.sources.module import export_module_bundle, module_lineage
     from misfire_export.sources.module_loading import load_module
+    from misfire_export.sources.onnx import export_onnx, open_graph
     from misfire_export.sources.onnx_open import own_size
+    from misfire_export.sources.run import export_run
+    from misfire_export.sources.score_names import read_score_options
+    from misfire_train.data import load_dataset
+    from misfire_train.runs import load_run
 
     _require_choice("--precision", precision, ("fp32", "fp16", "int8"))
     _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
     _require_choice("--answer", answer, ANSWERS)
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
         raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
-    wanted, fitted_with = _listed(scores) or None, inputs.read_score_options(score_options)
-    if answer != "auto" and onnx is None:
-        raise ConfigError("--answer is for --onnx; a module returns logits")
-    own_names, module = read_classes(classes), None
-    if run is not None:
-        material = inputs.of_run(run, data=data)
-    else:
-        if not dataset:
-            raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
-        # What needs no data is looked at first: reading them can take minutes.
-        require_free(out)
-        module = load_module(torch, weights=weights) if torch else None
-        size = own_size(foreign.open_graph(onnx, output=output, task=task)) if onnx is not None else None
-        material = inputs.of_dataset(dataset, data=data, image=image, task=task, size=size)
     options = Options(
-        name=name or bundle_name(material.dataset[0]),
+        name=name,
         version=version,
+        scores=_listed(scores) or None,
+        score_options=read_score_options(score_options),
         precision=precision,  # type: ignore[arg-type]
         target=target,  # type: ignore[arg-type]
         tolerance=tolerance,
@@ -114,44 +109,42 @@ def export(
         failure_threshold=failure_threshold,
         shifts=_shifts(shifts, severity),
     )
-    if material.run is not None:
-        bundle = inputs.export_material(
-            material, out=out, options=options, scores=wanted, score_options=fitted_with
-        )
-    elif module is not None:
-        bundle = inputs.export_torch(
-            module,
-            material,
-            out=out,
-            options=options,
-            lineage=module_lineage(torch, weights, material.dataset),
-            features=_listed(features),
-            last_layer=last_layer or None,
-            scores=wanted,
-            score_options=fitted_with,
-            model_classes=own_names,
-            output=output,
-        )
+
+    def named(source: str) -> Options:
+        return options if name else replace(options, name=bundle_name(source))
+
+    if answer != "auto" and onnx is None:
+        raise ConfigError("--answer is for --onnx; a module returns logits")
+    own_names = read_classes(classes)
+    if run is not None:
+        loaded = load_run(run)
+        source = loaded.record.dataset.name
+        frames = frames_of_run(loaded, load_dataset(source, root=data))
+        bundle = export_run(loaded, frames, out=out, options=named(source))
     else:
-        assert onnx is not None
-        bundle = foreign.export_onnx(
-            onnx,
-            contract=material.contract,
-            calibration=material.calibration,
-            out=out,
-            options=options,
-            task=material.task,
-            classes=material.classes,
-            model_classes=own_names,
-            scores=wanted,
-            fit=material.fit,
-            holdout=material.holdout,
+        if not dataset:
+            raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
+        # What needs no data is looked at first: reading them can take minutes.
+        require_free(out)
+        module = load_module(torch, weights=weights) if torch else None
+        size = own_size(open_graph(onnx, output=output, task=task)) if onnx is not None else None
+        frames, contract = frames_of_dataset(dataset, data=data, image=image, size=size)
+        facts = ModelFacts(
+            contract,
+            task=task or frames.task,
+            classes=own_names,
             output=output,
             answer=answer,
-            dataset=material.dataset,
-            data_contract=material.data_contract,
-            score_options=fitted_with,
+            features=_listed(features),
+            last_layer=last_layer or None,
+            lineage=module_lineage(torch, weights, frames.dataset) if torch else None,
         )
+        options = named(frames.dataset[0])
+        if module is not None:
+            bundle = export_module_bundle(module, frames, facts, out=out, options=options)
+        else:
+            assert onnx is not None
+            bundle = export_onnx(onnx, frames, facts, out=out, options=options)
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
 
 

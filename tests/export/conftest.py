@@ -40,12 +40,13 @@ def digits_parts(digits_run: Run, digits: Dataset) -> dict[str, Examples]:
 def digits_bundle(
     digits_run: Run, digits_parts: dict[str, Examples], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
+    from misfire_export.options import Options
+    from misfire_export.sources.frames import Frames
     from misfire_export.sources.run import export_run
 
     out = tmp_path_factory.mktemp("bundles") / "digits"
-    return export_run(
-        digits_run, calibration=digits_parts["calibration"], out=out, name="digits", version="1.0.0"
-    )
+    frames = Frames(digits_parts["calibration"])
+    return export_run(digits_run, frames, out=out, options=Options("digits", "1.0.0"))
 
 
 @pytest.fixture

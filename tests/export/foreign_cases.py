@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from export_cases import examples_of
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from misfire_export.assemble import Options
 from misfire_export.measure.trigger import Shifts
+from misfire_export.options import Options
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.onnx import export_onnx
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
@@ -91,10 +94,11 @@ def network(
 
 def export(path: Path, out: Path, *, frames: Examples | None = None, **more: Any) -> Bundle:
     """The bundle of a graph on coloured frames. One score unless told: tracing all takes twice as long."""
-    given: dict[str, Any] = {"contract": PLAIN, "options": OPTIONS, "classes": CLASSES, "scores": ["entropy"]}
-    given.update(more)
+    options = replace(more.pop("options", OPTIONS), scores=more.pop("scores", ["entropy"]))
     holdout = coloured(60, seed=5, prefix="held")
-    return export_onnx(path, calibration=frames or coloured(300), holdout=holdout, out=out, **given)
+    given = Frames(frames or coloured(300), holdout=holdout, classes=more.pop("classes", CLASSES))
+    facts = ModelFacts(more.pop("contract", PLAIN), classes=more.pop("model_classes", ()), **more)
+    return export_onnx(path, given, facts, out=out, options=options)
 
 
 def answers_of(bundle: Bundle, frames: Examples) -> dict[str, NDArray[Any]]:

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-import misfire_export.sources.inputs
+import misfire_train.data
 import misfire_train.fit
 from misfire_export.measure.conformance import check_conformance
 from misfire_export.measure.run import open_session
@@ -81,7 +81,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        for module in (misfire_train.fit, misfire_export.sources.inputs):
+        for module in (misfire_train.fit, misfire_train.data):
             patch.setattr(module, "load_dataset", lambda _name, root=None: dataset)
         run = train_run(config, out=folder / "run")
         command = ["export", str(folder / "run"), "--out", str(folder / "bundle"), "--scores", "all"]

@@ -16,6 +16,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from misfire_export.errors import CalibrationError, ExportError, OutputError, ParityError
+from misfire_export.options import Options
+from misfire_export.sources.frames import Frames, frames_of_run
 from misfire_export.sources.run import build_scores, export_run
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
@@ -28,6 +30,8 @@ from misfire_train.judge import run_judging
 from misfire_train.runs import Run
 from misfire_train.scores import FitSet, fitting
 from misfire_train.signals import Probe, Score, ScoredModel, Signals
+
+OPTIONS = Options("digits", "1.0.0")
 
 
 def session_of(bundle: Bundle) -> ort.InferenceSession:
@@ -146,7 +150,7 @@ def test_too_small_a_calibration_set_says_how_many_frames_are_needed(
 ) -> None:
     few = digits_parts["calibration"].take(range(20))
     with pytest.raises(CalibrationError, match="20 frames; at least 50"):
-        export_run(digits_run, calibration=few, out=out, name="digits", version="1.0.0")
+        export_run(digits_run, Frames(few), out=out, options=OPTIONS)
     assert not out.exists()
 
 
@@ -172,11 +176,9 @@ def test_a_difference_from_torch_is_refused_naming_output_and_image(
     with pytest.raises(ParityError, match=r"score\.drifting differs .* on image \S+"):
         export_run(
             broken,
-            calibration=digits_parts["calibration"],
+            Frames(digits_parts["calibration"]),
             out=out,
-            name="digits",
-            version="1.0.0",
-            scores=["drifting", "msp"],
+            options=replace(OPTIONS, scores=["drifting", "msp"]),
         )
     assert not out.exists()
 
@@ -196,11 +198,9 @@ def test_nan_is_refused_naming_output_and_image(
     with pytest.raises(OutputError, match=r"score\.poisoned is NaN or infinite for image \S+"):
         export_run(
             replace(digits_run, head=Poisoned()),
-            calibration=digits_parts["calibration"],
+            Frames(digits_parts["calibration"]),
             out=out,
-            name="digits",
-            version="1.0.0",
-            scores=["poisoned", "msp"],
+            options=replace(OPTIONS, scores=["poisoned", "msp"]),
         )
 
 
@@ -211,11 +211,9 @@ def test_sampling_scores_and_unknown_ones_are_refused(
         with pytest.raises(ExportError, match=text):
             export_run(
                 digits_run,
-                calibration=digits_parts["calibration"],
+                Frames(digits_parts["calibration"]),
                 out=out,
-                name="digits",
-                version="1.0.0",
-                scores=scores,
+                options=replace(OPTIONS, scores=scores),
             )
 
 
@@ -225,9 +223,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(
     out.mkdir()
     (out / "diary.txt").write_text("mine")
     with pytest.raises(ExportError, match="not a bundle"):
-        export_run(
-            digits_run, calibration=digits_parts["calibration"], out=out, name="digits", version="1.0.0"
-        )
+        export_run(digits_run, Frames(digits_parts["calibration"]), out=out, options=OPTIONS)
     assert (out / "diary.txt").read_text() == "mine"
 
 
@@ -249,10 +245,9 @@ def test_two_exports_of_one_run_are_the_same_graph(
     for i in range(2):
         bundle = export_run(
             digits_run,
-            calibration=digits_parts["calibration"],
+            Frames(digits_parts["calibration"]),
             out=tmp_path / str(i),
-            name="digits",
-            version="1.0.0",
+            options=OPTIONS,
         )
         graphs.append({name: entry.sha256 for name, entry in bundle.manifest.files.items()})
     assert graphs[0] == graphs[1]
@@ -284,6 +279,6 @@ def test_the_judge_and_the_export_fit_scores_on_the_same_frames(
     run_judging.judge_run(digits_run, digits, judging)
     judged = drawn[0]
     drawn.clear()
-    parts = {"fit": digits_parts["train"], "holdout": digits_parts["holdout"]}
-    build_scores(["msp", "knn_distance"], digits_run, task=digits_run.task, options={}, **parts)
+    frames = frames_of_run(digits_run, digits)
+    build_scores(["msp", "knn_distance"], digits_run, frames, task=digits_run.task, options={})
     assert len(judged) == 37 and drawn == [judged]

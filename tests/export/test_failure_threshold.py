@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from misfire_export.options import Options
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
 from misfire_train.data import Examples
 from misfire_train.runs import FailureRecord, Run
@@ -28,15 +30,15 @@ def test_the_recorded_threshold_goes_into_the_bundle(
     # Stacked learns failures by the same rule; it refuses a holdout with fewer than ten of them.
     bundle = export_run(
         run,
-        calibration=calibration,
+        Frames(calibration, digits_parts["train"], digits_parts["holdout"]),
         out=out,
-        name="digits",
-        version="1.0.0",
-        scores=("msp", "stacked"),
-        fit=digits_parts["train"],
-        holdout=digits_parts["holdout"],
-        default_score="msp",
-        score_options={"stacked": {"components": ("msp", "energy")}},
+        options=Options(
+            "digits",
+            "1.0.0",
+            scores=("msp", "stacked"),
+            score_options={"stacked": {"components": ("msp", "energy")}},
+            default_score="msp",
+        ),
     )
     report = bundle.manifest.extra["calibration"]
     failures = int((losses_of(run, calibration) > threshold).sum())

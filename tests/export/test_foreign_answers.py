@@ -24,7 +24,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from misfire_export.errors import ExportError, GraphError
 from misfire_export.sources.answers import require_channels_first
-from misfire_export.sources.inputs import of_dataset
+from misfire_export.sources.frames import frames_of_dataset
 from misfire_export.sources.onnx import open_graph
 from misfire_runtime.errors import ConfigError
 
@@ -392,7 +392,7 @@ def test_an_answer_of_the_wrong_shape_is_refused_before_any_data(
 
 def test_what_the_input_expects_may_be_stated_in_part() -> None:
     def contract(image: str, size: tuple[int, int, int] | None = None) -> dict[str, object]:
-        return of_dataset("digits", data=None, image=image, size=size).contract.model_dump()
+        return frames_of_dataset("digits", data=None, image=image, size=size)[1].model_dump()
 
     own = contract("")
     assert contract('{"mean": [0.5]}') == {**own, "mean": (0.5,)}

@@ -14,11 +14,13 @@ import torch
 from export_cases import examples_of, seeded_images
 from onnx import TensorProto, helper, numpy_helper
 
-from misfire_export.assemble import Options
 from misfire_export.errors import CalibrationError, ExportError, GraphError
 from misfire_export.graph.last_layer import find_last_layer
 from misfire_export.measure.run import open_session
+from misfire_export.options import Options
 from misfire_export.sources.answers import choose_output
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.onnx import export_onnx
 from misfire_export.sources.onnx_import import adapt
 from misfire_export.sources.onnx_open import load_graph
@@ -66,9 +68,8 @@ def test_a_resnet_50_is_exported_whole_and_answers_as_its_file_on_photographs(
     held_out = photographs(12, seed=1)
     bundle = export_onnx(
         zoo_graph("resnet50", tmp_path / "m.onnx"),
-        contract=IMAGENET,
-        calibration=photographs(50, seed=0),
-        holdout=held_out,
+        Frames(photographs(50, seed=0), holdout=held_out),
+        ModelFacts(IMAGENET),
         out=out,
         options=OPTIONS,
     )
@@ -85,8 +86,8 @@ def test_a_network_without_a_usable_last_layer_is_told_plainly_and_still_gets_fr
 ) -> None:
     bundle = export_onnx(
         zoo_graph("squeezenet", tmp_path / "m.onnx"),
-        contract=IMAGENET,
-        calibration=frames(50),
+        Frames(frames(50)),
+        ModelFacts(IMAGENET),
         out=out,
         options=OPTIONS,
     )
@@ -101,7 +102,7 @@ def test_appended_gradient_scores_equal_their_definition(out: Path, tmp_path: Pa
     path = zoo_graph("shufflenet", tmp_path / "m.onnx")
     holdout = frames(12)
     bundle = export_onnx(
-        path, contract=IMAGENET, calibration=frames(50), holdout=holdout, out=out, options=OPTIONS
+        path, Frames(frames(50), holdout=holdout), ModelFacts(IMAGENET), out=out, options=OPTIONS
     )
     graph, _ = adapt(load_graph(path), IMAGENET)
     layer = find_last_layer(graph, choose_output(graph)).layer
@@ -169,14 +170,10 @@ def export_digits(path: Path, digits: Dataset, out: Path) -> Bundle:
     parts = parts_of(digits)
     return export_onnx(
         path,
-        contract=digit_contract(digits),
-        calibration=parts["calibration"],
-        holdout=parts["holdout"],
-        fit=digits.train,
+        Frames(parts["calibration"], digits.train, parts["holdout"], classes=digits.classes),
+        ModelFacts(digit_contract(digits), output="probabilities"),
         out=out,
         options=OPTIONS,
-        output="probabilities",
-        classes=digits.classes,
     )
 
 
@@ -230,12 +227,10 @@ def test_a_segmenter_that_scales_its_answer_up_gets_pixel_scores(out: Path, tmp_
     labels = np.random.default_rng(2).integers(0, 4, (60, 16, 16)).astype(np.uint8)
     bundle = export_onnx(
         segmenter(tmp_path / "m.onnx"),
-        contract=InputContract(height=16, width=16),
-        calibration=examples_of(images, labels),
-        holdout=examples_of(images[:20], labels[:20], prefix="held"),
+        Frames(examples_of(images, labels), holdout=examples_of(images[:20], labels[:20], prefix="held")),
+        ModelFacts(InputContract(height=16, width=16), task="segmentation"),
         out=out,
         options=replace(OPTIONS, failure_threshold=1.6),
-        task="segmentation",
     )
     assert {"egl", "wrong_prediction_approx", "energy"} <= {score.name for score in bundle.manifest.scores}
     shapes = {output.name: output.shape for output in bundle.manifest.outputs}
@@ -288,11 +283,10 @@ def test_unusable_graphs_are_refused_with_the_node_input_or_image(
     with pytest.raises(ExportError, match=text):
         export_onnx(
             broken(tmp_path / "m.onnx", **change),
-            contract=InputContract(height=16, width=16),
-            calibration=examples_of(seeded_images(50), labels),
+            Frames(examples_of(seeded_images(50), labels)),
+            ModelFacts(InputContract(height=16, width=16), task="segmentation"),
             out=out,
             options=OPTIONS,
-            task="segmentation",
         )
     assert not out.exists()
 
@@ -307,11 +301,10 @@ def test_too_few_frames_for_a_foreign_graph_say_how_many_are_needed(out: Path, t
     with pytest.raises(CalibrationError, match="49 frames; at least 50 are needed"):
         export_onnx(
             segmenter(tmp_path / "m.onnx"),
-            contract=InputContract(height=16, width=16),
-            calibration=examples_of(seeded_images(49), np.zeros((49, 16, 16), np.uint8)),
+            Frames(examples_of(seeded_images(49), np.zeros((49, 16, 16), np.uint8))),
+            ModelFacts(InputContract(height=16, width=16), task="segmentation"),
             out=out,
             options=OPTIONS,
-            task="segmentation",
         )
 
 

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from misfire_export.assemble import Options
 from misfire_export.errors import ExportError, GraphError, LabelError, TraceError
 from misfire_export.graph.check import require_small_scores
 from misfire_export.measure.trigger import Shifts
+from misfire_export.options import Options
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.module import export_module_bundle
 from misfire_export.sources.module_loading import load_module
 from misfire_runtime.bundle import Bundle
@@ -127,11 +129,10 @@ def test_a_module_without_a_last_layer_is_refused(
     with pytest.raises(TraceError, match=r"no recognisable last layer: .*name --last-layer$"):
         export_module_bundle(
             nn.Sequential(nn.Flatten()),
-            contract=digits.contract,
-            calibration=parts["calibration"],
+            Frames(parts["calibration"]),
+            ModelFacts(digits.contract, lineage=lineage()),
             out=out,
             options=OPTIONS,
-            lineage=lineage(),
         )
 
 
@@ -155,11 +156,10 @@ def test_values_inside_that_are_called_like_an_output_get_another_name(
     torch.manual_seed(0)
     bundle = export_module_bundle(
         Places().eval(),
-        contract=digits.contract,
-        calibration=parts["calibration"],
+        Frames(parts["calibration"]),
+        ModelFacts(digits.contract, lineage=lineage()),
         out=out,
         options=OPTIONS,
-        lineage=lineage(),
     )
     assert "embedding" in {output.name for output in bundle.manifest.outputs}
     assert max(bundle.manifest.parity.max_abs.values()) <= 1e-4
@@ -183,11 +183,10 @@ def test_a_module_that_cannot_be_traced_is_refused_in_one_line(
     with pytest.raises(TraceError) as caught:
         export_module_bundle(
             Branching().eval(),
-            contract=digits.contract,
-            calibration=parts["calibration"],
+            Frames(parts["calibration"]),
+            ModelFacts(digits.contract, lineage=lineage()),
             out=out,
             options=replace(OPTIONS),
-            lineage=lineage(),
         )
     assert "\n" not in str(caught.value) and not out.exists()
 
@@ -234,15 +233,15 @@ class Several(nn.Module):
 def export_several(
     model: nn.Module, parts: dict[str, Examples], digits: Dataset, out: Path, **more: object
 ) -> Bundle:
-    given: dict[str, object] = {"output": "out", "classes": digits.classes, **more}
+    options = replace(OPTIONS, shifts=Shifts(()), scores=more.pop("scores", None))  # type: ignore[arg-type]
+    fit: Examples | None = more.pop("fit", None)  # type: ignore[assignment]
+    facts = ModelFacts(digits.contract, **{"output": "out", **more})  # type: ignore[arg-type]
     return export_module_bundle(
         model.eval(),
-        contract=digits.contract,
-        calibration=parts["calibration"],
-        holdout=parts["holdout"],
+        Frames(parts["calibration"], fit, parts["holdout"], classes=digits.classes),
+        facts,
         out=out,
-        options=replace(OPTIONS, shifts=Shifts(())),
-        **given,  # type: ignore[arg-type]
+        options=options,
     )
 
 
@@ -327,12 +326,10 @@ def test_a_module_behind_uint8_pixels_is_proven_on_what_it_takes(
     contract = digits.contract.model_copy(update={"dtype": "uint8"})
     bundle = export_module_bundle(
         Several().eval(),
-        contract=contract,
-        calibration=parts["calibration"],
-        holdout=parts["holdout"],
+        Frames(parts["calibration"], holdout=parts["holdout"]),
+        ModelFacts(contract, output="out"),
         out=out,
         options=replace(OPTIONS, shifts=Shifts(())),
-        output="out",
     )
     assert (
         bundle.manifest.input.dtype == "uint8"

@@ -13,8 +13,10 @@ from misfire_export.errors import PrecisionError
 from misfire_export.graph.regions import score_node_names, task_nodes
 from misfire_export.graph.trace import trace
 from misfire_export.measure.run import open_session
+from misfire_export.options import Options
 from misfire_export.precision.fp16 import halve
 from misfire_export.precision.int8 import quantize
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
 from misfire_train.data import Examples
 from misfire_train.runs import Run
@@ -105,11 +107,9 @@ def test_the_report_says_what_precision_changed_and_thresholds_are_measured_anew
 ) -> None:
     bundle = export_run(
         digits_run,
-        calibration=digits_parts["calibration"],
+        Frames(digits_parts["calibration"]),
         out=tmp_path_factory.mktemp("lowered") / precision,
-        name="digits",
-        version="1.0.0",
-        precision=precision,  # type: ignore[arg-type]
+        options=Options("digits", "1.0.0", precision=precision),  # type: ignore[arg-type]
     )
     report = bundle.manifest.extra["precision"]
     assert report["goal"] == goal

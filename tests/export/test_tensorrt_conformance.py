@@ -18,8 +18,10 @@ from misfire_export.errors import ConformanceError
 from misfire_export.graph.trace import trace
 from misfire_export.measure.conformance import check_conformance
 from misfire_export.measure.run import open_session
+from misfire_export.options import Options
 from misfire_export.precision.fp16 import halve
 from misfire_export.precision.int8 import quantize
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
@@ -67,14 +69,9 @@ def test_a_bundle_for_tensorrt_carries_the_builders_report(
 ) -> None:
     bundle = export_run(
         digits_run,
-        calibration=digits_parts["calibration"],
-        fit=digits_parts["train"].take(range(300)),
+        Frames(digits_parts["calibration"], digits_parts["train"].take(range(300))),
         out=out,
-        name="digits",
-        version="1.0.0",
-        scores=["entropy", "egl_pp"],
-        precision="int8",
-        target="tensorrt",
+        options=Options("digits", "1.0.0", scores=["entropy", "egl_pp"], precision="int8", target="tensorrt"),
     )
     report = bundle.manifest.extra["tensorrt"]
     assert report["engine_bytes"] > 0 and report["executed"] is False

@@ -8,20 +8,18 @@ Scores stay fp32 in both; what changes them is the change of the outputs and fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 
 from misfire_export.errors import PrecisionError
-from misfire_export.measure.run import Measurement, measure, open_session
+from misfire_export.measure.run import Measurement
 from misfire_export.precision.fp16 import halve
 from misfire_export.precision.int8 import quantize
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.judge.metrics import auroc, spearman
-from misfire_train.tasks import Task
 
 Target = Literal["onnxruntime-x86", "tensorrt"]
 GOALS = {"fp16": 0.999, "int8": 0.98}
@@ -34,37 +32,19 @@ def lower(
     precision: str,
     target: Target,
     ranges: Examples,
-    calibration: Examples,
     contract: InputContract,
-    task: Task,
     output: str,
-    scores: Sequence[str],
-    failure_threshold: float | None = None,
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The lowered graph and its report. Raises PrecisionError where it cannot be made.
+) -> onnx.ModelProto:
+    """Returns the graph at a lower precision. `compare` reports what that changed.
 
-    ranges: frames that int8's activation ranges are read off.  calibration: frames that the report is on.
+    ranges: frames that int8's activation ranges are read off.
+    Raises PrecisionError where it cannot be made.
     """
     if precision == "fp16":
-        lowered = halve(graph, output=output)
-    elif precision == "int8":
-        lowered = quantize(graph, target=target, frames=ranges, contract=contract, output=output)
-    else:
-        raise PrecisionError(f"unknown precision {precision!r}; expected fp32, fp16 or int8")
-    measured: list[Measurement] = []
-    for model in (graph, lowered):
-        measured.append(
-            measure(
-                open_session(model),
-                calibration,
-                contract=contract,
-                task=task,
-                output=output,
-                scores=scores,
-                threshold=failure_threshold if not measured else measured[0].threshold,
-            )
-        )
-    return lowered, compare(*measured, precision=precision, target=target)
+        return halve(graph, output=output)
+    if precision == "int8":
+        return quantize(graph, target=target, frames=ranges, contract=contract, output=output)
+    raise PrecisionError(f"unknown precision {precision!r}; expected fp32, fp16 or int8")
 
 
 def compare(before: Measurement, after: Measurement, *, precision: str, target: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 from misfire_export.errors import ExportError, TraceError
 from misfire_export.graph.trace import cause, example_input
 from misfire_export.sources.answers import require_shape
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.labels import (
     Answered,
     ClassOrder,
@@ -97,24 +98,17 @@ def _layer_gives(
 
 
 def settle_classes(
-    probe: Probe,
-    calibration: Examples,
-    *,
-    contract: InputContract,
-    data: InputContract,
-    task: Task,
-    classes: Sequence[str],
-    stated: Sequence[str],
+    probe: Probe, frames: Frames, *, contract: InputContract, task: Task, stated: Sequence[str]
 ) -> tuple[ClassOrder, tuple[str, ...]]:
-    """(order of the classes, notes on it and on normalisation). data: the contract of the data set.
+    """Returns (order of the classes, notes on it and on normalisation). stated: names in the module's order.
 
     Raises ExportError where the classes do not fit, or where the module gives no logits.
     """
-    outputs = int(probe(calibration.batch([0], contract)).outputs.shape[1])
-    order = order_classes(classes, outputs, stated=stated)
-    frames = order.of(fit_frames(calibration, outputs=outputs, task=task))
-    require_targets(frames, outputs)
-    kind, answered = _read(probe, frames, contract, task)
+    outputs = int(probe(frames.calibration.batch([0], contract)).outputs.shape[1])
+    order = order_classes(frames.classes, outputs, stated=stated)
+    some = order.of(fit_frames(frames.calibration, outputs=outputs, task=task))
+    require_targets(some, outputs)
+    kind, answered = _read(probe, some, contract, task)
     # What a linear layer gives are logits, even where small ones of a weak model lie within 0..1.
     if kind != "logits" and _layer_gives(probe, contract) != "the answer":
         what = (
@@ -129,7 +123,11 @@ def settle_classes(
     notes = (
         *check_order(answered, order),
         *normalisation_note(
-            answered, frames, contract, data, lambda some, other: _read(probe, some, other, task)[1]
+            answered,
+            some,
+            contract,
+            frames.contract or contract,
+            lambda shown, other: _read(probe, shown, other, task)[1],
         ),
         *chance_note(answered),
     )

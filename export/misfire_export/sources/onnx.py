@@ -21,14 +21,17 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from misfire_export.assemble import GraphScore, Options, Source, assemble, require_free
+from misfire_export.assemble import GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_operators, require_small_scores
 from misfire_export.graph.last_layer import Found, find_last_layer
 from misfire_export.graph.rename import own_name
 from misfire_export.measure.calibrate import require_frames
 from misfire_export.measure.run import answers, open_session
+from misfire_export.options import Options
 from misfire_export.sources.answers import ANSWERS, choose_output, require_shape, static_shape
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames
 from misfire_export.sources.labels import (
     Answered,
     ClassOrder,
@@ -75,90 +78,72 @@ class ForeignReference(nn.Module):
         return {**joined, **self.head(joined[self.output], features)}
 
 
-def export_onnx(
-    path: Path,
-    *,
-    contract: InputContract,
-    calibration: Examples,
-    out: Path,
-    options: Options,
-    task: str = "classification",
-    classes: Sequence[str] = (),
-    model_classes: Sequence[str] = (),
-    scores: Sequence[str] | None = None,
-    fit: Examples | None = None,
-    holdout: Examples | None = None,
-    output: str = "",
-    answer: str = "auto",
-    dataset: tuple[str, str] = ("unknown", "0" * 64),
-    data_contract: InputContract | None = None,
-    score_options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Bundle:
+def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, options: Options) -> Bundle:
     """Writes a bundle of a foreign graph and returns it opened.
 
-    contract: what its input expects of an image; the input may have any name.  scores: default, all that can
-    be computed from what was found.  fit, holdout: labelled frames for banks and for gradients.
-    classes: names that the targets count.  model_classes: names in the order of the graph's outputs; () takes
-    the file's own, or the data's.  output: which of the graph's outputs is the answer.
-    answer: what that is, auto, logits, probabilities or sigmoid (auto tells the first two by their numbers).
-    dataset: name and sha256 of the frames' source.  data_contract: the data set's own contract.
-    Raises an ExportError; `out` then stays as it was.
+    Args:
+        path: The .onnx file.
+        frames: Labelled frames: `fit` for banks, `holdout` for gradients.
+        facts: What is known of the graph. Its input may have any name.
+        out: Folder of the bundle.
+        options: How to make it. Scores: by default all that can be computed from what was found.
+
+    Raises:
+        ExportError: Whatever is wrong; `out` then stays as it was.
     """
     require_free(Path(out))
-    require_frames(len(calibration))
-    if answer not in ANSWERS:
-        raise ExportError(f"--answer is {answer!r}; expected {', '.join(ANSWERS)}")
-    kind = foreign_task(task)
-    given = open_graph(Path(path), output=output, task=task)
+    require_frames(len(frames.calibration))
+    if facts.answer not in ANSWERS:
+        raise ExportError(f"--answer is {facts.answer!r}; expected {', '.join(ANSWERS)}")
+    task = foreign_task(facts.task if isinstance(facts.task, str) else facts.task.name)
+    contract = facts.contract
+    given = open_graph(Path(path), output=facts.output, task=task.name)
     graph, notes = adapt(given, contract)
     seen = look(
         graph,
-        find_last_layer(graph, choose_output(graph, output)),
-        calibration,
+        find_last_layer(graph, choose_output(graph, facts.output)),
+        frames.calibration,
         contract=contract,
-        task=kind,
-        classes=len(model_classes or classes),
+        task=task,
+        classes=len(facts.classes or frames.classes),
     )
-    order = order_classes(classes, seen.outputs, stated=model_classes, metadata=class_names(given))
-    calibration = order.of(calibration)
-    fit, holdout = (None if part is None else order.of(part) for part in (fit, holdout))
-    require_targets(calibration, seen.outputs)
-    found, told = _settle(
-        graph, seen, calibration, contract=contract, data=data_contract, task=kind, order=order, answer=answer
-    )
+    order = order_classes(frames.classes, seen.outputs, stated=facts.classes, metadata=class_names(given))
+    frames = frames.relabelled(order.of)
+    require_targets(frames.calibration, seen.outputs)
+    found, told = _settle(graph, seen, frames, facts, task=task, order=order)
     seen = replace(seen, found=found)
-    exposed = expose(graph, seen, output=kind.output_name)
+    exposed = expose(graph, seen, output=task.output_name)
     session = open_session(_with_phi(exposed, found))
     sets = {
-        key: _gather(session, part, found, contract=contract, task=kind)
-        for key, part in (("fit", fit), ("holdout", holdout))
+        key: _gather(session, part, found, contract=contract, task=task)
+        for key, part in (("fit", frames.fit), ("holdout", frames.holdout))
     }
     held = sets["holdout"]
-    if held is not None and not kind.knows_failures:
-        kind = kind.with_worst(kind.sample_loss(held.signals.outputs, held.targets))
-    names = _names(scores, found, sets, task=kind)
+    if held is not None and not task.knows_failures:
+        task = task.with_worst(task.sample_loss(held.signals.outputs, held.targets))
+    names = _names(options.scores, found, sets, task=task)
     built = scoring.build(
-        names, task=kind, fit=sets["fit"], holdout=sets["holdout"], **dict(score_options or {})
+        names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(options.score_options)
     )
     require_small_scores(built)
     head = ScoreHead(built, found=found).eval()
-    scored = _graft(exposed, session, head, found, calibration, contract=contract, task=kind)
+    scored = _graft(exposed, session, head, found, frames.calibration, contract=contract, task=task)
     if found.layer is not None:
         hide(scored, "phi")
     source = Source(
         graph=scored,
         contract=contract,
-        task=kind,
-        output=kind.output_name,
+        task=task,
+        output=task.output_name,
         scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
-        lineage=_lineage(Path(path), dataset),
+        lineage=_lineage(Path(path), frames.dataset),
         classes=order.names,
-        reference=ForeignReference(session, head, output=kind.output_name, image=contract.name),
-        ranges=fit,
+        reference=ForeignReference(session, head, output=task.output_name, image=contract.name),
+        ranges=frames.fit,
         precision=precision_of(given),
         extra={"notes": [*notes, *found.notes, *_told(found), *told], "surgery": _report(found)},
     )
-    return assemble(source, calibration=calibration, out=Path(out), options=replace(options))
+    return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
 
 
 def foreign_task(name: str) -> Task:
@@ -182,29 +167,22 @@ def open_graph(path: Path, *, output: str = "", task: str = "") -> onnx.ModelPro
 
 
 def _settle(
-    graph: onnx.ModelProto,
-    seen: Seen,
-    calibration: Examples,
-    *,
-    contract: InputContract,
-    data: InputContract | None,
-    task: Task,
-    order: ClassOrder,
-    answer: str,
+    graph: onnx.ModelProto, seen: Seen, frames: Frames, facts: ModelFacts, *, task: Task, order: ClassOrder
 ) -> tuple[Found, tuple[str, ...]]:
-    """(what the answer is, notes on classes and normalisation), from its numbers on some frames."""
-    frames = fit_frames(calibration, outputs=seen.outputs, task=task)
-    session = session_of(graph, seen)
+    """Returns (what the answer is, notes on classes and normalisation), from its numbers on some frames."""
+    shown = fit_frames(frames.calibration, outputs=seen.outputs, task=task)
+    session, contract = session_of(graph, seen), facts.contract
 
     def read(some: Examples, under: InputContract) -> tuple[Kind, Answered]:
         return read_answers(session, some, contract=under, task=task, output=seen.found.output)
 
-    kind, answered = read(frames, contract)
-    found = as_logits(seen.found, kind, answer)
+    kind, answered = read(shown, contract)
+    found = as_logits(seen.found, kind, facts.answer)
+    data = frames.contract or contract
     notes = [
         *([order.note] if order.note else []),
         *check_order(answered, order),
-        *normalisation_note(answered, frames, contract, data or contract, lambda *other: read(*other)[1]),
+        *normalisation_note(answered, shown, contract, data, lambda *other: read(*other)[1]),
         *chance_note(answered),
     ]
     return found, tuple(notes)

@@ -8,96 +8,47 @@ parts; calibration uses a part that neither the network nor any score has seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from misfire_export.assemble import (
-    GraphScore,
-    Options,
-    Precision,
-    Source,
-    assemble,
-    require_free,
-    require_options,
-)
+from misfire_export.assemble import GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_small_scores
 from misfire_export.graph.trace import PixelInput, trace
 from misfire_export.measure.calibrate import require_frames
-from misfire_export.measure.parity import TOLERANCE
-from misfire_export.measure.trigger import Shifts
-from misfire_export.precision.lower import Target
+from misfire_export.options import Options, ScoreOptions, require_options
+from misfire_export.sources.frames import Frames
+from misfire_export.sources.score_names import HEAD, wanted_scores
 from misfire_runtime.bundle import Bundle, Lineage
 from misfire_train import scores as scoring
 from misfire_train.data import Examples
 from misfire_train.heads.refit import refit_of_run
 from misfire_train.runs import Run
 from misfire_train.signals import Score, ScoredModel
-from misfire_train.tasks import Task, as_task
-
-HEAD = "learning_loss_pp"
+from misfire_train.tasks import Task
 
 
-def all_scores(task: str, *, head: bool) -> tuple[str, ...]:
-    """The learned head and every score of a task that can stand in a graph."""
-    return (*((HEAD,) if head else ()), *scoring.names_for(task, exportable=True))
-
-
-def default_scores(task: str, *, head: bool) -> tuple[str, ...]:
-    """What a bundle carries unless told: the learned head, and the free scores that every task has."""
-    free = as_task(task).default_scores
-    return (HEAD, *free) if head else free
-
-
-def export_run(
-    run: Run,
-    *,
-    calibration: Examples,
-    out: Path,
-    name: str,
-    version: str,
-    scores: Sequence[str] | None = None,
-    precision: Precision = "fp32",
-    target: Target = "onnxruntime-x86",
-    fit: Examples | None = None,
-    holdout: Examples | None = None,
-    score_options: Mapping[str, Mapping[str, Any]] | None = None,
-    default_score: str | None = None,
-    failure_threshold: float | None = None,
-    shifts: Shifts | None = None,
-    tolerance: float = TOLERANCE,
-    snapshot_id: str | None = None,
-    seed: int = 0,
-) -> Bundle:
+def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bundle:
     """Writes a verified, calibrated bundle of a run and returns it opened.
 
-    calibration: held-out frames with labels; nothing may have been trained on them.
-    scores: names, by default the run's head and the free scores of its task.
-    fit, holdout: the run's training and holdout parts, for scores that need them (`misfire_train.scores`) and
-    for fitting the head again without a corruption that the gate holds out.
-    shifts: those corruptions; None takes one of each kind.
-    Raises an ExportError (too few frames, parity, operators, NaN) or ScoreError; `out` then stays as it was.
+    Args:
+        run: A training run.
+        frames: Its parts, as `frames_of_run` gives them. Without `fit` and `holdout` some scores cannot be
+            fitted, nor the head fitted again without a corruption that the gate holds out.
+        out: Folder of the bundle.
+        options: How to make it. Scores: by default the run's head and the free scores of its task.
+
+    Raises:
+        ExportError: Too few frames, parity, operators, NaN; `out` then stays as it was.
+        ScoreError: A score cannot be fitted.
     """
     require_free(Path(out))
-    require_frames(len(calibration))
-    names = (
-        tuple(scores) if scores is not None else default_scores(run.record.task, head=run.head is not None)
-    )
-    options = Options(
-        name=name,
-        version=version,
-        precision=precision,
-        target=target,
-        tolerance=tolerance,
-        default_score=default_score,
-        failure_threshold=failure_threshold,
-        shifts=shifts or Shifts(),
-        seed=seed,
-    )
+    require_frames(len(frames.calibration))
+    threshold = options.failure_threshold
+    task = run.task if threshold is None else run.task.with_threshold(threshold)
+    names = wanted_scores(options.scores, task=task, head=run.head is not None)
     require_options(options, names)
-    task = run.task if failure_threshold is None else run.task.with_threshold(failure_threshold)
-    built = build_scores(names, run, task=task, fit=fit, holdout=holdout, options=score_options or {})
+    built = build_scores(names, run, frames, task=task, options=options.score_options)
     require_small_scores(built)
     model = ScoredModel(run.probe, built, output_name=task.output_name).eval()
     graph = trace(model, contract=run.contract)
@@ -107,23 +58,17 @@ def export_run(
         task=task,
         output=task.output_name,
         scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
-        lineage=lineage_of(run, snapshot_id=snapshot_id),
+        lineage=lineage_of(run, snapshot_id=options.snapshot_id),
         classes=tuple(run.record.classes),
         reference=PixelInput(model, contract=run.contract) if run.contract.dtype == "uint8" else model,
-        refit=refit_of_run(run, train=fit, holdout=holdout),
-        ranges=fit,
+        refit=refit_of_run(run, train=frames.fit, holdout=frames.holdout),
+        ranges=frames.fit,
     )
-    return assemble(source, calibration=calibration, out=Path(out), options=options)
+    return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
 
 
 def build_scores(
-    names: Sequence[str],
-    run: Run,
-    *,
-    task: Task,
-    fit: Examples | None,
-    holdout: Examples | None,
-    options: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str], run: Run, frames: Frames, *, task: Task, options: ScoreOptions
 ) -> list[Score]:
     """The run's head and registry scores by name, fitted. Raises ExportError on a name twice, or none.
 
@@ -140,7 +85,7 @@ def build_scores(
     unfit = [n for n in others if n in known and not known[n].exportable]
     if unfit:
         raise ExportError(f"{', '.join(unfit)} runs the model several times and cannot stand in a graph")
-    sets = {"fit": fit, "holdout": holdout}
+    sets = {"fit": frames.fit, "holdout": frames.holdout}
     needed = {known[n].needs for n in others if n in known}
     fitted = {
         key: _gather(run, part) if part is not None and (key in needed or "stacked" in others) else None

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from misfire_export.options import Options as ExportOptions
+from misfire_export.sources.frames import frames_of_run
 from misfire_export.sources.run import export_run
 from misfire_fleet.collector import Collector
 from misfire_fleet.commands.serve import listen
@@ -102,12 +104,9 @@ class Demo:
         self.say(f"trained on {len(parts['train'])} images: {right:.1%} right on the test half")
         bundle = export_run(
             run,
-            calibration=parts["calibration"],
-            fit=parts["train"],
-            holdout=parts["holdout"],
+            frames_of_run(run, self.dataset),
             out=self.out / "bundle",
-            name=f"demo-{self.dataset.name}",
-            version="1.0.0",
+            options=ExportOptions(f"demo-{self.dataset.name}", "1.0.0"),
         )
         trigger = bundle.manifest.default_score
         self.say(f"exported {bundle.manifest.label}; it triggers on {trigger}")

@@ -19,7 +19,7 @@ from misfire_train.data import Dataset, load_dataset
 from misfire_train.fit import command_line
 from misfire_train.progress import Reporter
 from misfire_train.retraining import Retrained, retrain_run
-from misfire_train.runs import Run, load_run, run_splits
+from misfire_train.runs import Run, load_run
 
 __all__ = ["Outcome", "retrain", "retrain_from_store", "retrain_run"]
 
@@ -96,17 +96,15 @@ def retrain_from_store(
     uploads = labelled_uploads(store, labels, run=run)
     retrained = retrain_run(run, uploads.examples, dataset=dataset, out=out, reporter=reporter, **options)
     if bundle_out is not None:
+        from misfire_export.options import Options as ExportOptions
+        from misfire_export.sources.frames import frames_of_run
         from misfire_export.sources.run import export_run
 
-        parts = run_splits(retrained.run, dataset)
         export_run(
             retrained.run,
-            calibration=parts["calibration"],
-            fit=parts["train"],
-            holdout=parts["holdout"],
+            frames_of_run(retrained.run, dataset),
             out=bundle_out,
-            name=f"retrained-{dataset.name.partition(':')[0]}",
-            version=version,
+            options=ExportOptions(f"retrained-{dataset.name.partition(':')[0]}", version),
         )
     return Outcome(retrained, uploads, bundle_out)
 

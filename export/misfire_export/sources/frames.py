@@ -1,0 +1,160 @@
+"""The labelled frames that a model is exported on, by use, and where they come from.
+
+run, data set --frames_of_run--> the run's own training, holdout and calibration parts
+data set --frames_of_dataset--> training half, and a holdout and calibration part of the test half
+
+A model from elsewhere has presumably been trained on the data set's training half, so its holdout and its
+calibration frames come from the test half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_runtime.toml import explain
+from misfire_train.data import Dataset, Examples, load_dataset, split
+from misfire_train.runs import Run, run_splits
+
+HOLDOUT_SHARE = 0.4
+_SIZED = ("masks:", "coco-keypoints:")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Labelled frames by use, and what is known of them.
+
+    Args:
+        calibration: Frames that nothing was trained on: quantiles, thresholds and the gate.
+        fit: Frames that the model was trained on, for banks of embeddings and class means.
+        holdout: Frames that the network never fitted, for scores that learn from its losses.
+        classes: Class names that the targets count.
+        contract: How the data set itself gives its images. None: as the model expects them.
+        task: Task of the data set, "" where unknown.
+        dataset: Name and sha256 of where they come from.
+    """
+
+    calibration: Examples
+    fit: Examples | None = None
+    holdout: Examples | None = None
+    classes: tuple[str, ...] = ()
+    contract: InputContract | None = None
+    task: str = ""
+    dataset: tuple[str, str] = ("unknown", "0" * 64)
+
+    def relabelled(self, change: Callable[[Examples], Examples]) -> Frames:
+        """Returns the same frames with targets that count the model's outputs."""
+        fit, holdout = (None if part is None else change(part) for part in (self.fit, self.holdout))
+        return replace(self, calibration=change(self.calibration), fit=fit, holdout=holdout)
+
+
+def frames_of_run(run: Run, dataset: Dataset) -> Frames:
+    """Returns a run's own parts. Raises ConfigError where it set no calibration frames aside."""
+    record, parts = run.record, run_splits(run, dataset)
+    if "calibration" not in parts:
+        raise ConfigError(f"{run.path} set no calibration part aside; train with a calibration share above 0")
+    return Frames(
+        calibration=parts["calibration"],
+        fit=parts.get("train"),
+        holdout=parts.get("holdout"),
+        classes=tuple(record.classes),
+        contract=run.contract,
+        task=record.task,
+        dataset=(record.dataset.name, record.dataset.sha256),
+    )
+
+
+def frames_of_dataset(
+    name: str,
+    *,
+    data: Path | None,
+    image: str = "",
+    seed: int = 0,
+    size: tuple[int, int, int] | None = None,
+) -> tuple[Frames, InputContract]:
+    """Returns a data set's halves for a model trained elsewhere, and what the model's input expects.
+
+    Args:
+        name: Name of the data set.
+        data: Folder of the published data sets.
+        image: What the input expects, as JSON; what it leaves out is the data set's.
+        seed: Random seed of the division of the test half.
+        size: Channels, height and width that the graph takes, for what neither `image` nor the name states.
+
+    Raises:
+        ConfigError: `image` is another text, or does not describe an input.
+    """
+    given = _read_image(image)
+    dataset = load_dataset(_with_size(name, given, size), root=data)
+    contract = laid_over(dataset.contract, _sized(name, given, size))
+    parts = split(
+        dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
+    )
+    frames = Frames(
+        calibration=parts["calibration"],
+        fit=dataset.train,
+        holdout=parts["holdout"],
+        classes=dataset.classes,
+        contract=laid_over(dataset.contract, {"color": contract.color}),
+        task=dataset.task,
+        dataset=(dataset.name, dataset.sha256),
+    )
+    return frames, contract
+
+
+def _read_image(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        found = TypeAdapter(dict[str, Any]).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(
+            f'--image is {text!r}; expected JSON such as {{"height": 224, "width": 224, "color": "gray"}}'
+        ) from error
+    return found
+
+
+def _with_size(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> str:
+    """The data set's name with the graph's own size, for readers whose labels lie on the input's pixels."""
+    if size is None or not name.startswith(_SIZED) or "size=" in name or {"height", "width"} & set(given):
+        return name
+    return f"{name}{'&' if '?' in name else '?'}size={size[2]}x{size[1]}"
+
+
+def _sized(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
+    """What is stated of the input: by --image, and where that says nothing by the graph."""
+    if size is None:
+        return dict(given)
+    found: dict[str, Any] = {"height": size[1], "width": size[2]} if "size=" not in name else {}
+    return {**found, "channels": size[0], **given}
+
+
+def laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContract:
+    """The data set's contract with what was given; mean and deviation follow the number of channels.
+
+    given: fields of the contract, and `channels` where only their number is known. Raises ConfigError.
+
+    >>> rgb = InputContract(height=8, width=8, mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
+    >>> found = laid_over(rgb, {"color": "gray"})
+    >>> round(found.mean[0], 6), round(found.std[0], 6)
+    (0.4, 0.2)
+    """
+    stated = dict(given)
+    channels = stated.pop("channels", None)
+    if "color" not in stated and channels not in (None, contract.channels):
+        stated["color"] = "gray" if channels == 1 else "rgb"
+    one = stated.get("color", contract.color) == "gray"
+    for key, values in (("mean", contract.mean), ("std", contract.std)):
+        # A grey picture's mean is the channels' mean; one number serves any number of channels.
+        if key not in stated and one and len(values) > 1:
+            stated[key] = (sum(values) / len(values),)
+    try:
+        return InputContract.model_validate({**contract.model_dump(), **stated})
+    except ValidationError as error:
+        raise ConfigError(explain(error, file="--image", most=1)) from error

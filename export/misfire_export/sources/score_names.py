@@ -1,0 +1,44 @@
+"""Which failure scores a bundle carries: those asked for, all of a task, or the usual ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from misfire_runtime.errors import ConfigError
+from misfire_train import scores as scoring
+from misfire_train.tasks import Task
+
+HEAD = "learning_loss_pp"
+ALL = "all"
+
+
+def wanted_scores(names: Sequence[str] | None, *, task: Task, head: bool) -> tuple[str, ...]:
+    """Returns the names that were asked for, "all" spelled out, or the usual ones. head: there is one."""
+    if names is None:
+        return default_scores(task, head=head)
+    return all_scores(task, head=head) if list(names) == [ALL] else tuple(names)
+
+
+def all_scores(task: Task, *, head: bool) -> tuple[str, ...]:
+    """Returns the learned head and every score of a task that can stand in a graph."""
+    return (*((HEAD,) if head else ()), *scoring.names_for(task, exportable=True))
+
+
+def default_scores(task: Task, *, head: bool) -> tuple[str, ...]:
+    """Returns the learned head and the free scores that every network of the task has."""
+    return (HEAD, *task.default_scores) if head else task.default_scores
+
+
+def read_score_options(text: str) -> dict[str, dict[str, Any]]:
+    """{score: {option: value}} of a JSON text, empty of none. Raises ConfigError on any other."""
+    if not text:
+        return {}
+    try:
+        return TypeAdapter(dict[str, dict[str, Any]]).validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(
+            f'--score-options is {text!r}; expected JSON such as {{"egl_pp": {{"size": 512}}}}'
+        ) from error
