@@ -24,8 +24,8 @@ from benchmarks.record import command_line, finish, work_folder
 from benchmarks.science.detection_table import Observed, differences, markdown, points, pool
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
-from misfire_train.failures import settle_failures
 from misfire_train.fit import train_run
+from misfire_train.fitting.failures import settle_failures
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.heads.data import LossSet, checked_losses, collect, corrupted_copies, join_sets
 from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses

@@ -43,7 +43,7 @@ from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.files import whole_folder
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
-from misfire_train.heads.refit import Refit
+from misfire_train.fitting.refit import Refit
 from misfire_train.tasks import Task
 from misfire_train.tasks.base import OutputKind
 

@@ -14,7 +14,7 @@ from misfire_export.measure.folds import deal
 from misfire_export.measure.run import Measurement
 from misfire_export.measure.trigger import Shifts, choose_trigger
 from misfire_train.data import Examples
-from misfire_train.heads.refit import Refit, refit_of_run
+from misfire_train.fitting.refit import Refit, refit_of_run
 from misfire_train.runs import Run
 
 
@@ -176,7 +176,7 @@ def test_a_family_that_the_head_knows_is_judged_by_a_head_that_does_not(
 def test_a_refitted_head_really_lacks_the_family(
     gate_frames: Examples, digits_run: Run, digits_parts: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from misfire_train.heads import refit as module
+    from misfire_train.fitting import refit as module
 
     fitted, families = module.fit_head, []
 

@@ -24,8 +24,8 @@ from misfire_runtime.cli import app
 from misfire_runtime.engines.base import EngineOptions
 from misfire_runtime.engines.load import load_engine
 from misfire_runtime.preprocess import to_tensor
-from misfire_train import scores as scoring
 from misfire_train.data import Dataset, Examples
+from misfire_train.fitting import frames as fit_frames
 from misfire_train.judge import run_judging
 from misfire_train.runs import Run
 from misfire_train.scores import FitSet, fitting
@@ -272,9 +272,8 @@ def test_the_judge_and_the_export_fit_scores_on_the_same_frames(
         drawn.append(examples.ids)
         return fitting.gather(probe, examples, *rest, **more)
 
-    for module in (run_judging, scoring):
-        monkeypatch.setattr(module, "gather", gather)
-        monkeypatch.setattr(module, "MAX_FIT", 37)
+    monkeypatch.setattr(fit_frames, "gather", gather)
+    monkeypatch.setattr(fit_frames, "MAX_FIT", 37)
     judging = run_judging.Judging(scores=("msp", "knn_distance"), limit=100, replicates=20)
     run_judging.judge_run(digits_run, digits, judging)
     judged = drawn[0]

@@ -13,7 +13,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.attaching import attach
 from misfire_train.errors import JudgeError
-from misfire_train.failures import clean_losses, settle_failures
+from misfire_train.fitting.failures import clean_losses, settle_failures
 from misfire_train.heads import recipe_named
 from misfire_train.heads.data import TensorSet
 from misfire_train.heads.training import fit_head

@@ -164,7 +164,7 @@ def test_a_head_never_reaches_into_the_network_unless_it_trains_along() -> None:
     probe = small_probe("classification").train()
     head = GapHead(channels={"layer1": 8, "layer2": 16, "layer3": 32})
     recipe = replace(recipe_named("learning-loss"), detach_epoch=1)
-    from misfire_train.heads.joint import JointHead
+    from misfire_train.fitting.joint import JointHead
 
     joint = JointHead(head, recipe, weight=1.0, detach_epoch=1)
     images, losses = torch.randn(8, 1, 16, 16), torch.rand(8)

@@ -230,14 +230,17 @@ def test_a_head_that_was_cross_fitted_or_trained_along_is_not_fitted_again(
     def fail(*_args: object, **_more: object) -> None:
         raise AssertionError("the head was fitted again")
 
-    monkeypatch.setattr("misfire_train.heads.refit.fit_head", fail)
+    monkeypatch.setattr("misfire_train.fitting.refit.fit_head", fail)
     judging = Judging(scores=("msp", "learning_loss_pp"), limit=200, shifts=("fog",), replicates=50)
-    for change in ({"folds": 3}, {"joint": True}):
+    for change, why in (
+        ({"folds": 3}, "its run did not keep the networks of its folds"),
+        ({"joint": True}, "it was not fitted on frames that the network never saw"),
+    ):
         config = {**run.record.config, "head": {**run.record.config["head"], **change}}
         record = run.record.model_copy(update={"config": config})
         report, _ = judge_run(replace(run, record=record), load_dataset("digits"), judging)
         notes = " ".join(report.gate.notes)
-        assert "not fitted again (it was not fitted on frames that the network never saw)" in notes
+        assert f"not fitted again ({why})" in notes
         assert "these shifts are not held out" in notes
         assert not any(view.kind == "corruptions" for view in report.gate.views)
 

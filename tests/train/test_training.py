@@ -17,9 +17,9 @@ import torch
 
 from misfire_runtime.errors import ConfigError
 from misfire_train.augment import Augmentation
-from misfire_train.backbone import CHECKPOINT
 from misfire_train.data import load_dataset
 from misfire_train.fit import config_key, spelled_out, train_run
+from misfire_train.fitting.backbone import CHECKPOINT
 from misfire_train.heads import recipe_named
 from misfire_train.runs import MODEL_FILE, RECORD, Run, load_run, read_splits, run_splits
 from misfire_train.tasks import Variation, get_task

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
-from misfire_train.failures import settle_failures
+from misfire_train.fitting.failures import settle_failures
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.heads.data import LabelledSet, TensorSet, augmented
 from misfire_train.heads.training import HeadReport, fit_head, require_enough

@@ -1,20 +1,21 @@
-"""A training run from end to end: data -> parts -> task network -> failure score -> run folder.
+"""Fits a run from end to end: parts -> task network -> failure threshold -> failure score -> run folder.
 
-    load, split --fit_network (resumable)--> network --fit_head (held-out losses)--> head --write_run--> RUN
+    parts --fit_network (resumable)--> network --settle_failures--> what a failure is
+          --fit_head (held-out losses) | folds | along with the network--> head --write_run--> RUN
 
-What decides the result stands in TrainConfig; run.json repeats it with versions, seeds and checksums.
+`misfire train` fits the parts of a data set; retraining fits them and uploads, from a parent's weights. What
+decides the result stands in TrainConfig; run.json repeats it with versions, seeds and checksums.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,16 +24,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.errors import ConfigError
-from misfire_train.backbone import CHECKPOINT, FitData, Progressed, evaluate, fit_network
 from misfire_train.data import Dataset, Examples, load_dataset, split
 from misfire_train.data.examples import join
-from misfire_train.failures import settle_failures
+from misfire_train.fitting.backbone import CHECKPOINT, FitData, Progressed, Saving, evaluate, fit_network
+from misfire_train.fitting.cross_fitting import (
+    FoldNetwork,
+    deal_folds,
+    fit_folds,
+    fit_head_on_folds,
+    networks_of_folds,
+    require_foldable,
+    with_new,
+)
+from misfire_train.fitting.failures import settle_failures
+from misfire_train.fitting.joint import JointHead
 from misfire_train.heads import recipe_named
-from misfire_train.heads.cross_fitting import cross_fit_head
-from misfire_train.heads.joint import JointHead
 from misfire_train.heads.training import Fitted, fit_head
 from misfire_train.models import BuiltModel, build_model, default_model
 from misfire_train.progress import Reporter
@@ -44,14 +55,43 @@ from misfire_train.runs import (
     ModelRecord,
     Run,
     RunRecord,
+    fold_ids,
+    fold_weights,
     load_run,
+    read_splits,
+    rebuild_model,
     write_run,
 )
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task, get_task
 from misfire_train.train_config import TrainConfig
 
+UPLOADS = "uploads-"
+"""How the parts of splits.json begin whose frames are a fleet's uploads."""
 _VERSIONED = ("misfire", "torch", "numpy", "accelerate", "safetensors", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is fitted on, and where it starts.
+
+    Args:
+        train: Frames that fit the network.
+        validation: Frames that stop it.
+        holdout: Frames whose losses the head learns; with `head.folds` they fit the network, too.
+        calibration: Frames for nothing but failure thresholds and the export.
+        ids: What splits.json says of every part; uploads are in parts of their own, "uploads-...".
+        repeats: How often each frame of `train` is seen in an epoch. None: once.
+        parent: The run whose weights it starts from. None: random weights.
+    """
+
+    train: Examples
+    validation: Examples
+    holdout: Examples
+    calibration: Examples
+    ids: Mapping[str, tuple[str, ...]]
+    repeats: NDArray[np.int64] | None = None
+    parent: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +101,7 @@ class Trained:
     built: BuiltModel
     state: Progressed
     fitted: Fitted | None
-    cross_fitted: bool = False
+    folds: Sequence[FoldNetwork] = ()
     failure: FailureRecord | None = None
 
 
@@ -79,22 +119,11 @@ def train_run(
     Raises ConfigError where `out` holds another run and `resume` is not set, or where the two do not match.
     """
     reporter = reporter or Reporter(quiet=True)
-    out = Path(out)
-    key = config_key(config)
-    if (out / RECORD).exists():
-        run = load_run(out)
-        if not resume:
-            raise ConfigError(f"{out} holds a finished run; choose another --out, or remove it")
-        if config_key(TrainConfig.model_validate(run.record.config)) != key:
-            raise ConfigError(f"{out} is a finished run of another configuration; choose another --out")
-        return run
-    if (out / CHECKPOINT).exists() and not resume:
-        raise ConfigError(f"{out} holds an interrupted run; continue it with --resume, or remove it")
-    if out.is_file():
-        raise ConfigError(f"{out} is a file; --out names a folder")
-    with _new_folder(out):
+    finished = finished_run(Path(out), fit_key(config), resume=resume)
+    if finished is not None:
+        return finished
+    with _new_folder(Path(out)):
         dataset = load_dataset(config.dataset, root=config.data)
-        task = get_task(dataset.task)
         parts = split_dataset(dataset, config)
         reporter.line(
             f"{dataset.name}: " + ", ".join(f"{len(part)} {name}" for name, part in parts.items())
@@ -102,21 +131,74 @@ def train_run(
         )  # fmt: skip
         for note in dataset.notes:
             reporter.line(f"note: {note}")
-        trained = _train(
-            dataset,
-            task,
-            parts,
-            config,
-            checkpoint=out / CHECKPOINT,
-            resume=resume,
-            key=key,
-            reporter=reporter,
+        given = Parts(
+            parts["train"],
+            parts["validation"],
+            parts["holdout"],
+            parts["calibration"],
+            ids={name: part.ids for name, part in parts.items()},
         )
-        metrics = measure(trained, dataset, task, parts, out_reporter=reporter)
-        record = make_record(dataset, config, trained, metrics=metrics, command=command, counts=parts)
-        head = trained.fitted.head if trained.fitted else None
-        ids = {name: part.ids for name, part in parts.items()}
-        write_run(out, record, model=trained.built.module, head=head, splits=ids)
+        return fit(config, dataset, given, out=Path(out), resume=resume, command=command, reporter=reporter)
+
+
+def finished_run(out: Path, key: str, *, resume: bool) -> Run | None:
+    """Returns the finished run in `out` if it is to be resumed, None if there is none.
+
+    key: of what is to be fitted. Raises ConfigError where something is in the way, or another run.
+    """
+    if (out / RECORD).exists():
+        run = load_run(out)
+        if not resume:
+            raise ConfigError(f"{out} holds a finished run; choose another --out, or remove it")
+        if _key_of(run) != key:
+            raise ConfigError(f"{out} is a finished run of another configuration; choose another --out")
+        return run
+    if (out / CHECKPOINT).exists() and not resume:
+        raise ConfigError(f"{out} holds an interrupted run; continue it with --resume, or remove it")
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; --out names a folder")
+    return None
+
+
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    parts: Parts,
+    *,
+    out: Path,
+    resume: bool = False,
+    command: str = "",
+    reporter: Reporter | None = None,
+) -> Run:
+    """Fits network, failure threshold and head, and writes the run to `out`.
+
+    Args:
+        config: What decides the result.
+        dataset: The data set that the parts are of; its test half is measured on, never fitted.
+        parts: Frames by use, and the parent whose weights the network starts from.
+        out: The run's folder; a checkpoint is written into it after every epoch.
+        resume: Start from that checkpoint, if there is one.
+        command: Recorded in run.json.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: The configuration does not fit the data, or the loss is not finite.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    with _new_folder(out):
+        saving = Saving(out / CHECKPOINT, resume=resume, key=fit_key(config, parts))
+        trained = _fit(config, dataset, parts, saving=saving, reporter=reporter)
+        metrics = measure(trained, dataset, parts, reporter=reporter)
+        record = make_record(dataset, config, parts, trained, metrics=metrics, command=command)
+        folds = {f"fold-{k}": network.unseen.ids for k, network in enumerate(trained.folds)}
+        write_run(
+            out,
+            record,
+            model=trained.built.module,
+            head=trained.fitted.head if trained.fitted else None,
+            splits={**parts.ids, **folds},
+            folds=[network.weights for network in trained.folds],
+        )
     (out / CHECKPOINT).unlink(missing_ok=True)
     return load_run(out)
 
@@ -142,6 +224,23 @@ def config_key(config: TrainConfig) -> str:
     return hashlib.sha256(words.encode()).hexdigest()
 
 
+def fit_key(config: TrainConfig, parts: Parts | None = None) -> str:
+    """Identifies a fit: what its config trains and, of a child, the parent and the uploads."""
+    parent = None if parts is None or parts.parent is None else parts.parent.record.run_id
+    return _key(config, parent, {} if parts is None else parts.ids)
+
+
+def _key_of(run: Run) -> str:
+    return _key(run.config, run.record.parent_run_id, read_splits(run.path))
+
+
+def _key(config: TrainConfig, parent: str | None, ids: Mapping[str, Sequence[str]]) -> str:
+    if parent is None:
+        return config_key(config)
+    added = sorted(i for name, part in ids.items() if name.startswith(UPLOADS) for i in part)
+    return hashlib.sha256("".join([config_key(config), parent, *added]).encode()).hexdigest()
+
+
 def split_dataset(dataset: Dataset, config: TrainConfig) -> dict[str, Examples]:
     """The parts of the training half, each a share of at most `limit` examples."""
     examples = dataset.train
@@ -153,33 +252,24 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> dict[str, Examples]:
     return split(examples, fractions=config.split.fractions(), seed=config.seed, by_group=grouped)
 
 
-def _train(
-    dataset: Dataset,
-    task: Task,
-    parts: Mapping[str, Examples],
-    config: TrainConfig,
-    *,
-    checkpoint: Path,
-    resume: bool,
-    key: str,
-    reporter: Reporter,
+def _fit(
+    config: TrainConfig, dataset: Dataset, parts: Parts, *, saving: Saving, reporter: Reporter
 ) -> Trained:
-    torch.manual_seed(config.seed)
-    built = build_model(
-        config.model.name or default_model(task.name),
-        task=task.name,
-        outputs=len(dataset.classes),
-        channels=dataset.contract.channels,
-        **config.model.options,
-    )
-    layers = config.head.layers or built.feature_layers
-    probe = probe_of(built, layers)
+    parent, folds = parts.parent, config.head.folds
+    # The order of a parent's frames is not seen again: what it had last would weigh most.
+    seed = config.seed + (parent is not None)
+    torch.manual_seed(seed)
     recipe = (
         None if config.head.recipe == "none" else recipe_named(config.head.recipe).with_table(config.head)
     )
+    if recipe is not None and folds:
+        require_foldable(recipe)
+    built = rebuild_model(parent.record) if parent is not None else new_model(config, dataset)
+    fresh = {name: tensor.clone() for name, tensor in built.module.state_dict().items()}
+    if parent is not None:
+        built.module.load_state_dict(parent.model.state_dict())
+    probe = probe_of(built, config.head.layers or built.feature_layers)
     joint = None
-    if recipe is not None and recipe.joint and config.head.folds:
-        raise ConfigError("head.folds: a head that trains along with the network has no folds; set it to 0")
     if recipe is not None and recipe.joint:
         joint = JointHead.attach(
             probe,
@@ -188,55 +278,124 @@ def _train(
             weight=config.head.joint_weight,
             epochs=config.training.epochs,
         )
-    folds = config.head.folds
     # Cross-fitted losses need no holdout, so the network may have those images too.
-    pool = join([parts["train"], parts["holdout"]]) if folds else parts["train"]
-    fresh = copy.deepcopy(built.module) if folds else None
-    data = FitData(pool, parts["validation"], dataset.contract)
+    pool, repeats = _pool(parts, folds=bool(folds))
+    data = FitData(pool, parts.validation, dataset.contract, repeats)
+    task = get_task(dataset.task) if parent is None else parent.task
     state = fit_network(
-        probe, data, task=task, table=config.training, seed=config.seed, checkpoint=checkpoint, resume=resume,
-        key=key, joint=joint, reporter=reporter,
-    )  # fmt: skip
-    probe.requires_grad_(False)
-    # Cross-fitting trains the network on the holdout too: then only the calibration part is unseen.
-    part = "calibration" if folds else "holdout"
-    task, failure = settle_failures(
-        probe, task, parts[part], contract=dataset.contract, table=config.failure, part=part
+        probe,
+        data,
+        task=task,
+        table=config.training,
+        seed=seed,
+        saving=saving,
+        joint=joint,
+        reporter=reporter,
     )
+    probe.requires_grad_(False)
+    task, failure = _failures(probe, task, config, dataset, parts)
     if failure is not None:
         reporter.line(f"a failure is a loss above {failure.threshold:.4g}: {failure.source}")
-    if recipe is None:
-        return Trained(built, state, None, failure=failure)
-    if fresh is not None:
-        fitted = cross_fit_head(
+    networks: list[FoldNetwork] = []
+    fitted = None
+    if recipe is not None and folds:
+        networks = _fit_folds(probe, fresh, config, parts, data, task=task, reporter=reporter)
+        fitted = fit_head_on_folds(
             probe,
-            fresh,
+            networks,
             task=task,
             recipe=recipe,
-            pool=pool,
-            validation=parts["validation"],
+            pool=data.train,
             contract=dataset.contract,
-            table=config.training,
-            folds=folds,
             seed=config.seed,
             reporter=reporter,
         )
     elif joint is not None:
-        fitted = joint.finish(
-            probe, task=task, holdout=parts["holdout"], contract=dataset.contract, state=state
-        )
-    else:
+        fitted = joint.finish(probe, task=task, holdout=parts.holdout, contract=dataset.contract, state=state)
+    elif recipe is not None:
         fitted = fit_head(
             probe,
             task=task,
             recipe=recipe,
-            train=pool,
-            holdout=parts["holdout"],
+            train=data.train,
+            holdout=parts.holdout,
             contract=dataset.contract,
             seed=config.seed,
             reporter=reporter,
         )
-    return Trained(built, state, fitted, cross_fitted=bool(folds), failure=failure)
+    return Trained(built, state, fitted, networks, failure)
+
+
+def new_model(config: TrainConfig, dataset: Dataset) -> BuiltModel:
+    """Returns the configured network with random weights."""
+    return build_model(
+        config.model.name or default_model(dataset.task),
+        task=dataset.task,
+        outputs=len(dataset.classes),
+        channels=dataset.contract.channels,
+        **config.model.options,
+    )
+
+
+def _pool(parts: Parts, *, folds: bool) -> tuple[Examples, NDArray[np.int64] | None]:
+    """Returns (what the network is fitted on, how often each is seen)."""
+    if not folds:
+        return parts.train, parts.repeats
+    pool = join([parts.train, parts.holdout])
+    if parts.repeats is None:
+        return pool, None
+    return pool, np.concatenate([parts.repeats, np.ones(len(parts.holdout), np.int64)])
+
+
+def _failures(
+    probe: Probe, task: Task, config: TrainConfig, dataset: Dataset, parts: Parts
+) -> tuple[Task, FailureRecord | None]:
+    """Returns (the task that knows its failures, the record of it)."""
+    if parts.parent is not None:
+        # The parent's failures stay the child's: before and after are counted by the same rule.
+        return task, parts.parent.record.failure
+    # Cross-fitting trains the network on the holdout too: then only the calibration part is unseen.
+    part = "calibration" if config.head.folds else "holdout"
+    held_out = parts.calibration if config.head.folds else parts.holdout
+    return settle_failures(probe, task, held_out, contract=dataset.contract, table=config.failure, part=part)
+
+
+def _fit_folds(
+    probe: Probe,
+    fresh: Mapping[str, Tensor],
+    config: TrainConfig,
+    parts: Parts,
+    data: FitData,
+    *,
+    task: Task,
+    reporter: Reporter,
+) -> list[FoldNetwork]:
+    """Returns the folds' networks, trained: from random weights, or from those of the parent's folds.
+
+    A child keeps its parent's folds, and each upload has a fold by its group's name: a network that goes on
+    from the parent's must never have seen its fold in any generation.
+    """
+    parent = parts.parent
+    starts: Sequence[Mapping[str, Tensor]] = () if parent is None else fold_weights(parent)
+    table, ids = config.training, []
+    if parent is not None and starts:
+        ids = with_new(fold_ids(parent), data.train)
+    else:
+        # A parent of an older version kept no folds: they start anew, by its own, longer schedule.
+        table = config.training if parent is None else parent.config.training
+        ids = deal_folds(data.train, folds=config.head.folds, seed=config.seed)
+        starts = [fresh] * len(ids)
+    networks = networks_of_folds(probe, data.train, ids, starts)
+    fit_folds(
+        networks,
+        task=task,
+        validation=parts.validation,
+        contract=data.contract,
+        table=table,
+        seed=config.seed + (parent is not None),
+        reporter=reporter,
+    )
+    return networks
 
 
 def probe_of(built: BuiltModel, layers: tuple[str, ...]) -> Probe:
@@ -247,46 +406,42 @@ def probe_of(built: BuiltModel, layers: tuple[str, ...]) -> Probe:
         raise ConfigError(f"head.layers: {error}") from error
 
 
-def measure(
-    trained: Trained, dataset: Dataset, task: Task, parts: Mapping[str, Examples], *, out_reporter: Reporter
-) -> dict[str, Any]:
-    """Accuracy on parts that the network was not fitted on, and what the head's training showed."""
-    model, contract = trained.built.module, dataset.contract
+def measure(trained: Trained, dataset: Dataset, parts: Parts, *, reporter: Reporter) -> dict[str, Any]:
+    """Returns accuracy on parts that the network was not fitted on, and what the head's training showed."""
+    model, contract, task = trained.built.module, dataset.contract, get_task(dataset.task)
     metrics: dict[str, Any] = {"epochs": trained.state.epoch, "best_epoch": trained.state.best_epoch + 1}
-    unseen = ("calibration",) if trained.cross_fitted else ("holdout", "calibration")
-    for name in unseen:
-        loss, accuracy = evaluate(model, parts[name], task=task, contract=contract)
+    unseen = {"calibration": parts.calibration, "test": dataset.test}
+    if not trained.folds:
+        unseen = {"holdout": parts.holdout, **unseen}
+    for name, part in unseen.items():
+        loss, accuracy = evaluate(model, part, task=task, contract=contract)
         metrics[f"{name}_loss"], metrics[f"{name}_accuracy"] = loss, accuracy
-    loss, accuracy = evaluate(model, dataset.test, task=task, contract=contract)
-    metrics["test_loss"], metrics["test_accuracy"] = loss, accuracy
     metrics["history"] = trained.state.history
     if trained.fitted is not None:
         report = trained.fitted.report
         metrics["head"] = report.to_dict()
         if report.collapsed:
-            out_reporter.line(f"warning: the head {report.collapsed}; use a free score")
-    out_reporter.line(f"test accuracy {100 * accuracy:.2f} %")
+            reporter.line(f"warning: the head {report.collapsed}; use a free score")
+    reporter.line(f"test accuracy {100 * metrics['test_accuracy']:.2f} %")
     return metrics
 
 
 def make_record(
     dataset: Dataset,
     config: TrainConfig,
+    parts: Parts,
     trained: Trained,
     *,
     metrics: dict[str, Any],
     command: str,
-    counts: Mapping[str, Examples],
-    parent: str | None = None,
-    uploads: Mapping[str, int] | None = None,
 ) -> RunRecord:
-    """run.json of a run that is about to be written."""
+    """Returns run.json of a run that is about to be written."""
     built, fitted = trained.built, trained.fitted
     warnings = (fitted.report.collapsed,) if fitted is not None and fitted.report.collapsed else ()
-    numbers = {name: len(part) for name, part in counts.items()}
+    counts = {name: len(ids) for name, ids in parts.ids.items() if not name.startswith(UPLOADS)}
     return RunRecord(
         run_id="",
-        parent_run_id=parent,
+        parent_run_id=None if parts.parent is None else parts.parent.record.run_id,
         created_at=utc_text(wall_time()),
         command=command,
         config=json.loads(spelled_out(config).model_dump_json()),
@@ -297,8 +452,12 @@ def make_record(
             name=dataset.name,
             sha256=dataset.sha256,
             licence=dataset.licence,
-            counts={**numbers, "test": len(dataset.test)},
-            uploads=dict(uploads or {}),
+            counts={**counts, "test": len(dataset.test)},
+            uploads={
+                name.removeprefix(UPLOADS): len(ids)
+                for name, ids in parts.ids.items()
+                if name.startswith(UPLOADS)
+            },
             notes=dataset.notes,
         ),
         model=ModelRecord(name=built.name, options=built.options, outputs=len(dataset.classes)),

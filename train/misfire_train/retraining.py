@@ -1,8 +1,8 @@
 """Trains on with what the fleet found: warm start, old data and uploads together, the head fitted anew.
 
 uploads --by minute of a vehicle--> train | holdout
-old train + uploads (each seen several times) --fit_network from the current weights--> network
-old holdout + held-out uploads --fit_head--> failure score --write_run--> RUN2, child of RUN
+old train + uploads (each seen several times), old holdout + held-out uploads --Parts--> fit, from the current
+weights --> RUN2, child of RUN
 
 Before and after are measured on the data set's frozen test half, clean and shifted, on the very same images.
 An upload's part depends on its group alone, so it stays on its side in every later retraining too.
@@ -10,11 +10,8 @@ An upload's part depends on its group alone, so it stays on its side in every la
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,28 +19,16 @@ from numpy.typing import NDArray
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image
-from misfire_train.backbone import CHECKPOINT, FitData, fit_network
 from misfire_train.data import Dataset, Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt, image_seed
 from misfire_train.data.examples import join
 from misfire_train.data.images import DecodedImages
-from misfire_train.fit import Trained, config_key, make_record
-from misfire_train.heads import recipe_named
-from misfire_train.heads.training import fit_head
-from misfire_train.judge.metrics import auroc
+from misfire_train.data.splits import fraction_of
+from misfire_train.fit import UPLOADS, Parts, finished_run, fit, fit_key
+from misfire_train.judge.metrics import auroc, bootstrap_mean
 from misfire_train.progress import Reporter
-from misfire_train.runs import (
-    MODEL_FILE,
-    RECORD,
-    Run,
-    load_run,
-    read_tensors,
-    rebuild_model,
-    run_splits,
-    write_run,
-)
+from misfire_train.runs import Run, run_splits
 from misfire_train.scores import compute
-from misfire_train.signals import Probe
 from misfire_train.train_config import TrainConfig
 
 HOLDOUT_SHARE = 0.25
@@ -86,60 +71,54 @@ def retrain_run(
     Raises ConfigError where `out` is taken, the data set is another, or an upload is a test example.
     """
     reporter = reporter or Reporter(quiet=True)
-    if (out / RECORD).exists():
-        raise ConfigError(f"{out} holds a finished run; choose another --out, or remove it")
-    if (out / CHECKPOINT).exists() and not resume:
-        raise ConfigError(f"{out} holds an interrupted run; continue it with --resume, or remove it")
     config = child_config(run, epochs=epochs, learning_rate=learning_rate, seed=seed)
-    parts = run_splits(run, dataset)
-    overlap = set(uploads.ids) & set(dataset.test.ids)
+    parts = parts_with(run, uploads, dataset)
+    counts = {name: len(parts.ids[f"{UPLOADS}{name}"]) for name in ("train", "holdout")}
+    child = finished_run(out, fit_key(config, parts), resume=resume)
+    if child is None:
+        reporter.line(
+            f"{len(uploads)} uploads: {counts['train']} to train on, {counts['holdout']} held out for the "
+            "failure score"
+        )
+        child = fit(config, dataset, parts, out=out, resume=resume, command=command, reporter=reporter)
+    return _compare(run, child, dataset, uploads=counts)
+
+
+def parts_with(run: Run, uploads: Examples, dataset: Dataset) -> Parts:
+    """Returns the run's own parts with the uploads in them, starting from the run's weights.
+
+    Raises ConfigError where the data set is another, or an upload is a test example.
+    """
+    own = run_splits(run, dataset)
+    overlap = set(uploads.ids) & set(own["test"].ids)
     if overlap:
         raise ConfigError(
             f"upload {sorted(overlap)[0]} is an example of the test half; it must not be trained on"
         )
     fitting, held = divide(uploads)
-    reporter.line(
-        f"{len(uploads)} uploads: {len(fitting)} to train on, {len(held)} held out for the failure score"
+    train, repeats = _mixed(own["train"], fitting)
+    ids = {name: part.ids for name, part in own.items() if name != "test"}
+    return Parts(
+        train,
+        own["validation"],
+        join([own["holdout"], held]) if len(held) else own["holdout"],
+        own["calibration"],
+        ids={**ids, f"{UPLOADS}train": fitting.ids, f"{UPLOADS}holdout": held.ids},
+        repeats=repeats,
+        parent=run,
     )
-    data, holdout = _mixed(parts, fitting, held, run)
-    out.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256((config_key(config) + run.record.run_id + "".join(uploads.ids)).encode()).hexdigest()
-    trained = _train(
-        run, data, holdout, config, checkpoint=out / CHECKPOINT, resume=resume, key=key, reporter=reporter
-    )
-    counts = {name: part for name, part in parts.items() if name != "test"}
-    record = make_record(
-        dataset,
-        config,
-        trained,
-        metrics=_metrics(trained),
-        command=command,
-        counts=counts,
-        parent=run.record.run_id,
-        uploads={"train": len(fitting), "holdout": len(held)},
-    )
-    ids = {name: part.ids for name, part in counts.items()}
-    ids |= {"uploads-train": fitting.ids, "uploads-holdout": held.ids}
-    write_run(
-        out,
-        record,
-        model=trained.built.module,
-        head=trained.fitted.head if trained.fitted else None,
-        splits=ids,
-    )
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return _compare(run, load_run(out), dataset, uploads={"train": len(fitting), "holdout": len(held)})
 
 
 def child_config(
     run: Run, *, epochs: int | None = None, learning_rate: float | None = None, seed: int | None = None
 ) -> TrainConfig:
     """The parent's config with a gentler schedule: it starts from trained weights."""
-    parent = TrainConfig.model_validate(run.record.config)
+    parent = run.config
     budget = epochs if epochs is not None else max(4, parent.training.epochs // 2)
     rate = learning_rate if learning_rate is not None else parent.training.learning_rate / 2
     training = parent.training.model_copy(update={"epochs": budget, "learning_rate": rate})
-    head = parent.head if parent.head.joint is None else parent.head.model_copy(update={"joint": None})
+    # A child's head is fitted on losses that its network never saw, also where the parent's trained along.
+    head = parent.head.model_copy(update={"joint": False}) if parent.head.joint else parent.head
     chosen = parent.seed if seed is None else seed
     return parent.model_copy(update={"training": training, "head": head, "seed": chosen})
 
@@ -147,7 +126,7 @@ def child_config(
 def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples, Examples]:
     """(to train on, held out), decided by each group's name alone; by id where one side would stay empty."""
     for names in (uploads.groups, uploads.ids):
-        held = np.array([_fraction(name) < share for name in names])
+        held = np.array([fraction_of(name) < share for name in names])
         if held.any() and not held.all():
             break
     if held.all():
@@ -155,74 +134,14 @@ def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples
     return uploads.take(np.flatnonzero(~held)), uploads.take(np.flatnonzero(held))
 
 
-def _fraction(name: str) -> float:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return float(int.from_bytes(digest, "big")) / 2.0**64
-
-
-def _mixed(
-    parts: Mapping[str, Examples], fitting: Examples, held: Examples, run: Run
-) -> tuple[FitData, Examples]:
-    old = parts["train"]
-    train = join([old, fitting]) if len(fitting) else old
+def _mixed(old: Examples, uploads: Examples) -> tuple[Examples, NDArray[np.int64]]:
+    """Returns (both, how often each is seen in an epoch)."""
+    train = join([old, uploads]) if len(uploads) else old
     repeats = np.ones(len(train), np.int64)
-    if len(fitting):
-        times = round(UPLOAD_WEIGHT * len(old) / len(fitting))
+    if len(uploads):
+        times = round(UPLOAD_WEIGHT * len(old) / len(uploads))
         repeats[len(old) :] = int(np.clip(times, 1, MAX_REPEATS))
-    holdout = join([parts["holdout"], held]) if len(held) else parts["holdout"]
-    return FitData(train, parts["validation"], run.contract, repeats), holdout
-
-
-def _train(
-    run: Run,
-    data: FitData,
-    holdout: Examples,
-    config: TrainConfig,
-    *,
-    checkpoint: Path,
-    resume: bool,
-    key: str,
-    reporter: Reporter,
-) -> Trained:
-    record = run.record
-    built = rebuild_model(record)
-    built.module.load_state_dict(read_tensors(run.path / MODEL_FILE))
-    probe = Probe(built.module, last_layer=record.last_layer, features=record.feature_layers)
-    state = fit_network(
-        probe,
-        data,
-        task=run.task,
-        table=config.training,
-        seed=config.seed + 1,
-        checkpoint=checkpoint,
-        resume=resume,
-        key=key,
-        reporter=reporter,
-    )
-    probe.requires_grad_(False)
-    if config.head.recipe == "none":
-        return Trained(built, state, None, failure=record.failure)
-    recipe = recipe_named(config.head.recipe).with_table(config.head)
-    fitted = fit_head(
-        probe,
-        task=run.task,
-        recipe=recipe,
-        train=data.train,
-        holdout=holdout,
-        contract=run.contract,
-        seed=config.seed,
-        reporter=reporter,
-    )
-    # The parent's failures stay the child's: before and after are counted by the same rule.
-    return Trained(built, state, fitted, failure=record.failure)
-
-
-def _metrics(trained: Trained) -> dict[str, Any]:
-    metrics: dict[str, Any] = {"epochs": trained.state.epoch, "best_epoch": trained.state.best_epoch + 1}
-    metrics["history"] = trained.state.history
-    if trained.fitted is not None:
-        metrics["head"] = trained.fitted.report.to_dict()
-    return metrics
+    return train, repeats
 
 
 def shifted_test(test: Examples, *, severity: int = SHIFT_SEVERITY) -> Examples:
@@ -248,7 +167,8 @@ def _compare(before: Run, after: Run, dataset: Dataset, *, uploads: dict[str, in
             if area is not None:
                 found[f"auroc_{view}"] = area
             right.append(correct)
-        difference[view] = _paired(right[1] - right[0])
+        gain = bootstrap_mean(right[1] - right[0])
+        difference[view] = (gain.value, gain.low, gain.high)
     return Retrained(after, numbers[0], numbers[1], difference, uploads)
 
 
@@ -269,11 +189,3 @@ def _judge(run: Run, examples: Examples) -> tuple[NDArray[np.float64], float, fl
         score = compute(run, examples, [run.head])[run.head.name]
         area = float(auroc(score, failed))
     return 1.0 - failed, accuracy, area
-
-
-def _paired(gain: NDArray[np.float64], *, replicates: int = 1000) -> tuple[float, float, float]:
-    """Mean of [N] differences with its bootstrap interval."""
-    generator = np.random.default_rng(0)
-    means = [gain[generator.integers(0, len(gain), len(gain))].mean() for _ in range(replicates)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(gain.mean()), float(low), float(high)

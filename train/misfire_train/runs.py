@@ -3,7 +3,8 @@
     RUN/run.json            RunRecord: config, versions, seeds, data, metrics, sha256 of the files below
     RUN/model.safetensors   the task network
     RUN/head.safetensors    its failure score, where one was trained
-    RUN/splits.json         ids of every part: train, validation, holdout, calibration, field
+    RUN/splits.json         ids of every part: train, validation, holdout, calibration, field; fold-K of folds
+    RUN/folds.safetensors   the folds' networks, of a head that was fitted on cross-fitted losses
 
 run.json is written last and whole: a folder without it is a run that did not finish.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ from misfire_train.heads import build_head_from_state
 from misfire_train.models import BuiltModel, build_model
 from misfire_train.signals import Probe, Score
 from misfire_train.tasks import Task, get_task
+from misfire_train.train_config import TrainConfig
 
 RECORD = "run.json"
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.safetensors"
 SPLITS_FILE = "splits.json"
+FOLDS_FILE = "folds.safetensors"
 SCHEMA_VERSION = 1
 PARTS = ("train", "validation", "holdout", "calibration", "field")
 
@@ -128,6 +131,11 @@ class Run:
         """What it does, and what a failure is: above the run's own threshold where it has one."""
         task, failure = get_task(self.record.task), self.record.failure
         return task if failure is None else task.with_threshold(failure.threshold)
+
+    @property
+    def config(self) -> TrainConfig:
+        """What it was trained by."""
+        return TrainConfig.model_validate(self.record.config)
 
     @property
     def contract(self) -> InputContract:
@@ -238,16 +246,26 @@ def write_run(
     model: nn.Module,
     head: nn.Module | None,
     splits: Mapping[str, tuple[str, ...]],
+    folds: Sequence[Mapping[str, Tensor]] = (),
 ) -> RunRecord:
-    """Writes all files of a run, the record last; returns it with run_id and checksums set."""
+    """Writes all files of a run, the record last; returns it with run_id and checksums set.
+
+    folds: weights of the folds' networks, whose ids `splits` has as fold-0, fold-1, ...
+    """
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / MODEL_FILE, model.state_dict())
     if head is not None:
         write_tensors(path / HEAD_FILE, head.state_dict())
     else:
         (path / HEAD_FILE).unlink(missing_ok=True)
+    if folds:
+        write_tensors(path / FOLDS_FILE, _numbered(folds))
+    else:
+        (path / FOLDS_FILE).unlink(missing_ok=True)
     write_splits(path, splits)
-    names = [MODEL_FILE, SPLITS_FILE, *([HEAD_FILE] if head is not None else [])]
+    names = [MODEL_FILE, SPLITS_FILE]
+    names += [HEAD_FILE] if head is not None else []
+    names += [FOLDS_FILE] if folds else []
     files = {name: sha256_file(path / name) for name in names}
     identity = hashlib.sha256(
         json.dumps([files, record.config, record.parent_run_id], sort_keys=True).encode()
@@ -255,6 +273,27 @@ def write_run(
     finished = record.model_copy(update={"files": files, "run_id": identity.hexdigest()[:16]})
     write_durably(path / RECORD, (finished.model_dump_json(indent=2) + "\n").encode())
     return finished
+
+
+def fold_ids(run: Run) -> list[list[str]]:
+    """Returns the ids of each fold of a run's cross-fitting; none without."""
+    ids = read_splits(run.path)
+    return [ids[f"fold-{k}"] for k in range(len(ids)) if f"fold-{k}" in ids]
+
+
+def fold_weights(run: Run) -> list[dict[str, Tensor]]:
+    """Returns the weights of each fold's network; none if the run kept none."""
+    if FOLDS_FILE not in run.record.files:
+        return []
+    weights: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(run.path / FOLDS_FILE).items():
+        number, _, rest = name.partition(".")
+        weights.setdefault(int(number), {})[rest] = tensor
+    return [weights[number] for number in sorted(weights)]
+
+
+def _numbered(folds: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{k}.{name}": tensor for k, weights in enumerate(folds) for name, tensor in weights.items()}
 
 
 def write_tensors(

@@ -30,6 +30,7 @@ from misfire_train.judge.metrics import (
     reliability,
     resample_weights,
     risk_coverage_curve,
+    wilson,
 )
 
 LEAST_FRAMES = 50
@@ -201,17 +202,8 @@ def _interval(
     value = hits / total if total else 0.0
     low, high = np.quantile(shares, [0.025, 0.975]) if shares.size else (value, value)
     if low == high:
-        low, high = _wilson(hits, total)
+        low, high = wilson(hits, total)
     return Interval(value=value, low=float(min(low, value)), high=float(max(high, value)))
-
-
-def _wilson(hits: float, total: float, *, z: float = 1.96) -> tuple[float, float]:
-    if not total:
-        return 0.0, 1.0
-    share, square = hits / total, z * z / total
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _span(values: NDArray[np.float64]) -> tuple[float, float]:

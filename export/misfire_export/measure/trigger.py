@@ -21,7 +21,7 @@ from misfire_export.measure.run import Measurement
 from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, SEVERITIES, corrupt_all
 from misfire_train.errors import JudgeError
-from misfire_train.heads.refit import Refit
+from misfire_train.fitting.refit import Refit
 from misfire_train.judge.evidence import CLEAN
 from misfire_train.judge.gate import MIN_FAILURES, GateResult, choose_score
 from misfire_train.scores.fitting import spread

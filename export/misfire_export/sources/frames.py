@@ -20,6 +20,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_runtime.toml import explain
 from misfire_train.data import Dataset, Examples, load_dataset, split
+from misfire_train.fitting.frames import frames_to_fit
 from misfire_train.runs import Run, run_splits
 
 HOLDOUT_SHARE = 0.4
@@ -57,12 +58,13 @@ class Frames:
 def frames_of_run(run: Run, dataset: Dataset) -> Frames:
     """Returns a run's own parts. Raises ConfigError where it set no calibration frames aside."""
     record, parts = run.record, run_splits(run, dataset)
+    fitted = frames_to_fit(run, parts)
     if "calibration" not in parts:
         raise ConfigError(f"{run.path} set no calibration part aside; train with a calibration share above 0")
     return Frames(
         calibration=parts["calibration"],
-        fit=parts.get("train"),
-        holdout=parts.get("holdout"),
+        fit=fitted.fit,
+        holdout=fitted.holdout,
         classes=tuple(record.classes),
         contract=run.contract,
         task=record.task,

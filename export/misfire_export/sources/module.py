@@ -26,9 +26,9 @@ from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_train import scores as scoring
 from misfire_train.attaching import attach
 from misfire_train.data import Examples
-from misfire_train.failures import settle_failures
+from misfire_train.fitting.failures import settle_failures
+from misfire_train.fitting.refit import Refit
 from misfire_train.heads import recipe_named
-from misfire_train.heads.refit import Refit
 from misfire_train.signals import Score, ScoredModel
 from misfire_train.tasks import get_task
 from misfire_train.train_config import FailureTable

@@ -21,8 +21,8 @@ from misfire_export.sources.frames import Frames
 from misfire_export.sources.score_names import HEAD, wanted_scores
 from misfire_runtime.bundle import Bundle, Lineage
 from misfire_train import scores as scoring
-from misfire_train.data import Examples
-from misfire_train.heads.refit import refit_of_run
+from misfire_train.fitting.frames import signals_to_fit
+from misfire_train.fitting.refit import refit_of_run
 from misfire_train.runs import Run
 from misfire_train.signals import Score, ScoredModel
 from misfire_train.tasks import Task
@@ -88,7 +88,7 @@ def build_scores(
     sets = {"fit": frames.fit, "holdout": frames.holdout}
     needed = {known[n].needs for n in others if n in known}
     fitted = {
-        key: _gather(run, part) if part is not None and (key in needed or "stacked" in others) else None
+        key: signals_to_fit(run, part) if key in needed or "stacked" in others else None
         for key, part in sets.items()
     }
     chosen = {name: dict(value) for name, value in options.items() if name in others}
@@ -114,19 +114,4 @@ def lineage_of(run: Run, *, snapshot_id: str | None = None) -> Lineage:
         git_commit=record.git_commit,
         config=record.config,
         metrics=metrics,
-    )
-
-
-def _gather(run: Run, part: Examples) -> scoring.FitSet:
-    """Signals of at most so many frames, as the judge draws them."""
-    part = scoring.spread(part, scoring.MAX_FIT)
-    classes = len(run.record.classes) if run.task.by_class else None
-    return scoring.gather(
-        run.probe,
-        part,
-        run.task.collate(part.targets),
-        classes=classes,
-        contract=run.contract,
-        batch=64,
-        features=run.head is not None,
     )

@@ -60,6 +60,12 @@ def split(
     return parts
 
 
+def fraction_of(name: str) -> float:
+    """Returns a number of [0,1) from the name alone, so that it is the same in every generation."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return float(int.from_bytes(digest, "big")) / 2.0**64
+
+
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     if not fractions:
         raise ConfigError("a split needs at least one part")

@@ -20,30 +20,21 @@ from numpy.typing import NDArray
 from misfire_train.data import Dataset, Examples
 from misfire_train.data.corruptions import corrupt_all
 from misfire_train.errors import JudgeError
-from misfire_train.failures import settle_failures
+from misfire_train.fitting.failures import settle_failures
+from misfire_train.fitting.frames import frames_to_fit, signals_to_fit
+from misfire_train.fitting.refit import refit_of_run
 from misfire_train.heads import recipe_named
-from misfire_train.heads.refit import refit_of_run
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.metrics.calibration import fit_loss_scale
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.runs import Run, run_splits
-from misfire_train.scores import (
-    MAX_FIT,
-    FitSet,
-    ScoreError,
-    build,
-    compute,
-    gather,
-    names_for,
-    scores_of,
-    spread,
-)
+from misfire_train.scores import ScoreError, build, compute, names_for, scores_of
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Score
 from misfire_train.tasks import Task
-from misfire_train.train_config import FailureTable, TrainConfig
+from misfire_train.train_config import FailureTable
 
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
 _MAX_GROUPS_SHOWN = 40
@@ -156,8 +147,8 @@ def _build_scores(
 ) -> tuple[list[Score], dict[str, str]]:
     """(score modules, {name: why it was left out})."""
     names = chosen_scores(judging.scores, run.record)
-    head = run.head
-    fit, holdout = _fit_set(run, parts["train"]), _fit_set(run, parts["holdout"])
+    head, frames = run.head, frames_to_fit(run, parts)
+    fit, holdout = signals_to_fit(run, frames.fit), signals_to_fit(run, frames.holdout)
     modules: list[Score] = []
     skipped = {}
     for name in names:
@@ -180,12 +171,6 @@ def _build_scores(
 
 def _free_names(run: Run) -> list[str]:
     return names_for(run.task, free=True)
-
-
-def _fit_set(run: Run, examples: Examples) -> FitSet:
-    chosen = spread(examples, MAX_FIT)
-    classes = len(run.record.classes) if run.task.by_class else None
-    return gather(run.probe, chosen, run.task.collate(chosen.targets), classes=classes, contract=run.contract)
 
 
 def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
@@ -211,7 +196,7 @@ def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tupl
         found = run.record.failure
         return run.task, f"loss above {found.threshold:.4g}, of the run: {found.source}"
     # A run that recorded none: by the default rule, on frames that its network never fitted.
-    part = "calibration" if _config(run).head.folds else "holdout"
+    part = "calibration" if run.config.head.folds else "holdout"
     task, settled = settle_failures(
         run.probe, run.task, parts[part], contract=run.contract, table=FailureTable(), part=part
     )
@@ -229,10 +214,6 @@ def _truth(columns: Mapping[str, _Column], task: Task) -> dict[str, Any]:
     }
 
 
-def _config(run: Run) -> TrainConfig:
-    return TrainConfig.model_validate(run.record.config)
-
-
 def _refit(
     run: Run,
     task: Task,
@@ -243,7 +224,8 @@ def _refit(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, dict[str, NDArray[Any]]], tuple[str, ...], tuple[str, ...]]:
     """({shift: {head: [n] scores by a head that never saw the family}}, shifts not held out, notes)."""
-    refit = refit_of_run(run, train=parts.get("train"), holdout=parts.get("holdout"), task=task)
+    frames = frames_to_fit(run, parts)
+    refit = refit_of_run(run, train=frames.fit, holdout=frames.holdout, task=task)
     seen = tuple(name for name in judging.shifts if refit is not None and name in refit.families)
     if refit is None or not seen:
         return {}, (), ()
@@ -278,7 +260,7 @@ def _stack_refits(
 def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Score]) -> dict[str, float]:
     if run.head not in modules or run.record.head is None or "calibration" not in parts:
         return {}
-    recipe = recipe_named(run.record.head.recipe).with_table(_config(run).head)
+    recipe = recipe_named(run.record.head.recipe).with_table(run.config.head)
     if recipe.objective not in _PREDICT_LOG_LOSS:
         return {}
     assert run.head is not None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics.bootstrap import Estimate, estimate, resample_weights
+from misfire_train.judge.metrics.bootstrap import Estimate, estimate, resample_weights, wilson
 from misfire_train.judge.metrics.detection import auroc
 from misfire_train.judge.metrics.ranking import Floats, as_failures, as_scores, same_length
 
@@ -168,12 +168,8 @@ def _row(
 def _share(hits: int, count: int, drawn: Floats) -> Estimate:
     """A share with the wider of the bootstrap's and Wilson's intervals: no hits do not mean an error of 0."""
     found = estimate(hits / count, drawn)
-    z2 = 1.96**2
-    centre = (hits + z2 / 2) / (count + z2)
-    half = 1.96 / (count + z2) * float(np.sqrt(hits * (count - hits) / count + z2 / 4))
-    return replace(
-        found, low=min(found.low, max(centre - half, 0.0)), high=max(found.high, min(centre + half, 1.0))
-    )
+    low, high = wilson(hits, count)
+    return replace(found, low=min(found.low, low), high=max(found.high, high))
 
 
 def _gap(

@@ -20,9 +20,11 @@ from misfire_train.judge.metrics.bootstrap import (
     Comparison,
     Estimate,
     bootstrap_interval,
+    bootstrap_mean,
     paired_difference,
     replicate,
     resample_weights,
+    wilson,
 )
 from misfire_train.judge.metrics.calibration import (
     Reliability,
@@ -66,6 +68,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "bootstrap_interval",
+    "bootstrap_mean",
     "budget_table",
     "e_aurc",
     "fit_loss_scale",
@@ -79,4 +82,5 @@ __all__ = [
     "resample_weights",
     "risk_coverage_curve",
     "spearman",
+    "wilson",
 ]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from misfire_runtime.preprocess import InputContract
-from misfire_train.backbone import Progressed
 from misfire_train.data import Examples
+from misfire_train.fitting.backbone import Progressed
 from misfire_train.heads import HeadRecipe, LossHead
 from misfire_train.heads.data import collect
 from misfire_train.heads.training import Fitted, candidate_heads, check_head

@@ -63,6 +63,18 @@ class FitData:
         return generator.permutation(positions)
 
 
+@dataclass(frozen=True)
+class Saving:
+    """Where a fit is saved after every epoch. resume: start from there, if it is there.
+
+    key: identifies what is trained; a checkpoint of something else is refused.
+    """
+
+    path: Path
+    resume: bool = False
+    key: str = ""
+
+
 @dataclass
 class Progressed:
     """Where a fit stands. best: validation loss and its epoch (from 0); bad: epochs since."""
@@ -81,17 +93,14 @@ def fit_network(
     task: Task,
     table: TrainingTable,
     seed: int,
-    checkpoint: Path | None = None,
-    resume: bool = False,
-    key: str = "",
+    saving: Saving | None = None,
     joint: JointObjective | None = None,
     reporter: Reporter | None = None,
 ) -> Progressed:
     """Trains `probe.model` in place and leaves it in eval mode with the weights of its best epoch.
 
-    checkpoint: file to write after every epoch.  resume: start from it where it exists.
-    key: identifies what is trained; a checkpoint of something else is refused with ConfigError.
-    Raises ConfigError where the loss becomes NaN (the learning rate is too high).
+    Raises ConfigError where the loss becomes NaN (the learning rate is too high), or where `saving` has a
+    checkpoint of something else.
     """
     reporter = reporter or Reporter(quiet=True)
     accelerator = Accelerator()
@@ -101,24 +110,14 @@ def fit_network(
     model = accelerator.unwrap_model(probe).model
     state = Progressed()
     best = _snapshot(model)
-    if resume and checkpoint is not None and checkpoint.is_file():
-        state, best = _restore(checkpoint, model, optimizer, joint, key=key)
+    if saving is not None and saving.resume and saving.path.is_file():
+        state, best = _restore(saving, model, optimizer, joint)
         reporter.line(f"resumed after epoch {state.epoch} of {table.epochs}")
     augmentation = Augmentation.of(table, task=task, contract=data.contract)
+    loop = _Loop(accelerator, probe, optimizer, data, task, table, augmentation, joint, seed)
     with reporter.steps("training", table.epochs - state.epoch) as steps:
         while state.epoch < table.epochs and not state.stopped:
-            train_loss = _train_epoch(
-                accelerator,
-                probe,
-                optimizer,
-                data=data,
-                task=task,
-                table=table,
-                augmentation=augmentation,
-                seed=seed,
-                epoch=state.epoch,
-                joint=joint,
-            )
+            train_loss = loop.epoch(state.epoch)
             loss, accuracy = evaluate(model, data.validation, task=task, contract=data.contract)
             if not (math.isfinite(train_loss) and math.isfinite(loss)):
                 raise ConfigError(
@@ -136,8 +135,8 @@ def fit_network(
                 f"accuracy {100 * accuracy:.2f} %"
                 + ("  (stops: no better for a while)" if state.stopped else "")
             )
-            if checkpoint is not None and accelerator.is_main_process:
-                _save(checkpoint, model, optimizer, joint=joint, state=state, best=best, key=key)
+            if saving is not None and accelerator.is_main_process:
+                _save(saving, model, optimizer, joint=joint, state=state, best=best)
     model.load_state_dict(best)
     model.eval()
     return state
@@ -162,43 +161,51 @@ def evaluate(
     return float(task.sample_loss(joined, truth).mean()), float(task.accuracy(joined, truth))
 
 
-def _train_epoch(
-    accelerator: Accelerator,
-    probe: nn.Module,
-    optimizer: Any,
-    *,
-    data: FitData,
-    task: Task,
-    table: TrainingTable,
-    augmentation: Augmentation,
-    seed: int,
-    epoch: int,
-    joint: JointObjective | None,
-) -> float:
-    torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    generator = np.random.default_rng([seed, epoch])
-    order = data.order(generator)
-    batches = list(_batches(order, table.batch, accelerator))
-    probe.train()
-    total = torch.zeros((), device=accelerator.device)
-    for number, positions in enumerate(batches):
-        images, targets = augmentation.batch(data.train, positions, generator)
-        images, targets = images.to(accelerator.device), targets.to(accelerator.device)
-        rate = _rate(table, (epoch + number / len(batches)) / table.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        signals = probe(images)
-        loss = task.training_loss(signals.outputs, targets)
+@dataclass(frozen=True)
+class _Loop:
+    """What every epoch needs. Everything random in one comes from (seed, epoch) alone."""
+
+    accelerator: Accelerator
+    probe: nn.Module
+    optimizer: Any
+    data: FitData
+    task: Task
+    table: TrainingTable
+    augmentation: Augmentation
+    joint: JointObjective | None
+    seed: int
+
+    def epoch(self, number: int) -> float:
+        """Trains one epoch; returns its mean loss."""
+        torch.manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        generator = np.random.default_rng([self.seed, number])
+        batches = list(_batches(self.data.order(generator), self.table.batch, self.accelerator))
+        self.probe.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for done, positions in enumerate(batches):
+            rate = _rate(self.table, (number + done / len(batches)) / self.table.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            total += self._step(positions, generator, epoch=number)
+        self.probe.eval()
+        return float(total / max(1, len(batches)))
+
+    def _step(self, positions: NDArray[np.int64], generator: np.random.Generator, *, epoch: int) -> Tensor:
+        device = self.accelerator.device
+        images, targets = self.augmentation.batch(self.data.train, positions, generator)
+        images, targets = images.to(device), targets.to(device)
+        signals = self.probe(images)
+        loss = self.task.training_loss(signals.outputs, targets)
         whole = loss
-        if joint is not None:
-            whole = loss + joint.loss(signals, task.sample_loss(signals.outputs, targets), epoch=epoch)
-        optimizer.zero_grad()
-        accelerator.backward(whole)
-        accelerator.clip_grad_norm_(probe.parameters(), 5.0)
-        optimizer.step()
-        total += loss.detach()
-    probe.eval()
-    return float(total / max(1, len(batches)))
+        if self.joint is not None:
+            whole = loss + self.joint.loss(
+                signals, self.task.sample_loss(signals.outputs, targets), epoch=epoch
+            )
+        self.optimizer.zero_grad()
+        self.accelerator.backward(whole)
+        self.accelerator.clip_grad_norm_(self.probe.parameters(), 5.0)
+        self.optimizer.step()
+        return loss.detach()
 
 
 def _batches(order: NDArray[np.int64], size: int, accelerator: Accelerator) -> Iterator[NDArray[np.int64]]:
@@ -223,14 +230,13 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(
-    path: Path,
+    saving: Saving,
     model: nn.Module,
     optimizer: Any,
     *,
     joint: JointObjective | None,
     state: Progressed,
     best: Mapping[str, Tensor],
-    key: str,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors.update({f"best.{name}": value for name, value in best.items()})
@@ -238,21 +244,22 @@ def _save(
         tensors.update({f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in moments.items()})
     if joint is not None:
         tensors.update({f"joint.{i}": value for i, value in enumerate(joint.parameters())})
-    kept = {"epoch": state.epoch, "best_epoch": state.best_epoch, "stopped": state.stopped, "key": key}
+    kept = {"epoch": state.epoch, "best_epoch": state.best_epoch, "stopped": state.stopped, "key": saving.key}
     words = json.dumps({**kept, "best_loss": state.best_loss, "history": state.history})
-    write_tensors(path, tensors, metadata={"state": words})
+    write_tensors(saving.path, tensors, metadata={"state": words})
 
 
 def _restore(
-    path: Path, model: nn.Module, optimizer: Any, joint: JointObjective | None, *, key: str
+    saving: Saving, model: nn.Module, optimizer: Any, joint: JointObjective | None
 ) -> tuple[Progressed, dict[str, Tensor]]:
+    path = saving.path
     try:
         with safe_open(path, framework="pt") as file:
             words = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is not a checkpoint: {error}; remove it to start again") from error
-    if words.pop("key") != key:
+    if words.pop("key") != saving.key:
         raise ConfigError(
             f"{path} belongs to another configuration; --resume needs the options of the interrupted run"
         )
