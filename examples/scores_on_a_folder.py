@@ -18,7 +18,7 @@ import torch
 
 from misfire_runtime.errors import MisfireError
 from misfire_train.data import Examples, load_dataset
-from misfire_train.judge.evaluating import evaluate
+from misfire_train.judge import Evidence, GateRules, evaluate
 from misfire_train.judge.metrics import aurc, auroc
 from misfire_train.runs import Run, load_run
 from misfire_train.scores import compute
@@ -64,7 +64,8 @@ def main() -> None:
     scores = compute(run, examples, [*FREE, *learned])
     for name, value in scores.items():
         print(f"{name:18} AUROC {auroc(value, failed):.3f}  AURC {aurc(value, loss):.4f}")
-    report = evaluate(scores, failed=failed, loss=loss, groups=np.array(examples.groups), free=set(FREE))
+    evidence = Evidence.of(scores, failed=failed, loss=loss, groups=np.array(examples.groups))
+    report = evaluate(evidence, GateRules(free=set(FREE)))
     print(f"the gate triggers on: {report.gate.winner}")
     surest = scores["msp"].argsort()
     print("failures that msp is surest about:", ", ".join(examples.ids[i] for i in surest if failed[i])[:200])

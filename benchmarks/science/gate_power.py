@@ -24,7 +24,8 @@ from benchmarks.science.detection_table import Observed
 from benchmarks.science.detectors import judge_default, options_of, settle
 from misfire_train.data import load_dataset
 from misfire_train.judge import choose_score
-from misfire_train.judge.gate import GateResult
+from misfire_train.judge.evidence import Evidence
+from misfire_train.judge.gate import GateResult, GateRules
 
 SHIFTS = ("fog", "rain", "noise", "glare")
 FREE = ("msp", "entropy", "egl_unweighted")
@@ -45,15 +46,13 @@ def gate(judged: dict[str, Observed], frames: np.ndarray, *, replicates: int) ->
         here = slice(number * len(frames), (number + 1) * len(frames))
         whole[here] = judged[f"left out {shift}"].scores[HEAD][frames]
         refitted[shift] = {HEAD: whole}
-    return choose_score(
+    evidence = Evidence.of(
         scores,
         failed=np.concatenate([judged[view].failed[frames] for view in views]),
         frames=np.tile(frames, len(views)),
         shifts=np.repeat(np.array(["clean", *SHIFTS]), len(frames)),
-        free=FREE,
-        refitted=refitted,
-        replicates=replicates,
     )
+    return choose_score(evidence, GateRules(FREE, refitted=refitted, replicates=replicates))
 
 
 def row(results: Sequence[tuple[int, GateResult]], frames: int) -> dict[str, Any]:

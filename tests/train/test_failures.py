@@ -18,7 +18,7 @@ from misfire_train.heads import recipe_named
 from misfire_train.heads.data import TensorSet
 from misfire_train.heads.training import fit_head
 from misfire_train.judge.evidence import Evidence
-from misfire_train.judge.gate import choose_score
+from misfire_train.judge.gate import GateRules, choose_score
 from misfire_train.scores import FitSet, ScoreError, build
 from misfire_train.signals import Probe, Signals
 from misfire_train.tasks import get_task
@@ -92,7 +92,8 @@ def test_a_holdout_fit_perfectly_has_no_failures_and_the_judge_says_how_many_it_
     fitted = fit_head(probe, task=settled, recipe=RECIPE, train=perfect, holdout=perfect, contract=CONTRACT)
     assert any("no failures" in note for note in fitted.report.notes)
     losses = clean_losses(probe, task, perfect, contract=CONTRACT).numpy()
-    result = choose_score({"free": np.arange(40.0)}, loss=losses, failure_threshold=0.0, free={"free"})
+    evidence = Evidence.of({"free": np.arange(40.0)}, loss=losses, failure_threshold=0.0)
+    result = choose_score(evidence, GateRules({"free"}))
     assert "Too few held-out errors to judge: 0 among 40 frames; at least 30 are needed" in result.verdict
     assert result.needed == 30
 

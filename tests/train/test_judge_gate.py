@@ -11,7 +11,9 @@ import pytest
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.folds import shift_folds
-from misfire_train.judge.gate import choose_score, failures_needed
+from misfire_train.judge.gate import GateRules, choose_score, failures_needed
+
+FREE = GateRules({"msp"})
 
 
 def field(
@@ -36,7 +38,8 @@ def noisy(rows: dict[str, Any], noise: float | np.ndarray) -> np.ndarray:
 
 def judge(rows: dict[str, Any], scores: dict[str, np.ndarray], **options: Any) -> Any:
     columns = {key: rows[key] for key in ("failed", "frames", "groups", "shifts")}
-    return choose_score(scores, **columns, free={"msp", "entropy"}, replicates=200, **options)
+    rules = GateRules({"msp", "entropy"}, replicates=200, **options)
+    return choose_score(Evidence.of(scores, **columns), rules)
 
 
 def test_a_score_that_is_better_everywhere_wins() -> None:
@@ -146,14 +149,15 @@ def test_a_head_refitted_without_a_corruption_is_judged_by_that_refit() -> None:
 
 def test_too_few_failures_name_the_number_needed_and_leave_the_free_score() -> None:
     failed = np.arange(500) < 6
-    result = choose_score({"msp": np.arange(500.0), "head": failed * 1.0}, failed=failed, free={"msp"})
+    scores = {"msp": np.arange(500.0), "head": failed * 1.0}
+    result = choose_score(Evidence.of(scores, failed=failed), FREE)
     assert result.winner == "msp"
     assert result.needed == 30
     assert "6 among 500" in result.verdict
     assert "at least 30" in result.verdict
-    one_class = choose_score({"msp": np.arange(99.0)}, failed=np.zeros(99), free={"msp"})
+    one_class = choose_score(Evidence.of({"msp": np.arange(99.0)}, failed=np.zeros(99)), FREE)
     assert "Too few held-out errors" in one_class.verdict
-    all_wrong = choose_score({"msp": np.arange(99.0)}, failed=np.ones(99), free={"msp"})
+    all_wrong = choose_score(Evidence.of({"msp": np.arange(99.0)}, failed=np.ones(99)), FREE)
     assert "Too few held-out successes" in all_wrong.verdict
 
 
@@ -177,11 +181,12 @@ def test_a_continuous_loss_is_judged_above_a_stated_threshold() -> None:
     rng = np.random.default_rng(5)
     loss = rng.exponential(size=3000)
     scores = {"mean_peak": loss + 2 * rng.normal(size=3000), "per_joint": loss + rng.normal(size=3000)}
-    result = choose_score(scores, loss=loss, failure_threshold=1.5, free={"mean_peak"}, replicates=200)
+    evidence = Evidence.of(scores, loss=loss, failure_threshold=1.5)
+    result = choose_score(evidence, GateRules({"mean_peak"}, replicates=200))
     assert result.winner == "per_joint"
     assert result.failures == int((loss > 1.5).sum())
     with pytest.raises(JudgeError, match="failure_threshold"):
-        choose_score(scores, loss=loss, free={"mean_peak"})
+        Evidence.of(scores, loss=loss)
 
 
 def test_only_free_scores_or_none_are_said_plainly() -> None:
@@ -190,7 +195,7 @@ def test_only_free_scores_or_none_are_said_plainly() -> None:
     assert result.winner == "entropy"
     assert "No learned score was offered" in result.verdict
     with pytest.raises(JudgeError, match="needs a free score"):
-        choose_score({"head": noisy(rows, 1.0)}, failed=rows["failed"], free={"msp"})
+        choose_score(Evidence.of({"head": noisy(rows, 1.0)}, failed=rows["failed"]), FREE)
 
 
 def test_the_result_is_the_same_for_the_same_seed() -> None:
@@ -202,7 +207,7 @@ def test_the_result_is_the_same_for_the_same_seed() -> None:
 def test_nan_is_named_by_frame() -> None:
     score = np.array([0.0, np.nan, 1.0])
     with pytest.raises(JudgeError, match=r"score 'msp' is NaN.*drive-2/7"):
-        choose_score({"msp": score}, failed=[0, 1, 0], frames=["a", "drive-2/7", "c"], free={"msp"})
+        Evidence.of({"msp": score}, failed=[0, 1, 0], frames=["a", "drive-2/7", "c"])
 
 
 def test_failures_needed_follow_the_width_of_the_interval() -> None:
@@ -218,7 +223,7 @@ def test_a_score_below_chance_never_triggers_even_where_the_free_ones_are_worse(
         "msp": -1.5 * failed + rng.normal(size=3000),
         "learned": -0.4 * failed + rng.normal(size=3000),
     }
-    result = choose_score(scores, failed=failed, free={"msp"}, replicates=200)
+    result = choose_score(Evidence.of(scores, failed=failed), GateRules({"msp"}, replicates=200))
     assert result.winner == "msp" and not result.passed
 
 

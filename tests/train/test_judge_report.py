@@ -22,6 +22,7 @@ from misfire_train.errors import JudgeError
 from misfire_train.fit import train_run
 from misfire_train.judge.evaluating import evaluate, find_frames
 from misfire_train.judge.evidence import Evidence
+from misfire_train.judge.gate import GateRules
 from misfire_train.judge.metrics import aurc, auroc, budget_table
 from misfire_train.judge.report import print_report
 from misfire_train.judge.report.page import render
@@ -49,7 +50,7 @@ def rows(seed: int = 0, *, count: int = 600) -> dict[str, Any]:
 
 
 def judge(columns: dict[str, Any], **options: Any) -> Any:
-    return evaluate(**columns, free={"msp"}, replicates=60, gate_replicates=100, **options)
+    return evaluate(Evidence.of(**columns), GateRules({"msp"}, replicates=100), replicates=60, **options)
 
 
 class Checker(HTMLParser):

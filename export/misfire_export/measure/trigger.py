@@ -22,8 +22,8 @@ from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, SEVERITIES, corrupt_all
 from misfire_train.errors import JudgeError
 from misfire_train.fitting.refit import Refit
-from misfire_train.judge.evidence import CLEAN
-from misfire_train.judge.gate import MIN_FAILURES, GateResult, choose_score
+from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.gate import MIN_FAILURES, GateResult, GateRules, choose_score
 from misfire_train.scores.fitting import spread
 
 SHIFTS = ("noise", "blur", "night", "fog", "jpeg")
@@ -142,7 +142,7 @@ def _judge(
     every = list(columns.values())
     # Where a failure is a loss above a threshold, risk curves add up the loss itself, as the judge's do.
     decided = clean.threshold is None
-    return choose_score(
+    evidence = Evidence.of(
         {name: joined([column.scores[name] for column in every]) for name in clean.scores},
         failed=joined([column.failed for column in every]) if decided else None,
         loss=joined([column.loss for column in every]),
@@ -150,8 +150,5 @@ def _judge(
         groups=joined([column.groups for column in every]),
         frames=joined([column.ids for column in every]),
         shifts=np.repeat(np.array(list(columns)), [len(column) for column in every]),
-        free=free,
-        fallback=fallback,
-        refitted=refitted,
-        seed=seed,
     )
+    return choose_score(evidence, GateRules(free, fallback, refitted, seed=seed))

@@ -1,13 +1,13 @@
 """`evaluate`: from scores and truth to a Report, with nothing but arrays.
 
 scores, failures or losses, groups, shifts --Evidence--> every metric under every condition, with intervals
-                                            --judge_evidence--> which score to trigger on
+                                            --choose_score--> which score to trigger on
                                             --slice_report--> who fails and who is flagged
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import CLEAN, Evidence
-from misfire_train.judge.gate import judge_evidence
+from misfire_train.judge.gate import GateRules, choose_score
 from misfire_train.judge.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
 from misfire_train.judge.metrics.calibration import fit_loss_scale, loss_reliability
 from misfire_train.judge.metrics.correlation import kendall, pair_accuracy, spearman
@@ -30,69 +30,45 @@ _CURVE_POINTS = 80
 
 
 def evaluate(
-    scores: Mapping[str, ArrayLike],
+    evidence: Evidence,
+    rules: GateRules,
     *,
-    failed: ArrayLike | None = None,
-    loss: ArrayLike | None = None,
-    failure_threshold: float | None = None,
-    groups: ArrayLike | None = None,
-    frames: ArrayLike | None = None,
-    shifts: ArrayLike | None = None,
     slices: Mapping[str, ArrayLike] | None = None,
-    free: Collection[str],
-    fallback: str | None = None,
     loss_scales: Mapping[str, float | None] | None = None,
     loss_scales_from: str = "other frames",
-    refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
-    known_shifts: Collection[str] = (),
-    gate_metrics: Sequence[str] = ("auroc", "aurc"),
     replicates: int = 300,
-    gate_replicates: int = 1000,
     min_frames: int = MIN_FRAMES,
     settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> Report:
     """Judges scores [N] on data that neither the model nor a score was fitted on.
 
-    failed, loss, failure_threshold, groups, frames, shifts, free, fallback, refitted: as of
-    `choose_score`.
-    slices: {name: [N] labels} such as weather or camera, compared on clean rows.
-    loss_scales: scores that predict the loss as c * exp(score), with their c; None fits it on half of the
-    clean frames and judges it on the other half.  loss_scales_from: where given ones come from.
-    known_shifts: shifts that a learned score was trained on; the gate does not hold them out.
-    settings: kept in the report.
-    A refitted score stands in its condition's table beside the original, as "NAME without SHIFT".
-    Raises JudgeError on NaN (named by frame), lengths that differ, or no free score.
+    Args:
+        evidence: Scores, truth, and where each row comes from.
+        rules: Which scores are free, and how the gate decides. A refitted score stands in its condition's
+            table beside the original, as "NAME without SHIFT".
+        slices: {name: [N] labels} such as weather or camera, compared on clean rows.
+        loss_scales: Scores that predict the loss as c * exp(score), with their c; None fits it on half of
+            the clean frames and judges it on the other half.
+        loss_scales_from: Where given ones come from.
+        replicates: Bootstrap resamples of the tables; `rules` has those of the gate.
+        min_frames: Slices with fewer frames are listed, not compared.
+        settings: Kept in the report.
+
+    Raises:
+        JudgeError: No free score, a slice of another length, or a loss scale of a score that is not there.
 
     >>> rng = np.random.default_rng(0)
     >>> loss = rng.exponential(size=1000)
     >>> scores = {"msp": loss + rng.normal(size=1000), "head": np.log(loss) + 0.3 * rng.normal(size=1000)}
-    >>> report = evaluate(scores, loss=loss, failure_threshold=2.0, free={"msp"}, loss_scales={"head": None},
-    ...                   replicates=50, gate_replicates=100)
+    >>> evidence = Evidence.of(scores, loss=loss, failure_threshold=2.0)
+    >>> rules = GateRules({"msp"}, replicates=100)
+    >>> report = evaluate(evidence, rules, loss_scales={"head": None}, replicates=50)
     >>> report.gate.winner, report.conditions[0].failures
     ('head', 131)
     >>> round(report.condition("clean").score("msp").metrics["auroc"].value, 2)
     0.9
     """
-    evidence = Evidence.of(
-        scores,
-        failed=failed,
-        loss=loss,
-        failure_threshold=failure_threshold,
-        groups=groups,
-        frames=frames,
-        shifts=shifts,
-    )
-    gate = judge_evidence(
-        evidence,
-        free=free,
-        fallback=fallback,
-        refitted=refitted,
-        metrics=gate_metrics,
-        replicates=gate_replicates,
-        known=known_shifts,
-        seed=seed,
-    )
+    gate, seed = choose_score(evidence, rules), rules.seed
     names = sorted({str(shift) for shift in evidence.shifts}, key=lambda name: (name != CLEAN, name))
     rows = {name: np.flatnonzero(evidence.shifts == name) for name in names}
     if len(names) > 1:
@@ -102,10 +78,8 @@ def evaluate(
             name,
             evidence,
             where,
-            free,
-            refitted={
-                f"{s} without {name}": np.asarray(v) for s, v in (refitted or {}).get(name, {}).items()
-            },
+            rules.free,
+            refitted={f"{s} without {name}": np.asarray(v) for s, v in rules.refitted.get(name, {}).items()},
             replicates=replicates,
             seed=seed,
         )
@@ -113,7 +87,7 @@ def evaluate(
     )
     first = rows[names[0]]
     return Report(
-        settings=dict(settings or {}) | {"failure_threshold": failure_threshold, "seed": seed},
+        settings=dict(settings or {}) | {"failure_threshold": evidence.failure_threshold, "seed": seed},
         conditions=conditions,
         gate=gate,
         slices=_slices(

@@ -26,6 +26,7 @@ class Evidence:
     """Equal-length columns: scores {name: [N]}, failed [N] bool, loss [N] >= 0, groups, frames, shifts.
 
     risk: [N] what risk curves add up: the loss where a failure is a loss above a threshold, else failures.
+    failure_threshold: that threshold, None where failures were given.
     """
 
     scores: Mapping[str, NDArray[Any]]
@@ -35,6 +36,7 @@ class Evidence:
     groups: NDArray[Any]
     frames: NDArray[Any]
     shifts: NDArray[Any]
+    failure_threshold: float | None = None
 
     def __len__(self) -> int:
         return len(self.failed)
@@ -53,7 +55,17 @@ class Evidence:
     ) -> Evidence:
         """Checks and fills in: failures from the loss, the loss from failures, a frame as its own group.
 
-        Raises JudgeError on NaN, lengths that differ, or neither failures nor a thresholded loss.
+        Args:
+            scores: {name: [N]}; a higher score means that a failure is likelier.
+            failed: [N] whether the frame failed; or else a `loss` with a `failure_threshold`.
+            loss: [N] losses >= 0. With a threshold, AURC adds up the loss itself.
+            failure_threshold: Loss above which a frame failed.
+            groups: [N] drive, vehicle or track, never split between folds.
+            frames: [N] the photo that a row shows; its corrupted copies share it.
+            shifts: [N] corruption family, "clean" for none.
+
+        Raises:
+            JudgeError: NaN (named by frame), lengths that differ, or neither failures nor a thresholded loss.
         """
         names = None if frames is None else [str(frame) for frame in np.asarray(frames)]
         arrays = {name: as_scores(v, what=f"score {name!r}", ids=names) for name, v in scores.items()}
@@ -76,6 +88,7 @@ class Evidence:
             groups=frame_labels if groups is None else np.asarray(groups),
             frames=frame_labels,
             shifts=np.full(count, CLEAN) if shifts is None else np.asarray(shifts),
+            failure_threshold=failure_threshold,
         )
         columns = {name: getattr(evidence, name) for name in ("failed", "loss", "groups", "frames", "shifts")}
         same_length(**columns, **arrays)

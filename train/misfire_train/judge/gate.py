@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,100 +58,74 @@ class GateResult:
         return values
 
 
-def choose_score(
-    scores: Mapping[str, ArrayLike],
-    *,
-    failed: ArrayLike | None = None,
-    loss: ArrayLike | None = None,
-    failure_threshold: float | None = None,
-    groups: ArrayLike | None = None,
-    frames: ArrayLike | None = None,
-    shifts: ArrayLike | None = None,
-    free: Collection[str],
-    fallback: str | None = None,
-    refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
-    metrics: Sequence[str] = ("auroc", "aurc"),
-    replicates: int = 1000,
-    max_folds: int = 10,
-    min_failures: int = MIN_FAILURES,
-    seed: int = 0,
-) -> GateResult:
-    """Names the score to trigger on, from scores [N] of data that nothing was fitted on.
+@dataclass(frozen=True)
+class GateRules:
+    """How the gate decides.
 
-    failed: [N]; or a `loss` [N] with `failure_threshold`, and then AURC is on the loss itself.
-    groups: [N] drive, vehicle or track, never split between folds.  frames: [N] the photo a row shows (its
-    corrupted copies share it).  shifts: [N] corruption family, "clean" for none.  free: the scores that cost
-    nothing.  fallback: the free score to ship where nothing can be decided (else the first in `scores`).
-    refitted: {fold: {score: [N]}}, a score's values when fitted without that group or family.
-    The first metric nominates; all must be won. Raises JudgeError where no free score is given.
+    Args:
+        free: Names of the scores that cost nothing.
+        fallback: Free score to ship if nothing can be decided. None: the first one.
+        refitted: {group or family: {score: [N]}}: a score's values when fitted without that.
+        known: Shifts that a learned score was trained on; they are not held out.
+        metrics: The first one nominates; all must be won.
+        replicates: Bootstrap resamples.
+        max_folds: More groups than these share folds.
+        min_failures: Failures, and successes, below which no score is judged at all.
+        seed: Random seed of folds and resamples.
+    """
+
+    free: Collection[str]
+    fallback: str | None = None
+    refitted: Mapping[str, Mapping[str, ArrayLike]] = field(default_factory=dict)
+    known: Collection[str] = ()
+    metrics: Sequence[str] = ("auroc", "aurc")
+    replicates: int = 1000
+    max_folds: int = 10
+    min_failures: int = MIN_FAILURES
+    seed: int = 0
+
+
+def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
+    """Names the score to trigger on, from scores of data that nothing was fitted on.
+
+    Args:
+        evidence: Scores, truth, and where each row comes from.
+        rules: Which scores are free, and how to decide.
+
+    Raises:
+        JudgeError: No free score is given.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> failed = rng.random(2000) < 0.2
     >>> scores = {"msp": failed + rng.normal(size=2000), "learned": failed + 0.6 * rng.normal(size=2000)}
-    >>> result = choose_score(scores, failed=failed, free={"msp"}, replicates=200)
+    >>> result = choose_score(Evidence.of(scores, failed=failed), GateRules({"msp"}, replicates=200))
     >>> result.winner, result.passed
     ('learned', True)
     """
-    evidence = Evidence.of(
-        scores,
-        failed=failed,
-        loss=loss,
-        failure_threshold=failure_threshold,
-        groups=groups,
-        frames=frames,
-        shifts=shifts,
-    )
-    return judge_evidence(
-        evidence,
-        free=free,
-        fallback=fallback,
-        refitted=refitted,
-        metrics=metrics,
-        replicates=replicates,
-        max_folds=max_folds,
-        min_failures=min_failures,
-        seed=seed,
-    )
-
-
-def judge_evidence(
-    evidence: Evidence,
-    *,
-    free: Collection[str],
-    fallback: str | None = None,
-    refitted: Mapping[str, Mapping[str, ArrayLike]] | None = None,
-    metrics: Sequence[str] = ("auroc", "aurc"),
-    replicates: int = 1000,
-    max_folds: int = 10,
-    min_failures: int = MIN_FAILURES,
-    known: Collection[str] = (),
-    seed: int = 0,
-) -> GateResult:
-    """`choose_score` of what has been checked already.
-
-    known: shifts that a learned score was trained on; they are not held out.
-    """
-    free_names = [name for name in evidence.scores if name in free]
-    learned_names = [name for name in evidence.scores if name not in free]
+    free_names = [name for name in evidence.scores if name in rules.free]
+    learned_names = [name for name in evidence.scores if name not in rules.free]
     if not free_names:
         raise JudgeError(
             f"the gate needs a free score to beat; got only {', '.join(evidence.scores) or 'none'}"
         )
-    default = fallback if fallback in free_names else free_names[0]
-    few = _too_few(evidence, min_failures)
+    default = rules.fallback if rules.fallback in free_names else free_names[0]
+    few = _too_few(evidence, rules.min_failures)
     if few is not None:
-        return _undecided(default, evidence, few, needed=min_failures)
+        return _undecided(default, evidence, few, needed=rules.min_failures)
     tables, left_out = [], []
-    for folds in (group_folds(evidence, most=max_folds, seed=seed), shift_folds(evidence, known=known)):
+    for folds in (
+        group_folds(evidence, most=rules.max_folds, seed=rules.seed),
+        shift_folds(evidence, known=rules.known),
+    ):
         table = tabulate(
             folds,
             evidence,
-            metrics=metrics,
-            replicates=replicates,
-            seed=seed,
+            metrics=rules.metrics,
+            replicates=rules.replicates,
+            seed=rules.seed,
             refitted={
-                fold: {n: as_scores(v) for n, v in per.items()} for fold, per in (refitted or {}).items()
+                fold: {n: as_scores(v) for n, v in per.items()} for fold, per in rules.refitted.items()
             },
         )
         if table.folds:
@@ -159,7 +133,7 @@ def judge_evidence(
             left_out.append(tuple(fold.name for fold in folds if not fold.usable))
     if not tables:
         return _undecided(default, evidence, "No group or corruption with enough failures can be held out.")
-    contest = _Contest(tuple(tables), tuple(left_out), tuple(free_names), tuple(metrics))
+    contest = _Contest(tuple(tables), tuple(left_out), tuple(free_names), tuple(rules.metrics))
     views = contest.views(learned_names) if learned_names else ()
     best_free = contest.ranked(free_names)[0]
     ranked = contest.ranked(learned_names)
@@ -187,7 +161,9 @@ def judge_evidence(
         failures=int(evidence.failed.sum()),
         needed=needed,
         views=views,
-        candidates=tuple(c for t in tables for c in list_candidates(t, free=free_names, metrics=metrics)),
+        candidates=tuple(
+            c for t in tables for c in list_candidates(t, free=free_names, metrics=rules.metrics)
+        ),
         notes=evidence.clusters()[1],
     )
 

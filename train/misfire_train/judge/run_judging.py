@@ -26,6 +26,7 @@ from misfire_train.fitting.refit import refit_of_run
 from misfire_train.heads import recipe_named
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.gate import GateRules
 from misfire_train.judge.metrics.calibration import fit_loss_scale
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.score_names import chosen_scores
@@ -95,26 +96,29 @@ def judge_run(
     }
     loss = np.concatenate([column.loss for column in columns.values()])
     count = len(columns)
-    common: dict[str, Any] = {
-        "loss": loss,
-        **_truth(columns, task),
-        "frames": np.tile(np.array(examples.ids), count),
-        "groups": np.tile(np.array(examples.groups), count),
-        "shifts": np.repeat(np.array(list(columns)), len(examples)),
-    }
-    report = evaluate(
+    evidence = Evidence.of(
         stacked,
-        **common,
-        slices=_slices(run, examples, judging, count),
+        loss=loss,
+        **_truth(columns, task),
+        frames=np.tile(np.array(examples.ids), count),
+        groups=np.tile(np.array(examples.groups), count),
+        shifts=np.repeat(np.array(list(columns)), len(examples)),
+    )
+    rules = GateRules(
         free=set(_free_names(run)),
         fallback=task.default_free_score,
+        refitted=_stack_refits(refitted, columns, stacked),
+        known=known,
+        seed=judging.seed,
+    )
+    report = evaluate(
+        evidence,
+        rules,
+        slices=_slices(run, examples, judging, count),
         loss_scales=_loss_scales(run, parts, modules),
         loss_scales_from="the run's calibration part",
-        refitted=_stack_refits(refitted, columns, stacked),
-        known_shifts=known,
         replicates=judging.replicates,
         settings=_settings(run, dataset, judging, examples, meaning),
-        seed=judging.seed,
     )
     report = replace(
         report,
@@ -123,7 +127,7 @@ def judge_run(
         frames=tuple(_with_picture(frame, run, examples, images) for frame in report.frames),
         legend=run.task.legend(run.record.classes),
     )
-    return report, Evidence.of(stacked, **common)
+    return report, evidence
 
 
 def _part(parts: Mapping[str, Examples], judging: Judging) -> Examples:
