@@ -19,7 +19,7 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train import attach
 from misfire_train.data import Examples, load_dataset, split
 from misfire_train.data.corruptions import corrupt_all
-from misfire_train.judge.metrics import auroc
+from misfire_train.metrics import auroc
 from misfire_train.scores import compute
 from misfire_train.tasks import get_task
 

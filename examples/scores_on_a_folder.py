@@ -19,7 +19,7 @@ import torch
 from misfire_runtime.errors import MisfireError
 from misfire_train.data import Examples, load_dataset
 from misfire_train.judge import Evidence, GateRules, evaluate
-from misfire_train.judge.metrics import aurc, auroc
+from misfire_train.metrics import aurc, auroc
 from misfire_train.runs import Run, load_run
 from misfire_train.scores import compute
 from misfire_train.tasks import get_task

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_train.heads.data import LossSet
-from misfire_train.judge.metrics.bootstrap import HIGHER_IS_BETTER, interval, point, replicate
+from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER, interval, point, replicate
 
 Floats = NDArray[np.float64]
 

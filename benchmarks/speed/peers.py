@@ -29,7 +29,7 @@ if not __package__:  # started by its path: then the checkout's root is not wher
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.record import command_line, finish, run
-from misfire_train.judge.metrics import aurc
+from misfire_train.metrics import aurc
 from misfire_train.selection import select
 
 POOL, WIDTH, BUDGET, CLASSES = 20_000, 128, 200, 10

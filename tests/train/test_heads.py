@@ -27,7 +27,7 @@ from misfire_train.heads.training import (
     paired_objective,
     row_weights,
 )
-from misfire_train.judge.metrics import aurc, spearman
+from misfire_train.metrics import aurc, spearman
 from misfire_train.models import build_model, count_flops, count_parameters
 from misfire_train.signals import Probe, ScoredModel, Signals
 from misfire_train.tasks import custom_task, get_task

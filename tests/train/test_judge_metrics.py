@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn import metrics as peer
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics import (
+from misfire_train.metrics import (
     augrc,
     augrc_references,
     aurc,
@@ -36,7 +36,7 @@ from misfire_train.judge.metrics import (
     risk_coverage_curve,
     spearman,
 )
-from misfire_train.judge.metrics.ranking import argsort_scores, rank_scores
+from misfire_train.metrics.ranking import argsort_scores, rank_scores
 
 Floats = NDArray[np.float64]
 

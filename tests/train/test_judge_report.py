@@ -23,12 +23,12 @@ from misfire_train.fit import train_run
 from misfire_train.judge.evaluating import evaluate, find_frames
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.gate import GateRules
-from misfire_train.judge.metrics import aurc, auroc, budget_table
 from misfire_train.judge.report import print_report
 from misfire_train.judge.report.page import render
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.judge.slices import slice_report
+from misfire_train.metrics import aurc, auroc, budget_table
 from misfire_train.runs import Run
 from misfire_train.train_config import parse_train_config
 

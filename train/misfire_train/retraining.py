@@ -25,7 +25,7 @@ from misfire_train.data.examples import join
 from misfire_train.data.images import DecodedImages
 from misfire_train.data.splits import fraction_of
 from misfire_train.fit import UPLOADS, Parts, finished_run, fit, fit_key
-from misfire_train.judge.metrics import auroc, bootstrap_mean
+from misfire_train.metrics import auroc, bootstrap_mean
 from misfire_train.progress import Reporter
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import compute

@@ -24,7 +24,7 @@ from misfire_export.measure.run import Measurement
 from misfire_runtime.bundle import Calibration, Interval, OperatingPoint, QuantileTable
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.gate import MIN_FAILURES
-from misfire_train.judge.metrics import (
+from misfire_train.metrics import (
     auroc,
     fit_loss_scale,
     reliability,

@@ -19,7 +19,7 @@ from misfire_export.precision.fp16 import halve
 from misfire_export.precision.int8 import quantize
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
-from misfire_train.judge.metrics import auroc, spearman
+from misfire_train.metrics import auroc, spearman
 
 Target = Literal["onnxruntime-x86", "tensorrt"]
 GOALS = {"fp16": 0.999, "int8": 0.98}

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from misfire_train import metrics
 from misfire_train.data import Dataset, Examples, split
 from misfire_train.data.corruptions import corrupt
 from misfire_train.errors import ScoreError
-from misfire_train.judge import metrics
 from misfire_train.models import build_model
 from misfire_train.objectives import learning_loss, learning_loss_pp, log_loss_regression, rank_bce, ratio_eps
 from misfire_train.scores.fitting import FitSet, gather

@@ -35,7 +35,7 @@ from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.residual import ResidualHead, remembers_classes, unit_statistics
 from misfire_train.heads.second_opinion import SecondOpinion
-from misfire_train.judge.metrics import aurc, auroc, pair_accuracy
+from misfire_train.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import OBJECTIVES, ratio_eps
 from misfire_train.progress import Reporter
 from misfire_train.scores.fitting import evaluating

@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import GateRules, choose_score
-from misfire_train.judge.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
-from misfire_train.judge.metrics.calibration import fit_loss_scale, loss_reliability
-from misfire_train.judge.metrics.correlation import kendall, pair_accuracy, spearman
-from misfire_train.judge.metrics.detection import BUDGETS, budget_table
-from misfire_train.judge.metrics.risk import augrc_references, aurc_references, risk_coverage_curve
 from misfire_train.judge.report import ALL, Condition, Curve, FrameExample, LossCalibration, Report, ScoreRow
 from misfire_train.judge.slices import MIN_FRAMES, slice_report
+from misfire_train.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
+from misfire_train.metrics.calibration import fit_loss_scale, loss_reliability
+from misfire_train.metrics.correlation import kendall, pair_accuracy, spearman
+from misfire_train.metrics.detection import BUDGETS, budget_table
+from misfire_train.metrics.risk import augrc_references, aurc_references, risk_coverage_curve
 
 FLAG_BUDGET = 0.05
 _FRAMES_SHOWN = 8

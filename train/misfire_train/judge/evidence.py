@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics.ranking import Floats, as_failures, as_losses, as_scores, same_length
+from misfire_train.metrics.ranking import Floats, as_failures, as_losses, as_scores, same_length
 
 CLEAN = "clean"
 MIN_CLUSTERS = 20

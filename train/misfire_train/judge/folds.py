@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_train.judge.evidence import CLEAN, Evidence
-from misfire_train.judge.metrics.bootstrap import HIGHER_IS_BETTER, ROW_METRICS, resample_weights
-from misfire_train.judge.metrics.ranking import Floats, Ranking, Sums, rank_scores
+from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER, ROW_METRICS, resample_weights
+from misfire_train.metrics.ranking import Floats, Ranking, Sums, rank_scores
 
 MIN_PER_FOLD = 5
 """A fold with fewer failures (or successes) says nothing by itself and is left out."""

@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
-from misfire_train.judge.metrics.bootstrap import HIGHER_IS_BETTER
-from misfire_train.judge.metrics.detection import auroc
-from misfire_train.judge.metrics.ranking import as_scores
 from misfire_train.judge.plain import json_value
 from misfire_train.judge.views import Candidate, View, build_view, list_candidates
+from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER
+from misfire_train.metrics.detection import auroc
+from misfire_train.metrics.ranking import as_scores
 
 MIN_FAILURES = 30
 """Held-out failures (and successes) below which no score is judged at all."""

@@ -27,9 +27,9 @@ from misfire_train.heads import recipe_named
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import GateRules
-from misfire_train.judge.metrics.calibration import fit_loss_scale
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.score_names import chosen_scores
+from misfire_train.metrics.calibration import fit_loss_scale
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import ScoreError, build, compute, names_for, scores_of
 from misfire_train.scores.fitting import batches, evaluating

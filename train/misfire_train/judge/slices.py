@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics.bootstrap import Estimate, estimate, resample_weights, wilson
-from misfire_train.judge.metrics.detection import auroc
-from misfire_train.judge.metrics.ranking import Floats, as_failures, as_scores, same_length
+from misfire_train.metrics.bootstrap import Estimate, estimate, resample_weights, wilson
+from misfire_train.metrics.detection import auroc
+from misfire_train.metrics.ranking import Floats, as_failures, as_scores, same_length
 
 MIN_FRAMES = 30
 

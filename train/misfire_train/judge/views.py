@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from misfire_train.judge.folds import Table
-from misfire_train.judge.metrics.bootstrap import Comparison, compare
+from misfire_train.metrics.bootstrap import Comparison, compare
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from misfire_runtime import __version__
 from misfire_runtime.files import write_durably
 from misfire_train.judge.evidence import CLEAN, Evidence
-from misfire_train.judge.metrics.bootstrap import Comparison, Estimate
 from misfire_train.judge.report import plots
 from misfire_train.judge.report.report import ALL, Report, by_auroc
+from misfire_train.metrics.bootstrap import Comparison, Estimate
 
 _CURVES_SHOWN = 5
 _KINDS = {

@@ -18,12 +18,12 @@ from rich.table import Table
 from misfire_runtime.files import write_durably
 from misfire_train.drawing import Legend
 from misfire_train.judge.gate import GateResult
-from misfire_train.judge.metrics.bootstrap import Estimate
-from misfire_train.judge.metrics.calibration import Reliability
-from misfire_train.judge.metrics.detection import BudgetRow
-from misfire_train.judge.metrics.risk import References
 from misfire_train.judge.plain import json_value
 from misfire_train.judge.slices import SliceReport
+from misfire_train.metrics.bootstrap import Estimate
+from misfire_train.metrics.calibration import Reliability
+from misfire_train.metrics.detection import BudgetRow
+from misfire_train.metrics.risk import References
 
 ALL = "all conditions"
 _WIDE = 110

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from misfire_train.judge.metrics.ranking import (
+from misfire_train.metrics.ranking import (
     Floats,
     Ranking,
     Sums,

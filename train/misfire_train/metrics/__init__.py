@@ -15,7 +15,7 @@ A score is [N], higher meaning that a failure is likelier; `failed` is [N] bool;
 
 from __future__ import annotations
 
-from misfire_train.judge.metrics.bootstrap import (
+from misfire_train.metrics.bootstrap import (
     HIGHER_IS_BETTER,
     Comparison,
     Estimate,
@@ -26,15 +26,15 @@ from misfire_train.judge.metrics.bootstrap import (
     resample_weights,
     wilson,
 )
-from misfire_train.judge.metrics.calibration import (
+from misfire_train.metrics.calibration import (
     Reliability,
     ReliabilityBin,
     fit_loss_scale,
     loss_reliability,
     reliability,
 )
-from misfire_train.judge.metrics.correlation import kendall, pair_accuracy, spearman
-from misfire_train.judge.metrics.detection import (
+from misfire_train.metrics.correlation import kendall, pair_accuracy, spearman
+from misfire_train.metrics.detection import (
     BUDGETS,
     BudgetRow,
     auroc,
@@ -42,7 +42,7 @@ from misfire_train.judge.metrics.detection import (
     budget_table,
     fpr_at_tpr,
 )
-from misfire_train.judge.metrics.risk import (
+from misfire_train.metrics.risk import (
     References,
     augrc,
     augrc_references,

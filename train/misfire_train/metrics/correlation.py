@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from misfire_train.judge.metrics.ranking import Floats, argsort_scores, as_scores, rank_scores, same_length
+from misfire_train.metrics.ranking import Floats, argsort_scores, as_scores, rank_scores, same_length
 
 
 def spearman(score: ArrayLike, loss: ArrayLike) -> float:

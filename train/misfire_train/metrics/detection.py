@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics.ranking import (
+from misfire_train.metrics.ranking import (
     Floats,
     Sums,
     as_failures,

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics import detection, risk
-from misfire_train.judge.metrics.ranking import (
+from misfire_train.metrics import detection, risk
+from misfire_train.metrics.ranking import (
     Floats,
     Sums,
     as_failures,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from misfire_train.errors import JudgeError
-from misfire_train.judge.metrics.ranking import Floats, as_losses, as_scores, rank_scores, same_length
+from misfire_train.metrics.ranking import Floats, as_losses, as_scores, rank_scores, same_length
 
 
 def fit_loss_scale(score: ArrayLike, loss: ArrayLike) -> float:
