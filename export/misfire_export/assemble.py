@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 from torch import nn
 
+from misfire_export.choices import Target
 from misfire_export.errors import ExportError, PrecisionError
 from misfire_export.graph.check import check_graph
 from misfire_export.measure.calibrate import calibrate, operating_points, report, require_frames, score_notes
@@ -25,7 +26,7 @@ from misfire_export.measure.golden import write_golden
 from misfire_export.measure.parity import check_parity
 from misfire_export.measure.run import Measurement, measure, open_session
 from misfire_export.measure.trigger import choose_trigger
-from misfire_export.options import Options, Precision, require_options
+from misfire_export.options import Options, require_options
 from misfire_export.precision.lower import compare, lower
 from misfire_runtime.bundle import (
     MANIFEST,
@@ -39,6 +40,7 @@ from misfire_runtime.bundle import (
     hash_files,
     write_manifest,
 )
+from misfire_runtime.choices import Precision
 from misfire_runtime.clock import utc_text, wall_time
 from misfire_runtime.files import whole_folder
 from misfire_runtime.preprocess import InputContract

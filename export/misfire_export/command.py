@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_runtime.bundle import Bundle
+from misfire_export.choices import AnswerKind, Target
+from misfire_runtime.choices import Precision, TaskName
 from misfire_runtime.errors import ConfigError
+from misfire_train.options import AsJson, DataFolder
 
 if TYPE_CHECKING:
     from misfire_export.measure.trigger import Shifts
+    from misfire_runtime.bundle import Bundle
 
 
 def export(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a training run.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Export the training run in this folder.")] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle there is replaced.")],
+    out: Annotated[
+        Path, typer.Option(help="Write the bundle to this folder; an older bundle there is replaced.")
+    ],
     torch: Annotated[
         str, typer.Option(help="Export an nn.Module, given as module:factory, instead of a run.")
     ] = "",
@@ -38,7 +43,7 @@ def export(
         str, typer.Option(help="With --torch or --onnx: name the output that is the answer.")
     ] = "",
     answer: Annotated[
-        str, typer.Option(help="With --onnx: read the answer as auto, logits, probabilities or sigmoid.")
+        AnswerKind, typer.Option(help="With --onnx: read the answer as numbers of this kind.")
     ] = "auto",
     classes: Annotated[
         Path | None,
@@ -50,36 +55,49 @@ def export(
         str, typer.Option(help="With --torch or --onnx: calibrate on this labelled data set.")
     ] = "",
     task: Annotated[
-        str, typer.Option(help="With --torch or --onnx: state the task. Default: the data set's.")
-    ] = "",
+        TaskName | None,
+        typer.Option(help="With --torch or --onnx: state the task. Default: the data set's."),
+    ] = None,
     image: Annotated[
         str, typer.Option(help="Describe the input as JSON. Default, field by field: the data set's.")
     ] = "",
-    data: Annotated[Path | None, typer.Option(help="Folder of the data sets (else MISFIRE_DATA).")] = None,
+    data: DataFolder = None,
     scores: Annotated[
         str,
-        typer.Option(help="Comma-separated score names, or 'all'. Default: the head and the free scores."),
+        typer.Option(
+            help="Export these scores: comma-separated names, or 'all'. Default: the learned head and the "
+            "output-only scores."
+        ),
     ] = "",
     score_options: Annotated[
         str, typer.Option(help='Set options of scores as JSON: {"egl_pp": {"size": 512, "sigma": "auto"}}.')
     ] = "",
-    name: Annotated[str, typer.Option(help="Name of the bundle; default: the data set's.")] = "",
-    version: Annotated[str, typer.Option(help="Semantic version.")] = "1.0.0",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
-    target: Annotated[str, typer.Option(help="onnxruntime-x86 or tensorrt.")] = "onnxruntime-x86",
-    default_score: Annotated[str, typer.Option(help="Trigger on this score, not on the gate's.")] = "",
-    failure_threshold: Annotated[float | None, typer.Option(help="Loss above which a frame fails.")] = None,
+    name: Annotated[str, typer.Option(help="Name the bundle. Default: as the data set.")] = "",
+    version: Annotated[str, typer.Option(help="Semantic version of the bundle.")] = "1.0.0",
+    precision: Annotated[Precision, typer.Option(help="Compute the graph at this precision.")] = "fp32",
+    target: Annotated[
+        Target, typer.Option(help="Quantize for this engine. Matters with --precision int8.")
+    ] = "onnxruntime-x86",
+    default_score: Annotated[
+        str, typer.Option(help="Trigger on this score. Default: the one that the gate chooses.")
+    ] = "",
+    failure_threshold: Annotated[
+        float | None, typer.Option(help="Count a loss above this as a failure. Default: the run's own.")
+    ] = None,
     shifts: Annotated[
-        str, typer.Option(help="Corruptions that the gate holds out, or none; default: one of each kind.")
+        str,
+        typer.Option(
+            help="Hold out these corruptions in the gate: comma-separated names, or none. "
+            "Default: one of each kind."
+        ),
     ] = "",
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of each corruption.")] = 3,
     tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
     from misfire_export.assemble import require_free
     from misfire_export.options import Options
-    from misfire_export.sources.answers import ANSWERS
     from misfire_export.sources.facts import ModelFacts
     from misfire_export.sources.frames import frames_of_dataset, frames_of_run
     from misfire_export.sources.labels import read_classes
@@ -92,9 +110,6 @@ def export(
     from misfire_train.data import load_dataset
     from misfire_train.runs import load_run
 
-    _require_choice("--precision", precision, ("fp32", "fp16", "int8"))
-    _require_choice("--target", target, ("onnxruntime-x86", "tensorrt"))
-    _require_choice("--answer", answer, ANSWERS)
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
         raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
     options = Options(
@@ -102,8 +117,8 @@ def export(
         version=version,
         scores=_listed(scores) or None,
         score_options=read_score_options(score_options),
-        precision=precision,  # type: ignore[arg-type]
-        target=target,  # type: ignore[arg-type]
+        precision=precision,
+        target=target,
         tolerance=tolerance,
         default_score=default_score or None,
         failure_threshold=failure_threshold,
@@ -127,7 +142,7 @@ def export(
         # What needs no data is looked at first: reading them can take minutes.
         require_free(out)
         module = load_module(torch, weights=weights) if torch else None
-        size = own_size(open_graph(onnx, output=output, task=task)) if onnx is not None else None
+        size = own_size(open_graph(onnx, output=output, task=task or "")) if onnx is not None else None
         frames, contract = frames_of_dataset(dataset, data=data, image=image, size=size)
         facts = ModelFacts(
             contract,
@@ -213,8 +228,3 @@ def describe(bundle: Bundle) -> str:
         )
     lines.append(f"trigger score: {found['default_score']}. {found['verdict']}")
     return "\n".join([*lines, *found["notes"]])
-
-
-def _require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{option} is {value!r}; expected {', '.join(choices)}")

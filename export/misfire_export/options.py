@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from misfire_export.choices import Target
 from misfire_export.errors import ExportError
 from misfire_export.measure.parity import TOLERANCE
 from misfire_export.measure.trigger import Shifts
-from misfire_export.precision.lower import Target
+from misfire_runtime.choices import Precision
 
-Precision = Literal["fp32", "fp16", "int8"]
 ScoreOptions = Mapping[str, Mapping[str, Any]]
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from misfire_runtime.choices import Precision, TaskName
 from misfire_runtime.errors import BundleError
 from misfire_runtime.files import write_durably
 from misfire_runtime.preprocess import InputContract
@@ -27,8 +28,6 @@ MODEL = "model.onnx"
 ENGINE_CACHE = "engine"
 SCHEMA_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
-
-Task = Literal["classification", "regression", "keypoints", "segmentation", "custom"]
 
 
 class _Part(BaseModel):
@@ -78,7 +77,7 @@ class Calibration(_Part):
     """
 
     engine: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     quantiles: QuantileTable
     loss_scale: float | None = None
 
@@ -142,9 +141,9 @@ class Manifest(_Part):
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     version: str = Field(pattern=r"^\d+\.\d+\.\d+([.+-][0-9A-Za-z.+-]+)?$")
-    task: Task
+    task: TaskName
     created_at: str
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Precision = "fp32"
     input: InputContract
     outputs: tuple[OutputSpec, ...]
     classes: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """The `misfire` command. Subcommands are found lazily: a vehicle never imports what only a server has.
 
 Each row of COMMANDS names where a command lives and which extra it needs; it is imported when it is called.
-A module that cannot be imported because an extra is missing becomes one line that says what to install.
+The modules of commands import what they use inside their functions, so that `--help` is there at once.
+A library that is missing because an extra is becomes one line that says what to install.
 """
 
 from __future__ import annotations
@@ -67,13 +68,7 @@ def load(name: str) -> Any:
     try:
         target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        missing = error.name or str(error)
-        if missing.startswith("misfire_"):
-            raise
-        raise MissingExtraError(
-            f"`misfire {name}` needs {missing.split('.')[0]}, which is not installed: "
-            f"pip install 'misfire[{command.extra}]' -c constraints.txt"
-        ) from error
+        raise missing_extra(name, error) from error
     if isinstance(target, typer.Typer):
         return get_command(target)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -81,8 +76,28 @@ def load(name: str) -> Any:
     return get_command(app)
 
 
+def missing_extra(name: str, error: ModuleNotFoundError) -> Exception:
+    """Returns the error that says what to install, or `error` itself if a module of misfire is missing."""
+    missing = error.name or str(error)
+    if missing.startswith("misfire_"):
+        return error
+    return MissingExtraError(
+        f"`misfire {name}` needs {missing.split('.')[0]}, which is not installed: "
+        f"pip install 'misfire[{COMMANDS[name].extra}]' -c constraints.txt"
+    )
+
+
 class LazyGroup(TyperGroup):
     """Knows its commands by name and help line; imports one when it runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. Raises MissingExtraError if it uses a library that is not installed."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if ctx.invoked_subcommand not in COMMANDS:
+                raise
+            raise missing_extra(ctx.invoked_subcommand, error) from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, installed or not: what is missing says so when called."""

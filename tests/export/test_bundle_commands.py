@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
-from misfire_runtime.commands.bench import load_frames, measure
 from misfire_runtime.commands.bundle_page import render_page
+from misfire_runtime.commands.latency import load_frames, measure
 from misfire_runtime.engines.base import EngineOptions
 from misfire_runtime.errors import BundleError, ConfigError
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from misfire_runtime import cli
-from misfire_runtime.commands.doctor import Finding, examine, lifetime, onnxruntime_conflict
+from misfire_runtime.commands.checks import Finding, examine, lifetime, onnxruntime_conflict
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.mqtt.certificates import not_after, validity
 from misfire_runtime.spool import Spool

@@ -6,11 +6,34 @@ For a notebook:
     scores.compute(probe, images, names)       any scores from one forward pass
     select(embeddings, method=..., k=...)      what to label next
     evaluate(...)                              how good a score is, with intervals
+    load_dataset("mnist"), load_run(folder)    labelled images; a training run on disk
 """
 
-from misfire_train import scores
-from misfire_train.attaching import Attached, attach
-from misfire_train.judge import evaluate
-from misfire_train.selection import select
+from __future__ import annotations
 
-__all__ = ["Attached", "attach", "evaluate", "scores", "select"]
+from typing import TYPE_CHECKING
+
+from misfire_runtime.front_door import front_door
+
+if TYPE_CHECKING:
+    from misfire_train import scores
+    from misfire_train.attaching import Attached, attach
+    from misfire_train.data.loading import load_dataset
+    from misfire_train.judge.evaluating import evaluate
+    from misfire_train.runs import load_run
+    from misfire_train.selection.choosing import select
+else:
+    __getattr__, __dir__ = front_door(
+        __name__,
+        {
+            "Attached": "misfire_train.attaching",
+            "attach": "misfire_train.attaching",
+            "evaluate": "misfire_train.judge.evaluating",
+            "load_dataset": "misfire_train.data.loading",
+            "load_run": "misfire_train.runs",
+            "scores": "misfire_train.scores",
+            "select": "misfire_train.selection.choosing",
+        },
+    )
+
+__all__ = ["Attached", "attach", "evaluate", "load_dataset", "load_run", "scores", "select"]

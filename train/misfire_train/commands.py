@@ -4,41 +4,63 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_train.fit import command_line, train_run
-from misfire_train.progress import Reporter
-from misfire_train.runs import Run
-from misfire_train.train_config import parse_train_config, read_train_config
+from misfire_train.options import AsJson, DataFolder, HeadRecipeName
+
+if TYPE_CHECKING:
+    from misfire_train.runs import Run
 
 
 def train(
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the run.")],
-    dataset: Annotated[str | None, typer.Option(help="See `misfire data list`; default digits.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the published data sets.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; options override it.")] = None,
-    model: Annotated[str | None, typer.Option(help="Network; default by task.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
-    field: Annotated[
-        float | None, typer.Option(help="Share of the training data set aside as the field.")
+    out: Annotated[Path, typer.Option(help="Write the run to this folder.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Train on this data set of `misfire data list`. Default: digits.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only so many training examples.")] = None,
-    head: Annotated[str | None, typer.Option(help="Recipe of the failure score, or none.")] = None,
+    data: DataFolder = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Read this TOML file; options given here override it.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Train this network: resnet-small, resnet18, mobilenet-small, regressor-small, unet-small, "
+            "keypoint-small or timm:NAME. Default: the small one for the task."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs. Default: 12.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: 0.")] = None,
+    field: Annotated[
+        float | None,
+        typer.Option(help="Set this share of the training data aside as the field. Default: 0."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Use this many training examples at most. Default: all.")
+    ] = None,
+    head: Annotated[
+        HeadRecipeName | None,
+        typer.Option(help="Train the failure score by this recipe. Default: learning-loss-pp."),
+    ] = None,
     failure_threshold: Annotated[
         float | None,
         typer.Option(
-            help="A loss above this is a failure (keypoints, segmentation, regression); "
-            "else the worst fifth of the clean held-out images."
+            help="Count a loss above this as a failure (keypoints, segmentation, regression). "
+            "Default: the worst fifth of the clean held-out images."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a task network and a failure score that predicts where it goes wrong."""
+    from misfire_train.fit import command_line, train_run
+    from misfire_train.progress import Reporter
+    from misfire_train.train_config import parse_train_config, read_train_config
+
     overrides: dict[str, Any] = {
         "dataset": dataset,
         "data": str(data) if data is not None else None,

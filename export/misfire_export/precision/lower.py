@@ -8,11 +8,12 @@ Scores stay fp32 in both; what changes them is the change of the outputs and fea
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 
+from misfire_export.choices import Target
 from misfire_export.errors import PrecisionError
 from misfire_export.measure.run import Measurement
 from misfire_export.precision.fp16 import halve
@@ -21,7 +22,6 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.metrics import auroc, spearman
 
-Target = Literal["onnxruntime-x86", "tensorrt"]
 GOALS = {"fp16": 0.999, "int8": 0.98}
 """Least rank correlation of a score with its fp32 self; below it the report says so."""
 

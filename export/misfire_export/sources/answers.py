@@ -11,17 +11,18 @@ unless `--answer sigmoid` says to take their log-odds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from misfire_export.choices import AnswerKind
 from misfire_export.errors import GraphError
 from misfire_export.graph.rename import own_name
 from misfire_train.tasks import Task
 
-ANSWERS = ("auto", "logits", "probabilities", "sigmoid")
+ANSWERS: tuple[str, ...] = get_args(AnswerKind)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 

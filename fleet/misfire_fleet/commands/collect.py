@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_fleet.collector import Collector
-from misfire_fleet.collector.health.endpoint import MetricsEndpoint
-from misfire_fleet.collector.malloc import limit_heaps
-from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.commands.options import (
     DEFAULT_DIR,
     BlobsUrl,
@@ -23,9 +19,10 @@ from misfire_fleet.commands.options import (
     open_store,
     with_broker_options,
 )
-from misfire_runtime.service.logs import logs_to
-from misfire_runtime.service.signals import stop_on_signals
-from misfire_runtime.toml import TomlFile, read_toml
+
+if TYPE_CHECKING:
+    from misfire_fleet.collector import Collector
+    from misfire_fleet.collector.settings import CollectorSettings
 
 
 @with_broker_options
@@ -35,21 +32,35 @@ def collect(
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
-    name: Annotated[str | None, typer.Option(help="Unique among collectors. Default: generated.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of collector settings.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Use this name, unique among collectors. Default: generated.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Read the collector's settings from this TOML file.")
+    ] = None,
     group: Annotated[
         str | None,
         typer.Option(
-            envvar="MISFIRE_GROUP", help="Secret name of the collectors' group. Default: that of --config."
+            envvar="MISFIRE_GROUP",
+            help="Share offers in the group of this secret name. Default: that of --config.",
         ),
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve /metrics and /healthz here; 0 takes a free port.")
+        int | None,
+        typer.Option(help="Serve /metrics and /healthz on this port; 0 takes a free one. Default: none."),
     ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address of the metrics port.")] = "127.0.0.1",
+    metrics_host: Annotated[
+        str, typer.Option(help="Listen on this address for --metrics-port.")
+    ] = "127.0.0.1",
     json_logs: JsonLogs = False,
 ) -> None:
     """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
+    from misfire_fleet.collector import Collector
+    from misfire_fleet.collector.health.endpoint import MetricsEndpoint
+    from misfire_fleet.collector.malloc import limit_heaps
+    from misfire_runtime.service.logs import logs_to
+    from misfire_runtime.service.signals import stop_on_signals
+
     limit_heaps()
     settings = read_settings(config, group=group)
     broker = at.connection()
@@ -76,6 +87,9 @@ def read_settings(path: Path | None, *, group: str | None = None) -> CollectorSe
 
     Raises ConfigError with file, line, key and expected value.
     """
+    from misfire_fleet.collector.settings import CollectorSettings
+    from misfire_runtime.toml import TomlFile, read_toml
+
     file = TomlFile({}, "", "options") if path is None else read_toml(path)
     return file.check(CollectorSettings, file.values if group is None else {**file.values, "group": group})
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-import secrets
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,19 +19,13 @@ from misfire_fleet.commands.options import (
     show,
     with_broker_options,
 )
-from misfire_runtime.clock import wall_time
-from misfire_runtime.config.desired import with_desired
-from misfire_runtime.config.tables import VehicleConfig
-from misfire_runtime.errors import ConfigError, MessageError
-from misfire_runtime.messages import Desired, Reported, State, Topics, decode, encode
-from misfire_runtime.mqtt.client import BrokerConfig
-from misfire_runtime.mqtt.connection import Arrived, Connection
+from misfire_runtime.errors import ConfigError
 
-_RETAINED_S = 1.0
-"""How long the broker may take to hand over what it retains."""
-_ACKNOWLEDGED_S = 10.0
-VehicleName = Annotated[str, typer.Argument(help="The vehicle's name in topics.")]
-Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for the vehicle's answer.")]
+if TYPE_CHECKING:
+    from misfire_runtime.messages import Desired, Reported
+
+VehicleName = Annotated[str, typer.Argument(help="Configure the vehicle of this name in topics.")]
+Wait = Annotated[float, typer.Option(min=0, help="Wait this many seconds for the vehicle's answer.")]
 
 
 @with_broker_options
@@ -43,17 +35,28 @@ def configure(
     at: BrokerOptions,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="TABLE.FIELD=VALUE over what is desired now. Repeatable."),
+        typer.Option(
+            "--set", help="Change TABLE.FIELD=VALUE over what is desired now; repeat it for several."
+        ),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help='JSON file with all tables: {"limits": {...}, ...}. Replaces the last.'),
+        typer.Option(
+            help='Replace what is desired now by all tables in this JSON file: {"limits": {...}, ...}.'
+        ),
     ] = None,
-    bundle: Annotated[str | None, typer.Option(help="NAME@VERSION to run. Default: as before.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Run the bundle NAME@VERSION. Default: as before.")
+    ] = None,
     wait: Wait = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Change a vehicle's configuration. Exit with 1 unless the vehicle accepts it in time."""
+    from misfire_fleet.commands.vehicle_topics import VehicleTopics
+    from misfire_runtime.config.desired import with_desired
+    from misfire_runtime.config.tables import VehicleConfig
+    from misfire_runtime.messages import Desired
+
     if not set_ and file is None and bundle is None:
         raise ConfigError("nothing to change: give --set, --file or --bundle")
     with VehicleTopics(at.connection(), fleet=at.fleet, vehicle=vehicle) as topics:
@@ -71,95 +74,6 @@ def configure(
     _print(vehicle, desired, answer, online=online, as_json=as_json)
     if answer is None or not answer.accepted:
         raise typer.Exit(1)
-
-
-class VehicleTopics:
-    """What the broker retains of one vehicle, and a connection to change it."""
-
-    def __init__(self, broker: BrokerConfig, *, fleet: str, vehicle: str) -> None:
-        self._names = Topics(fleet, vehicle)
-        self.desired: Desired | None = None
-        self.reported: Reported | None = None
-        self.state: State | None = None
-        listened = (self._names.desired, self._names.reported, self._names.state)
-        self._connection = Connection(
-            broker, client_id=f"misfire-configure-{secrets.token_hex(8)}", subscriptions=listened
-        )
-
-    def __enter__(self) -> VehicleTopics:
-        self._connection.open()
-        until = time.monotonic() + _RETAINED_S
-        while time.monotonic() < until:
-            self._listen()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close(in_order=True)
-
-    @property
-    def next_version(self) -> int:
-        """Above all that the broker knows. The clock, because a broker that was restarted knows none."""
-        known = [each.version + 1 for each in (self.desired, self.reported) if each is not None]
-        return max([int(wall_time()), *known])
-
-    def publish(self, desired: Desired, wait_s: float) -> tuple[Desired, Reported | None]:
-        """Publishes until the vehicle answers; returns what was published last, and the answer or None.
-
-        A vehicle that took a higher version before, of which the broker knows nothing, names it: it is
-        repeated above that.
-        """
-        until = time.monotonic() + wait_s
-        self._publish(desired)
-        while (reported := self._answer(until)) is not None:
-            if reported.version == desired.version:
-                return desired, reported
-            if reported.version > desired.version and not reported.accepted:
-                desired = desired.model_copy(update={"version": reported.version + 1})
-                self._publish(desired)
-        return desired, None
-
-    def _publish(self, desired: Desired) -> None:
-        """Returns when the broker has it. Raises MessageError if it refuses, or does not acknowledge."""
-        ticket = self._connection.publish(self._names.desired, encode(desired), retain=True)
-        until = time.monotonic() + _ACKNOWLEDGED_S
-        while time.monotonic() < until:
-            self._connection.poll(0.05, wake=None)
-            receipts = {receipt.mid: receipt for receipt in self._connection.receipts}
-            self._connection.receipts.clear()
-            if ticket in receipts:
-                if not receipts[ticket].accepted:
-                    raise MessageError(f"the broker refuses {self._names.desired}: {receipts[ticket].reason}")
-                return
-        raise MessageError(f"the broker did not acknowledge {self._names.desired}")
-
-    def _answer(self, until: float) -> Reported | None:
-        """The next `reported` of the vehicle; None if none comes until then."""
-        while time.monotonic() < until:
-            if any(message.topic == self._names.reported for message in self._listen()):
-                return self.reported
-        return None
-
-    def _listen(self) -> list[Arrived]:
-        """Takes what arrives within a moment."""
-        self._connection.poll(0.1, wake=None)
-        arrived = self._connection.inbox.copy()
-        self._connection.inbox.clear()
-        for message in arrived:
-            self._take(message)
-        return arrived
-
-    def _take(self, message: Arrived) -> None:
-        try:
-            if not message.payload:
-                return
-            if message.topic == self._names.desired:
-                self.desired = decode(Desired, message.payload)
-            elif message.topic == self._names.reported:
-                self.reported = decode(Reported, message.payload)
-            elif message.topic == self._names.state:
-                self.state = decode(State, message.payload)
-        except MessageError as error:
-            typer.echo(f"{message.topic}: {error}", err=True)
 
 
 def _read(file: Path) -> dict[str, Any]:

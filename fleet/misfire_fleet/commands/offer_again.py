@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,15 +15,16 @@ from misfire_fleet.commands.options import (
     with_broker_options,
 )
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.messages import Reply, State, Topics, decode, encode
-from misfire_runtime.mqtt.connection import Connection, LinkError
+
+if TYPE_CHECKING:
+    from misfire_runtime.mqtt.connection import Connection
 
 _ANSWER_S = 5.0
 
 
 @with_broker_options
 def offer_again(
-    vehicle: Annotated[str, typer.Argument(help="Name of the vehicle.")],
+    vehicle: Annotated[str, typer.Argument(help="Tell this vehicle.")],
     *,
     at: BrokerOptions,
     as_json: AsJson = False,
@@ -32,6 +33,9 @@ def offer_again(
 
     Connects with the rights of a collector. The vehicle must be connected to the broker.
     """
+    from misfire_runtime.messages import Reply, Topics, encode
+    from misfire_runtime.mqtt.connection import Connection
+
     topics = Topics(at.fleet, vehicle)
     name = f"misfire-offer-again-{secrets.token_hex(4)}"
     connection = Connection(at.connection(), client_id=name, subscriptions=(topics.state,))
@@ -48,6 +52,8 @@ def offer_again(
 
 def _is_online(connection: Connection) -> bool:
     """Whether the vehicle's retained state says so; False if none comes."""
+    from misfire_runtime.messages import State, decode
+
     until = time.monotonic() + _ANSWER_S
     while not connection.inbox and time.monotonic() < until:
         connection.poll(0.2, wake=None)
@@ -55,6 +61,8 @@ def _is_online(connection: Connection) -> bool:
 
 
 def _wait_for_receipt(connection: Connection, mid: int, vehicle: str) -> None:
+    from misfire_runtime.mqtt.connection import LinkError
+
     until = time.monotonic() + _ANSWER_S
     while time.monotonic() < until:
         for receipt in connection.receipts:

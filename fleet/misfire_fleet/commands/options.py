@@ -8,42 +8,66 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from misfire_fleet.errors import StoreError
-from misfire_fleet.moments import parse_moment
-from misfire_fleet.store import Store
-from misfire_fleet.store.care.integrity import refuse_damaged
+from misfire_runtime.choices import MqttVersion
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.mqtt.client import BrokerConfig
 
-FleetDir = Annotated[Path, typer.Option("--fleet-dir", help="Folder with fleet.sqlite and blobs/.")]
+if TYPE_CHECKING:
+    from misfire_fleet.store import Store
+    from misfire_runtime.mqtt.client import BrokerConfig
+
+FleetDir = Annotated[
+    Path, typer.Option("--fleet-dir", help="Use the store in this folder: fleet.sqlite and blobs/.")
+]
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option("--database", envvar="MISFIRE_DATABASE", help="Instead: postgresql://USER@HOST/NAME."),
+    typer.Option(
+        "--database",
+        envvar="MISFIRE_DATABASE",
+        help="Use this database: postgresql://USER@HOST/NAME. Default: fleet.sqlite in --fleet-dir.",
+    ),
 ]
 BlobsUrl = Annotated[
     str | None,
-    typer.Option("--blobs", envvar="MISFIRE_BLOBS", help="Instead: a folder or s3://BUCKET/PREFIX."),
+    typer.Option(
+        "--blobs",
+        envvar="MISFIRE_BLOBS",
+        help="Keep blobs in this folder or s3://BUCKET/PREFIX. Default: blobs/ in --fleet-dir.",
+    ),
 ]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", envvar="MISFIRE_INSECURE", help="Allow plain mqtt:// to another machine."),
 ]
 BrokerUrl = Annotated[
-    str, typer.Option("--broker", envvar="MISFIRE_BROKER", help="mqtt[s]://[USER:PASSWORD@]HOST[:PORT].")
+    str,
+    typer.Option(
+        "--broker", envvar="MISFIRE_BROKER", help="Connect to mqtt[s]://[USER:PASSWORD@]HOST[:PORT]."
+    ),
 ]
-FleetName = Annotated[str, typer.Option("--fleet", help="The fleet's name in topics.")]
-Protocol = Annotated[str, typer.Option("--protocol", help="MQTT version: 5 or 3.1.1.")]
-CaFile = Annotated[Path | None, typer.Option("--ca-file", help="CA certificates for mqtts://.")]
-CertFile = Annotated[Path | None, typer.Option("--cert-file", help="Client certificate for mqtts://.")]
-KeyFile = Annotated[Path | None, typer.Option("--key-file", help="Its private key.")]
-PasswordFile = Annotated[Path | None, typer.Option("--password-file", help="File with the password.")]
+FleetName = Annotated[str, typer.Option("--fleet", help="Use this fleet's name in topics.")]
+Protocol = Annotated[MqttVersion, typer.Option("--protocol", help="Speak this version of MQTT.")]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file", help="Trust the CA certificates in this file, for mqtts://. Default: the system's."
+    ),
+]
+CertFile = Annotated[
+    Path | None, typer.Option("--cert-file", help="Use the client certificate in this file, for mqtts://.")
+]
+KeyFile = Annotated[
+    Path | None, typer.Option("--key-file", help="Use the private key of --cert-file in this file.")
+]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", help="Read the password from this file.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 JsonLogs = Annotated[bool, typer.Option("--json", help="Log one JSON object per line.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Count what would be done, and change nothing.")]
 DEFAULT_DIR = Path("fleet")
 
 
@@ -62,6 +86,8 @@ class BrokerOptions:
 
     def connection(self) -> BrokerConfig:
         """Checks them together. Raises ConfigError, which shows no password."""
+        from misfire_runtime.mqtt.client import BrokerConfig
+
         options = {name: value for name, value in vars(self).items() if name not in ("broker", "fleet")}
         return BrokerConfig.from_url(self.broker, **options)
 
@@ -95,6 +121,10 @@ def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, chec
     is damaged. Without, raises StoreError if the fleet folder has no database: an empty one would answer
     wrongly.
     """
+    from misfire_fleet.errors import StoreError
+    from misfire_fleet.store import Store
+    from misfire_fleet.store.care.integrity import refuse_damaged
+
     file = fleet_dir / "fleet.sqlite"
     if checked:
         refuse_damaged(database or file)
@@ -105,6 +135,8 @@ def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, chec
 
 def moment(option: str, text: str | None) -> float | None:
     """ISO 8601 (UTC where no zone is given) to seconds since 1970. Raises ConfigError."""
+    from misfire_fleet.moments import parse_moment
+
     try:
         return None if text is None else parse_moment(text)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,19 +17,14 @@ from misfire_fleet.commands.options import (
     open_store,
     show,
 )
-from misfire_fleet.console.format import byte_count
-from misfire_fleet.errors import StoreUnavailableError
-from misfire_fleet.store.care.backup import backup as write_backup
-from misfire_fleet.store.care.check import MAX_EXAMPLES, PROBLEMS, Check, repair
-from misfire_fleet.store.care.check import check as check_store
-from misfire_fleet.store.care.integrity import file_damage, sqlite_file
-from misfire_fleet.store.care.rebuild import NOT_RESTORED
-from misfire_fleet.store.care.rebuild import rebuild as rebuild_store
+
+if TYPE_CHECKING:
+    from misfire_fleet.store.care.check import Check
 
 
 def check(
     *,
-    deep: Annotated[bool, typer.Option("--deep", help="Also read and hash every blob.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read and hash every blob, too.")] = False,
     mend: Annotated[
         bool, typer.Option("--repair", help="Add missing rows, offers and ledger entries.")
     ] = False,
@@ -39,6 +34,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Compare database, blobs and offers. Exit with 1 if something is wrong."""
+    from misfire_fleet.errors import StoreUnavailableError
+    from misfire_fleet.store.care.check import Check, repair
+    from misfire_fleet.store.care.check import check as check_store
+    from misfire_fleet.store.care.integrity import file_damage, sqlite_file
+
     mended: dict[str, int] = {}
     try:
         with open_store(fleet_dir, database, blobs) as store:
@@ -62,12 +62,17 @@ def check(
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="File to write; replaced when the new one is complete.")],
+    file: Annotated[
+        Path, typer.Argument(help="Write to this file; it is replaced when the new one is complete.")
+    ],
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy the database while the fleet runs. Blobs are files: copy them as files, after this."""
+    from misfire_fleet.console.format import byte_count
+    from misfire_fleet.store.care.backup import backup as write_backup
+
     size = write_backup(database or fleet_dir / "fleet.sqlite", file)
     text = f"{file}: {byte_count(size)}; blobs, offers and ledger are in the blob store: copy it as well"
     show({"file": str(file), "bytes": size}, as_json=as_json, text=text)
@@ -81,6 +86,9 @@ def rebuild(
     as_json: AsJson = False,
 ) -> None:
     """Build the database from the offers and the ledger beside the blobs."""
+    from misfire_fleet.store.care.rebuild import NOT_RESTORED
+    from misfire_fleet.store.care.rebuild import rebuild as rebuild_store
+
     done = rebuild_store(database or fleet_dir / "fleet.sqlite", blobs or fleet_dir / "blobs", force=force)
     text = (
         f"restored: {done.rows} rows, {done.tombstones} deletions, {done.holds} holds, "
@@ -93,6 +101,9 @@ def rebuild(
 
 
 def _table(found: Check) -> str:
+    from misfire_fleet.console.format import byte_count
+    from misfire_fleet.store.care.check import MAX_EXAMPLES, PROBLEMS
+
     lines = [f"{found.rows} rows, {found.blobs} blobs, {byte_count(found.bytes)}"]
     for kind, what in found.problems.items():
         lines.append(f"{kind.replace('_', ' '):22}{len(what):8}" + (f"  {PROBLEMS[kind]}" if what else ""))

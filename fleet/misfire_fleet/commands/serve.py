@@ -7,12 +7,9 @@ import sys
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from misfire_fleet.commands.options import DEFAULT_DIR, BlobsUrl, DatabaseUrl, FleetDir, JsonLogs, open_store
-from misfire_fleet.console.app import create_app
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.service.logs import logs_to
 
 
 def serve(
@@ -20,19 +17,28 @@ def serve(
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
-    host: Annotated[str, typer.Option(help="Address; the console has no accounts of its own.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Listen on this address; the console has no accounts of its own.")
+    ] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
             envvar="MISFIRE_ALLOWED_HOSTS",
-            help="Name by which browsers may ask, such as the proxy's. Repeat it for several. "
+            help="Answer browsers that ask by this name, such as the proxy's; repeat it for several. "
             "Default: localhost, --host and any address.",
         ),
     ] = None,
-    port: Annotated[int, typer.Option(help="0 takes a free port.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Listen on this port; 0 takes a free one.", min=0, max=65535)
+    ] = 8000,
     json_logs: JsonLogs = False,
 ) -> None:
     """Show what was uploaded, as pages and as JSON."""
+    import uvicorn
+
+    from misfire_fleet.console.app import create_app
+    from misfire_runtime.service.logs import logs_to
+
     listener = listen(host, port)
     with (
         logs_to(sys.stderr, form="json" if json_logs else "plain"),

@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_fleet.commands.options import AsJson, Insecure, show
-from misfire_fleet.simulate.samples import SampleFactory, read_pictures
-from misfire_fleet.simulate.simulator import FleetSimulator
-from misfire_fleet.simulate.vehicle import Faults, Plan
-from misfire_runtime.bundle import read_manifest
-from misfire_runtime.mqtt.client import BrokerConfig
-from misfire_runtime.service.signals import stop_on_signals
+from misfire_fleet.commands.options import AsJson, BrokerUrl, FleetName, Insecure, Protocol, show
 
-Chance = Annotated[float, typer.Option(min=0, max=1)]
+if TYPE_CHECKING:
+    from misfire_fleet.simulate.simulator import FleetSimulator
 
 
 def simulate(
     *,
-    images: Annotated[Path, typer.Option(help="Folder with JPEG or PNG files: what the vehicles see.")],
-    vehicles: Annotated[int, typer.Option(min=1, max=20_000)] = 100,
+    images: Annotated[Path, typer.Option(help="Let vehicles see the JPEG and PNG files in this folder.")],
+    vehicles: Annotated[int, typer.Option(min=1, max=20_000, help="Number of vehicles.")] = 100,
     rate: Annotated[float, typer.Option(min=0.001, help="Samples per second, all vehicles together.")] = 10.0,
-    seconds: Annotated[float, typer.Option(min=0, help="How long samples arrive.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds during which samples arrive.")] = 60.0,
     bundle: Annotated[
-        Path | None, typer.Option(help="A bundle whose calibration the scores are drawn from.")
+        Path | None,
+        typer.Option(help="Draw scores from this bundle's calibration. Default: uniform percentiles."),
     ] = None,
-    broker: Annotated[str, typer.Option(envvar="MISFIRE_BROKER")] = "mqtt://127.0.0.1:1883",
-    protocol: Annotated[str, typer.Option(help="MQTT version: 5 or 3.1.1.")] = "5",
+    broker: BrokerUrl = "mqtt://127.0.0.1:1883",
+    protocol: Protocol = "5",
     insecure: Insecure = False,
-    fleet: Annotated[str, typer.Option(help="The fleet's name in topics.")] = "default",
+    fleet: FleetName = "default",
     window: Annotated[int, typer.Option(min=1, help="Samples that a vehicle offers at once.")] = 4,
     max_pending: Annotated[int, typer.Option(min=1, help="Samples that a vehicle keeps.")] = 64,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to wait for the last verdicts.")] = 30.0,
-    seed: int = 0,
-    drop: Chance = 0.0,
-    repeat: Chance = 0.0,
-    reorder: Chance = 0.0,
-    corrupt: Chance = 0.0,
-    reconnect: Annotated[float, typer.Option(min=0, max=1, help="Per second and vehicle.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    drop: Annotated[float, typer.Option(min=0, max=1, help="Lose this share of messages.")] = 0.0,
+    repeat: Annotated[float, typer.Option(min=0, max=1, help="Send this share of messages twice.")] = 0.0,
+    reorder: Annotated[float, typer.Option(min=0, max=1, help="Delay this share of messages.")] = 0.0,
+    corrupt: Annotated[float, typer.Option(min=0, max=1, help="Damage this share of chunks.")] = 0.0,
+    reconnect: Annotated[
+        float, typer.Option(min=0, max=1, help="Reconnect with this probability per second and vehicle.")
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a fleet of vehicles, with faults if asked for."""
+    from misfire_fleet.simulate.samples import SampleFactory, read_pictures
+    from misfire_fleet.simulate.simulator import FleetSimulator
+    from misfire_fleet.simulate.vehicle import Faults, Plan
+    from misfire_runtime.bundle import read_manifest
+    from misfire_runtime.mqtt.client import BrokerConfig
+    from misfire_runtime.service.signals import stop_on_signals
+
     samples = SampleFactory(
         read_pictures(images), manifest=None if bundle is None else read_manifest(bundle), seed=seed
     )

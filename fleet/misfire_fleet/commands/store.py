@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,14 +20,22 @@ from misfire_fleet.commands.options import (
     open_store,
     show,
 )
-from misfire_fleet.console.format import byte_count, utc
-from misfire_fleet.store.records import Deletion, Hold
 
-Vehicle = Annotated[str | None, typer.Option("--vehicle", help="Only this vehicle's samples.")]
-Sample = Annotated[str | None, typer.Option("--sample", help="Only the sample with this SHA-256.")]
-Since = Annotated[str | None, typer.Option("--from", help="Captured at or after this time (ISO 8601, UTC).")]
-Until = Annotated[str | None, typer.Option("--to", help="Captured before this time (ISO 8601, UTC).")]
-Reason = Annotated[str, typer.Option("--reason", help="Kept in tombstones and the audit log.")]
+if TYPE_CHECKING:
+    from misfire_fleet.store.records import Deletion
+
+Vehicle = Annotated[str | None, typer.Option("--vehicle", help="Take only this vehicle's samples.")]
+Sample = Annotated[str | None, typer.Option("--sample", help="Take only the sample with this SHA-256.")]
+Since = Annotated[
+    str | None,
+    typer.Option("--from", help="Take only what was captured at or after this time (ISO 8601, UTC)."),
+]
+Until = Annotated[
+    str | None, typer.Option("--to", help="Take only what was captured before this time (ISO 8601, UTC).")
+]
+Reason = Annotated[
+    str, typer.Option("--reason", help="Give this reason; tombstones and the audit log keep it.")
+]
 
 
 def status(
@@ -36,7 +44,9 @@ def status(
     blobs: BlobsUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what the store holds."""
+    """Print how many samples, bytes and vehicles the store holds."""
+    from misfire_fleet.console.format import byte_count
+
     with open_store(fleet_dir, database, blobs) as store:
         totals = store.totals()
     text = (
@@ -76,11 +86,13 @@ def delete(
 
 def retention(
     *,
-    days: Annotated[float | None, typer.Option(help="Delete what was stored longer ago.", min=0)] = None,
+    days: Annotated[float | None, typer.Option(help="Delete what was stored more days ago.", min=0)] = None,
     max_bytes: Annotated[
         int | None, typer.Option(help="Delete the oldest above this many bytes.", min=0)
     ] = None,
-    telemetry_days: Annotated[float | None, typer.Option(help="Forget older heartbeats.", min=0)] = None,
+    telemetry_days: Annotated[
+        float | None, typer.Option(help="Forget heartbeats of more days ago.", min=0)
+    ] = None,
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
@@ -112,6 +124,8 @@ def hold(
     blobs: BlobsUrl = None,
 ) -> None:
     """Keep samples from any deletion until `release NAME`; with no condition, all of them."""
+    from misfire_fleet.store.records import Hold
+
     covered = Hold(name, reason, sample, vehicle, moment("--from", since), moment("--to", until))
     with open_store(fleet_dir, database, blobs) as store:
         store.deletion.hold(covered, actor=getpass.getuser())
@@ -134,6 +148,8 @@ def holds(
     as_json: AsJson = False,
 ) -> None:
     """List holds, open and released."""
+    from misfire_fleet.console.format import utc
+
     with open_store(fleet_dir, database, blobs) as store:
         listed = store.deletion.holds()
     lines = [
@@ -144,13 +160,15 @@ def holds(
 
 
 def audit(
-    limit: Annotated[int, typer.Option(min=1)] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="List this many entries at most.")] = 50,
     fleet_dir: FleetDir = DEFAULT_DIR,
     database: DatabaseUrl = None,
     blobs: BlobsUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """List who deleted, held or released what, newest first."""
+    from misfire_fleet.console.format import utc
+
     with open_store(fleet_dir, database, blobs) as store:
         entries = store.deletion.audit(limit=limit)
     listed = [{"at": at, "actor": actor, "action": action, **detail} for at, actor, action, detail in entries]
@@ -159,5 +177,7 @@ def audit(
 
 
 def _said(done: Deletion) -> str:
+    from misfire_fleet.console.format import byte_count
+
     verb = "would delete" if done.dry_run else "deleted"
     return f"{verb} {done.deleted} samples ({byte_count(done.bytes)}); {done.held} kept by holds"

@@ -10,32 +10,39 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from misfire_fleet.demo.broker import find_mosquitto
-from misfire_fleet.demo.loop import Demo, Result
-from misfire_fleet.demo.plan import plan_for
+from misfire_fleet.demo.plan import DemoDataset, plan_for
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.service.logs import logs_to
+from misfire_train.options import DataFolder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from misfire_fleet.demo.loop import Result
 
 
 def demo(
     *,
-    dataset: Annotated[str, typer.Option(help="digits, traffic-lights or fashion-mnist.")] = "digits",
-    data: Annotated[Path | None, typer.Option(help="Folder of the data sets; else MISFIRE_DATA.")] = None,
+    dataset: Annotated[DemoDataset, typer.Option(help="Drive through this data set.")] = "digits",
+    data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(help="Keep all files in this empty folder.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the console up until Ctrl-C.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the console running until Ctrl-C.")] = False,
     seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON object.")] = False,
     embedded: Annotated[
-        bool, typer.Option("--embedded-broker", help="Use amqtt even where a mosquitto is installed.")
+        bool, typer.Option("--embedded-broker", help="Use amqtt even if mosquitto is installed.")
     ] = False,
 ) -> None:
     """Run the whole loop on embedded defaults."""
+    from rich.console import Console
+
+    from misfire_fleet.demo.broker import find_mosquitto
+    from misfire_fleet.demo.loop import Demo
+    from misfire_runtime.service.logs import logs_to
+
     plan = plan_for(dataset)
     progress = Console(stderr=True, highlight=False)
     with ExitStack() as stack:
@@ -78,6 +85,8 @@ def _folder(out: Path) -> Path:
 
 
 def _table(result: Result) -> Table:
+    from rich.table import Table
+
     table = Table(title=f"misfire demo: {result.dataset}", title_justify="left", show_header=False)
     ratio = result.failures_uploaded / result.failures_random if result.failures_random else float("inf")
     rows = [

@@ -6,8 +6,11 @@ The model is small and trained on little on purpose: a demo of failure detection
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from misfire_runtime.errors import ConfigError
+
+DemoDataset = Literal["digits", "traffic-lights", "fashion-mnist"]
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_fleet.retrain.uploads import Uploads, labelled_uploads
-from misfire_fleet.store import Store
 from misfire_runtime.errors import ConfigError
-from misfire_train.data import Dataset, load_dataset
-from misfire_train.fit import command_line
-from misfire_train.progress import Reporter
-from misfire_train.retraining import Retrained, retrain_run
-from misfire_train.runs import Run, load_run
+from misfire_train.options import AsJson, DataFolder
 
-__all__ = ["Outcome", "retrain", "retrain_from_store", "retrain_run"]
+if TYPE_CHECKING:
+    from misfire_fleet.retrain.uploads import Uploads
+    from misfire_fleet.store import Store
+    from misfire_train.data import Dataset
+    from misfire_train.progress import Reporter
+    from misfire_train.retraining import Retrained
+    from misfire_train.runs import Run
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ def retrain_from_store(
 
     options: as of `retrain_run` (epochs, learning_rate, seed, resume, command).
     """
+    from misfire_fleet.retrain.uploads import labelled_uploads
+    from misfire_train.retraining import retrain_run
+
     if bundle_out is not None and bundle_out.exists() and any(bundle_out.iterdir()):
         raise ConfigError(f"{bundle_out} is not empty; choose another --bundle-out")
     uploads = labelled_uploads(store, labels, run=run)
@@ -111,21 +114,39 @@ def retrain_from_store(
 
 def retrain(
     *,
-    run: Annotated[Path, typer.Argument(help="The current run's folder.")],
-    labels: Annotated[Path, typer.Option(help="CSV with the columns id and label.")],
-    out: Annotated[Path, typer.Option(help="Folder for the new run.")],
-    uploads: Annotated[Path | None, typer.Option(help="The fleet's folder: fleet.sqlite and blobs/.")] = None,
-    database: Annotated[str | None, typer.Option(help="Instead: postgresql://USER@HOST/NAME.")] = None,
-    blobs: Annotated[str | None, typer.Option(help="Blobs of that database: folder or s3://.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the published data sets.")] = None,
-    bundle_out: Annotated[Path | None, typer.Option(help="Export the new run to this folder.")] = None,
-    version: Annotated[str, typer.Option(help="Of the new bundle.")] = "2.0.0",
-    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    run: Annotated[Path, typer.Argument(help="Continue from the run in this folder.")],
+    labels: Annotated[Path, typer.Option(help="Read labels from this CSV with the columns id and label.")],
+    out: Annotated[Path, typer.Option(help="Write the new run to this folder.")],
+    uploads: Annotated[
+        Path | None, typer.Option(help="Read uploads from the store in this folder: fleet.sqlite and blobs/.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="Read uploads from this database: postgresql://USER@HOST/NAME.")
+    ] = None,
+    blobs: Annotated[
+        str | None, typer.Option(help="Read the blobs of --database from this folder or s3://BUCKET/PREFIX.")
+    ] = None,
+    data: DataFolder = None,
+    bundle_out: Annotated[
+        Path | None, typer.Option(help="Export the new run to this folder. Default: no bundle.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="Semantic version of the new bundle.")] = "2.0.0",
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of epochs. Default: half of the current run's, at least 4."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: that of the current run.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train on with what the fleet uploaded, and say what it changed on the frozen test half."""
+    """Retrain on what the fleet uploaded, and print what that changed on the frozen test half."""
+    from misfire_train.data import load_dataset
+    from misfire_train.fit import command_line
+    from misfire_train.progress import Reporter
+    from misfire_train.runs import load_run
+
     current = load_run(run)
     dataset = load_dataset(current.record.dataset.name, root=data or _data_of(current))
     with _open_store(uploads, database, blobs) as store:
@@ -177,6 +198,8 @@ def _data_of(run: Run) -> Path | None:
 
 def _open_store(uploads: Path | None, database: str | None, blobs: str | None) -> Store:
     """An existing store; one that is not there is not made. Raises ConfigError."""
+    from misfire_fleet.store import Store
+
     if database is None:
         if uploads is None:
             raise ConfigError("say where the uploads are: --uploads FLEET_DIR, or --database with --blobs")

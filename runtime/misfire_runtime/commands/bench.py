@@ -1,194 +1,42 @@
-"""`misfire bench BUNDLE`: what a bundle's scores cost on this machine, against the same model without them.
-
-One graph, two sessions: all outputs, and the task's output alone (ONNX Runtime then runs only the nodes that
-this needs). Both run in one process, interleaved frame by frame in changing order, on the same provider, so
-that clock and load hit both alike. Reported are percentiles of each and the ratio of medians.
-"""
+"""`misfire bench BUNDLE`: what a bundle's scores cost on this machine. `latency` measures it."""
 
 from __future__ import annotations
 
-import gc
 import json
-import platform
-import random
-import resource
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
-from misfire_runtime.bundle import Bundle, Manifest
-from misfire_runtime.engines.base import EngineOptions
-from misfire_runtime.engines.load import load_engine
-from misfire_runtime.errors import ConfigError, EngineError
-from misfire_runtime.preprocess import decode_image, to_tensor
-
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt-provider", "tensorrt")
-Run = Callable[[NDArray[Any]], object]
+from misfire_runtime.choices import Provider
+from misfire_runtime.commands.options import AsJson, BundleFolder
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    bundle: BundleFolder,
     *,
-    source: Annotated[Path | None, typer.Option(help="Folder of images; default: the golden frames.")] = None,
-    provider: Annotated[str, typer.Option(help=f"One of {', '.join(PROVIDERS)}.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Of the CPU provider.")] = 1,
+    source: Annotated[
+        Path | None, typer.Option(help="Run on the pictures in this folder. Default: the golden frames.")
+    ] = None,
+    provider: Annotated[Provider, typer.Option(help="Run the graph on this provider.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU provider.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Frames per call.")] = 1,
-    rounds: Annotated[int, typer.Option(min=10, help="Calls of each.")] = 300,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    rounds: Annotated[int, typer.Option(min=10, help="Calls of each graph.")] = 300,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what a bundle's scores cost."""
-    if provider not in PROVIDERS:
-        raise ConfigError(f"--provider is {provider!r}; expected {', '.join(PROVIDERS)}")
+    from misfire_runtime.bundle import Bundle
+    from misfire_runtime.commands.latency import load_frames, measure
+    from misfire_runtime.engines.base import EngineOptions
+
     opened = Bundle.open(bundle)
-    options = EngineOptions(provider=provider, threads=threads)  # type: ignore[arg-type]
+    options = EngineOptions(provider=provider, threads=threads)
     result = measure(opened, options=options, frames=load_frames(opened, source), batch=batch, rounds=rounds)
     typer.echo(json.dumps(result, indent=2) if as_json else describe(result))
 
 
-def measure(
-    bundle: Bundle,
-    *,
-    options: EngineOptions,
-    frames: Sequence[NDArray[Any]],
-    batch: int = 1,
-    rounds: int = 300,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Latencies and memory of the bundle and of its task alone. frames: [1,C,H,W] each, as in the graph."""
-    if options.provider != "tensorrt":
-        import onnxruntime  # noqa: F401  (its library is no part of what the bundle takes)
-    before = resident_bytes()
-    engine = load_engine(bundle, options=options)
-    with_scores = resident_bytes()
-    bare, note = bare_runner(bundle, engine, options)
-    without = resident_bytes()
-    inputs = [
-        np.concatenate([frames[(i + j) % len(frames)] for j in range(batch)]) for i in range(len(frames))
-    ]
-    runs: dict[str, Run] = {"bundle": engine.infer}
-    if bare is not None:
-        runs["bare"] = bare
-    times = interleave(runs, inputs, rounds=rounds, seed=seed)
-    result: dict[str, Any] = {
-        "bundle": bundle.manifest.label,
-        "provider": engine.provider,
-        "precision": bundle.manifest.precision,
-        "threads": options.threads,
-        "batch": batch,
-        "rounds": rounds,
-        "machine": f"{platform.machine()} {platform.system()}",
-        "scores": [score.name for score in bundle.manifest.scores],
-        "latency_ms": {name: percentiles(values) for name, values in times.items()},
-        "memory_bytes": {
-            "bundle": with_scores - before,
-            "bare": without - with_scores if bare is not None else None,
-            "peak_process": peak_bytes(),
-        },
-        "note": note,
-    }
-    if bare is not None:
-        result["ratio"] = result["latency_ms"]["bundle"]["p50"] / result["latency_ms"]["bare"]["p50"]
-    engine.close()
-    return result
-
-
-def bare_runner(bundle: Bundle, engine: Any, options: EngineOptions) -> tuple[Run | None, str]:
-    """Runs the task's output alone, in its own session on the same provider; None where that cannot be."""
-    if options.provider == "tensorrt":
-        return None, "a native TensorRT engine computes all outputs; compare with a bundle without scores"
-    import onnxruntime as ort
-
-    output, name = task_output(bundle.manifest), bundle.manifest.input.name
-    session_options = ort.SessionOptions()
-    session_options.intra_op_num_threads, session_options.inter_op_num_threads = options.threads, 1
-    session_options.log_severity_level = 3
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = list(dict.fromkeys([engine.provider, "CPUExecutionProvider"]))
-    try:
-        session = ort.InferenceSession(str(bundle.model_path), session_options, providers=providers)
-    except Exception as error:
-        raise EngineError(f"{bundle.model_path}: {str(error).strip().splitlines()[0][:300]}") from error
-    return lambda image: session.run([output], {name: image}), ""
-
-
-def interleave(
-    runs: dict[str, Run], inputs: Sequence[NDArray[Any]], *, rounds: int, seed: int
-) -> dict[str, list[float]]:
-    """Seconds per call, `rounds` of each, every round in another order after a tenth to warm up."""
-    order, draw = list(runs), random.Random(seed)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    warm_up = max(3, rounds // 10)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for i in range(rounds + warm_up):
-            draw.shuffle(order)
-            for name in order:
-                started = time.perf_counter()
-                runs[name](inputs[i % len(inputs)])
-                if i >= warm_up:
-                    times[name].append(time.perf_counter() - started)
-    finally:
-        if collecting:
-            gc.enable()
-    return times
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99 in milliseconds."""
-    values = np.quantile(np.asarray(seconds) * 1000.0, [0.5, 0.95, 0.99])
-    return {name: float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
-
-
-def load_frames(bundle: Bundle, source: Path | None) -> list[NDArray[Any]]:
-    """Frames to run: pictures of a folder, or the golden inputs that came with the bundle."""
-    contract = bundle.manifest.input
-    if source is not None:
-        files = (
-            sorted(p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-            if source.is_dir()
-            else []
-        )
-        if not files:
-            raise ConfigError(f"{source}: a folder with .jpg or .png pictures is needed")
-        return [to_tensor(decode_image(p.read_bytes(), name=p.name), contract) for p in files[:64]]
-    golden = bundle.path / "golden.npz"
-    if "golden.npz" not in bundle.manifest.files:
-        raise ConfigError(f"{bundle.path} has no golden inputs; give pictures with --source")
-    with np.load(golden, allow_pickle=False) as archive:
-        images = archive["image"]
-    return [images[i : i + 1] for i in range(len(images))]
-
-
-def task_output(manifest: Manifest) -> str:
-    """The name of the task's own output."""
-    for output in manifest.outputs:
-        if output.kind not in ("score", "embedding", "other"):
-            return output.name
-    return manifest.outputs[0].name
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * resource.getpagesize()
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def describe(result: dict[str, Any]) -> str:
-    """A table for a person."""
+    """Returns the measurement as a table for a person."""
     lines = [
         f"{result['bundle']} on {result['provider']}, batch {result['batch']}, {result['rounds']} calls each"
     ]

@@ -17,58 +17,70 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from misfire_runtime.config.tables import VehicleConfig, read_config, validated
-from misfire_runtime.errors import SourceError
-from misfire_runtime.service.logs import set_up_logs, take_down_logs
-from misfire_runtime.service.systemd import ServiceNotifier
-from misfire_runtime.spool import Spool
-from misfire_runtime.triggers.rates import TargetRateTable
-from misfire_runtime.vehicle.pipeline import Vehicle
-from misfire_runtime.vehicle.session import RunResult, run_vehicle
+from misfire_runtime.commands.options import (
+    BrokerUrl,
+    ConfigFile,
+    Engine,
+    FleetName,
+    Insecure,
+    Protocol,
+    VehicleName,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from misfire_runtime.config.tables import VehicleConfig
+    from misfire_runtime.spool import Spool
+    from misfire_runtime.vehicle.pipeline import Vehicle
+    from misfire_runtime.vehicle.session import RunResult
 
 
 def run(
     *,
-    bundle: Annotated[Path | None, typer.Option(help="Folder of the model bundle.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Run the model bundle in this folder.")] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Image, video, folder, .mcap, rtsp://, /dev/videoN or gst:PIPELINE."),
+        typer.Option(
+            help="Read frames from an image, a video, a folder, an .mcap file, rtsp://..., /dev/videoN or "
+            "gst:PIPELINE. Repeat it for several cameras."
+        ),
     ] = None,
-    spool: Annotated[Path | None, typer.Option(help="Folder where chosen samples wait.")] = None,
-    broker: Annotated[
-        str | None,
-        typer.Option(help="mqtts://HOST:PORT of the broker. Default: none, keep samples in the spool."),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow plain mqtt:// to another machine.")
-    ] = False,
-    fleet: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None,
-    vehicle: Annotated[str | None, typer.Option(help="Name of this vehicle.")] = None,
+    spool: Annotated[Path | None, typer.Option(help="Keep chosen samples in this folder.")] = None,
+    broker: BrokerUrl = None,
+    insecure: Insecure = False,
+    fleet: FleetName = None,
+    vehicle: VehicleName = None,
     rate: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of frames to choose by score.")
+        float | None, typer.Option(min=0, max=1, help="Choose this share of frames by score.")
     ] = None,
-    random_rate: Annotated[float | None, typer.Option(min=0, max=1, help="Share chosen at random.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random stream.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="MQTT version: 5 or 3.1.1.")] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, tensorrt-provider, tensorrt.")
+    random_rate: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose this share of frames at random.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file. Options given here override it.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics and /healthz there.")] = None,
-    nice: Annotated[int, typer.Option(min=0, max=19, help="Lower the priority of this process.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Random seed of the random stream.")] = None,
+    protocol: Protocol = None,
+    provider: Engine = None,
+    config: ConfigFile = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics and /healthz on this port.")
+    ] = None,
+    nice: Annotated[
+        int, typer.Option(min=0, max=19, help="Lower the priority of this process by this much.")
+    ] = 0,
     until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="Stay until the fleet has it all.")
+        bool, typer.Option("--until-empty", help="Stay until the fleet has all samples.")
     ] = False,
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue where an interrupted run stopped.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Score frames and upload the informative ones."""
+    from misfire_runtime.config.tables import VehicleConfig, read_config
+    from misfire_runtime.vehicle.session import run_vehicle
+
     options = {
         "bundle": bundle,
         "source": [{"input": item, "name": _camera(item, source)} for item in source] if source else None,
@@ -101,6 +113,9 @@ def run(
 
 def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
     """`config` with the options that were given (not None) in place of its own. Raises ConfigError."""
+    from misfire_runtime.config.tables import validated
+    from misfire_runtime.triggers.rates import TargetRateTable
+
     data = config.model_dump(mode="python", exclude_unset=True, by_alias=True)
     for key, value in options.items():
         if value is None:
@@ -122,6 +137,8 @@ class _Watcher:
     """Feeds the watchdog and shows the progress line, about once a second."""
 
     def __init__(self, progress: Progress | None) -> None:
+        from misfire_runtime.service.systemd import ServiceNotifier
+
         self._notifier = ServiceNotifier()
         self._progress = progress
         self._task = progress.add_task("starting") if progress is not None else None
@@ -146,6 +163,11 @@ class _Watcher:
 @contextmanager
 def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading.Event, _Watcher]]:
     """Signals become events, logs go to standard error, a terminal gets a progress line."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from misfire_runtime.service.logs import set_up_logs, take_down_logs
+
     stop, hang_up = threading.Event(), threading.Event()
     previous = {}
 
@@ -220,6 +242,8 @@ def _print(result: RunResult, *, as_json: bool) -> None:
 
 def _raise_for(result: RunResult, *, interrupted: bool) -> None:
     """A run that could not do its work must not look like one that did."""
+    from misfire_runtime.errors import SourceError
+
     if result.failure is not None:
         raise result.failure
     if not interrupted and result.report.frames == 0 and result.report.unreadable:

@@ -7,41 +7,50 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
-from misfire_runtime.bundle import Manifest
 from misfire_runtime.errors import MisfireError
-from misfire_runtime.messages import Desired, Offer, Reply, Reported, State, Telemetry
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 DEFAULT_OUT = Path("docs/schemas")
-CONTRACTS: dict[str, type[BaseModel]] = {
-    "manifest": Manifest,
-    "offer": Offer,
-    "reply": Reply,
-    "state": State,
-    "telemetry": Telemetry,
-    "desired": Desired,
-    "reported": Reported,
-}
+
+
+def contracts() -> dict[str, type[BaseModel]]:
+    """Returns the pydantic model of every contract by the name of its file."""
+    from misfire_runtime.bundle import Manifest
+    from misfire_runtime.messages import Desired, Offer, Reply, Reported, State, Telemetry
+
+    return {
+        "manifest": Manifest,
+        "offer": Offer,
+        "reply": Reply,
+        "state": State,
+        "telemetry": Telemetry,
+        "desired": Desired,
+        "reported": Reported,
+    }
 
 
 def schema_text(contract: type[BaseModel]) -> str:
-    """The JSON Schema (2020-12) of one contract, with a stable layout."""
+    """Returns the JSON Schema (2020-12) of one contract, with a stable layout."""
     schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     schema.update(contract.model_json_schema())
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def schemas(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = DEFAULT_OUT,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a file differs.")] = False,
+    out: Annotated[Path, typer.Option(help="Write to this folder.")] = DEFAULT_OUT,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 if a file differs.")
+    ] = False,
 ) -> None:
     """Write the JSON Schemas of bundle and messages."""
     stale = []
-    for name, contract in CONTRACTS.items():
+    for name, contract in contracts().items():
         file = out / f"{name}.schema.json"
         text = schema_text(contract)
         if check:

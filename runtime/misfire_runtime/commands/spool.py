@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from misfire_runtime import clock
-from misfire_runtime.config.tables import VehicleConfig, read_config, validated
+from misfire_runtime.commands.options import AsJson, BrokerUrl, FleetName, Insecure, Protocol, VehicleName
 from misfire_runtime.errors import ConfigError, SpoolError, SpoolInUseError
-from misfire_runtime.service.logs import logs_to
-from misfire_runtime.service.signals import stop_on_signals
-from misfire_runtime.spool import RESUME, Spool
-from misfire_runtime.spool import inspection as spool_inspection
-from misfire_runtime.uplink import Uplink
+
+if TYPE_CHECKING:
+    from misfire_runtime.config.tables import VehicleConfig
+    from misfire_runtime.spool import Spool
+    from misfire_runtime.spool.inspection import Inspection
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,9 +34,13 @@ app = typer.Typer(
 )
 
 _RESUME_S = 15.0
-Folder = Annotated[Path | None, typer.Option("--spool", help="Folder of the spool. Default: spool.")]
-Config = Annotated[Path | None, typer.Option(help="The vehicle's TOML file, which names the spool.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--spool", help="Use the spool in this folder. Default: that of --config, else spool."),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Read this TOML file of the vehicle, which names the spool.")
+]
 
 
 @app.command("list")
@@ -50,6 +54,8 @@ def list_samples(
     as_json: AsJson = False,
 ) -> None:
     """Print what waits by priority and trigger, and what became of the rest."""
+    from misfire_runtime.spool import inspection as spool_inspection
+
     folder = _settings(config, spool).spool.path
     if rejected:
         kept = spool_inspection.rejected(folder)
@@ -74,6 +80,8 @@ def list_samples(
 @app.command()
 def verify(*, spool: Folder = None, config: Config = None, as_json: AsJson = False) -> None:
     """Check the hash of every pending sample, and the books; exit 1 on any problem."""
+    from misfire_runtime.spool import inspection as spool_inspection
+
     whole, problems = spool_inspection.verify(_settings(config, spool).spool.path)
     if as_json:
         typer.echo(json.dumps({"ok": not problems, "whole": whole, "problems": problems}))
@@ -85,7 +93,7 @@ def verify(*, spool: Folder = None, config: Config = None, as_json: AsJson = Fal
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="Folder to copy to.")],
+    out: Annotated[Path, typer.Argument(help="Copy to this folder.")],
     *,
     spool: Folder = None,
     config: Config = None,
@@ -93,6 +101,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Copy pending samples and their offers; they stay pending. Exit 1 if any is damaged."""
+    from misfire_runtime.spool import inspection as spool_inspection
+
     folder = _settings(config, spool).spool.path
     copied, damaged = spool_inspection.export(folder, out, with_rejected=rejected)
     if as_json:
@@ -108,16 +118,18 @@ def drain(
     *,
     spool: Folder = None,
     config: Config = None,
-    broker: Annotated[str | None, typer.Option(help="mqtts://HOST:PORT of the broker.")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow plain mqtt:// to another machine.")
-    ] = False,
-    protocol: Annotated[str | None, typer.Option(help="MQTT version: 5 or 3.1.1. Default: 5.")] = None,
-    fleet: Annotated[str | None, typer.Option(help="Name of the fleet.")] = None,
-    vehicle: Annotated[str | None, typer.Option(help="Name of this vehicle.")] = None,
+    broker: BrokerUrl = None,
+    insecure: Insecure = False,
+    protocol: Protocol = None,
+    fleet: FleetName = None,
+    vehicle: VehicleName = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload what waits, until nothing is pending; needs no model and no camera."""
+    from misfire_runtime.service.logs import logs_to
+    from misfire_runtime.service.signals import stop_on_signals
+    from misfire_runtime.uplink import Uplink
+
     table = {"url": broker, "insecure": insecure or None, "protocol": protocol}
     settings = _settings(config, spool, broker=table, fleet=fleet, vehicle=vehicle)
     address = settings.broker.connection() if settings.broker is not None else None
@@ -151,6 +163,8 @@ def drain(
 @app.command()
 def resume(*, spool: Folder = None, config: Config = None, as_json: AsJson = False) -> None:
     """End a hold after a wave of rejections, and offer the kept rejected samples again."""
+    from misfire_runtime.spool import RESUME
+
     settings = _settings(config, spool)
     try:
         with _opened(settings) as opened:
@@ -179,6 +193,8 @@ def _ask(request: Path) -> bool:
 
 def _settings(config: Path | None, spool: Path | None, **options: Any) -> VehicleConfig:
     """The configuration with the options that were given in place of its own. Raises ConfigError."""
+    from misfire_runtime.config.tables import VehicleConfig, read_config, validated
+
     read = read_config(config) if config is not None else VehicleConfig()
     data = read.model_dump(mode="python", exclude_unset=True, by_alias=True)
     for name, value in {"spool": {"path": spool}, **options}.items():
@@ -193,6 +209,8 @@ def _settings(config: Path | None, spool: Path | None, **options: Any) -> Vehicl
 @contextmanager
 def _opened(settings: VehicleConfig) -> Iterator[Spool]:
     """Raises SpoolError where there is no spool yet: it is not made here."""
+    from misfire_runtime.spool import Spool
+
     table = settings.spool
     if not (table.path / "spool.sqlite").exists() and not (table.path / "samples").is_dir():
         raise SpoolError(f"{table.path} is no spool; give --spool or --config")
@@ -200,7 +218,7 @@ def _opened(settings: VehicleConfig) -> Iterator[Spool]:
         yield opened
 
 
-def _page(found: spool_inspection.Inspection) -> Iterator[str]:
+def _page(found: Inspection) -> Iterator[str]:
     books = found.counters
     yield (
         f"{books.captured} captured = {books.stored} stored + {books.pending} pending + "

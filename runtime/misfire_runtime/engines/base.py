@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from pydantic import Field
 
 from misfire_runtime.bundle import ENGINE_CACHE, Bundle
+from misfire_runtime.choices import Provider
 from misfire_runtime.errors import EngineError
 from misfire_runtime.tables import Table
-
-Provider = Literal["auto", "cpu", "cuda", "tensorrt-provider", "tensorrt"]
 
 
 class Engine(Protocol):

@@ -9,13 +9,14 @@ import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from misfire_runtime.choices import MqttVersion
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.toml import explain
 
@@ -42,7 +43,7 @@ class BrokerConfig(BaseModel):
 
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
     port: Annotated[int, Field(gt=0, lt=65536)] = 1883
-    protocol: Literal["5", "3.1.1"] = "5"
+    protocol: MqttVersion = "5"
     tls: bool = False
     ca_file: Path | None = None
     """Authorities to trust; those of the system where None."""

@@ -6,8 +6,25 @@ split(examples, fractions=...)                  by group, stratified, determinis
 corruptions.corrupt_all(examples, family, ...)  the weather that training did not see
 """
 
-from misfire_train.data.examples import Dataset, Examples
-from misfire_train.data.loading import load_dataset
-from misfire_train.data.splits import split
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from misfire_runtime.front_door import front_door
+
+if TYPE_CHECKING:
+    from misfire_train.data.examples import Dataset, Examples
+    from misfire_train.data.loading import load_dataset
+    from misfire_train.data.splits import split
+else:
+    __getattr__, __dir__ = front_door(
+        __name__,
+        {
+            "Dataset": "misfire_train.data.examples",
+            "Examples": "misfire_train.data.examples",
+            "load_dataset": "misfire_train.data.loading",
+            "split": "misfire_train.data.splits",
+        },
+    )
 
 __all__ = ["Dataset", "Examples", "load_dataset", "split"]

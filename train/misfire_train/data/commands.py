@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
-from misfire_train.data.catalogue import Entry, cache_root, data_roots, entries, find_entry, state
-from misfire_train.data.download import fetch
-from misfire_train.data.loading import load_dataset
+from misfire_train.options import AsJson, DataFolder
+
+if TYPE_CHECKING:
+    from misfire_train.data.catalogue import Entry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-DATA_OPTION = typer.Option(
-    None, "--data", help="Folder of the data sets; else MISFIRE_DATA, else the user's cache."
-)
-JSON_OPTION = typer.Option(False, "--json", help="Print one JSON object.")
 
 
 @app.callback()
@@ -29,8 +23,13 @@ def root() -> None:
 
 
 @app.command("list")
-def list_datasets(data: Path | None = DATA_OPTION, as_json: bool = JSON_OPTION) -> None:
-    """Every data set: task, licence, whether its files are here, size."""
+def list_datasets(data: DataFolder = None, as_json: AsJson = False) -> None:
+    """List every data set: task, licence, whether its files are here, size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from misfire_train.data.catalogue import data_roots, entries
+
     rows = [_row(entry, data) for entry in entries().values()]
     if as_json:
         typer.echo(json.dumps({"roots": [str(folder) for folder in data_roots(data)], "datasets": rows}))
@@ -46,11 +45,13 @@ def list_datasets(data: Path | None = DATA_OPTION, as_json: bool = JSON_OPTION) 
 
 @app.command("fetch")
 def fetch_dataset(
-    name: str = typer.Argument(..., help="One of `misfire data list`."),
-    data: Path | None = DATA_OPTION,
-    as_json: bool = JSON_OPTION,
+    name: Annotated[str, typer.Argument(help="Fetch this data set of `misfire data list`.")],
+    data: DataFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download a data set from its official addresses, verified by checksum."""
+    from misfire_train.data.catalogue import find_entry, state
+
     entry = find_entry(name)
     if entry.files and state(entry, root=data, verify=True) == "present":
         fetched: list[Path] = []
@@ -70,11 +71,15 @@ def fetch_dataset(
 
 @app.command()
 def check(
-    name: str = typer.Argument("", help="One data set; all that are here without."),
-    data: Path | None = DATA_OPTION,
-    as_json: bool = JSON_OPTION,
+    name: Annotated[
+        str, typer.Argument(help="Check this data set. Default: all that are here.", show_default=False)
+    ] = "",
+    data: DataFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read every file and compare it with its published checksum; exit 1 where one differs."""
+    from misfire_train.data.catalogue import entries, find_entry, state
+
     chosen = [find_entry(name)] if name else [entry for entry in entries().values() if entry.files]
     rows = [{"name": entry.name, "state": state(entry, root=data, verify=True)} for entry in chosen]
     if as_json:
@@ -88,11 +93,15 @@ def check(
 
 @app.command()
 def show(
-    name: str = typer.Argument(..., help="A data set, or a reader and its path: image-folder:PATH."),
-    data: Path | None = DATA_OPTION,
-    as_json: bool = JSON_OPTION,
+    name: Annotated[
+        str, typer.Argument(help="Load this data set, or a reader and its path, such as image-folder:PATH.")
+    ],
+    data: DataFolder = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Load a data set and say what is in it: sizes, classes, groups, input, what was skipped."""
+    """Load a data set and print what is in it: sizes, classes, groups, input, what was skipped."""
+    from misfire_train.data.loading import load_dataset
+
     dataset = load_dataset(name, root=data)
     found: dict[str, Any] = {
         "name": dataset.name,
@@ -118,6 +127,8 @@ def show(
 
 
 def _row(entry: Entry, data: Path | None) -> dict[str, Any]:
+    from misfire_train.data.catalogue import state
+
     return {
         "name": entry.name + (f":{entry.argument}" if entry.argument else ""),
         "task": entry.task,
@@ -131,11 +142,18 @@ def _row(entry: Entry, data: Path | None) -> dict[str, Any]:
 
 def _target(data: Path | None) -> Path:
     """Where to put files: the named folder, or the cache."""
+    from misfire_train.data.catalogue import cache_root
+
     named = data or (Path(os.environ["MISFIRE_DATA"]) if os.environ.get("MISFIRE_DATA") else None)
     return named or cache_root()
 
 
 def _fetch_with_bar(entry: Entry, target: Path, *, quiet: bool) -> list[Path]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from misfire_train.data.download import fetch
+
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         return fetch(entry, target=target)

@@ -11,22 +11,22 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from misfire_runtime.errors import ConfigError
-from misfire_train import gamma
-from misfire_train.data import load_dataset
-from misfire_train.experiments import loss_ranking, plots, wrong_prediction
-from misfire_train.experiments.record import provenance, read_json, same_setting, write_json
+from misfire_train.options import AsJson, DataFolder, ExperimentMethod
+
+if TYPE_CHECKING:
+    import numpy as np
 
 app = typer.Typer(help="Reproduce published numbers.", no_args_is_help=True, rich_markup_mode=None)
 
-JSON = typer.Option(False, "--json", help="Print one JSON object.")
-DATA = typer.Option(None, "--data", help="Folder of the published data sets.")
-OUT = typer.Option(None, "--out", help="Folder for the JSON and the plot.")
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Write the JSON and the plot to this folder. Default: neither.")
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of independent repetitions.")]
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -35,10 +35,14 @@ def _print_json(result: dict[str, Any]) -> None:
 
 @app.command("gamma-tables")
 def gamma_tables(
-    fit: Path | None = typer.Option(None, help="A .npy file of losses to fit k and Theta to."),  # noqa: B008
-    as_json: bool = JSON,
+    fit: Annotated[
+        Path | None, typer.Option(help="Fit k and Theta to the losses in this .npy file, too.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Tables 1 and 2 of LearningLoss++ from the closed forms, k = 4 and Theta = 0.0666."""
+    """Compute Tables 1 and 2 of LearningLoss++ from the closed forms, k = 4 and Theta = 0.0666."""
+    from misfire_train import gamma
+
     result: dict[str, Any] = {
         "shape": gamma.SHAPE,
         "scale": gamma.SCALE,
@@ -63,20 +67,30 @@ def gamma_tables(
 
 
 @app.command("wrong-prediction")
-def run_wrong_prediction(  # noqa: PLR0917 (a command's options)
-    dataset: str = typer.Option("mnist", help="A classification data set."),
-    data: Path | None = DATA,
-    seeds: int = typer.Option(10, min=1, help="Independent repetitions."),
-    steps: int = typer.Option(10, min=1, help="Selections of 50 samples."),
-    method: list[str] | None = typer.Option(None, help="Only these methods; may be repeated."),  # noqa: B008
-    pool: int = typer.Option(20_000, min=1, help="Samples to select from, balanced over classes."),
-    out: Path | None = OUT,
-    as_json: bool = JSON,
+def run_wrong_prediction(
+    *,
+    dataset: Annotated[str, typer.Option(help="Select from this classification data set.")] = "mnist",
+    data: DataFolder = None,
+    seeds: Seeds = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Number of selections, of 50 samples each.")] = 10,
+    method: Annotated[
+        list[ExperimentMethod] | None,
+        typer.Option(help="Run only this method; repeat it for several. Default: all."),
+    ] = None,
+    pool: Annotated[
+        int, typer.Option(min=1, help="Select from this many samples, balanced over classes.")
+    ] = 20_000,
+    out: OutFolder = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Share of wrong predictions among what each score selects; Aljundi et al. Table 1, and its gate.
+    """Measure the share of wrong predictions in what each score selects (Aljundi et al. Table 1).
 
     A result in --out of the same protocol, seeds and versions is continued: its methods are not run again.
     """
+    from misfire_train.data import load_dataset
+    from misfire_train.experiments import plots, wrong_prediction
+    from misfire_train.experiments.record import provenance, read_json, same_setting, write_json
+
     protocol = wrong_prediction.Protocol(seeds=seeds, steps=steps, pool=pool)
     record = provenance(_command_line(), seeds=range(seeds), dataset=dataset)
     path = None if out is None else out / "wrong_prediction.json"
@@ -90,7 +104,7 @@ def run_wrong_prediction(  # noqa: PLR0917 (a command's options)
     found = wrong_prediction.run(
         load_dataset(dataset, root=data),
         protocol=protocol,
-        methods=method or list(wrong_prediction.METHODS),
+        methods=[each.value for each in method or ExperimentMethod],
         done=known,
         progress=lambda line: typer.echo(line, err=True),
         finished=keep,
@@ -112,16 +126,26 @@ def run_wrong_prediction(  # noqa: PLR0917 (a command's options)
 
 @app.command("loss-ranking")
 def run_loss_ranking(
-    dataset: list[str] | None = typer.Option(None, help="By default fashion-mnist and traffic-lights."),  # noqa: B008
-    data: Path | None = DATA,
-    seeds: int = typer.Option(5, min=1, help="Independent repetitions."),
-    out: Path | None = OUT,
-    as_json: bool = JSON,
+    *,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rank on this data set; repeat it for several. Default: fashion-mnist and traffic-lights."
+        ),
+    ] = None,
+    data: DataFolder = None,
+    seeds: Seeds = 5,
+    out: OutFolder = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Spearman, pair accuracy, AURC and weight norm of four objectives, clean and shifted.
+    """Compare four objectives by Spearman, pair accuracy, AURC and weight norm, clean and shifted.
 
     A result in --out of the same protocol keeps the data sets that this call does not name.
     """
+    from misfire_train.data import load_dataset
+    from misfire_train.experiments import loss_ranking
+    from misfire_train.experiments.record import provenance, read_json, write_json
+
     protocol = loss_ranking.Protocol(seeds=seeds)
     names = dataset or ["fashion-mnist", "traffic-lights"]
     record = provenance(_command_line(), seeds=range(seeds), dataset=", ".join(names))
@@ -152,7 +176,9 @@ def _command_line() -> str:
 
 
 def load_losses(path: Path) -> np.ndarray[Any, Any]:
-    """The array in a .npy file. Raises ConfigError where it is missing or no array of numbers."""
+    """Returns the array in a .npy file. Raises ConfigError if it is missing or no array of numbers."""
+    import numpy as np
+
     try:
         losses = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:

@@ -7,49 +7,79 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, get_args
 
 import typer
-from rich.console import Console
 
-from misfire_train.data import load_dataset
-from misfire_train.data.corruptions import FAMILIES
 from misfire_train.errors import JudgeError
-from misfire_train.judge.report import print_report
-from misfire_train.judge.report.page import write_page
-from misfire_train.judge.run_judging import Judging, judge_run
-from misfire_train.judge.score_names import chosen_scores
-from misfire_train.runs import load_run, read_record
+from misfire_train.options import AsJson, CorruptionName, DataFolder, JudgedPart
 
 
 def evaluate(
     *,
-    run: str = typer.Argument(..., help="Folder of a training run."),
-    out: str = typer.Option(..., help="Folder for report.json and report.html."),
-    data: str | None = typer.Option(None, "--data", help="Folder of the data sets; else MISFIRE_DATA."),
-    dataset: str | None = typer.Option(None, help="Data set; the run's own if not given."),
-    scores: str = typer.Option(
-        "all", help="Comma-separated: all, free (scores of the outputs), learning_loss_pp, or other names."
-    ),
-    shift: str = typer.Option("", help="Comma-separated corruptions, or all: " + ", ".join(FAMILIES)),
-    severity: int = typer.Option(3, min=1, max=5, help="Severity of each corruption."),
-    part: str = typer.Option("test", help="test, field or calibration: what nothing was fitted on."),
-    limit: int | None = typer.Option(None, min=1, help="Judge on this many frames, drawn at random."),
-    refit: bool = typer.Option(True, help="Fit the head again without each corruption it is judged on."),
-    failure_threshold: float | None = typer.Option(None, help="A loss above this is a failure."),
-    slices: str | None = typer.Option(None, help="CSV with a column id and one per kind of slice."),
-    max_gap: float | None = typer.Option(
-        None, help="Exit 1 where errors of slices differ by more, beyond chance and with the whole interval."
-    ),
-    replicates: int = typer.Option(300, min=50, help="Bootstrap resamples."),
-    seed: int = typer.Option(0, help="Random seed of corruptions, resamples and sampled scores."),
-    as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
+    run: Annotated[Path, typer.Argument(help="Judge the training run in this folder.")],
+    out: Annotated[Path, typer.Option(help="Write report.json and report.html to this folder.")],
+    data: DataFolder = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Judge on this data set. Default: the run's own.")
+    ] = None,
+    scores: Annotated[
+        str,
+        typer.Option(
+            help="Judge these scores, comma-separated: all, free (scores of the outputs), learning_loss_pp, "
+            "or other names."
+        ),
+    ] = "all",
+    shift: Annotated[
+        str,
+        typer.Option(
+            help="Judge under these corruptions, too, comma-separated: all, or of "
+            + ", ".join(get_args(CorruptionName))
+            + ". Default: none."
+        ),
+    ] = "",
+    severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of each corruption.")] = 3,
+    part: Annotated[
+        JudgedPart, typer.Option(help="Judge on this part of the data, on which nothing was fitted.")
+    ] = "test",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Judge on this many frames, drawn at random. Default: all.")
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option(help="Fit the head again without each corruption that it is judged on.")
+    ] = True,
+    failure_threshold: Annotated[
+        float | None, typer.Option(help="Count a loss above this as a failure. Default: the run's own.")
+    ] = None,
+    slices: Annotated[
+        Path | None, typer.Option(help="Compare slices by this CSV: a column id, and one per kind of slice.")
+    ] = None,
+    max_gap: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 1 if errors of two slices differ by more, with the whole interval and beyond "
+            "chance."
+        ),
+    ] = None,
+    replicates: Annotated[int, typer.Option(min=50, help="Number of bootstrap resamples.")] = 300,
+    seed: Annotated[int, typer.Option(help="Random seed of corruptions, resamples and sampled scores.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Judge every failure score on held-out data, and name the one to trigger on."""
-    wanted, shifts = _names(scores), tuple(FAMILIES) if shift == "all" else _names(shift)
-    chosen_scores(wanted, read_record(Path(run)))  # a wrong name is refused before the data are read
+    from rich.console import Console
+
+    from misfire_train.data import load_dataset
+    from misfire_train.judge.report import print_report
+    from misfire_train.judge.report.page import write_page
+    from misfire_train.judge.run_judging import Judging, judge_run
+    from misfire_train.judge.score_names import chosen_scores
+    from misfire_train.runs import load_run, read_record
+
+    wanted, shifts = _names(scores), get_args(CorruptionName) if shift == "all" else _names(shift)
+    chosen_scores(wanted, read_record(run))  # a wrong name is refused before the data are read
     _check_shifts(shifts)
-    loaded = load_run(Path(run))
-    source = load_dataset(dataset or loaded.record.dataset.name, root=Path(data) if data else None)
+    loaded = load_run(run)
+    source = load_dataset(dataset or loaded.record.dataset.name, root=data)
     judging = Judging(
         scores=wanted,
         shifts=shifts,
@@ -58,7 +88,7 @@ def evaluate(
         limit=limit,
         refit=refit,
         failure_threshold=failure_threshold,
-        slices=_read_slices(Path(slices)) if slices else None,
+        slices=_read_slices(slices) if slices else None,
         replicates=replicates,
         seed=seed,
     )
@@ -66,15 +96,14 @@ def evaluate(
     report, evidence = judge_run(
         loaded, source, judging, progress=lambda text: console.print(text, style="dim", markup=False)
     )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_json(folder / "report.json")
-    write_page(report, evidence, folder / "report.html")
+    out.mkdir(parents=True, exist_ok=True)
+    report.write_json(out / "report.json")
+    write_page(report, evidence, out / "report.html")
     if as_json:
         typer.echo(json.dumps(report.to_dict(), allow_nan=False))
     else:
         print_report(report)
-        typer.echo(f"{folder / 'report.html'}")
+        typer.echo(f"{out / 'report.html'}")
     wide = [
         f"{slice_.name}: error differs by {gap.gap.value:.3f} between {gap.smallest} and {gap.largest}"
         for slice_ in report.slices
@@ -91,9 +120,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _check_shifts(names: Sequence[str]) -> None:
-    unknown = next((name for name in names if name not in FAMILIES), None)
+    known = get_args(CorruptionName)
+    unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
-        raise JudgeError(f"unknown corruption {unknown}; there are all, {', '.join(FAMILIES)}")
+        raise JudgeError(f"unknown corruption {unknown}; there are all, {', '.join(known)}")
 
 
 def _read_slices(path: Path) -> dict[str, dict[str, str]]:

@@ -4,41 +4,68 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from misfire_train.errors import SelectionError
-from misfire_train.selection.choosing import METHODS
-from misfire_train.selection.choosing import select as choose
-from misfire_train.selection.files import read_column, read_matrix, write_chosen
+from misfire_train.options import AsJson, SelectionMethod
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SOURCE = "FILE.npy or FILE.parquet[:COLUMN]"
 
 
 def select(
     *,
-    k: int = typer.Option(..., "--budget", "-k", help="How many to choose."),
-    out: str = typer.Option(..., help="Where the chosen rows go: .csv or .json."),
-    method: str = typer.Option("k-center", help="One of: " + ", ".join(METHODS)),
-    embeddings: str | None = typer.Option(None, help=f"Table [N,D]: {_SOURCE}; column 'embedding'."),
-    scores: str | None = typer.Option(None, help=f"[N]: {_SOURCE}; column 'score'."),
-    probabilities: str | None = typer.Option(None, help=f"[N,K], for badge: {_SOURCE}."),
-    ids: str | None = typer.Option(None, help=f"[N] names: {_SOURCE}; column 'id'."),
-    labelled: str | None = typer.Option(
-        None, help="Labelled already: rows [M], ids [M], or embeddings [M,D] of frames elsewhere."
-    ),
-    balance: str | None = typer.Option(None, help="[N] class or group, for equal shares; column 'group'."),
-    seed: int = typer.Option(0, help="Same seed, same choice."),
-    power: float = typer.Option(1.0, help="score-diversity: 0 is only far apart, large is only high scores."),
-    radius: float | None = typer.Option(
-        None, help="probcover: radius of a ball; found by purity if not given."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print a JSON summary."),
+    k: Annotated[int, typer.Option("--budget", "-k", help="Choose this many.")],
+    out: Annotated[str, typer.Option(help="Write the chosen rows to this file: .csv or .json.")],
+    method: Annotated[SelectionMethod, typer.Option(help="Choose by this method.")] = "k-center",
+    embeddings: Annotated[
+        str | None,
+        typer.Option(help=f"Read embeddings [N,D] from {_SOURCE}. Default of COLUMN: embedding."),
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option(help=f"Read scores [N] from {_SOURCE}. Default of COLUMN: score.")
+    ] = None,
+    probabilities: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Read probabilities [N,K], for badge, from {_SOURCE}. Default of COLUMN: probabilities."
+        ),
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(help=f"Read names [N] from {_SOURCE}. Default of COLUMN: id.")
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(
+            help="Read what is labelled already: rows [M], ids [M], or embeddings [M,D] of other frames."
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Choose equal shares of the classes or groups [N] in {_SOURCE}. Default of COLUMN: group."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    power: Annotated[
+        float,
+        typer.Option(help="Weigh scores in score-diversity: 0 is distance only, large is scores only."),
+    ] = 1.0,
+    radius: Annotated[
+        float | None, typer.Option(help="Radius of a ball in probcover. Default: found by purity.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Choose what to label next: by score, diversity, density, and fair shares."""
+    import numpy as np
+
+    from misfire_train.selection.choosing import select as choose
+    from misfire_train.selection.files import read_column, read_matrix, write_chosen
+
     names = None if ids is None else read_column(ids, column="id").astype(str)
     values = None if embeddings is None else read_matrix(embeddings, column="embedding")
     ranks = None if scores is None else read_column(scores, column="score")
@@ -65,6 +92,10 @@ def select(
 
 
 def _labelled(source: str, names: NDArray[Any] | None) -> NDArray[Any]:
+    import numpy as np
+
+    from misfire_train.selection.files import read_column
+
     values = read_column(source, column="labelled")
     if values.ndim != 1 or np.issubdtype(values.dtype, np.integer):
         return values
