@@ -207,7 +207,6 @@ def test_stored_samples_are_counted_held_deleted_and_audited_from_the_command_li
         (("delete", "--from", "yesterday", "--reason", "x"), "--from 'yesterday': expected a time"),
         (("release", "nothing"), "no open hold"),
         (("collect", "--broker", "http://x"), "expected mqtt://HOST:PORT"),
-        (("collect", "--protocol", "4"), "protocol"),
         (("status", "--database", "mysql://x/y"), "expected sqlite:///PATH or postgresql"),
         (("simulate", "--images", "/nowhere"), "no JPEG or PNG"),
     ],
@@ -221,6 +220,13 @@ def test_what_is_wrong_is_one_line_and_exit_1(
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_version_of_mqtt_that_does_not_exist_is_an_error_that_names_those_that_do() -> None:
+    done = run("collect", "--protocol", "4")
+    assert done.returncode == 2
+    assert "--protocol" in done.stderr
+    assert "'5', '3.1.1'" in done.stderr
 
 
 def test_simulated_vehicles_settle_everything_they_capture_in_spite_of_faults(
