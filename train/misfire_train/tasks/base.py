@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from misfire_runtime import bundle
+from misfire_runtime.choices import TaskName
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
 from misfire_train.drawing import Drawing, Legend, data_url
@@ -265,9 +265,9 @@ class Task(ABC):
     # Export
 
     @property
-    def bundle_task(self) -> bundle.Task:
+    def bundle_task(self) -> TaskName:
         """What the manifest calls the task: vehicles know the released names, and "custom" for others."""
-        known: tuple[bundle.Task, ...] = get_args(bundle.Task)
+        known: tuple[TaskName, ...] = get_args(TaskName)
         return next((name for name in known if name == self.name), "custom")
 
     def labels_and_answers(
