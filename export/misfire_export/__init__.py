@@ -1,10 +1,10 @@
 """From a trained model to one verified, calibrated bundle that a vehicle can trust.
 
-    export_run(run, ...)              a run of `misfire train`
-    export_module_bundle(model, ...)  any torch module
-    export_onnx(path, ...)            a foreign ONNX graph
+    export_run(run, frames, out=..., options=Options(name, version))   a run of `misfire train`
+    export_module_bundle(model, frames, facts, ...)                    any torch module
+    export_onnx(path, frames, facts, ...)                              a foreign ONNX graph
 
-Each takes `Options` (name, precision, tolerance, ...) and writes what `misfire export` writes.
+`frames` are labelled examples (`Frames`), `facts` what nobody can see in a foreign model (`ModelFacts`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from misfire_runtime.front_door import front_door
 
 if TYPE_CHECKING:
-    from misfire_export.assemble import Options
     from misfire_export.errors import ExportError
+    from misfire_export.options import Options
+    from misfire_export.sources.facts import ModelFacts
+    from misfire_export.sources.frames import Frames
     from misfire_export.sources.module import export_module_bundle
     from misfire_export.sources.onnx import export_onnx
     from misfire_export.sources.run import export_run
@@ -24,11 +26,21 @@ else:
         __name__,
         {
             "ExportError": "misfire_export.errors",
-            "Options": "misfire_export.assemble",
+            "Frames": "misfire_export.sources.frames",
+            "ModelFacts": "misfire_export.sources.facts",
+            "Options": "misfire_export.options",
             "export_module_bundle": "misfire_export.sources.module",
             "export_onnx": "misfire_export.sources.onnx",
             "export_run": "misfire_export.sources.run",
         },
     )
 
-__all__ = ["ExportError", "Options", "export_module_bundle", "export_onnx", "export_run"]
+__all__ = [
+    "ExportError",
+    "Frames",
+    "ModelFacts",
+    "Options",
+    "export_module_bundle",
+    "export_onnx",
+    "export_run",
+]

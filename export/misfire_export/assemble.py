@@ -16,7 +16,6 @@ from typing import Any, Literal
 import onnx
 from torch import nn
 
-from misfire_export.choices import Target
 from misfire_export.errors import ExportError, PrecisionError
 from misfire_export.graph.check import check_graph
 from misfire_export.measure.calibrate import calibrate, operating_points, report, require_frames, score_notes
