@@ -21,6 +21,7 @@ Image = NDArray[np.uint8]
 """[H,W,3] uint8, RGB."""
 
 MAX_PIXELS = 64_000_000
+"""Above every camera of a vehicle; a small file that decodes to more is an attack or a mistake."""
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 
 

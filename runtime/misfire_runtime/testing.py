@@ -216,6 +216,7 @@ class ListSource:
         """
         self.name = name
         self.live = live
+        self.identity = ""
         self.counts = SourceCounts()
         self.exhausted = threading.Event()
         """Is set when the last image was taken."""

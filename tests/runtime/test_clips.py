@@ -143,6 +143,7 @@ class Paced:
     """A folder of pictures as a drive of ten per second."""
 
     live = False
+    identity = ""
 
     def __init__(self, inner: Any) -> None:
         self.name, self.counts, self._inner = inner.name, inner.counts, inner

@@ -300,7 +300,7 @@ def test_a_vehicle_that_cannot_run_says_so_and_ends_when_uploads_do_not_go_forwa
     bundle: Any, make_bundle: Any, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a service manager can try again; nobody answers its offers."""
-    monkeypatch.setattr(session, "PATIENCE_S", 4.0)
+    monkeypatch.setattr(session, "UPLOAD_GRACE_S", 4.0)
     text, complaint = broken("missing source", bundle, make_bundle, tmp_path)
     pending_samples(tmp_path / "spool", 3)
     port = free_port()

@@ -28,6 +28,7 @@ from misfire_runtime.triggers.registry import AnyTriggerTable
 from misfire_runtime.uplink.bandwidth import Bandwidth
 
 MAX_TRIGGERS = 32
+"""Every trigger looks at every frame."""
 MAX_CLIP_FRAMES = 300
 """Before and after a chosen frame, e.g. 10 s at 30 per second: all are encoded, and may be held in memory."""
 _ORIGIN = "desired configuration"

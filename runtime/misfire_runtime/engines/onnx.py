@@ -1,7 +1,7 @@
 """ONNX Runtime as an engine, on the CPU, CUDA or TensorRT provider.
 
 A provider that a package lists is not a provider that works: after creation the session is asked what it
-really runs on, and an explicit wish that was not met is an error.
+really runs on, and a provider that was asked for and does not work is an error.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class OnnxRuntimeEngine:
             )
         listed = ort.get_available_providers()
         auto = self._options.provider == "auto"
-        wishes = [w for w in _AUTO_ORDER if _ORT_PROVIDERS[w] in listed] if auto else [self._options.provider]
+        wanted = [p for p in _AUTO_ORDER if _ORT_PROVIDERS[p] in listed] if auto else [self._options.provider]
         problem = "no provider is installed"
-        for wish in wishes:
-            provider = _ORT_PROVIDERS[wish]
+        for name in wanted:
+            provider = _ORT_PROVIDERS[name]
             if provider not in listed:
-                raise EngineError(f"provider {wish} is not in this ONNX Runtime; it has {', '.join(listed)}")
+                raise EngineError(f"provider {name} is not in this ONNX Runtime; it has {', '.join(listed)}")
             session, problem = self._try(ort, provider)
             if session is not None:
                 return session

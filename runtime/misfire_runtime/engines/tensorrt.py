@@ -25,7 +25,9 @@ from misfire_runtime.files import write_durably
 
 PLAN, TIMING = "model.plan", "timing.cache"
 MAX_BATCH = 8
+"""A vehicle scores one frame at a time; `misfire bench` and calibration use batches."""
 WORKSPACE_BYTES = 1 << 30
+"""Memory that TensorRT may use while it tries kernels; an Orin Nano has 8 GB for all."""
 
 
 class TensorRTEngine:

@@ -27,7 +27,9 @@ from misfire_runtime.tables import Table
 from misfire_runtime.triggers.scored_frame import Choice
 
 _TIME_BASE = Fraction(1, 1000)
+"""Milliseconds: frames come at their own times, not at a fixed rate."""
 CLIP_PRIORITY = 4
+"""Below the 5 of triggers: a full spool gives up the frames around a chosen one before it."""
 
 
 class ClipsTable(Table):

@@ -27,8 +27,11 @@ from misfire_runtime.tables import RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
 MAX_DATAGRAM = 64 * 1024
+"""The largest that UDP carries, and far more than a file of signals needs."""
 MAX_KEYS = 60
+"""An offer carries 64: room is left for what clips add."""
 MAX_TEXT = 256
+"""As long as an offer takes."""
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 Value = float | str | bool
 

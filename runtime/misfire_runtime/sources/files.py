@@ -30,7 +30,9 @@ from misfire_runtime.sources.video import VideoFile, upright
 _LOG = logging.getLogger(__name__)
 
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
+"""A picture of 64 megapixels without compression has 192 MB; what is larger was named like one by mistake."""
 _NAMED_AT_MOST = 5
+"""File names in a message: the first few show which kind of file was meant."""
 
 
 @register

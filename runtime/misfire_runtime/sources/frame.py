@@ -18,7 +18,9 @@ from misfire_runtime.encoded import picture_format
 from misfire_runtime.preprocess import Image
 
 MAX_NAMED_PROBLEMS = 100
+"""Of a source: a folder of damaged files must not fill the memory. All are counted."""
 MAX_POSITION_S = 1e9
+"""What an offer takes: 30 years."""
 _UPLOADED = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 
@@ -73,10 +75,16 @@ class SourceCounts:
 
 
 class Source(Protocol):
-    """Where frames come from. `live` sources never end by themselves."""
+    """Where frames come from.
+
+    name: what offers call it.  live: never ends by itself, and only its newest frame counts.
+    identity: of a recording and its content, so that an interrupted run goes on where it stopped;
+    "" for live sources, and for recordings that begin anew in every run.
+    """
 
     name: str
     live: bool
+    identity: str
     counts: SourceCounts
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:

@@ -41,9 +41,13 @@ _CAPS = re.compile(
 _APPSINK = re.compile(r"!\s*appsink\b[^!]*$")
 _ANY_SINK = re.compile(r"!\s*(?!appsink)\w*sink\b[^!]*$")
 _MAX_PIXELS = 64_000_000
+"""The limit of pictures in files holds for cameras, too."""
 _MAX_ERRORS = 3
+"""The first errors name the cause; those behind them are its consequences."""
 _WAIT_S = 0.2
+"""How late `stop` is seen while nothing arrives."""
 _END_S = 3.0
+"""A camera's driver may take seconds to release it; after that the process is killed."""
 
 
 @register

@@ -15,6 +15,7 @@ _VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".ts", ".m
 _RAW_VIDEOS = frozenset({".h264", ".264", ".h265", ".265", ".hevc", ".mjpeg", ".mjpg"})
 KNOWN_SUFFIXES = tuple(sorted(_IMAGES | _VIDEOS | _RAW_VIDEOS | {".mcap"}))
 _MAGIC_BYTES = 400
+"""Two packets of a transport stream of 192 bytes each, the longest pattern below."""
 _MCAP = b"\x89MCAP0\r\n"
 _EBML = b"\x1a\x45\xdf\xa3"
 _VIDEO_MAGIC = re.compile(

@@ -72,6 +72,7 @@ class SourceKind(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     name: str
     live: bool
+    identity: str = ""
     counts: SourceCounts
 
     @classmethod

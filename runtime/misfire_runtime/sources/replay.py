@@ -33,6 +33,7 @@ from misfire_runtime.sources.registry import SourceKind, SourceTable, register
 _LOG = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+"""As for picture files: `MAX_IMAGE_BYTES`."""
 _NOT_COLOUR = re.compile(r"compressedDepth|^\s*(mono16|(16|32|64)[USF]C\d)")
 
 

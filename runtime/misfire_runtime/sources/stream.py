@@ -23,7 +23,9 @@ _LOG = logging.getLogger(__name__)
 NETWORK_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "tcp", "udp", "srt")
 _CAMERAS = ("v4l2:", "/dev/video")
 _RTSP_OVER_TCP = {"rtsp_transport": "tcp"}
+"""Over UDP, FFmpeg's default, a lost packet is a damaged picture, and firewalls are in the way."""
 _LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
+"""A vehicle wants the newest picture; FFmpeg would buffer some first."""
 
 
 @register

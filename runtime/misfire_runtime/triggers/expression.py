@@ -27,6 +27,7 @@ from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 MAX_LENGTH = 1000
 MAX_NODES = 200
+"""A rule is evaluated on every frame, and may come from the fleet: it must not cost more than scoring."""
 _UNKNOWN = object()
 Getter = Callable[[ScoredFrame], Any]
 

@@ -29,10 +29,13 @@ from misfire_runtime.triggers.registry import register
 from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 _ACCURACY = 0.002
+"""Relative error of the threshold: far below the noise of a quantile of some hundred frames."""
 _BINS = 8192
+"""Enough for 14 decades of scores at that accuracy; those below share the lowest bin."""
 _TINY = 1e-12
 """Below it a score is zero: the sketch's bins are for what can be told apart."""
 _REFRESH_FRAMES = 16
+"""Frames between two looks at the quantile, which walks all bins of the sketch."""
 
 
 class ThresholdTable(TriggerTable):

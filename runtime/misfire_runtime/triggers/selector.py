@@ -21,6 +21,7 @@ from misfire_runtime.triggers.scored_frame import Choice, ScoredFrame
 
 _LOG = logging.getLogger(__name__)
 RANDOM_PRIORITY = 6
+"""Above the 5 of triggers: a full spool evicts these last, so that statistics stay unbiased."""
 
 
 class Selector:

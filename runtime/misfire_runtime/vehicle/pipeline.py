@@ -45,9 +45,11 @@ from misfire_runtime.vehicle.probation import Vitals, memory_bytes
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
+"""Between two ticks: counts are written and the watchdog is fed; systemd waits for 60 s."""
 REMEMBER_S = 30.0
 """How often it is written down what triggers have learned."""
 MAX_ENGINE_FAILURES = 10
+"""In a row: one bad frame is skipped, an engine that is lost ends the run, so that it is started again."""
 COMING_S = 5.0
 """Frames are coming if the last was taken from a source within this time."""
 
@@ -132,7 +134,7 @@ class Vehicle:
         self._pending: tuple[VehicleConfig, Scorer, Selector] | None = None
         self._counted = {"frames": 0, "frames_dropped": 0, "frames_unreadable": 0}
         self._positions: dict[str, int] = {}
-        self._identities = {source.name: getattr(source, "identity", "") for source in sources}
+        self._identities = {source.name: source.identity for source in sources}
         self._live = {source.name: source.live for source in sources}
         self._failures = 0
         self._next_tick_s = 0.0

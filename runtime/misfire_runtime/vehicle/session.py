@@ -36,10 +36,11 @@ from misfire_runtime.vehicle.telemetry import TelemetryServer, heartbeat
 
 _LOG = logging.getLogger(__name__)
 STATE_FOLDER = "vehicle"
+"""In the spool's folder: budgets and positions are lost and kept together with the samples."""
 Watcher = Callable[[Vehicle | None, Spool], None]
 """Gets no vehicle where it could not be started."""
-PATIENCE_S = 60.0
-"""A run that failed stays so long without an upload before it ends."""
+UPLOAD_GRACE_S = 60.0
+"""A run that failed ends after this long without an upload."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class _Session:
             left = self._spool.counters().pending
             if left < pending:
                 moved_s = time.monotonic()
-            elif not until_empty and time.monotonic() - moved_s > PATIENCE_S:
+            elif not until_empty and time.monotonic() - moved_s > UPLOAD_GRACE_S:
                 return
             pending = left
 
@@ -246,14 +247,14 @@ class _Session:
         self._told = told
 
     def _take_desired(self, desired: Desired) -> Reported:
-        """The fleet's wish, once there is a vehicle. Raises ConfigError if there will be none."""
+        """Applies what the fleet desires once there is a vehicle. Raises ConfigError if there is none."""
         self._started.wait()
         if self._live is None:
-            raise ConfigError("the vehicle cannot run; the wish is not applied")
+            raise ConfigError("the vehicle cannot run; the desired configuration is not applied")
         return self._live.take_desired(desired)
 
     def _publish_reported(self, reported: Reported) -> None:
-        """A wish was taken back. Without a connection the fleet hears of it when it repeats the wish."""
+        """Reports a configuration that was taken back; offline, the fleet hears of it when it asks again."""
         if self._uplink is not None:
             self._uplink.publish_reported(reported)
 
