@@ -16,7 +16,7 @@ from tests.fleet.conftest import CollectorMaker, eventually
 from misfire_fleet.collector import Collector
 from misfire_fleet.collector import committer as collector_committer
 from misfire_fleet.collector.broker.outbox import Outbox
-from misfire_fleet.collector.health.endpoint import MetricsEndpoint
+from misfire_fleet.collector.endpoint import MetricsEndpoint
 from misfire_fleet.collector.health.health import Answers
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.housekeeping import Housekeeping

@@ -56,7 +56,7 @@ def collect(
 ) -> None:
     """Take uploads from vehicles and store them, until SIGTERM or Ctrl-C."""
     from misfire_fleet.collector import Collector
-    from misfire_fleet.collector.health.endpoint import MetricsEndpoint
+    from misfire_fleet.collector.endpoint import MetricsEndpoint
     from misfire_fleet.collector.malloc import limit_heaps
     from misfire_runtime.service.logs import logs_to
     from misfire_runtime.service.signals import stop_on_signals

@@ -26,6 +26,7 @@ from misfire_runtime.samples.clips import ClipRecorder
 from misfire_runtime.samples.encoding import Encoded, encode
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.service.logs import Throttle
+from misfire_runtime.service.worker import Worker
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
 from misfire_runtime.triggers.budget import Budget
@@ -115,8 +116,8 @@ class SampleWriter:
         """The last that the run ends with, whether or not it is over."""
         self.trouble: MisfireError | None = None
         """What has kept samples from the store since it last took one."""
-        self._thread = threading.Thread(target=self._run, name="sample-writer", daemon=True)
-        self._thread.start()
+        self._worker = Worker("sample-writer", self._run, wake=lambda: self._queue.put(None))
+        self._worker.start()
 
     @property
     def fill(self) -> float:
@@ -179,16 +180,14 @@ class SampleWriter:
         done = threading.Event()
         self._queue.put(Mark(counts, positions, done))
         while not done.wait(0.5):
-            if not self._thread.is_alive():
+            if not self._worker.alive:
                 return
 
     def close(self) -> None:
         """Writes what is waiting and ends the thread."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        self._worker.close(timeout_s=None)
 
-    def _run(self) -> None:
+    def _run(self, _stop: threading.Event) -> None:
         while True:
             item = self._queue.get()
             if item is None:

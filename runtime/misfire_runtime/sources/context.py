@@ -17,12 +17,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.files import read_bounded
+from misfire_runtime.service.worker import Worker
 from misfire_runtime.tables import RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
@@ -101,16 +103,12 @@ class ContextListener:
         self._stop = threading.Event()
         self._sockets = _open_sockets(table)
         self._stamp: tuple[int, int] | None = None
-        self._threads = [
-            threading.Thread(target=self._receive, args=(sock,), name="context", daemon=True)
-            for sock in self._sockets
-        ]
+        works = [partial(self._receive, sock) for sock in self._sockets]
         if table.file is not None:
-            self._threads.append(
-                threading.Thread(target=self._watch, args=(table.file,), name="context", daemon=True)
-            )
-        for thread in self._threads:
-            thread.start()
+            works.append(partial(self._watch, table.file))
+        self._workers = [Worker("context", work, stop=self._stop) for work in works]
+        for worker in self._workers:
+            worker.start()
 
     @property
     def udp_port(self) -> int | None:
@@ -122,16 +120,15 @@ class ContextListener:
 
     def close(self) -> None:
         """Ends the threads and removes the socket."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(2.0)
+        for worker in self._workers:
+            worker.close(timeout_s=2.0)
         for sock in self._sockets:
             sock.close()
         if self._table.socket is not None:
             self._table.socket.unlink(missing_ok=True)
 
-    def _receive(self, sock: socket.socket) -> None:
-        while not self._stop.is_set():
+    def _receive(self, sock: socket.socket, stop: threading.Event) -> None:
+        while not stop.is_set():
             try:
                 data = sock.recv(MAX_DATAGRAM)
             except TimeoutError:
@@ -140,8 +137,8 @@ class ContextListener:
                 return
             self._context.update(data.decode("utf-8", "replace"))
 
-    def _watch(self, file: Path) -> None:
-        while not self._stop.wait(0.2):
+    def _watch(self, file: Path, stop: threading.Event) -> None:
+        while not stop.wait(0.2):
             try:
                 stat = file.stat()
                 stamp = (stat.st_mtime_ns, stat.st_size)

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from misfire_runtime.errors import SourceError
+from misfire_runtime.service.worker import Worker
 from misfire_runtime.sources.frame import Frame, Source
 
 _LOG = logging.getLogger(__name__)
@@ -39,13 +40,12 @@ class _Feed:
         self.stalled = False
         self._ready = ready
         self._stop = stop
-        self.thread = threading.Thread(
-            target=self._run, args=(start,), name=f"source-{source.name}", daemon=True
-        )
+        self._start = start
+        self.worker = Worker(f"source-{source.name}", self._run, stop=stop, wake=self._notify)
 
-    def _run(self, start: int) -> None:
+    def _run(self, _stop: threading.Event) -> None:
         try:
-            for frame in self.source.frames(self._stop, start=start):
+            for frame in self.source.frames(self._stop, start=self._start):
                 if not self._put(frame):
                     break
         except Exception as error:  # noqa: BLE001  (a decoder's crash must not be silent: next() raises it)
@@ -54,6 +54,10 @@ class _Feed:
             with self._ready:
                 self.ended = True
                 self._ready.notify_all()
+
+    def _notify(self) -> None:
+        with self._ready:
+            self._ready.notify_all()
 
     def _put(self, frame: Frame) -> bool:
         with self._ready:
@@ -124,7 +128,7 @@ class FrameReader:
         ]
         self._turn = 0
         for feed in self._feeds:
-            feed.thread.start()
+            feed.worker.start()
 
     def next(self, timeout_s: float) -> Frame | None:
         """Returns the next frame; None if there is none within `timeout_s`, or ever (`ended`).
@@ -182,7 +186,7 @@ class FrameReader:
         for source in self.sources:
             source.close()
         for feed in self._feeds:
-            feed.thread.join(5.0)
+            feed.worker.close(timeout_s=5.0)
 
     def _take(self) -> Frame | None:
         for step in range(len(self._feeds)):
