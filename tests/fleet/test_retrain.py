@@ -24,7 +24,7 @@ from misfire_train.data import load_dataset
 from misfire_train.data.corruptions import corrupt
 from misfire_train.data.images import planes
 from misfire_train.fit import train_run
-from misfire_train.retraining import divide, retrain_run, shifted_test
+from misfire_train.retraining import Schedule, divide, retrain_run, shifted_test
 from misfire_train.runs import Run, load_run, read_splits, run_splits
 from misfire_train.train_config import parse_train_config
 
@@ -274,7 +274,7 @@ def test_a_regressions_child_counts_failures_by_its_parents_threshold(tmp_path: 
             labels=tmp_path / "labels.csv",
             dataset=load_dataset(name),
             out=tmp_path / "run2",
-            epochs=1,
+            schedule=Schedule(epochs=1),
         )
     assert outcome.run.record.failure == parent.record.failure
     assert load_run(tmp_path / "run2").task.failure_threshold == parent.task.failure_threshold

@@ -19,10 +19,12 @@ from misfire_train.fitting.frames import frames_to_fit
 from misfire_train.fitting.refit import refit_of_run
 from misfire_train.heads import recipe_named
 from misfire_train.judge.run_judging import Judging, judge_run
-from misfire_train.retraining import retrain_run
+from misfire_train.retraining import Schedule, retrain_run
 from misfire_train.runs import FOLDS_FILE, Run, fold_ids, fold_weights, load_run, read_splits, run_splits
 from misfire_train.scores import compute
 from misfire_train.train_config import parse_train_config
+
+SHORT = Schedule(epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_a_child_keeps_the_folds_and_its_networks_go_on_from_them(
     uploads = replace(
         worse, ids=tuple(f"up-{i}" for i in worse.ids), groups=tuple(f"m{i % 9}" for i in range(80))
     )
-    found = retrain_run(run, uploads, dataset=digits, out=tmp_path / "child", epochs=1)
+    found = retrain_run(run, uploads, dataset=digits, out=tmp_path / "child", schedule=SHORT)
     child = load_run(tmp_path / "child")
     for old, new in zip(fold_ids(run), fold_ids(child), strict=True):
         assert set(old) < set(new) and all(name.startswith("up-") for name in set(new) - set(old))
@@ -122,11 +124,11 @@ def test_a_child_keeps_the_folds_and_its_networks_go_on_from_them(
     assert len(fold_weights(child)) == 2 and "holdout_accuracy" not in child.record.metrics
     assert child.record.metrics["head"]["samples"] == 2 * len({i for names in fold_ids(child) for i in names})
     # Resumed, a finished child is the child; with other uploads it is refused.
-    again = retrain_run(run, uploads, dataset=digits, out=tmp_path / "child", epochs=1, resume=True)
+    again = retrain_run(run, uploads, dataset=digits, out=tmp_path / "child", schedule=SHORT, resume=True)
     assert again.run.record.run_id == child.record.run_id and again.after == found.after
     with pytest.raises(ConfigError, match="another configuration"):
         fewer = uploads.take(range(70))
-        retrain_run(run, fewer, dataset=digits, out=tmp_path / "child", epochs=1, resume=True)
+        retrain_run(run, fewer, dataset=digits, out=tmp_path / "child", schedule=SHORT, resume=True)
 
 
 def test_a_run_of_a_version_that_kept_no_folds_has_a_child_too(
@@ -138,5 +140,5 @@ def test_a_run_of_a_version_that_kept_no_folds_has_a_child_too(
     refit = refit_of_run(old, train=given.fit, holdout=given.holdout)
     assert refit is not None and refit.why_not == "its run did not keep the networks of its folds"
     field = run_splits(run, digits)["field"].take(range(30))
-    child = retrain_run(old, field, dataset=digits, out=tmp_path / "child", epochs=1).run
+    child = retrain_run(old, field, dataset=digits, out=tmp_path / "child", schedule=SHORT).run
     assert len(fold_weights(child)) == 2 and {*field.ids} < {i for names in fold_ids(child) for i in names}

@@ -52,26 +52,49 @@ class Retrained:
     uploads: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How a child is trained, where not by its parent's configuration.
+
+    Args:
+        epochs: Maximum number of epochs. None: half of the parent's, at least 4.
+        learning_rate: None: half of the parent's, since it starts from trained weights.
+        seed: Random seed. None: the parent's.
+    """
+
+    epochs: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+
+
 def retrain_run(
     run: Run,
     uploads: Examples,
     *,
     dataset: Dataset,
     out: Path,
-    epochs: int | None = None,
-    learning_rate: float | None = None,
-    seed: int | None = None,
+    schedule: Schedule = Schedule(),
     resume: bool = False,
     command: str = "",
     reporter: Reporter | None = None,
 ) -> Retrained:
-    """A child of `run`, trained on its data and `uploads`, written to `out`.
+    """Trains a child of `run` on its data and `uploads`, writes it to `out`, and measures both.
 
-    epochs: default half of the parent's budget, at least 4.  learning_rate: default half of the parent's.
-    Raises ConfigError where `out` is taken, the data set is another, or an upload is a test example.
+    Args:
+        run: The parent.
+        uploads: Labelled examples from the fleet.
+        dataset: The data set that the parent was trained on.
+        out: Folder of the child.
+        schedule: What differs from the parent's configuration.
+        resume: Go on from the checkpoint in `out`; a finished child is measured again.
+        command: Recorded in run.json.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: `out` is taken, the data set is another, or an upload is a test example.
     """
     reporter = reporter or Reporter(quiet=True)
-    config = child_config(run, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    config = child_config(run, schedule)
     parts = parts_with(run, uploads, dataset)
     counts = {name: len(parts.ids[f"{UPLOADS}{name}"]) for name in ("train", "holdout")}
     child = finished_run(out, fit_key(config, parts), resume=resume)
@@ -109,17 +132,17 @@ def parts_with(run: Run, uploads: Examples, dataset: Dataset) -> Parts:
     )
 
 
-def child_config(
-    run: Run, *, epochs: int | None = None, learning_rate: float | None = None, seed: int | None = None
-) -> TrainConfig:
-    """The parent's config with a gentler schedule: it starts from trained weights."""
+def child_config(run: Run, schedule: Schedule) -> TrainConfig:
+    """Returns the parent's config with a gentler schedule: the child starts from trained weights."""
     parent = run.config
-    budget = epochs if epochs is not None else max(4, parent.training.epochs // 2)
-    rate = learning_rate if learning_rate is not None else parent.training.learning_rate / 2
+    budget = schedule.epochs if schedule.epochs is not None else max(4, parent.training.epochs // 2)
+    rate = schedule.learning_rate
+    if rate is None:
+        rate = parent.training.learning_rate / 2
     training = parent.training.model_copy(update={"epochs": budget, "learning_rate": rate})
     # A child's head is fitted on losses that its network never saw, also where the parent's trained along.
     head = parent.head.model_copy(update={"joint": False}) if parent.head.joint else parent.head
-    chosen = parent.seed if seed is None else seed
+    chosen = parent.seed if schedule.seed is None else schedule.seed
     return parent.model_copy(update={"training": training, "head": head, "seed": chosen})
 
 

@@ -89,7 +89,7 @@ def retrain_from_store(
 ) -> Outcome:
     """Retrains on the store's labelled uploads and, with `bundle_out`, exports the new run.
 
-    options: as of `retrain_run` (epochs, learning_rate, seed, resume, command).
+    options: as of `retrain_run` (schedule, resume, command).
     """
     from misfire_fleet.retrain.uploads import labelled_uploads
     from misfire_train.retraining import retrain_run
@@ -145,6 +145,7 @@ def retrain(
     from misfire_train.data import load_dataset
     from misfire_train.fit import command_line
     from misfire_train.progress import Reporter
+    from misfire_train.retraining import Schedule
     from misfire_train.runs import load_run
 
     current = load_run(run)
@@ -158,8 +159,7 @@ def retrain(
             out=out,
             bundle_out=bundle_out,
             version=version,
-            epochs=epochs,
-            seed=seed,
+            schedule=Schedule(epochs=epochs, seed=seed),
             resume=resume,
             command=command_line(),
             reporter=Reporter(),

@@ -6,6 +6,7 @@ embeddings (and scores, probabilities) --> checks --> one method --> [k] rows in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ METHODS: dict[str, str] = {
     "probcover": "balls that cover the most frames; for small budgets",
     "score-diversity": "high scores that are far apart: rank(score)^power x squared distance",
 }
+_COVERAGE = frozenset({"typiclust", "probcover"})
 _NEED_SCORES = frozenset({"top-k", "score-diversity"})
 _NEED_EMBEDDINGS = frozenset(METHODS) - {"random", "top-k"}
 
@@ -85,53 +87,58 @@ def select(
         _badge(values, pool, probabilities, rows=rows, outside=outside, ids=ids, rng=rng)
     else:
         points = EuclideanPoints(values, ids=ids)  # type: ignore[arg-type]
-        _by_distance(
-            method,
-            points,
-            pool,
-            rows=rows,
-            outside=outside,
-            ranks=ranks,
-            rng=rng,
-            seed=seed,
-            power=power,
-            radius=radius,
-        )
+        covered = _Covered(rows, outside)
+        if method in _COVERAGE:
+            _by_coverage(method, points, pool, covered, seed=seed, radius=radius)
+        else:
+            _by_distance(method, points, pool, covered, ranks=ranks, rng=rng, power=power)
     return pool.result()
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """What is labelled already. rows: of the pool.  outside: embeddings [M,D] of frames elsewhere."""
+
+    rows: NDArray[np.int64]
+    outside: NDArray[np.float32] | None
+
+
+def _by_coverage(
+    method: str,
+    points: EuclideanPoints,
+    pool: Pool,
+    covered: _Covered,
+    *,
+    seed: int,
+    radius: float | None,
+) -> None:
+    # These two bring scikit-learn in; whoever does not call them need not have it.
+    from misfire_train.selection import coverage
+
+    if covered.outside is not None:
+        raise SelectionError(f"{method} takes labelled rows of the pool, not embeddings from elsewhere")
+    if method == "typiclust":
+        coverage.typiclust(points, pool, labelled=covered.rows, seed=seed)
+        return
+    if radius is None:
+        radius = coverage.choose_radius(points, clusters=max(2, min(pool.k, 50)), seed=seed)
+    rng = np.random.default_rng(seed)
+    coverage.prob_cover(points, pool, labelled=covered.rows, radius=radius, rng=rng)
 
 
 def _by_distance(
     method: str,
     points: EuclideanPoints,
     pool: Pool,
+    covered: _Covered,
     *,
-    rows: NDArray[np.int64],
-    outside: NDArray[np.float32] | None,
     ranks: NDArray[np.float64] | None,
     rng: np.random.Generator,
-    seed: int,
     power: float,
-    radius: float | None,
 ) -> None:
-    if method in {"typiclust", "probcover"}:
-        # These two bring scikit-learn in; whoever does not call them need not have it.
-        from misfire_train.selection import coverage
-
-        if outside is not None:
-            raise SelectionError(f"{method} takes labelled rows of the pool, not embeddings from elsewhere")
-        if method == "typiclust":
-            coverage.typiclust(points, pool, labelled=rows, seed=seed)
-            return
-        reach = (
-            coverage.choose_radius(points, clusters=max(2, min(pool.k, 50)), seed=seed)
-            if radius is None
-            else radius
-        )
-        coverage.prob_cover(points, pool, labelled=rows, radius=reach, rng=rng)
-        return
-    nearest = greedy.start(points, pool, rows)
-    if outside is not None:
-        nearest.add_outside(points, outside)
+    nearest = greedy.start(points, pool, covered.rows)
+    if covered.outside is not None:
+        nearest.add_outside(points, covered.outside)
     if method == "k-center":
         greedy.k_center(points, pool, nearest, rng=rng)
     elif method == "kmeans++":
