@@ -35,7 +35,7 @@ def picture_format(data: bytes) -> str:
 
 
 def without_trailer(data: bytes, *, name: str = "image") -> bytes:
-    """Returns the picture alone, without the bytes behind its end; formats that say no end stay as they are.
+    """Returns the picture without the bytes behind its end; formats that mark no end stay as they are.
 
     Raises ImageError if a JPEG, PNG or WebP ends before its own end.
     """

@@ -49,7 +49,7 @@ class OnnxRuntimeEngine:
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
-        """Drops the session."""
+        """Frees the session."""
         self._session = None
 
     def _create(self) -> Any:
@@ -75,7 +75,7 @@ class OnnxRuntimeEngine:
         raise EngineError(f"{self._bundle.model_path}: {problem}")
 
     def _try(self, ort: Any, provider: str) -> tuple[Any, str]:
-        """A session that verifiably runs on `provider`, or None and why not."""
+        """Returns a session that verifiably runs on `provider`, or None and why not."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._options.threads
         options.inter_op_num_threads = 1

@@ -32,7 +32,15 @@ class Scored:
     __slots__ = ("_outputs", "_prediction", "_scorer", "refused", "scores")
 
     def __init__(self, scorer: Scorer, outputs: Outputs) -> None:
-        """outputs: of the engine, for a batch of one. Raises EngineError on a score without a value."""
+        """Reads the scores.
+
+        Args:
+            scorer: whose bundle names the outputs.
+            outputs: of the engine, for a batch of one.
+
+        Raises:
+            EngineError: a score has another shape than [1].
+        """
         self._scorer = scorer
         self._outputs = outputs
         self._prediction: dict[str, Any] | None = None
@@ -70,14 +78,14 @@ class Scored:
 
     @property
     def prediction(self) -> dict[str, Any]:
-        """The task's answer in brief."""
+        """The task's answer in a few numbers."""
         if self._prediction is None:
             self._prediction = self._scorer.brief(self._outputs)
         return self._prediction
 
     @property
     def embedding(self) -> NDArray[np.float32] | None:
-        """[D], L2-normalised; None where the graph has none or it is not finite."""
+        """[D], L2-normalised; None if the graph has none, or it is not finite."""
         name = self._scorer.embedding_output
         if name is None:
             return None

@@ -3,7 +3,7 @@
 model.onnx --parser, builder, timing cache--> engine/<key>/model.plan --runtime--> context --infer--> outputs
 
 The key is (sha256 of the graph, TensorRT version, GPU, precision): a stale engine cannot serve a new graph.
-Written against the Python API of TensorRT 10. Networks are strongly typed where TensorRT can: fp16 and int8
+Written against the Python API of TensorRT 10. Networks are strongly typed if TensorRT can: fp16 and int8
 are then exactly what the exporter put into the graph, and scores stay fp32. This class was never executed
 by the project, which has no GPU to test on; its graphs are parsed and built in CI (docs/export.md).
 """
@@ -38,7 +38,16 @@ class TensorRTEngine:
     def __init__(
         self, bundle: Bundle, *, options: EngineOptions | None = None, max_batch: int = MAX_BATCH
     ) -> None:
-        """Builds or loads the engine. Raises EngineError where TensorRT, CUDA or the graph do not work."""
+        """Builds the engine, or loads it from the bundle's cache.
+
+        Args:
+            bundle: an opened bundle.
+            options: names the device.
+            max_batch: largest batch.
+
+        Raises:
+            EngineError: TensorRT, CUDA or the graph do not work.
+        """
         wanted = options or EngineOptions()
         self._bundle, self._max_batch = bundle, max_batch
         self._trt = load_tensorrt()
@@ -106,7 +115,7 @@ class TensorRTEngine:
         return data
 
     def _allocate(self) -> dict[str, int]:
-        """Device memory for every input and output at the largest batch."""
+        """Reserves device memory for every input and output at the largest batch."""
         buffers = {}
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
@@ -218,7 +227,7 @@ def _network_flags(trt: Any) -> int:
 
 
 def _set_precision(trt: Any, config: Any, precision: str) -> None:
-    """Flags for weakly typed networks; a strongly typed one takes its types from the graph."""
+    """Sets flags for weakly typed networks; a strongly typed one takes its types from the graph."""
     if _network_flags(trt) or precision == "fp32":
         return
     config.set_flag(trt.BuilderFlag.FP16)
@@ -227,7 +236,7 @@ def _set_precision(trt: Any, config: Any, precision: str) -> None:
 
 
 def _add_profile(builder: Any, network: Any, config: Any, *, max_batch: int) -> None:
-    """One optimisation profile: best at batch 1, up to max_batch, where the batch is dynamic."""
+    """Adds one optimisation profile, best at batch 1, up to max_batch, if the batch is dynamic."""
     profile, dynamic = builder.create_optimization_profile(), False
     for i in range(network.num_inputs):
         tensor = network.get_input(i)

@@ -2,7 +2,7 @@
 
 image --masks--> --each detector's boxes blurred--> --crop--> image + what was done (for the offer)
 
-It fails closed: where a detector is missing, does not load or breaks, no picture leaves this vehicle
+It fails closed: if a detector is missing, does not load or breaks, no picture leaves this vehicle
 (PrivacyError, counted by the writer), while scoring and telemetry go on.
 """
 
@@ -49,7 +49,7 @@ class BlurTable(Table):
         default=(), description="class numbers that count; none: all (detections: the sixth column; yolo)"
     )
     size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] | None = Field(
-        default=None, description="height, width to run at, where the graph leaves them free"
+        default=None, description="height, width to run at, if the graph leaves them free"
     )
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     mean: tuple[float, ...] = (0.0,)
@@ -58,7 +58,7 @@ class BlurTable(Table):
 
 
 class CropsTable(Table):
-    """Keep a region alone, as shares 0..1: x, y, width, height."""
+    """Keeps only a region, as shares 0..1: x, y, width, height."""
 
     box: tuple[Rate, Rate, Rate, Rate]
     source: str = ""
@@ -139,7 +139,11 @@ class Detector:
     """
 
     def __init__(self, table: BlurTable) -> None:
-        """Raises PrivacyError where the model is missing or ONNX Runtime refuses it."""
+        """Loads the model and runs it once.
+
+        Raises:
+            PrivacyError: the model is missing, or ONNX Runtime refuses it.
+        """
         self.label = table.label
         self._table = table
         self._session = _load(table.model)

@@ -1,6 +1,6 @@
-"""Doing less before doing harm: a ladder of steps, climbed under load and left when it is over.
+"""Doing less before doing harm: a ladder of steps, climbed under load and descended after it.
 
-0 everything; 1 no clips; 2 every second frame scored; 3 every fourth; 4 the random stream alone. The random
+0 everything; 1 no clips; 2 every second frame scored; 3 every fourth; 4 only the random stream. The random
 stream is scored at every step: it stays complete. Recorded sources are never thinned, only live ones.
 """
 

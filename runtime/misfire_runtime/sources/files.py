@@ -42,7 +42,15 @@ class RecordedFiles(SourceKind):
     live = False
 
     def __init__(self, path: Path, *, name: str = "") -> None:
-        """Raises SourceError where there is nothing to read."""
+        """Lists the files.
+
+        Args:
+            path: an image, a video, or a folder.
+            name: what offers call it; "" takes the path's own.
+
+        Raises:
+            SourceError: there is nothing to read.
+        """
         self.path = path
         self.name = name or shown(path.name or path.resolve().name)
         self.counts = SourceCounts()

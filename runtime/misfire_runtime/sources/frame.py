@@ -1,7 +1,7 @@
 """A frame, what a source is, and what a source counts.
 
 Recorded sources (files, replays) give every frame and end; live sources (cameras, streams) may stall, go
-away and come back, and whoever reads them is interested in the newest frame alone.
+away and come back, and only their newest frame is of interest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Frame:
     image: [H,W,3] uint8 RGB.  index: counted per source from 0.  name: file or topic it was read from.
     pts_s: position in a recording, seconds from its start; None if the source has no times.
     recorded_at: seconds since 1970 when it was recorded; None for live sources and if it is not known.
-    original: the encoded bytes it was decoded from, where that is one image; media_type names their format.
+    original: the encoded bytes it was decoded from, if it was one image; media_type names their format.
     wall, monotonic: when it was taken off the source.
     """
 
@@ -48,7 +48,7 @@ class Frame:
 
     @property
     def time_s(self) -> float:
-        """The time base of cool-downs: the recording's own where it has one, so that a replay repeats."""
+        """Time for cool-downs: the recording's own if it has one (a replay repeats), else monotonic."""
         return self.monotonic if self.pts_s is None else self.pts_s
 
     @property
@@ -59,7 +59,7 @@ class Frame:
 
 @dataclass
 class SourceCounts:
-    """What happened at a source; written by its reader alone."""
+    """What happened at a source; written only by its reader."""
 
     read: int = 0
     unreadable: int = 0
@@ -90,7 +90,8 @@ class Source(Protocol):
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
         """Yields frames from index `start` on until the end or `stop`.
 
-        Raises SourceError where it cannot be opened, or went away for good.
+        Raises:
+            SourceError: it cannot be opened, or is lost for good.
         """
         ...
 
@@ -102,7 +103,7 @@ class Source(Protocol):
 def sniff_media_type(data: bytes) -> str:
     """Returns the media type of encoded image bytes; "" for a format that collectors do not take.
 
-    Pictures of other kinds (BMP, TIFF, ...) are read all the same, and encoded anew where they are chosen.
+    Pictures of other kinds (BMP, TIFF, ...) are read all the same, and encoded anew if they are chosen.
     """
     media_type = picture_format(data)
     return media_type if media_type in _UPLOADED else ""

@@ -65,7 +65,17 @@ class GStreamerPipeline(SourceKind):
         silence_s: float = 10.0,
         max_wait_s: float = 30.0,
     ) -> None:
-        """Raises SourceError where GStreamer is not installed, or the pipeline has a sink of its own."""
+        """Checks the pipeline; it is started by `frames`.
+
+        Args:
+            pipeline: as for gst-launch-1.0, without a sink.
+            name: what offers call it.
+            silence_s: a pipeline that gives nothing for this long is started again.
+            max_wait_s: longest wait before it is started again.
+
+        Raises:
+            SourceError: GStreamer is not installed, or the pipeline has a sink of its own.
+        """
         if _ANY_SINK.search(pipeline):
             raise SourceError(f"GStreamer pipeline {pipeline!r} must end in video, without a sink of its own")
         program = shutil.which(PROGRAM)
@@ -146,7 +156,7 @@ class _Running:
         """Yields [H,W,3] uint8 RGB until it ends, falls silent, changes its size, or `stop`."""
         last = time.monotonic()
         while not (stop.is_set() or self._ended):
-            # The size is told beside the pictures: none is read before it is known.
+            # The size is printed, not part of the pictures: none is read before it is known.
             wanted = [self._words] if self._size is None else [self._frames, self._words]
             ready, _, _ = select.select(wanted, [], [], _WAIT_S)
             if self._words in ready:

@@ -51,7 +51,7 @@ def is_hidden(relative: Path) -> bool:
 
 
 def ends_early(file: Path) -> bool:
-    """Returns True if an MP4, MOV, AVI, MKV or WebM is cut off by what it says itself. Raises OSError."""
+    """Returns True if an MP4, MOV, AVI, MKV or WebM is shorter than its own headers say. Raises OSError."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if stream.read(4) == _EBML:

@@ -116,7 +116,7 @@ class AllOf(_Group):
 class CoolDown(Trigger):
     """Keeps a trigger quiet for a time, or a number of frames, after a frame was taken for it.
 
-    Time is per source and is the recording's own where it has one; a clock that went backwards (a loop, the
+    Time is per source, and the recording's own if it has one; a clock that went backwards (a loop, the
     next file) ends the pause. Every table may ask for it (`cool_down_s`, `cool_down_frames`): it has no kind.
     """
 

@@ -41,7 +41,7 @@ class TriggerMemory:
         )
 
     def save(self, bundle: str, learned: Learned) -> None:
-        """Replaces the file; a failure costs what was learned since the last time, at the next start."""
+        """Replaces the file; a failure is logged, and costs what was learned since the last time."""
         state = {"version": _VERSION, "bundle": bundle, "triggers": learned}
         try:
             write_state(self._path, json.dumps(state).encode())

@@ -1,4 +1,4 @@
-"""Near-duplicates: a frame whose embedding is close to one just taken says nothing new."""
+"""Near-duplicates: a frame whose embedding is close to one just taken is not informative."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NoveltyTable(Table):
 class Novelty:
     """Remembers the embeddings of the last `memory` taken frames.
 
-    A frame is a near-duplicate where its cosine similarity to one of them is at or above `similarity`.
+    A frame is a near-duplicate if its cosine similarity to one of them is at or above `similarity`.
     """
 
     def __init__(self, *, similarity: float, memory: int = 256) -> None:

@@ -1,6 +1,6 @@
 """The decision on one frame: triggers, then near-duplicates, then the budget; the random stream beside them.
 
-A frame of the random stream is taken whatever the triggers say, and is marked so even where a trigger wanted
+A frame of the random stream is taken whatever the triggers say, and is marked so even if a trigger wanted
 it too: the stream is only unbiased if it is complete.
 """
 

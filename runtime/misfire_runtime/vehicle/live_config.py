@@ -48,10 +48,16 @@ class LiveConfig:
         probation: Probation | None = None,
         report: Callable[[Reported], None] = lambda _reported: None,
     ) -> None:
-        """config: as started with.  file: watched for changes.  overlay: the command line's options, which
-        override a changed file.
+        """Watches nothing yet.
 
-        report: gets what becomes of a desired configuration later than `take_desired` returns.
+        Args:
+            vehicle: what is changed.
+            config: as started with.
+            state_dir: where the desired configuration is kept.
+            file: watched for changes; None watches none.
+            overlay: puts the command line's options, which override a changed file, on top of it.
+            probation: how long a desired configuration is on trial, and what counts as harm.
+            report: gets what becomes of a desired configuration after `take_desired` has returned.
         """
         self._vehicle = vehicle
         self._local = config
@@ -69,14 +75,17 @@ class LiveConfig:
 
     @property
     def desired_version(self) -> int:
-        """Of the desired configuration in force; -1 without one."""
+        """Version of the desired configuration in force; -1 without one."""
         return -1 if self._desired is None else self._desired.version
 
     def restore(self) -> Reported | None:
         """Applies what is kept from an earlier run, if it still fits.
 
-        One on trial with which the process ended `Probation.starts` times other than in order is refused for
-        good, and the last confirmed one is applied instead.
+        One on trial with which the process crashed `Probation.starts` times is refused for good, and the last
+        confirmed one is applied instead.
+
+        Returns:
+            What became of it; None if nothing is kept.
         """
         with self._lock:
             trial = self._kept.trial
@@ -96,14 +105,14 @@ class LiveConfig:
             return None if kept is None else self._answer_known(kept)
 
     def reload_if_changed(self) -> bool:
-        """Looks at the file's time and size; True where a new configuration was taken over."""
+        """Reads the file again if its time or size changed; returns True if it is in force now."""
         stamp = _stamp(self._file)
         if stamp is None or stamp == self._stamp:
             return False
         return self.reload()
 
     def reload(self) -> bool:
-        """Reads the file again. False, and a log line, where it is refused."""
+        """Reads the file again; returns False, and logs why, if it is refused."""
         if self._file is None:
             return False
         with self._lock:
@@ -122,7 +131,11 @@ class LiveConfig:
         return True
 
     def take_desired(self, desired: Desired) -> Reported:
-        """Applies what the fleet desires, on trial. The answer says whether it is in force, and why not."""
+        """Applies what the fleet desires, on trial.
+
+        Returns:
+            Whether it is in force, and why not.
+        """
         with self._lock:
             highest = self._kept.version
             if desired.version <= highest:
@@ -136,7 +149,7 @@ class LiveConfig:
             return self._report(desired.version, accepted=not problem, reason=problem, bundle=desired.bundle)
 
     def watch(self) -> None:
-        """Judges what is on trial. Called about once a second from the frame path.
+        """Judges what is on trial; called about once a second from the frame path.
 
         It waits for nobody, but a bundle that did harm is exchanged for the earlier one right here.
         """
@@ -148,9 +161,11 @@ class LiveConfig:
             self._lock.release()
 
     def close(self, error: BaseException | None = None) -> None:
-        """The process ends, by `error` unless in order.
+        """Notes whether the process ends in order.
 
-        Only an engine that gave up, or the unforeseen, is held against what is on trial.
+        Args:
+            error: what it ends by. Only an engine that gave up, or an unforeseen error, counts against what
+                is on trial.
         """
         own = error is None or (isinstance(error, MisfireError) and not isinstance(error, EngineError))
         if own and self._lock.acquire(timeout=1.0):  # longer: a bundle is being loaded
@@ -237,7 +252,7 @@ class LiveConfig:
         self._write(lambda: self._kept.refuse(problem))
 
     def _answer_known(self, desired: Desired) -> Reported:
-        """What became of a version that is not above the highest."""
+        """Returns what became of a version that is not above the highest."""
         trial, highest = self._kept.trial, self._kept.version
         if trial is not None and trial.refused and desired == trial.desired:
             return self._report(desired.version, accepted=False, reason=trial.refused)
@@ -262,7 +277,7 @@ class LiveConfig:
         return config if desired is None or not desired.config else with_desired(config, desired.config)
 
     def _check(self, fresh: VehicleConfig) -> None:
-        """Raises ConfigError where the version does not rise, or a table that needs a restart has changed."""
+        """Raises ConfigError if the version does not rise, or a table that needs a restart has changed."""
         if fresh.version <= self._local.version:
             raise ConfigError(
                 f"{self._file}: version: {fresh.version} is not above {self._local.version}; "

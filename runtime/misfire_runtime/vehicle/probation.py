@@ -72,11 +72,15 @@ class DesiredStore:
 
     @property
     def version(self) -> int:
-        """The highest that was taken; -1 before any."""
+        """The highest version that was taken; -1 before any."""
         return self.trial.desired.version if self.trial is not None else self._floor()
 
     def begin(self, desired: Desired) -> None:
-        """Puts one on trial in place of an earlier one. Raises OSError: then it must not be applied."""
+        """Puts one on trial in place of an earlier one.
+
+        Raises:
+            OSError: it cannot be kept, so it must not be applied.
+        """
         self._write(Trial(desired, starts=1))
 
     def start_again(self) -> None:
@@ -85,17 +89,17 @@ class DesiredStore:
         self._write(Trial(self.trial.desired, starts=self.trial.starts + 1))
 
     def ended_in_order(self) -> None:
-        """The process ends as it should: that is not held against the trial. Raises OSError."""
+        """Notes that the process ends in order, which is not held against the trial. Raises OSError."""
         if self.trial is not None and not self.trial.refused:
             self._write(Trial(self.trial.desired, starts=0))
 
     def refuse(self, reason: str) -> None:
-        """The one on trial is not tried again. Raises OSError."""
+        """Marks the one on trial as refused: it is not tried again. Raises OSError."""
         assert self.trial is not None
         self._write(Trial(self.trial.desired, starts=self.trial.starts, refused=reason))
 
     def withdraw(self, earlier: Trial | None = None) -> None:
-        """Forgets the trial, for the one before it: it could not be applied. Raises OSError."""
+        """Forgets a trial that could not be applied, for the one before it. Raises OSError."""
         self.trial = earlier
         if earlier is None:
             remove_durably(self._trial_file)
@@ -103,7 +107,7 @@ class DesiredStore:
             self._write(earlier)
 
     def confirm(self) -> None:
-        """The one on trial becomes the last confirmed one. Raises OSError."""
+        """Makes the one on trial the last confirmed one. Raises OSError."""
         assert self.trial is not None
         write_state(self._confirmed_file, self.trial.desired.model_dump_json().encode())
         self.confirmed = self.trial.desired
@@ -120,7 +124,7 @@ class DesiredStore:
 
 
 def memory_bytes() -> int:
-    """Resident memory of this process; 0 if the system does not say."""
+    """Returns the resident memory of this process; 0 if the system does not say."""
     try:
         pages = int(_STATM.read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -129,7 +133,7 @@ def memory_bytes() -> int:
 
 
 def harm(now: Vitals, before: Vitals, limits: Probation) -> str:
-    """Says what harm came to the vehicle since `before`; "" if none."""
+    """Returns what harm came to the vehicle since `before`, in words; "" if none."""
     growth = now.memory_bytes - before.memory_bytes
     if growth > limits.growth_bytes:
         return f"memory grew by {growth >> 20} MiB with it; at most {limits.growth_bytes >> 20} MiB"

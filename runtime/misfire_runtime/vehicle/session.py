@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 STATE_FOLDER = "vehicle"
 """In the spool's folder: budgets and positions are lost and kept together with the samples."""
 Watcher = Callable[[Vehicle | None, Spool], None]
-"""Gets no vehicle where it could not be started."""
+"""Gets None if the vehicle could not be started."""
 UPLOAD_GRACE_S = 60.0
 """A run that failed ends after this long without an upload."""
 
@@ -53,7 +53,7 @@ class RunResult:
     failure: MisfireError | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the report's fields, the spool's books under `counters`."""
+        """Returns the report's fields for JSON, with the spool's books under `counters`."""
         return {
             **self.report.as_dict(),
             "counters": self.counters.model_dump(),
@@ -75,10 +75,25 @@ def run_vehicle(
 ) -> RunResult:
     """Runs until the sources end or `stop`; with `until_empty` until the fleet has everything, too.
 
-    file, overlay: the configuration file to watch, and what stands above it (see LiveConfig).
-    hang_up: set to have the file read again. Raises a MisfireError where something cannot be opened or fails
-    for good, after what waits was uploaded as far as that goes. A broker that is not there is no error:
-    samples wait in the spool, and `until_empty` waits for it until `stop`.
+    A broker that cannot be reached is no error: samples wait in the spool, and `until_empty` waits for it
+    until `stop`.
+
+    Args:
+        config: names at least a bundle and a source.
+        stop: set to end the run in order.
+        until_empty: stay until nothing is pending.
+        resume: go on where an interrupted run stopped.
+        on_tick: called about once a second.
+        file: the configuration file to watch; None watches none.
+        overlay: puts options that override the file on top of it (see LiveConfig).
+        hang_up: set to have the file read again.
+
+    Returns:
+        What the run did, and the spool's books after it.
+
+    Raises:
+        MisfireError: something cannot be opened or fails for good; what waits was uploaded first, if it
+            could be.
     """
     stopping = stop or threading.Event()
     with ExitStack() as stack:
@@ -161,7 +176,7 @@ class _Session:
         self._tell()
 
     def run(self, stop: threading.Event, *, until_empty: bool) -> RunResult:
-        """Frames, then what is left to upload."""
+        """Processes frames, then uploads what is left."""
         vehicle = self._vehicle
         assert vehicle is not None
         vehicle.run(stop)
@@ -208,7 +223,7 @@ class _Session:
             self._tick()
 
     def _tick(self) -> None:
-        """About once a second, from the frame path and while draining."""
+        """Does the regular work, about once a second, from the frame path and while draining."""
         if self._live is not None and self._failure is None:
             if self._hang_up is not None and self._hang_up.is_set():
                 self._hang_up.clear()
@@ -231,7 +246,7 @@ class _Session:
             vehicle.credit(self._declined.get())
 
     def _tell(self) -> None:
-        """Hands the uplink what changed: bundle, bandwidth, and whether the link costs money."""
+        """Passes to the uplink what changed: bundle, bandwidth, and whether the link costs money."""
         uplink, vehicle = self._uplink, self._vehicle
         if uplink is None or vehicle is None:
             return
@@ -259,7 +274,7 @@ class _Session:
             self._uplink.publish_reported(reported)
 
     def _beat(self, uplink: Uplink) -> None:
-        """Hands over a heartbeat; the sketches begin anew only where the broker got them."""
+        """Sends a heartbeat; the sketches begin anew only if the broker got them."""
         beat = heartbeat(self._vehicle, self._spool.counters(), disk=self._spool.path, hold=self._hold())
         if uplink.publish_telemetry(beat) and self._vehicle is not None:
             self._vehicle.statistics.begin_stretch()
@@ -269,7 +284,7 @@ class _Session:
         return "" if hold is None else hold.reason
 
     def _problems(self) -> list[str]:
-        """What the vehicle itself does not know of."""
+        """Returns the problems that the vehicle itself does not know of."""
         problems = [] if self._failure is None else [f"cannot run: {self._failure}"]
         return [*problems, f"uploads are held: {self._hold()}"] if self._hold() else problems
 
@@ -309,7 +324,7 @@ class _Session:
 
 
 def _complete(config: VehicleConfig) -> VehicleConfig:
-    """Raises ConfigError where the configuration names no bundle or no source."""
+    """Raises ConfigError if the configuration names no bundle or no source."""
     if config.bundle is None:
         raise ConfigError("bundle: not set; give --bundle, or `bundle` in the configuration file")
     if not config.source:
@@ -318,7 +333,11 @@ def _complete(config: VehicleConfig) -> VehicleConfig:
 
 
 def broker_config(config: VehicleConfig) -> BrokerConfig | None:
-    """The `[broker]` table; None where it names no broker. Raises ConfigError."""
+    """Returns the broker of the `[broker]` table; None if it names none.
+
+    Raises:
+        ConfigError: the address or TLS settings do not fit; the message shows no password.
+    """
     return config.broker.connection() if config.broker is not None else None
 
 
