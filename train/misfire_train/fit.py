@@ -188,7 +188,7 @@ def fit(
     with _new_folder(out):
         saving = Saving(out / CHECKPOINT, resume=resume, key=fit_key(config, parts))
         trained = _fit(config, dataset, parts, saving=saving, reporter=reporter)
-        metrics = measure(trained, dataset, parts, reporter=reporter)
+        metrics = measure(trained, dataset, parts, config, reporter=reporter)
         record = make_record(dataset, config, parts, trained, metrics=metrics, command=command)
         folds = {f"fold-{k}": network.unseen.ids for k, network in enumerate(trained.folds)}
         write_run(
@@ -256,7 +256,7 @@ def _fit(
     config: TrainConfig, dataset: Dataset, parts: Parts, *, saving: Saving, reporter: Reporter
 ) -> Trained:
     parent, folds = parts.parent, config.head.folds
-    # The order of a parent's frames is not seen again: what it had last would weigh most.
+    # A child sees the frames in another order than its parent did.
     seed = config.seed + (parent is not None)
     torch.manual_seed(seed)
     recipe = (
@@ -383,7 +383,9 @@ def _fit_folds(
     else:
         # A parent of an older version kept no folds: they start anew, by its own, longer schedule.
         table = config.training if parent is None else parent.config.training
-        ids = deal_folds(data.train, folds=config.head.folds, seed=config.seed)
+        added = np.array([i for name, part in parts.ids.items() if name.startswith(UPLOADS) for i in part])
+        own = data.train.take(np.flatnonzero(~np.isin(np.array(data.train.ids), added)))
+        ids = with_new(deal_folds(own, folds=config.head.folds, seed=config.seed), data.train)
         starts = [fresh] * len(ids)
     networks = networks_of_folds(probe, data.train, ids, starts)
     fit_folds(
@@ -406,12 +408,14 @@ def probe_of(built: BuiltModel, layers: tuple[str, ...]) -> Probe:
         raise ConfigError(f"head.layers: {error}") from error
 
 
-def measure(trained: Trained, dataset: Dataset, parts: Parts, *, reporter: Reporter) -> dict[str, Any]:
+def measure(
+    trained: Trained, dataset: Dataset, parts: Parts, config: TrainConfig, *, reporter: Reporter
+) -> dict[str, Any]:
     """Returns accuracy on parts that the network was not fitted on, and what the head's training showed."""
     model, contract, task = trained.built.module, dataset.contract, get_task(dataset.task)
     metrics: dict[str, Any] = {"epochs": trained.state.epoch, "best_epoch": trained.state.best_epoch + 1}
     unseen = {"calibration": parts.calibration, "test": dataset.test}
-    if not trained.folds:
+    if not config.head.folds:
         unseen = {"holdout": parts.holdout, **unseen}
     for name, part in unseen.items():
         loss, accuracy = evaluate(model, part, task=task, contract=contract)
