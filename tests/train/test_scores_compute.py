@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.scores import FitSet, ScoreError, build, compute, gather
-from misfire_train.scores.density import KnnDistance, Mahalanobis, OutputDeviation, k_center
-from misfire_train.scores.output_only import Entropy, Msp
+from misfire_train.scores.density import KnnDistance, Mahalanobis, k_center
+from misfire_train.scores.output_only import Entropy, Msp, OutputDeviation
 from misfire_train.scores.stacked import Stacked, logistic_regression
 from misfire_train.signals import Probe, Score, Signals
 

@@ -65,6 +65,11 @@ class Score(nn.Module):
     free: bool = False
     exportable: bool = True
 
+    @classmethod
+    def make(cls, recipe: Any) -> Score:
+        """Builds the score from a `scores.registry.Recipe`; by default from nothing but its options."""
+        return cls(**recipe.options)
+
     def forward(self, signals: Signals) -> Tensor:
         """[N] from one forward pass."""
         raise NotImplementedError

@@ -8,12 +8,15 @@ One forward pass gives phi~; K linear members answer from it. So both scores exp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import feature_energy, pooled
+from misfire_train.scores.registry import Recipe, register
 from misfire_train.signals import Score, Signals
 
 
@@ -70,6 +73,7 @@ class Committee(nn.Module):
         return flat.reshape(-1, members, outputs) + self.bias
 
 
+@register(tasks=("regression",), needs="fit", source="Cai et al. 2013")
 class EglRegression(Score):
     """mean_k ||f - f_k|| ||phi~|| / sqrt(C): gradient norm of (1/2)||f - f_k||^2 (Cai et al. 2013)."""
 
@@ -81,6 +85,12 @@ class EglRegression(Score):
         self.name = name or self.name
         self.definition = "mean_k ||f - f_k||" + (" ||phi~||" if feature_norm else "")
 
+    @classmethod
+    def make(cls, recipe: Recipe) -> EglRegression:
+        """Builds it on a committee; options members, ridge and seed are the committee's."""
+        committee, options = _committee(recipe)
+        return cls(committee, **options)
+
     def forward(self, signals: Signals) -> Tensor:
         """[N] from values [N,J]."""
         gap: Tensor = (_values(signals)[:, None] - self.committee(pooled(signals))).square().sum(2)
@@ -88,6 +98,7 @@ class EglRegression(Score):
         return length * torch.sqrt(feature_energy(signals)) if self.feature_norm else length
 
 
+@register(tasks=("regression",), needs="fit", source="Shukla 2022")
 class EglEnsemble(Score):
     """||phi~||^2 / C * mean_k sum_j [ sigma_kj^2 + (mu_kj - f_j)^2 ]: spread within and between members.
 
@@ -103,6 +114,12 @@ class EglEnsemble(Score):
         self.name = name or self.name
         self.definition = "mean_k [sigma_k^2 + (mu_k - f)^2]" + (" ||phi~||^2" if feature_norm else "")
 
+    @classmethod
+    def make(cls, recipe: Recipe) -> EglEnsemble:
+        """Builds it on a committee; options members, ridge and seed are the committee's."""
+        committee, options = _committee(recipe)
+        return cls(committee, **options)
+
     def forward(self, signals: Signals) -> Tensor:
         """[N] from values [N,J]."""
         answers: Tensor = self.committee(pooled(signals))
@@ -110,6 +127,13 @@ class EglEnsemble(Score):
         total = (gap + self.committee.variance).sum(2).mean(1)
         value: Tensor = total * feature_energy(signals) if self.feature_norm else total
         return value
+
+
+def _committee(recipe: Recipe) -> tuple[Committee, dict[str, Any]]:
+    """The committee fitted with its own options, and the options that are left for the score."""
+    options = dict(recipe.options)
+    own = {key: options.pop(key) for key in ("members", "ridge", "seed") if key in options}
+    return Committee.fit(recipe.need_fit(), **own), options
 
 
 def _values(signals: Signals) -> Tensor:

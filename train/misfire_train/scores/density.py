@@ -2,7 +2,6 @@
 
     knn_distance       to the nearest training embeddings (L2-normalised): sees what no softmax can
     mahalanobis        to the nearest class mean under one shared covariance             (Lee et al. 2018)
-    output_deviation   of a regressor's answer from the answers it was trained to give: free at run time
 
 They find inputs unlike the training set, which is not the same as wrong answers: a second channel.
 """
@@ -16,6 +15,7 @@ from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import pooled
 from misfire_train.scores.neighbours import squared_distances
+from misfire_train.scores.registry import ANY, Recipe, register
 from misfire_train.signals import Score, Signals
 
 
@@ -36,6 +36,7 @@ def k_center(embeddings: Tensor, size: int) -> Tensor:
     return torch.tensor(sorted(chosen))
 
 
+@register(tasks=ANY, needs="fit", source="Sun et al. 2022")
 class KnnDistance(Score):
     """Mean Euclidean distance to the k nearest of a bank of L2-normalised embeddings [M,C]."""
 
@@ -51,6 +52,11 @@ class KnnDistance(Score):
         self.neighbours = neighbours
 
     @classmethod
+    def make(cls, recipe: Recipe) -> KnnDistance:
+        """Builds it from the training set."""
+        return cls.fit(recipe.need_fit(), **recipe.options)
+
+    @classmethod
     def fit(cls, fit: FitSet, *, neighbours: int = 5, size: int = 2048) -> KnnDistance:
         """The bank is the training embeddings, thinned by k-center to `size`."""
         fit.require(name=cls.name)
@@ -64,6 +70,7 @@ class KnnDistance(Score):
         return torch.sqrt(near).mean(1)
 
 
+@register(tasks=ANY, needs="fit", source="Lee et al. 2018")
 class Mahalanobis(Score):
     """min_c (phi - mu_c)^T Sigma^-1 (phi - mu_c) / C on pooled features.
 
@@ -79,6 +86,11 @@ class Mahalanobis(Score):
         super().__init__()
         self.register_buffer("whitener", whitener.detach().clone())
         self.register_buffer("means", means.detach().clone())
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Mahalanobis:
+        """Builds it from the training set."""
+        return cls.fit(recipe.need_fit(), **recipe.options)
 
     @classmethod
     def fit(cls, fit: FitSet, *, shrinkage: float = 1e-2) -> Mahalanobis:
@@ -103,36 +115,3 @@ class Mahalanobis(Score):
     def forward(self, signals: Signals) -> Tensor:
         """[N]."""
         return squared_distances(torch.matmul(pooled(signals), self.whitener), self.means).amin(1)
-
-
-class OutputDeviation(Score):
-    """Squared Mahalanobis distance of values [N,J] from the values of the training set, over J."""
-
-    name = "output_deviation"
-    definition = "squared Mahalanobis distance of the answer from the training answers"
-    free = True
-    whitener: Tensor
-    mean: Tensor
-
-    def __init__(self, whitener: Tensor, mean: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("whitener", whitener.detach().clone())
-        self.register_buffer("mean", mean.detach().clone())
-
-    @classmethod
-    def fit(cls, fit: FitSet) -> OutputDeviation:
-        """From the model's own answers on the training set."""
-        fit.require(name=cls.name, least=3)
-        outputs = fit.signals.outputs.flatten(1).double()
-        mean = outputs.mean(0)
-        covariance = (outputs - mean).T @ (outputs - mean) / len(fit)
-        level = covariance.diagonal().mean().clamp_min(1e-12)
-        values, vectors = torch.linalg.eigh(
-            covariance + 1e-3 * level * torch.eye(len(mean), dtype=torch.double)
-        )
-        whitener = vectors / torch.sqrt(values * outputs.shape[1])
-        return cls(whitener.to(fit.signals.outputs.dtype), mean.to(fit.signals.outputs.dtype))
-
-    def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
-        return torch.matmul(signals.outputs.flatten(1) - self.mean, self.whitener).square().sum(1)

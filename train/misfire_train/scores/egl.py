@@ -15,6 +15,7 @@ from torch import Tensor
 
 from misfire_train.errors import ScoreError
 from misfire_train.scores.last_layer import feature_energy, last_outputs, scaled_features
+from misfire_train.scores.registry import MAPS, Recipe, register, register_variant
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
 from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
@@ -41,6 +42,7 @@ def gini(logits: Tensor) -> Tensor:
     return (1 - rest) * rest + (others * (1 - others)).sum(1)
 
 
+@register(tasks=MAPS, source="Settles 2008, closed form")
 class Egl(Score):
     """Expected gradient length for logits [N,K] or pixel logits [N,K,H,W].
 
@@ -62,6 +64,12 @@ class Egl(Score):
         what = "sum_k p_k ||g_k||" if labels == "expected" else "||g_yhat||"
         factor = "" if feature_norm else ", without the feature norm"
         self.definition = f"{what}{'^2' if squared else ''} of the last layer{factor}"
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Score:
+        """Builds it for the task: heatmaps have a form of their own."""
+        kind: type[Score] = HeatmapEgl if recipe.task.output_kind == "heatmaps" else cls
+        return kind(**{"name": recipe.name, **recipe.options})
 
     def forward(self, signals: Signals) -> Tensor:
         """[N]."""
@@ -93,6 +101,15 @@ class Egl(Score):
         if signals.outputs.ndim == 4:
             return channels / signals.last_input.flatten(2).shape[2]
         return float(channels) if self.squared else float(channels) ** 0.5
+
+
+register_variant(
+    Egl, "egl_norm", tasks=("classification",), source="Settles 2008, closed form", squared=False
+)
+register_variant(
+    Egl, "egl_unweighted", tasks=MAPS, source="egl without ||phi||^2", free=True, feature_norm=False
+)
+register_variant(Egl, "badge_norm", tasks=("classification",), source="Ash et al. 2020", labels="pseudo")
 
 
 class HeatmapEgl(Score):

@@ -13,17 +13,26 @@ thresholds are quantiles measured on the deployed engine. `feature_norm=False` l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from misfire_train.errors import ScoreError
-from misfire_train.scores.last_layer import feature_energy, last_outputs, pooled, scaled_features
+from misfire_train.scores.density import k_center
+from misfire_train.scores.fitting import FitSet
+from misfire_train.scores.last_layer import feature_energy, label_maps, last_outputs, pooled, scaled_features
 from misfire_train.scores.neighbours import Neighbours
+from misfire_train.scores.registry import ALL, Recipe, register, register_variant
 from misfire_train.signals import Score, Signals
-from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
+from misfire_train.tasks.heatmaps import SIGMA, STRIDE, peak_cells, render_gaussians, to_cells
+
+BANK_ROWS = 1024
+MAP_BANK_ROWS = 64
+"""Label maps are large and lie in the graph."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ def bank_embedding(signals: Signals) -> Tensor:
     return features / math.sqrt(features.shape[1])
 
 
+@register(tasks=ALL, needs="fit", source="Shukla 2022 (EGL++), closed form")
 class EglPP(_BankScore):
     """For values [N,J] or logits [N,K].
 
@@ -96,6 +106,30 @@ class EglPP(_BankScore):
         self.classification = classification
         self.register_buffer("labels", labels.detach().to(neighbours.bank.dtype).clone())
 
+    @classmethod
+    def make(cls, recipe: Recipe) -> Score:
+        """Builds EGL++ for any task.
+
+        Options: perplexity, sigma, reference_compat, size (rows of the bank), labels: "targets", or
+        "predictions", the model's own answers on the bank, as the published code does.
+        """
+        options = dict(recipe.options)
+        compat = bool(options.get("reference_compat", False))
+        labels = options.pop("labels", "predictions" if compat else "targets")
+        if labels not in ("targets", "predictions"):
+            raise ScoreError(f"{recipe.name}: labels is {labels!r}; expected 'targets' or 'predictions'")
+        labels_are_maps = recipe.task.by_class and not recipe.task.by_frame
+        rows = options.pop("size", MAP_BANK_ROWS if labels_are_maps else BANK_ROWS)
+        search = {
+            key: options.pop(key) for key in ("perplexity", "sigma", "reference_compat") if key in options
+        }
+        fit = recipe.need_fit()
+        fit.require(name=recipe.name, least=3)
+        bank = fit.take(k_center(bank_embedding(fit.signals), rows))
+        neighbours = Neighbours(bank_embedding(bank.signals), **search)
+        score = _BY_FORM[recipe.task.form]
+        return score(bank, neighbours, labels == "predictions", {"name": recipe.name, **options})
+
     def gradients(self, signals: Signals, places: Tensor) -> Tensor:
         """(f - y_n) ||phi~||: [N,k,J]."""
         answer = torch.softmax(signals.outputs, 1) if self.classification else signals.outputs
@@ -103,6 +137,11 @@ class EglPP(_BankScore):
         if not self.feature_norm:
             return residual
         return residual * torch.sqrt(feature_energy(signals))[:, None, None]
+
+
+register_variant(
+    EglPP, "egl_pp_unweighted", tasks=ALL, needs="fit", source="egl_pp without ||phi||^2", feature_norm=False
+)
 
 
 class HeatmapEglPP(_BankScore):
@@ -194,3 +233,44 @@ def class_labels(targets: Tensor, classes: int) -> Tensor:
     if targets.ndim != 1 or bool((targets < 0).any()) or bool((targets >= classes).any()):
         raise ScoreError(f"class targets must be [M] in 0..{classes - 1}")
     return functional.one_hot(targets.long(), classes).float()
+
+
+def _of_classes(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    soft = torch.softmax(bank.signals.outputs, 1)
+    labels = soft if predictions else class_labels(bank.targets, bank.classes)
+    return EglPP(neighbours, labels, classification=True, **options)
+
+
+def _of_values(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    values = bank.signals.outputs if predictions else bank.targets.reshape(len(bank), -1)
+    return EglPP(neighbours, values, classification=False, **options)
+
+
+def _of_heatmaps(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    stride = options.pop("stride", STRIDE)
+    return HeatmapEglPP(neighbours, _joints(bank, predictions=predictions, stride=stride), **options)
+
+
+def _of_masks(bank: FitSet, neighbours: Neighbours, predictions: bool, options: dict[str, Any]) -> Score:
+    logits = last_outputs(bank.signals)
+    size = (logits.shape[2], logits.shape[3])
+    maps = logits.argmax(1) if predictions else label_maps(bank.targets, size)
+    return SegmentationEglPP(neighbours, maps, **options)
+
+
+_BY_FORM: dict[str, Callable[[FitSet, Neighbours, bool, dict[str, Any]], Score]] = {
+    "classification": _of_classes,
+    "regression": _of_values,
+    "keypoints": _of_heatmaps,
+    "segmentation": _of_masks,
+}
+"""By the form of a task's outputs."""
+
+
+def _joints(bank: FitSet, *, predictions: bool, stride: int) -> Tensor:
+    """[M,J,3] in cells; predicted joints all count as visible."""
+    if predictions:
+        points, _ = peak_cells(bank.signals.outputs)
+        return torch.cat([points, torch.ones_like(points[..., :1])], 2)
+    joints = bank.targets.float()
+    return torch.cat([to_cells(joints[..., :2], stride=stride), joints[..., 2:3]], 2)

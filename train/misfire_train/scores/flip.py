@@ -12,10 +12,12 @@ from torch import Tensor
 
 from misfire_train.errors import ScoreError
 from misfire_train.scores.passes import PassScore
+from misfire_train.scores.registry import MAPS, Recipe, register
 from misfire_train.signals import Score, ScoredModel, Signals
 from misfire_train.tasks import Task, as_task
 
 
+@register(tasks=MAPS, passes="two", source="this project")
 class FlipConsistency(PassScore):
     """How far the answer to the mirrored image lies from the mirrored answer.
 
@@ -43,6 +45,11 @@ class FlipConsistency(PassScore):
             )
         self.swap, self.signs = tuple(swap), tuple(signs)
         self.definition = "disagreement of the answers to the image and to its mirror image (two passes)"
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> FlipConsistency:
+        """Builds it for the task."""
+        return cls(task=recipe.task, **recipe.options)
 
     def combine(self, signals: Signals, mirrored: Signals) -> Tensor:
         """[N] from the plain pass and the pass over the mirrored image."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import pseudo_residual
+from misfire_train.scores.registry import CLASSES, Recipe, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
 from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
@@ -33,6 +35,7 @@ class OutputScore(Score):
         return value if value.ndim == 1 else value.flatten(1).mean(1)
 
 
+@register(tasks=CLASSES, source="Hendrycks & Gimpel 2017")
 class Msp(OutputScore):
     """1 - max softmax probability (least confidence)."""
 
@@ -44,6 +47,7 @@ class Msp(OutputScore):
         return rest_probability(outputs)
 
 
+@register(tasks=CLASSES, source="Shannon 1948; Settles 2009")
 class Entropy(OutputScore):
     """Softmax entropy in nats, from log-probabilities: p = 0 gives 0 and never NaN."""
 
@@ -55,6 +59,7 @@ class Entropy(OutputScore):
         return softmax_entropy(outputs)
 
 
+@register(tasks=CLASSES, source="Scheffer et al. 2001")
 class Margin(OutputScore):
     """Negative gap between the two largest probabilities: 0 is a tie, -1 is certain."""
 
@@ -69,6 +74,7 @@ class Margin(OutputScore):
         return top[:, 1] - top[:, 0]
 
 
+@register(tasks=CLASSES, source="Liu et al. 2020")
 class Energy(OutputScore):
     """Negative log-sum-exp of the logits (Liu et al. 2020): high where no class is supported."""
 
@@ -80,6 +86,7 @@ class Energy(OutputScore):
         return -torch.logsumexp(outputs, 1)
 
 
+@register(tasks=CLASSES, source="Hendrycks et al. 2022")
 class MaxLogit(OutputScore):
     """Negative largest logit: MSP without the normalisation."""
 
@@ -91,6 +98,7 @@ class MaxLogit(OutputScore):
         return -outputs.amax(1)
 
 
+@register(tasks=("keypoints",), source="heatmap confidence")
 class MeanPeak(OutputScore):
     """Negative mean over joints of the heatmap's maximum: weak peaks are uncertain joints."""
 
@@ -102,6 +110,7 @@ class MeanPeak(OutputScore):
         return -_maps(outputs).flatten(2).amax(2).mean(1)
 
 
+@register(tasks=("keypoints",), source="a heatmap as a distribution")
 class HeatmapEntropy(OutputScore):
     """Mean over joints of the entropy of the heatmap's positive part as a distribution over pixels."""
 
@@ -116,6 +125,7 @@ class HeatmapEntropy(OutputScore):
         return -(share * torch.log(share)).sum(2).mean(1)
 
 
+@register(tasks=("keypoints",), source="Liu & Ferrari 2017")
 class MultiPeakEntropy(OutputScore):
     """Entropy of the softmax over a heatmap's local maxima, summed over joints (multi-peak entropy).
 
@@ -141,6 +151,7 @@ class MultiPeakEntropy(OutputScore):
         return softmax_entropy(scaled.transpose(1, 2)).sum(1)
 
 
+@register(tasks=("keypoints",), source="this project")
 class SelfResidual(OutputScore):
     """Mean squared difference between heatmaps and Gaussians rendered at their own decoded joints.
 
@@ -168,6 +179,45 @@ class SelfResidual(OutputScore):
         if self.rescale:
             rendered = rendered * (maps.amax((2, 3), keepdim=True) / self.peak)
         return (maps - rendered).square().mean((1, 2, 3))
+
+
+@register(tasks=("regression",), needs="fit", source="this project")
+class OutputDeviation(Score):
+    """Squared Mahalanobis distance of values [N,J] from the values of the training set, over J."""
+
+    name = "output_deviation"
+    definition = "squared Mahalanobis distance of the answer from the training answers"
+    free = True
+    whitener: Tensor
+    mean: Tensor
+
+    def __init__(self, whitener: Tensor, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("whitener", whitener.detach().clone())
+        self.register_buffer("mean", mean.detach().clone())
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> OutputDeviation:
+        """Builds it from the training set's answers."""
+        return cls.fit(recipe.need_fit(), **recipe.options)
+
+    @classmethod
+    def fit(cls, fit: FitSet) -> OutputDeviation:
+        """From the model's own answers on the training set."""
+        fit.require(name=cls.name, least=3)
+        outputs = fit.signals.outputs.flatten(1).double()
+        mean = outputs.mean(0)
+        covariance = (outputs - mean).T @ (outputs - mean) / len(fit)
+        level = covariance.diagonal().mean().clamp_min(1e-12)
+        values, vectors = torch.linalg.eigh(
+            covariance + 1e-3 * level * torch.eye(len(mean), dtype=torch.double)
+        )
+        whitener = vectors / torch.sqrt(values * outputs.shape[1])
+        return cls(whitener.to(fit.signals.outputs.dtype), mean.to(fit.signals.outputs.dtype))
+
+    def forward(self, signals: Signals) -> Tensor:
+        """[N]."""
+        return torch.matmul(signals.outputs.flatten(1) - self.mean, self.whitener).square().sum(1)
 
 
 def rest_probability(logits: Tensor) -> Tensor:

@@ -2,28 +2,23 @@
 
     build(["entropy", "egl_pp"], task="classification", fit=...) -> [Entropy(), EglPP(...)]
 
-`build` hands each factory a `Recipe` (task, fit set, holdout, options); a factory raises ScoreError where
-what it needs is missing. Options are given per score: `build(..., knn_distance={"neighbours": 5})`.
+A score is one file of this folder: a class with `@register(...)` above it. `build` hands a `Recipe` (task,
+fit set, holdout, options) to the class's `make`, which raises ScoreError if what it needs is missing. Options
+are given per score: `build(..., knn_distance={"neighbours": 5})`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from misfire_runtime.errors import ConfigError
 from misfire_train.errors import ScoreError
-from misfire_train.scores import factories as make
-from misfire_train.scores import output_only
-from misfire_train.scores.committee import EglEnsemble, EglRegression
-from misfire_train.scores.density import KnnDistance, Mahalanobis, OutputDeviation
-from misfire_train.scores.factories import Factory, Recipe
 from misfire_train.scores.fitting import FitSet
-from misfire_train.scores.flip import FlipConsistency
-from misfire_train.scores.sampling import Bald, McDropout
-from misfire_train.scores.wrong_prediction import ErrorReduction, WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Score
 from misfire_train.tasks import Task, as_task
 
@@ -35,123 +30,151 @@ VALUES = ("regression", "keypoints")
 ALL = ("classification", "regression", "keypoints", "segmentation")
 ANY = (*ALL, "custom")
 
+_PACKAGE = __name__.rpartition(".")[0]
+_LISTED_FIRST = (
+    *("output_only", "egl", "committee", "egl_pp", "wrong_prediction"),
+    *("density", "sampling", "flip", "stacked"),
+)
+"""Reports and graphs list scores in the order of these files, cheap ones first; other files come after."""
+
+S = TypeVar("S", bound=type[Score])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a score may be made of: the task, both fit sets, and the options given to this score."""
+
+    name: str
+    task: Task
+    fit: FitSet | None
+    holdout: FitSet | None
+    options: Mapping[str, Any]
+
+    def need_fit(self) -> FitSet:
+        """Returns the training set's signals. Raises ScoreError if there are none."""
+        if self.fit is None:
+            raise ScoreError(
+                f"{self.name} is fitted on training data: build it with "
+                f"scores.build([{self.name!r}], task=..., fit=scores.gather(probe, images, targets))"
+            )
+        return self.fit
+
+    def need_holdout(self) -> FitSet:
+        """Returns the held-out set's signals. Raises ScoreError if there are none."""
+        if self.holdout is None:
+            raise ScoreError(
+                f"{self.name} is fitted on held-out data: build it with "
+                f"scores.build([{self.name!r}], task=..., holdout=scores.gather(probe, images, targets))"
+            )
+        return self.holdout
+
 
 @dataclass(frozen=True)
 class ScoreInfo:
     """One row of the registry.
 
     tasks: forms of outputs that it can read, by the built-in task that has them (`Task.form`).
+    kind: the class whose `make` builds it.  fixed: options of `kind` that make it this score.
     needs: what it is fitted on.  passes: how often it runs the model per image.
     """
 
     name: str
     tasks: tuple[str, ...]
-    make: Factory
+    kind: type[Score]
     needs: Needs = "nothing"
     free: bool = False
     exportable: bool = True
     passes: Passes = "one"
     source: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _free(kind: type[output_only.OutputScore], tasks: tuple[str, ...], source: str) -> ScoreInfo:
-    return ScoreInfo(kind.name, tasks, make.plain(kind), free=True, source=source)
+class Registry(Mapping[str, ScoreInfo]):
+    """All scores by name. The files of this folder are imported when it is first looked into."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, ScoreInfo] = {}
+        self._complete = False
+
+    def add(self, row: ScoreInfo) -> None:
+        """Adds a score. Raises ScoreError if its name is empty or taken by another class."""
+        # One from elsewhere may not take the name of one that comes with the product.
+        from_here = row.kind.__module__.startswith(f"{_PACKAGE}.")
+        known = (self._rows if from_here else self._all()).get(row.name)
+        if not row.name or (known is not None and known.kind is not row.kind):
+            raise ScoreError(f"a score cannot be named {row.name!r}: the name is empty or taken")
+        self._rows[row.name] = row
+
+    def remove(self, name: str) -> None:
+        """Removes a score; for tests that add one."""
+        self._rows.pop(name, None)
+
+    def __getitem__(self, name: str) -> ScoreInfo:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, ScoreInfo]:
+        if not self._complete:
+            for module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__):
+                importlib.import_module(f"{_PACKAGE}.{module.name}")
+            # Files import each other, so the order in which they registered depends on who was first.
+            self._complete = True
+            self._rows = dict(sorted(self._rows.items(), key=lambda item: _place(item[1])))
+        return self._rows
 
 
-def _closed(
-    name: str, tasks: tuple[str, ...], factory: Factory, needs: Needs, source: str, *, free: bool = False
-) -> ScoreInfo:
-    return ScoreInfo(name, tasks, factory, needs, free=free, source=source)
+def _place(row: ScoreInfo) -> int:
+    file = row.kind.__module__.removeprefix(f"{_PACKAGE}.")
+    return _LISTED_FIRST.index(file) if file in _LISTED_FIRST else len(_LISTED_FIRST)
 
 
-def _sampled(
-    name: str,
-    tasks: tuple[str, ...],
-    factory: Factory,
-    source: str,
+SCORES = Registry()
+
+
+def register(
     *,
+    tasks: tuple[str, ...],
+    source: str,
     needs: Needs = "nothing",
-    passes: Passes = "many",
-) -> ScoreInfo:
-    return ScoreInfo(name, tasks, factory, needs, exportable=False, passes=passes, source=source)
+    passes: Passes = "one",
+    exportable: bool | None = None,
+) -> Callable[[S], S]:
+    """Adds the class below it to `SCORES` under its `name`; for use as a decorator.
+
+    Args:
+        tasks: forms of outputs that the score can read (`Task.form`).
+        source: paper that it is from.
+        needs: set that it is fitted on.
+        passes: how often it runs the model per image.
+        exportable: whether it traces into a graph. Default: what the class says.
+    """
+
+    def add(kind: S) -> S:
+        traces = kind.exportable if exportable is None else exportable
+        SCORES.add(ScoreInfo(kind.name, tasks, kind, needs, kind.free, traces, passes, source))
+        return kind
+
+    return add
 
 
-def _components(recipe: Recipe) -> list[Score]:
-    """What `stacked` stacks: the named components, or every free score and, given a fit set, two more."""
-    wanted = recipe.options.get("components")
-    if wanted is None:
-        wanted = names_for(recipe.task, free=True)
-        if recipe.fit is not None:
-            wanted += ["egl", "knn_distance"]
-        wanted = [name for name in wanted if name in scores_of(recipe.task)]
-    built = [score for score in wanted if isinstance(score, Score)]
-    names = [name for name in wanted if isinstance(name, str)]
-    if "stacked" in names:
-        raise ScoreError("stacked cannot be a component of itself")
-    return built + build(names, task=recipe.task, fit=recipe.fit, holdout=recipe.holdout)
-
-
-_ROWS = [
-    _free(output_only.Msp, CLASSES, "Hendrycks & Gimpel 2017"),
-    _free(output_only.Entropy, CLASSES, "Shannon 1948; Settles 2009"),
-    _free(output_only.Margin, CLASSES, "Scheffer et al. 2001"),
-    _free(output_only.Energy, CLASSES, "Liu et al. 2020"),
-    _free(output_only.MaxLogit, CLASSES, "Hendrycks et al. 2022"),
-    _free(output_only.MeanPeak, ("keypoints",), "heatmap confidence"),
-    _free(output_only.HeatmapEntropy, ("keypoints",), "a heatmap as a distribution"),
-    _free(output_only.MultiPeakEntropy, ("keypoints",), "Liu & Ferrari 2017"),
-    _free(output_only.SelfResidual, ("keypoints",), "this project"),
-    _closed(
-        "output_deviation", ("regression",), make.fitted(OutputDeviation), "fit", "this project", free=True
-    ),
-    _closed("egl", MAPS, make.egl(), "nothing", "Settles 2008, closed form"),
-    _closed("egl_norm", ("classification",), make.egl(squared=False), "nothing", "Settles 2008, closed form"),
-    _closed(
-        "egl_unweighted", MAPS, make.egl(feature_norm=False), "nothing", "egl without ||phi||^2", free=True
-    ),
-    _closed("badge_norm", ("classification",), make.egl(labels="pseudo"), "nothing", "Ash et al. 2020"),
-    _closed("egl_regression", ("regression",), make.committee(EglRegression), "fit", "Cai et al. 2013"),
-    _closed("egl_ensemble", ("regression",), make.committee(EglEnsemble), "fit", "Shukla 2022"),
-    _closed("egl_pp", ALL, make.egl_pp(), "fit", "Shukla 2022 (EGL++), closed form"),
-    _closed("egl_pp_unweighted", ALL, make.egl_pp(feature_norm=False), "fit", "egl_pp without ||phi||^2"),
-    _closed(
-        "wrong_prediction",
-        ("classification",),
-        make.held_out(WrongPrediction),
-        "holdout",
-        "Aljundi et al. 2022, S",
-    ),
-    _closed(
-        "wrong_prediction_approx",
-        CLASSES,
-        make.held_out(WrongPredictionApprox),
-        "holdout",
-        "Aljundi et al. 2022, S_a",
-    ),
-    _closed(
-        "error_reduction", ("classification",), make.fitted(ErrorReduction), "fit", "Roy & McCallum 2001"
-    ),
-    _closed("knn_distance", ANY, make.fitted(KnnDistance), "fit", "Sun et al. 2022"),
-    _closed("mahalanobis", ANY, make.fitted(Mahalanobis), "fit", "Lee et al. 2018"),
-    _sampled("mc_dropout", ALL, make.with_task(McDropout), "Gal & Ghahramani 2016"),
-    _sampled("bald", CLASSES, make.plain(Bald), "Houlsby et al. 2011; Gal et al. 2017"),
-    _sampled("epistemic", ALL, make.epistemic, "Kendall & Gal 2017"),
-    ScoreInfo(
-        "aleatoric",
-        (*CLASSES, "regression"),
-        make.aleatoric,
-        "holdout",
-        False,
-        False,
-        "many",
-        "Kendall & Gal 2017",
-    ),
-    _sampled("flip_consistency", MAPS, make.with_task(FlipConsistency), "this project", passes="two"),
-    _sampled("ensemble", ALL, make.ensemble, "Lakshminarayanan et al. 2017", needs="members"),
-    _closed("stacked", ALL, make.stacked(_components), "holdout", "logistic combination"),
-]
-
-SCORES: dict[str, ScoreInfo] = {row.name: row for row in _ROWS}
+def register_variant(
+    kind: type[Score],
+    name: str,
+    *,
+    tasks: tuple[str, ...],
+    source: str,
+    needs: Needs = "nothing",
+    free: bool = False,
+    **fixed: Any,
+) -> None:
+    """Adds a class once more, under another name and with some of its options fixed."""
+    row = ScoreInfo(name, tasks, kind, needs, free, kind.exportable, source=source, fixed=fixed)
+    SCORES.add(row)
 
 
 def scores_of(task: str | Task) -> dict[str, ScoreInfo]:
@@ -164,7 +187,7 @@ def scores_of(task: str | Task) -> dict[str, ScoreInfo]:
         score.name: ScoreInfo(
             score.name,
             (kind.name,),
-            make.plain(score),
+            score,
             free=score.free,
             exportable=score.exportable,
             source=kind.name,
@@ -228,6 +251,6 @@ def _build_one(recipe: Recipe) -> Score:
     if recipe.name not in serving:
         raise ScoreError(f"{recipe.name} serves {', '.join(info.tasks)}, not {recipe.task.name}")
     try:
-        return info.make(recipe)
+        return info.kind.make(replace(recipe, options={**info.fixed, **recipe.options}))
     except TypeError as error:
         raise ScoreError(f"options {dict(recipe.options)} do not fit {recipe.name}: {error}") from error

@@ -15,6 +15,7 @@ from misfire_train.errors import ScoreError
 from misfire_train.scores.fitting import FitSet, evaluating
 from misfire_train.scores.last_layer import pooled
 from misfire_train.scores.passes import DropoutScore, ImageScore
+from misfire_train.scores.registry import ALL, CLASSES, Recipe, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks import Task, as_task
 from misfire_train.tasks.heatmaps import peak_cells
@@ -60,6 +61,7 @@ def spread(samples: Tensor) -> Tensor:
     return predictive_variance(samples.flatten(2))[0].mean(1)
 
 
+@register(tasks=ALL, passes="many", source="Gal & Ghahramani 2016")
 class McDropout(DropoutScore):
     """Entropy of the mean prediction over T dropout passes; for values and heatmaps, their variance."""
 
@@ -71,11 +73,17 @@ class McDropout(DropoutScore):
         what = "entropy of the mean prediction" if self.by_class else "variance of the answers"
         self.definition = f"{what} over {passes} dropout passes"
 
+    @classmethod
+    def make(cls, recipe: Recipe) -> McDropout:
+        """Builds it for the task."""
+        return cls(task=recipe.task, **recipe.options)
+
     def combine(self, samples: Tensor) -> Tensor:
         """[N]."""
         return frame_mean(mean_entropy(samples)[0]) if self.by_class else spread(samples)
 
 
+@register(tasks=CLASSES, passes="many", source="Houlsby et al. 2011; Gal et al. 2017")
 class Bald(DropoutScore):
     """Mutual information of label and weights: H of the mean less mean of H (Houlsby et al. 2011)."""
 
@@ -92,6 +100,7 @@ class Bald(DropoutScore):
         return frame_mean(total - expected)
 
 
+@register(tasks=ALL, passes="many", source="Kendall & Gal 2017")
 class Epistemic(DropoutScore):
     """Variance of the answers over T dropout passes, for values and heatmaps (Kendall & Gal 2017, eq. 4)."""
 
@@ -100,6 +109,13 @@ class Epistemic(DropoutScore):
     def __init__(self, *, passes: int = 10, rate: float = 0.1) -> None:
         super().__init__(passes=passes, rate=rate)
         self.definition = f"variance of the answers over {passes} dropout passes"
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Score:
+        """Builds BALD for classes, the variance for values and heatmaps."""
+        if recipe.task.by_class:
+            return Bald(name=cls.name, **recipe.options)
+        return cls(**recipe.options)
 
     def combine(self, samples: Tensor) -> Tensor:
         """[N]."""
@@ -120,6 +136,13 @@ class ExpectedEntropy(DropoutScore):
         return frame_mean(mean_entropy(samples)[1])
 
 
+@register(
+    tasks=(*CLASSES, "regression"),
+    needs="holdout",
+    passes="many",
+    exportable=False,
+    source="Kendall & Gal 2017",
+)
 class Aleatoric(Score):
     """Predicted log-variance of values [N,J], mean over outputs: a linear layer on phi. One pass; exports.
 
@@ -136,6 +159,13 @@ class Aleatoric(Score):
         super().__init__()
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", bias.detach().clone())
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Score:
+        """Builds the mean entropy under dropout for classes, a fitted log-variance for values."""
+        if recipe.task.by_class:
+            return ExpectedEntropy(**recipe.options)
+        return cls.fit(recipe.need_holdout(), **recipe.options)
 
     @classmethod
     def fit(cls, holdout: FitSet, *, penalty: float = 1e-2) -> Aleatoric:
@@ -181,6 +211,7 @@ def gaussian_nll(log_variance: Tensor, squared_residual: Tensor) -> Tensor:
     return 0.5 * torch.exp(-log_variance) * squared_residual + 0.5 * log_variance
 
 
+@register(tasks=ALL, needs="members", passes="many", source="Lakshminarayanan et al. 2017")
 class Ensemble(ImageScore):
     """Disagreement of K networks, the probed one included: K + 1 passes, for mining offline.
 
@@ -197,6 +228,15 @@ class Ensemble(ImageScore):
             raise ScoreError(f"measure is {measure!r}; expected 'entropy', 'bald' or 'variance'")
         self.members, self.measure = nn.ModuleList(members), measure
         self.definition = f"{measure} over {len(members) + 1} networks"
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Ensemble:
+        """Builds it from the option members=[other networks]."""
+        options = dict(recipe.options)
+        members = options.pop("members", None)
+        if not members:
+            raise ScoreError("ensemble needs other networks: build(..., ensemble={'members': [model, ...]})")
+        return cls(members, **{"measure": "entropy" if recipe.task.by_class else "variance", **options})
 
     def combine(self, signals: Signals, image: Tensor) -> Tensor:
         """[N]."""

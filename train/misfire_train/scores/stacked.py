@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from misfire_train.errors import ScoreError
+from misfire_train.scores.registry import ALL, Recipe, build, names_for, register, scores_of
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks import Task
 
 LEAST_OF_EACH = 10
 
 
+@register(tasks=ALL, needs="holdout", source="logistic combination")
 class Stacked(Score):
     """Log-odds of failure from component scores; `probability` is its sigmoid.
 
@@ -54,6 +57,23 @@ class Stacked(Score):
         self.exportable = all(score.exportable for score in components)
         self.free = all(score.free for score in components)
         self.definition = "logistic combination of " + ", ".join(score.name for score in components)
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> Stacked:
+        """Builds it on the holdout.
+
+        Options: components (names or scores), task (a Task, of a run its own), penalty, clip. A task that
+        does not say what a failure is fails on the worst fifth of the holdout.
+        """
+        options = dict(recipe.options)
+        options.pop("components", None)
+        task: Task = options.pop("task", None) or recipe.task
+        holdout = recipe.need_holdout()
+        holdout.require(name=cls.name, least=2)
+        if not task.knows_failures:
+            task = task.with_worst(task.sample_loss(holdout.signals.outputs, holdout.targets))
+        failed = task.failed(holdout.signals.outputs, holdout.targets)
+        return cls.fit(_components(recipe), holdout.signals, failed, **options)
 
     @classmethod
     def fit(
@@ -104,6 +124,21 @@ class Stacked(Score):
     def probability(self, signals: Signals) -> Tensor:
         """[N] probability of failure, calibrated as well as the holdout is like the field."""
         return torch.sigmoid(self(signals))
+
+
+def _components(recipe: Recipe) -> list[Score]:
+    """The named components, or every free score and, given a fit set, two more."""
+    wanted = recipe.options.get("components")
+    if wanted is None:
+        wanted = names_for(recipe.task, free=True)
+        if recipe.fit is not None:
+            wanted += ["egl", "knn_distance"]
+        wanted = [name for name in wanted if name in scores_of(recipe.task)]
+    built = [score for score in wanted if isinstance(score, Score)]
+    names = [name for name in wanted if isinstance(name, str)]
+    if "stacked" in names:
+        raise ScoreError("stacked cannot be a component of itself")
+    return built + build(names, task=recipe.task, fit=recipe.fit, holdout=recipe.holdout)
 
 
 def logistic_regression(design: Tensor, target: Tensor, *, penalty: float, steps: int = 50) -> Tensor:

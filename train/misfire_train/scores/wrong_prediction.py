@@ -30,6 +30,7 @@ from misfire_train.scores.last_layer import (
     pseudo_residual,
     scaled_features,
 )
+from misfire_train.scores.registry import CLASSES, Recipe, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.softmax import is_predicted
 
@@ -66,42 +67,7 @@ def warn_if_perfect(residual: Tensor, *, name: str) -> None:
         )
 
 
-class WrongPredictionApprox(Score):
-    """S_a for logits [N,K], and its positive part averaged over pixels for [N,K,H,W].
-
-    gradient: G_V over sqrt(C), [K,C+1]. L_V is the mean over the holdout; the score is S_a / C.
-    """
-
-    name = "wrong_prediction_approx"
-    definition = "-grad L_holdout . grad l(x, yhat), last layer"
-    gradient: Tensor
-
-    def __init__(self, gradient: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("gradient", gradient.detach().clone())
-
-    @classmethod
-    def fit(cls, holdout: FitSet) -> WrongPredictionApprox:
-        """From held-out logits [V,K] with labels [V], or pixel logits with maps [V,H,W] (255 = ignore)."""
-        if holdout.signals.outputs.ndim == 2:
-            residual, features = holdout_residuals(holdout, name=cls.name)
-            return cls(residual.T @ features / len(holdout))
-        return cls(_pixel_gradient(holdout, name=cls.name))
-
-    def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
-        logits = last_outputs(signals)
-        residual = pseudo_residual(logits)
-        if logits.ndim == 2:
-            # The constant 1 and the scale of `scaled_features` move into the constants: one Gemm.
-            scaled = self.gradient / math.sqrt(self.gradient.shape[1] - 1)
-            moved = torch.addmm(scaled[:, -1], signals.last_input, scaled[:, :-1].T)
-            return -(residual * moved).sum(1)
-        features = scaled_features(signals)
-        worse = torch.relu(-(residual.flatten(2) * torch.matmul(self.gradient, features)).sum(1))
-        return worse.sum(1) / (worse > 0).to(worse.dtype).sum(1).clamp_min(1)
-
-
+@register(tasks=("classification",), needs="holdout", source="Aljundi et al. 2022, S")
 class WrongPrediction(Score):
     """S for logits [N,K] of a last linear layer: change of the summed held-out loss after `steps` SGD steps.
 
@@ -127,6 +93,11 @@ class WrongPrediction(Score):
         self.eta, self.steps = eta, steps
 
     @classmethod
+    def make(cls, recipe: Recipe) -> WrongPrediction:
+        """Builds it from the held-out set."""
+        return cls.fit(recipe.need_holdout(), **recipe.options)
+
+    @classmethod
     def fit(
         cls, holdout: FitSet, *, eta: float = 1e-3, steps: int = 3, size: int = 256, seed: int = 0
     ) -> WrongPrediction:
@@ -147,6 +118,49 @@ class WrongPrediction(Score):
         return (log_one_plus(growth) - (self.labels * change).sum(2)).sum(1)
 
 
+@register(tasks=CLASSES, needs="holdout", source="Aljundi et al. 2022, S_a")
+class WrongPredictionApprox(Score):
+    """S_a for logits [N,K], and its positive part averaged over pixels for [N,K,H,W].
+
+    gradient: G_V over sqrt(C), [K,C+1]. L_V is the mean over the holdout; the score is S_a / C.
+    """
+
+    name = "wrong_prediction_approx"
+    definition = "-grad L_holdout . grad l(x, yhat), last layer"
+    gradient: Tensor
+
+    def __init__(self, gradient: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gradient", gradient.detach().clone())
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> WrongPredictionApprox:
+        """Builds it from the held-out set."""
+        return cls.fit(recipe.need_holdout(), **recipe.options)
+
+    @classmethod
+    def fit(cls, holdout: FitSet) -> WrongPredictionApprox:
+        """From held-out logits [V,K] with labels [V], or pixel logits with maps [V,H,W] (255 = ignore)."""
+        if holdout.signals.outputs.ndim == 2:
+            residual, features = holdout_residuals(holdout, name=cls.name)
+            return cls(residual.T @ features / len(holdout))
+        return cls(_pixel_gradient(holdout, name=cls.name))
+
+    def forward(self, signals: Signals) -> Tensor:
+        """[N]."""
+        logits = last_outputs(signals)
+        residual = pseudo_residual(logits)
+        if logits.ndim == 2:
+            # The constant 1 and the scale of `scaled_features` move into the constants: one Gemm.
+            scaled = self.gradient / math.sqrt(self.gradient.shape[1] - 1)
+            moved = torch.addmm(scaled[:, -1], signals.last_input, scaled[:, :-1].T)
+            return -(residual * moved).sum(1)
+        features = scaled_features(signals)
+        worse = torch.relu(-(residual.flatten(2) * torch.matmul(self.gradient, features)).sum(1))
+        return worse.sum(1) / (worse > 0).to(worse.dtype).sum(1).clamp_min(1)
+
+
+@register(tasks=("classification",), needs="fit", source="Roy & McCallum 2001")
 class ErrorReduction(Score):
     """Expected error on a pool after a pseudo-label step on this frame, negated (Roy & McCallum 2001).
 
@@ -167,6 +181,11 @@ class ErrorReduction(Score):
         self.register_buffer("logits", logits.detach().clone())
         self.register_buffer("features", features.detach().clone())
         self.eta, self.steps = eta, steps
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> ErrorReduction:
+        """Builds it from the training set."""
+        return cls.fit(recipe.need_fit(), **recipe.options)
 
     @classmethod
     def fit(
