@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
-import av
 from pydantic import Field
 
 from misfire_runtime.encoded import exif_block
@@ -197,6 +196,8 @@ def mux_mjpeg(frames: list[Encoded]) -> bytes:
 
     Pictures that are not JPEG, or that only their Exif orientation turns upright, are encoded once.
     """
+    import av  # here, because every command that reads a configuration imports this module
+
     height, width = frames[0].frame.image.shape[:2]
     buffer = io.BytesIO()
     first_s = frames[0].frame.time_s
