@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from misfire_export.assemble import Options as ExportOptions
+from misfire_export.options import Options as ExportOptions
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames, frames_of_run
 from misfire_export.sources.module import export_module_bundle
 from misfire_export.sources.run import export_run
 from misfire_runtime.bundle import Bundle
@@ -35,7 +37,7 @@ from misfire_train.fit import train_run
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.models import MODELS
 from misfire_train.models.building import Architecture
-from misfire_train.runs import Run, load_run, run_splits
+from misfire_train.runs import Run, load_run
 from misfire_train.scores import ScoreError, build, names_for
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks import LabelPlace, Task, as_task, get_task, register_task, registry
@@ -249,16 +251,8 @@ def test_the_judge_ranks_its_own_free_score_and_draws_its_frames(trained: tuple[
 
 def test_a_bundle_of_it_runs_on_a_vehicle(trained: tuple[Run, Dataset], tmp_path: Path) -> None:
     run, dataset = trained
-    parts = run_splits(run, dataset)
-    bundle = export_run(
-        run,
-        calibration=parts["calibration"],
-        fit=parts["train"],
-        holdout=parts["holdout"],
-        out=tmp_path / "bundle",
-        name="spots",
-        version="1.0.0",
-    )
+    options = ExportOptions(name="spots", version="1.0.0")
+    bundle = export_run(run, frames_of_run(run, dataset), out=tmp_path / "bundle", options=options)
     manifest = Bundle.open(bundle.path).manifest
     assert manifest.task == "custom"  # released vehicles know no other name for it
     assert [score.name for score in manifest.scores] == ["learning_loss_pp", "spot_doubt"]
@@ -280,15 +274,10 @@ def test_an_unregistered_task_serves_whoever_holds_it(tmp_path: Path) -> None:
     assert report.units == CELLS * CELLS and report.base == "doubt"
     bundle = export_module_bundle(
         model,
-        contract=contract,
-        calibration=calibration,
-        fit=train,
-        holdout=holdout,
+        Frames(calibration, fit=train, holdout=holdout, classes=("spot",)),
+        ModelFacts(contract, task=Spots(), last_layer="head"),
         out=tmp_path / "bundle",
         options=ExportOptions(name="spots", version="1.0.0"),
-        task=Spots(),
-        classes=("spot",),
-        last_layer="head",
     )
     assert bundle.manifest.task == "custom"
     assert [score.name for score in bundle.manifest.scores] == ["spot_doubt"]
