@@ -92,7 +92,7 @@ def export(
         ),
     ] = "",
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of each corruption.")] = 3,
-    tolerance: Annotated[float, typer.Option(help="Largest absolute difference from torch.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(help="Allow this absolute difference from torch.")] = 1e-4,
     as_json: AsJson = False,
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""

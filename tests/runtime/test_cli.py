@@ -58,6 +58,15 @@ def test_the_help_of_no_command_imports_what_the_command_uses() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_option_and_argument_has_a_help_text(name: str) -> None:
+    command = cli.load(name)
+    for part in (command, *getattr(command, "commands", {}).values()):
+        missing = [parameter.name for parameter in part.params if not parameter.help]
+        assert not missing, f"{part.name}: {missing}"
+        assert part.help
+
+
 def test_a_vehicles_commands_run_without_a_servers_libraries(tmp_path: Path) -> None:
     code = (
         "import contextlib, sys\nfrom misfire_runtime import cli\n"

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 def simulate(
     *,
     images: Annotated[Path, typer.Option(help="Let vehicles see the JPEG and PNG files in this folder.")],
-    vehicles: Annotated[int, typer.Option(min=1, max=20_000, help="Number of vehicles.")] = 100,
-    rate: Annotated[float, typer.Option(min=0.001, help="Samples per second, all vehicles together.")] = 10.0,
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds during which samples arrive.")] = 60.0,
+    vehicles: Annotated[int, typer.Option(min=1, max=20_000, help="Simulate this many vehicles.")] = 100,
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="Capture this many samples per second, all vehicles together.")
+    ] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Capture samples for this many seconds.")] = 60.0,
     bundle: Annotated[
         Path | None,
         typer.Option(help="Draw scores from this bundle's calibration. Default: uniform percentiles."),
@@ -27,9 +29,11 @@ def simulate(
     protocol: Protocol = "5",
     insecure: Insecure = False,
     fleet: FleetName = "default",
-    window: Annotated[int, typer.Option(min=1, help="Samples that a vehicle offers at once.")] = 4,
-    max_pending: Annotated[int, typer.Option(min=1, help="Samples that a vehicle keeps.")] = 64,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds to wait for the last verdicts.")] = 30.0,
+    window: Annotated[int, typer.Option(min=1, help="Offer this many samples of a vehicle at once.")] = 4,
+    max_pending: Annotated[
+        int, typer.Option(min=1, help="Keep this many samples on a vehicle; more evict the oldest.")
+    ] = 64,
+    drain: Annotated[float, typer.Option(min=0, help="Wait this many seconds for the last verdicts.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     drop: Annotated[float, typer.Option(min=0, max=1, help="Lose this share of messages.")] = 0.0,
     repeat: Annotated[float, typer.Option(min=0, max=1, help="Send this share of messages twice.")] = 0.0,

@@ -33,6 +33,7 @@ Since = Annotated[
 Until = Annotated[
     str | None, typer.Option("--to", help="Take only what was captured before this time (ISO 8601, UTC).")
 ]
+HoldName = Annotated[str, typer.Argument(help="Name of the hold.")]
 Reason = Annotated[
     str, typer.Option("--reason", help="Give this reason; tombstones and the audit log keep it.")
 ]
@@ -112,7 +113,7 @@ def retention(
 
 
 def hold(
-    name: str,
+    name: HoldName,
     *,
     reason: Reason,
     vehicle: Vehicle = None,
@@ -133,7 +134,7 @@ def hold(
 
 
 def release(
-    name: str, fleet_dir: FleetDir = DEFAULT_DIR, database: DatabaseUrl = None, blobs: BlobsUrl = None
+    name: HoldName, fleet_dir: FleetDir = DEFAULT_DIR, database: DatabaseUrl = None, blobs: BlobsUrl = None
 ) -> None:
     """End a hold."""
     with open_store(fleet_dir, database, blobs) as store:

@@ -19,9 +19,9 @@ def bench(
         Path | None, typer.Option(help="Run on the pictures in this folder. Default: the golden frames.")
     ] = None,
     provider: Annotated[Provider, typer.Option(help="Run the graph on this provider.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU provider.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Frames per call.")] = 1,
-    rounds: Annotated[int, typer.Option(min=10, help="Calls of each graph.")] = 300,
+    threads: Annotated[int, typer.Option(min=1, help="Use this many threads of the CPU provider.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Run this many frames per call.")] = 1,
+    rounds: Annotated[int, typer.Option(min=10, help="Call each graph this many times.")] = 300,
     as_json: AsJson = False,
 ) -> None:
     """Measure what a bundle's scores cost."""
