@@ -16,6 +16,8 @@ from misfire_runtime.commands.latency import load_frames, measure
 from misfire_runtime.engines.base import EngineOptions
 from misfire_runtime.errors import BundleError, ConfigError
 
+pytestmark = pytest.mark.slow
+
 RUNNER = CliRunner()
 
 

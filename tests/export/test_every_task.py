@@ -35,6 +35,8 @@ from misfire_train.scores import names_for
 from misfire_train.train_config import parse_train_config
 from proving_ground.pictures import drawn_figures
 
+pytestmark = pytest.mark.slow
+
 LABELS: dict[str, Labels] = {"keypoints": "keypoints", "segmentation": "parts", "regression": "boxes"}
 OUTPUTS = {
     "classification": ("logits", (-1, 10)),
@@ -95,7 +97,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     yield Exported(run, dataset, Bundle.open(folder / "bundle"), json.loads(result.stdout))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_exportable_score_is_in_the_graph_and_equals_torch_on_real_images(exported: Exported) -> None:
     task, manifest = exported.run.record.task, exported.bundle.manifest
@@ -171,7 +172,6 @@ def test_a_vehicle_runs_the_bundle_and_keeps_frames(exported: Exported, tmp_path
     assert report["frames"] == 6 and report["spooled"] == 6
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tensorrt_parses_and_builds_the_graph_in_every_precision(exported: Exported) -> None:
     """The learned head, both EGL++, `stacked`: all scores of the task, in fp32, fp16 and TensorRT's int8."""

@@ -31,6 +31,8 @@ from misfire_train.runs import Run
 from misfire_train.scores import FitSet, fitting
 from misfire_train.signals import Probe, Score, ScoredModel, Signals
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = Options("digits", "1.0.0")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
 from misfire_train.data import Examples
 from misfire_train.runs import FailureRecord, Run
+
+pytestmark = pytest.mark.slow
 
 
 def losses_of(run: Run, examples: Examples) -> Tensor:

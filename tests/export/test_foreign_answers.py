@@ -28,6 +28,8 @@ from misfire_export.sources.frames import frames_of_dataset
 from misfire_export.sources.onnx import open_graph
 from misfire_runtime.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 def node(operator: str, *names: str, **attributes: object) -> NodeProto:
     """An operator from its first tensors to its last one."""

@@ -29,6 +29,8 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples, split
 from proving_ground.model_zoo import draw_weights, photographs
 
+pytestmark = pytest.mark.slow
+
 IMAGENET = InputContract(height=224, width=224)
 OPTIONS = Options(name="foreign", version="1.0.0")
 
@@ -60,7 +62,6 @@ def test_the_last_layer_of_zoo_architectures_is_found(name: str, channels: int, 
     assert [value.name for value in graph.graph.input] == ["image"]
 
 
-@pytest.mark.slow
 def test_a_resnet_50_is_exported_whole_and_answers_as_its_file_on_photographs(
     out: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from misfire_export.sources.labels import Answered, ClassOrder, check_order, ord
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 
+pytestmark = pytest.mark.slow
+
 ORDER = [2, 0, 1]
 """Another model's order of the classes: its output i is CLASSES[ORDER[i]]."""
 NAMES = tuple(CLASSES[i] for i in ORDER)

@@ -57,6 +57,7 @@ def parts(digits: Dataset) -> dict[str, Examples]:
     return split(digits.test, fractions={"holdout": 0.6, "calibration": 0.4}, seed=0)
 
 
+@pytest.mark.slow
 def test_the_command_exports_a_module_with_a_learned_head(source: Path) -> None:
     torch.manual_seed(1)
     network = load_module("their_network:build")
@@ -245,6 +246,7 @@ def export_several(
     )
 
 
+@pytest.mark.slow
 def test_a_module_that_gives_a_dict_is_exported_by_the_layer_that_answers(
     parts: dict[str, Examples], digits: Dataset, out: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_int8_of_a_network_with_one_layer_is_refused() -> None:
         quantize(graph, target="tensorrt", frames=FRAMES, contract=CONTRACT, output="logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "goal"), [("fp16", 0.999), ("int8", 0.98)])
 def test_the_report_says_what_precision_changed_and_thresholds_are_measured_anew(
     precision: str,

@@ -34,6 +34,8 @@ from misfire_train.signals import Probe, ScoredModel
 from misfire_train.tasks import get_task
 from proving_ground.pictures import view
 
+pytestmark = pytest.mark.slow
+
 if os.environ.get("MISFIRE_REQUIRE_SERVICES") != "1":
     pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tests.fleet.conftest import CollectorMaker
 from tests.fleet.decoding_processes import costly, processes, signalled
 
@@ -17,6 +18,8 @@ from misfire_runtime.messages import Busy, Stored
 from misfire_runtime.testing import make_offer
 from proving_ground.client import Vehicle
 from proving_ground.foreign_bytes import encoded, many_scans, numbered
+
+pytestmark = pytest.mark.slow
 
 VehicleMaker = Callable[..., Vehicle]
 

@@ -92,6 +92,7 @@ def test_one_vehicle_cannot_fill_the_outbox() -> None:
     assert outbox.dropped == 490
 
 
+@pytest.mark.slow
 def test_a_flood_of_offers_delays_no_other_vehicle(
     start_collector: CollectorMaker, vehicle: VehicleMaker, jpeg: Callable[[int], bytes]
 ) -> None:

@@ -126,6 +126,7 @@ def test_scenes_offered_at_the_same_moment_wait_until_it_is_known_what_is_stored
     assert {verdict_of(cars[n].upload(jpeg(n), embedding=scene(0.0))) for n in late} == {"declined"}
 
 
+@pytest.mark.slow
 def test_a_scene_whose_copies_were_deleted_is_wanted_again(
     start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered
 ) -> None:
@@ -193,6 +194,7 @@ class Failing:
         return self._add(new, **options)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_makes_busy_and_loses_nothing(
     start_collector: CollectorMaker, vehicle: VehicleMaker, store: Store, jpeg: Numbered
 ) -> None:

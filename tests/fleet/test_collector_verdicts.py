@@ -28,6 +28,8 @@ from misfire_runtime.testing import make_offer
 from proving_ground.client import Vehicle
 from proving_ground.services import Postgres, postgres
 
+pytestmark = pytest.mark.slow
+
 VehicleMaker = Callable[..., Vehicle]
 
 

@@ -25,6 +25,8 @@ from proving_ground.client import FLEET, Vehicle
 from proving_ground.hardened import FLEET_DIR, Hardened, hardened
 from proving_ground.services import find_program
 
+pytestmark = pytest.mark.slow
+
 SECRET = "a-group-that-no-vehicle-knows"
 
 

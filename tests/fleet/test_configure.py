@@ -21,6 +21,8 @@ from misfire_runtime.uplink import Uplink
 from proving_ground.client import FLEET
 from proving_ground.hardened import PASSWORDS, Hardened, hardened
 
+pytestmark = pytest.mark.slow
+
 
 class Wishes:
     """Takes wishes as a vehicle does: versions rise, and what does not fit is refused with the reason."""

@@ -11,6 +11,8 @@ from tests.fleet.consoles import add, serving
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Trigger
 
+pytestmark = pytest.mark.slow
+
 Numbered = Callable[[int], bytes]
 
 

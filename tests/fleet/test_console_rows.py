@@ -73,6 +73,7 @@ def noted(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each["row"] for each in fields]
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_shown_are_named_and_the_rest_is_shown(
     console: str, store: Store, jpeg: Numbered, caplog: pytest.LogCaptureFixture
 ) -> None:

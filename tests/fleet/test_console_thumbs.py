@@ -21,6 +21,8 @@ from misfire_fleet.errors import CheckFailedError
 from misfire_fleet.store import Store
 from proving_ground.foreign_bytes import SDP, clip, encoded, many_scans, numbered, png, png_chunk
 
+pytestmark = pytest.mark.slow
+
 Numbered = Callable[[int], bytes]
 
 

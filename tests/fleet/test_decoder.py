@@ -218,6 +218,7 @@ def test_a_picture_of_an_8k_camera_is_taken_and_the_own_process_stays_small(deco
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
 
 
+@pytest.mark.slow
 def test_small_pictures_pass_while_costly_ones_are_decoded(decoder: Decoder) -> None:
     data, small = many_scans(20, side=4000), encoded(".jpg")
     with ThreadPoolExecutor(2) as threads:

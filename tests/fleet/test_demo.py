@@ -22,6 +22,8 @@ from misfire_runtime.errors import ConfigError
 from misfire_train.data import load_dataset
 from proving_ground.services import find_program
 
+pytestmark = pytest.mark.slow
+
 KEYS = (
     "frames",
     "uploaded",
@@ -53,7 +55,6 @@ def check(result: dict[str, Any], out: Path) -> None:
         assert all(store.read_blob(row.id) in on_disk for row in rows)
 
 
-@pytest.mark.slow
 def test_the_loop_closes_over_the_broker_that_pip_installs(tmp_path: Path) -> None:
     done = run_demo("--embedded-broker", "--out", str(tmp_path / "demo"))
     assert done.returncode == 0, done.stderr
@@ -93,7 +94,6 @@ def test_a_random_sample_is_expected_to_hold_the_failure_rate() -> None:
     assert findings.failures_random == 0
 
 
-@pytest.mark.slow
 def test_the_loop_closes_over_mosquitto_and_keep_serves_the_console(tmp_path: Path) -> None:
     find_program("mosquitto", install="apt-get install mosquitto")
     out = tmp_path / "demo"

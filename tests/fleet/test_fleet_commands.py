@@ -27,6 +27,8 @@ from misfire_runtime.testing import make_offer
 from proving_ground.client import FLEET, Vehicle
 from proving_ground.services import Mosquitto, free_port
 
+pytestmark = pytest.mark.slow
+
 VehicleMaker = Callable[..., Vehicle]
 Numbered = Callable[[int], bytes]
 

@@ -18,6 +18,8 @@ from misfire_runtime.uplink import Uplink
 from proving_ground.faults.samples import make_payload
 from proving_ground.services import Mosquitto
 
+pytestmark = pytest.mark.slow
+
 
 def call(*arguments: str) -> str:
     done = CliRunner().invoke(app, ["offer-again", *arguments])

@@ -173,6 +173,7 @@ with Store.open_folder(Path(sys.argv[1])) as store:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_row_without_its_blob_and_its_record(tmp_path: Path) -> None:
     for attempt in range(4):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(attempt)]

@@ -19,6 +19,8 @@ from proving_ground.bundles import write_bundle
 from proving_ground.pictures import write_stills
 from proving_ground.services import Mosquitto, missing, stop_process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = "593fabd"
 """The commit of version 0.1.0."""

@@ -28,6 +28,8 @@ from misfire_fleet.store.schema import audit, holds, samples, tombstones
 from misfire_runtime.cli import app
 from proving_ground.services import Postgres, find_program
 
+pytestmark = pytest.mark.slow
+
 
 def ids(*numbers: int) -> list[str]:
     return [sample(number).offer.id for number in numbers]

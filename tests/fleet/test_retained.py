@@ -14,6 +14,8 @@ from misfire_runtime.mqtt.client import make_client
 from proving_ground.client import FLEET, Vehicle
 from proving_ground.hardened import Hardened, hardened
 
+pytestmark = pytest.mark.slow
+
 MANY = 1_000
 
 

@@ -28,6 +28,8 @@ from misfire_train.retraining import Schedule, divide, retrain_run, shifted_test
 from misfire_train.runs import Run, load_run, read_splits, run_splits
 from misfire_train.train_config import parse_train_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:

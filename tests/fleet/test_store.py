@@ -69,6 +69,7 @@ def test_two_processes_storing_the_same_group_at_once_store_it_once(anywhere: St
     assert all(anywhere.read_blob(new.offer.id) == new.data for new in group)
 
 
+@pytest.mark.slow
 def test_many_writers_and_readers_at_once_get_along(anywhere: Store) -> None:
     def write(writer: int) -> None:
         for number in range(10):
@@ -443,6 +444,7 @@ def test_a_new_database_that_another_connection_is_switching_to_wal_is_waited_fo
     assert next(refusals, None) is None
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_away_is_named_and_works_again_when_it_is_back(
     tmp_path: Path, bucket: ObjectStore
 ) -> None:
@@ -458,6 +460,7 @@ def test_a_database_that_goes_away_is_named_and_works_again_when_it_is_back(
         assert store.add_many([sample(1), sample(2)]) == ["duplicate", "stored"]
 
 
+@pytest.mark.slow
 def test_an_object_store_that_goes_away_is_named_and_no_row_is_written(tmp_path: Path) -> None:
     with object_store() as server:
         store = Store.open(tmp_path / "rows.sqlite", f"{server.url}/x", blob_options=server.options)

@@ -15,6 +15,8 @@ from misfire_runtime import cli
 from misfire_runtime.choices import Provider
 from misfire_runtime.errors import MissingExtraError
 
+pytestmark = pytest.mark.slow
+
 
 def run_misfire(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -26,6 +26,8 @@ from misfire_runtime.sources import Frame, open_source
 from misfire_runtime.sources.video import upright
 from misfire_runtime.triggers import Choice
 
+pytestmark = pytest.mark.slow
+
 AROUND_100 = """
 [random]
 rate = 0.0

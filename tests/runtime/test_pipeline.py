@@ -32,6 +32,7 @@ def pictures(folder: Path, count: int, *, size: int = 16) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_clip_is_scored_frame_by_frame(bundle: Bundle, store: Any, tmp_path: Path, clip: Path) -> None:
     report = run(make(bundle, store, tmp_path, clip, "[random]\nrate = 0.05\nseed = 1"))
     assert report.frames == 221 and report.finished and report.lost == {}
@@ -57,6 +58,7 @@ def test_images_arrive_as_their_original_bytes(
     assert {offer.source for offer in store.offers} == {path.name for path in files}
 
 
+@pytest.mark.slow
 def test_the_same_drive_gives_the_same_choices(
     bundle: Bundle, new_store: Any, tmp_path: Path, clip: Path
 ) -> None:

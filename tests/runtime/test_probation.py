@@ -27,6 +27,8 @@ from misfire_runtime.testing import ListSource
 from misfire_runtime.vehicle.live_config import MAX_FIRST_VERSION, MAX_RISE, LiveConfig
 from misfire_runtime.vehicle.probation import DesiredStore, Probation, Trial, Vitals, harm
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("wish_process.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LONG = Probation(seconds=600)

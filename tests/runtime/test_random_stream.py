@@ -24,6 +24,8 @@ from misfire_runtime.spool import Spool
 from misfire_runtime.testing import ListSource
 from misfire_runtime.triggers.random_stream import RandomStream, kept_seed, recorded_identity
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -26,6 +26,8 @@ from misfire_runtime.spool import Spool
 from misfire_runtime.vehicle.session import run_vehicle
 from proving_ground.services import Mosquitto, mosquitto, stop_process
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -43,6 +43,8 @@ from misfire_runtime.vehicle.session import run_vehicle
 from proving_ground.faults.samples import make_payload
 from proving_ground.services import Mosquitto, free_port, mosquitto
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Mosquitto]:

@@ -107,6 +107,7 @@ def test_a_pipeline_that_is_wrong_says_why_and_is_tried_again(pipeline: str, pro
     assert problem in source.counts.problems[0]
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_falls_silent_is_ended_and_started_again() -> None:
     source = GStreamerPipeline(
         "videotestsrc num-buffers=2 ! video/x-raw,width=64,height=48 ! identity sleep-time=60000000",

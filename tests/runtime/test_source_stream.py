@@ -56,6 +56,7 @@ def test_an_rtsp_camera_plays_and_comes_back_after_it_was_gone(clip: Path) -> No
     assert source.counts.problems
 
 
+@pytest.mark.slow
 def test_an_rtsp_camera_that_falls_silent_is_stalled_then_reconnected(clip: Path) -> None:
     camera = RtspCamera(clip, silent_after=120)
     source = LiveStream(camera.url, silence_s=2.0, max_wait_s=0.2)

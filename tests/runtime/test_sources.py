@@ -286,6 +286,7 @@ def test_a_wrong_frame_count_in_a_header_is_no_damage(tmp_path: Path) -> None:
     assert source.counts.unreadable == 0 and not source.counts.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [

@@ -356,6 +356,7 @@ def _steps_until_survival(folder: Path, act: Callable[[Spool], None], check: Cal
     raise AssertionError("never survived")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_every_line_of_adding_it_has_the_sample_whole_or_not_at_all(folder: Path) -> None:
     number = [0]
@@ -370,6 +371,7 @@ def test_killed_at_every_line_of_adding_it_has_the_sample_whole_or_not_at_all(fo
     assert _steps_until_survival(folder, act, check) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_every_line_of_rejecting_and_resuming_the_sample_is_still_there(folder: Path) -> None:
     sample = offer_of(payload_of(1, 2000)).id
@@ -391,6 +393,7 @@ def test_killed_at_every_line_of_rejecting_and_resuming_the_sample_is_still_ther
     assert _steps_until_survival(folder, act, check) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_killed_at_every_line_of_settling_it_has_settled_or_not(folder: Path) -> None:
     def act(spool: Spool) -> None:

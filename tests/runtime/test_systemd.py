@@ -14,6 +14,8 @@ import pytest
 
 from proving_ground.services import find_program, missing, need_root
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "runtime" / "systemd" / "misfire-vehicle.service"
 INSTALL = "apt-get install systemd"

@@ -35,6 +35,8 @@ from misfire_runtime.testing import ListSource
 from misfire_runtime.vehicle import pipeline, telemetry
 from misfire_runtime.vehicle.telemetry import TelemetryServer, health, heartbeat
 
+pytestmark = pytest.mark.slow
+
 
 def get(port: int, path: str) -> tuple[int, str]:
     try:

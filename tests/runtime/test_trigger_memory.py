@@ -87,6 +87,7 @@ def _run_until(vehicle: Any, frames: int) -> None:
     run(vehicle, stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [RATE, GROUPED])
 def test_an_interrupted_run_chooses_what_an_uninterrupted_one_does(
     bundle: Any, new_store: Any, tmp_path: Path, clip: Path, text: str

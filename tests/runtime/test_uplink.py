@@ -50,6 +50,8 @@ from proving_ground.faults.samples import make_payload
 from proving_ground.faults.small_disk import small_disk
 from proving_ground.services import Mosquitto, free_port, missing, mosquitto, need_root
 
+pytestmark = pytest.mark.slow
+
 FLEET = "uplink-tests"
 QUICK = UplinkSettings.model_validate(IMPATIENT)
 TOPICS = Topics(FLEET, "car")

@@ -43,6 +43,8 @@ from misfire_train.signals import Score, Signals
 from misfire_train.tasks import LabelPlace, Task, as_task, get_task, register_task, registry
 from misfire_train.train_config import TrainConfig, parse_train_config
 
+pytestmark = pytest.mark.slow
+
 SIDE, CELL = 16, 4
 CELLS = SIDE // CELL
 

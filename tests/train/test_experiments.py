@@ -94,6 +94,7 @@ def test_command_writes_json_and_plot(tmp_path: Path) -> None:
     assert (tmp_path / "wrong_prediction.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_continued_and_one_of_another_protocol_is_not(tmp_path: Path) -> None:
     base = [
         "wrong-prediction",

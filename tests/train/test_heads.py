@@ -235,6 +235,7 @@ def test_a_constant_score_costs_what_the_papers_say(objective: str, expected: fl
     assert float(value) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_explodes_margin_weights_but_not_learning_loss_pp() -> None:
     norms = {}
     for objective in ("learning-loss", "learning-loss-pp"):

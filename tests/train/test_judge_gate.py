@@ -54,6 +54,7 @@ def test_a_score_that_is_better_everywhere_wins() -> None:
     json.dumps(result.to_dict())
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_better_loses_to_the_free_one_and_the_verdict_says_so() -> None:
     for seed in range(5):
         rows = field(seed)

@@ -32,6 +32,8 @@ from misfire_train.metrics import aurc, auroc, budget_table
 from misfire_train.runs import Run
 from misfire_train.train_config import parse_train_config
 
+pytestmark = pytest.mark.slow
+
 
 def rows(seed: int = 0, *, count: int = 600) -> dict[str, Any]:
     rng = np.random.default_rng(seed)

@@ -23,6 +23,8 @@ from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.runs import RECORD, load_run, run_splits
 from proving_ground.pictures import drawn_figures
 
+pytestmark = pytest.mark.slow
+
 SIDE, TRAIN, TEST = 48, 150, 130
 BIGGER = {"width": 96, "height": 96}
 CONFIG = """

@@ -15,6 +15,8 @@ from misfire_train.scores import FitSet, build, gather, names_for
 from misfire_train.scores.flip import FlipConsistency, FlipScoredModel
 from misfire_train.signals import Probe, Score, ScoredModel
 
+pytestmark = pytest.mark.slow
+
 JOINTS, CLASSES = 4, 5
 
 

@@ -49,6 +49,7 @@ def stepped(model: nn.Linear, phi: Tensor, *, eta: float, steps: int) -> nn.Line
     return moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [1e-3, 0.1])
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_s_equals_explicit_sgd_steps(eta: float, steps: int) -> None:

@@ -26,6 +26,8 @@ from misfire_train.tasks import Variation, get_task
 from misfire_train.tasks.planes import shift_planes
 from misfire_train.train_config import TrainConfig, parse_train_config, read_train_config
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "dataset": "digits",
     "model": {"options": {"width": 4}},

@@ -25,6 +25,8 @@ from misfire_train.vaal import (
 from misfire_train.vaal.networks import vae_loss
 from misfire_train.vaal.training import epochs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = VaalConfig(steps=150, batch=24, latent=6, size=8, width=6, learning_rate=2e-3, adversary=0.3)
 SHORT = VaalConfig(steps=8, batch=24, latent=6, size=8, width=4)
 
