@@ -1,9 +1,9 @@
-"""Labelled images: where they are found, how they are read, split, and made worse on purpose.
+"""Finds, reads, splits and corrupts labelled images.
 
 load_dataset(name) -> Dataset(train, test)     catalogue of named sets and readers of folders
 Examples.batch(indices, contract) -> [n,C,H,W]  through the vehicle's own preprocessing
 split(examples, fractions=...)                  by group, stratified, deterministic
-corruptions.corrupt_all(examples, family, ...)  the weather that training did not see
+corruptions.corrupt_all(examples, family, ...)  weather and faults that training has not seen
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The named data sets: where they come from, what they may be used for, and the checksum of every file.
+"""Lists the named data sets: source, licence, and the checksum of every file.
 
-A file is looked for at `--data`, else in MISFIRE_DATA, else in the user's cache, where `misfire data fetch`
-puts it. A file that is not what its checksum says is refused.
+A file is searched for in `--data`, else in MISFIRE_DATA, else in the user's cache, where `misfire data fetch`
+puts it. A file whose checksum differs is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ State = Literal["present", "missing", "changed"]
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set. url: its official address, or empty where there is none."""
+    """Describes one file of a data set. url: its official address, or empty if it has none."""
 
     path: str
     sha256: str
@@ -29,7 +29,10 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set of the catalogue. argument: what follows the name and a colon, for readers of folders."""
+    """Describes a data set of the catalogue.
+
+    argument: what readers of folders take after the name and a colon.
+    """
 
     name: str
     task: str
@@ -41,7 +44,7 @@ class Entry:
 
     @property
     def sha256(self) -> str:
-        """Of all file names and checksums together."""
+        """Returns the checksum of all file names and checksums together."""
         return digest_of((file.path, file.sha256) for file in self.files)
 
 
@@ -58,8 +61,9 @@ def _files(folder: str, base: str, sums: dict[str, str]) -> tuple[DataFile, ...]
     )
 
 
+# Both projects have stills of their own, so the project is part of the name.
 def _still_url(name: str) -> str:
-    """Stills are kept under the name of their project and their own: advlane_test1.jpg."""
+    """Returns the address of a still, which is stored as PROJECT_NAME (advlane_test1.jpg)."""
     project, _, own = name.partition("_")
     repository = "CarND-Advanced-Lane-Lines" if project == "advlane" else "CarND-LaneLines-P1"
     return f"{_UDACITY}{repository}/master/test_images/{own}"
@@ -252,12 +256,12 @@ _ENTRIES = (
 
 
 def entries() -> dict[str, Entry]:
-    """The catalogue by name, in the order in which it is listed."""
+    """Returns the catalogue by name, in the order of `misfire data list`."""
     return {entry.name: entry for entry in _ENTRIES}
 
 
 def find_entry(name: str) -> Entry:
-    """The entry of that name. Raises DatasetError with the names that exist."""
+    """Returns the entry of that name. Raises DatasetError with the names that exist."""
     known = entries()
     if name not in known:
         raise DatasetError(f"there is no data set {name!r}; there are {', '.join(known)}")
@@ -265,13 +269,13 @@ def find_entry(name: str) -> Entry:
 
 
 def cache_root() -> Path:
-    """Where `misfire data fetch` puts files when no folder is named."""
+    """Returns the folder into which `misfire data fetch` puts files by default."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "misfire" / "data"
 
 
 def data_roots(root: Path | None = None) -> tuple[Path, ...]:
-    """Folders to look in; a named one (argument or MISFIRE_DATA) is the only one."""
+    """Returns the folders to search. A named folder (argument or MISFIRE_DATA) is the only one."""
     if root is not None:
         return (Path(root),)
     named = os.environ.get("MISFIRE_DATA")
@@ -281,13 +285,22 @@ def data_roots(root: Path | None = None) -> tuple[Path, ...]:
 
 
 def locate(file: DataFile, *, root: Path | None = None) -> Path | None:
-    """The file's path in the first folder that has it, or None; its content is not looked at."""
+    """Returns the file's path in the first folder that has it, or None. The content is not read."""
     candidates = (folder / file.path for folder in data_roots(root))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def open_file(file: DataFile, *, name: str, root: Path | None = None) -> Path:
-    """The path of a file, its checksum verified now. Raises DatasetError where it is missing or changed."""
+    """Returns the path of a file whose checksum was just verified.
+
+    Args:
+        file: a file of the catalogue.
+        name: of the data set, for messages.
+        root: folder of the published sets; else MISFIRE_DATA, else the user's cache.
+
+    Raises:
+        DatasetError: the file is missing, or its content is not the published one.
+    """
     path = locate(file, root=root)
     if path is None:
         places = " or ".join(str(folder) for folder in data_roots(root))
@@ -303,7 +316,7 @@ def open_file(file: DataFile, *, name: str, root: Path | None = None) -> Path:
 
 
 def state(entry: Entry, *, root: Path | None = None, verify: bool = False) -> State:
-    """Whether all files of an entry are there, and with `verify` whether they are the published ones."""
+    """Returns whether all files of an entry are present, and with `verify` whether their checksums match."""
     for file in entry.files:
         path = locate(file, root=root)
         if path is None:
@@ -321,8 +334,9 @@ def _is_published(path: Path, file: DataFile) -> bool:
 
 
 def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over (name, checksum) pairs, in the order of the names."""
+    """Returns the SHA-256 over (name, checksum) pairs, in the order of the names."""
     digest = hashlib.sha256()
     for name, checksum in sorted(pairs):
+        # The line format of `sha256sum`, so that the digest can be computed outside Python.
         digest.update(f"{checksum}  {name}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""`misfire data`: which data sets there are, whether they are here, and how to get them."""
+"""Implements `misfire data`: lists, fetches, checks and shows data sets."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def check(
     else:
         for row in rows:
             typer.echo(f"{row['name']:16} {row['state']}")
+    # A missing file is an error only if the user named the data set.
     if any(row["state"] == "changed" or (name and row["state"] == "missing") for row in rows):
         raise typer.Exit(1)
 
@@ -141,7 +142,7 @@ def _row(entry: Entry, data: Path | None) -> dict[str, Any]:
 
 
 def _target(data: Path | None) -> Path:
-    """Where to put files: the named folder, or the cache."""
+    """Returns the folder into which files are fetched: the named one, or the cache."""
     from misfire_train.data.catalogue import cache_root
 
     named = data or (Path(os.environ["MISFIRE_DATA"]) if os.environ.get("MISFIRE_DATA") else None)
@@ -155,6 +156,7 @@ def _fetch_with_bar(entry: Entry, target: Path, *, quiet: bool) -> list[Path]:
     from misfire_train.data.download import fetch
 
     console = Console(stderr=True)
+    # A bar in a log file is noise, and --json must leave standard output to the result.
     if quiet or not console.is_terminal:
         return fetch(entry, target=target)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -163,6 +165,7 @@ def _fetch_with_bar(entry: Entry, target: Path, *, quiet: bool) -> list[Path]:
 
         def report(file: str, done: int) -> None:
             if file not in tasks:
+                # The size of a file is unknown until its download starts.
                 tasks[file] = bar.add_task(file, total=None)
             bar.update(tasks[file], completed=done)
 

@@ -1,9 +1,9 @@
-"""Weather, light, lens, sensor and link: what a vehicle meets and a data set lacks, written once.
+"""Corrupts images: weather, light, lens, sensor and link faults that a vehicle meets and a data set lacks.
 
-Head training, the judge and the demo all take their shifts from here, so that a family that one holds out is
-the same family that another trains on. Every family has five severities; the same image, family, severity and
-seed give the same bytes, and a higher severity is the same rain, only more of it. Nothing moves, so labels of
-every task stay true. Blurs, drops and streaks grow with the image: 8x8 up to 1080p.
+Head training, the judge and the demo use the same families, so a family that one of them holds out is exactly
+the family that another trains on. Every family has five severities. The same image, family, severity and seed
+give the same bytes. A higher severity is the same draw (the same rain), only stronger. Nothing moves, so the
+labels of every task stay valid. Blurs, drops and streaks scale with the image, from 8x8 to 1080p.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ Kind = Literal["weather", "light", "lens", "sensor", "link"]
 
 @dataclass(frozen=True)
 class Family:
-    """One way of getting worse. levels: the effect's strength at severity 1..5.
+    """Describes one corruption.
 
-    weather and light come from outside; lens, sensor and link are photographic: they belong to the camera.
+    levels: the effect's strength at severity 1..5, in the unit that `effect` documents.
+
+    weather and light come from outside. lens, sensor and link are photographic: they belong to the camera.
     """
 
     name: str
@@ -88,24 +90,44 @@ FAMILIES: dict[str, Family] = {
 
 
 def corrupt(image: Image, family: str, *, severity: int, seed: int) -> Image:
-    """The image made worse: uint8 [H,W,3] of the same size. An image of three equal channels stays grey.
+    """Returns the corrupted image, uint8 [H,W,3] of the same size.
 
-    Raises ConfigError on an unknown family or a severity outside 1..5.
+    An image of three equal channels stays grey.
+
+    Args:
+        image: uint8 RGB [H,W,3].
+        family: a key of FAMILIES.
+        severity: 1 (mild) to 5.
+        seed: decides the random draws; the same seed gives the same bytes.
+
+    Raises:
+        ConfigError: the family is unknown or the severity is outside 1..5.
 
     >>> corrupt(np.full((8, 8, 3), 200, np.uint8), "contrast", severity=5, seed=0).shape
     (8, 8, 3)
     """
     chosen, level = _level(family, severity)
+    # Colour noise or a tint would give a grey data set colours that no image of it has.
     grey = bool((image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 1] == image[:, :, 2]).all())
     worse = _apply(image[:, :, :1] if grey else image, chosen, level, seed)
     return np.repeat(worse, 3, axis=2) if grey else worse
 
 
 def corrupt_all(examples: Examples, family: str, *, severity: int, seed: int) -> Examples:
-    """All examples made worse, each by its own seed (of `seed` and its id); targets, ids and groups stay.
+    """Returns all examples corrupted, each by its own seed; targets, ids and groups stay.
 
-    Images of one size are done now; others when they are decoded.
+    Images of one size are corrupted now, others when they are decoded.
+
+    Args:
+        examples: N labelled images.
+        family: a key of FAMILIES.
+        severity: 1 (mild) to 5.
+        seed: combined with each id to the seed of an image, so the result does not depend on the order.
+
+    Raises:
+        ConfigError: the family is unknown or the severity is outside 1..5.
     """
+    # Called for its checks: images that are corrupted lazily would raise only in the middle of a run.
     _level(family, severity)
     seeds = [image_seed(seed, identity) for identity in examples.ids]
     images = examples.images
@@ -125,8 +147,10 @@ def corrupt_all(examples: Examples, family: str, *, severity: int, seed: int) ->
 
 
 def image_seed(seed: int, identity: str) -> int:
-    """A seed of 63 bits for one image."""
+    """Returns a seed of 63 bits for one image."""
     return (
+        # A cryptographic hash is the same in every process, which Python's own hash of a text is not. The
+        # shift drops one bit, so that the seed fits a signed 64-bit integer.
         int.from_bytes(hashlib.blake2b(f"{seed}\x00{identity}".encode(), digest_size=8).digest(), "big") >> 1
     )
 
@@ -141,7 +165,9 @@ def _level(family: str, severity: int) -> tuple[Family, float]:
 
 
 def _apply(image: Image, family: Family, level: float, seed: int) -> NDArray[np.uint8]:
+    # SeedSequence refuses negative numbers. The name makes two families of one image draw independently.
     rng = np.random.default_rng([seed & 0x7FFFFFFFFFFFFFFF, *family.name.encode()])
     pixels = np.multiply(image, np.float32(1 / 255), dtype=np.float32)
     worse = family.effect(pixels, level, rng)
+    # astype truncates; adding a half makes it round.
     return (np.clip(worse, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Fetches published files from their official addresses: whole and verified, or not at all.
 
-A download goes to NAME.part, continues where a broken one stopped (HTTP range), and takes its name only when
-its SHA-256 is the published one. Nothing but the addresses of the catalogue is ever asked.
+A download goes to NAME.part, continues where a broken one stopped (HTTP range), and gets its final name only
+if its SHA-256 is the published one. Only addresses of the catalogue are contacted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from misfire_runtime.files import replace_durably
 from misfire_train.data.catalogue import DataFile, Entry, locate
 from misfire_train.errors import DatasetError
 
+# Bounds what a wrong or hostile server can write to the disk; the catalogue's files are all below 32 MB.
 MAX_FILE_BYTES = 512 * 1024 * 1024
+# Bytes between two progress reports.
 _BLOCK = 1 << 16
+# Of one socket operation, not of a download: a slow link may take as long as it needs.
 _TIMEOUT_S = 30.0
 Progress = Callable[[str, int], None]
 
@@ -27,10 +30,20 @@ Progress = Callable[[str, int], None]
 def fetch(
     entry: Entry, *, target: Path, progress: Progress | None = None, attempts: int = 3, pause_s: float = 1.0
 ) -> list[Path]:
-    """Downloads what is missing or changed of an entry into `target` and returns the new files.
+    """Downloads the missing or changed files of an entry into `target` and returns the new ones.
 
-    progress: called with (file, bytes so far).  attempts: per file; each continues the last one.
-    Raises DatasetError where a file has no address, the network fails, or the content is another one.
+    Args:
+        entry: the data set.
+        target: folder for its files.
+        progress: called with (file, bytes so far).
+        attempts: for each file; each attempt continues the previous one.
+        pause_s: seconds before the second attempt, doubled for each further one.
+
+    Returns:
+        The paths of the files that were downloaded.
+
+    Raises:
+        DatasetError: a file has no address, the network fails, or the content differs from the published one.
     """
     if not entry.files:
         return []
@@ -63,6 +76,7 @@ def _fetch_file(file: DataFile, path: Path, progress: Progress | None, attempts:
             break
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
+            # A 4xx answer is final: the same request would get it again.
             if attempt + 1 == attempts or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
                 raise DatasetError(
                     f"{file.url} cannot be fetched ({reason}); without a network, copy {file.path} "
@@ -72,6 +86,7 @@ def _fetch_file(file: DataFile, path: Path, progress: Progress | None, attempts:
         except OSError as error:
             raise DatasetError(f"{part} cannot be written ({error.strerror or error})") from error
     if sha256_file(part) != file.sha256:
+        # A wrong part that stayed would be continued by the next call, and never match.
         part.unlink()
         raise DatasetError(
             f"{file.url} gave something else than the published file (sha256 differs); removed it"
@@ -81,7 +96,7 @@ def _fetch_file(file: DataFile, path: Path, progress: Progress | None, attempts:
 
 
 def _download(url: str, part: Path, progress: Callable[[int], None]) -> None:
-    """Appends what is missing of `url` to `part`; starts again where the server does not continue."""
+    """Appends the missing bytes of `url` to `part`; starts again if the server does not continue."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -91,6 +106,7 @@ def _download(url: str, part: Path, progress: Callable[[int], None]) -> None:
             error.close()
             return
         raise
+    # A server that ignores Range answers 200 with the whole file.
     with answer, part.open("ab" if answer.status == 206 else "wb") as stream:
         expected = int(answer.headers.get("Content-Length") or 0)
         before = done = stream.tell()
@@ -100,5 +116,6 @@ def _download(url: str, part: Path, progress: Callable[[int], None]) -> None:
                 raise DatasetError(f"{url} sends more than {MAX_FILE_BYTES >> 20} MiB; stopped")
             stream.write(block)
             progress(done)
+        # read(size) does not raise if the server closes the connection early.
         if expected and done - before < expected:
             raise http.client.IncompleteRead(b"", expected - (done - before))

@@ -1,7 +1,7 @@
-"""Labelled images in memory or on disk, and a data set of two halves: what may be trained on, and the test.
+"""Holds labelled images in memory or on disk, and data sets of a training half and a test half.
 
-Examples are immutable; `take` gives a view. `batch` is the only way from images to network input here, and
-it goes through `misfire_runtime.preprocess`, as the vehicle does.
+Examples are immutable; `take` returns a view. `batch` is the only way from images to network input, and it
+uses `misfire_runtime.preprocess`, as the vehicle does.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """N labelled images.
+    """Holds N labelled images.
 
-    images: each uint8 [H,W,3] RGB, of any size; grey is replicated.
-    targets: as the task's class documents them (`misfire_train.tasks`), such as int64 [N] for classification.
-        Ragged targets are an array of N arrays.
-    ids: stable and unique.  groups: drive, vehicle or track; the id where there is none.
-    Raises DatasetError where the lengths differ or an id is there twice.
+    Attributes:
+        images: each uint8 [H,W,3] RGB of any size; grey is replicated.
+        targets: as the task's class documents them (`misfire_train.tasks`), such as int64 [N] for
+            classification. Ragged targets are an array of N arrays.
+        ids: stable and unique names.
+        groups: drive, vehicle or track of each example; its id if it has none.
+
+    Raises:
+        DatasetError: the lengths differ or an id occurs twice.
     """
 
     images: Sequence[Image]
@@ -48,6 +52,7 @@ class Examples:
             raise DatasetError(f"examples need as many of each: {lengths}")
         if len(set(self.ids)) != len(self.ids):
             seen: set[str] = set()
+            # add() returns None, so `or` records each id and goes on.
             twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
             raise DatasetError(f"the id {twice!r} is there more than once; ids must be unique")
 
@@ -55,7 +60,7 @@ class Examples:
         return len(self.ids)
 
     def take(self, indices: Indices) -> Examples:
-        """The examples at these positions, in this order; nothing is copied but targets."""
+        """Returns the examples at these positions, in this order; only targets are copied."""
         chosen = np.asarray(indices, np.int64).reshape(-1)
         return Examples(
             images=ImageSubset(self.images, chosen),
@@ -65,7 +70,10 @@ class Examples:
         )
 
     def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
-        """Where these ids stand. Raises DatasetError naming the first that is not here."""
+        """Returns the positions of these ids, int64 [n].
+
+        Raises DatasetError that names the first unknown one.
+        """
         where = {identity: position for position, identity in enumerate(self.ids)}
         try:
             return np.array([where[identity] for identity in ids], np.int64)
@@ -73,7 +81,15 @@ class Examples:
             raise DatasetError(f"there is no example {error.args[0]!r} among these {len(self)}") from None
 
     def batch(self, indices: Indices, contract: InputContract) -> Tensor:
-        """[n,C,H,W] float32 normalised (uint8 for a uint8 contract): what to_tensor gives for each image."""
+        """Returns network input, equal to what `to_tensor` gives a vehicle for each image.
+
+        Args:
+            indices: positions [n] of the images.
+            contract: the network's input: size, colour order, mean and standard deviation.
+
+        Returns:
+            [n,C,H,W], float32 and normalised, or uint8 if the contract's dtype is uint8.
+        """
         import torch  # listing data sets need not wait for it
 
         pixels = planes(self.images, indices, contract)
@@ -81,7 +97,10 @@ class Examples:
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """All examples of several sets, one after another. Raises DatasetError on a common id or no set."""
+    """Returns all examples of several sets, one after another.
+
+    Raises DatasetError on a common id or no set.
+    """
     if not parts:
         raise DatasetError("there is nothing to join")
     return Examples(
@@ -94,10 +113,14 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: `train` is for training, holding out and calibrating; `test` is for the last look only.
+    """Holds a data set: `train` to train, hold out and calibrate on; `test` for the final evaluation only.
 
-    task: as in misfire_train.tasks.  classes: names of classes, joints or values.
-    sha256: of the bytes it was read from.  notes: what a reader skipped or made up, one sentence each.
+    Attributes:
+        task: as in misfire_train.tasks.
+        classes: names of classes, joints or values.
+        contract: the network's input.
+        sha256: of the bytes that it was read from.
+        notes: what a reader skipped or generated, one sentence each.
     """
 
     name: str
@@ -119,7 +142,7 @@ def _joined_images(parts: Sequence[Sequence[Image]]) -> Sequence[Image]:
 
 
 class JoinedImages(Sequence[Image]):
-    """Several image sequences as one."""
+    """Presents several image sequences as one."""
 
     def __init__(self, parts: Sequence[Sequence[Image]]) -> None:
         self.parts = tuple(parts)
@@ -129,9 +152,10 @@ class JoinedImages(Sequence[Image]):
         return int(self.starts[-1])
 
     def __getitem__(self, index: Any) -> Any:
-        """RGB [H,W,3]."""
+        """Returns an RGB image [H,W,3], or a view for a slice."""
         if isinstance(index, slice):
             return ImageSubset(self, np.arange(len(self))[index])
         position = range(len(self))[index]
+        # The position at which a part starts belongs to that part; empty parts are skipped.
         part = int(np.searchsorted(self.starts, position, side="right")) - 1
         return self.parts[part][position - int(self.starts[part])]

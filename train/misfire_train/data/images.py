@@ -1,10 +1,10 @@
-"""Sequences of images that know how to become network input fast.
+"""Holds sequences of images that become network input fast.
 
-    ImageArray      images of one size in one array; grey ones are kept grey and replicated when asked for
-    DecodedImages   images of any size, decoded when asked for; what the network sees of them is kept
-    ImageSubset     some of another sequence, in some order, without a copy
+    ImageArray      images of one size in one array; grey ones are stored grey and replicated on access
+    DecodedImages   images of any size, decoded on access; what the network sees of them is cached
+    ImageSubset     some images of another sequence, in any order, without a copy
 
-`planes(images, indices, contract)` gives uint8 [n,C,H,W], equal bit for bit to what
+`planes(images, indices, contract)` returns uint8 [n,C,H,W], equal bit for bit to what
 `misfire_runtime.preprocess.to_tensor` gives a vehicle for each image.
 """
 
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from misfire_runtime.preprocess import Image, InputContract, to_tensor
 
 Indices = Sequence[int] | NDArray[np.integer]
+# Bounds the memory of cached images; a larger set is decoded anew in every epoch.
 MAX_CACHE_BYTES = 512 * 1024 * 1024
 
 
 class ImageArray(Sequence[Image]):
-    """Images of one size. data: uint8 [N,H,W] (grey) or [N,H,W,3] (RGB)."""
+    """Holds images of one size. data: uint8 [N,H,W] (grey) or [N,H,W,3] (RGB)."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         if data.dtype != np.uint8 or not (data.ndim == 3 or (data.ndim == 4 and data.shape[3] == 3)):
@@ -46,7 +47,7 @@ class ImageArray(Sequence[Image]):
         return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
     def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
-        """uint8 [n,C,H,W]; without a loop where size and colour need no conversion."""
+        """Returns uint8 [n,C,H,W]; without a loop if size and colour need no conversion."""
         grey = self.data.ndim == 3
         fits = self.data.shape[1:3] == (contract.height, contract.width)
         # OpenCV's grey of three equal channels is that channel exactly: its integer weights sum to one.
@@ -60,10 +61,11 @@ class ImageArray(Sequence[Image]):
 
 
 class DecodedImages(Sequence[Image]):
-    """Images that `decode(i)` gives, i in 0..count-1; decode must give the same image every time.
+    """Decodes images on access: `decode(i)` for i in 0..count-1, which must always return the same image.
 
-    What was made is kept for the next epoch as long as all of it fits in `max_cache_bytes`: the images
-    themselves where all have one `shape`, else what the network sees of them under the last contract used.
+    Results are cached for the next epoch if all of them fit in `max_cache_bytes`: the images themselves if
+    all
+    have one `shape`, else what the network sees of them under the last contract used.
     """
 
     def __init__(
@@ -98,11 +100,12 @@ class DecodedImages(Sequence[Image]):
         return np.asarray(self._images.values[place])
 
     def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
-        """uint8 [n,C,H,W], decoding only what was not seen before."""
+        """Returns uint8 [n,C,H,W] and decodes only what is not cached."""
         if self._images is not None:
             self._images.fill(indices, self._decode)
             return ImageArray(self._images.values).planes(indices, contract)
         key = _pixels_of(contract)
+        # One contract is cached at a time: a run uses one, and two would double the memory.
         if self._planes is None or self._planes[0] != key:
             self._planes = (key, self._room((key.channels, key.height, key.width)))
         kept = self._planes[1]
@@ -116,7 +119,7 @@ class DecodedImages(Sequence[Image]):
 
 
 class _Kept:
-    """values: uint8 [N,...]; which rows were filled. Memory is taken by the system as rows are written."""
+    """Caches values, uint8 [N,...]. The system takes memory for zeros only as rows are written."""
 
     def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
         self.values: NDArray[np.uint8] = np.zeros((count, *shape), np.uint8)
@@ -129,7 +132,7 @@ class _Kept:
 
 
 class ImageSubset(Sequence[Image]):
-    """`base[indices]`, without a copy; a subset of a subset points at the original."""
+    """Presents `base[indices]` without a copy; a subset of a subset refers to the original."""
 
     def __init__(self, base: Sequence[Image], indices: Indices) -> None:
         chosen = np.asarray(indices, np.int64)
@@ -150,12 +153,12 @@ class ImageSubset(Sequence[Image]):
         return self.base[int(self.indices[index])]
 
     def planes(self, indices: NDArray[np.int64], contract: InputContract) -> NDArray[np.uint8]:
-        """uint8 [n,C,H,W] from the base."""
+        """Returns uint8 [n,C,H,W] from the base."""
         return planes(self.base, self.indices[indices], contract)
 
 
 def planes(images: Sequence[Image], indices: Indices, contract: InputContract) -> NDArray[np.uint8]:
-    """uint8 [n,C,H,W]: what the network sees of images[indices], before normalisation."""
+    """Returns what the network sees of images[indices] before normalisation, uint8 [n,C,H,W]."""
     chosen = np.asarray(indices, np.int64)
     if isinstance(images, ImageArray | DecodedImages | ImageSubset):
         return images.planes(chosen, contract)
@@ -163,7 +166,7 @@ def planes(images: Sequence[Image], indices: Indices, contract: InputContract) -
 
 
 def _pixels_of(contract: InputContract) -> InputContract:
-    """The contract without what acts after the pixels: dtype and normalisation."""
+    """Returns the contract without what acts after the pixels: dtype and normalisation."""
     return contract.model_copy(update={"dtype": "uint8", "mean": (0.0,), "std": (1.0,), "name": "image"})
 
 

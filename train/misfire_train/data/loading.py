@@ -1,4 +1,4 @@
-"""From a name to a data set: `mnist`, or a reader and what it reads: `image-folder:PATH`."""
+"""Loads a data set by name: `mnist`, or a reader and what it reads, `image-folder:PATH`."""
 
 from __future__ import annotations
 
@@ -46,12 +46,16 @@ READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] =
 
 
 def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
-    """The data set of that name, its files verified by checksum.
+    """Returns the data set of that name, its files verified by checksum.
 
-    name: one of `misfire data list`. Readers of your own files take a path after a colon, and after that
-    optionally `?size=WIDTHxHEIGHT&group=REGEX`; docs/data.md has all options.
-    root: folder of the published sets; else MISFIRE_DATA, else the user's cache.
-    Raises DatasetError: unknown name, missing or changed file, malformed content; ConfigError: wrong option.
+    Args:
+        name: one of `misfire data list`. Readers of your own files take a path after a colon, and after the
+            path optionally `?size=WIDTHxHEIGHT&group=REGEX`; docs/data.md has all options.
+        root: folder of the published sets; else MISFIRE_DATA, else the user's cache.
+
+    Raises:
+        DatasetError: the name is unknown, a file is missing or changed, or its content is malformed.
+        ConfigError: the reader has no such option, or its value is wrong.
 
     >>> digits = load_dataset("digits")
     >>> len(digits.train), len(digits.test), digits.contract.height
