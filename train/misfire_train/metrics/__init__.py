@@ -1,4 +1,4 @@
-"""The judge's numbers in one place; numpy only, so the export and the vehicle's tools can use them too.
+"""Provides the judge's numbers; numpy only, so that the export and the vehicle's tools can use them too.
 
 A score is [N], higher meaning that a failure is likelier; `failed` is [N] bool; `loss` is [N] >= 0.
 

@@ -1,11 +1,11 @@
-"""Bootstrap intervals that respect groups, and paired comparisons of scores on the very same resamples.
+"""Computes bootstrap intervals that respect groups, and paired comparisons of scores on the same resamples.
 
 groups [N] --resample_weights--> whole counts [B,N], one row per replicate
 scores, failed, loss --replicate--> {score: {metric: [R]}}; a difference of two rows is a paired difference
 
-Frames of one drive, track or photo (and its corrupted copies) fail together, so whole groups are drawn; with
-every frame its own group this is the ordinary bootstrap. A resample is a row of counts on scores sorted once:
-nothing is sorted again.
+Frames of one drive, track or photo (and its corrupted copies) fail together, so whole groups are drawn. If
+every frame is its own group, this is the ordinary bootstrap. A resample is a row of counts on scores that
+were sorted once: nothing is sorted again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ HIGHER_IS_BETTER = frozenset(ROW_METRICS) - {"fpr_at_95_tpr", "aurc", "e_aurc", 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its bootstrap percentile interval. usable: share of replicates that were defined."""
+    """Holds a value with its bootstrap percentile interval. usable: share of replicates that were defined."""
 
     value: float
     low: float
@@ -63,7 +63,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """a minus b on the same resamples, signed so that above zero means that a is better."""
+    """Holds a minus b on the same resamples, signed so that above zero means that a is better."""
 
     metric: str
     difference: float
@@ -73,22 +73,27 @@ class Comparison:
 
     @property
     def a_wins(self) -> bool:
-        """The whole interval lies above zero."""
+        """Returns whether the whole interval is above zero."""
         return self.low > 0
 
     @property
     def b_wins(self) -> bool:
-        """The whole interval lies below zero."""
+        """Returns whether the whole interval is below zero."""
         return self.high < 0
 
 
 def resample_weights(
     groups: ArrayLike, *, replicates: int, seed: int, strata: ArrayLike | None = None
 ) -> Iterator[NDArray[np.float64]]:
-    """Blocks [B,N] of counts, `replicates` rows in all: how often each sample is drawn.
+    """Yields blocks [B,N] of counts, `replicates` rows in all: how often each sample is drawn.
 
-    groups: [N] labels, drawn whole and with replacement.  strata: [N] labels; the number of groups drawn from
-    each stratum stays as it was (a group must lie in one stratum).  Deterministic per seed.
+    Args:
+        groups: [N] labels; groups are drawn whole and with replacement.
+        replicates: number of resamples.
+        seed: the same seed gives the same resamples.
+        strata: [N] labels; the number of groups drawn from each stratum stays as it was. A group must be in
+            one
+            stratum.
     """
     members, group_strata = _members(groups, strata)
     count = int(members.max()) + 1
@@ -100,6 +105,7 @@ def resample_weights(
         for stratum in np.unique(group_strata):
             pool = np.flatnonzero(group_strata == stratum)
             picks = pool[rng.integers(0, len(pool), (size, len(pool)))]
+            # One bincount for the whole block: each replicate counts in a range of its own.
             flat = (picks + np.arange(size)[:, None] * count).ravel()
             drawn += np.bincount(flat, minlength=size * count).reshape(size, count)
         yield drawn[:, members] if count < len(members) or not _is_range(members) else drawn
@@ -115,10 +121,24 @@ def replicate(
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Floats]]:
-    """{score: {metric: [replicates]}}: every score sees the same resamples, so differences are paired.
+    """Returns {score: {metric: [replicates]}}.
 
-    loss defaults to the failures as 0/1. Undefined values (a resample without failures) are NaN.
-    Raises JudgeError on unknown metrics, NaN, or lengths that differ.
+    Every score sees the same resamples, so differences are paired.
+
+    Args:
+        scores: {name: [N]}, higher meaning that a failure is likelier.
+        failed: [N] bool.
+        loss: [N] >= 0. Default: the failures as 0/1.
+        groups: [N] labels, drawn whole. Default: every sample is its own group.
+        metrics: keys of ROW_METRICS.
+        replicates: number of resamples.
+        seed: the same seed gives the same resamples.
+
+    Returns:
+        NaN marks undefined values (a resample without failures).
+
+    Raises:
+        JudgeError: a metric is unknown, a value is NaN, or lengths differ.
     """
     unknown = [name for name in metrics if name not in ROW_METRICS]
     if unknown:
@@ -132,6 +152,7 @@ def replicate(
     by_loss = rank_scores(losses)
     collected: dict[str, dict[str, list[Floats]]] = {name: {m: [] for m in metrics} for name in arrays}
     for weights in resample_weights(labels, replicates=replicates, seed=seed):
+        # Computed once per block, because it is the same for all scores.
         oracle = risk.aurc_rows(Sums(by_loss, loss=losses, weights=weights)) if "e_aurc" in metrics else None
         for name, ranking in rankings.items():
             sums = Sums(ranking, failed=failures, loss=losses, weights=weights, oracle=oracle)
@@ -141,7 +162,7 @@ def replicate(
 
 
 def point(score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None, metric: str) -> float:
-    """The metric on the data as they are; NaN where it is undefined."""
+    """Returns the metric on the data as they are; NaN if it is undefined."""
     failures = as_failures(failed)
     losses = failures.astype(np.float64) if loss is None else as_losses(loss)
     sums = Sums(rank_scores(as_scores(score)), failed=failures, loss=losses)
@@ -149,7 +170,7 @@ def point(score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None,
 
 
 def estimate(value: float, replicates: Floats, *, confidence: float = 0.95) -> Estimate:
-    """Percentile interval around a value; NaN replicates are left out and counted."""
+    """Returns the percentile interval around a value; NaN replicates are left out and counted."""
     low, high, usable = interval(replicates, confidence=confidence)
     return Estimate(value, low, high, usable)
 
@@ -187,7 +208,7 @@ def wilson(hits: float, total: float, *, z: float = 1.96) -> tuple[float, float]
 
 
 def interval(replicates: Floats, *, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(low, high, share of usable replicates)."""
+    """Returns (low, high, share of usable replicates)."""
     good = replicates[np.isfinite(replicates)]
     if not good.size:
         return float("nan"), float("nan"), 0.0
@@ -199,7 +220,7 @@ def interval(replicates: Floats, *, confidence: float = 0.95) -> tuple[float, fl
 def bootstrap_interval(
     metric: str, score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None, **options: Any
 ) -> Estimate:
-    """One metric of one score with its interval. Options as of `replicate`."""
+    """Returns one metric of one score with its interval. Options as of `replicate`."""
     rows = replicate({"score": score}, failed=failed, loss=loss, metrics=(metric,), **options)
     return estimate(point(score, failed=failed, loss=loss, metric=metric), rows["score"][metric])
 
@@ -214,7 +235,7 @@ def paired_difference(
     confidence: float = 0.95,
     **options: Any,
 ) -> Comparison:
-    """By how much score a is better than score b (above zero: a), with the paired interval."""
+    """Returns by how much score a is better than score b (above zero: a), with the paired interval."""
     rows = replicate({"a": a, "b": b}, failed=failed, loss=loss, metrics=(metric,), **options)
     value = partial(point, failed=failed, loss=loss, metric=metric)
     return compare(metric, value(a) - value(b), rows["a"][metric] - rows["b"][metric], confidence=confidence)

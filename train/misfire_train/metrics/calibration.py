@@ -1,6 +1,8 @@
-"""Does a predicted loss come true? predicted = c * exp(score), c fitted on one set, judged on another.
+"""Measures whether a predicted loss comes true.
 
-LearningLoss++ fixes only ratios of losses, so its score is a log-loss up to a constant, which is c.
+predicted = c * exp(score), with c fitted on one set and judged on another. LearningLoss++ fixes only ratios
+of
+losses, so its score is a log-loss up to a constant, which is c.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from misfire_train.metrics.ranking import Floats, as_losses, as_scores, rank_sco
 
 
 def fit_loss_scale(score: ArrayLike, loss: ArrayLike) -> float:
-    """c such that the mean of c * exp(score) is the mean loss. Raises JudgeError where it overflows."""
+    """Returns c such that the mean of c * exp(score) is the mean loss. Raises JudgeError if it overflows."""
     scores, losses = as_scores(score).astype(np.float64), as_losses(loss)
     same_length(score=scores, loss=losses)
+    # Subtracted before exp, so that large scores do not overflow in the mean.
     shift = float(scores.max())
     if not np.isfinite(shift):
         raise JudgeError("an infinite score predicts no loss")
@@ -30,7 +33,7 @@ def fit_loss_scale(score: ArrayLike, loss: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """One bin of equally many frames: mean prediction and truth, and the truth's 95 % interval."""
+    """Holds one bin of equally many frames: mean prediction and truth, and the truth's 95 % interval."""
 
     count: int
     predicted: float
@@ -41,9 +44,12 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """bins by rising prediction. error: mean |predicted - observed| over bins, weighted by count.
+    """Holds bins by rising prediction, and their summary.
 
-    relative_error: the same as a share of the mean observed value. bias: mean predicted / mean observed.
+    Attributes:
+        error: mean |predicted - observed| over bins, weighted by count.
+        relative_error: the same as a share of the mean observed value.
+        bias: mean predicted / mean observed.
     """
 
     bins: tuple[ReliabilityBin, ...]
@@ -53,7 +59,7 @@ class Reliability:
 
 
 def loss_reliability(score: ArrayLike, loss: ArrayLike, *, scale: float, bins: int = 10) -> Reliability:
-    """Reliability of c * exp(score) against the true loss; tied predictions stay in one bin."""
+    """Returns the reliability of c * exp(score) against the true loss; tied predictions stay in one bin."""
     scores = as_scores(score).astype(np.float64)
     with np.errstate(over="ignore"):
         predicted = scale * np.exp(scores)
@@ -61,7 +67,7 @@ def loss_reliability(score: ArrayLike, loss: ArrayLike, *, scale: float, bins: i
 
 
 def reliability(predicted: ArrayLike, observed: ArrayLike, *, bins: int = 10) -> Reliability:
-    """Reliability of any prediction of a non-negative quantity, such as a failure probability."""
+    """Returns the reliability of any prediction of a non-negative quantity, such as a failure probability."""
     if bins < 1:
         raise JudgeError(f"bins must be at least 1, got {bins}")
     predictions, truths = as_scores(predicted, what="prediction").astype(np.float64), as_losses(observed)
@@ -87,6 +93,7 @@ def reliability(predicted: ArrayLike, observed: ArrayLike, *, bins: int = 10) ->
 
 def _bin(predicted: Floats, observed: Floats) -> ReliabilityBin:
     mean = float(observed.mean())
+    # The normal 95 % quantile.
     half = 1.96 * float(observed.std(ddof=1)) / np.sqrt(len(observed)) if len(observed) > 1 else float("inf")
     return ReliabilityBin(
         len(observed), float(predicted.mean()), mean, float(mean - half), float(mean + half)

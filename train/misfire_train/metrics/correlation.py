@@ -1,7 +1,7 @@
-"""Agreement of a score with the true loss: Spearman, Kendall's tau-b, pair accuracy; all O(N log N).
+"""Measures how a score agrees with the true loss: Spearman, Kendall's tau-b, pair accuracy; all O(N log N).
 
 These describe a loss predictor. They do not decide which score triggers: softmax entropy orders almost all
-pairs right and still may miss what fails, so the release gate looks at AUROC and AURC instead.
+pairs right and may still miss what fails, so the release gate uses AUROC and AURC instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from misfire_train.metrics.ranking import Floats, argsort_scores, as_scores, ran
 
 
 def spearman(score: ArrayLike, loss: ArrayLike) -> float:
-    """Pearson correlation of average ranks; NaN where one side is constant."""
+    """Returns the Pearson correlation of average ranks; NaN if one side is constant."""
     a, b = _pair(score, loss)
     ranks_a, ranks_b = average_ranks(a), average_ranks(b)
     ranks_a -= ranks_a.mean()
@@ -26,16 +26,19 @@ def spearman(score: ArrayLike, loss: ArrayLike) -> float:
 
 
 def kendall(score: ArrayLike, loss: ArrayLike) -> float:
-    """Kendall's tau-b (ties corrected); NaN where one side is constant."""
+    """Returns Kendall's tau-b (ties corrected); NaN if one side is constant."""
     pairs = count_pairs(score, loss)
+    # np.sqrt takes no integer beyond 64 bits, which the product of two pair counts soon exceeds.
     scale = float(pairs.total - pairs.tied_score) * float(pairs.total - pairs.tied_loss)
     return (pairs.concordant - pairs.discordant) / float(np.sqrt(scale)) if scale > 0 else float("nan")
 
 
 def pair_accuracy(score: ArrayLike, loss: ArrayLike) -> float:
-    """Share of pairs with different losses that the score orders right; a tied score is half right.
+    """Returns the share of pairs with different losses that the score orders right.
 
-    0.5 is chance; NaN where all losses are equal.
+    A tied score is half right.
+
+    0.5 is chance; NaN if all losses are equal.
     """
     pairs = count_pairs(score, loss)
     comparable = pairs.total - pairs.tied_loss
@@ -47,7 +50,7 @@ def pair_accuracy(score: ArrayLike, loss: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """All N(N-1)/2 pairs, split. A pair tied in both counts in tied_score and in tied_loss."""
+    """Splits all N(N-1)/2 pairs. A pair tied in both counts in tied_score and in tied_loss."""
 
     total: int
     concordant: int
@@ -70,7 +73,7 @@ def count_pairs(score: ArrayLike, loss: ArrayLike) -> PairCounts:
 
 
 def count_inversions(values: NDArray[np.intp]) -> int:
-    """Number of i < j with values[i] > values[j]; values are integers >= 0.
+    """Returns the number of i < j with values[i] > values[j]; values are integers >= 0.
 
     A stable radix split from the highest bit down: at each bit, within a block of equal higher bits, every 0
     is inverted with each 1 before it.
@@ -97,7 +100,7 @@ def count_inversions(values: NDArray[np.intp]) -> int:
 
 
 def average_ranks(values: NDArray[Any]) -> Floats:
-    """1-based ranks; tied values share their mean rank."""
+    """Returns 1-based ranks; tied values share their mean rank."""
     ranking = rank_scores(values)
     starts = np.append(0, ranking.ends[:-1] + 1)
     mean = (starts + ranking.ends) / 2 + 1

@@ -1,6 +1,6 @@
-"""How well a score finds failures: AUROC, average precision, FPR at a recall, and what an upload budget buys.
+"""Measures how well a score finds failures: AUROC, average precision, FPR at a recall, and upload budgets.
 
-A frame is flagged where its score is at or above a threshold; failures are the positives. Tied scores cross a
+A frame is flagged if its score is at or above a threshold; failures are the positives. Tied scores cross a
 threshold together (AUROC counts a tie as half a win, as the Mann-Whitney statistic does).
 """
 
@@ -29,17 +29,23 @@ BUDGETS = (0.001, 0.01, 0.05, 0.10)
 
 
 def auroc(score: ArrayLike, failed: ArrayLike) -> float:
-    """Chance that a failure scores above a success; a tie is half. Raises JudgeError on one kind only."""
+    """Returns the chance that a failure scores above a success; a tie is half.
+
+    Raises JudgeError on one kind only.
+    """
     return float(auroc_rows(_prepare(score, failed))[0])
 
 
 def average_precision(score: ArrayLike, failed: ArrayLike) -> float:
-    """Sum over thresholds of precision times the recall gained (no interpolation)."""
+    """Returns the sum over thresholds of precision times the recall gained (no interpolation)."""
     return float(average_precision_rows(_prepare(score, failed))[0])
 
 
 def fpr_at_tpr(score: ArrayLike, failed: ArrayLike, *, tpr: float = 0.95) -> float:
-    """Share of successes flagged at the highest threshold that flags at least `tpr` of the failures."""
+    """Returns the share of successes flagged if at least `tpr` of the failures are.
+
+    The threshold is the highest that flags so many failures.
+    """
     if not 0 < tpr <= 1:
         raise JudgeError(f"tpr must lie in (0, 1], got {tpr}")
     return float(fpr_at_tpr_rows(_prepare(score, failed), tpr=tpr)[0])
@@ -47,11 +53,15 @@ def fpr_at_tpr(score: ArrayLike, failed: ArrayLike, *, tpr: float = 0.95) -> flo
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """What uploading the top `budget` share of frames finds.
+    """Holds what uploading the top `budget` share of frames finds.
 
-    frames: how many that is.  recall: share of all failures among them.
-    precision: share of failures in them.
-    threshold: the lowest score uploaded.  Where the cut falls into ties, the expectation over a fair draw.
+    If the cut falls into ties, recall and precision are expectations over a fair draw.
+
+    Attributes:
+        frames: number of frames uploaded.
+        threshold: the lowest score uploaded.
+        recall: share of all failures among them.
+        precision: share of failures in them.
     """
 
     budget: float
@@ -64,7 +74,7 @@ class BudgetRow:
 def budget_table(
     score: ArrayLike, failed: ArrayLike, *, budgets: Sequence[float] = BUDGETS
 ) -> tuple[BudgetRow, ...]:
-    """Recall and precision at each upload budget; a budget below one frame is one frame."""
+    """Returns recall and precision at each upload budget; a budget below one frame is one frame."""
     sums, scores = _prepare(score, failed), as_scores(score)
     total, failures = len(scores), float(sums.positive[0, -1])
     rows = []
@@ -79,7 +89,7 @@ def budget_table(
 
 
 def auroc_rows(sums: Sums) -> Floats:
-    """[B] AUROC of each row of weights; NaN in rows that hold only one kind."""
+    """Returns the AUROC of each row of weights, [B]; NaN in rows that hold only one kind."""
     negative = sums.covered - sums.positive
     earlier = before(negative)
     added = sums.positive - before(sums.positive)
@@ -89,7 +99,7 @@ def auroc_rows(sums: Sums) -> Floats:
 
 
 def average_precision_rows(sums: Sums) -> Floats:
-    """[B] average precision of each row of weights; NaN in rows without failures."""
+    """Returns the average precision of each row of weights, [B]; NaN in rows without failures."""
     total = sums.positive[:, -1:]
     earlier = before(sums.positive)
     flagged = sums.covered[:, -1:] - before(sums.covered)
@@ -99,9 +109,10 @@ def average_precision_rows(sums: Sums) -> Floats:
 
 
 def fpr_at_tpr_rows(sums: Sums, *, tpr: float = 0.95) -> Floats:
-    """[B] FPR at that TPR of each row of weights; NaN in rows that hold only one kind."""
+    """Returns the FPR at that TPR of each row of weights, [B]; NaN in rows that hold only one kind."""
     negative = sums.covered - sums.positive
     total, successes = sums.positive[:, -1:], negative[:, -1]
+    # The tolerance keeps the rounding of tpr * total from asking for one failure more.
     enough = total - before(sums.positive) >= tpr * total - 1e-9 * total
     cut = enough.shape[1] - 1 - np.argmax(enough[:, ::-1], axis=1)
     flagged = successes - before(negative)[np.arange(len(cut)), cut]
@@ -109,7 +120,10 @@ def fpr_at_tpr_rows(sums: Sums, *, tpr: float = 0.95) -> Floats:
 
 
 def found_rows(sums: Sums, *, frames: int) -> Floats:
-    """[B] expected number of failures among the `frames` highest scores; ties at the cut are drawn fairly."""
+    """Returns the expected number of failures among the `frames` highest scores, [B].
+
+    Ties at the cut are drawn fairly.
+    """
     kept = sums.covered[:, -1:] - frames
     cut = np.minimum((sums.covered < kept).sum(axis=1, keepdims=True), sums.covered.shape[1] - 1)
     pick = partial(np.take_along_axis, indices=cut, axis=1)
@@ -121,13 +135,13 @@ def found_rows(sums: Sums, *, frames: int) -> Floats:
 
 
 def recall_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
-    """[B] share of all failures among the top `budget` share of frames; NaN in rows without failures."""
+    """Returns the share of all failures among the top `budget` share of frames, [B]; NaN without failures."""
     total = sums.positive[:, -1]
     return _ratio(found_rows(sums, frames=_frames(budget, sums)), total, total > 0)
 
 
 def precision_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
-    """[B] share of failures among the top `budget` share of frames."""
+    """Returns the share of failures among the top `budget` share of frames, [B]."""
     frames = _frames(budget, sums)
     return found_rows(sums, frames=frames) / frames
 

@@ -1,10 +1,10 @@
-"""Sorting a score once, exactly and fast, and cumulating anything along that order.
+"""Sorts a score once, exactly and fast, and cumulates values along that order.
 
 score [N] --rank_scores--> Ranking (ascending order, ends of tie groups)
 failures, losses [N], weights [B,N] --Sums--> [B,G] sums up to the end of every tie group
 
-Every metric of the judge is a formula on such cumulated sums, so a point estimate (one row of ones) and a
-thousand bootstrap replicates (rows of counts) are the same code, and tied scores are always one step.
+Every metric of the judge is a formula on such cumulated sums. So a point estimate (one row of ones) and a
+thousand bootstrap replicates (rows of counts) share one code, and tied scores are always one step.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _PACKED_BELOW = 1 << 29
 
 @dataclass(frozen=True)
 class Ranking:
-    """order: [N] indices by rising score. ends: [G] last position of each group of equal scores."""
+    """Holds the order [N], indices by rising score, and the ends [G], the last position of each tie group."""
 
     order: NDArray[np.intp]
     ends: NDArray[np.intp]
 
     @property
     def distinct(self) -> bool:
-        """True where no two scores are equal."""
+        """Returns whether no two scores are equal."""
         return len(self.ends) == len(self.order)
 
 
 def as_scores(values: ArrayLike, *, what: str = "score", ids: Sequence[str] | None = None) -> NDArray[Any]:
-    """[N] float32 or float64, checked. Raises JudgeError on NaN (named by id), a wrong shape or no values."""
+    """Returns [N] float32 or float64. Raises JudgeError on NaN (named by id), a wrong shape or no values."""
     array = np.asarray(values)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -56,7 +56,7 @@ def as_scores(values: ArrayLike, *, what: str = "score", ids: Sequence[str] | No
 
 
 def as_losses(values: ArrayLike, *, ids: Sequence[str] | None = None) -> Floats:
-    """[N] float64, finite and >= 0. Raises JudgeError that names the first offenders."""
+    """Returns [N] float64, finite and >= 0. Raises JudgeError that names the first offenders."""
     array = as_scores(values, what="loss", ids=ids).astype(np.float64, copy=False)
     if array.min() < 0 or array.max() == np.inf:
         bad = np.flatnonzero(~np.isfinite(array) | (array < 0))
@@ -66,7 +66,7 @@ def as_losses(values: ArrayLike, *, ids: Sequence[str] | None = None) -> Floats:
 
 
 def as_failures(values: ArrayLike) -> NDArray[np.bool_]:
-    """[N] bool. Raises JudgeError where values are other than 0 and 1."""
+    """Returns [N] bool. Raises JudgeError if a value is not 0 or 1."""
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0:
         raise JudgeError(f"failed must be one flag per sample, got shape {array.shape}")
@@ -76,14 +76,17 @@ def as_failures(values: ArrayLike) -> NDArray[np.bool_]:
 
 
 def same_length(**arrays: NDArray[Any]) -> None:
-    """Raises JudgeError where the arrays differ in length."""
+    """Raises JudgeError if the arrays differ in length."""
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise JudgeError("lengths differ: " + ", ".join(f"{name} {n}" for name, n in lengths.items()))
 
 
 def argsort_scores(score: NDArray[Any]) -> NDArray[np.intp]:
-    """Indices by rising score: exact, ties in any order; on a million no slower than an unstable argsort."""
+    """Returns indices by rising score: exact, ties in any order.
+
+    On a million as fast as an unstable argsort.
+    """
     return _sort(score)[0]
 
 
@@ -96,8 +99,10 @@ def rank_scores(score: NDArray[Any]) -> Ranking:
 
 
 def _sort(score: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
-    """(order, score[order]). The index replaces the lowest bits of the score's own bit pattern, so that a
-    plain sort of one uint64 does the work. Scores that then share a key (hardly any) are sorted again.
+    """Returns (order, score[order]).
+
+    The index replaces the lowest bits of the score's own bit pattern, so that a plain sort of one uint64 does
+    the work. Scores that then share a key (hardly any) are sorted again.
     """
     count = len(score)
     if count < _PACKED_FROM or count >= _PACKED_BELOW:
@@ -119,7 +124,10 @@ def _sort(score: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
 
 
 def _sortable_bits(score: NDArray[Any]) -> NDArray[np.uint64]:
-    """[N] uint64 in the order of the scores: positive numbers get the sign bit flipped, negative all bits."""
+    """Returns uint64 [N] in the order of the scores.
+
+    Positive numbers get the sign bit flipped, negative ones all bits.
+    """
     # Adding zero turns -0.0 into 0.0, which must tie with it.
     bits = (score.astype(np.float64, copy=False) + 0.0).view(np.int64)
     flips = bits >> 63
@@ -139,10 +147,16 @@ def _resort_runs(
 
 
 class Sums:
-    """Cumulated counts, failures and losses along a ranking, for each row of weights [B,N]; each made once.
+    """Holds cumulated counts, failures and losses along a ranking, for each row of weights [B,N].
 
-    weights: whole counts, one row per resample; None is one row of ones.  oracle: AURC of a perfect score on
-    the same rows [B], where E-AURC is wanted.
+    Each made once.
+
+    Args:
+        ranking: of the score.
+        failed: [N] bool.
+        loss: [N].
+        weights: whole counts [B,N], one row per resample; None is one row of ones.
+        oracle: AURC of a perfect score on the same rows [B], for E-AURC.
     """
 
     def __init__(
@@ -159,25 +173,25 @@ class Sums:
 
     @cached_property
     def covered(self) -> Floats:
-        """[B,G] samples up to the end of each tie group."""
+        """Returns the samples up to the end of each tie group, [B,G]."""
         if self._ordered_weights is None:
             return (self.ranking.ends + 1).astype(np.float64)[None]
         return self._at_ends(self._ordered_weights)
 
     @cached_property
     def positive(self) -> Floats:
-        """[B,G] failures up to the end of each tie group."""
+        """Returns the failures up to the end of each tie group, [B,G]."""
         assert self._failed is not None
         return self._cumulated(self._failed)
 
     @cached_property
     def lost(self) -> Floats:
-        """[B,G] summed loss up to the end of each tie group."""
+        """Returns the summed loss up to the end of each tie group, [B,G]."""
         return self._cumulated(self.loss)
 
     @property
     def loss(self) -> Floats:
-        """[N] losses in the order they were given."""
+        """Returns the losses in the order in which they were given, [N]."""
         assert self._loss is not None
         return self._loss
 
@@ -195,7 +209,7 @@ class Sums:
 
 
 def before(sums: Floats) -> Floats:
-    """What was there before each tie group: cumulated [B,G], one group later."""
+    """Returns what was there before each tie group: cumulated [B,G], one group later."""
     shifted = np.zeros_like(sums)
     shifted[:, 1:] = sums[:, :-1]
     return shifted

@@ -1,4 +1,4 @@
-"""Risk and coverage: what remains of the loss when the frames with the highest scores are set aside.
+"""Measures risk and coverage: the loss that remains when the frames with the highest scores are set aside.
 
 Samples are admitted by rising score. With S(k) the summed loss of the first k of N and R(k) = S(k)/k:
 
@@ -31,42 +31,48 @@ from misfire_train.metrics.ranking import (
 
 
 def aurc(score: ArrayLike, loss: ArrayLike) -> float:
-    """Area under the risk-coverage curve. score, loss: [N]; loss >= 0, 0/1 failures are a loss too."""
+    """Returns the area under the risk-coverage curve.
+
+    score, loss: [N]; loss >= 0, 0/1 failures are a loss too.
+    """
     return float(aurc_rows(_prepare(score, loss))[0])
 
 
 def e_aurc(score: ArrayLike, loss: ArrayLike) -> float:
-    """AURC above that of the oracle that knows the loss; 0 is perfect."""
+    """Returns the AURC above that of the oracle that knows the loss; 0 is perfect."""
     return float(e_aurc_rows(_prepare(score, loss))[0])
 
 
 def augrc(score: ArrayLike, loss: ArrayLike) -> float:
-    """Area under the generalised risk-coverage curve: the mean loss that gets through undetected."""
+    """Returns the area under the generalised risk-coverage curve.
+
+    It is the mean loss that gets through undetected.
+    """
     return float(augrc_rows(_prepare(score, loss))[0])
 
 
 @dataclass(frozen=True)
 class References:
-    """What the best and an uninformative score would reach on the same losses."""
+    """Holds what the best and an uninformative score would reach on the same losses."""
 
     oracle: float
     random: float
 
 
 def aurc_references(loss: ArrayLike) -> References:
-    """AURC of sorting by the loss itself, and of chance (the mean loss)."""
+    """Returns the AURC of sorting by the loss itself, and of chance (the mean loss)."""
     losses = as_losses(loss)
     return References(aurc(losses, losses), float(losses.mean()))
 
 
 def augrc_references(loss: ArrayLike) -> References:
-    """AUGRC of sorting by the loss itself, and of chance (half the mean loss)."""
+    """Returns the AUGRC of sorting by the loss itself, and of chance (half the mean loss)."""
     losses = as_losses(loss)
     return References(augrc(losses, losses), float(losses.mean() / 2))
 
 
 def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200) -> tuple[Floats, Floats]:
-    """(coverage, selective risk), both [points] at most, at the ends of tie groups, for drawing."""
+    """Returns (coverage, selective risk), both [points] at most, at the ends of tie groups, for drawing."""
     sums = _prepare(score, loss)
     covered, lost = sums.covered[0], sums.lost[0]
     keep = np.unique(np.linspace(0, len(covered) - 1, min(points, len(covered))).astype(np.intp))
@@ -74,7 +80,7 @@ def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200)
 
 
 def aurc_rows(sums: Sums) -> Floats:
-    """[B] AURC of each row of weights (whole counts)."""
+    """Returns the AURC of each row of weights (whole counts), [B]."""
     if sums.weights is None:
         risk = sums.loss.take(sums.ranking.order)
         _share_ties(risk, sums.ranking)
@@ -91,14 +97,14 @@ def aurc_rows(sums: Sums) -> Floats:
 
 
 def e_aurc_rows(sums: Sums) -> Floats:
-    """[B] E-AURC of each row of weights. The oracle is resampled with the data."""
+    """Returns the E-AURC of each row of weights, [B]. The oracle is resampled with the data."""
     if sums.oracle is not None:
         return aurc_rows(sums) - sums.oracle
     return aurc_rows(sums) - aurc_rows(Sums(rank_scores(sums.loss), loss=sums.loss, weights=sums.weights))
 
 
 def augrc_rows(sums: Sums) -> Floats:
-    """[B] AUGRC of each row of weights."""
+    """Returns the AUGRC of each row of weights, [B]."""
     added = sums.covered - before(sums.covered)
     area = (added * (before(sums.lost) + sums.lost)).sum(axis=1) / 2
     return np.asarray(area / sums.covered[:, -1] ** 2)
@@ -117,7 +123,7 @@ def _share_ties(ordered: Floats, ranking: Ranking) -> None:
 
 
 def _harmonic(count: int) -> Floats:
-    """H(0..count)."""
+    """Returns the harmonic numbers H(0..count)."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))])
 
 

@@ -1,4 +1,4 @@
-"""Small networks of our own, so that nothing depends on torchvision; any nn.Module works in their place.
+"""Provides small networks, so that nothing depends on torchvision; any nn.Module works in their place.
 
 build_model("resnet-small", task="classification", outputs=10, channels=1) -> BuiltModel
 count_flops(module, torch.zeros(1, 1, 28, 28)) -> int

@@ -1,4 +1,4 @@
-"""From a name to a network, with the names of the layers that scores and heads look at."""
+"""Builds a network by name, with the names of the layers that scores and heads use."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from misfire_train.tasks import Task, as_task
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build one. build(outputs, *, channels, **options).
+    """Describes how to build a network: build(outputs, *, channels, **options).
 
-    tasks: names of tasks, or of the form of their outputs, that it can do.
+    tasks: names of the tasks, or of the forms of outputs, that it serves.
     """
 
     build: Callable[..., nn.Module]
@@ -57,20 +57,27 @@ MODELS: dict[str, Architecture] = {
 
 
 def able_to(architecture: Architecture, task: Task) -> bool:
-    """Whether the network's outputs have the form that the task needs."""
+    """Returns whether the network's outputs have the form that the task needs."""
     return task.name in architecture.tasks or task.form in architecture.tasks
 
 
 def default_model(task: str | Task) -> str:
-    """The small network for a task."""
+    """Returns the name of the small network for a task."""
     return as_task(task).default_model
 
 
 def build_model(name: str, *, task: str | Task, outputs: int, channels: int, **options: Any) -> BuiltModel:
-    """A freshly initialised network; torch's seed decides its weights.
+    """Returns a freshly initialised network; torch's seed decides its weights.
 
-    outputs: classes, values or joints.  channels: of the image, 1 or 3.  options: the architecture's own.
-    Raises ConfigError on an unknown name or option, or a task that the network cannot do.
+    Args:
+        name: a key of MODELS, or timm:NAME.
+        task: that the network is for.
+        outputs: number of classes, values or joints.
+        channels: of the image, 1 or 3.
+        options: of the architecture.
+
+    Raises:
+        ConfigError: the name or an option is unknown, or the network cannot do the task.
     """
     asked = as_task(task)
     if name.startswith("timm:"):

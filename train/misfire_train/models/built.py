@@ -1,4 +1,4 @@
-"""A network and the names of its layers that scores and heads look at."""
+"""Holds a network with the names of its layers that scores and heads use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A network ready for a `Probe`.
+    """Holds a network ready for a `Probe`.
 
-    last_layer: its last nn.Linear or 1x1 nn.Conv2d.  feature_layers: where heads may attach, in order.
-    options: what it was built with beyond outputs and channels, defaults included; enough to build it again.
+    Attributes:
+        last_layer: its last nn.Linear or 1x1 nn.Conv2d.
+        feature_layers: where heads may attach, in order.
+        options: what it was built with beyond outputs and channels, defaults included; enough to rebuild it.
     """
 
     module: nn.Module

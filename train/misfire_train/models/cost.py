@@ -1,4 +1,4 @@
-"""What a network costs, counted by running it: the proof that a head stays below its share."""
+"""Measures what a network costs by running it: the proof that a head stays below its share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @torch.no_grad()
 def count_flops(call: Callable[..., Any], *inputs: Tensor | Sequence[int]) -> int:
-    """Floating-point operations of `call(*inputs)`: two per multiply-add of convolutions and matrix products.
+    """Returns the floating-point operations of `call(*inputs)`: two per multiply-add.
 
-    inputs: tensors or shapes. A module is run in eval mode and its mode is restored. Element-wise operations,
-    normalisation and pooling are not counted: beside the products they are few.
+    Convolutions and matrix products are counted. Element-wise operations, normalisation and pooling are not:
+    beside the products they are few. A module runs in eval mode and its mode is restored.
+
+    Args:
+        call: a module or function.
+        inputs: tensors or shapes.
 
     >>> count_flops(nn.Linear(10, 4), (1, 10))
     80
@@ -34,5 +38,5 @@ def count_flops(call: Callable[..., Any], *inputs: Tensor | Sequence[int]) -> in
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers that training changes."""
+    """Returns the number of values that training changes."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""Networks of timm, for those who have it: `timm:NAME`. Nothing else imports it."""
+"""Builds networks of timm, if it is installed: `timm:NAME`. No other module imports it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from misfire_train.tasks import Task
 
 
 def build_timm(name: str, *, task: Task, outputs: int, channels: int, **options: Any) -> BuiltModel:
-    """A timm network by `timm:NAME`; options go to timm.create_model.
+    """Returns a timm network by `timm:NAME`; options go to timm.create_model.
 
-    Its classifier and its feature stages are those that timm itself names. Raises MissingExtraError without
-    timm, ConfigError on a name that timm does not know, a task that is not a vector of outputs, or a network
-    whose classifier is not one linear layer.
+    Its classifier and its feature stages are those that timm itself names.
+
+    Raises:
+        MissingExtraError: timm is not installed.
+        ConfigError: timm does not know the name, the task needs more than a vector of outputs, or the
+            network's classifier is not one linear layer.
     """
     try:
         timm = importlib.import_module("timm")

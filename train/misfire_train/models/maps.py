@@ -1,4 +1,4 @@
-"""Networks whose answer is a map: pixel logits (segmentation) and joint heatmaps (keypoints).
+"""Builds networks whose answer is a map: pixel logits (segmentation) and joint heatmaps (keypoints).
 
     image -> stem -> down, down, down -> up and join, up and join, ... -> 1x1 convolution
 
@@ -28,14 +28,15 @@ class UpAndJoin(nn.Module):
         self.mix = nn.Sequential(nn.ReLU(), conv_norm(outputs, outputs), nn.ReLU())
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """[N,coarse,h,w] and [N,fine,H,W] to [N,outputs,H,W]."""
+        """Returns [N,outputs,H,W] from [N,coarse,h,w] and [N,fine,H,W]."""
+        # Doubling gives one row or column too many if the finer map's side is odd; it is cut off below.
         larger = functional.interpolate(self.above(x), scale_factor=2.0, mode="nearest")
         mixed: Tensor = self.mix(larger[:, :, : skip.shape[2], : skip.shape[3]] + self.beside(skip))
         return mixed
 
 
 class UNet(nn.Module):
-    """Pixel logits at the image's own size; most of the work is done at half of it.
+    """Answers pixel logits at the image's own size; most of the work is done at half of it.
 
     Layers for heads: down1, down2, down3 (the bottleneck), up1 (half size).
     """
@@ -53,19 +54,20 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,C,H,W] to logits [N,outputs,H,W]."""
+        """Returns logits [N,outputs,H,W] of images [N,C,H,W]."""
         at2 = self.stem(image)
         at4 = self.down1(at2)
         at8 = self.down2(at4)
         at16 = self.dropout(self.down3(at8))
         fine = self.up1(self.up2(self.up3(at16, at8), at4), at2)
         full = functional.interpolate(fine, scale_factor=2.0, mode="bilinear", align_corners=False)
+        # Upsampling may overshoot an image whose sides are odd.
         logits: Tensor = self.head(full[:, :, : image.shape[2], : image.shape[3]])
         return logits
 
 
 class KeypointNet(nn.Module):
-    """One heatmap per joint at a quarter of the image's size.
+    """Answers one heatmap per joint at a quarter of the image's size.
 
     Layers for heads: down1 (quarter size), down2, down3 (the bottleneck), up2 (quarter size).
     """
@@ -80,11 +82,12 @@ class KeypointNet(nn.Module):
         self.up3 = UpAndJoin(6 * width, 4 * width, 4 * width)
         self.up2 = UpAndJoin(4 * width, 2 * width, 2 * width)
         self.head = nn.Conv2d(2 * width, outputs, 1)
+        # Heatmaps are zero nearly everywhere, so training starts from zero rather than from noise.
         nn.init.normal_(self.head.weight, std=0.001)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,C,H,W] to heatmaps [N,outputs,ceil(H/4),ceil(W/4)]."""
+        """Returns heatmaps [N,outputs,ceil(H/4),ceil(W/4)] of images [N,C,H,W]."""
         at4 = self.down1(self.stem(image))
         at8 = self.down2(at4)
         at16 = self.dropout(self.down3(at8))
@@ -93,10 +96,10 @@ class KeypointNet(nn.Module):
 
 
 def unet_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> UNet:
-    """About 0.4 million parameters."""
+    """Returns a UNet of about 0.4 million parameters."""
     return UNet(outputs, channels=channels, width=width, dropout=dropout)
 
 
 def keypoint_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> KeypointNet:
-    """About 0.3 million parameters; 35 million multiply-adds at 96x96."""
+    """Returns a KeypointNet of about 0.3 million parameters; 35 million multiply-adds at 96x96."""
     return KeypointNet(outputs, channels=channels, width=width, dropout=dropout)

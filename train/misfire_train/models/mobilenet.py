@@ -1,4 +1,4 @@
-"""A MobileNet-class classifier of inverted residuals: for processors where convolutions are dear.
+"""Builds a MobileNet-class classifier of inverted residuals, for processors on which convolutions are slow.
 
 image -> 3x3 stem -> three stages of inverted residuals, each halving the size -> 1x1 -> mean -> linear
 """
@@ -11,7 +11,7 @@ from misfire_train.models.resnet import conv_norm
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1x1, filter each channel alone by 3x3, narrow by 1x1 (Sandler et al. 2018)."""
+    """Widens by 1x1, filters each channel by itself by 3x3, narrows by 1x1 (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, expansion: int = 4) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,inputs,H,W] to [N,outputs,ceil(H/stride),ceil(W/stride)]."""
+        """Returns [N,outputs,ceil(H/stride),ceil(W/stride)] from [N,inputs,H,W]."""
         y: Tensor = self.layers(x)
         return x + y if self.adds else y
 
@@ -37,7 +37,7 @@ def _stage(inputs: int, outputs: int, *, repeats: int) -> nn.Sequential:
 
 
 class MobileNet(nn.Module):
-    """Stages are named stage1..3; the last layer is `classifier`."""
+    """Classifies through stages named stage1..3; the last layer is `classifier`."""
 
     def __init__(self, outputs: int, *, channels: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class MobileNet(nn.Module):
         self.classifier = nn.Linear(2 * widths[-1], outputs)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,C,H,W] to [N,outputs]."""
+        """Returns [N,outputs] from images [N,C,H,W]."""
         x = self.last(self.stage3(self.stage2(self.stage1(self.stem(image)))))
         answer: Tensor = self.classifier(self.dropout(self.avgpool(x).flatten(1)))
         return answer
 
 
 def mobilenet_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> MobileNet:
-    """About 0.2 million parameters; half of resnet-small's multiply-adds at 28x28."""
+    """Returns a MobileNet of about 0.2 million parameters; half of resnet-small's multiply-adds at 28x28."""
     return MobileNet(outputs, channels=channels, width=width, dropout=dropout)

@@ -1,4 +1,4 @@
-"""Residual classifiers and regressors: a small one for 8x8 to 128x128 images, and ResNet-18 for 224x224.
+"""Builds residual classifiers and regressors: a small one for 8x8 to 128x128, and ResNet-18 for 224x224.
 
 image [N,C,H,W] -> stem -> stages, each halving the size -> mean over pixels -> dropout -> linear [N,outputs]
 """
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 def conv_norm(
     inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """Convolution without bias, then batch norm; keeps the size at stride 1."""
+    """Returns a convolution without bias, then batch norm; it keeps the size at stride 1."""
+    # Batch norm has a bias of its own.
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2016, basic block)."""
+    """Applies two 3x3 convolutions and a shortcut (He et al. 2016, basic block)."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -31,21 +32,27 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,inputs,H,W] to [N,outputs,ceil(H/stride),ceil(W/stride)]."""
+        """Returns [N,outputs,ceil(H/stride),ceil(W/stride)] from [N,inputs,H,W]."""
         y: Tensor = self.relu(self.conv2(self.relu(self.conv1(x))) + self.shortcut(x))
         return y
 
 
 def residual_stage(inputs: int, outputs: int, *, blocks: int, stride: int = 2) -> nn.Sequential:
-    """`blocks` residual blocks, the first of which changes width and size."""
+    """Returns `blocks` residual blocks, the first of which changes width and size."""
     first = ResidualBlock(inputs, outputs, stride=stride)
     return nn.Sequential(first, *(ResidualBlock(outputs, outputs) for _ in range(blocks - 1)))
 
 
 class ResNet(nn.Module):
-    """A residual network with a linear last layer; `large_stem` is the 7x7 stem and pooling of ResNet-18.
+    """Is a residual network with a linear last layer `fc`; stages are named layer1, layer2, ...
 
-    widths, blocks: of each stage; stages are named layer1, layer2, ...; the last layer is `fc`.
+    Args:
+        outputs: size of the answer.
+        channels: of the image.
+        stem: width of the first convolution.
+        widths, blocks, strides: of each stage.
+        large_stem: use the 7x7 stem and pooling of ResNet-18.
+        dropout: before the last layer.
     """
 
     def __init__(
@@ -80,7 +87,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(width, outputs)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,C,H,W] to [N,outputs]."""
+        """Returns [N,outputs] from images [N,C,H,W]."""
         x = self.maxpool(self.conv1(image))
         for name in self.stages:
             x = self.get_submodule(name)(x)
@@ -89,7 +96,10 @@ class ResNet(nn.Module):
 
 
 def resnet_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.1) -> ResNet:
-    """About 0.5 million parameters and 17 million multiply-adds at 28x28; any size from 8x8 up."""
+    """Returns a ResNet of about 0.5 million parameters.
+
+    17 million multiply-adds at 28x28, any size from 8x8 up.
+    """
     return ResNet(
         outputs,
         channels=channels,
@@ -103,12 +113,12 @@ def resnet_small(outputs: int, *, channels: int, width: int = 16, dropout: float
 
 
 def regressor_small(outputs: int, *, channels: int, width: int = 16, dropout: float = 0.0) -> ResNet:
-    """resnet-small without dropout before the last layer, which would blur the values that it learns."""
+    """Returns resnet-small without dropout, which would blur the values that the last layer learns."""
     return resnet_small(outputs, channels=channels, width=width, dropout=dropout)
 
 
 def resnet18(outputs: int, *, channels: int, dropout: float = 0.0) -> ResNet:
-    """ResNet-18 (He et al. 2016): 11.2 million parameters before the last layer, made for 224x224."""
+    """Returns ResNet-18 (He et al. 2016): 11.2 million parameters before the last layer, made for 224x224."""
     return ResNet(
         outputs,
         channels=channels,

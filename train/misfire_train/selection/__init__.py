@@ -1,4 +1,4 @@
-"""Which frames to label next: by score, by diversity, by density, and by fair shares."""
+"""Chooses which frames to label next: by score, by diversity, by density, and in fair shares."""
 
 from __future__ import annotations
 

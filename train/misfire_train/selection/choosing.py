@@ -1,4 +1,4 @@
-"""`select`: which k frames of a pool to label next.
+"""Chooses with `select` which k frames of a pool to label next.
 
 embeddings (and scores, probabilities) --> checks --> one method --> [k] rows in the order of choice
 """
@@ -52,14 +52,27 @@ def select(
     power: float = 1.0,
     radius: float | None = None,
 ) -> NDArray[np.int64]:
-    """[k] distinct rows of the pool, in the order of choice; the same for the same seed.
+    """Returns [k] distinct rows of the pool, in the order of choice; the same rows for the same seed.
 
-    embeddings: [N,D], an array or a memory map, not copied (not needed by "random" and "top-k").
-    scores: [N], higher is more telling.  probabilities: [N,K] for "badge".
-    labelled: rows [M] (integers) that are labelled already, or embeddings [M,D] of labelled frames elsewhere:
-    covered from the start and never chosen.  balance: [N] class or group of each row for equal shares.
-    ids: names for error messages.  power: of "score-diversity".  radius: of "probcover"; None finds one.
-    Raises SelectionError: unknown method, missing input, NaN (named by id), an empty pool, k above the pool.
+    Args:
+        embeddings: [N,D], an array or a memory map, not copied; "random" and "top-k" do not need it.
+        method: a key of METHODS.
+        k: number of rows to choose.
+        scores: [N], higher is more informative; "top-k" and "score-diversity" need it.
+        probabilities: [N,K] of the classes, for "badge".
+        labelled: rows [M] (integers) that are labelled already, or embeddings [M,D] of labelled frames
+            elsewhere.
+            They count as covered from the start and are never chosen.
+        balance: [N], class or group of each row, for equal shares.
+        ids: [N] names for error messages.
+        seed: decides draws and ties.
+        power: weight of the score in "score-diversity".
+        radius: of a ball in "probcover". Default: found by purity.
+
+    Raises:
+        SelectionError: the method is unknown, an input is missing or NaN (named by id), the pool is empty, or
+            k
+            exceeds the pool.
 
     >>> import numpy as np
     >>> pool = np.array([[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [0.0, 9.0]])
@@ -97,7 +110,7 @@ def select(
 
 @dataclass(frozen=True)
 class _Covered:
-    """What is labelled already. rows: of the pool.  outside: embeddings [M,D] of frames elsewhere."""
+    """Holds what is labelled already. rows: of the pool. outside: embeddings [M,D] of frames elsewhere."""
 
     rows: NDArray[np.int64]
     outside: NDArray[np.float32] | None
@@ -121,6 +134,7 @@ def _by_coverage(
         coverage.typiclust(points, pool, labelled=covered.rows, seed=seed)
         return
     if radius is None:
+        # At least two clusters, or no ball could be impure; at most 50, up to which k-means is exact.
         radius = coverage.choose_radius(points, clusters=max(2, min(pool.k, 50)), seed=seed)
     rng = np.random.default_rng(seed)
     coverage.prob_cover(points, pool, labelled=covered.rows, radius=radius, rng=rng)
@@ -172,6 +186,7 @@ def _take_in_order(pool: Pool, order: NDArray[np.intp]) -> None:
     for index in order:
         if not pool.open:
             return
+        # A quota may close rows while the order is walked.
         if pool.available[index]:
             pool.take(int(index))
 
@@ -212,7 +227,7 @@ def _pool_size(
 def _labelled(
     labelled: ArrayLike | None, *, size: int, width: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-    """(rows of the pool, embeddings of frames outside it)."""
+    """Returns (rows of the pool, embeddings of frames outside it)."""
     none = np.empty(0, np.int64)
     if labelled is None:
         return none, None
@@ -225,6 +240,7 @@ def _labelled(
                 f"labelled embeddings have {given.shape[1]} values each; the pool has {width}"
             )
         vectors = np.asarray(working_precision(given), np.float32)
+        # A sum is NaN or infinite if any of its values is.
         check_finite(vectors.sum(axis=1), what="labelled embedding", ids=None)
         return none, vectors
     if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):

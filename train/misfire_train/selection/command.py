@@ -1,4 +1,4 @@
-"""`misfire select`: choose what to label next from files, write the ids."""
+"""Implements `misfire select`: chooses what to label next from files and writes the ids."""
 
 from __future__ import annotations
 

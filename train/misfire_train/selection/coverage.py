@@ -1,6 +1,6 @@
-"""Selection by density: ProbCover covers the pool with balls, TypiClust takes a typical point per cluster.
+"""Selects by density: ProbCover covers the pool with balls, TypiClust takes a typical point per cluster.
 
-Both serve small budgets, where the farthest points are mostly oddities.
+Both serve small budgets, at which the farthest points are mostly oddities.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from misfire_train.errors import SelectionError
 from misfire_train.selection.points import BLOCK_BYTES, EuclideanPoints, working_precision
 from misfire_train.selection.pool import Pool
 
+# As in the published code of TypiClust, like the next three.
 MAX_CLUSTERS = 500
+# Up to this many clusters k-means sees the whole pool at each step, above it mini-batches.
 _EXACT_CLUSTERS = 50
+# A smaller cluster comes last: it may consist of outliers.
 _MIN_CLUSTER = 5
+# K of the typicality.
 _NEIGHBOURS = 20
+# Yehuda et al. 2022, alpha of the purity by which the radius is chosen.
 _PURITY = 0.95
+# All pairs of the sample are compared: 16 MB of float32.
 _RADIUS_SAMPLE = 2000
 
 
@@ -32,11 +38,11 @@ def prob_cover(
     radius: float,
     rng: np.random.Generator,
 ) -> None:
-    """Yehuda et al. 2022: greedily the point whose ball of that radius holds the most uncovered points.
+    """Chooses greedily the point whose ball holds the most uncovered points (Yehuda et al. 2022).
 
-    Balls are not stored: what a choice newly covers is subtracted from everybody's count, so each point is
-    compared with the pool at most twice; O(N^2 D) time in blocks, O(N) memory beside them. Once all is
-    covered the rest is drawn evenly.
+    Balls are not stored. What a choice newly covers is subtracted from everybody's count, so each point is
+    compared with the pool at most twice: O(N^2 D) time in blocks, O(N) memory beside them. Once everything is
+    covered, the remaining choices are drawn evenly.
     """
     if not radius > 0:
         raise SelectionError(f"radius must be above 0, got {radius}")
@@ -47,6 +53,7 @@ def prob_cover(
 
     def cover(index: int) -> None:
         points.squared_distances_to(index, column)
+        # Rounding may leave a point at a small distance from itself.
         column[index] = 0
         newly = np.flatnonzero((column <= radius * radius) & uncovered)
         uncovered[newly] = False
@@ -63,7 +70,7 @@ def prob_cover(
 
 
 def count_within(points: EuclideanPoints, rows: NDArray[np.intp], radius: float) -> NDArray[np.int64]:
-    """[N]: how many of those rows lie within `radius` of each point of the pool."""
+    """Returns [N], how many of those rows are within `radius` of each point of the pool."""
     found = np.zeros(len(points), np.int64)
     if not len(rows):
         return found
@@ -82,7 +89,10 @@ def count_within(points: EuclideanPoints, rows: NDArray[np.intp], radius: float)
 
 
 def choose_radius(points: EuclideanPoints, *, clusters: int, seed: int) -> float:
-    """The largest radius whose balls are 95 % pure in k-means clusters, on a sample of 2,000."""
+    """Returns the largest radius whose balls are 95 % pure.
+
+    Purity is measured against k-means clusters, on a sample of 2,000 points.
+    """
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.choice(len(points), min(len(points), _RADIUS_SAMPLE), replace=False))
     values = working_precision(np.asarray(points.values[sample]))
@@ -100,7 +110,9 @@ def choose_radius(points: EuclideanPoints, *, clusters: int, seed: int) -> float
 
 
 def typiclust(points: EuclideanPoints, pool: Pool, *, labelled: NDArray[np.int64], seed: int) -> None:
-    """Hacohen et al. 2022: as many clusters as labels there will be; the most typical point of each.
+    """Chooses the most typical point of each of as many clusters as there will be labels (Hacohen et al.
+
+    2022).
 
     Typicality is the inverse mean distance to the 20 nearest neighbours in the cluster. Clusters with the
     fewest labels come first, then the largest; clusters below five points come last.
@@ -113,6 +125,8 @@ def typiclust(points: EuclideanPoints, pool: Pool, *, labelled: NDArray[np.int64
     sizes = np.array([len(rows) for rows in members])
     ranked: dict[int, list[int]] = {}
     while pool.open:
+        # lexsort sorts by its last key first: small clusters last, then few labels first, then large ones
+        # first.
         for c in np.lexsort((-sizes, covered, sizes < _MIN_CLUSTER)):
             if c not in ranked:
                 ranked[c] = [
@@ -127,7 +141,7 @@ def typiclust(points: EuclideanPoints, pool: Pool, *, labelled: NDArray[np.int64
 
 
 def typicality(values: NDArray[np.float32], *, neighbours: int = _NEIGHBOURS) -> NDArray[np.float64]:
-    """[n] inverse mean distance to the nearest neighbours, in blocks of little memory."""
+    """Returns the inverse mean distance to the nearest neighbours, [n], in blocks of little memory."""
     count = len(values)
     if count == 1:
         return np.ones(1)
@@ -145,7 +159,7 @@ def typicality(values: NDArray[np.float32], *, neighbours: int = _NEIGHBOURS) ->
 
 
 def cluster(values: NDArray[np.float32], *, clusters: int, seed: int) -> NDArray[np.intp]:
-    """[N] k-means labels without gaps: full k-means up to 50 clusters, mini-batches above."""
+    """Returns k-means labels [N] without gaps: full k-means up to 50 clusters, mini-batches above."""
     kind = KMeans if clusters <= _EXACT_CLUSTERS else MiniBatchKMeans
     options = {} if kind is KMeans else {"batch_size": 5000}
     with warnings.catch_warnings():

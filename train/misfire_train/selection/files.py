@@ -1,6 +1,6 @@
-"""Pools on disk: .npy (memory-mapped) and Parquet in, chosen ids as CSV or JSON out.
+"""Reads pools from .npy (memory-mapped) and Parquet, and writes chosen ids as CSV or JSON.
 
-A source is written FILE.npy, or FILE.parquet[:COLUMN]; a Parquet column is read in batches into one array.
+A source is FILE.npy or FILE.parquet[:COLUMN]; a Parquet column is read in batches into one array.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ _BATCH_ROWS = 65_536
 
 
 def read_matrix(source: str, *, column: str) -> NDArray[Any]:
-    """[N,D] numbers: a memory map of a .npy, or a Parquet column of equally long lists, as float32.
+    """Returns [N,D] numbers: a memory map of a .npy, or a Parquet column of equally long lists as float32.
 
-    column: the Parquet column where the source names none. Raises SelectionError that names file and row.
+    Args:
+        source: FILE.npy or FILE.parquet[:COLUMN].
+        column: the Parquet column if the source names none.
+
+    Raises:
+        SelectionError: the file cannot be read, or a row is null or of another length; names file and row.
     """
     path, name = _split(source, column)
     if path.suffix == ".npy":
@@ -54,7 +59,7 @@ def read_matrix(source: str, *, column: str) -> NDArray[Any]:
 
 
 def read_column(source: str, *, column: str) -> NDArray[Any]:
-    """[N] values of any kind (or a [N,D] .npy as it is): a .npy, or a Parquet column."""
+    """Returns [N] values of any kind from a .npy or a Parquet column; a [N,D] .npy is returned as it is."""
     path, name = _split(source, column)
     if path.suffix == ".npy":
         return _load_npy(path)
@@ -72,7 +77,7 @@ def read_column(source: str, *, column: str) -> NDArray[Any]:
 def write_chosen(
     path: Path, chosen: NDArray[np.int64], *, ids: NDArray[Any] | None, scores: NDArray[Any] | None
 ) -> None:
-    """CSV (rank,row,id,score) or, where the name ends in .json, a list of objects; whole or not at all."""
+    """Writes CSV (rank,row,id,score), or a list of objects if the name ends in .json; whole or not at all."""
     rows = [
         {
             "rank": rank,
@@ -85,6 +90,7 @@ def write_chosen(
     if path.suffix == ".json":
         text = json.dumps(rows, indent=2) + "\n"
     else:
+        # csv ends lines itself; without newline="" Python would change them again.
         stream = io.StringIO(newline="")
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -95,6 +101,7 @@ def write_chosen(
 
 
 def _split(source: str, column: str) -> tuple[Path, str]:
+    # From the right, because the path may contain a colon.
     path, separator, name = source.rpartition(":")
     if not separator or not path.endswith(".parquet"):
         path, name = source, column

@@ -1,7 +1,7 @@
-"""Selection by distance, one point at a time: k-center, k-means++ (and so BADGE), score-weighted diversity.
+"""Selects by distance, one point at a time: k-center, k-means++ (and so BADGE), score-weighted diversity.
 
-Each keeps one column of squared distances to the nearest centre and folds one new column in per step:
-O(k N D) time, a few columns of memory beside the pool. Rows that may not be chosen are at -1 for good.
+Each method keeps one column of squared distances to the nearest centre and folds one new column in per step:
+O(k N D) time, a few columns of memory beside the pool. Rows that cannot be chosen stay at -1.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from misfire_train.errors import SelectionError
 from misfire_train.selection.points import EuclideanPoints, Floats, Points
 from misfire_train.selection.pool import Pool
 
+# Below every distance, so that no maximum finds a closed row; minima with real distances keep it.
 _CLOSED = np.float32(-1)
 _MOST_AHEAD = 12
 
 
 class NearestCentre:
-    """Squared distance of every point to its nearest centre: inf before the first, -1 where closed."""
+    """Holds the squared distance of every point to its nearest centre: inf before the first, -1 if closed."""
 
     def __init__(self, points: Points, pool: Pool) -> None:
         self._points = points
@@ -29,31 +30,33 @@ class NearestCentre:
         self._column = np.empty(len(points), np.float32)
 
     def add(self, index: int) -> None:
-        """A point of the pool becomes a centre."""
+        """Makes a point of the pool a centre."""
         self._points.squared_distances_to(index, self._column)
         np.minimum(self.squared, self._column, out=self.squared)
 
     def fold(self, column: Floats) -> None:
-        """A point whose distances are known already becomes a centre."""
+        """Makes a point a centre whose distances are known already."""
         np.minimum(self.squared, column, out=self.squared)
 
     def add_outside(self, points: EuclideanPoints, vectors: NDArray[np.float32]) -> None:
-        """Points [M,D] outside the pool become centres."""
+        """Makes points [M,D] outside the pool centres."""
         for vector in vectors:
             points.squared_distances_to_vector(vector, self._column)
             np.minimum(self.squared, self._column, out=self.squared)
 
     def close(self, rows: NDArray[np.intp]) -> None:
-        """These rows can no longer be chosen."""
+        """Excludes these rows from further choices."""
         self.squared[rows] = _CLOSED
 
 
 class LookAhead:
-    """Distance columns of the likely next choices, computed together: one reading of the pool for many steps.
+    """Computes distance columns of the likely next choices together: one pass over the pool for many steps.
 
-    A new centre rarely changes who is farthest, so the next maxima are mostly among the present ones. Which
-    point is chosen does not depend on it; where the guesses go wrong, fewer are made. The columns take at
-    most a tenth of the pool's memory.
+    A new centre rarely changes who is farthest, so the next maxima are mostly among the present ones. The
+    guesses
+    do not change which point is chosen; if they are wrong, fewer are made. The columns take at most a tenth
+    of
+    the pool's memory.
     """
 
     def __init__(self, points: EuclideanPoints) -> None:
@@ -64,9 +67,13 @@ class LookAhead:
         self._made = 0
 
     def column(self, index: int, gain: NDArray[np.floating[Any]]) -> Floats:
-        """Squared distances [N] to point `index`; gain: [N], what the next choice will maximise."""
+        """Returns the squared distances [N] to point `index`.
+
+        gain: [N], what the next choice will maximise.
+        """
         if index not in self._columns:
             used = self._made - len(self._columns)
+            # Twice as many guesses as were useful last time.
             self._width = min(self._most, 2 * used) if self._made else self._most
             self._columns = self._compute(index, gain)
             self._made = len(self._columns)
@@ -76,12 +83,13 @@ class LookAhead:
         width = min(self._width, len(gain))
         guesses = np.argpartition(gain, len(gain) - width)[-width:]
         guesses = np.unique(np.append(guesses[gain[guesses] > 0], index))
+        # Freed before the new columns are computed, so that both are never in memory.
         self._columns = {}
         return dict(zip(guesses.tolist(), self._points.squared_distances_to_many(guesses), strict=True))
 
 
 def start(points: Points, pool: Pool, labelled: NDArray[np.int64]) -> NearestCentre:
-    """Distances to the rows that are labelled already."""
+    """Returns the distances to the rows that are labelled already."""
     nearest = NearestCentre(points, pool)
     for index in labelled:
         nearest.add(int(index))
@@ -91,7 +99,10 @@ def start(points: Points, pool: Pool, labelled: NDArray[np.int64]) -> NearestCen
 def k_center(
     points: EuclideanPoints, pool: Pool, nearest: NearestCentre, *, rng: np.random.Generator
 ) -> None:
-    """Sener & Savarese 2018, greedy: always the farthest point. The first is drawn if nothing is labelled."""
+    """Chooses the farthest point each time (Sener & Savarese 2018, greedy).
+
+    The first point is drawn if nothing is labelled.
+    """
     if np.isinf(nearest.squared).any():
         take(pool, nearest, int(rng.choice(np.flatnonzero(pool.available))))
     ahead = LookAhead(points)
@@ -108,10 +119,10 @@ def k_means_plus_plus(
     rng: np.random.Generator,
     first_by_norm: bool = False,
 ) -> None:
-    """Arthur & Vassilvitskii 2007: each point with probability proportional to its squared distance.
+    """Draws each point with probability proportional to its squared distance (Arthur & Vassilvitskii 2007).
 
-    first_by_norm: start with the longest vector (BADGE), else with a uniform draw. Where all that is left
-    lies on centres, the draw is uniform.
+    first_by_norm: start with the longest vector (BADGE), else with a uniform draw. If all remaining points
+    coincide with centres, the draw is uniform.
     """
     if np.isinf(nearest.squared).any():
         norms = np.where(pool.available, points.squared_norms, -1)
@@ -122,7 +133,7 @@ def k_means_plus_plus(
 
 
 def draw(weights: Floats, pool: Pool, rng: np.random.Generator) -> int:
-    """An available row, with probability proportional to its weight; uniform where all weights are zero."""
+    """Returns an available row, drawn in proportion to its weight; uniformly if all weights are zero."""
     cumulated = np.cumsum(np.maximum(weights, 0), dtype=np.float64)
     total = cumulated[-1]
     if total <= 0:
@@ -135,16 +146,20 @@ def draw(weights: Floats, pool: Pool, rng: np.random.Generator) -> int:
 def score_diversity(
     points: EuclideanPoints, pool: Pool, nearest: NearestCentre, *, scores: NDArray[np.float64], power: float
 ) -> None:
-    """Greedy maximum of rank(score)^power x squared distance: telling frames that are unlike one another.
+    """Maximises rank(score)^power x squared distance greedily.
 
-    The rank (a share in (0, 1]) makes the result the same under any rising transform of the score. Starts
-    with the highest score. power 0 is k-center; a large power is top-k.
+    The result is informative frames that are unlike one another. The rank (a share in (0, 1]) makes it the
+    same
+    under any rising transform of the score. The first choice is the highest score. power 0 is k-center; a
+    large
+    power is top-k.
     """
     if power < 0:
         raise SelectionError(f"power must be at least 0, got {power}")
     order = np.argsort(scores, kind="stable")
     weight = np.empty(len(scores), np.float32)
     _, first, inverse = np.unique(scores[order], return_index=True, return_inverse=True)
+    # Tied scores share the rank of the last of them.
     ends = np.append(first[1:], len(scores))
     weight[order] = (ends[inverse] / len(scores)) ** power
     if np.isinf(nearest.squared).any():
@@ -153,13 +168,14 @@ def score_diversity(
     while pool.open:
         gain = nearest.squared * weight
         best = int(gain.argmax())
+        # All remaining points coincide with centres.
         if gain[best] <= 0:
             best = int(np.where(pool.available, weight, -1).argmax())
         take(pool, nearest, best, column=ahead.column(best, gain))
 
 
 def take(pool: Pool, nearest: NearestCentre, index: int, *, column: Floats | None = None) -> None:
-    """Chooses a row, folds its distances in (computed where not given), closes what its quota closes."""
+    """Chooses a row, folds in its distances (computed if not given), and closes what its quota closes."""
     closed = pool.take(index)
     if column is None:
         nearest.add(index)

@@ -1,10 +1,10 @@
-"""Points that know their squared distances to one another, without a second copy of the pool.
+"""Computes squared distances between points without a second copy of the pool.
 
 EuclideanPoints      embeddings [N,D]: an array, or a memory map read in blocks
 GradientPoints       BADGE's gradient embeddings [N,K*D] as two factors, never multiplied out
 
 One distance column is one matrix-vector product: |x|^2 + |c|^2 - 2 x.c, in the pool's own precision (float16
-and integers in float32). Rounding is about 1e-7 of |x|^2, so nearly equal points may come out at distance 0.
+and integers in float32). Rounding is about 1e-7 of |x|^2, so nearly equal points may get distance 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TILE_ROWS = 4096
 
 
 class Points(Protocol):
-    """What greedy selection needs of a pool."""
+    """Is what greedy selection needs of a pool."""
 
     squared_norms: Floats
 
@@ -37,7 +37,10 @@ class Points(Protocol):
 
 
 class EuclideanPoints:
-    """Embeddings [N,D]. Raises SelectionError on a wrong shape, no rows, or values not finite."""
+    """Holds embeddings [N,D].
+
+    Raises SelectionError on a wrong shape, no rows, or values that are not finite.
+    """
 
     def __init__(self, embeddings: ArrayLike, *, ids: Sequence[str] | None = None) -> None:
         self.values = as_matrix(embeddings, what="embeddings")
@@ -50,11 +53,11 @@ class EuclideanPoints:
         return len(self.values)
 
     def squared_distances_to(self, index: int, out: Floats) -> None:
-        """Squared Euclidean distances to pool point `index`, into out [N]."""
+        """Writes squared Euclidean distances to pool point `index` into out [N]."""
         self.squared_distances_to_vector(working_precision(self.values[index]), out)
 
     def squared_distances_to_many(self, indices: NDArray[np.intp]) -> Floats:
-        """Squared Euclidean distances [M,N] to several pool points, for one reading of the pool."""
+        """Returns squared Euclidean distances [M,N] to several pool points in one pass over the pool."""
         centres = working_precision(np.asarray(self.values[indices]))
         centres = np.ascontiguousarray(-2 * centres.T)
         columns = np.empty((len(indices), len(self)), np.float32)
@@ -67,7 +70,7 @@ class EuclideanPoints:
         return np.maximum(columns, np.float32(0), out=columns)
 
     def squared_distances_to_vector(self, vector: NDArray[Any], out: Floats) -> None:
-        """Squared Euclidean distances to any point [D], into out [N]."""
+        """Writes squared Euclidean distances to any point [D] into out [N]."""
         for rows, block in blocks(self.values):
             if block.dtype == np.float32:
                 np.dot(block, vector, out=out[rows])
@@ -80,11 +83,17 @@ class EuclideanPoints:
 
 
 class GradientPoints:
-    """BADGE (Ash et al. 2020): g_i = (p_i - onehot(argmax p_i)) x phi_i for the last layer, as two factors.
+    """Holds BADGE's gradients (Ash et al. 2020) g_i = (p_i - onehot(argmax p_i)) x phi_i as two factors.
 
-    probabilities: [N,K] rows that sum to 1.  embeddings: [N,D].
-    |g_i - g_j|^2 = |r_i|^2 |phi_i|^2 + |r_j|^2 |phi_j|^2 - 2 (r_i.r_j)(phi_i.phi_j): memory N(K+D).
-    Raises SelectionError with fewer than two classes (every gradient is zero) or rows that do not sum to 1.
+    |g_i - g_j|^2 = |r_i|^2 |phi_i|^2 + |r_j|^2 |phi_j|^2 - 2 (r_i.r_j)(phi_i.phi_j), so memory is N(K+D).
+
+    Args:
+        embeddings: [N,D], the inputs phi of the last layer.
+        probabilities: [N,K], rows that sum to 1.
+        ids: [N] names for messages.
+
+    Raises:
+        SelectionError: there are fewer than two classes (every gradient is zero), or a row does not sum to 1.
     """
 
     def __init__(
@@ -101,6 +110,7 @@ class GradientPoints:
         residuals = given.astype(np.float32)
         totals = residuals.sum(axis=1)
         check_finite(totals, what="probability", ids=ids)
+        # Tolerates the rounding of float16.
         if residuals.min() < -1e-4 or np.abs(totals - 1).max() > 1e-2:
             raise SelectionError(
                 "probabilities must be >= 0 and sum to 1 in every row (logits need a softmax)"
@@ -115,7 +125,7 @@ class GradientPoints:
         return len(self._features)
 
     def squared_distances_to(self, index: int, out: Floats) -> None:
-        """Squared distances of all gradient embeddings to that of point `index`, into out [N]."""
+        """Writes squared distances of all gradient embeddings to that of point `index` into out [N]."""
         residual = self._residuals[index]
         feature = working_precision(self._features.values[index])
         for rows, block in blocks(self._features.values):
@@ -127,7 +137,7 @@ class GradientPoints:
 
 
 def as_matrix(values: ArrayLike, *, what: str) -> NDArray[Any]:
-    """[N,D] of numbers, not copied where it is one already. Raises SelectionError otherwise."""
+    """Returns numbers [N,D], not copied if they are an array already. Raises SelectionError otherwise."""
     array = values if isinstance(values, np.ndarray) else np.asarray(values)
     if array.ndim != 2 or not (
         np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)
@@ -141,7 +151,7 @@ def as_matrix(values: ArrayLike, *, what: str) -> NDArray[Any]:
 
 
 def blocks(values: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """(rows, values there as float32 or float64); arrays in working precision come whole, and uncopied."""
+    """Yields (rows, values as float32 or float64); arrays in working precision come whole and uncopied."""
     in_memory = not isinstance(values, np.memmap) and working_precision(values) is values
     step = len(values) if in_memory else max(1, BLOCK_BYTES // (4 * values.shape[1]))
     for start in range(0, len(values), step):
@@ -150,7 +160,7 @@ def blocks(values: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
 
 
 def working_precision(values: NDArray[Any]) -> NDArray[Any]:
-    """float32 and float64 as they are; everything else as float32."""
+    """Returns float32 and float64 as they are, everything else as float32."""
     return values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
 
 

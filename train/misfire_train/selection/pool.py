@@ -1,7 +1,8 @@
-"""Who may still be chosen: everyone unlabelled, until chosen, and until their class or group has its share.
+"""Keeps the rows that can be chosen.
 
-Every method takes from a `Pool` one index at a time, so that no index comes twice and a quota holds for all
-methods alike. Quotas are equal shares; what a small group cannot fill goes to the others, nothing is cut off.
+A row is excluded if it is labelled, was chosen, or its class or group has its share. Every method takes one
+index at a time from a `Pool`, so no index comes twice and quotas hold for all methods. Quotas are equal
+shares. What a small group cannot fill goes to the others; nothing is cut off.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ from misfire_train.errors import SelectionError
 
 
 class Pool:
-    """size: pool rows.  k: how many to choose.  excluded: rows that are labelled already.
+    """Keeps the rows that can be chosen, those that were chosen, and the quotas.
 
-    balance: [size] class or group of each row for equal shares, or None.  seed: breaks ties between shares.
-    Raises SelectionError where k is not in 1..available.
+    Args:
+        size: rows of the pool.
+        k: number of rows to choose.
+        excluded: rows that are labelled already.
+        balance: [size] class or group of each row for equal shares, or None.
+        seed: breaks ties between shares.
+
+    Raises:
+        SelectionError: k is not in 1..available.
     """
 
     def __init__(
@@ -47,11 +55,11 @@ class Pool:
 
     @property
     def open(self) -> bool:
-        """True while more are to be chosen."""
+        """Returns whether more rows are to be chosen."""
         return len(self.chosen) < self.k
 
     def take(self, index: int) -> NDArray[np.intp]:
-        """Chooses a row. Returns the rows that can no longer be chosen from now on, itself among them."""
+        """Chooses a row. Returns the rows that can no longer be chosen from now on, itself included."""
         if not self.available[index]:
             raise SelectionError(f"row {index} cannot be chosen (any more)")
         self.chosen.append(index)
@@ -63,7 +71,7 @@ class Pool:
         return self._close(np.array([group])) if self._quota[group] == 0 else np.array([index])
 
     def result(self) -> NDArray[np.int64]:
-        """Chosen rows in the order of choice."""
+        """Returns the chosen rows in the order of choice."""
         return np.array(self.chosen, np.int64)
 
     def _close(self, groups: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -85,8 +93,12 @@ def _quotas(
 
 
 def equal_shares(sizes: NDArray[np.int64], *, k: int, seed: int = 0) -> NDArray[np.int64]:
-    """Shares of k over groups of those sizes: as equal as the sizes allow, summing to min(k, total)."""
+    """Returns shares of k over groups of those sizes.
+
+    They are as equal as the sizes allow and sum to min(k, total).
+    """
     shares = np.zeros(len(sizes), np.int64)
+    # Shuffled, so that a remainder does not always go to the first groups.
     order = np.random.default_rng(seed).permutation(len(sizes))
     left = min(k, int(sizes.sum()))
     while left:

@@ -1,8 +1,8 @@
-"""What a network is asked to do, and what counts as a failure at it.
+"""Defines what a network is asked to do, and what counts as a failure at it.
 
 get_task("segmentation")        a task by name
 custom_task(per_sample_loss)    one made of a loss
-class Mine(Task)                one with labels, units and drawings of its own (`base.py`), and register_task
+class Mine(Task)                one with its own labels, units and drawings (`base.py`), and register_task
 """
 
 from misfire_train.tasks.base import LabelPlace, Task, Variation, mean_of_units

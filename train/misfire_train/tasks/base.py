@@ -40,6 +40,7 @@ Base = Callable[[Tensor], Tensor]
 """Outputs to a free score of each unit, [N,U], on the scale of a log-loss."""
 OutputKind = Literal["logits", "values", "heatmaps", "segmentation", "other"]
 """Kinds of answers that a vehicle can summarise in an offer (`misfire_runtime.engines.scoring`)."""
+# A share, because the losses of different tasks have no common scale; `failure.share` of a run changes it.
 FAILED_SHARE = 0.2
 """Share of clean held-out samples that count as failures if nobody stated a threshold."""
 T = TypeVar("T", bound="Task")
@@ -169,7 +170,7 @@ class Task(ABC):
 
     @property
     def answer_decides(self) -> bool:
-        """Whether an answer is right or wrong by itself (`wrong`), without a threshold."""
+        """Returns whether an answer is right or wrong by itself (`wrong`), without a threshold."""
         return False
 
     def wrong(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -177,7 +178,10 @@ class Task(ABC):
         raise NotImplementedError
 
     def failed(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns bool [N]: which samples the network got wrong. Raises ConfigError if nobody said when."""
+        """Returns bool [N]: which samples the network got wrong.
+
+        Raises ConfigError if no threshold was stated.
+        """
         if self.answer_decides:
             return self.wrong(outputs, targets)
         if self.failure_threshold is None:
@@ -186,20 +190,25 @@ class Task(ABC):
 
     @property
     def knows_failures(self) -> bool:
-        """Whether `failed` can be answered."""
+        """Returns whether `failed` can be computed."""
         return self.answer_decides or self.failure_threshold is not None
 
     def with_threshold(self: T, threshold: float) -> T:
-        """Returns the same task, failing above this loss."""
+        """Returns the same task, with samples above this loss as failures."""
         changed = copy.copy(self)
         changed.failure_threshold = float(threshold)
         return changed
 
     def with_worst(self: T, losses: Tensor, *, share: float = FAILED_SHARE) -> T:
-        """Returns the same task, failing above the loss [N] that `share` of these samples exceed.
+        """Returns the same task, with the `share` of these samples that have the highest losses as failures.
 
-        losses: of clean samples that the network never fitted, and never of a test half: what counts as a
-        failure there must not depend on what happened there. Raises ConfigError if there are none.
+        Args:
+            losses: [N], of clean samples that the network was never fitted to, and never of a test half: what
+                counts as a failure there must not depend on the results there.
+            share: of the samples that count as failures.
+
+        Raises:
+            ConfigError: there are no losses.
         """
         if not len(losses):
             raise ConfigError(f"{self.name}: no held-out loss to read a failure threshold off")
@@ -227,14 +236,17 @@ class Task(ABC):
     def unmirror(
         self, outputs: Tensor, *, swap: Sequence[tuple[int, int]] = (), signs: Sequence[float] = ()
     ) -> Tensor:
-        """Returns the outputs of mirrored pictures as they would be of the pictures themselves.
+        """Returns the outputs of mirrored pictures as if the pictures had not been mirrored.
 
-        swap: pairs of outputs that trade places (left and right).  signs: [J] of +1 or -1 for each value.
+        Args:
+            outputs: [N,...] of mirrored pictures.
+            swap: pairs of outputs that change places (left and right).
+            signs: [J] of +1 or -1, the factor of each value.
         """
         return outputs
 
     def disagreement(self, first: Tensor, second: Tensor) -> Tensor:
-        """Returns how far two answers to each of N frames lie apart, [N]; 0 if they are equal."""
+        """Returns the distance between two answers to each of N frames, [N]; 0 if they are equal."""
         return (first - second).square().flatten(1).mean(1)
 
     # The judge's report
@@ -278,7 +290,7 @@ class Task(ABC):
 
 
 def mean_of_units(losses: Tensor) -> Tensor:
-    """Returns the mean of losses [N,U] over the units that are there (not NaN), [N]; 0 if there is none."""
+    """Returns the mean of losses [N,U] over the units that are present (not NaN), [N]; 0 if there is none."""
     present = ~losses.isnan()
     return torch.where(present, losses, torch.zeros_like(losses)).sum(1) / present.sum(1).clamp_min(1)
 

@@ -1,6 +1,6 @@
-"""Do a network's outputs and the labels fit the task that somebody named?
+"""Checks whether a network's outputs and the labels fit the task that the user named.
 
-outputs, targets --ranks, values--> nothing, or one sentence that says which task it looks like
+outputs, targets --ranks, values--> nothing, or one sentence that names the task they look like
 """
 
 from __future__ import annotations

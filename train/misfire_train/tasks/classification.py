@@ -22,11 +22,12 @@ from misfire_train.tasks.shapes import require_classes
 from misfire_train.tasks.softmax import jensen_shannon, softmax_entropy
 from misfire_train.tasks.statistics import class_statistics, log_odds
 
+# A message stays readable; data sets have up to thousands of classes.
 _NAMES_SHOWN = 12
 
 
 class Classification(Task):
-    """Which class a frame shows."""
+    """Assigns one of K classes to a frame."""
 
     name = "classification"
     output_name = "logits"
@@ -73,7 +74,7 @@ class Classification(Task):
 
     @property
     def answer_decides(self) -> bool:
-        """A wrong class is a failure, unless a threshold on the loss was stated."""
+        """Returns whether a wrong class is a failure: always, unless a threshold on the loss was stated."""
         return self.failure_threshold is None
 
     def wrong(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -88,6 +89,7 @@ class Classification(Task):
         """Returns the log-odds of the answer, and its log-entropy."""
         return {
             "msp": log_odds,
+            # The floor keeps the log of an entropy that is exactly zero finite.
             "entropy": lambda out: torch.log(softmax_entropy(out).clamp_min(1e-9))[:, None],
         }
 

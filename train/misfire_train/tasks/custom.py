@@ -1,4 +1,4 @@
-"""A task made of any loss for each sample, by whoever attaches a head to a model of their own."""
+"""Makes a task from any per-sample loss, for users who attach a head to a model of their own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS: dict[str, OutputKind] = {
 
 
 class CustomTask(Task):
-    """A task of functions; made by `custom_task`."""
+    """Computes losses and failures by the caller's functions; `custom_task` makes it."""
 
     name = "custom"
     shifts = False
@@ -40,7 +40,10 @@ class CustomTask(Task):
         self.default_free_score = default_free_score
 
     def sample_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss of each sample, [N]. Raises ConfigError if it is none."""
+        """Returns the loss of each sample, [N].
+
+        Raises ConfigError if its shape is wrong or it is below zero.
+        """
         losses = self._loss(outputs, targets)
         if losses.shape != (len(outputs),):
             raise ConfigError(
@@ -60,7 +63,7 @@ class CustomTask(Task):
 
     @property
     def answer_decides(self) -> bool:
-        """Whether the caller said what a failure is, and no threshold was set since."""
+        """Returns whether the caller defined failures, and set no threshold since."""
         return self._failed is not None and self.failure_threshold is None
 
     def wrong(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -78,11 +81,20 @@ def custom_task(
     output_name: str = "values",
     default_free_score: str | None = None,
 ) -> Task:
-    """Returns a task of your own from any per-sample loss: sample_loss(outputs, targets) -> [N], at least 0.
+    """Returns a task of your own from any per-sample loss.
 
-    One of failure_threshold and failed says what a failure is. Trains on the mean sample loss unless told.
-    Raises ConfigError at the first batch whose losses are not [N] or below zero. A task with more of its own
-    (labels, units, drawings) is a subclass of `misfire_train.tasks.Task` instead.
+    A task with more of its own (labels, units, drawings) is a subclass of `misfire_train.tasks.Task` instead.
+
+    Args:
+        sample_loss: (outputs, targets) -> [N], at least 0.
+        failure_threshold: the loss above which a sample has failed.
+        failed: (outputs, targets) -> bool [N]; give this or failure_threshold.
+        training_loss: (outputs, targets) -> scalar. Default: the mean sample loss.
+        output_name: of the answer in an exported graph.
+        default_free_score: the free score that others have to beat.
+
+    Raises:
+        ConfigError: at the first batch whose losses are not [N] or are below zero.
 
     >>> import torch
     >>> l1 = custom_task(lambda out, true: (out - true).abs().mean(1), failure_threshold=0.5)

@@ -24,7 +24,7 @@ from misfire_train.tasks.statistics import joint_residual, joint_statistics
 
 
 class Keypoints(Task):
-    """Where the joints of a figure are."""
+    """Finds the joints of a figure."""
 
     name = "keypoints"
     output_name = "heatmaps"
@@ -36,6 +36,7 @@ class Keypoints(Task):
     names_units = True
     default_free_score = "self_residual"
     default_scores = ("mean_peak", "heatmap_entropy", "multi_peak_entropy", "self_residual")
+    # Heatmaps of a batch are larger than a vector of logits.
     score_batch = 64
 
     def parse_label(self, text: str, place: LabelPlace) -> NDArray[Any]:
@@ -51,7 +52,10 @@ class Keypoints(Task):
             )
 
     def move(self, targets: Tensor, variation: Variation) -> Tensor:
-        """Returns the joints shifted. Never mirrored: left and right joints would trade places."""
+        """Returns the joints shifted.
+
+        Pictures are never mirrored: left and right joints would change places.
+        """
         moved = targets.clone()
         moved[..., 0] += variation.right[:, None]
         moved[..., 1] += variation.down[:, None]
@@ -71,7 +75,7 @@ class Keypoints(Task):
         return found.sum() / visible.sum().clamp_min(1)
 
     def unit_statistics(self, outputs: Tensor) -> Tensor:
-        """Returns what each heatmap says about itself, [N,J,14]."""
+        """Returns the statistics of each heatmap, [N,J,14]."""
         return joint_statistics(outputs)
 
     def bases(self) -> Mapping[str, Base]:
@@ -81,7 +85,7 @@ class Keypoints(Task):
     def unmirror(
         self, outputs: Tensor, *, swap: Sequence[tuple[int, int]] = (), signs: Sequence[float] = ()
     ) -> Tensor:
-        """Returns the maps mirrored back, with the joints of `swap` in each other's place."""
+        """Returns the maps mirrored back, with the joints of `swap` exchanged."""
         order = list(range(outputs.shape[1]))
         for left, right in swap:
             order[left], order[right] = right, left
@@ -127,6 +131,7 @@ def joint_losses(heatmaps: Tensor, targets: Tensor) -> Tensor:
     Squared difference to the joint's Gaussian over the Gaussian's own energy: an empty heatmap gets 1.
     """
     wanted, visible = render_targets(targets, size=(heatmaps.shape[2], heatmaps.shape[3]))
+    # The floor is for joints outside the image, whose Gaussian has no energy; they are masked below.
     error = (heatmaps - wanted).square().sum((2, 3)) / wanted.square().sum((2, 3)).clamp_min(1e-6)
     return torch.where(visible, error, torch.full_like(error, torch.nan))
 
@@ -141,5 +146,6 @@ def joints_found(heatmaps: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     shown = torch.where(visible[..., None], targets[..., :2], torch.nan)
     low = torch.nan_to_num(shown, nan=torch.inf).amin(1)
     high = torch.nan_to_num(shown, nan=-torch.inf).amax(1)
+    # At least a pixel: a single visible joint has no extent.
     side = (high - low).amax(1, keepdim=True).clamp_min(1.0)
     return (distance <= 0.1 * side) & visible, visible

@@ -1,4 +1,4 @@
-"""Tasks by name, as data sets, configurations, runs and heads record them."""
+"""Lists tasks by name, as data sets, configurations, runs and heads record them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def get_task(name: str) -> Task:
 def as_task(task: str | Task) -> Task:
     """Returns a task itself, or the one of that name.
 
-    "custom" gives a task without losses, which is enough for scores and heads that were saved under it.
+    "custom" gives a task without losses, which is enough for scores and heads that were saved under that
+    name.
     Raises ConfigError on an unknown name.
     """
     if isinstance(task, Task):

@@ -20,7 +20,7 @@ from misfire_train.tasks.base import Base, Task
 
 
 class Regression(Task):
-    """Which values a frame shows."""
+    """Predicts values of a frame."""
 
     name = "regression"
     output_name = "values"
@@ -48,6 +48,7 @@ class Regression(Task):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns R squared, at least 0."""
         spread = (targets - targets.mean(0)).square().sum()
+        # A batch of equal targets has no spread.
         return (1 - (outputs - targets).square().sum() / spread.clamp_min(1e-12)).clamp(0, 1)
 
     def unit_statistics(self, outputs: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class Regression(Task):
         classes: Sequence[str],
         contract: InputContract,
     ) -> Drawing:
-        """Returns the picture as it is; the value that is furthest off is told under it."""
+        """Returns the picture as it is; the value with the largest error is named under it."""
         answer, truth = outputs[0].double().numpy(), np.asarray(target, np.float64)
         worst = int(np.abs(answer - truth).argmax())
         return Drawing(

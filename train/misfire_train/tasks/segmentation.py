@@ -33,7 +33,7 @@ _PLACES = 1024
 
 
 class Segmentation(Task):
-    """Which class each pixel shows."""
+    """Assigns one of K classes to each pixel."""
 
     name = "segmentation"
     output_name = "segmentation"
@@ -51,7 +51,10 @@ class Segmentation(Task):
     score_batch = 16
 
     def parse_label(self, text: str, place: LabelPlace) -> NDArray[Any]:
-        """Returns the mask in an image file beside the labels, at the network's size."""
+        """Returns the mask in an image file, at the network's size.
+
+        Its path is relative to the label file.
+        """
         try:
             mask = read_mask(place.folder / text, size=place.size, classes=len(place.classes))
         except DatasetError as error:
@@ -101,6 +104,7 @@ class Segmentation(Task):
         """Returns the log-entropy and the energy of each tile."""
         return {
             "entropy": lambda out: torch.log(_tiles_of(softmax_entropy(out)).clamp_min(1e-9)),
+            # A high energy means a confident answer, so its sign changes.
             "energy": lambda out: -_tiles_of(torch.logsumexp(out, 1)),
         }
 
@@ -149,7 +153,7 @@ class Segmentation(Task):
     def labels_and_answers(
         self, outputs: Tensor, targets: Tensor
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns (labels, likeliest classes) of every so many pixels, [N,P] each."""
+        """Returns (labels, likeliest classes) of evenly spaced pixels, [N,P] each."""
         labels, said = targets.long().flatten(1), pixel_answers(outputs, targets).flatten(1)
         step = max(1, labels.shape[1] // _PLACES)
         return labels[:, ::step].numpy(), said[:, ::step].numpy()
@@ -174,6 +178,7 @@ def tile_losses(logits: Tensor, targets: Tensor, *, rows: int = 4, columns: int 
     grid = (min(rows, losses.shape[1]), min(columns, losses.shape[2]))
     share = functional.adaptive_avg_pool2d(valid.to(losses.dtype)[:, None], grid).flatten(1)
     total = functional.adaptive_avg_pool2d((losses * valid)[:, None], grid).flatten(1)
+    # Pooling divides by all pixels of a tile, so the quotient is the mean over those that have a label.
     return torch.where(share > 0, total / share.clamp_min(1e-9), torch.full_like(total, torch.nan))
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of an answer are (logits, probabilities, sigmoids), and whether labels are its classes."""
+"""Recognises what the numbers of an answer are (logits, probabilities, sigmoids), and checks labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from misfire_runtime.errors import ConfigError
 Kind = Literal["logits", "probabilities", "sigmoid"]
 SUM_TOLERANCE = 0.15
 """Rows of 8-bit probabilities of 128 classes sum to 0.89 to 0.91: what is below half a step becomes zero."""
+# Below 1, because a few rows of 8-bit probabilities may miss the tolerance.
 _ROWS_THAT_SUM = 0.99
 _EDGE = 1e-3
 """Halves and 8-bit numbers round a probability of one to a little above it."""
@@ -22,7 +23,7 @@ _EDGE = 1e-3
 
 @dataclass
 class Numbers:
-    """What the numbers of an answer are, told batch by batch.
+    """Recognises what the numbers of an answer are, batch by batch.
 
     >>> Numbers().add(np.array([[0.1, 0.8], [0.95, 0.0]])).kind, Numbers().add(np.array([[0.9, 0.9]])).kind
     ('probabilities', 'sigmoid')
@@ -36,7 +37,7 @@ class Numbers:
     sum_to_one: int = 0
 
     def add(self, values: NDArray[Any]) -> Numbers:
-        """values: [n,K,...]. Returns itself."""
+        """Counts the values [n,K,...] of a batch. Returns itself."""
         near = np.abs(values.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         self.rows, self.sum_to_one = self.rows + near.size, self.sum_to_one + int(near.sum())
@@ -44,14 +45,14 @@ class Numbers:
 
     @property
     def kind(self) -> Kind:
-        """Of all that was added."""
+        """Returns the kind of all values that were added."""
         if self.low < -_EDGE or self.high > 1 + _EDGE:
             return "logits"
         return "probabilities" if self.sum_to_one >= _ROWS_THAT_SUM * self.rows else "sigmoid"
 
 
 def require_classes(task: str, outputs: Tensor, labels: Tensor) -> None:
-    """Raises ConfigError if labels are not class numbers of logits [N,K,...], or if those are no logits.
+    """Raises ConfigError if labels are not classes of logits [N,K,...], or if those are not logits.
 
     Probabilities are refused: every score takes a softmax, and that of probabilities is nearly flat.
     """

@@ -1,8 +1,8 @@
-"""A softmax in parts, from one set of sums: all that a head asks of a class answer, in few small operations.
+"""Computes the parts of a softmax from one set of sums: all that a head needs of a class answer.
 
-On a vehicle the head's cost is the number of its operations, not their size. So what shares a sum is computed
-together: rest, the weight of all classes but the answer, gives log-odds, energy and entropy, each exact where
-the answer is so sure that its probability rounds to 1.
+On a vehicle the head's cost is the number of its operations, not their size. So parts that share a sum are
+computed together: `rest`, the weight of all classes but the answer, gives log-odds, energy and entropy. Each
+is exact even if the answer's probability rounds to 1.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ FLOOR = -30.0
 """Of log-probabilities and log-odds: below, networks differ in nothing that matters."""
 KNOWN_CLASSES = 128
 """Up to so many a head sees the probability of each; more have too few held-out frames to learn from."""
+# exp(-100) is zero beside the largest weight, which is 1, and 0 * -100 is still 0.
 _LOWEST = -100.0
 
 
 class Softmax:
-    """Of logits [N,K,...] over dim 1; parts without a shape are [N,1,...].
+    """Holds the parts of the softmax of logits [N,K,...] over dim 1.
 
-    best: largest logit.  answer: one-hot of the predicted class, as numbers [N,K,...].  p, log_p: [N,K,...].
-    each: p where the classes are few, else [N,0,...].  log_odds: log (1 - p_max) / p_max.  entropy: nats.
-    energy: logsumexp.
+    Without a stated shape they are [N,1,...].
+
+    Attributes:
+        best: the largest logit.
+        answer: one-hot of the predicted class, as numbers [N,K,...].
+        p, log_p: [N,K,...].
+        each: p if there are few classes, else [N,0,...].
+        log_odds: log (1 - p_max) / p_max.
+        entropy: in nats.
+        energy: logsumexp.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -47,7 +55,7 @@ class Softmax:
 
 
 def softmax_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of softmax over dim 1.
+    """Returns the entropy in nats of the softmax over dim 1.
 
     >>> [round(v, 4) for v in softmax_entropy(torch.tensor([[0.0, 0.0], [900.0, 0.0]])).tolist()]
     [0.6931, 0.0]
@@ -63,24 +71,25 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 
 
 def class_index(logits: Tensor) -> Tensor:
-    """0..K-1 along dim 1, broadcastable against logits."""
+    """Returns 0..K-1 along dim 1, broadcastable against logits."""
     shape = [1, logits.shape[1]] + [1] * (logits.ndim - 2)
     return torch.arange(logits.shape[1], device=logits.device).reshape(shape)
 
 
 def is_predicted(logits: Tensor) -> Tensor:
-    """Boolean one-hot of the predicted class along dim 1; on a tie, exactly one."""
+    """Returns the boolean one-hot of the predicted class along dim 1; on a tie, exactly one is set."""
     return class_index(logits) == logits.argmax(1, keepdim=True)
 
 
 def log_one_plus_sum(x: Tensor) -> Tensor:
-    """log(1 + x) for x >= 0, exact near 0, in fewer operations: below the floor it is x to the last digit."""
+    """Returns log(1 + x) for x >= 0, exact near 0; below the rounding of 1 + x it is x to the last digit."""
+    # What rounding took from 1 + x cancels in the quotient; the floor keeps it from 0/0. ONNX has no log1p.
     shifted = (1 + x).clamp_min(1 + 2 * torch.finfo(x.dtype).eps)
     return x * (torch.log(shifted) / (shifted - 1))
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Divergence in nats of two softmax distributions over dim 1.
+    """Returns the Jensen-Shannon divergence in nats of two softmax distributions over dim 1.
 
     >>> round(jensen_shannon(torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]])).item(), 4)
     0.6931

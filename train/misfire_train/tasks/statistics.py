@@ -1,12 +1,12 @@
-"""What a head is told about an answer: numbers per unit (frame, joint, tile, value) that any network has.
+"""Computes what a head sees of an answer: numbers per unit (frame, joint, tile, value) that any network has.
 
 classes  [N,K]        -> [N,1,D]  sorted log-probabilities, entropy, log-odds, energy, norms, probabilities
 tiles    [N,K,H,W]    -> [N,T,D]  the same, averaged over each tile, with its highest values
 joints   [N,J,h,w]    -> [N,J,D]  peaks and their ratio, entropy, spread, residual, place
-values   [N,J]        -> [N,J,D]  the values themselves and their distance from the usual
+values   [N,J]        -> [N,J,2]  the values themselves and their sizes (`Regression.unit_statistics`)
 maps     {name: map}  -> [N,D]    mean and deviation of every feature channel
 
-Only plain arithmetic, TopK and pooling: all of it exports.
+It uses only plain arithmetic, TopK and pooling, all of which export.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ TILES = (4, 4)
 
 
 def class_statistics(logits: Tensor) -> Tensor:
-    """[N,K,...] to [N,D,...] along dim 1, D = min(5,K) + 5 + K; without the last K above KNOWN_CLASSES."""
+    """Returns the statistics of logits [N,K,...] along dim 1, [N,D,...] with D = min(5,K) + 5 + K.
+
+    Above KNOWN_CLASSES the last K, one probability per class, are left out.
+    """
     parts = Softmax(logits)
     top = parts.log_p.topk(min(TOP, logits.shape[1]), dim=1).values
     # A weighted sum: a slice costs a vehicle more than the product.
@@ -40,26 +43,33 @@ def class_statistics(logits: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """log (1 - p_max) / p_max along dim 1, [N,1,...]: exact where p_max rounds to 1."""
+    """Returns log (1 - p_max) / p_max along dim 1, [N,1,...], exact even if p_max rounds to 1."""
     return Softmax(logits).log_odds
 
 
 def tile_statistics(logits: Tensor, *, tiles: tuple[int, int] = TILES) -> Tensor:
-    """[N,K,H,W] to [N,T,D]: each tile's mean, and the highest of its entropy, log-odds and energy."""
+    """Returns [N,T,D] for logits [N,K,H,W].
+
+    The columns are each tile's means, then the highest entropy, log-entropy and log-odds and the lowest
+    energy.
+    """
     values = class_statistics(logits)
     grid = (min(tiles[0], logits.shape[2]), min(tiles[1], logits.shape[3]))
     top = min(TOP, logits.shape[1])
     mean = functional.adaptive_avg_pool2d(values, grid)
+    # The columns after the top log-probabilities: entropy, log-entropy, log-odds, then energy.
     highest = functional.adaptive_max_pool2d(values[:, top : top + 3], grid)
+    # A low energy is the suspicious one. ONNX has no minimum pooling.
     lowest = -functional.adaptive_max_pool2d(-values[:, top + 3 : top + 4], grid)
     return torch.cat((mean, highest, lowest), 1).flatten(2).transpose(1, 2)
 
 
 def joint_statistics(heatmaps: Tensor) -> Tensor:
-    """[N,J,h,w] to [N,J,14]: what one heatmap says about itself."""
+    """Returns 14 statistics of each heatmap, [N,J,14], for heatmaps [N,J,h,w]."""
     size = (heatmaps.shape[2], heatmaps.shape[3])
     flat = heatmaps.flatten(2)
     peaks, places = local_maxima(heatmaps, radius=2, peaks=3)
+    # An absent peak has -1e4, which would drown the other columns.
     peaks = peaks.clamp_min(-1.0)
     best = flat.amax(2)
     decoded = cells(flat.argmax(2), width=size[1], like=heatmaps)
@@ -88,12 +98,16 @@ def joint_statistics(heatmaps: Tensor) -> Tensor:
 
 
 def joint_residual(heatmaps: Tensor) -> Tensor:
-    """[N,J]: log of `joint_losses` against the map's own decoded joint, the self residual of one joint."""
+    """Returns the self residual of each joint, [N,J].
+
+    It is the log of `joint_losses` against the joint that the map itself shows.
+    """
+    # Column 4 is the log of the residual.
     return joint_statistics(heatmaps)[..., 4]
 
 
 def map_statistics(features: Mapping[str, Tensor]) -> Tensor:
-    """Mean and standard deviation over pixels of each channel of each [N,C,H,W], joined to [N,D]."""
+    """Returns mean and standard deviation over pixels of each channel of each [N,C,H,W], joined to [N,D]."""
     columns = []
     for maps in features.values():
         grid = maps if maps.ndim == 4 else maps.reshape(*maps.shape[:2], -1, 1)
@@ -105,6 +119,6 @@ def map_statistics(features: Mapping[str, Tensor]) -> Tensor:
 
 
 def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
-    """(x, y) of every cell, [h*w,2]."""
+    """Returns (x, y) of every cell, [h*w,2]."""
     places = torch.arange(size[0] * size[1], device=like.device)
     return cells(places, width=size[1], like=like)
