@@ -1,1 +1,1 @@
-"""Published numbers, computed again: gamma tables, wrong predictions (Aljundi et al.), loss ranking."""
+"""Computes published numbers again: gamma tables, wrong predictions (Aljundi et al.), loss ranking."""

@@ -1,4 +1,4 @@
-"""`misfire experiment`: published numbers, computed again on real data, as text or JSON.
+"""Implements `misfire experiment`: published numbers, computed again on real data, as text or JSON.
 
 gamma-tables       LearningLoss++ Tables 1 and 2 in closed form, and a gamma fit to any losses
 wrong-prediction   Aljundi et al. Table 1 on balanced MNIST, beside the free scores that it omits
@@ -171,7 +171,7 @@ def run_loss_ranking(
 
 
 def _command_line() -> str:
-    """The command as typed, without the folder of the program."""
+    """Returns the command as typed, without the folder of the program."""
     return " ".join(["misfire", *sys.argv[1:]])
 
 

@@ -1,11 +1,11 @@
-"""Which objective ranks losses best? The same head, inputs, batches and steps; only the objective differs.
+"""Compares which objective ranks losses best: the same head, inputs, batches and steps, another objective.
 
     per data set and seed:  small network on half the training images, frozen -> signals of held-out images
         -> one head per objective on (signals, held-out loss) -> judged on the test set, clean and shifted
 
 The head is an MLP on pooled features and output statistics. It is trained on held-out images and one
 corrupted copy of each; the shifts that it is judged on are other families. Weights are not decayed, so that
-their growth shows. Entropy and MSP stand beside: a head that does not beat them is not worth its cost.
+their growth shows. Entropy and MSP are listed too: a head that does not beat them is not worth its cost.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ CONDITIONS = ("clean", "shifted")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that the outcome depends on. train: at most this many images, half for the network."""
+    """Holds everything that the outcome depends on.
+
+    train: maximum number of images, half of them for the network.
+    """
 
     seeds: int = 5
     train: int = 4000
@@ -58,7 +61,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Judged:
-    """Head inputs [N,D], the network's signals, losses [N] and failures [N] of one set."""
+    """Holds head inputs [N,D], the network's signals, losses [N] and failures [N] of one set."""
 
     inputs: Tensor
     signals: Signals
@@ -67,7 +70,7 @@ class Judged:
 
 
 def shifted(examples: Examples, families: Sequence[str], *, severity: int, seed: int) -> Examples:
-    """Each image under one of the families, in turn."""
+    """Returns each image under one of the families, in turn."""
     images = [
         corrupt(image, families[i % len(families)], severity=severity, seed=seed + i)
         for i, image in enumerate(examples.images)
@@ -76,7 +79,10 @@ def shifted(examples: Examples, families: Sequence[str], *, severity: int, seed:
 
 
 def head_inputs(signals: Signals) -> Tensor:
-    """Pooled features, sorted top-5 log-softmax, entropy, MSP log-odds, energy, log feature norm: [N,D]."""
+    """Returns the inputs of a head, [N,D].
+
+    They are pooled features, sorted top-5 log-softmax, entropy, MSP log-odds, energy and log feature norm.
+    """
     log_p = torch.log_softmax(signals.outputs, 1)
     top = log_p.topk(min(5, log_p.shape[1]), dim=1).values
     rest = Msp()(signals).clamp_min(1e-12)
@@ -86,7 +92,7 @@ def head_inputs(signals: Signals) -> Tensor:
 
 
 def train_network(data: FitData, dataset: Dataset, protocol: Protocol) -> Probe:
-    """A small residual network by AdamW with a cosine schedule; frozen and in eval mode."""
+    """Trains a small residual network by AdamW with a cosine schedule; returns it frozen and in eval mode."""
     built = build_model(
         "resnet-small",
         task="classification",
@@ -115,20 +121,20 @@ def train_network(data: FitData, dataset: Dataset, protocol: Protocol) -> Probe:
 
 @dataclass(frozen=True)
 class FitData:
-    """Images [N,C,H,W] and labels [N] in memory."""
+    """Holds images [N,C,H,W] and labels [N] in memory."""
 
     images: Tensor
     labels: Tensor
 
 
 def tensors(examples: Examples, dataset: Dataset) -> FitData:
-    """All of a set as tensors."""
+    """Returns all of a set as tensors."""
     images = examples.batch(np.arange(len(examples)), dataset.contract).float()
     return FitData(images, torch.from_numpy(np.asarray(examples.targets, np.int64)))
 
 
 def judged(probe: Probe, data: FitData) -> Judged:
-    """Signals, losses and failures of a set under a network."""
+    """Returns signals, losses and failures of a set under a network."""
     fit: FitSet = gather(probe, data.images, data.labels)
     loss = functional.cross_entropy(fit.signals.outputs, data.labels, reduction="none")
     failed = (fit.signals.outputs.argmax(1) != data.labels).numpy()
@@ -136,7 +142,8 @@ def judged(probe: Probe, data: FitData) -> Judged:
 
 
 def objective_of(name: str, losses: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The objective with the eps that these losses ask for. Raises ScoreError on an unknown name."""
+    """Returns the objective with the eps that these losses need. Raises ScoreError on an unknown name."""
+    # Keeps ratios and logarithms of losses finite if most of them are zero.
     eps = max(ratio_eps(losses), 1e-6)
     table: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "learning-loss": learning_loss,
@@ -150,7 +157,7 @@ def objective_of(name: str, losses: Tensor) -> Callable[[Tensor, Tensor], Tensor
 
 
 class Head(nn.Module):
-    """Standardises its inputs, then two hidden layers; [N,D] to [N]."""
+    """Standardises its inputs, then applies two hidden layers; [N,D] to [N]."""
 
     centre: Tensor
     scale: Tensor
@@ -168,21 +175,22 @@ class Head(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         value: Tensor = self.layers(((inputs - self.centre) / self.scale).clamp(-6, 6))
         return value.squeeze(1)
 
     def weight_norm(self) -> float:
-        """L2 norm of all weights and biases."""
+        """Returns the L2 norm of all weights and biases."""
         return math.sqrt(sum(float(p.detach().square().sum()) for p in self.parameters()))
 
 
 def train_head(
     head: Head, name: str, data: Judged, protocol: Protocol, *, steps: int, generator: torch.Generator
 ) -> None:
-    """Adam without weight decay on random batches of even size."""
+    """Trains by Adam without weight decay on random batches of even size."""
     objective = objective_of(name, data.loss)
     optimiser = torch.optim.Adam(head.parameters(), lr=protocol.learning_rate, fused=True)
+    # LearningLoss++ pairs the halves of a batch.
     size = min(protocol.batch, len(data.loss)) // 2 * 2
     for _ in range(steps):
         chosen = torch.randperm(len(data.loss), generator=generator)[:size]
@@ -192,7 +200,7 @@ def train_head(
 
 
 def quality(score: Tensor, data: Judged) -> dict[str, float]:
-    """Spearman and pair accuracy against the loss, and AURC of failures."""
+    """Returns Spearman and pair accuracy against the loss, and AURC of failures."""
     values, loss = score.detach().double().numpy(), data.loss.double().numpy()
     return {
         "spearman": float(metrics.spearman(values, loss)),
@@ -202,7 +210,7 @@ def quality(score: Tensor, data: Judged) -> dict[str, float]:
 
 
 def run_seed(dataset: Dataset, tests: dict[str, FitData], protocol: Protocol, seed: int) -> dict[str, Any]:
-    """All objectives on one network: name -> condition -> metrics, and weight norms."""
+    """Returns all objectives on one network: name -> condition -> metrics, and weight norms."""
     chosen = np.random.default_rng(seed).permutation(len(dataset.train))[: protocol.train]
     parts = split(dataset.train.take(chosen), fractions={"train": 0.5, "holdout": 0.5}, seed=seed)
     copies = shifted(parts["holdout"], SEEN, severity=protocol.severity, seed=seed)
@@ -217,6 +225,7 @@ def run_seed(dataset: Dataset, tests: dict[str, FitData], protocol: Protocol, se
         views = {condition: judged(probe, data) for condition, data in tests.items()}
         right = {condition: 1 - float(view.failed.mean()) for condition, view in views.items()}
         result: dict[str, Any] = {"accuracy": right}
+        # Every head starts from the same weights and sees the same batches, so only the objective differs.
         for name in OBJECTIVES:
             torch.manual_seed(seed)
             head = Head(held.inputs, hidden=protocol.hidden)
@@ -240,9 +249,9 @@ def run(
     protocol: Protocol | None = None,
     progress: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of every metric, nested as `run_seed` gives them.
+    """Returns mean and standard deviation over seeds of every metric, nested as `run_seed` returns them.
 
-    Raises ScoreError where the data set is no classification.
+    Raises ScoreError if the data set is not for classification.
     """
     protocol = protocol or Protocol()
     if dataset.task != Classification.name:
@@ -261,12 +270,12 @@ def run(
 
 
 def setting(protocol: Protocol) -> dict[str, Any]:
-    """Protocol and shifts as JSON holds them."""
+    """Returns protocol and shifts as JSON holds them."""
     return {"protocol": asdict(protocol), "seen": list(SEEN), "unseen": list(UNSEEN)}
 
 
 def _merge(rows: Sequence[Any]) -> Any:
-    """Nested numbers of several seeds to nested {mean, std}."""
+    """Converts nested numbers of several seeds to nested {mean, std}."""
     if isinstance(rows[0], dict):
         return {key: _merge([row[key] for row in rows]) for key in rows[0]}
     values = np.asarray(rows, np.float64)
@@ -275,7 +284,7 @@ def _merge(rows: Sequence[Any]) -> Any:
 
 
 def table_lines(table: dict[str, Any]) -> list[str]:
-    """The table as text, one line per objective or free score."""
+    """Returns the table as text, one line per objective or free score."""
 
     def cell(value: dict[str, float]) -> str:
         return f"{value['mean']:.3f} ({value['std']:.3f})"

@@ -1,4 +1,4 @@
-"""The experiments' results as pictures; drawn off screen."""
+"""Draws the experiments' results off screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 def plot_wrong_prediction(result: dict[str, Any], path: Path) -> None:
-    """Wrong % among the selected and test accuracy %, per step, with the standard error over seeds."""
+    """Draws wrong % among the selected and test accuracy %, per step, with the standard error over seeds."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

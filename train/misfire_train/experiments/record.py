@@ -1,4 +1,4 @@
-"""What every experiment's result says of itself: command, versions, seeds, date; and where it is written."""
+"""Records how an experiment's result was made: command, versions, seeds, date; reads and writes the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misfire_runtime.errors import ConfigError
 
 
 def provenance(command: str, *, seeds: Sequence[int], dataset: str) -> dict[str, Any]:
-    """Command line, library versions, seeds, data set and date."""
+    """Returns command line, library versions, seeds, data set and date."""
     return {
         "command": command,
         "date": utc_text(wall_time()),
@@ -28,13 +28,13 @@ def provenance(command: str, *, seeds: Sequence[int], dataset: str) -> dict[str,
 
 
 def same_setting(earlier: dict[str, Any], record: dict[str, Any], protocol: dict[str, Any]) -> bool:
-    """Whether an earlier result was made by the same protocol, seeds, data set and library versions."""
+    """Returns whether an earlier result has the same protocol, seeds, data set and library versions."""
     now = {**{key: record[key] for key in ("dataset", "seeds", "versions")}, "protocol": protocol}
     return all(earlier.get(key) == value for key, value in now.items())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An earlier result, empty where there is none. Raises ConfigError where the file is no JSON object."""
+    """Returns an earlier result, empty if there is none. Raises ConfigError if the file is no JSON object."""
     if not path.exists():
         return {}
     try:

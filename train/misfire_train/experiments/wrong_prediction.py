@@ -1,11 +1,11 @@
-"""Aljundi et al. (WACV 2022), Table 1: what share of the samples that a score picks does the model get wrong?
+"""Measures what share of the samples that a score picks the model gets wrong (Aljundi et al. 2022, Table 1).
 
     per method and seed:  50 labelled -> train -> score the pool -> take 50, count the wrong -> label -> on
 
-A two-layer network on balanced MNIST with 5 samples per class to start from and 5 per class held out, fixed;
-the holdout is both the early-stopping set (accuracy) and the V of S and S_a. Training goes on from the
+A two-layer network on balanced MNIST starts from 5 samples per class, with 5 more per class held out, fixed.
+The holdout is both the early-stopping set (accuracy) and the V of S and S_a. Training goes on from the
 previous weights with a fresh optimiser. The paper leaves hidden width, learning rate, dropout and patience
-open; `Protocol` states ours. Entropy, margin and EGL, which the paper's table omits, are picked likewise.
+open; `Protocol` states ours. Entropy, margin and EGL, which the paper's table omits, are included.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that the outcome depends on."""
+    """Holds everything that the outcome depends on."""
 
     seeds: int = 10
     steps: int = 10
@@ -74,27 +74,33 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Flat images [N,D] and labels of one split."""
+    """Holds flat images [N,D] and labels of one split."""
 
     inputs: Tensor
     labels: Tensor
 
     def take(self, index: NDArray[np.int64]) -> Pixels:
-        """The samples at these positions."""
+        """Returns the samples at these positions."""
         chosen = torch.from_numpy(index)
         return Pixels(self.inputs[chosen], self.labels[chosen])
 
 
 @dataclass
 class Trace:
-    """One method, one seed: wrong % of each selection; test accuracy % before each step and at the end."""
+    """Holds one method, one seed: wrong % of each selection.
+
+    Test accuracy % before each step and at the end.
+    """
 
     wrong: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
 
 
 def load_pixels(dataset: Dataset) -> tuple[Pixels, Pixels]:
-    """Train and test as flat float32 in 0..1. Raises ScoreError where the data set is no classification."""
+    """Returns train and test as flat float32 in 0..1.
+
+    Raises ScoreError if the data set is not for classification.
+    """
     if dataset.task != Classification.name:
         raise ScoreError(f"{dataset.name} is {dataset.task}; this experiment classifies")
 
@@ -108,7 +114,7 @@ def load_pixels(dataset: Dataset) -> tuple[Pixels, Pixels]:
 
 
 def network(inputs: int, classes: int, protocol: Protocol, *, dropout: bool) -> nn.Sequential:
-    """inputs-hidden-classes with ReLU; `[:3]` is phi, `[3]` the last layer."""
+    """Returns inputs-hidden-classes with ReLU; `[:3]` is phi, `[3]` the last layer."""
     drop: nn.Module = nn.Dropout(protocol.dropout) if dropout else nn.Identity()
     hidden = nn.Linear(inputs, protocol.hidden)
     return nn.Sequential(hidden, nn.ReLU(), drop, nn.Linear(protocol.hidden, classes))
@@ -117,7 +123,10 @@ def network(inputs: int, classes: int, protocol: Protocol, *, dropout: bool) -> 
 def train(
     model: nn.Module, data: Pixels, holdout: Pixels, protocol: Protocol, generator: torch.Generator
 ) -> None:
-    """Adam from a fresh state; stops after `patience` epochs without a better accuracy on the holdout."""
+    """Trains by Adam from a fresh state.
+
+    Stops after `patience` epochs without a better accuracy on the holdout.
+    """
     optimiser = torch.optim.Adam(model.parameters(), lr=protocol.learning_rate, fused=True)
     best, waited = -1, 0
     for _ in range(protocol.epochs):
@@ -140,7 +149,7 @@ def train(
 
 
 def signals_of(model: nn.Sequential, inputs: Tensor) -> Signals:
-    """Signals of the plain forward."""
+    """Returns the signals of the plain forward."""
     hidden = model[:2](inputs)
     last = model[3]
     assert isinstance(last, nn.Linear)
@@ -150,7 +159,7 @@ def signals_of(model: nn.Sequential, inputs: Tensor) -> Signals:
 def score_pool(
     method: str, model: nn.Sequential, pool: Signals, *, holdout: Pixels, protocol: Protocol, seed: int
 ) -> Tensor:
-    """[N] scores of the pool by the project's own modules; the highest are picked."""
+    """Returns scores [N] of the pool by the project's own modules; the highest are picked."""
     if method == "random":
         return torch.rand(len(pool.outputs), generator=torch.Generator().manual_seed(seed))
     if method in STOCHASTIC:
@@ -174,7 +183,7 @@ def _in_chunks(score: Callable[[Signals], Tensor], pool: Signals, size: int = 40
 
 
 def hidden_dropout(pool: Signals, protocol: Protocol, *, seed: int) -> Tensor:
-    """T answers [T,N,K] with dropout on the hidden layer, computed from phi.
+    """Returns T answers [T,N,K] with dropout on the hidden layer, computed from phi.
 
     A pass drops the same units for all samples (consistent dropout, as BatchBALD draws its networks).
     """
@@ -188,7 +197,10 @@ def hidden_dropout(pool: Signals, protocol: Protocol, *, seed: int) -> Tensor:
 def draw(
     labels: Tensor, protocol: Protocol, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Balanced, disjoint positions of initial set, holdout, pool. ScoreError where a class is too small."""
+    """Returns balanced, disjoint positions of initial set, holdout, pool.
+
+    ScoreError if a class is too small.
+    """
     rng = np.random.default_rng(seed)
     values = labels.numpy()
     classes = int(values.max()) + 1
@@ -206,7 +218,7 @@ def draw(
 
 
 def run_seed(method: str, data: Pixels, test: Pixels, protocol: Protocol, seed: int) -> Trace:
-    """One method over all steps. Nothing is picked twice."""
+    """Runs one method over all steps. Nothing is picked twice."""
     if method not in METHODS:
         raise ScoreError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     initial, holdout_index, pool_index = draw(data.labels, protocol, seed)
@@ -225,6 +237,7 @@ def run_seed(method: str, data: Pixels, test: Pixels, protocol: Protocol, seed: 
                 trace.accuracy.append(accuracy(model, test))
                 pool = data.take(pool_index)
                 signals = signals_of(model, pool.inputs)
+                # No two steps or seeds share random numbers, as a run has fewer than 1,000 steps.
                 seed_now = seed * 1000 + step
                 score = score_pool(method, model, signals, holdout=holdout, protocol=protocol, seed=seed_now)
                 if not bool(torch.isfinite(score).all()):
@@ -243,7 +256,7 @@ def run_seed(method: str, data: Pixels, test: Pixels, protocol: Protocol, seed: 
 
 
 def accuracy(model: nn.Module, data: Pixels) -> float:
-    """Percent right."""
+    """Returns the percentage of right answers."""
     return 100 * float((model(data.inputs).argmax(1) == data.labels).float().mean())
 
 
@@ -256,12 +269,21 @@ def run(
     progress: Callable[[str], None] = lambda _line: None,
     finished: Callable[[dict[str, Any]], None] = lambda _result: None,
 ) -> dict[str, Any]:
-    """The whole table: per method, mean and standard deviation over seeds of wrong % and accuracy % per step.
+    """Returns the whole table: per method, wrong % and accuracy % per step.
 
-    done: rows of an earlier run of the same protocol, taken as they are.  finished: called with the result so
-    far after each method, so that a long run that is stopped loses one method at most.
-    Result keys: protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong),
-    published, gate (see `gate`).
+    Args:
+        dataset: of classification.
+        protocol: Default: the paper's, as far as it is stated.
+        methods: of METHODS.
+        done: rows of an earlier run of the same protocol, taken as they are.
+        progress: called with a line after each method.
+        finished: called with the result so far after each method, so that a long run that is stopped loses
+            one
+            method at most.
+
+    Returns:
+        protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong; means and
+        deviations over seeds), published, gate (see `gate`).
     """
     protocol = protocol or Protocol()
     data, test = load_pixels(dataset)
@@ -285,7 +307,7 @@ def run(
 
 
 def _row(traces: Sequence[Trace]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, and every seed's wrong %."""
+    """Returns mean and standard deviation over seeds, and every seed's wrong %."""
     wrong = np.array([trace.wrong for trace in traces])
     right = np.array([trace.accuracy for trace in traces])
     freedom = 1 if len(traces) > 1 else 0
@@ -299,7 +321,7 @@ def _row(traces: Sequence[Trace]) -> dict[str, Any]:
 
 
 def gate(table: dict[str, Any]) -> dict[str, bool]:
-    """What a reproduction must show; empty where a method or step 5 is missing.
+    """Returns what a reproduction must show; empty if a method or step 5 is missing.
 
     Step 1: S and S_a at least 80 % wrong, each above BALD and MC-dropout. Step 5: S 5 points above BALD.
     """

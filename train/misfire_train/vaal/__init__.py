@@ -1,10 +1,10 @@
-"""VAAL and TA-VAAL: does a frame look like the labelled set to a small adversary? For choosing what to label.
+"""Implements VAAL and TA-VAAL: whether a frame looks like the labelled set to a small adversary.
 
     ranker = fit_ranker(fit, losses)                                   # TA-VAAL only
     trained = train_vaal(labelled, unlabelled, ranker_labelled=..., ranker_unlabelled=...)
     scores.compute(probe, pool, [VaalScore(trained), TaVaalScore(trained, ranker), ranker])
 
-What the published code does otherwise, and this does not: networks in train mode while scoring, so that a
+This differs from the published code, which has: networks in train mode while scoring, so that a
 frame's score depends on its batch; a summed KL against a mean error, which collapses the code; the rank
 squashed for the decoder and raw for the discriminator; a random baseline drawn with replacement.
 """

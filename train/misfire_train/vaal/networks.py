@@ -1,4 +1,4 @@
-"""The two networks of VAAL: a convolutional VAE on small images, and a discriminator on its code.
+"""Defines the two networks of VAAL: a convolutional VAE on small images, and a discriminator on its code.
 
     image [N,C,H,W] -> resized [N,C,S,S] -> mu, log-variance [N,Z]
     code [N,Z] (+ rank [N,1] in TA-VAAL) -> reconstruction [N,C,S,S], and a logit "labelled"
@@ -16,16 +16,21 @@ from misfire_train.errors import ScoreError
 
 
 class Vae(nn.Module):
-    """A VAE of three stride-2 stages.
+    """Is a VAE of three stride-2 stages.
 
-    channels: of the image.  size: side that images are resized to, a multiple of 8.  latent: Z.
-    rank: whether the decoder also takes r [N,1] (TA-VAAL).
+    Args:
+        channels: of the image.
+        size: side to which images are resized, a multiple of 8.
+        latent: Z.
+        width: channels of the first stage.
+        rank: whether the decoder also takes r [N,1] (TA-VAAL).
     """
 
     def __init__(
         self, channels: int, *, size: int = 32, latent: int = 16, width: int = 16, rank: bool = False
     ) -> None:
         super().__init__()
+        # Three stages halve the size three times.
         if size % 8 or size < 8:
             raise ScoreError(f"size is {size}; expected a multiple of 8")
         self.size, self.rank, self.grid = size, rank, size // 8
@@ -47,24 +52,28 @@ class Vae(nn.Module):
         self.decoder = nn.Sequential(*layers, nn.Conv2d(widths[0], channels, 1))
 
     def resized(self, image: Tensor) -> Tensor:
-        """[N,C,H,W] to [N,C,S,S], averaging areas."""
+        """Returns [N,C,S,S] of images [N,C,H,W], averaging areas."""
         if image.shape[2:] == (self.size, self.size):
             return image
         return functional.interpolate(image, (self.size, self.size), mode="area")
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log-variance [N,Z] of images of any size."""
+        """Returns mu and log-variance [N,Z] of images of any size."""
         hidden = self.encoder(self.resized(image))
+        # The clamp keeps exp finite.
         return self.mean(hidden), self.log_variance(hidden).clamp(-20, 20)
 
     def decode(self, code: Tensor, rank: Tensor | None = None) -> Tensor:
-        """[N,Z], and r [N,1] where the VAE takes one, to [N,C,S,S]."""
+        """Returns [N,C,S,S] from codes [N,Z], and from r [N,1] if the VAE takes one."""
         decoded: Tensor = self.decoder(self.from_code(with_rank(code, rank, wanted=self.rank)))
         return decoded
 
 
 class Discriminator(nn.Module):
-    """Logit that a code comes from the labelled set: three linear layers. rank: takes r [N,1] too."""
+    """Answers the logit that a code comes from the labelled set: three linear layers.
+
+    rank: takes r [N,1] too.
+    """
 
     def __init__(self, latent: int, *, width: int = 64, rank: bool = False) -> None:
         super().__init__()
@@ -78,13 +87,13 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, code: Tensor, rank: Tensor | None = None) -> Tensor:
-        """[N] logits from [N,Z]."""
+        """Returns logits [N] for codes [N,Z]."""
         logit: Tensor = self.layers(with_rank(code, rank, wanted=self.rank))
         return logit.squeeze(1)
 
 
 def with_rank(code: Tensor, rank: Tensor | None, *, wanted: bool) -> Tensor:
-    """Code and rank side by side. Raises ScoreError where a rank is missing or not wanted."""
+    """Returns code and rank joined. Raises ScoreError if a rank is missing or not wanted."""
     if (rank is not None) != wanted:
         raise ScoreError("a rank input is given exactly where the networks were built for one")
     return code if rank is None else torch.cat([code, rank.reshape(-1, 1).to(code.dtype)], 1)
@@ -93,7 +102,7 @@ def with_rank(code: Tensor, rank: Tensor | None, *, wanted: bool) -> Tensor:
 def vae_loss(
     image: Tensor, rebuilt: Tensor, mean: Tensor, log_variance: Tensor, *, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared error over pixels and beta times the KL divergence, both means.
+    """Returns the mean squared error over pixels plus beta times the KL divergence, and the divergence.
 
     The KL is averaged over samples and dimensions: summed, it outweighs a mean error by batch times Z, and
     the code collapses to the prior.

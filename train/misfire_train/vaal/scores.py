@@ -1,7 +1,7 @@
-"""VAAL, TA-VAAL and the ranker alone as scores; higher means less like what is labelled.
+"""Provides VAAL, TA-VAAL and the ranker by itself as scores; higher means less like what is labelled.
 
-The ranker alone is the ablation that TA-VAAL needs: its discriminator sees r, which by itself separates what
-the model was trained on (low) from what it was not, so TA-VAAL may be little more than a threshold on r.
+The ranker by itself is the ablation that TA-VAAL needs: its discriminator sees r, which by itself separates
+what the model was trained on (low) from what it was not, so TA-VAAL may be little more than a threshold on r.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from misfire_train.vaal.training import TrainedVaal
 
 
 class RankerScore(Score):
-    """Predicted loss rank from the embedding: a two-layer network. One pass; exports."""
+    """Predicts the loss rank from the embedding by a two-layer network. One pass; exports."""
 
     name = "ta_vaal_ranker"
     definition = "loss rank from the embedding, trained with rank_bce"
@@ -32,14 +32,14 @@ class RankerScore(Score):
         self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N], standardised over what it was fitted on."""
+        """Returns scores [N], standardised over what it was fitted on."""
         raw: Tensor = self.layers(signals.embedding).squeeze(1)
         return (raw - self.centre) / self.scale
 
     def rank(self, signals: Signals) -> Tensor:
-        """r in 0..1, [N]: the one form in which both networks of TA-VAAL see it.
+        """Returns r in 0..1, [N], the one form in which both networks of TA-VAAL see it.
 
-        A ranking objective leaves the offset of its scores open, hence sigmoid of the standardised score.
+        A ranking objective leaves the offset of its scores open, hence the sigmoid of the standardised score.
         """
         return torch.sigmoid(self(signals))
 
@@ -74,7 +74,7 @@ def fit_ranker(
 
 
 class VaalScore(ImageScore):
-    """Minus the discriminator's logit on the code's mean: high where the frame looks unlabelled."""
+    """Scores minus the discriminator's logit on the code's mean: high if the frame looks unlabelled."""
 
     name = "vaal"
     definition = "-logit D(mu(x)), D trained to tell labelled from unlabelled"
@@ -91,13 +91,13 @@ class VaalScore(ImageScore):
         return self
 
     def combine(self, signals: Signals, image: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         value: Tensor = -self.discriminator(self.vae.encode(image)[0])
         return value
 
 
 class TaVaalScore(ImageScore):
-    """VAAL whose networks also see the ranker's r."""
+    """Scores as VAAL does, with networks that also see the ranker's r."""
 
     name = "ta_vaal"
     definition = "-logit D(mu(x), r(x)), with the predicted loss rank r"
@@ -115,6 +115,6 @@ class TaVaalScore(ImageScore):
         return self
 
     def combine(self, signals: Signals, image: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         value: Tensor = -self.discriminator(self.vae.encode(image)[0], self.ranker.rank(signals))
         return value

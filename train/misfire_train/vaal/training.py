@@ -3,7 +3,7 @@
 Per step: the VAE rebuilds a batch of each and makes both look labelled; the discriminator tells them apart.
 Batches run through shuffled epochs of each set, so a small labelled set is not drawn with gaps or repeats.
 The rank r of TA-VAAL is one number, squashed once (`RankerScore.rank`), for decoder and discriminator, in
-training and scoring alike. The report names a collapsed code and a discriminator that learned nothing.
+training and scoring. The report names a collapsed code and a discriminator that learned nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ COLLAPSED_KL = 1e-3
 
 @dataclass(frozen=True)
 class VaalConfig:
-    """Sizes and rates. steps: of both networks; adversary: weight of looking labelled in the VAE's loss."""
+    """Holds sizes and rates.
+
+    steps: of both networks; adversary: weight of looking labelled in the VAE's loss.
+    """
 
     steps: int = 300
     batch: int = 64
@@ -39,7 +42,7 @@ class VaalConfig:
 
 @dataclass(frozen=True)
 class VaalReport:
-    """How training ended, in eval mode on both whole sets."""
+    """Holds how training ended, in eval mode on both whole sets."""
 
     reconstruction: float
     divergence: float
@@ -48,13 +51,13 @@ class VaalReport:
 
     @property
     def collapsed(self) -> bool:
-        """The code equals the prior: scores are noise."""
+        """Returns whether the code equals the prior, so that scores are noise."""
         return self.divergence < COLLAPSED_KL
 
 
 @dataclass(frozen=True)
 class TrainedVaal:
-    """Both networks, in eval mode, and the report."""
+    """Holds both networks, in eval mode, and the report."""
 
     vae: Vae
     discriminator: Discriminator
@@ -62,14 +65,15 @@ class TrainedVaal:
 
 
 def epochs(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of positions without end: each epoch is a permutation, so nothing comes twice within one.
+    """Yields batches of positions without end; each epoch is a permutation.
 
-    A set smaller than the batch comes whole; the last batch of an epoch may be smaller, but never of one.
+    A set smaller than the batch comes whole. The last batch of an epoch may be smaller, but never of one.
     """
     while True:
         order = torch.randperm(count, generator=generator)
         for start in range(0, count, size):
             part = order[start : start + size]
+            # Batch norm cannot train on one sample.
             if len(part) > 1 or count == 1:
                 yield part
 
@@ -82,11 +86,18 @@ def train_vaal(
     config: VaalConfig | None = None,
     seed: int = 0,
 ) -> TrainedVaal:
-    """VAAL (Sinha et al. 2019), or TA-VAAL (Kim et al. 2021) where ranks are given.
+    """Trains VAAL (Sinha et al. 2019), or TA-VAAL (Kim et al. 2021) if ranks are given.
 
-    labelled, unlabelled: images [N,C,H,W].  ranks: r of each of both sets, [N] in 0..1 (`RankerScore.rank`).
-    Deterministic per seed; the global random state is left alone. Raises ScoreError on sets below 2 images,
-    shapes that differ, and ranks outside 0..1.
+    The result is deterministic per seed; the global random state is not changed.
+
+    Args:
+        labelled, unlabelled: images [N,C,H,W].
+        ranks: r of each of both sets, [N] in 0..1 (`RankerScore.rank`).
+        config: sizes and rates.
+        seed: of weights and batches.
+
+    Raises:
+        ScoreError: a set has fewer than 2 images, shapes differ, or ranks are outside 0..1.
 
     >>> labelled, pool = torch.zeros(4, 1, 8, 8), torch.ones(6, 1, 8, 8)
     >>> trained = train_vaal(labelled, pool, config=VaalConfig(steps=2, size=8, width=2, latent=2))
@@ -141,6 +152,7 @@ def _alternate(
         total.backward()  # type: ignore[no-untyped-call]
         of_vae.step()
         of_discriminator.zero_grad()
+        # The codes are inputs here: the discriminator's step must not reach the VAE.
         with torch.no_grad():
             codes = [vae.encode(image)[0] for image in images]
         told = functional.softplus(-discriminator(codes[0], r[0])).mean()

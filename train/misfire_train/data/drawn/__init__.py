@@ -1,1 +1,1 @@
-"""Data sets that are drawn: articulated figures over photographs."""
+"""Draws data sets: articulated figures over photographs."""

@@ -28,6 +28,7 @@ from misfire_train.data.drawn.poses import (
     Pose,
 )
 
+# Bits after the point of OpenCV's fixed-point coordinates: a sixteenth of a pixel.
 _SHIFT = 4
 _ARMS = {"right": (R_SHOULDER, R_ELBOW, R_WRIST), "left": (L_SHOULDER, L_ELBOW, L_WRIST)}
 _LEGS = {"right": (R_HIP, R_KNEE, R_ANKLE), "left": (L_HIP, L_KNEE, L_ANKLE)}
@@ -36,7 +37,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Wardrobe:
-    """Colours and cuts of one figure. camouflage: how many garments take the background's colours."""
+    """Holds colours and cuts of one figure. camouflage: number of garments in the background's colours."""
 
     skin: Colour
     hair: Colour
@@ -51,7 +52,7 @@ class Wardrobe:
 
 
 def sample_wardrobe(rng: np.random.Generator) -> Wardrobe:
-    """Any skin, any colours; one figure in three is dressed partly like its surroundings."""
+    """Returns a random wardrobe; one figure in three is dressed partly like its surroundings."""
     tone = rng.uniform(0.25, 1.0)
     skin = (int(60 + 180 * tone), int(35 + 160 * tone), int(25 + 135 * tone))
     return Wardrobe(
@@ -79,13 +80,14 @@ def draw_figure(
 ) -> None:
     """Draws in place into canvas [S,S,3] and parts [S,S] (1 head, 2 torso, 3 arms, 4 legs).
 
-    points: [14,2] in the canvas's pixels.  palette: [K,3], colours of the surroundings for camouflage.
+    points: [14,2] in the canvas's pixels. palette: [K,3], colours of the surroundings for camouflage.
     """
     unit = _unit(points) * wardrobe.girth
     top = _rgb(palette[0]) if wardrobe.camouflage > 0 else wardrobe.top
     trousers = _rgb(palette[1]) if wardrobe.camouflage > 1 else wardrobe.trousers
     pen = _Pen(canvas, parts, unit)
     far = "left" if pose.near == "right" else "right"
+    # From far to near, because later strokes cover earlier ones; farther limbs are in more shade.
     _arm(pen, points, far, wardrobe, top, shade=0.78)
     for side, shade in ((far, 0.82), (pose.near, 1.0)):
         _leg(pen, points, side, wardrobe, trousers, shade=shade)
@@ -109,6 +111,7 @@ class _Pen:
     ) -> None:
         thickness = max(1, round(width * self.unit))
         cv2.line(self.canvas, _fixed(a), _fixed(b), colour, thickness, cv2.LINE_AA, _SHIFT)
+        # No anti-aliasing: a mask has no class between two.
         cv2.line(self.parts, _fixed(a), _fixed(b), part, thickness, cv2.LINE_8, _SHIFT)
 
     def disc(self, centre: NDArray[np.float32], colour: Colour, *, radius: float, part: int) -> None:
@@ -168,8 +171,9 @@ def _head(pen: _Pen, points: NDArray[np.float32], pose: Pose, wardrobe: Wardrobe
 
 
 def _unit(points: NDArray[np.float32]) -> float:
-    """About the figure's height in pixels, from bones that foreshorten little."""
+    """Returns about the figure's height in pixels, from bones that foreshorten little."""
     trunk = float(np.hypot(*(points[NECK] - (points[R_HIP] + points[L_HIP]) / 2)))
+    # 0.29 is a trunk of mean length (see poses.py). The floor keeps strokes visible.
     return max(trunk / 0.29, 8.0)
 
 
@@ -186,7 +190,7 @@ def _rgb(pixel: NDArray[np.uint8]) -> Colour:
 
 
 def _dull(rng: np.random.Generator, brightness: float) -> Colour:
-    """A colour of any hue, seldom saturated."""
+    """Returns a colour of any hue, seldom saturated."""
     grey, hue = rng.uniform(20, 235), rng.normal(0, 45, 3)
     red, green, blue = np.clip((grey + hue) * brightness, 0, 255)
     return int(red), int(green), int(blue)

@@ -1,9 +1,9 @@
-"""Articulated figures drawn over real photographs: keypoints, part masks and boxes where nobody is labelled.
+"""Draws articulated figures over real photographs: keypoints, part masks and boxes without labelled people.
 
 The figures are made, the photographs are not: dash-cam stills and COCO photos, whose own people stay in the
 picture, unlabelled. Limbs, clothing, light, occluders and a second figure vary, and some clothing takes its
-colours from the background, so that a small network makes real mistakes. A figure is drawn when it is first
-looked at; seed and number decide it wholly. Its group is its photograph; train and test share none.
+colours from the background, so that a small network makes real mistakes. A figure is drawn on first access.
+Seed and number determine it. Its group is its photograph; train and test share none.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from misfire_train.data.images import DecodedImages
 PARTS = ("background", "head", "torso", "arms", "legs")
 BOX = ("centre_x", "centre_y", "width", "height")
 Labels = Literal["keypoints", "parts", "boxes"]
+# Figures are drawn at twice the size and averaged, so their edges look photographed.
 _SUPERSAMPLING = 2
 NOTE = "figures are drawn over real photographs; they are not photographs of people"
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A background: its name and pixels."""
+    """Holds a background: its name and pixels."""
 
     name: str
     pixels: Image
@@ -41,7 +42,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that decides a picture but the photograph's pixels. points: float32 [14,2] in image pixels."""
+    """Holds all that determines a picture except the photograph's pixels.
+
+    points: float32 [14,2] in image pixels.
+    """
 
     photo: int
     pose: Pose
@@ -61,14 +65,20 @@ def load_figures(
     seed: int = 0,
     photos: Sequence[Photo] | None = None,
 ) -> Dataset:
-    """Figures with 14 keypoints, with a mask of body parts, or with the box around their joints to regress.
+    """Returns figures with 14 keypoints, with a mask of body parts, or with the box around their joints.
 
-    side: of the square pictures, in pixels.  train, test: how many.  The same seed gives the same bytes.
-    photos: the backgrounds. Default: the catalogue's photographs, read from `root`.
+    Args:
+        root: folder of the published sets.
+        labels: kind of target.
+        side: of the square pictures, in pixels.
+        train, test: number of pictures.
+        seed: the same seed gives the same bytes.
+        photos: the backgrounds. Default: the catalogue's photographs.
     """
     name, task, classes = _KINDS[labels]
     entry = find_entry(name)
     found = _published(entry, root) if photos is None else list(photos)
+    # By photograph: no background is in both halves.
     halves = {"train": [p for i, p in enumerate(found) if i % 3], "test": found[::3]}
     counts = {"train": train, "test": test}
     made = {
@@ -115,6 +125,7 @@ def _make(part: str, photos: list[Photo], *, count: int, side: int, seed: int, l
     elif labels == "boxes":
         targets = np.stack([box_of(scene, side=side) for scene in scenes])
     else:
+        # A mask does not depend on the photograph.
         blank = np.zeros((1, 1, 3), np.uint8)
         targets = np.stack([render(scene, blank, side=side)[1] for scene in scenes])
     return Examples(
@@ -126,7 +137,7 @@ def _make(part: str, photos: list[Photo], *, count: int, side: int, seed: int, l
 
 
 def sample_scene(seed: tuple[int, ...], *, photos: int, side: int) -> Scene:
-    """Pose, place, clothing and occluder of one picture."""
+    """Returns pose, place, clothing and occluder of one picture."""
     rng = np.random.default_rng(seed)
     pose = sample_pose(rng)
     points = _placed(pose, rng, side=side)
@@ -139,7 +150,7 @@ def sample_scene(seed: tuple[int, ...], *, photos: int, side: int) -> Scene:
 
 
 def keypoints_of(scene: Scene, *, side: int) -> NDArray[np.float32]:
-    """[14,3]: x, y in pixels; 2 seen, 1 under the occluder, 0 outside the picture."""
+    """Returns [14,3]: x, y in pixels; 2 seen, 1 under the occluder, 0 outside the picture."""
     x, y = scene.points.T
     seen = np.full(14, 2, np.float32)
     if scene.occluder is not None:
@@ -159,7 +170,7 @@ def box_of(scene: Scene, *, side: int) -> NDArray[np.float32]:
 
 
 def render(scene: Scene, photo: Image, *, side: int) -> tuple[Image, NDArray[np.uint8]]:
-    """The picture, uint8 [side,side,3] RGB, and its parts, uint8 [side,side] (indices into PARTS)."""
+    """Returns the picture, uint8 [side,side,3] RGB, and its parts, uint8 [side,side] (indices into PARTS)."""
     rng = np.random.default_rng(scene.seed)
     large = side * _SUPERSAMPLING
     canvas = _background(photo, large, rng)
@@ -182,7 +193,7 @@ def render(scene: Scene, photo: Image, *, side: int) -> tuple[Image, NDArray[np.
 
 
 def _placed(pose: Pose, rng: np.random.Generator, *, side: int) -> NDArray[np.float32]:
-    """Figure space to pixels: 60 to 100 % of the picture's side, somewhere near the middle."""
+    """Converts figure space to pixels: 60 to 100 % of the picture's side, near the middle."""
     low, high = pose.points.min(0), pose.points.max(0)
     scale = rng.uniform(0.6, 1.0) * side / max(float((high - low).max()), 0.4)
     middle = side / 2 + rng.normal(0, 0.05, 2) * side
@@ -215,7 +226,7 @@ def _occlude(
 
 
 def _developed(image: Image, rng: np.random.Generator) -> Image:
-    """The light and the grain of a camera."""
+    """Adds the light and the grain of a camera."""
     gain, lift = rng.uniform(0.7, 1.2), rng.uniform(-12, 12)
     grain = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 7))
     return np.asarray(np.clip(image * np.float32(gain) + np.float32(lift) + grain, 0, 255), np.uint8)

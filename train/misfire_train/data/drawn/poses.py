@@ -1,6 +1,6 @@
-"""Skeletons of 14 joints in many poses: where the joints of a drawn figure are.
+"""Samples skeletons of 14 joints in many poses: the joints of a drawn figure.
 
-A figure stands about 1 high around the origin, y down. A yaw turns it: at 0 it faces the viewer, at pi it
+A figure is about 1 high around the origin, y down. A yaw turns it: at 0 it faces the viewer, at pi it
 shows its back, so that its left and right swap sides. Joints follow the order of the LSP and MPII sets.
 """
 
@@ -34,7 +34,7 @@ R_WRIST, R_ELBOW, R_SHOULDER, L_SHOULDER, L_ELBOW, L_WRIST, NECK, HEAD = range(6
 
 @dataclass(frozen=True)
 class Pose:
-    """points: float64 [14,2], figure space. yaw: radians. near: the side nearer to the viewer."""
+    """Holds points, float64 [14,2] in figure space, the yaw in radians, and the side nearer to the viewer."""
 
     points: NDArray[np.float64]
     yaw: float
@@ -42,7 +42,7 @@ class Pose:
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
-    """Standing, walking, sitting, waving or bent, from any side."""
+    """Returns a pose: standing, walking, sitting, waving or bent, from any side."""
     yaw = float(rng.choice([0.0, math.pi]) + rng.normal(0, 0.75))
     tilt = float(rng.normal(0, 0.2) if rng.random() < 0.8 else rng.normal(0, 0.8))
     points = np.zeros((14, 2))
@@ -69,7 +69,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def _limb(root: NDArray[np.float64], angle: float, length: float) -> NDArray[np.float64]:
-    """From a root, at an angle from straight down, positive to the right of the picture."""
+    """Returns the end of a limb from a root, at an angle from straight down, positive to the right."""
     return root + length * np.array([math.sin(angle), math.cos(angle)])
 
 

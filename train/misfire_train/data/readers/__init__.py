@@ -1,1 +1,1 @@
-"""Data sets that somebody else made, one reader per format."""
+"""Reads data sets in other people's formats, one reader per format."""

@@ -1,4 +1,4 @@
-"""The classes of a data set, in order, from a file: `classes.txt` (one per line) or `classes.json`.
+"""Reads the classes of a data set, in order, from `classes.txt` (one per line) or `classes.json`.
 
 JSON may be a list of names or of {"id": 0, "name": "road"}, or an object with such a list or a mapping under
 `classes`, `names` or `labels`, and optionally `ignore_index`: the label, or labels, that mean "not labelled".
@@ -17,12 +17,13 @@ from misfire_train.data.readers.options import Options, beside
 from misfire_train.errors import DatasetError
 
 TEXT_NAME, JSON_NAME = "classes.txt", "classes.json"
+# A list of classes is small; a larger file is a mistake, and would be read whole.
 _MAX_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class ClassList:
-    """names: class k is names[k].  ignore: labels that mean "not labelled".  notes: what was not read."""
+    """Holds names (class k is names[k]), ignored labels ("not labelled"), and notes on what was not read."""
 
     path: Path
     names: tuple[str, ...]
@@ -60,6 +61,7 @@ def read_class_list(path: Path) -> ClassList:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DatasetError(f"{path}: a list of classes has at most {_MAX_BYTES} bytes")
+        # Windows editors put a byte-order mark in front, which would become part of the first name.
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
             names, ignore = _from_json(json.loads(text), path)
@@ -106,6 +108,7 @@ def _numbered(content: Any) -> dict[int, str] | None:
     """Returns names by number, or None if the content lists no classes."""
     try:
         if isinstance(content, dict):
+            # type(), not isinstance(): True and False are instances of int.
             if all(type(value) is int for value in content.values()):
                 return {value: name for name, value in content.items()}
             return {int(key): value for key, value in content.items()}

@@ -1,4 +1,4 @@
-"""COCO keypoints: one crop per labelled person (or whatever the category is), joints in the crop's pixels.
+"""Reads COCO keypoints: one crop per labelled person (or other category), joints in the crop's pixels.
 
 PATH/person_keypoints.json, images beside it or in PATH/images
 PATH/annotations/person_keypoints_{train,val}2017.json, images in PATH/train2017 and PATH/val2017
@@ -38,14 +38,16 @@ from misfire_train.data.readers.options import Options, list_digest
 from misfire_train.errors import DatasetError
 
 _SIDE = 96
+# COCO's boxes follow the body; the margin keeps joints at its border inside the crop.
 _MARGIN = 1.25
+# Pixels of the shorter side.
 _SMALLEST_BOX = 12.0
 _UNUSABLE = "crowd, tiny, or without a visible keypoint"
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of an image, scaled to the network's input; black where it reaches beyond the image."""
+    """Is a square of an image, scaled to the network's input; black beyond the image's border."""
 
     file: ImageFile
     left: float
@@ -53,7 +55,7 @@ class Crop:
     side: float
 
     def cut(self, image: Image, *, side: int) -> Image:
-        """uint8 [side,side,3]."""
+        """Returns uint8 [side,side,3]."""
         scale = side / self.side
         move = np.array([[scale, 0, -self.left * scale], [0, scale, -self.top * scale]], np.float32)
         move[:, 2] += 0.5 * scale - 0.5  # pixel centres, not corners, are whole numbers
@@ -62,13 +64,13 @@ class Crop:
         return np.asarray(cv2.warpAffine(image, move, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
 
     def moved(self, points: NDArray[np.float32], *, side: int) -> NDArray[np.float32]:
-        """[J,2] of the image to [J,2] of the crop."""
+        """Converts points [J,2] of the image to points of the crop."""
         origin = np.array([self.left, self.top], np.float32)
         return np.asarray((points + 0.5 - origin) * (side / self.side) - 0.5, np.float32)
 
 
 def load_coco_pose_ccby(root: Path | None = None) -> Dataset:
-    """The 16 photographs of the catalogue: to try formats with."""
+    """Returns the 16 photographs of the catalogue, which are for trying formats."""
     entry = find_entry("coco-pose-ccby")
     paths = [open_file(file, name=entry.name, root=root) for file in entry.files]
     dataset = load_coco_keypoints(paths[0], Options())
@@ -77,7 +79,7 @@ def load_coco_pose_ccby(root: Path | None = None) -> Dataset:
 
 @dataclass
 class _Persons:
-    """What is cut out of the images, and what was left out."""
+    """Collects what is cut out of the images, and what was left out."""
 
     crops: list[Crop] = field(default_factory=list)
     targets: list[NDArray[np.float32]] = field(default_factory=list)
@@ -88,13 +90,20 @@ class _Persons:
 
 
 def load_coco_keypoints(path: Path, options: Options) -> Dataset:
-    """path: the JSON, or a folder with one JSON, or with one per half.
+    """Returns the persons of one COCO document, or of one per half.
 
-    Images are looked for beside the JSON, in `images` and in the folders of the half (`train2017`, `train`),
-    or below `images=FOLDER`.
-    Crowds, boxes below 12 pixels and annotations without a visible keypoint are left out and counted, and so,
-    apart from them, are annotations whose image is missing. Raises DatasetError on a malformed document, on
-    keypoints that are not triples, or if nothing is left.
+    Images are searched for beside the JSON, in `images`, in the folders of the half (`train2017`, `train`),
+    or
+    below `images=FOLDER`. Crowds, boxes below 12 pixels and annotations without a visible keypoint are left
+    out
+    and counted. Annotations whose image is missing are counted separately.
+
+    Args:
+        path: the JSON, or a folder with one JSON or one per half.
+        options: size, group, test, images.
+
+    Raises:
+        DatasetError: a document is malformed, keypoints are not triples, or nothing is left.
     """
     sources = find_sources(path, options)
     root = data_root(sources[0].path)

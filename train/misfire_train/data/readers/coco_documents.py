@@ -1,7 +1,7 @@
-"""COCO documents: which JSON files a data set has, what is in them, and where their images are.
+"""Finds and reads COCO documents: which JSON files a data set has, their content, and where their images are.
 
 A folder has one JSON, or one per half with a split word in its name: `person_keypoints_train2017.json`,
-`person_keypoints_val2017.json`; or `test=FILE.json` names that of the test half.
+`person_keypoints_val2017.json`. `test=FILE.json` names that of the test half.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Document(_Read):
 
 @dataclass(frozen=True)
 class Source:
-    """One JSON of a data set.
+    """Names one JSON of a data set.
 
-    word: the split word of its half, "" where it is the only one.  part: what its ids begin with.
+    word: the split word of its half, "" if it is the only one. part: what its ids begin with.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Source:
 
 
 def names_a_document(options: Options) -> bool:
-    """Tells if `test` names the JSON of the test half, not a list of its images."""
+    """Returns whether `test` names the JSON of the test half, not a list of its images."""
     return options.test is not None and options.test.suffix.lower() == ".json"
 
 
@@ -124,7 +124,11 @@ def image_folders(source: Source, root: Path, options: Options) -> list[Path]:
 
 
 def names_a_file_inside(name: str, root: Path) -> bool:
-    """Tells if a file_name stays beside or below the data set; one that leads elsewhere is not followed."""
+    """Returns whether a file_name stays beside or below the data set.
+
+    One that leads elsewhere is not followed.
+    """
+    # PureWindowsPath splits at both kinds of slashes, so no system's way up is missed.
     path = PureWindowsPath(name)
     return ".." not in path.parts and (not path.anchor or Path(name).is_relative_to(root.parent.absolute()))
 

@@ -1,7 +1,7 @@
-"""Finding and reading folders of images that somebody else made: what is broken or left out is noted.
+"""Finds and reads folders of images, and notes what is broken or left out.
 
-Every file is decoded once at loading time, several at a time. What cannot be decoded is skipped, counted and
-named; nothing else about a folder is guessed silently.
+Every file is decoded once at loading time, several at a time. Files that cannot be decoded are skipped,
+counted and named; nothing else about a folder is guessed silently.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from misfire_train.data.readers.options import printable
 from misfire_train.errors import DatasetError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# First bytes of JPEG, PNG, TIFF (little and big endian) and GIF.
 _SIGNATURES = (
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",
@@ -32,10 +33,12 @@ _SIGNATURES = (
     b"MM\x00*",
     b"GIF8",
 )
+# Folders of Synology, macOS archives, QNAP, Windows and ext file systems.
 _SYSTEM_FOLDERS = frozenset(
     {"@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
 _LONGEST_SIDE = 128
+# Enough to recognise a pattern; all names of a large folder would drown a note.
 _NAMED_AT_MOST = 5
 
 
@@ -52,7 +55,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Found:
-    """Image files below a folder, in the order of their names; notes: what was left out or taken anyway."""
+    """Holds image files below a folder, in the order of their names, and notes on what was left out."""
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -92,19 +95,23 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def read_images(paths: Sequence[Path], *, base: Path) -> tuple[list[ImageFile], list[str]]:
-    """The files that decode, in order, and one sentence for each that does not."""
+    """Returns the files that decode, in order, and one sentence for each that does not."""
+    # Threads suffice: decoders release Python's lock. Each holds one decoded image in memory, hence a limit.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = list(pool.map(lambda path: _read_one(path, base), paths))
     return [r for r in results if isinstance(r, ImageFile)], [r for r in results if isinstance(r, str)]
 
 
 def skipped_notes(problems: Sequence[str]) -> tuple[str, ...]:
-    """One note that counts the skipped files and names the first ones; none where nothing was skipped."""
+    """Returns one note that counts the skipped files and names the first ones.
+
+    None if nothing was skipped.
+    """
     return (f"{len(problems)} unreadable images skipped: {first_of(problems)}",) if problems else ()
 
 
 def first_of(sentences: Sequence[str]) -> str:
-    """Joins the first few sentences, and says how many more there are."""
+    """Joins the first few sentences and counts the rest."""
     more = f"; and {len(sentences) - _NAMED_AT_MOST} more" if len(sentences) > _NAMED_AT_MOST else ""
     return f"{'; '.join(sentences[:_NAMED_AT_MOST])}{more}"
 
@@ -125,7 +132,7 @@ def name_below(path: Path, base: Path) -> str:
 
 
 def decoded(files: Sequence[ImageFile]) -> DecodedImages:
-    """The images of these files, read when asked for."""
+    """Returns the images of these files, read on access."""
 
     def decode(index: int) -> Image:
         return decode_image(files[index].path.read_bytes(), name=files[index].name)
@@ -134,12 +141,16 @@ def decoded(files: Sequence[ImageFile]) -> DecodedImages:
 
 
 def digest_files(files: Iterable[ImageFile], *, more: Mapping[str, str] | None = None) -> str:
-    """SHA-256 of all names and contents, and of `more` (name to checksum)."""
+    """Returns the SHA-256 of all names and contents, and of `more` (name to checksum)."""
     return digest_of([*((file.name, file.sha256) for file in files), *(more or {}).items()])
 
 
 def natural_contract(files: Sequence[ImageFile], size: tuple[int, int] | None) -> InputContract:
-    """The asked-for size, else the files' median one with the longer side at most 128, in multiples of 8."""
+    """Returns an input contract of the requested size.
+
+    size: width and height. None takes the files' median size in multiples of 8, at most 128 on the longer
+    side.
+    """
     if size is not None:
         width, height = size
     else:

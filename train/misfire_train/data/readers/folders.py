@@ -1,4 +1,4 @@
-"""Image folders, a class per folder: PATH/CLASS/image, PATH/CLASS/GROUP/image, PATH/{train,test}/CLASS/...
+"""Reads image folders: PATH/CLASS/image, PATH/CLASS/GROUP/image, PATH/{train,test}/CLASS/...
 
 A folder without images is still a class, so that class numbers stay those of the network; `classes.txt` (or
 `classes=FILE`) fixes the classes and their order.
@@ -33,7 +33,7 @@ from misfire_train.errors import DatasetError
 
 @dataclass(frozen=True)
 class _Place:
-    """What the folders of an image say. word: its split word, "" for none.  group: "" for none."""
+    """Holds what an image's folders mean. word: its split word, "" for none. group: "" for none."""
 
     word: str
     label: str
@@ -41,7 +41,9 @@ class _Place:
 
 
 def load_image_folder(folder: Path, options: Options) -> Dataset:
-    """Every image below a class's folder. What lies between class and image is its group (a drive, a track).
+    """Returns every image below a class's folder.
+
+    Folders between class and image are its group (a drive, a track).
 
     Raises DatasetError if there are no classes, no readable images, or a class that the list lacks.
     """

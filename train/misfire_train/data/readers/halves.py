@@ -1,8 +1,8 @@
-"""Which examples are for training and which for the test: one set of rules for every reader.
+"""Divides examples into a training and a test half, by one set of rules for every reader.
 
-A data set says it with a split word (a folder, a column, a file's name) or with a list of the test half
-(`test=FILE`); where it says nothing, a fifth of the groups is set aside. Whatever could flatter the numbers
-(groups that are single frames, drives that both halves share, validation data in the test half) is noted.
+A data set marks its halves with a split word (a folder, a column, a file's name) or with a list of the test
+half (`test=FILE`). If it marks none, a fifth of the groups is set aside. A note names whatever could flatter
+the numbers: groups that are single frames, drives that both halves share, validation data in the test half.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPLIT_WORDS = ", ".join(_TEST_WORDS)
 
 @dataclass(frozen=True)
 class Halves:
-    """notes: what was decided here that the reader of a number should know."""
+    """Holds both halves. notes: decisions that the reader of a number should know."""
 
     train: Examples
     test: Examples
@@ -74,9 +74,18 @@ def divide(
 ) -> Halves:
     """Divides the examples of one reader into halves.
 
-    ids: unique; names: the images' file names, which `group` and `test` are about.
-    groups: what the data set itself says.  words: split words, "" where it says none.
-    Raises DatasetError if the options do not fit the names, or a half would be empty.
+    Args:
+        images: of each example.
+        targets: of each example.
+        ids: unique.
+        names: the images' file names, which `group` and `test` refer to.
+        groups: as the data set itself defines them.
+        words: split words, "" for none.
+        options: of the user.
+        folder: of the data set; `test=FILE` is relative to it.
+
+    Raises:
+        DatasetError: the options do not fit the names, or a half would be empty.
     """
     notes: list[str] = []
     if options.test is not None:
@@ -91,6 +100,7 @@ def divide(
         test = examples.take(np.flatnonzero(tests))
         notes += _word_notes(words)
     else:
+        # A fixed seed: the test half must be the same in every run.
         parts = split(examples, fractions={"train": 1 - TEST_FRACTION, "test": TEST_FRACTION}, seed=0)
         train, test = parts["train"], parts["test"]
         lacks = f"all examples are in {_named(set(words))}" if all(tests) else "no test half was given"

@@ -1,7 +1,7 @@
-"""One reader of mask images, for data sets and for labels that come back: the number that the file stores.
+"""Reads mask images, for data sets and for labels that come back, as the numbers that the file stores.
 
-A PNG of 1, 2 or 4 bits, or with a palette, stores small numbers; a decoder made for looking at pictures turns
-them into shades or colours. Here they stay numbers: a pixel of class 2 is 2 at every depth.
+A PNG of 1, 2 or 4 bits, or with a palette, stores small numbers. A decoder made for viewing turns them into
+shades or colours. Here they stay numbers: a pixel of class 2 is 2 at every depth.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from misfire_train.errors import DatasetError
 
 IGNORE = 255
 """Of a pixel that nobody labelled."""
+# Lossless formats only: compression would change class numbers.
 _EXACT_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 _STEP = {"L;2": 85, "L;4": 17}
 """Pillow stretches grey of 2 and 4 bits to 0..255; these undo it."""
+# Bounds the memory that a broken or hostile file can take before its size in pixels is known.
 _MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -35,11 +37,18 @@ def read_mask(
     classes: int | None = None,
     ignore: frozenset[int] = frozenset(),
 ) -> NDArray[np.uint8]:
-    """Reads the class numbers of a mask image, uint8 [H,W]; 255 means "not labelled".
+    """Returns the class numbers of a mask image, uint8 [H,W]; 255 means "not labelled".
 
-    size: width and height of the mask's image.  classes: how many there are, None if nobody knows yet.
-    ignore: stored labels that become 255.
-    Raises DatasetError naming the file: unreadable, lossy, in colours, another size, a label of no class.
+    Args:
+        path: the mask.
+        size: width and height of the mask's image.
+        classes: number of classes, None if unknown.
+        ignore: stored labels that become 255.
+
+    Raises:
+        DatasetError: names the file if it is unreadable, lossy, in colours, of another size, or has a label
+            of
+            no class.
     """
     name = printable(path)
     stored = _stored(path, name)
@@ -100,7 +109,7 @@ def _grey_step(image: ImageFile.ImageFile) -> int:
 
 
 def _one_channel(pixels: NDArray[Any], name: str) -> NDArray[Any]:
-    """Returns the grey of [H,W,2..4]; an alpha channel says nothing about classes."""
+    """Returns the grey of [H,W,2..4]; an alpha channel has no classes."""
     colours = pixels[..., :1] if pixels.shape[2] == 2 else pixels[..., :3]
     if not (colours == colours[..., :1]).all():
         raise DatasetError(

@@ -1,10 +1,10 @@
-"""Segmentation from folders: an image and a mask of class numbers, 255 where nothing is labelled.
+"""Reads segmentation from folders: an image and a mask of class numbers, 255 for pixels without a label.
 
     PATH/images/**/NAME.jpg                        PATH/masks/**/NAME.png, or both below train/ and test/
     PATH/leftImg8bit/PART/CITY/X_leftImg8bit.png   PATH/gtFine/PART/CITY/X_gtFine_labelTrainIds.png
 
-The first folder that is a split word (train, val, test) is the half; what other folders there are beside
-`images` are the group (a drive, a city). `PATH/classes.txt` or `classes.json` names the classes.
+The first folder that is a split word (train, val, test) is the half. All other folders beside `images` are
+the group (a drive, a city). `PATH/classes.txt` or `classes.json` names the classes.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ _IMAGE_FOLDERS = ("images", "leftImg8bit")
 
 @dataclass(frozen=True)
 class _Place:
-    """What the folders of an image say. word: its split word, "" for none.  group: "" for none."""
+    """Holds what an image's folders mean. word: its split word, "" for none. group: "" for none."""
 
     word: str
     group: str
 
 
 def load_masks(folder: Path, options: Options) -> Dataset:
-    """Images with masks, resized by the nearest label to the network's input size.
+    """Returns images with masks, resized by the nearest label to the network's input size.
 
-    Images without a mask and masks without an image are left out and counted. Raises DatasetError if
-    nothing is left, a mask cannot be right (see read_mask), or a label is beyond the listed classes.
+    Images without a mask and masks without an image are left out and counted. Raises DatasetError if nothing
+    is
+    left, a mask is invalid (see read_mask), or a label is beyond the listed classes.
     """
     found = find_images(folder)
     listed = find_class_list(folder, options)
@@ -108,7 +109,7 @@ def load_masks(folder: Path, options: Options) -> Dataset:
 
 
 def _pairs(folder: Path, paths: Sequence[Path]) -> tuple[list[tuple[Path, Path]], int]:
-    """(image, mask) pairs and how many files have no partner."""
+    """Returns (image, mask) pairs and the number of files without a partner."""
     images, masks = {}, {}
     for path in paths:
         name = nfc(name_below(path, folder))

@@ -1,6 +1,6 @@
-"""What may follow the path of a data set: `PATH?size=96x64&group=REGEX&test=FILE`.
+"""Parses what may follow the path of a data set: `PATH?size=96x64&group=REGEX&test=FILE`.
 
-Each reader names the options that it takes; any other is an error, not silence.
+Each reader names the options that it takes; any other is an error.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ NO_GROUPS = "none"
 
 @dataclass(frozen=True)
 class Options:
-    """How to read a data set of one's own.
+    """Specifies how to read a data set of one's own.
 
-    size: width and height of the network's input.
-    group: a regular expression with one capture, searched in an image's name; what it captures is the image's
-        group (a drive, a track, a physical sign).  grouped: False splits image by image.
-    test: a file that names the test half.  classes: a file that lists the classes in order.
-    ignore: labels of masks that mean "not labelled".  images: the folder of a COCO document's images.
+    Attributes:
+        size: width and height of the network's input.
+        group: a regular expression with one capture, searched in an image's name; what it captures is the
+            image's group (a drive, a track, a physical sign).
+        grouped: False splits image by image.
+        test: a file that names the test half.
+        classes: a file that lists the classes in order.
+        ignore: labels of masks that mean "not labelled".
+        images: the folder of a COCO document's images.
     """
 
     size: tuple[int, int] | None = None
@@ -49,8 +53,8 @@ class Options:
 def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) -> tuple[Path, Options]:
     """Splits `PATH?size=WIDTHxHEIGHT&group=REGEX` into a path and options.
 
-    takes: names of the options that the reader understands. Raises ConfigError on any other, and on a value
-    that cannot be meant.
+    takes: names of the options that the reader understands. Raises ConfigError on any other and on an invalid
+    value.
     """
     path, _, query = argument.partition("?")
     given: dict[str, str] = dict(part.partition("=")[::2] for part in query.split("&") if part)

@@ -1,4 +1,4 @@
-"""Readers of the published classification sets: digits, the MNIST family, traffic lights."""
+"""Reads the published classification sets: digits, the MNIST family, traffic lights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """A gzipped idx file of unsigned bytes. Raises DatasetError where the header and the length disagree."""
+    """Returns a gzipped idx file of unsigned bytes.
+
+    Raises DatasetError if the header and the length disagree.
+    """
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
@@ -50,15 +53,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def load_digits(root: Path | None = None) -> Dataset:
-    """The digits of scikit-learn, 8x8: three quarters to train on, one quarter to test, evenly by class."""
+    """Returns scikit-learn's digits, 8x8: three quarters to train on, one to test, evenly by class."""
     from sklearn.datasets import load_digits as bundled
 
     raw = bundled()
+    # scikit-learn's grey values go from 0 to 16.
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)
     labels = raw.target.astype(np.int64)
     everything = _labelled(ImageArray(images), labels, "digits")
     tests = np.zeros(len(labels), bool)
     for value in range(10):
+        # Every fourth of a class, so the halves are the same everywhere without a random generator.
         tests[np.flatnonzero(labels == value)[3::4]] = True
     return Dataset(
         name="digits",
@@ -73,18 +78,18 @@ def load_digits(root: Path | None = None) -> Dataset:
 
 
 def load_mnist(root: Path | None = None) -> Dataset:
-    """MNIST, 28x28 grey."""
+    """Returns MNIST, 28x28 grey."""
     digits = tuple(str(value) for value in range(10))
     return _load_idx_set("mnist", classes=digits, mean=0.1307, std=0.3081, root=root)
 
 
 def load_fashion_mnist(root: Path | None = None) -> Dataset:
-    """Fashion-MNIST, 28x28 grey."""
+    """Returns Fashion-MNIST, 28x28 grey."""
     return _load_idx_set("fashion-mnist", classes=FASHION_CLASSES, mean=0.286, std=0.353, root=root)
 
 
 def load_kmnist(root: Path | None = None) -> Dataset:
-    """The test half of KMNIST under MNIST's input contract: for input of another world. `train` is empty."""
+    """Returns the test half of KMNIST under MNIST's input contract, as unfamiliar input. `train` is empty."""
     entry = entries()["kmnist"]
     test = _read_pair("kmnist", entry.files, "test", root=root)
     return Dataset(
@@ -101,7 +106,7 @@ def load_kmnist(root: Path | None = None) -> Dataset:
 
 
 def load_traffic_lights(root: Path | None = None) -> Dataset:
-    """Crops of traffic lights, about twice as high as wide, decoded when needed."""
+    """Returns crops of traffic lights, about twice as high as wide, decoded on access."""
     entry = entries()["traffic-lights"]
     train, test = (
         _read_crops(file, part, root=root) for file, part in zip(entry.files, ("train", "test"), strict=True)

@@ -1,9 +1,10 @@
-"""Regression from a CSV: a column `image` (path beside the CSV), number columns; optionally group and split.
+"""Reads regression from a CSV: a column `image` (path beside the CSV) and columns of numbers.
 
 image,steering,speed,group,split
 frames/0001.jpg,-0.12,11.3,drive-1,train
 
-Separators may be commas, semicolons (then numbers may have decimal commas) or tabs.
+`group` and `split` are optional. Separators may be commas, semicolons (then numbers may have decimal commas)
+or tabs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _INDEX_COLUMN = re.compile(r"(Unnamed: [\d.]+)?")
 
 @dataclass(frozen=True)
 class _Row:
-    """A row. path: None if there is no such file.  word: split word, "" for none."""
+    """Holds a row. path: None if there is no such file. word: split word, "" for none."""
 
     line: int
     image: str
@@ -57,11 +58,15 @@ class _Table:
 
 
 def load_csv_regression(path: Path, options: Options) -> Dataset:
-    """Every column but image, group and split is a value to predict, in its own unit.
+    """Returns the images of a CSV.
 
-    Rows whose image is missing or cannot be read are skipped, counted and named; a column without a name (an
-    index that pandas wrote) is left out with a note. Raises DatasetError, with the line, on a missing column,
-    a value that is not a finite number, an unknown split word, or an image that is listed twice.
+    Every column but image, group and split is a value to predict, in its own unit.
+
+    Rows whose image is missing or unreadable are skipped, counted and named. A column without a name (an
+    index
+    that pandas wrote) is left out with a note. Raises DatasetError, with the line, on a missing column, a
+    value
+    that is not a finite number, an unknown split word, or an image that is listed twice.
     """
     table = _read_table(path)
     base = path.parent
