@@ -1,1 +1,1 @@
-"""The console: pages and JSON over the store."""
+"""Serves the console: read-only pages and JSON over the store."""

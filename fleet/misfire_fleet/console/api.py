@@ -1,4 +1,4 @@
-"""The console's JSON: the same rows as the pages, for programs; described at /openapi.json."""
+"""Serves the console's JSON API: the same rows as the pages, for programs. /openapi.json describes it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from misfire_fleet.store.records import StoredSample, Totals, VehicleSummary
 from misfire_runtime.clock import wall_time
 
 MAX_VEHICLES = 1000
+"""Bounds one answer; a client reads a larger fleet in pages with `after`."""
 
 
 class SampleJson(BaseModel):
-    """One stored sample. Times are seconds since 1970; the image is at `blob`."""
+    """Describes one stored sample. Times are seconds since 1970; `blob` is the path of the image."""
 
     seq: int
     id: str
@@ -39,22 +40,25 @@ class SampleJson(BaseModel):
     height: int
     blob: str
     unreadable: str = ""
-    """What is wrong with a row that cannot be shown; the other fields are empty then."""
+    """Why the row cannot be shown; if set, the other fields are empty."""
 
 
 class SamplePage(BaseModel):
-    """Newest first; `next_before` asks for what is older, None at the end."""
+    """Holds one page of samples, newest first.
+
+    Pass `next_before` as `before` to get the next page; None if there is none.
+    """
 
     samples: list[SampleJson]
     next_before: int | None
 
 
 class VehicleJson(BaseModel):
-    """One vehicle in numbers."""
+    """Describes one vehicle: connection, counters and problems."""
 
     name: str
     online: bool
-    """It said so, and its heartbeats come."""
+    """True if the vehicle reported itself online and its heartbeats arrive in time."""
     bundle: str
     stored: int
     bytes_stored: int
@@ -63,13 +67,13 @@ class VehicleJson(BaseModel):
     pending: int | None
     last_stored_at: float | None
     missing: int = 0
-    """Samples that it was told are stored, and that the fleet never had."""
+    """Samples that the vehicle counts as stored and the fleet never had."""
     concerns: list[str] = []
-    """What an operator should look at, in words."""
+    """Problems that an operator should look at, as sentences."""
 
 
 class TotalsJson(BaseModel):
-    """The store in numbers."""
+    """Holds the totals of the store."""
 
     samples: int
     bytes: int
@@ -82,12 +86,19 @@ class TotalsJson(BaseModel):
 
 
 def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIRouter:
-    """/api/samples, /api/samples/{id}, /api/vehicles and /api/totals."""
+    """Returns the routes /api/samples, /api/samples/{id}, /api/vehicles and /api/totals.
+
+    Args:
+        store: the open store to read from.
+        books: compares the vehicles' counters with the store.
+        totals: returns the store's totals; the console passes a cached count.
+    """
     router = APIRouter()
 
     @router.get("/api/samples")
     def samples(query: Annotated[GalleryQuery, Depends(gallery_query)]) -> SamplePage:
         rows = store.newest(query.limit, query.filters)
+        # A full page may be the last one; the client then gets one empty page.
         more = rows[-1].seq if len(rows) == query.limit else None
         return SamplePage(samples=[_json_of(row) for row in rows], next_before=more)
 
@@ -99,7 +110,7 @@ def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIR
     def vehicles(
         after: Text = "", limit: Annotated[int, Query(ge=1, le=MAX_VEHICLES)] = MAX_VEHICLES
     ) -> list[VehicleJson]:
-        """By name; `after` is the last name of the answer before."""
+        """Lists vehicles by name; `after` is the last name of the previous answer."""
         found = store.vehicles.summaries(store.vehicles.names(after=readable("after", after), limit=limit))
         compared = books.of(found)
         return [_vehicle_json(each, compared.get(each.name)) for each in found]

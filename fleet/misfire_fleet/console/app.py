@@ -1,8 +1,9 @@
-"""The console: pages over the store, rendered on the server, with every asset inside the package.
+"""Builds the console application: pages over the store, rendered on the server.
 
 create_app(store) -> FastAPI:  /  gallery with filters,  /samples/{id},  /vehicles,  /vehicles/{name},
 /blobs/{id} and /thumbs/{id} pictures,  /api/...  JSON (`api.py`),  /metrics,  /healthz
-It only reads. It has no accounts: put it behind a proxy that has them, or keep it on the loopback address.
+The package contains every asset: a page loads nothing from other servers. The console only reads. It has no
+accounts: run it behind a proxy that authenticates users, or bind it to the loopback address.
 """
 
 from __future__ import annotations
@@ -52,16 +53,20 @@ from misfire_runtime.clock import wall_time
 
 _HERE = Path(__file__).parent
 _VEHICLES = 100
-"""On one page."""
+"""Vehicles on one page."""
 _TOTALS_S, _CHOICES_S = 2.0, 10.0
+"""Seconds that a count is reused. Open galleries ask for the totals every 5 s (totals.html), each of them;
+the choices of the filters change only when a new vehicle, trigger or bundle arrives."""
 
 Filters = Annotated[GalleryQuery, Depends(gallery_query)]
 
 
 def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
-    """The console over an open store; the caller closes the store.
+    """Returns the console application for an open store.
 
-    allowed_hosts: names, beside localhost and any address, by which browsers may ask for it.
+    Args:
+        store: the open store. The caller closes it, after the application has shut down.
+        allowed_hosts: host names that requests may use, besides localhost and every IP address.
     """
     thumbnails, health, books = Thumbnails(store), Health(store), Books(store)
     pages = Pages(store, thumbnails, books)
@@ -72,6 +77,7 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
         thumbnails.close()
         health.close()
 
+    # FastAPI's documentation pages load their scripts from a CDN, which the Content-Security-Policy forbids.
     app = FastAPI(
         title="misfire fleet", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
@@ -107,7 +113,7 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
 
 
 class Pages:
-    """One method per page."""
+    """Renders the console's pages, one method per page."""
 
     def __init__(self, store: Store, thumbnails: Thumbnails, books: Books) -> None:
         self._store, self._thumbnails, self._books = store, thumbnails, books
@@ -116,8 +122,8 @@ class Pages:
         self._count_vehicles = Recent(store.vehicles.count, max_age_s=_CHOICES_S)
         self._templates = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
+            autoescape=True,  # vehicle names, reasons and predictions come from outside
+            undefined=StrictUndefined,  # a misspelt name fails in a test instead of leaving a gap on the page
             trim_blocks=True,
             lstrip_blocks=True,
             finalize=visible,
@@ -135,7 +141,7 @@ class Pages:
 
     @property
     def answers(self) -> dict[type[Exception], Callable[..., Any]]:
-        """What is answered to errors."""
+        """Returns the handler of each exception type."""
         return {
             SampleGoneError: self.gone,
             StoreUnavailableError: self.unavailable,
@@ -146,7 +152,8 @@ class Pages:
         }
 
     def gallery(self, request: Request, query: Filters) -> Response:
-        """Newest uploads as pictures; asked by htmx, only the cards."""
+        """Renders the newest uploads; for a request of htmx, only the cards."""
+        # One row more than shown: whether it exists decides if the page has a "Show older" link.
         rows = self._store.newest(query.limit + 1, query.filters)
         more = None
         if len(rows) > query.limit:
@@ -164,16 +171,16 @@ class Pages:
         )
 
     def totals(self) -> Response:
-        """The strip of numbers, which the gallery asks for every few seconds."""
+        """Renders the totals, which each page reloads every 5 seconds."""
         return self._render("totals.html", totals=self.count_all())
 
     def sample(self, sample: str) -> Response:
-        """One sample with everything its offer said."""
+        """Renders one sample with every field of its offer."""
         row = self._store.get(sample_id(sample))
         return self._render("sample.html", sample=row, score_rows=score_rows)
 
     def vehicles(self, after: Text = "") -> Response:
-        """Vehicles by name, from behind `after` on."""
+        """Renders one page of vehicles, sorted by name, starting after the name `after`."""
         book = self._store.vehicles
         names = book.names(after=readable("after", after), limit=_VEHICLES + 1)
         found, rest = book.summaries(names[:_VEHICLES]), names[_VEHICLES:]
@@ -189,11 +196,11 @@ class Pages:
         )
 
     def vehicle_asked(self, name: Text) -> Response:
-        """As `vehicle`, for names that no path can have."""
+        """Renders `vehicle` for a name in the query string: some names cannot be part of a path."""
         return self.vehicle(name)
 
     def vehicle(self, name: str) -> Response:
-        """One vehicle: what it says of itself, what it was refused, its newest uploads."""
+        """Renders one vehicle: its last heartbeat, its refused samples and its newest uploads."""
         found = self._store.vehicles.summaries([readable("name", name)])
         if not found:
             return self._render("problem.html", status=404, title="No such vehicle", text=name[:64])
@@ -209,44 +216,44 @@ class Pages:
         )
 
     def blob(self, request: Request, sample: str) -> Response:
-        """The bytes as the vehicle wrote them."""
+        """Returns the bytes of an upload as the vehicle wrote them."""
         row = self._store.get(sample_id(sample))
         return blob_response(self._store, row, request.headers.get("range"))
 
     async def thumbnail(
         self, sample: str, width: Annotated[int, Query(ge=1, le=WIDTHS[-1])] = WIDTHS[1]
     ) -> Response:
-        """A small JPEG or PNG of it, as wide as the next of a few widths."""
+        """Returns a thumbnail, at most as wide as the next larger of WIDTHS."""
         row = await run_in_threadpool(self._store.get, sample_id(sample))
         picture = await self._thumbnails.of(row, width)
         return Response(picture.data, media_type=picture.media_type, headers=PRIVATE_MINUTES)
 
     async def gone(self, request: Request, error: Exception) -> Response:
-        """404 in words."""
+        """Answers 404 for a sample that is not in the store."""
         return self._refuse(request, 404, "Not here", str(error))
 
     async def unavailable(self, request: Request, error: Exception) -> Response:
-        """503 in words."""
+        """Answers 503 if the store or the decoder cannot work now."""
         decoding = isinstance(error, CheckFailedError)
         title = "The picture cannot be decoded now" if decoding else "The store does not answer"
         return self._refuse(request, 503, title, str(error))
 
     async def refused(self, request: Request, error: HTTPException) -> Response:
-        """404, 405 and 422 in words."""
+        """Answers the HTTP errors that routes raise (404, 405, 422) as a page or as JSON."""
         title = {404: "Not here", 422: "The address cannot be read"}.get(error.status_code, "Not possible")
         answer = self._refuse(request, error.status_code, title, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
 
     async def unreadable(self, request: Request, error: RequestValidationError) -> Response:
-        """422 that names the field; for programs as /openapi.json describes it."""
+        """Answers 422 and names the field; under /api/ in the form that /openapi.json describes."""
         if _for_programs(request):
             return await request_validation_exception_handler(request, error)
         text = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
         return self._refuse(request, 422, "The address cannot be read", text)
 
     def _refuse(self, request: Request, status: int, title: str, text: str) -> Response:
-        """A page for people, JSON for programs."""
+        """Returns an error as a page, or as JSON for a path under /api/."""
         if _for_programs(request):
             return JSONResponse({"detail": text}, status)
         return self._render("problem.html", status=status, title=title, text=text)

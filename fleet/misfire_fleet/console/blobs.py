@@ -1,4 +1,4 @@
-"""An upload's bytes as its vehicle wrote them, whole or a range of them, which players of videos ask for."""
+"""Serves an upload's bytes as the vehicle wrote them, whole or as a range; video players request ranges."""
 
 from __future__ import annotations
 
@@ -15,15 +15,27 @@ from misfire_fleet.store.blobs import FolderBlobs
 from misfire_fleet.store.records import StoredSample
 
 PRIVATE_MINUTES = {"Cache-Control": "private, max-age=300"}
-"""Pictures show people: no shared cache keeps them, and a browser's own soon forgets what was deleted."""
+"""Pictures show people: shared caches must not keep them, and browsers keep a deleted one for 5 minutes."""
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+"""18 digits fit into 64 bits; a longer number is treated as an unreadable header."""
 
 
 def blob_response(store: Store, sample: StoredSample, wanted: str | None) -> Response:
-    """Returns the whole blob, or what the Range header `wanted` asks for. Raises SampleGoneError."""
+    """Returns the whole blob or the requested range of it.
+
+    Args:
+        store: the store that has the blob.
+        sample: the row of the sample.
+        wanted: the value of the request's Range header, None if it has none.
+
+    Raises:
+        SampleGoneError: the blob is not in the store.
+        StoreUnavailableError: the blob cannot be read now.
+    """
     headers = PRIVATE_MINUTES | {"Accept-Ranges": "bytes"}
     media_type = sample.media_type
-    if media_type not in IMAGES | VIDEOS:  # a browser must not take it for a page
+    # The vehicle chose the media type: as text/html, browsers would run the upload as a page of the console.
+    if media_type not in IMAGES | VIDEOS:
         media_type = "application/octet-stream"
         headers |= {"Content-Disposition": "attachment"}
     if isinstance(store.blobs, FolderBlobs):
@@ -34,18 +46,23 @@ def blob_response(store: Store, sample: StoredSample, wanted: str | None) -> Res
             raise SampleGoneError(f"sample {sample.id}: its bytes are not here") from error
         except OSError as error:
             raise StoreUnavailableError(f"blob {path}: {error.strerror}") from error
-        if not os.access(path, os.R_OK):  # the answer would have begun before the file is opened
+        # FileResponse sends the status line before it opens the file: too late for an error page.
+        if not os.access(path, os.R_OK):
             raise StoreUnavailableError(f"blob {path}: the console may not read it")
         return FileResponse(path, media_type=media_type, headers=headers, stat_result=state)
     return _part(store.read_blob(sample.id), wanted, media_type, headers)
 
 
 def _part(data: bytes, wanted: str | None, media_type: str, headers: dict[str, str]) -> Response:
-    """One range; several, or what cannot be read, is answered with the whole, as HTTP allows."""
+    """Returns one range of `data`.
+
+    Several ranges, and a header that cannot be read, get the whole: HTTP allows a server to ignore Range.
+    """
     found = _RANGE.fullmatch(wanted or "")
     if found is None or found.groups() == ("", ""):
         return Response(data, media_type=media_type, headers=headers)
     first, last = found.groups()
+    # "bytes=-500" requests the last 500 bytes.
     start = int(first) if first else max(0, len(data) - int(last))
     end = min(int(last) + 1, len(data)) if first and last else len(data)
     if start >= end:

@@ -1,7 +1,8 @@
-"""What is wrong with a vehicle by its own books and the fleet's: in words, and as numbers for an alarm.
+"""Compares a vehicle's counters with the fleet's store, in sentences for pages and in numbers for alerts.
 
-Slack: none for what is missing, because a collector says `stored` after the commit and a heartbeat counts
-what was said before it. What the fleet holds beyond the last heartbeat is on its way into the next one.
+A missing sample is reported without any tolerance: a collector sends `stored` after the commit, so no
+heartbeat counts a sample that is not yet in the store. The other direction is normal: samples stored since
+the last heartbeat appear in the next one.
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from misfire_fleet.store.records import VehicleSummary
 from misfire_runtime.messages import Counters
 
 _COUNT_S = 30.0
-"""20,000 vehicles take half a second."""
+"""Seconds that a comparison is reused. Comparing 20,000 vehicles takes half a second."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The fleet's books in numbers."""
+    """Holds the differences between all vehicles' counters and the store."""
 
     missing: int
-    """Samples that vehicles were told are stored, and that the fleet never had."""
+    """Samples that vehicles count as stored and the fleet never had."""
     vehicles_missing: int
     vehicles_unbalanced: int
     lost: int
-    """Chosen frames that never became a sample, as the vehicles count them."""
+    """Selected frames that never became a sample, as counted by the vehicles."""
 
 
 class Books:
-    """The comparison of all vehicles, counted at most every few seconds."""
+    """Compares vehicles with the store; `difference` covers all of them, and is reused for 30 s."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.difference = Recent(self._difference, max_age_s=_COUNT_S)
 
     def of(self, vehicles: list[VehicleSummary]) -> dict[str, VehicleBooks]:
-        """The books of these vehicles, by name."""
+        """Returns the stored counts of these vehicles by name."""
         names = [each.name for each in vehicles]
         return {book.vehicle: book for book in self._store.vehicle_books(names)} if names else {}
 
@@ -55,12 +56,18 @@ class Books:
 
 
 def accounted_for(counted: Counters) -> int:
-    """Returns of how many samples the vehicle says what became of them; `captured` if the books add up."""
+    """Returns the number of samples with a reported outcome; equals `captured` if the counters add up."""
     return counted.stored + counted.pending + counted.declined + counted.rejected + counted.evicted
 
 
 def concerns(vehicle: VehicleSummary, book: VehicleBooks | None, now: float) -> list[str]:
-    """Returns what an operator should look at, the worst first; empty if nothing."""
+    """Returns the problems that an operator should look at, the worst first.
+
+    Args:
+        vehicle: the vehicle's row.
+        book: its comparison with the store, None if there is none.
+        now: seconds since 1970.
+    """
     found = []
     if book is not None and book.missing:
         kept = f"{number(book.stored)} stored, {number(book.deleted)} deleted, {number(book.copies)} copies"

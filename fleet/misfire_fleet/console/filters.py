@@ -1,4 +1,4 @@
-"""The gallery's query string: an empty field is no filter, and one that cannot be read is named."""
+"""Parses the gallery's query string: an empty field is no filter, and an error names the invalid field."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from misfire_fleet.store.records import SampleFilter
 
 Text = Annotated[str, Query(max_length=130)]
 PAGE = 48
+"""Samples per page: fills whole rows of 2, 3, 4 or 6 cards."""
 MAX_PAGE = 500
+"""Bounds one answer of /api/samples."""
 _ID = re.compile(r"[0-9a-f]{64}")
 _STREAMS = {"": None, "random": True, "chosen": False}
 
 
 @dataclass(frozen=True)
 class GalleryQuery:
-    """`filters` for the store; `values` are the non-empty fields as they came, to be put into links."""
+    """Holds the parsed filters and, in `values`, the non-empty fields as received, for links."""
 
     filters: SampleFilter
     limit: int
@@ -40,7 +42,7 @@ def gallery_query(
     before: Text = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
 ) -> GalleryQuery:
-    """Reads the fields. Raises HTTPException 422 that names a field which cannot be read."""
+    """Parses the fields. Raises HTTPException 422 that names the invalid field."""
     given = {
         "vehicle": vehicle,
         "trigger": trigger,
@@ -66,14 +68,15 @@ def gallery_query(
 
 
 def readable(field: str, text: str) -> str:
-    """Returns the text. Raises HTTPException 422 if a database cannot hold it, or its bytes are no UTF-8."""
+    """Returns the text. Raises HTTPException 422 if the database cannot store it or it is not UTF-8."""
+    # PostgreSQL refuses NUL in text; bytes that are not UTF-8 arrive here as replacement characters.
     if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
         raise HTTPException(422, f"{field}: not readable as text")
     return text
 
 
 def sample_id(text: str) -> str:
-    """Returns the id of an address. Raises SampleGoneError if it can be none."""
+    """Returns the sample id in a path. Raises SampleGoneError if it is not 64 hexadecimal digits."""
     if _ID.fullmatch(text) is None:
         raise SampleGoneError(f"sample {text[:64]!r}: an id has 64 digits of 0-9 and a-f")
     return text
@@ -99,6 +102,7 @@ def _number(field: str, text: str) -> float | None:
         value = float(text)
     except ValueError as error:
         raise HTTPException(422, f"{field}: {text!r} is not a number") from error
+    # Beyond 2**53 a float does not hold every integer. The negated comparison refuses NaN too.
     if not abs(value) <= 2**53:
         raise HTTPException(422, f"{field}: {text!r} is out of range")
     return value

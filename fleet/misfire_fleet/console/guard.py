@@ -1,4 +1,4 @@
-"""What stands before every page: the Host that was asked for, HEAD, and the headers of every answer."""
+"""Checks the Host of every request, answers HEAD, and sets the security headers of every response."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _ALWAYS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 PRIVATE = "private, no-cache"
-"""No shared cache keeps a page; a browser asks before it shows one again."""
+"""Shared caches must not keep pages; browsers revalidate a page before they show it again."""
 
 
 class Guard:
-    """ASGI middleware around the console.
+    """Wraps the console as ASGI middleware.
 
-    A page of somebody else can have its name point to this machine, and read the console in the name of
-    whoever looks at it. Its Host is a name that this console does not go by. An address needs no name, so
-    any address may be asked for. Starlette's middleware knows no addresses, and does not say what to do.
+    It prevents DNS rebinding: a foreign page can make its own host name resolve to this machine and read the
+    console through the visitor's browser. Such a request has a foreign name as Host, so unknown names are
+    refused. An IP address cannot be rebound, so any address is allowed. Starlette's TrustedHostMiddleware has
+    no rule for addresses, and its error does not name the option to set.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str]) -> None:
@@ -34,7 +35,7 @@ class Guard:
         self._hosts = {"localhost", *(host.lower() for host in allowed_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -44,7 +45,7 @@ class Guard:
             await PlainTextResponse(text, 400)(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            # As GET; the server leaves the body out.
+            # Routes only know GET. The server (uvicorn) omits the body of the response to HEAD.
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, _with_headers(send))
 
@@ -61,7 +62,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _host_of(header: str) -> str:
-    """The host without its port; empty if it cannot be read."""
+    """Returns the host of a Host header without its port; empty if the header is invalid."""
     try:
         return (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError:

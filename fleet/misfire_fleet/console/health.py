@@ -1,4 +1,4 @@
-"""Is the console of use? It asks the store what its pages ask, and does not wait for ever."""
+"""Checks for /healthz whether the console works: it runs the queries of the pages, with a time limit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from misfire_runtime.errors import MisfireError
 log = logging.getLogger(__name__)
 
 LIMIT_S = 5.0
+"""Seconds until /healthz reports that the store does not answer."""
 
 
 class Health:
-    """One check at a time; while one hangs, others wait for the same."""
+    """Runs at most one check at a time, so that a database that hangs does not use up all threads.
+
+    Requests that arrive during a check wait for its result.
+    """
 
     def __init__(self, store: Store, *, limit_s: float = LIMIT_S) -> None:
         self._store, self._limit_s = store, limit_s
@@ -25,7 +29,7 @@ class Health:
         self._running: Future[str] | None = None
 
     def problem(self) -> str:
-        """Returns what is wrong in words, empty if nothing is."""
+        """Returns the first problem found, as a sentence; empty if there is none."""
         with self._lock:
             if self._running is None or self._running.done():
                 self._running = self._threads.submit(self._check)
@@ -36,7 +40,7 @@ class Health:
             return f"the store does not answer within {self._limit_s:g} s"
 
     def close(self) -> None:
-        """Does not wait for a check that hangs."""
+        """Ends the thread without waiting for a check that hangs."""
         self._threads.shutdown(wait=False)
 
     def _check(self) -> str:

@@ -1,4 +1,4 @@
-"""/metrics of the console: the fleet's books as numbers, for an alert."""
+"""Exports the console's /metrics: vehicles' counters compared with the store, for alerts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from misfire_fleet.store.records import Totals
 
 
 class FleetMetrics(Collector):
-    """Read from the store when somebody looks."""
+    """Reads the store at each scrape; callers pass cached counts, so that frequent scrapes cost little."""
 
     def __init__(self, difference: Callable[[], Difference], totals: Callable[[], Totals]) -> None:
         self._difference, self._totals = difference, totals
@@ -21,11 +21,11 @@ class FleetMetrics(Collector):
         self.registry.register(self)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering does not ask the store."""
+        """Returns nothing, so that the registry does not query the store at registration."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        """Raises what the store raises."""
+        """Yields one gauge per number. Raises what the store raises."""
         books, totals = self._difference(), self._totals()
         for name, text, value in (
             (

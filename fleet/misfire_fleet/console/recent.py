@@ -1,4 +1,4 @@
-"""Numbers that many pages ask for and that are dear to count: counted at most once in a few seconds."""
+"""Caches counts that many pages request and that are expensive to compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """A value that is counted anew when it is older than `max_age_s`, by one thread for all."""
+    """Caches the result of `count` for `max_age_s` seconds.
+
+    The lock is held during a count: other threads wait for its result instead of counting too.
+    """
 
     def __init__(self, count: Callable[[], T], *, max_age_s: float) -> None:
         self._count, self._max_age_s = count, max_age_s
@@ -19,9 +22,10 @@ class Recent(Generic[T]):
         self._kept: tuple[float, T] | None = None
 
     def __call__(self) -> T:
-        """Raises what `count` raises; then nothing is kept."""
+        """Returns the cached or a new value. Raises what `count` raises; then nothing is cached."""
         with self._lock:
             if self._kept is None or time.monotonic() - self._kept[0] > self._max_age_s:
+                # Cleared first: if `count` raises, the outdated value must not be returned later.
                 self._kept = None
                 value = self._count()
                 self._kept = (time.monotonic(), value)

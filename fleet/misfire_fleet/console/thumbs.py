@@ -1,7 +1,7 @@
-"""Small pictures for the gallery: decoded in limited processes, a few at a time, and kept within a budget.
+"""Makes thumbnails for the gallery, in processes with limits, and caches them within a byte budget.
 
-No upload is decoded in the console's own process. Who waits for a picture waits as a coroutine, so that
-pictures which take long hold up no page; costly ones wait in a row of their own, and hold up no small ones.
+No upload is decoded in the console's own process. Requests wait as coroutines, not as threads, so slow
+pictures do not delay pages. Costly pictures have their own queue, so they do not delay small ones.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from misfire_fleet.store.records import StoredSample
 from misfire_runtime.errors import ImageError
 
 WIDTHS = (160, 320, 640, 1024)
-"""Few, so that one upload has few cache entries, whatever is asked for."""
+"""Widths in pixels. There are few, so that requests for many widths cannot fill the cache with one upload."""
 _MAX_BYTES = 64 * 1024 * 1024
+"""Bytes of the cache: some thousand thumbnails at the 10-20 KiB of a 320 pixel JPEG."""
 _AS_IT_IS_BYTES = 64 * 1024
+"""A picture of fitting width and at most this size is served unchanged: encoding it again gains nothing."""
 _MAX_SECONDS = 5.0
-"""Of processor time for a thumbnail; a collector allows more for a check."""
+"""Processor time for one thumbnail; a collector allows more for a check."""
 _SMALL_AT_ONCE, _COSTLY_AT_ONCE = 4, 1
 _PATIENCE_S = 20.0
+"""A request that waits longer gets status 503 instead of an open connection."""
 _PLACEHOLDER = (Path(__file__).parent / "static" / "unreadable.svg").read_bytes()
 
 _Make = Callable[[StoredSample, bytes, int], "Picture | None"]
@@ -37,18 +40,18 @@ _Make = Callable[[StoredSample, bytes, int], "Picture | None"]
 
 @dataclass(frozen=True)
 class Picture:
-    """Encoded bytes and their kind."""
+    """Holds an encoded image and its media type."""
 
     data: bytes
     media_type: str
 
 
 UNREADABLE = Picture(_PLACEHOLDER, "image/svg+xml")
-"""In the place of an upload that does not decode."""
+"""Placeholder for an upload that does not decode."""
 
 
 class Thumbnails:
-    """For one event loop; the least recently shown are forgotten first."""
+    """Makes and caches thumbnails, for one event loop; the cache drops the least recently used."""
 
     def __init__(self, store: Store, *, decoder: Decoder | None = None) -> None:
         self._store = store
@@ -58,12 +61,23 @@ class Thumbnails:
         self._kept = _Kept(_MAX_BYTES)
 
     async def of(self, sample: StoredSample, width: int) -> Picture:
-        """The upload at most as wide as the next of WIDTHS; UNREADABLE if it does not decode.
+        """Returns a thumbnail of an upload.
 
-        Raises SampleGoneError, StoreUnavailableError, and CheckFailedError if this machine cannot decode now.
+        Args:
+            sample: the row of the upload.
+            width: pixels; rounded up to the next of WIDTHS.
+
+        Returns:
+            A picture at most that wide; UNREADABLE if the upload does not decode.
+
+        Raises:
+            SampleGoneError: the blob is not in the store.
+            StoreUnavailableError: the blob store does not answer.
+            CheckFailedError: this machine cannot decode the upload now.
         """
         key = (sample.id, next((each for each in WIDTHS if each >= width), WIDTHS[-1]))
         with anyio.move_on_after(_PATIENCE_S):
+            # The small queue first: only the decoder can say, from the header, whether a picture is costly.
             for places, make in ((self._small, self._make_small), (self._costly, self._make_costly)):
                 if (picture := self._kept.get(key)) is not None:
                     return picture
@@ -73,11 +87,11 @@ class Thumbnails:
         raise CheckFailedError("too many pictures are waiting to be decoded; try again")
 
     def close(self) -> None:
-        """Ends the decoding processes."""
+        """Stops the decoding processes."""
         self._decoder.close()
 
     def _made(self, make: _Make, sample: StoredSample, key: tuple[str, int]) -> Picture | None:
-        picture = self._kept.get(key)  # made meanwhile for somebody else?
+        picture = self._kept.get(key)  # another request may have made it while this one waited
         if picture is None:
             data = self._store.read_blob(sample.id)
             try:
@@ -89,7 +103,7 @@ class Thumbnails:
         return picture
 
     def _make_small(self, sample: StoredSample, data: bytes, width: int) -> Picture | None:
-        """None if it is costly."""
+        """Returns None if the picture is too costly for the small queue."""
         if sample.media_type in IMAGES and sample.width <= width and len(data) <= _AS_IT_IS_BYTES:
             checked = self._decoder.check_small(data, sample.media_type)
             return None if checked is None else Picture(data, sample.media_type)
@@ -101,7 +115,7 @@ class Thumbnails:
 
 
 class _Kept:
-    """Thread-safe; holds at most `max_bytes`, and the newest in any case."""
+    """Caches pictures up to `max_bytes`, and always the newest one. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -1,1 +1,1 @@
-"""The whole loop on one machine: broker, collector, console, vehicles, labels, retraining."""
+"""Runs the whole loop on one machine: broker, collector, console, vehicles, labels, retraining."""

@@ -1,7 +1,7 @@
-"""A broker for the demo: the `mosquitto` of this machine, or amqtt, which pip installs.
+"""Runs a broker for the demo: an installed `mosquitto`, or amqtt, which pip installs.
 
-Both run as a process of their own on a free loopback port: the demo's clients talk over a real socket.
-amqtt speaks MQTT 3.1.1 only and delivers nothing to shared subscriptions, hence one collector.
+Both run in their own process on a free loopback port, so the demo's clients use real sockets. amqtt only
+supports MQTT 3.1.1 and delivers nothing to shared subscriptions, so the demo runs one collector.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from misfire_runtime.errors import MisfireError
 
 _START_TIMEOUT_S = 20.0
 _SERVER_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+"""Packages install mosquitto here, and a user's PATH often lacks these folders."""
 
 
 @dataclass(frozen=True)
 class Broker:
-    """Where it listens, and which protocol its clients must speak."""
+    """Holds a running broker's name, its loopback port and the MQTT version its clients must use."""
 
     name: str
     port: int
@@ -35,26 +36,32 @@ class Broker:
 
     @property
     def url(self) -> str:
-        """As `--broker` takes it."""
+        """Returns the value for `--broker`."""
         return f"mqtt://127.0.0.1:{self.port}"
 
 
 def find_mosquitto() -> str | None:
-    """Path of a mosquitto, on PATH or where distributions put servers."""
+    """Returns the path of an installed mosquitto, None if there is none."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path=os.pathsep.join(_SERVER_FOLDERS))
 
 
 @contextmanager
 def embedded_broker(folder: Path, *, mosquitto: str | None) -> Iterator[Broker]:
-    """Runs a broker until the block ends. `mosquitto` is its program, or None for amqtt.
+    """Runs a broker until the block ends.
 
-    Raises MisfireError with the broker's own last words where it does not start.
+    Args:
+        folder: receives the broker's configuration and log.
+        mosquitto: path of the mosquitto program; None runs amqtt.
+
+    Raises:
+        MisfireError: the broker did not start; the message ends with the end of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     if mosquitto:
         broker = Broker("mosquitto", port, "5")
         config = folder / "mosquitto.conf"
+        # Without limits on queued messages: mosquitto drops messages above them, silently for the publisher.
         config.write_text(
             f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
             "max_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n",

@@ -1,4 +1,4 @@
-"""`misfire demo`: the whole loop on embedded defaults, ending in one table."""
+"""Implements `misfire demo`: the whole loop with defaults for everything, ending in one table."""
 
 from __future__ import annotations
 
@@ -70,7 +70,11 @@ def demo(
 
 
 def _until_told_to_end() -> None:
-    """Waits for SIGINT or SIGTERM, also where the parent had SIGINT ignored (a background job of a shell)."""
+    """Waits for SIGINT or SIGTERM.
+
+    Handlers are set for both: a shell starts background jobs with SIGINT ignored, and Python then raises no
+    KeyboardInterrupt.
+    """
     told = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: told.set())

@@ -1,7 +1,7 @@
-"""What the demo found: failures among the uploads, against a random sample of the same size.
+"""Counts the failures among the demo's uploads and in a random sample of the same size.
 
-A frame has failed where the model's class on the vehicle's own engine is not its true class. The random
-sample's number is its expectation, so that it does not depend on one lucky draw.
+A frame is a failure if the class that the vehicle's engine predicts is not its true class. For the random
+sample the expected value is used: it does not depend on one draw.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from misfire_runtime.preprocess import decode_image
 
 @dataclass(frozen=True)
 class Findings:
-    """failures_random: expected in a random sample of `uploads` frames out of all that were driven past."""
+    """Holds the demo's counts; failures_random is the expected number in `uploads` random frames."""
 
     uploads: int
     bytes: int
@@ -29,7 +29,7 @@ class Findings:
 
 
 def failing_samples(bundle: Path, frames: Sequence[Frame], classes: Sequence[str]) -> set[str]:
-    """Ids of the frames that the bundle's model gets wrong."""
+    """Returns the sample ids of the frames that the bundle's model classifies wrongly."""
     scorer = Scorer.load(Bundle.open(bundle))
     try:
         return {
@@ -44,7 +44,14 @@ def failing_samples(bundle: Path, frames: Sequence[Frame], classes: Sequence[str
 def count(
     stored: Sequence[StoredSample], truth: Mapping[str, Frame], failing: set[str], classes: Sequence[str]
 ) -> Findings:
-    """stored: what arrived; truth: every frame by sample id; failing: as `failing_samples` gives them."""
+    """Counts failures among the uploads.
+
+    Args:
+        stored: the samples that arrived.
+        truth: every frame of all drives, by sample id.
+        failing: the ids that `failing_samples` returns for all frames.
+        classes: names of the classes, by label number.
+    """
     rate = len(failing) / len(truth)
     wrong = [s for s in stored if s.prediction["class"] != classes[truth[s.id].label]]
     return Findings(

@@ -1,7 +1,7 @@
-"""A vehicle's drive for the demo: real images in order, the second half of them in bad weather.
+"""Writes the drive of one of the demo's vehicles: real images in order, the second half in bad weather.
 
-The files are PNG, so that what is uploaded is byte for byte what lies in the folder and a sample's id (the
-SHA-256 of those bytes) leads back to its true label: that is the demo's oracle.
+The files are PNG, which vehicles upload byte for byte. A sample's id is the SHA-256 of those bytes, so it
+leads back to the frame's true label: this is the demo's oracle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from misfire_train.data.corruptions import corrupt
 
 @dataclass(frozen=True)
 class Frame:
-    """One file of a drive. `sample`: the id it has when uploaded; `label`: its true class."""
+    """Describes one file of a drive: `sample` is its id when uploaded, `label` its true class."""
 
     file: Path
     sample: str
@@ -31,10 +31,15 @@ class Frame:
 def write_drive(
     folder: Path, examples: Examples, *, weather: Sequence[str], severity: int, frames: int, seed: int
 ) -> list[Frame]:
-    """Writes `frames` PNGs in driving order and returns them.
+    """Writes PNGs in driving order and returns them.
 
-    The first half shows `examples` as they are, the second half again in shuffled order under one of the
-    `weather` families each; severity rises to `severity` while the vehicle drives.
+    Args:
+        folder: receives the files, and is created if needed.
+        examples: images and labels to draw from.
+        weather: names of corruptions; each frame of the second half gets a random one.
+        severity: corruption severity at the end of the drive, 1 to 5; it rises from 1 from half way on.
+        frames: number of frames. Fewer are written if two of them have equal pixels.
+        seed: random seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -55,7 +60,7 @@ def write_drive(
         data = encode_png(image)
         file = folder / f"{position:06d}.png"
         sample = hashlib.sha256(data).hexdigest()
-        if sample in written:  # the same picture twice is one sample
+        if sample in written:  # equal bytes have the same id, and the store keeps them once
             continue
         file.write_bytes(data)
         written[sample] = Frame(file, sample, int(examples.targets[int(index)]), wet)

@@ -1,4 +1,4 @@
-"""One turn of the loop, every part of it real: train, export, drive, upload, label, retrain, re-export.
+"""Runs the loop once with every part real: train, export, drive, upload, label, retrain, re-export.
 
 data set --split--> train | holdout | calibration | field --write_drive--> three folders of frames
 train --> run --> bundle --> three `misfire run` processes --MQTT--> collector --> store --> console
@@ -44,7 +44,7 @@ _DRIVE_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True)
 class Result:
-    """The demo in numbers; `bytes` is what was uploaded and stored."""
+    """Holds the demo's numbers. `bytes` are those of the stored uploads; accuracies are shares, 0..1."""
 
     dataset: str
     frames: int
@@ -59,12 +59,22 @@ class Result:
     accuracy_after_shifted: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields as a dict for JSON."""
         return asdict(self)
 
 
 class Demo:
-    """Runs the loop in `out`. `say` hears one sentence per step."""
+    """Runs the loop.
+
+    Args:
+        out: an empty folder for all files.
+        dataset: name of the data set.
+        plan: sizes of training and drives, and the weather.
+        data: folder of the data set, None for the default.
+        seed: random seed.
+        mosquitto: path of the mosquitto program; None runs amqtt.
+        say: receives one sentence per step.
+    """
 
     def __init__(
         self,
@@ -87,7 +97,7 @@ class Demo:
 
     @contextmanager
     def running(self) -> Iterator[Result]:
-        """Runs everything, then leaves broker, collector and console up until the block ends."""
+        """Runs the loop; broker, collector and console keep running until the block ends."""
         with ExitStack() as stack:
             broker = stack.enter_context(embedded_broker(self.out / "broker", mosquitto=self.mosquitto))
             store = stack.enter_context(Store.open_folder(self.out / "fleet"))
@@ -184,7 +194,16 @@ class Demo:
 
 
 def write_labels(file: Path, labels: Mapping[str, int], dataset: Dataset) -> Path:
-    """labels.csv with columns id and label (the class's name), as `misfire retrain` reads it."""
+    """Writes a CSV for `misfire retrain` with the columns id and label (the name of the class).
+
+    Args:
+        file: path of the CSV.
+        labels: class number by sample id.
+        dataset: has the names of the classes.
+
+    Returns:
+        `file`.
+    """
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "label"])
@@ -217,7 +236,7 @@ def _collector(store: Store, broker: Broker) -> Iterator[Collector]:
 
 @contextmanager
 def _console(store: Store) -> Iterator[str]:
-    """The console in a thread on a free port; gives its address."""
+    """Runs the console in a thread on a free port and yields its URL."""
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning", server_header=False))
 

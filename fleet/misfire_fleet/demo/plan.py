@@ -1,6 +1,6 @@
-"""What the demo does with each data set: how much is trained on and driven, and which weather comes.
+"""Configures the demo for each data set: the amount of training, the length of drives and the weather.
 
-The model is small and trained on little on purpose: a demo of failure detection needs a model that fails.
+The model is small and trained on little data on purpose: the demo needs a model that fails.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ DemoDataset = Literal["digits", "traffic-lights", "fashion-mnist"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings for one data set.
+    """Configures the demo for one data set. The test half is only used to measure accuracy.
 
-    limit: examples of its training half that are used; field: the share of them that only vehicles see.
-    The test half stays frozen. severity: the worst of the bad weather, 1 to 5.
+    Args:
+        field: share of the training half that only vehicles see, 0..1.
+        frames_per_vehicle: length of each drive.
+        epochs: maximum number of epochs.
+        severity: the highest corruption severity, 1 to 5.
+        limit: number of examples of the training half that are used; None uses all.
+        weather: corruptions of the second half of each drive.
+        upload_rate: share of the frames that each vehicle selects, 0..1.
     """
 
     field: float
@@ -40,7 +46,7 @@ PLANS = {
 
 
 def plan_for(dataset: str) -> Plan:
-    """Raises ConfigError naming the data sets that the demo knows."""
+    """Returns the plan for a data set. Raises ConfigError if the demo has none for it."""
     if dataset not in PLANS:
         raise ConfigError(f"the demo has no plan for {dataset!r}; it knows {', '.join(PLANS)}")
     return PLANS[dataset]

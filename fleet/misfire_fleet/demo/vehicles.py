@@ -1,4 +1,4 @@
-"""The demo's vehicles: each is a process of its own that runs `misfire run`, as it would in a car."""
+"""Runs the demo's vehicles: each is a process that runs `misfire run`, as in a car."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _END_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one vehicle drives with."""
+    """Configures one vehicle: the bundle it loads, the frames it reads and the spool it writes."""
 
     name: str
     bundle: Path
@@ -30,7 +30,7 @@ class Assignment:
 
 
 class RunningVehicle:
-    """One `misfire run` under way; its log is beside its spool."""
+    """Controls one process of `misfire run`. Its log is next to its spool."""
 
     def __init__(self, assignment: Assignment, broker: Broker, *, fleet: str) -> None:
         self.assignment = assignment
@@ -55,7 +55,11 @@ class RunningVehicle:
             )
 
     def result(self, *, timeout_s: float) -> dict[str, Any]:
-        """What it printed at its end. Raises MisfireError with its last words where it failed or hangs."""
+        """Waits for the process and returns the JSON object that it printed.
+
+        Raises:
+            MisfireError: it failed, or did not end in time; the message ends with the end of its log.
+        """
         name = self.assignment.name
         try:
             printed, _ = self.process.communicate(timeout=timeout_s)
@@ -69,7 +73,7 @@ class RunningVehicle:
         return result
 
     def end(self) -> None:
-        """Stops it if it still runs."""
+        """Stops the process if it still runs."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -88,7 +92,7 @@ class RunningVehicle:
 def running_vehicles(
     assignments: Sequence[Assignment], broker: Broker, *, fleet: str
 ) -> Iterator[list[RunningVehicle]]:
-    """Starts them all; whatever happens, none is left running."""
+    """Starts all vehicles, and stops those that still run when the block ends."""
     started: list[RunningVehicle] = []
     try:
         for assignment in assignments:

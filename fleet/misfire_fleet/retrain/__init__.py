@@ -1,1 +1,1 @@
-"""`misfire retrain`: uploads and their labels become the next run, and the next bundle."""
+"""Implements `misfire retrain`: makes the next run and bundle from uploads and their labels."""

@@ -1,4 +1,4 @@
-"""`misfire retrain`: the collector's uploads and their labels become the next run, and the next bundle.
+"""Implements `misfire retrain`: makes the next run and bundle from the store's uploads and their labels.
 
 store + labels.csv --labelled_uploads--> Examples --retrain_run--> RUN2 --export_run--> bundle
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A retraining and where it came from. before, after: `clean` and `shifted` accuracy on the test half."""
+    """Holds the result of a retraining, the uploads it used, and the folder of the exported bundle."""
 
     retrained: Retrained
     uploads: Uploads
@@ -34,21 +34,21 @@ class Outcome:
 
     @property
     def run(self) -> Run:
-        """The new run."""
+        """Returns the new run."""
         return self.retrained.run
 
     @property
     def before(self) -> dict[str, float]:
-        """The parent's numbers."""
+        """Returns the parent run's accuracies on the test half, `clean` and `shifted`, and its AUROCs."""
         return self.retrained.before
 
     @property
     def after(self) -> dict[str, float]:
-        """The new run's numbers."""
+        """Returns the same numbers of the new run."""
         return self.retrained.after
 
     def to_dict(self) -> dict[str, Any]:
-        """What --json prints."""
+        """Returns the object that --json prints."""
         names = ("value", "low", "high")
         return {
             "run": str(self.run.path),
@@ -89,11 +89,25 @@ def retrain_from_store(
 ) -> Outcome:
     """Retrains on the store's labelled uploads and, with `bundle_out`, exports the new run.
 
-    options: as of `retrain_run` (schedule, resume, command).
+    Args:
+        run: the run to continue from.
+        store: the store with the uploads.
+        labels: CSV with the columns id and label.
+        dataset: the data set of `run`.
+        out: folder for the new run.
+        bundle_out: empty or new folder for the bundle; None exports none.
+        version: semantic version of the bundle.
+        reporter: prints progress.
+        options: passed to `retrain_run` (schedule, resume, command).
+
+    Raises:
+        ConfigError: `bundle_out` is not empty, or the labels are invalid.
+        StoreError: no label belongs to a usable image.
     """
     from misfire_fleet.retrain.uploads import labelled_uploads
     from misfire_train.retraining import retrain_run
 
+    # Checked before the training, which may take hours, and not only by the export after it.
     if bundle_out is not None and bundle_out.exists() and any(bundle_out.iterdir()):
         raise ConfigError(f"{bundle_out} is not empty; choose another --bundle-out")
     uploads = labelled_uploads(store, labels, run=run)
@@ -168,7 +182,7 @@ def retrain(
 
 
 def describe(outcome: Outcome) -> str:
-    """What a person reads: one table."""
+    """Returns the outcome as a table for people."""
     numbers = outcome.to_dict()
     lines = [
         f"run {numbers['run_id']} in {numbers['run']}, child of {numbers['parent_run_id']}",
@@ -191,13 +205,13 @@ def describe(outcome: Outcome) -> str:
 
 
 def _data_of(run: Run) -> Path | None:
-    """Where the run's own training found its data, if that folder is still there."""
+    """Returns the data folder of the run's training, if that folder still exists."""
     named = run.record.config.get("data")
     return Path(named) if named and Path(named).is_dir() else None
 
 
 def _open_store(uploads: Path | None, database: str | None, blobs: str | None) -> Store:
-    """An existing store; one that is not there is not made. Raises ConfigError."""
+    """Opens an existing store, and never creates one. Raises ConfigError."""
     from misfire_fleet.store import Store
 
     if database is None:

@@ -1,8 +1,8 @@
-"""Uploads and labels become examples: store + labels.csv -> Examples, every loss of a row counted and named.
+"""Makes examples from uploads and labels: store + labels.csv -> Examples. Skipped rows are counted and named.
 
 labels.csv has a header with `id` and `label`. A label is a class name (or its number); for regression numbers
 separated by spaces; for keypoints `x,y,visible` triples separated by spaces, in the network's input pixels;
-for segmentation the path of a mask image beside the CSV.
+for segmentation the path of a mask image, relative to the folder of the CSV.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from misfire_train.runs import Run
 from misfire_train.tasks import LabelPlace
 
 MAX_LABEL_BYTES = 256 * 1024 * 1024
+"""The whole file is kept in memory: more than three million rows of an id and a class name."""
 _GROUP_S = 60.0
+"""Seconds of one group: frames of the same minute look alike and must not be on both sides of a split."""
 
 
 @dataclass(frozen=True)
 class Uploads:
-    """Labelled uploads, and what could not be used: counted, the first few named."""
+    """Holds labelled uploads, and the counts and first few names of those that could not be used."""
 
     examples: Examples
     stored: int
@@ -41,11 +43,17 @@ class Uploads:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Label text by sample id. Raises ConfigError with file and line: column missing, two labels."""
+    """Returns the label texts of a CSV by sample id.
+
+    Raises:
+        ConfigError: the file cannot be read, has no column id or label, or has two labels for one id. The
+            message has the file, and the line of an invalid row.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_LABEL_BYTES:
             raise ConfigError(f"{path}: {size} bytes; a label file has at most {MAX_LABEL_BYTES}")
+        # utf-8-sig: spreadsheets save CSV with a byte order mark, which would become part of "id".
         with path.open(newline="", encoding="utf-8-sig") as stream:
             return _parse(path, csv.DictReader(stream))
     except OSError as error:
@@ -76,14 +84,22 @@ def _parse(path: Path, rows: csv.DictReader[str]) -> dict[str, str]:
 
 
 def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
-    """The store's samples that have a label, decodable, as examples; ids are the samples' own.
+    """Returns the store's labelled images that decode as examples, with the samples' ids.
 
-    Only labelled rows are read, and each image is decoded once, as far as its pixels fit in the cache of
-    `DecodedImages`. Groups are a vehicle's minutes: neighbouring frames stay together in every later split.
-    Raises ConfigError on a label that the run's task cannot mean, StoreError where nothing is left.
+    Only labelled rows are read. Each image is decoded once, as long as its pixels fit into the cache of
+    `DecodedImages`. A group is a minute of a vehicle, so later splits keep neighbouring frames together.
+
+    Args:
+        store: the store with the uploads.
+        labels: CSV with the columns id and label.
+        run: its task and contract say how labels and pixels are read.
+
+    Raises:
+        ConfigError: the CSV or a label of it is invalid for the run's task.
+        StoreError: no label belongs to a usable image.
     """
     wanted = read_labels(labels)
-    # By id, not by arrival: the same uploads make the same run, in whatever order they came.
+    # Sorted by id, not by arrival: the same uploads make the same run, in whatever order they arrived.
     labelled = store.among(list(wanted))
     total = store.count()
     pictures = [sample for sample in labelled if sample.media_type.startswith("image/")]
@@ -122,9 +138,9 @@ def _read(store: Store, sample: StoredSample) -> Image:
 
 
 def _decodable(images: DecodedImages, run: Run) -> tuple[list[int], list[str]]:
-    """Returns the places of the images that decode, and a sentence for each other one.
+    """Returns the indices of the images that decode, and a sentence for each of the others.
 
-    The pixels are asked for as training will, so that they are kept from here on.
+    Decoding uses the same contract as training, so the decoded pixels are in the cache when training starts.
     """
     usable, problems = [], []
     for place in range(len(images)):
@@ -138,9 +154,10 @@ def _decodable(images: DecodedImages, run: Run) -> tuple[list[int], list[str]]:
 
 
 def _minute(sample: StoredSample) -> str:
-    """Returns the minute that a sample belongs to, by the recording's own time where it has one.
+    """Returns the minute that a sample belongs to, by the recording's own time if it has one.
 
-    A recording without a date has only its position: by the clock, an hour replayed in a minute is one group.
+    A recording without a date has only a position in it, which is used instead of the capture time: replayed
+    fast, an hour of it may be captured within a minute and would become one group.
     """
     offer = sample.offer
     if offer.recorded_at is None and offer.position_s is not None:
@@ -151,9 +168,17 @@ def _minute(sample: StoredSample) -> str:
 def parse_label(
     text: str, *, run: Run, sample: str, beside: Path, size: tuple[int, int] | None = None
 ) -> NDArray[Any]:
-    """One target as the run's task has it. Raises ConfigError naming sample and text.
+    """Returns the target that a label text describes, with the shape and type of the run's task.
 
-    size: width and height of the sample's image, which a mask must have too; None where it is not known.
+    Args:
+        text: the label as in the CSV.
+        run: has the task, its classes and its contract.
+        sample: id of the sample, for errors.
+        beside: folder that paths in the text are relative to.
+        size: width and height of the sample's image, which a mask must have too; None if not known.
+
+    Raises:
+        ConfigError: the text is not a label of this task; the message names the sample.
     """
     place = LabelPlace(run.record.classes, run.contract, folder=beside, size=size)
     try:

@@ -1,1 +1,1 @@
-"""Many simulated vehicles against a broker, for load and fault tests."""
+"""Simulates many vehicles against a broker, for load and fault tests."""

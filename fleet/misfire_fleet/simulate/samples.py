@@ -1,7 +1,7 @@
-"""Samples for simulated vehicles: real pictures, each made unique, with scores as a real bundle has them.
+"""Makes samples for simulated vehicles: real pictures, each unique, with scores distributed as in a bundle.
 
-A picture becomes another sample by a comment inside its file: other bytes, other hash, the same pixels, and
-no time spent on encoding. Scores are drawn through the quantile tables of the bundle's calibration.
+A comment inside the file makes a picture unique: the bytes and the hash change, the pixels do not, and no
+time is spent on encoding. Scores are drawn from the quantile tables of the bundle's calibration.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from misfire_runtime.messages import Clock, Offer, Trigger, pack_embedding
 
 _KINDS = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 _PNG_HEADER = 33
+"""Bytes of the signature (8) and the IHDR chunk (25); other chunks may follow only after these."""
 RANDOM_SHARE = 1 / 3
-"""Of the uploads of a vehicle that chooses 2 % of its frames beside a random stream of 1 %."""
+"""Share of random uploads of a vehicle that selects 2 % of its frames and adds a random stream of 1 %."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded image and its kind."""
+    """Holds an encoded image and its media type."""
 
     data: bytes
     media_type: str
 
     def numbered(self, number: int) -> bytes:
-        """The same picture as another file, different for every number."""
+        """Returns the picture as a file whose bytes differ for every number."""
         note = f"misfire simulation {number}".encode()
         if self.media_type == "image/jpeg":
+            # A COM segment (FF FE) directly after the SOI marker; its length field counts itself.
             return self.data[:2] + b"\xff\xfe" + struct.pack(">H", len(note) + 2) + note + self.data[2:]
         body = b"tEXt" + b"Comment\0" + note
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
@@ -45,7 +47,7 @@ class Picture:
 
 
 def read_pictures(folder: Path, *, limit: int = 256) -> list[Picture]:
-    """The JPEG and PNG files below a folder, at most `limit`. Raises ConfigError where there are none."""
+    """Returns the first `limit` JPEG and PNG files below a folder. Raises ConfigError if there are none."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _KINDS)[:limit]
     if not files:
         raise ConfigError(f"--images {folder}: there is no JPEG or PNG file in this folder")
@@ -53,28 +55,30 @@ def read_pictures(folder: Path, *, limit: int = 256) -> list[Picture]:
 
 
 class SampleFactory:
-    """Makes samples. The same seed makes the same samples, but for their time of capture."""
+    """Makes samples. The same seed makes the same samples, except for their capture times."""
 
     def __init__(self, pictures: Sequence[Picture], *, manifest: Manifest | None, seed: int) -> None:
         self._pictures = pictures
         self._manifest = manifest
         self._random = random.Random(seed)
         self._seed = seed
-        # Drawing a vector per sample would cost more than all else; a few hundred scenes serve as well.
+        # Drawing one embedding per sample would cost more than everything else; 512 are enough variety.
         scenes = np.random.default_rng(seed).normal(size=(512, 64)).astype(np.float32)
         scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
         self._scenes = [pack_embedding(scene) for scene in scenes]
         self._boot = boot_id()
 
     def bytes_of(self, number: int) -> bytes:
-        """The bytes of sample `number`."""
+        """Returns the bytes of sample `number`."""
         picture = self._pictures[number % len(self._pictures)]
+        # A large prime as stride keeps the samples of two seeds apart: runs against one store share no ids.
         return picture.numbered(self._seed * 1_000_000_007 + number)
 
     def offer(self, number: int, *, vehicle: str, monotonic: float) -> Offer:
-        """The offer of sample `number`."""
+        """Returns the offer of sample `number`; `monotonic` is its capture time in seconds."""
         data = self.bytes_of(number)
         chance = self._random.random() < RANDOM_SHARE
+        # A random frame has any percentile; a selected one is among the top 2 %.
         level = self._random.random() if chance else 0.98 + 0.02 * self._random.random()
         scores, percentiles = self._scores(level)
         return Offer(
@@ -94,7 +98,7 @@ class SampleFactory:
         )
 
     def _scores(self, level: float) -> tuple[dict[str, float], dict[str, float]]:
-        """All scores of a frame agree roughly: each lies near the same level of its own distribution."""
+        """Returns scores and percentiles of a frame. All its scores have a similar percentile."""
         if self._manifest is None:
             return {"simulated": level}, {"simulated": level}
         scores, percentiles = {}, {}

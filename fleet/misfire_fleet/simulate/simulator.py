@@ -1,4 +1,4 @@
-"""Hundreds of vehicles in one thread: their sockets on one selector, samples arriving as a Poisson stream.
+"""Simulates hundreds of vehicles in one thread: one selector for all sockets, samples as a Poisson process.
 
 connect all -> arrivals for the plan's duration -> wait for the last verdicts -> disconnect
 """
@@ -20,12 +20,21 @@ from misfire_fleet.simulate.vehicle import Counts, Plan, SimulatedVehicle
 from misfire_runtime.mqtt.client import BrokerConfig
 
 _POLL_S = 0.05
+"""Upper bound for one wait on the selector, so that a set `stop` ends the run soon."""
 _MISC_S = 1.0
+"""Period of keepalives, timeouts and reconnects."""
 _CONNECT_S = 60.0
+"""Seconds that all vehicles have to connect; the run then starts with those that have."""
 
 
 class FleetSimulator:
-    """All vehicles of a plan; `run` returns when the plan is done or `stop` is set."""
+    """Runs all vehicles of a plan.
+
+    Args:
+        broker: address and credentials of the broker.
+        plan: number of vehicles, rate, duration and faults.
+        samples: makes the samples of all vehicles.
+    """
 
     def __init__(self, broker: BrokerConfig, plan: Plan, *, samples: SampleFactory) -> None:
         self.plan = plan
@@ -50,11 +59,14 @@ class FleetSimulator:
 
     @property
     def pending(self) -> int:
-        """Samples captured and not yet settled."""
+        """Returns the number of captured samples without a final verdict."""
         return sum(vehicle.pending for vehicle in self._vehicles)
 
     def run(self, stop: threading.Event) -> Counts:
-        """Connects everybody, lets samples arrive, waits for the last verdicts, disconnects."""
+        """Connects all vehicles, captures samples, waits for the last verdicts and disconnects.
+
+        Returns the counts when the plan is done or `stop` is set.
+        """
         for index in range(len(self._vehicles)):
             self._connect(index)
         self._spin(
@@ -93,7 +105,11 @@ class FleetSimulator:
                     return
 
     def _arrive(self, now: float, next_arrival: float) -> float:
-        """Captures what is due; a backlog above a second is skipped, so that the rate never bursts."""
+        """Captures the samples that are due and returns the time of the next one.
+
+        Arrivals that are more than a second late are skipped: a burst would measure the simulator's stalls
+        instead of the collector.
+        """
         next_arrival = max(next_arrival, now - 1.0)
         while next_arrival <= now:
             index = self._chance.randrange(len(self._vehicles))
@@ -111,7 +127,7 @@ class FleetSimulator:
             client.loop_write()
 
     def _flush(self) -> None:
-        """Writes what was queued; a socket that is full is watched until it takes more."""
+        """Writes queued packets. A socket that is full is watched until it is writable again."""
         for index in self._dirty:
             client = self._vehicles[index].client
             socket = client.socket()
@@ -154,7 +170,7 @@ class FleetSimulator:
             self._watched[index] = selectors.EVENT_READ
 
     def _lose(self, index: int) -> None:
-        """The connection is gone, or is cut here; another one in a moment, with a clean session."""
+        """Closes a connection that failed or is to fail, and schedules a reconnect with a clean session."""
         if index not in self._watched:
             return
         self._forget(index)
@@ -165,9 +181,10 @@ class FleetSimulator:
         heapq.heappush(self._again, (time.monotonic() + self._chance.uniform(0.2, 2.0), index))
 
     def _forget(self, index: int) -> None:
-        """Looks at a socket no longer; paho may have closed it, so it is found by its vehicle."""
+        """Removes a vehicle's socket from the selector."""
         self._vehicles[index].subscribed = False
         if self._watched.pop(index, None) is not None:
+            # paho may already have closed the socket, which then has no file descriptor to look up.
             keys = [key for key in self._selector.get_map().values() if key.data == index]
             for key in keys:
                 self._selector.unregister(key.fileobj)

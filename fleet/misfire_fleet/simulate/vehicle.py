@@ -1,7 +1,7 @@
-"""One simulated vehicle: a real MQTT client with a few pending samples and the rules of a real uplink.
+"""Simulates one vehicle: a real MQTT client with pending samples and the rules of a real uplink.
 
 captured -> waiting (bounded, the oldest is evicted) -> offered (a window) -> settled by a terminal verdict
-The bytes of a sample are made again whenever they are sent, so thousands of pending samples cost little.
+The bytes of a sample are generated each time they are sent, so pending samples cost little memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from misfire_runtime.messages import Busy, Offer, Reply, Send, State, Topics, Ve
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
 
 _MAX_LATENCIES = 200_000
+"""Bounds memory in runs of hours: percentiles are those of the last 200,000 stored samples."""
 _MAX_TIMEOUT_S = 60.0
+"""Upper bound of the growing reply timeout."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Chance, per message that a vehicle publishes or per second and vehicle, that something goes wrong."""
+    """Holds probabilities of faults per published message; `reconnect_per_s` is per vehicle and second."""
 
     drop: float = 0.0
     repeat: float = 0.0
@@ -37,7 +39,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the simulator does. `rate` is samples per second of all vehicles together."""
+    """Configures a simulation. `rate` is samples per second of all vehicles together."""
 
     fleet: str
     vehicles: int
@@ -53,7 +55,7 @@ class Plan:
 
 @dataclass
 class Counts:
-    """Counts of a run; captured = stored + declined + rejected + evicted + pending."""
+    """Counts the events of a run; captured = stored + declined + rejected + evicted + pending."""
 
     captured: int = 0
     offers: int = 0
@@ -68,7 +70,7 @@ class Counts:
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_LATENCIES))
 
     def percentile_s(self, percent: float) -> float | None:
-        """First offer to `stored`, in seconds; None where nothing was stored."""
+        """Returns a percentile, `percent` in 0..100, of the seconds from first offer to `stored`."""
         return float(np.percentile(self.latencies, percent)) if self.latencies else None
 
 
@@ -82,7 +84,7 @@ class _Pending:
 
 
 class SimulatedVehicle:
-    """One vehicle. It owns no thread: whoever has its socket calls the client's `loop_*`, and `overdue`."""
+    """Simulates one vehicle without a thread: its owner calls the client's `loop_*` methods and `overdue`."""
 
     def __init__(
         self,
@@ -110,16 +112,16 @@ class SimulatedVehicle:
 
     @property
     def pending(self) -> int:
-        """Samples captured and not settled."""
+        """Returns the number of captured samples without a final verdict."""
         return len(self._waiting) + len(self._offered)
 
     def connect(self) -> None:
-        """Connects; raises OSError where the broker is away."""
+        """Connects to the broker. Raises OSError if the broker cannot be reached."""
         self.subscribed = False
         self.client.connect(self._broker.host, self._broker.port, keepalive=60)
 
     def capture(self, number: int, now: float) -> None:
-        """Takes a new sample; evicts the oldest where too many wait."""
+        """Captures sample `number`; evicts the oldest waiting one if the queue is full."""
         self._counts.captured += 1
         if len(self._waiting) >= self._plan.max_pending:
             self._waiting.popleft()
@@ -129,7 +131,7 @@ class SimulatedVehicle:
         self._work(now)
 
     def overdue(self, now: float) -> None:
-        """Offers again what nobody answered in time."""
+        """Repeats the offers whose reply timeout has passed, with a timeout that grows by half each time."""
         if not self.subscribed:
             return
         for pending in self._offered.values():
@@ -147,6 +149,7 @@ class SimulatedVehicle:
     def _offer(self, pending: _Pending, now: float) -> None:
         if pending.first_at is None:
             pending.first_at = now
+        # Jitter: after an outage the vehicles must not repeat all their offers in the same moment.
         pending.due_at = now + pending.reply_timeout_s * self._chance.uniform(0.8, 1.2)
         self._counts.offers += 1
         self._publish(self._topics.offer, encode(pending.offer))
@@ -156,6 +159,7 @@ class SimulatedVehicle:
             client.subscribe(self._topics.reply, qos=1)
 
     def _on_subscribe(self, client: paho.Client, *_: Any) -> None:
+        # Offers wait for the subscription: a reply to an earlier one would be lost in a clean session.
         self.subscribed = True
         birth = State(online=True, boot_id="simulated", session=1, software="simulation")
         client.publish(self._topics.state, encode(birth), qos=1, retain=True)
@@ -177,7 +181,7 @@ class SimulatedVehicle:
 
     def _take(self, verdict: Verdict, now: float) -> None:
         pending = self._offered.get(verdict.id)
-        if pending is None:
+        if pending is None:  # a repeated reply, or one to an offer that is settled already
             return
         if isinstance(verdict, Send):
             pending.due_at = now + pending.reply_timeout_s
@@ -206,7 +210,7 @@ class SimulatedVehicle:
             self._publish(self._topics.data(send.collector, send.id, at), chunk)
 
     def _publish(self, topic: str, payload: bytes) -> None:
-        """Publishes, or lets one of the configured faults happen instead."""
+        """Publishes a message, after applying the configured faults to it."""
         faults, happens = self._plan.faults, self._happens
         if happens(faults.drop):
             return
@@ -214,7 +218,7 @@ class SimulatedVehicle:
             at = self._chance.randrange(len(payload))
             payload = payload[:at] + bytes([payload[at] ^ 0xFF]) + payload[at + 1 :]
         if happens(faults.reorder):
-            self._late.append((topic, payload))
+            self._late.append((topic, payload))  # published after the next message
             return
         self.client.publish(topic, payload, qos=1)
         if happens(faults.repeat):
