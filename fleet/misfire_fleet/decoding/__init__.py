@@ -1,1 +1,1 @@
-"""Decodes what vehicles sent, in processes with limits of memory and time."""
+"""Decodes uploads in processes with limits on memory and time."""

@@ -1,12 +1,12 @@
-"""Decodes what vehicles sent, in processes of its own with limits of memory and time.
+"""Decodes uploads in separate processes with limits on memory and time.
 
 check, thumbnail --upload--> an idle process --> result, or ImageError: proof that the upload is at fault
-Small pictures go to any process. What costs more (bytes, passes, all clips) goes through a lane that has one
-place less than there are processes and a budget of bytes, so that a small picture always finds a process.
+Small pictures go to any process. Costly ones (many bytes or passes, and all clips) go through a lane with a
+budget of bytes and one place fewer than there are processes, so a small picture always finds a process.
 
-A process that dies is replaced. Its processor time or a crash that repeats is proof about the upload; any
-other death, a refused allocation or a process that cannot be started is this machine's trouble, and raises
-CheckFailedError: the same upload may pass later.
+A process that dies is replaced. If it used up its processor time, or crashed twice, the upload is at fault.
+Any other death, a failed allocation, or a process that cannot be started is a problem of this machine. It
+raises CheckFailedError: the same upload may pass later.
 """
 
 from __future__ import annotations
@@ -33,27 +33,34 @@ from misfire_runtime.errors import ImageError
 log = logging.getLogger(__name__)
 
 _START_S = 30.0
+"""Seconds for a process to start: it imports OpenCV and all of PyAV, on a machine that may be loaded."""
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE})
-"""Not SIGILL (a library built for another processor) or SIGBUS (a disk that fails to load a page of it)."""
+"""Signals that an upload can cause. SIGILL means a library built for another processor, SIGBUS a disk that
+cannot load a page of it."""
 _KEPT_VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
-"""The process has no use for passwords in the environment."""
+"""Only these are passed on: a process that reads foreign bytes must not see passwords in the environment."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """Width and height in pixels, of the picture or of the clip's first frame."""
+    """Holds width and height in pixels, of the picture or of the clip's first frame."""
 
     width: int
     height: int
 
 
 class Decoder:
-    """A pool of decoding processes, started when they are needed. Safe to call from several threads."""
+    """Manages a pool of decoding processes, started when they are needed. Thread-safe.
+
+    Args:
+        workers: number of processes, at least 2. Default: one per processor, at most 8.
+        limits: costs that one upload may have.
+    """
 
     def __init__(self, *, workers: int | None = None, limits: Limits | None = None) -> None:
-        """workers: processes; by default one per processor, at least 2 and at most 8."""
         self.limits = limits or Limits()
         self.workers = max(2, workers or min(os.cpu_count() or 2, 8))
+        # Last in, first out: the processes that are warm are used first, and spare ones never start.
         self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         self._lane = _Lane(self.workers - 1, self.limits.max_bytes)
         self._closed = False
@@ -61,15 +68,16 @@ class Decoder:
             self._idle.put(None)
 
     def check(self, data: bytes, media_type: str) -> Verified:
-        """Decodes a picture, or a clip's first frame.
+        """Decodes a picture, or a clip's first frame, and returns its size.
 
-        Raises ImageError with the reason if it is not what `media_type` says, does not decode, or is above a
-        limit; CheckFailedError if this machine cannot tell now.
+        Raises:
+            ImageError: the upload is not of `media_type`, does not decode, or exceeds a limit.
+            CheckFailedError: this machine cannot decode it now.
         """
         return _verified(self._decode(data, media_type, 0))
 
     def check_small(self, data: bytes, media_type: str) -> Verified | None:
-        """As `check`, but None at once if that would have to wait for a place in the lane."""
+        """Does the same as `check`, but returns None at once if the upload needs the lane for costly ones."""
         status, body = self._decode_small(data, media_type, 0)
         return _verified(body) if status is Status.DONE else None
 
@@ -78,12 +86,12 @@ class Decoder:
         return self._decode(data, media_type, width)
 
     def thumbnail_small(self, data: bytes, media_type: str, width: int) -> bytes | None:
-        """As `thumbnail`, but None at once if that would have to wait for a place in the lane."""
+        """Does the same as `thumbnail`, but returns None at once if the upload needs the lane."""
         status, body = self._decode_small(data, media_type, width)
         return body if status is Status.DONE else None
 
     def close(self) -> None:
-        """Ends the processes; those at work end with their request."""
+        """Stops the idle processes; busy ones are stopped when their request ends."""
         self._closed = True
         resting = []
         with suppress(queue.Empty):
@@ -100,21 +108,22 @@ class Decoder:
             return self._ask(Request(media_type, large=True, width=width), data)[1]
 
     def _decode_small(self, data: bytes, media_type: str, width: int) -> tuple[Status, bytes]:
-        """(DONE, result), or (LARGE, bytes needed)."""
-        if media_type in VIDEOS:  # of a clip nothing is known before it is opened
+        """Returns (DONE, result) or (LARGE, bytes needed)."""
+        # The cost of a clip is unknown before it is opened: half of the budget, so that two run at once.
+        if media_type in VIDEOS:
             return Status.LARGE, str(self.limits.max_bytes // 2).encode()
         if media_type not in IMAGES:
             raise ImageError(f"media type {media_type!r} is not taken")
         return self._ask(Request(media_type, large=False, width=width), data)
 
     def _ask(self, request: Request, data: bytes) -> tuple[Status, bytes]:
-        """(DONE or LARGE, body). Raises ImageError or CheckFailedError."""
-        for _ in range(2):
+        """Returns (DONE or LARGE, body). Raises ImageError or CheckFailedError."""
+        for _ in range(2):  # only a crash that repeats in a second process is proof about the upload
             try:
                 status, body = self._ask_one(request, data)
             except _DiedError as death:
                 if death.signal == signal.SIGPROF:
-                    if not request.large:
+                    if not request.large:  # a small request has less time; only the full limit is proof
                         return Status.LARGE, b"0"
                     raise ImageError(
                         f"takes more than {self.limits.max_seconds:g} s of processor time"
@@ -146,7 +155,7 @@ class Decoder:
             self._give_back(process, sound=sound)
 
     def _give_back(self, process: _Process | None, *, sound: bool = True) -> None:
-        """Its place is free again; a process that failed is replaced."""
+        """Frees the place of a process. A process that failed is killed; the next request starts another."""
         if process is not None and (self._closed or not sound):
             process.kill()
             process = None
@@ -159,7 +168,7 @@ def _verified(body: bytes) -> Verified:
 
 
 class _DiedError(Exception):
-    """A process ended without a reply; `signal` is what killed it, 0 if nothing did."""
+    """Reports that a process ended without a reply; `signal` killed it, 0 if it exited."""
 
     def __init__(self, code: int) -> None:
         self.signal = -code if code < 0 else 0
@@ -167,11 +176,12 @@ class _DiedError(Exception):
 
 
 class _Process:
-    """One decoding process and the socket to it."""
+    """Owns one decoding process and the socket to it."""
 
     def __init__(self, limits: Limits) -> None:
-        """Starts it and waits until it is ready. Raises CheckFailedError."""
-        # A process that hangs without using its processor time waits for the machine, not for the upload.
+        """Starts the process and waits until it is ready. Raises CheckFailedError."""
+        # The kernel ends a request that uses up its processor time. One that exceeds this longer limit waits
+        # for the machine, and says nothing about the upload.
         patience_s = max(30.0, 3 * limits.max_seconds)
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
@@ -186,6 +196,7 @@ class _Process:
                 )
             except OSError as error:
                 raise CheckFailedError(f"no process for decoding can be started: {error.strerror}") from error
+            # Only the process may hold its end: otherwise its death would not show as the end of the stream.
             theirs.close()
             self._socket.settimeout(_START_S)
             try:
@@ -197,11 +208,11 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        """False if it ended."""
+        """Returns False if the process has ended."""
         return self._process.poll() is None
 
     def ask(self, request: Request, data: bytes) -> tuple[Status, bytes]:
-        """The reply. Raises _DiedError, or CheckFailedError if none comes in time."""
+        """Sends a request and returns the reply. Raises _DiedError, or CheckFailedError after a timeout."""
         try:
             send_request(self._socket, request, data)
         except ConnectionError:
@@ -211,7 +222,7 @@ class _Process:
         return self._reply()
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the process."""
         self._process.kill()
         self._process.wait()
         self._socket.close()
@@ -228,7 +239,7 @@ class _Process:
 
 
 class _Lane:
-    """Places and bytes that are given in the order of asking."""
+    """Limits concurrent costly requests by number and bytes, first come, first served."""
 
     def __init__(self, places: int, size: int) -> None:
         self._places, self._size = places, size
@@ -238,7 +249,8 @@ class _Lane:
 
     @contextmanager
     def place(self, size: int) -> Iterator[None]:
-        """Waits for a place and `size` bytes; more than there are go alone."""
+        """Waits for a place and `size` bytes. A request above the whole budget runs if no other one does."""
+        # In order of arrival: otherwise small requests could keep a large one waiting for ever.
         ticket = object()
         with self._changed:
             self._waiting.append(ticket)

@@ -1,8 +1,8 @@
-"""What an upload is by its own first bytes, and what it will cost to decode: all read without decoding it.
+"""Reads an upload's format and the cost of decoding it from its headers, without decoding it.
 
-The media type says which format is read; magic bytes that differ refuse the upload. Costs are counted in
-bytes (width x height x channels x depth, and a JPEG's coefficients) and in passes over the picture (a
-progressive JPEG may ask for thousands), because pixels alone say little about either.
+The media type selects the format; an upload with other magic bytes is refused. The cost is counted in bytes
+(width x height x channels x depth, and a JPEG's coefficients) and in passes over the picture (a progressive
+JPEG may require thousands). The number of pixels says little about either: decompression bombs have few.
 """
 
 from __future__ import annotations
@@ -17,43 +17,48 @@ MIB = 1024 * 1024
 IMAGES = frozenset({"image/jpeg", "image/png", "image/webp"})
 VIDEOS = frozenset({"video/mp4", "video/x-matroska", "video/webm", "video/mp2t"})
 MAX_SCANS = 100
-"""Of a progressive JPEG; encoders write about ten."""
+"""Scans of a progressive JPEG; encoders write about ten."""
 MAX_PASSES_OF_LARGEST = 25
 """Passes over a picture of `max_pixels`; a smaller one may have more, up to MAX_SCANS."""
 MAX_PARTS = 65_536
 """Segments of a JPEG or chunks of a PNG; libpng writes chunks of 8 KiB."""
 MAX_BEHIND = 64 * 1024
-"""Bytes behind the end of a picture: cameras fill up their buffers."""
+"""Bytes after the end of a picture; cameras pad their buffers."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Channels by colour type: grey, RGB, palette, grey with alpha, RGB with alpha."""
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Start-of-frame markers; the three others in this range are DHT, JPG and DAC."""
 _INTERLEAVED_ONLY = frozenset({0xC0, 0xC1})
+"""Baseline and extended sequential: libjpeg decodes them row by row if there is a single scan."""
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xD9)) | {0x01}
+"""Markers without a length field: restarts, start of image, and TEM."""
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _SEGMENT_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""The first marker that does not belong to coded data: neither a stuffed zero nor a restart."""
+"""Matches the first marker after coded data: neither a stuffed zero byte nor a restart marker."""
 _STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
+"""Brands of AVIF and HEIF images, which are stored in the container format of MP4."""
 _EBML = b"\x1aE\xdf\xa3"
 _TS_PACKETS = (188, 192)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one picture or clip may cost."""
+    """Limits the cost of decoding one picture or clip."""
 
     max_pixels: int = 40_000_000
-    """8K cameras have 33 million."""
+    """Pixels of a picture or frame; an 8K frame has 33 million."""
     max_bytes: int = 256 * MIB
-    """Of the decoded picture, or of what is kept of it while it is decoded."""
+    """Bytes of the decoded picture, or of the coefficients kept while it is decoded."""
     max_seconds: float = 10.0
-    """Processor time."""
+    """Seconds of processor time."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Size in pixels, bytes needed to decode, times that a decoder goes over the picture."""
+    """Holds the size in pixels, the bytes needed to decode, and the decoder's passes over the picture."""
 
     width: int
     height: int
@@ -62,7 +67,16 @@ class Header:
 
 
 def read_header(data: bytes | bytearray, media_type: str, limits: Limits) -> Header:
-    """Reads the header of a picture. Raises ImageError if it is another format, cut off, or above a limit."""
+    """Reads the header of a picture.
+
+    Args:
+        data: the whole upload.
+        media_type: one of IMAGES, as in the offer.
+        limits: costs that the picture may have.
+
+    Raises:
+        ImageError: it has another format, is truncated or exceeds a limit.
+    """
     kind = _kind_of(data)
     if kind != media_type:
         raise ImageError(f"payload is {kind or 'neither JPEG, PNG nor WebP'}, the offer said {media_type}")
@@ -74,13 +88,13 @@ def read_header(data: bytes | bytearray, media_type: str, limits: Limits) -> Hea
 
 
 def check_container(data: bytes | bytearray, media_type: str) -> None:
-    """Compares the magic bytes of a clip with its media type. Raises ImageError if they differ."""
+    """Compares the magic bytes of a clip with its media type. Raises ImageError if they disagree."""
     if not _CONTAINERS[media_type](bytes(data[:4096])):
         raise ImageError(f"payload is {_kind_of(data) or 'of another format'}, the offer said {media_type}")
 
 
 def check_pixels(width: int, height: int, limits: Limits) -> None:
-    """Raises ImageError if there are none or too many."""
+    """Raises ImageError if an image has no pixels or more than the limit."""
     if width <= 0 or height <= 0:
         raise ImageError(f"an image of {width}x{height} has no pixels")
     if width * height > limits.max_pixels:
@@ -88,7 +102,7 @@ def check_pixels(width: int, height: int, limits: Limits) -> None:
 
 
 def _check_limits(header: Header, limits: Limits) -> None:
-    """Raises ImageError that names the cost."""
+    """Raises ImageError, naming the cost, if a picture exceeds a limit."""
     check_pixels(header.width, header.height, limits)
     if header.memory > limits.max_bytes:
         raise ImageError(
@@ -99,7 +113,7 @@ def _check_limits(header: Header, limits: Limits) -> None:
 
 
 def _kind_of(data: bytes | bytearray) -> str:
-    """The media type by magic bytes; empty if it is none that is taken."""
+    """Returns the media type according to the magic bytes; empty if it is not one of IMAGES."""
     if data.startswith(_PNG):
         return "image/png"
     if data.startswith(b"\xff\xd8"):
@@ -117,9 +131,12 @@ def _number(data: bytes | bytearray, at: int, size: int) -> int:
 
 
 def _jpeg(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
-    """The first picture; others may follow it, as in the multi-picture format of cameras and phones."""
+    """Returns the header of the first picture and the end of the last one.
+
+    Cameras and phones write several JPEGs into one file (multi-picture format).
+    """
     header, end = _one_jpeg(data, 0, limits)
-    for _ in range(16):
+    for _ in range(16):  # bounds the work; real files have a preview and a depth map or two
         if data[end : end + 3] != b"\xff\xd8\xff":
             break
         end = _one_jpeg(data, end, limits)[1]
@@ -155,7 +172,7 @@ def _one_jpeg(data: bytes | bytearray, start: int, limits: Limits) -> tuple[Head
 
 
 def _marker(data: bytes | bytearray, at: int) -> tuple[int, int]:
-    """(marker, where its segment begins); stray and fill bytes before it are skipped, as decoders do."""
+    """Returns the next marker and the start of its segment. Skips stray and fill bytes, as decoders do."""
     found = _MARKER.search(data, at)
     if found is None:
         raise ImageError("truncated JPEG (no end marker)")
@@ -163,14 +180,16 @@ def _marker(data: bytes | bytearray, at: int) -> tuple[int, int]:
 
 
 def _jpeg_header(data: bytes | bytearray, at: int, scans: int) -> Header:
-    """at: of the frame header's marker. libjpeg keeps all coefficients if there are several scans."""
+    """Returns the header and the cost of a JPEG whose frame header's marker is at `at`."""
     kind, components = data[at], data[at + 8]
     height, width = _number(data, at + 4, 2), _number(data, at + 6, 2)
     factors = [data[at + 10 + 3 * n] for n in range(components) if at + 10 + 3 * n < len(data)]
     areas = [(factor >> 4) * (factor & 15) for factor in factors]
     if not areas or 0 in areas or len(areas) > 4:
         raise ImageError("damaged JPEG (frame header)")
+    # The largest sampling factor is full resolution; the other components are that much smaller.
     samples = width * height * sum(areas) // max(areas)
+    # With several scans libjpeg keeps the coefficients of the whole picture, 2 bytes each.
     coefficients = 0 if kind in _INTERLEAVED_ONLY and scans == 1 else 2 * samples
     return Header(width, height, memory=max(coefficients, width * height // 64), passes=scans)
 
@@ -179,6 +198,7 @@ def _jpeg_header(data: bytes | bytearray, at: int, scans: int) -> Header:
 
 
 def _png(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
+    # 33 bytes: the signature (8) and the IHDR chunk (length 4, name 4, content 13, checksum 4).
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise ImageError("truncated PNG")
     header = _png_header(data)
@@ -199,12 +219,13 @@ def _png(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
 def _png_header(data: bytes | bytearray) -> Header:
     width, height = _number(data, 16, 4), _number(data, 20, 4)
     bits = data[24] * _PNG_CHANNELS.get(data[25], 4)
+    # The larger of the file's own rows and the 3 bytes per pixel that OpenCV returns.
     return Header(width, height, memory=max(height * ((width * bits + 7) // 8), 3 * width * height))
 
 
 def _webp(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
     size = int.from_bytes(data[4:8], "little")
-    end = 8 + size + (size & 1)
+    end = 8 + size + (size & 1)  # RIFF pads chunks to an even length
     if len(data) < 30 or 8 + size > len(data):
         raise ImageError("truncated WebP")
     kind = data[12:16]
@@ -221,7 +242,7 @@ def _webp(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
         height = int.from_bytes(data[28:30], "little") & 0x3FFF
     else:
         raise ImageError("damaged WebP (unknown chunk)")
-    # Lossless pictures are unpacked to four bytes per pixel beside the result.
+    # Lossless pictures are unpacked to four bytes per pixel, in addition to the result.
     return Header(width, height, memory=6 * width * height), min(end, len(data))
 
 
@@ -248,7 +269,10 @@ def _is_webm(head: bytes) -> bool:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Packets of 188 bytes, or of 192 with a time before each; a recording may begin within one."""
+    """Returns True if each packet starts with 0x47.
+
+    Packets have 188 bytes, or 192 with a timestamp before each. A recording may begin within a packet.
+    """
     return len(head) >= 2 * max(_TS_PACKETS) and any(
         set(head[first::step]) == {0x47} for step in _TS_PACKETS for first in range(step)
     )

@@ -1,4 +1,4 @@
-"""What a decoder's process and its owner say to each other over a socket pair: fixed headers, then bytes.
+"""Defines the messages between a decoder's process and its owner on a socket pair: fixed headers, then bytes.
 
 owner --Request + upload--> process;  process --Reply + result or reason--> owner
 """
@@ -13,27 +13,30 @@ from enum import IntEnum
 from misfire_fleet.decoding.headers import IMAGES, VIDEOS
 
 MAX_REPLY = 16 * 1024 * 1024
+"""Far above any thumbnail: bounds what a broken process can make its owner allocate."""
 _MEDIA_TYPES = sorted(IMAGES | VIDEOS)
 _REQUEST = struct.Struct("!BBIQ")
+"""Index of the media type, large (0 or 1), width in pixels, bytes of the upload."""
 _REPLY = struct.Struct("!BQ")
+"""Status, bytes of the body."""
 
 
 class Status(IntEnum):
-    """How a request ended."""
+    """Names the ways in which a request ends."""
 
     READY = 0
     DONE = 1
     REFUSED = 2
-    """The upload is at fault: the body says why."""
+    """The upload is at fault; the body has the reason."""
     LARGE = 3
-    """Needs more than a small request may have: the body is the number of bytes."""
+    """The upload exceeds the limits of a small request; the body is the number of bytes that it needs."""
     FAILED = 4
-    """The process is at fault, or the machine: the body says why."""
+    """The process or the machine is at fault; the body has the reason."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """width: of the thumbnail in pixels; 0 asks for the check.  large: with the full limits."""
+    """Requests a thumbnail of `width` pixels, or a check if width is 0. `large` applies the full limits."""
 
     media_type: str
     large: bool
@@ -41,7 +44,7 @@ class Request:
 
 
 def send_request(sock: socket.socket, request: Request, data: bytes) -> None:
-    """Sends both, in one call if they fit: the process then wakes up once."""
+    """Sends a request and its upload, in one call if both fit: the process then wakes up once."""
     kind = _MEDIA_TYPES.index(request.media_type)
     head = _REQUEST.pack(kind, request.large, request.width, len(data))
     sent = sock.sendmsg([head, data])
@@ -52,7 +55,7 @@ def send_request(sock: socket.socket, request: Request, data: bytes) -> None:
 
 
 def receive_request(sock: socket.socket) -> tuple[Request, bytearray] | None:
-    """The next request and its upload; None at the end."""
+    """Returns the next request and its upload; None when the owner has closed the socket."""
     head = _receive(sock, _REQUEST.size)
     if head is None:
         return None
@@ -62,12 +65,17 @@ def receive_request(sock: socket.socket) -> tuple[Request, bytearray] | None:
 
 
 def send_reply(sock: socket.socket, status: Status, body: bytes = b"") -> None:
-    """Sends both."""
+    """Sends a status and a body."""
     sock.sendall(_REPLY.pack(status, len(body)) + body)
 
 
 def receive_reply(sock: socket.socket) -> tuple[Status, bytes] | None:
-    """The reply; None if the process is gone. Raises ValueError if it is none, TimeoutError."""
+    """Returns the next reply, None if the process has ended.
+
+    Raises:
+        ValueError: the reply is invalid.
+        TimeoutError: no reply came within the socket's timeout.
+    """
     head = _receive(sock, _REPLY.size)
     if head is None:
         return None
@@ -79,7 +87,7 @@ def receive_reply(sock: socket.socket) -> tuple[Status, bytes] | None:
 
 
 def _receive(sock: socket.socket, size: int) -> bytearray | None:
-    """Exactly `size` bytes; None if the other side is gone."""
+    """Returns exactly `size` bytes; None if the other side has closed the connection."""
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:

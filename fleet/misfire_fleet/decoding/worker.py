@@ -1,8 +1,8 @@
-"""The process in which foreign bytes are decoded: `python -m misfire_fleet.decoding.worker LIMITS`.
+"""Runs as the process that decodes foreign bytes: `python -m misfire_fleet.decoding.worker LIMITS`.
 
-stdin is a socket: request --header, limits--> codecs --> reply. The kernel holds the limits: no further file
-or socket can be opened, memory and processor time of each request are bounded, nothing can be written. A
-request above its time kills the process (SIGPROF); the owner sees by which signal.
+stdin is a socket: request --header, limits--> codecs --> reply. The kernel enforces the limits: the process
+cannot open files or sockets or write files, and each request has bounded memory and processor time. A request
+that exceeds its time kills the process (SIGPROF), and the owner sees the signal.
 """
 
 from __future__ import annotations
@@ -27,26 +27,31 @@ from misfire_fleet.decoding.wire import Request, Status, receive_request, send_r
 from misfire_runtime.errors import ImageError
 
 SMALL_BYTES = 32 * MIB
+"""Memory of a small request: a picture of 10 million pixels in colour."""
 SMALL_PASSES = 32_000_000
-"""Pixels times scans: about 0.2 s."""
+"""Pixels times scans of a small request: about 0.2 s."""
 SMALL_SECONDS = 2.0
+"""Ten times the expected time; a request that exceeds it is repeated as a large one."""
 _SPARE_BYTES = 64 * MIB
-"""Of a request beside the picture: buffers of the libraries and Python's own."""
+"""Memory of a request besides the picture: buffers of the libraries and of Python."""
 _DATA_MISSING = (b"premature end of data", b"Premature end of JPEG")
+"""libjpeg fills missing data with grey and only prints a warning."""
 
 
 class Warnings:
-    """What the libraries write to stderr about the present request; what a pipe does not hold is lost."""
+    """Collects what the libraries write to stderr about the current request, as much as a pipe holds."""
 
     def __init__(self) -> None:
         self._pipe, end = os.pipe()
+        # The libraries write to descriptor 2 in C, so replacing sys.stderr would not be enough.
         os.dup2(end, 2)
         os.close(end)
+        # A library must not block on a full pipe: nobody reads it during a request.
         os.set_blocking(self._pipe, False)
         os.set_blocking(2, False)
 
     def take(self) -> bytes:
-        """All since the last call."""
+        """Returns everything written since the last call."""
         text = b""
         with suppress(BlockingIOError):
             while part := os.read(self._pipe, 64 * 1024):
@@ -55,27 +60,29 @@ class Warnings:
 
 
 class Memory:
-    """Bounds the address space of a request. Where there is no /proc (not Linux) it bounds nothing."""
+    """Limits the address space of a request. Without /proc (not Linux) there is no limit."""
 
     def __init__(self) -> None:
         self._statm = -1
+        # Opened once, before the process loses the right to open files.
         with suppress(OSError):
             self._statm = os.open("/proc/self/statm", os.O_RDONLY)
 
     def allow(self, size: int) -> None:
-        """Limits the process to `size` bytes more than it uses. Raises MemoryError if they are not there."""
+        """Limits the process to `size` bytes more than it uses. Raises MemoryError if they are not free."""
         if self._statm < 0:
             return
         used = int(os.pread(self._statm, 64, 0).split()[0]) * mmap.PAGESIZE
         _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         try:
             resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+            # Tries whether the machine has the memory: only then a failed allocation is the upload's fault.
             mmap.mmap(-1, size - MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         except (OSError, ValueError) as error:
             raise MemoryError(f"there are not {size} bytes of memory ({error})") from error
 
     def lift(self) -> None:
-        """Ends the limit, so that the next upload can be received."""
+        """Removes the limit, so that the next upload can be received."""
         _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
@@ -89,10 +96,10 @@ class Worker:
         self._warnings = Warnings()
 
     def run(self) -> None:
-        """Until the owner closes the socket."""
+        """Serves requests until the owner closes the socket."""
         send_reply(self._socket, Status.READY)
         while self._serve():
-            pass  # the upload is freed before the next one is waited for
+            pass  # in its own method, so that the upload is freed before the process waits for the next one
 
     def _serve(self) -> bool:
         received = receive_request(self._socket)
@@ -102,6 +109,7 @@ class Worker:
 
     def _answer(self, request: Request, data: bytearray) -> tuple[Status, bytes]:
         seconds = self._limits.max_seconds if request.large else min(SMALL_SECONDS, self._limits.max_seconds)
+        # Measures this request only. RLIMIT_CPU would count whole seconds since the process started.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             return self._decode(request, data)
@@ -121,14 +129,15 @@ class Worker:
             return Status.LARGE, str(header.memory).encode()
         allowance = memory + memory // 2 + _SPARE_BYTES
         self._memory.allow(allowance)
-        self._warnings.take()
+        self._warnings.take()  # drops what earlier requests left
         try:
             result = self._result(request, data, header)
             if any(phrase in self._warnings.take() for phrase in _DATA_MISSING):
                 raise ImageError("damaged JPEG (data is missing before its end)")
             return Status.DONE, result
         except (ImageError, codecs.OutOfMemoryError) as error:
-            # Codecs may hide that an allocation was refused. The upload is at fault if the memory is there.
+            # Codecs may report a failed allocation as a damaged picture. If the memory is free (this call
+            # raises MemoryError otherwise), the upload is at fault.
             self._memory.allow(allowance)
             if not request.large:
                 return Status.LARGE, str(header.memory).encode()
@@ -152,8 +161,9 @@ def _area(header: Header) -> int:
 
 
 def _confine() -> None:
-    """From here on no file and no socket can be opened, and no core file is written."""
-    for module in pkgutil.walk_packages(av.__path__, "av."):  # PyAV imports many when they are first used
+    """Takes the rights to open files and sockets and to write core files away from this process."""
+    # PyAV imports many modules when they are first used, which is impossible after this function.
+    for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     limits = (
@@ -167,7 +177,7 @@ def _confine() -> None:
 
 def main() -> None:
     """Serves the socket on stdin."""
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # one decoder per process; the pool uses the other cores
     worker = Worker(socket.socket(fileno=0), Limits(**json.loads(sys.argv[1])))
     _confine()
     worker.run()

@@ -1,4 +1,4 @@
-"""A copy of the database while the fleet runs. Blobs, offers and ledger are files: copy them as files."""
+"""Backs up the database while the fleet runs. Blobs, offers and ledger are files: copy them as files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from misfire_runtime.files import replace_durably
 def backup(database: str | Path, file: Path) -> int:
     """Writes a backup of the database to `file` and returns its size in bytes.
 
-    SQLite: a whole, compact database, of one moment, checked before it gets its name. PostgreSQL: what
-    `pg_dump --format=custom` writes. A file that is there already is replaced when the new one is complete.
-    Raises StoreError, and then leaves `file` as it was.
+    SQLite: a complete, compact database at one point in time, checked before it is renamed to `file`.
+    PostgreSQL: the output of `pg_dump --format=custom`. An existing file is replaced only by a complete one.
+
+    Args:
+        database: path of an SQLite file, or the URL of a database.
+        file: path of the backup.
+
+    Raises:
+        StoreError: the backup failed; `file` is unchanged.
     """
     source = sqlite_file(database)
     part = file.with_name(file.name + ".part")
@@ -49,6 +55,7 @@ def _copy(source: Path, part: Path, file: Path) -> None:
     part.unlink(missing_ok=True)
     try:
         with closing(_opened(source)) as connection:
+            # VACUUM INTO reads one snapshot. A copied file would lack what is still in the -wal file.
             connection.execute("VACUUM INTO ?", (str(part),))
         with closing(_opened(part)) as connection:
             (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
@@ -63,7 +70,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _dump(url: URL, part: Path) -> None:
-    """The password goes by the environment: arguments can be read by everybody on the machine."""
+    """Runs pg_dump. The password is passed in the environment: every user can read a process's arguments."""
     program = shutil.which("pg_dump")
     if program is None:
         raise StoreError("PostgreSQL is backed up by pg_dump, which is not here; install postgresql-client")

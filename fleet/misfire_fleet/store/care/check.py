@@ -1,8 +1,8 @@
-"""Do database and blob store agree? Rows, blobs, offers and ledger compared; and what can be mended, mended.
+"""Compares the database with the blob store (rows, blobs, offers, ledger), and repairs what can be repaired.
 
-`check` only reads. It lists the blobs first and the rows afterwards, so that samples which arrive meanwhile
-are no problems. It keeps about 150 bytes of memory per blob.
-`repair` adds what one side has and the other lacks. It takes nothing away but what was deleted already.
+`check` only reads. It lists the blobs first and the rows afterwards, so samples that arrive meanwhile are not
+reported. It uses about 150 bytes of memory per blob.
+`repair` adds what one side has and the other lacks. It removes only blobs of samples that are deleted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from misfire_runtime.clock import wall_time
 
 MAX_EXAMPLES = 5
 _ON_ITS_WAY_S = 600.0
-"""A blob without a row that is younger may belong to a group that is being committed."""
+"""Seconds. A younger blob without a row may belong to a group that is being committed."""
 _GROUP = 500
+"""Ids per query and rows per batch."""
 PROBLEMS = {
     "database_damaged": "the database is damaged: restore a backup, or misfire fleet rebuild",
     "rows_without_blob": "the bytes are lost; delete the rows with misfire fleet delete --sample",
@@ -41,7 +42,7 @@ PROBLEMS = {
 
 @dataclass
 class Check:
-    """What was found. `problems`: kind (see PROBLEMS) to ids or sentences."""
+    """Holds the findings of a check. `problems` maps a kind (see PROBLEMS) to ids or sentences."""
 
     deep: bool
     rows: int = 0
@@ -51,15 +52,15 @@ class Check:
 
     @property
     def sound(self) -> bool:
-        """True if nothing is wrong."""
+        """Returns True if there is no problem."""
         return not any(self.problems.values())
 
     def add(self, kind: str, what: str) -> None:
-        """Notes one problem."""
+        """Adds one problem."""
         self.problems[kind].append(what)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers, and the first few of each kind."""
+        """Returns an object for JSON: counts, and the first few problems of each kind."""
         return {
             "sound": self.sound,
             "deep": self.deep,
@@ -72,9 +73,14 @@ class Check:
 
 
 def check(store: Store, *, deep: bool = False) -> Check:
-    """Compares everything; with `deep` every blob is read and hashed, and every offer is parsed.
+    """Compares rows, blobs, offers and ledger.
 
-    Raises StoreUnavailableError if the blob store does not answer.
+    Args:
+        store: the open store; a fleet may be running on it.
+        deep: also reads and hashes every blob and reads every offer document.
+
+    Raises:
+        StoreUnavailableError: the blob store, or a sound database, does not answer.
     """
     found = Check(deep)
     problems = integrity(store.database)
@@ -91,7 +97,8 @@ def check(store: Store, *, deep: bool = False) -> Check:
 
 
 def _blobs(store: Store, found: Check) -> tuple[dict[bytes, int], set[bytes]]:
-    """Sizes of all blobs by their id's 32 bytes, and which of them are young."""
+    """Returns the sizes of all blobs by id, and the ids of the young ones."""
+    # Ids as 32 bytes instead of 64 characters: the dict holds every blob of the store.
     sizes: dict[bytes, int] = {}
     young = set()
     for entry in store.blobs.entries():
@@ -121,7 +128,7 @@ def _compare(store: Store, found: Check, blobs: dict[bytes, int], young: set[byt
             found.add("rows_without_offer", row.id)
         else:
             owned.add(row.offers)
-    # A sample may have been stored, or deleted, while this read.
+    # A sample may have been stored or deleted during this loop, so suspects are looked up again.
     still, _ = _met(store, lost)
     found.problems["rows_without_blob"] += [
         key for key in lost if key in still and not store.blobs.exists(key)
@@ -132,7 +139,7 @@ def _compare(store: Store, found: Check, blobs: dict[bytes, int], young: set[byt
 
 
 def _judge_rest(store: Store, found: Check, rest: list[str], young: set[bytes]) -> None:
-    """The blobs that no row named: on their way, deleted, or orphans with or without an offer."""
+    """Classifies the blobs without a row: being committed, deleted, or orphans with or without an offer."""
     known, buried = _met(store, rest)
     found.problems["not_removed"] += sorted(buried)
     orphans = {key for key in rest if key not in known | buried and bytes.fromhex(key) not in young}
@@ -143,7 +150,7 @@ def _judge_rest(store: Store, found: Check, rest: list[str], young: set[bytes]) 
 
 
 def _met(store: Store, ids: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Those of the ids that are stored, and those that were deleted."""
+    """Returns the ids that are stored and the ids that are deleted."""
     known: set[str] = set()
     buried: set[str] = set()
     for start in range(0, len(ids), _GROUP):
@@ -154,7 +161,7 @@ def _met(store: Store, ids: Sequence[str]) -> tuple[set[str], set[str]]:
 
 
 def _unrecorded(store: Store, owned: set[str]) -> list[str]:
-    """Ids of rows whose document is there and has no record of them."""
+    """Returns the ids of rows whose offer document exists and has no record of them."""
     missing = []
     for name in sorted(owned):
         lines = _lines(store, name)
@@ -190,13 +197,17 @@ def _hash_fits(store: Store, sample: str) -> bool:
     try:
         return hashlib.sha256(store.read_blob(sample)).hexdigest() == sample
     except SampleGoneError:
-        return True  # deleted meanwhile; a blob that is lost is counted as such
+        return True  # deleted meanwhile; lost blobs are reported as "rows_without_blob"
 
 
 def repair(store: Store, found: Check) -> dict[str, int]:
-    """Mends what `check` found and can be mended; returns how many of each kind.
+    """Repairs the problems in `found` that can be repaired.
 
-    Raises StoreUnavailableError; what was mended until then stays so.
+    Returns:
+        The number of repaired problems by kind.
+
+    Raises:
+        StoreUnavailableError: the store stopped answering; repairs made before remain.
     """
     mended = {
         "rows_without_offer": _write_offers(store, found.problems["rows_without_offer"]),
@@ -236,11 +247,16 @@ def _record_of(row: Row[Any]) -> OfferRecord:
 
 
 def add_rows(store: Store, wanted: set[str] | None = None) -> int:
-    """Adds a row for each offer record whose blob is here and whose row is not; returns how many.
+    """Adds a row for each offer record that has a blob and no row. A deleted sample gets no row.
 
-    With `wanted`, only for those ids. Groups are read in the order of their first record, so that the newest
-    samples have the highest numbers. A deleted sample gets no row.
+    Args:
+        store: the open store.
+        wanted: ids to add; None adds all.
+
+    Returns:
+        The number of added rows.
     """
+    # Oldest group first: `seq` counts up with each inserted row, and the console sorts by it.
     order = []
     for name in store.blobs.documents("offers"):
         records = _records(store, name, wanted)
@@ -262,7 +278,7 @@ def add_rows(store: Store, wanted: set[str] | None = None) -> int:
 
 
 def _records(store: Store, name: str, wanted: set[str] | None) -> list[OfferRecord]:
-    """The records of a document, oldest first."""
+    """Returns the records of an offer document, oldest first."""
     lines = _lines(store, name).items()
     records = [parse_record(line) for key, line in lines if wanted is None or key in wanted]
     return sorted(records, key=lambda record: record.stored_at)

@@ -1,7 +1,7 @@
-"""Is the database itself whole? SQLite's own checks, and a full read on PostgreSQL.
+"""Checks the database for damage: with SQLite's own checks, or by reading everything from PostgreSQL.
 
-`refuse_damaged` runs before a daemon opens its database: storing into a damaged file makes it worse.
-`integrity` is the whole check, for `misfire fleet check`.
+`refuse_damaged` runs before a daemon opens its database: writing to a damaged file makes the damage worse.
+`integrity` is the complete check, for `misfire fleet check`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from misfire_fleet.store.schema import metadata
 log = logging.getLogger(__name__)
 
 START_CHECK_S = 10.0
+"""Bounds the delay of a daemon's start; enough for some gigabytes."""
 _MAX_MESSAGES = 20
+"""Messages per SQLite check; the first few show what is damaged."""
 _PAGE = 1000
 
 
 def sqlite_file(database: str | Path) -> Path | None:
-    """Returns the file of an SQLite database that is named by a path or a URL, None for a server."""
+    """Returns the file of an SQLite database given by path or URL; None for a database server."""
     if "://" not in str(database):
         return Path(database)
     url = make_url(str(database))
@@ -34,10 +36,14 @@ def sqlite_file(database: str | Path) -> Path | None:
 
 
 def refuse_damaged(database: str | Path, *, limit_s: float = START_CHECK_S) -> None:
-    """Raises StoreError if a quick check finds that the SQLite file is damaged.
+    """Checks an SQLite file, and does nothing for a database server, which checks its pages itself.
 
-    The check reads every page, some hundred megabytes a second, and is broken off after `limit_s`: a database
-    too large for that starts unchecked, with a line in the log. A server checks its pages itself.
+    The check reads every page, at some hundred megabytes per second. A larger file than it can read within
+    `limit_s` seconds passes unchecked, and the log says so.
+
+    Raises:
+        StoreError: the file is damaged.
+        StoreUnavailableError: the file cannot be read now.
     """
     path = sqlite_file(database)
     if path is None or not path.exists():
@@ -54,12 +60,12 @@ def refuse_damaged(database: str | Path, *, limit_s: float = START_CHECK_S) -> N
 
 
 def file_damage(path: Path) -> list[str]:
-    """Returns what is wrong with an SQLite file, in sentences; empty if it is whole."""
+    """Returns the messages of SQLite's full check of a file; empty if the file is sound."""
     return _pragma(path, "integrity_check", limit_s=None) or []
 
 
 def integrity(database: Database) -> list[str]:
-    """Returns what is wrong with the database, in sentences; empty if it is whole."""
+    """Returns the database's problems as sentences; empty if it is sound."""
     if database.dialect == "sqlite":
         return file_damage(Path(str(database.engine.url.database)))
     problems = []
@@ -67,14 +73,14 @@ def integrity(database: Database) -> list[str]:
         try:
             with database.read() as connection:
                 for _ in connection.execution_options(yield_per=_PAGE).execute(select(table)):
-                    pass  # every value is fetched, so that every page and every long value is read
+                    pass  # PostgreSQL has no check of its own: fetching every value reads every page of it
         except StoreUnavailableError as error:
             problems.append(f"{table.name}: {error}")
     return problems
 
 
 def _pragma(path: Path, check: str, *, limit_s: float | None) -> list[str] | None:
-    """Returns what the check says, empty if the file is whole, None if the time was over first."""
+    """Runs a PRAGMA check and returns its messages, or None if the time limit ended it without any."""
     found: list[str] = []
     timer = None
     try:
@@ -87,6 +93,7 @@ def _pragma(path: Path, check: str, *, limit_s: float | None) -> list[str] | Non
                 found += [line for line in str(text).splitlines() if line and line != "ok"]
         finally:
             if timer is not None:
+                # Joined before the connection is closed: interrupting a closed connection is an error.
                 timer.cancel()
                 timer.join()
             connection.close()

@@ -1,6 +1,6 @@
-"""A database from what lies in the blob store: rows from the offers, deletions and holds from the ledger.
+"""Rebuilds a database from the blob store: rows from the offers, deletions and holds from the ledger.
 
-Nothing is taken away: the old SQLite file is moved aside, and a server's database must be empty.
+It removes nothing: an old SQLite file is renamed, and a database on a server must be empty.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NOT_RESTORED = (
     "samples of versions that kept no offers beside blobs, unless misfire fleet check --repair was run",
 )
 _SHARED_LOCK_AT, _SHARED_LOCK_BYTES = 0x40000002, 510
-"""Where SQLite locks bytes of its file: see "File Locking" in its documentation."""
+"""The byte range that SQLite locks in its file; defined in its source, os.h (SHARED_FIRST, SHARED_SIZE)."""
 _SIDES = ("", "-wal", "-shm")
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What was restored. `unknown`: blobs without an offer; `kept`: where the old database is."""
+    """Counts what was restored. `unknown`: blobs without an offer; `kept`: path of the old database."""
 
     rows: int
     tombstones: int
@@ -53,10 +53,20 @@ def rebuild(
     force: bool = False,
     blob_options: Mapping[str, str] | None = None,
 ) -> Rebuilt:
-    """Builds the database anew. Raises StoreError if the present one is in use, or sound and not `force`.
+    """Builds the database from the blob store.
 
-    SQLite: a new file is built beside, and takes the old one's name when it is complete. PostgreSQL: into an
-    empty database.
+    SQLite: builds a new file next to the old one, and replaces the old one when the new one is complete.
+    PostgreSQL: fills an empty database.
+
+    Args:
+        database: path of an SQLite file, or the URL of a database.
+        blobs: folder or URL of the blob store.
+        force: replaces a sound SQLite database too.
+        blob_options: options of the blob store's client.
+
+    Raises:
+        StoreError: the database is in use, sound (without `force`), not empty (on a server), or cannot be
+            written.
     """
     path = sqlite_file(database)
     if path is None:
@@ -126,7 +136,7 @@ def _restore_ledger(store: Store) -> None:
 
 
 def _sound_rows(path: Path) -> int:
-    """How many samples a sound database has; 0 where it is damaged or not there."""
+    """Returns the number of samples in a sound database; 0 if it is damaged or does not exist."""
     if not path.is_file() or file_damage(path):
         return 0
     with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.DatabaseError):
@@ -135,9 +145,10 @@ def _sound_rows(path: Path) -> int:
 
 
 def _in_use(path: Path) -> bool:
-    """True if another process has the database open: in WAL mode it holds a shared lock all the time.
+    """Returns True if another process has the database open: in WAL mode it always holds a shared lock.
 
-    This process must have no connection of its own open: closing the file would drop that one's locks.
+    This process must not have a connection of its own: POSIX drops all locks of a process on a file when it
+    closes any descriptor of that file.
     """
     try:
         handle = os.open(path, os.O_RDWR)
