@@ -57,7 +57,7 @@ _MAX_MESSAGE_BYTES = 128 * 1024
 class Uplink:
     """One vehicle's uplink. `start` runs it on a thread of its own, `run` on the caller's.
 
-    on_desired: gets the fleet's wishes on a thread of its own and answers what became of them.
+    on_desired: gets desired configurations on a thread of its own and answers what became of them.
     on_declined: gets the id of a sample that the fleet declined, so that its cost can be given back.
     on_clone: gets the boot id of another machine that speaks as this vehicle.
     """
@@ -163,7 +163,7 @@ class Uplink:
         return self._spool.wait_empty(timeout_s)
 
     def publish_reported(self, reported: Reported) -> None:
-        """Says what became of a wish; nothing is kept without a connection, because the wish comes again."""
+        """Reports what became of a desired configuration; drops it while offline: it comes again."""
         self._enqueue(self._topics.reported, encode(reported), qos=1, retain=True)
 
     def publish_telemetry(self, telemetry: Telemetry) -> bool:

@@ -1,1 +1,1 @@
-"""Whether a collector can do its work: breaker, setbacks, metrics, health endpoint."""
+"""Whether a collector can do its work: breaker, setbacks, metrics."""
