@@ -207,7 +207,7 @@ def test_a_collector_without_memory(tmp_path: Path, home: Home) -> None:
         _suffer(
             ground,
             **_starving("memory"),
-            felt="no memory",
+            felt="no_memory",
             # Larger than what the collector's heap keeps in stock.
             count=4,
             size=[28_000_000, 30_000_000],
@@ -219,7 +219,7 @@ def test_a_collector_without_file_descriptors(tmp_path: Path, home: Home) -> Non
         _suffer(
             ground,
             **_starving("descriptors"),
-            felt="oo many open files" if home.kind == "folder" else "wait for the store",
+            felt="oo many open files" if home.kind == "folder" else "store_unavailable",
         )
 
 

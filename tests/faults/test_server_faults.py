@@ -30,7 +30,8 @@ def test_a_server_killed_and_restarted(tmp_path: Path, server_home: ServerHome, 
         down()
         try:
             ground.add_vehicle(count=20, rate=1000)
-            log, felt = tmp_path / "processes.log", "offers are put off" if part == "database" else "wait for"
+            log = tmp_path / "processes.log"
+            felt = "offers_put_off" if part == "database" else "store_unavailable"
             assert ground.wait(lambda: felt in log.read_text())
         finally:
             up()

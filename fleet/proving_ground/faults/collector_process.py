@@ -6,8 +6,10 @@ die_at names one of STEPS: the process kills itself with SIGKILL there, when it 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.errors import StoreUnavailableError
 from misfire_fleet.store import Store
 from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.service.logs import set_up_logs
 
 STEPS = ("stage.before", "stage.after", "blobs.after", "rows.after", "verdict.before", "verdict.after")
 
@@ -35,6 +38,7 @@ def run_collector(config: dict[str, Any]) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     home = config["home"]
+    set_up_logs(sys.stderr, form="plain", level=logging.WARNING)
     set_clock(config)
     collector_setbacks._FIRST_S = float(config.get("setback_s", 0.5))
     store = Store.open(home["database"], home["blobs"], blob_options=home.get("blob_options"))
