@@ -1,4 +1,4 @@
-"""misfire's science: objectives, heads, failure scores, selection, and the judge of them all.
+"""Provides misfire's science: objectives, heads, failure scores, selection, and the judge of them all.
 
 For a notebook:
 

@@ -1,8 +1,8 @@
-"""A failure score for any network, in a notebook: attach to layers by name, fit on held-out data, score.
+"""Attaches a failure score to any network, as in a notebook: by layer names, fitted on held-out data.
 
 model + layer names --attach--> Attached --fit(train, holdout)--> score(images) -> [N]
 
-The model stays as it is.
+The model itself is not changed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from misfire_train.tasks import Task, get_task
 from misfire_train.tasks.check import require_fit
 from misfire_train.train_config import FailureTable
 
+# Enough targets to show what they are; a whole set could take minutes on a slow network.
 _LOOKED_AT = 64
 _SHARED = 0.05
 """Share of held-out images that may be copies of training images: black or frozen frames are alike."""
@@ -36,11 +37,14 @@ Labelled = Examples | tuple[Tensor, Any]
 
 
 class Attached:
-    """A network with a place for a failure score. The network keeps its mode, its weights and its statistics.
+    """Holds a network with a place for a failure score. The network keeps its mode, weights and statistics.
 
-    probe: what captures the layers.  score: the fitted head, a `Score`; ConfigError before `fit`.
-    report: what its training showed.  task: after `fit`, one that knows what a failure is: where nobody has
-    said so, a loss among the worst fifth of the clean holdout.
+    Attributes:
+        probe: captures the layers.
+        score: the fitted head, a `Score`; ConfigError before `fit`.
+        report: what its training showed.
+        task: after `fit`, a task that knows its failures: by default the losses among the worst fifth of the
+            clean holdout.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Attached:
 
     @property
     def score(self) -> Score:
-        """The fitted head."""
+        """Returns the fitted head."""
         if self._head is None:
             raise ConfigError("the head is not fitted yet: call fit(train=..., holdout=...)")
         return self._head
@@ -70,10 +74,21 @@ class Attached:
     ) -> HeadReport:
         """Fits the head on losses of `holdout`, which the network must never have been trained on.
 
-        train, holdout: (images [N,C,H,W], targets), tensors as the network takes them; or Examples with
-        their contract. Raises ConfigError on anything else, or where both hold the same images.
-        augment: for tensors, makes a worse version of a batch [n,C,H,W]; Examples use the corruption library.
-        copies: how many worse versions.  Returns the report; `collapsed` says if nothing was learned.
+        Args:
+            train: (images [N,C,H,W], targets), tensors as the network takes them; or Examples with their
+                contract.
+            holdout: the same.
+            contract: the network's input; Examples need it.
+            augment: for tensors, makes a worse version of a batch [n,C,H,W]; Examples use the corruption
+                library.
+            copies: number of worse versions of each image.
+            seed: of weights and batches.
+
+        Returns:
+            The report; its `collapsed` names the reason if nothing was learned.
+
+        Raises:
+            ConfigError: a set is of another kind, or both hold the same images.
         """
         recipe = self.recipe if copies is None else replace(self.recipe, copies=copies)
         known, unseen = _as_set(train, name="train"), _as_set(holdout, name="holdout")
@@ -111,21 +126,24 @@ class Attached:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """[N,C,H,W] to scores [N]; higher = likelier to fail. The network's mode is restored."""
+        """Returns scores [N] of images [N,C,H,W]; higher = likelier to fail.
+
+        The network's mode is restored.
+        """
         self._require_images(images)
         with evaluating(self.probe):
             value: Tensor = self.score(self.probe(images).float())
         return value
 
     def _choose_last_layer(self, images: Tensor) -> None:
-        """Finds the layer that gives the answer; the order of declaration does not tell it."""
+        """Finds the layer that gives the answer; the order of declaration does not show it."""
         old = self.probe
         last = find_last_layer(old.model, images, output=old.output)
         self.probe = Probe(old.model, last_layer=last, features=old.feature_names, output=old.output)
 
     @torch.no_grad()
     def _require_task(self, part: Examples | TensorSet, contract: InputContract) -> None:
-        """Raises ConfigError where answers or labels are not what the task is about."""
+        """Raises ConfigError if answers or labels do not fit the task."""
         some = list(range(min(_LOOKED_AT, len(part))))
         with evaluating(self.probe):
             outputs = self.probe(part.batch(some, contract)).outputs
@@ -149,7 +167,7 @@ class Attached:
             raise ConfigError(f"images are {images.dtype}, the network's weights {weight.dtype}: {how}")
 
     def scored_model(self) -> ScoredModel:
-        """Network and score as one module, ready for export."""
+        """Returns network and score as one module, ready for export."""
         return ScoredModel(self.probe, [self.score], output_name=self.task.output_name)
 
 
@@ -165,11 +183,18 @@ def attach(
 ) -> Attached:
     """Attaches a loss-predicting head to `model`, which stays bit-identical.
 
-    layers: names as in `model.named_modules()`, whose outputs the head may read.
-    last_layer: the last Linear or 1x1 convolution; where it is not named, `fit` finds the one whose answer is
-    the model's.  output: of a model that gives a dict or a tuple, the key or position of the answer.
-    objective: a recipe (misfire_train.heads.RECIPES).
-    Raises ConfigError on an unknown recipe or layer.
+    Args:
+        model: any network.
+        layers: names as in `model.named_modules()`, whose outputs the head may read.
+        last_layer: the last Linear or 1x1 convolution. Default: `fit` finds the one whose result is the
+            answer.
+        objective: a recipe (misfire_train.heads.RECIPES).
+        task: a name or a Task.
+        steps: of the head's training. Default: the recipe's.
+        output: of a model that returns a dict or a tuple, the key or position of the answer.
+
+    Raises:
+        ConfigError: the recipe or a layer is unknown.
 
     >>> import torch
     >>> from torch import nn
@@ -196,11 +221,16 @@ def attach(
 
 @torch.no_grad()
 def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: str = "") -> str:
-    """The name of the nn.Linear or 1x1 nn.Conv2d that gives the model's answer.
+    """Returns the name of the nn.Linear or 1x1 nn.Conv2d that gives the model's answer.
 
-    images: a batch that the model takes; the layer is then the last one called whose result is the answer (or
-    is resized to it). Without images it is the last one declared, which may be an auxiliary head.
-    Raises ConfigError where there is none.
+    Args:
+        model: any network.
+        images: a batch that the model takes; the layer is then the last one called whose result is the answer
+            (or is resized to it). Without images it is the last one declared, which may be an auxiliary head.
+        output: key or position of the answer, if the model returns several.
+
+    Raises:
+        ConfigError: there is none.
     """
     layers = {
         name: module
@@ -241,7 +271,7 @@ def _way_out(answer: Tensor) -> str:
 
 
 def _gives(made: Tensor, answer: Tensor) -> bool:
-    """The layer's result is the answer, reshaped or resized."""
+    """Returns whether the layer's result is the answer, reshaped or resized."""
     if made.numel() == answer.numel():
         return torch.allclose(made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-5)
     return made.ndim == answer.ndim == 4 and made.shape[:2] == answer.shape[:2]
@@ -270,7 +300,7 @@ def _as_set(given: Any, *, name: str) -> Examples | TensorSet:
 
 
 def require_apart(train: Examples | TensorSet, holdout: Examples | TensorSet) -> None:
-    """Raises ConfigError where held-out images are training images too: their losses show no failures."""
+    """Raises ConfigError if held-out images are training images too: their losses show no failures."""
     if isinstance(train, TensorSet) and isinstance(holdout, TensorSet):
         seen = {_digest(image) for image in train.images}
         shared = sum(_digest(image) in seen for image in holdout.images)

@@ -1,4 +1,4 @@
-"""Training images varied at random: shifts, mirror images, corruptions; targets move along.
+"""Varies training images at random: shifts, mirror images, corruptions; targets move along.
 
 Examples --batch(positions, generator)--> images [n,C,H,W], targets [n,...]
 """
@@ -23,7 +23,10 @@ from misfire_train.train_config import TrainingTable
 
 @dataclass(frozen=True)
 class Augmentation:
-    """shift: largest shift in pixels.  flip: mirror half of the images.  corrupt: share made worse."""
+    """Holds the variations.
+
+    shift: largest shift in pixels; flip: mirror half; corrupt: share that is corrupted.
+    """
 
     task: Task
     contract: InputContract
@@ -33,7 +36,10 @@ class Augmentation:
 
     @classmethod
     def of(cls, table: TrainingTable, *, task: Task, contract: InputContract) -> Augmentation:
-        """As configured. Raises ConfigError where a mirror image would need other targets."""
+        """Returns the configured augmentation.
+
+        Raises ConfigError if a mirror image would need other targets.
+        """
         if table.flip and not task.mirrors:
             raise ConfigError(
                 f"training.flip: targets of {task.name} have a left and a right; leave it false"
@@ -47,7 +53,7 @@ class Augmentation:
     def batch(
         self, examples: Examples, positions: NDArray[np.int64], generator: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Images and targets of these positions, varied by the generator."""
+        """Returns images and targets of these positions, varied by the generator."""
         images = examples.batch(positions, self.contract)
         targets = self.task.collate(examples.targets[positions])
         if self.corrupt:

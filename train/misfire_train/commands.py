@@ -1,4 +1,4 @@
-"""`misfire train`: options over a TOML file, a run folder out."""
+"""Implements `misfire train`: options override a TOML file; the result is a run folder."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def train(
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What --json prints."""
+    """Returns what --json prints."""
     record = run.record
     return {
         "run": str(run.path),
@@ -99,7 +99,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def describe(run: Run) -> str:
-    """What a person reads."""
+    """Returns the summary for people."""
     record, metrics = run.record, run.record.metrics
     lines = [
         f"run {record.run_id} in {run.path}",

@@ -1,4 +1,4 @@
-"""What is drawn into the frames of a report: the picture, its colours, and how to read them.
+"""Draws the frames of a report: the picture, its colours, and how to read them.
 
 image --enlarged, lines and fillings by the task--> Drawing (picture as a data URL, truth and answer in words)
 """
@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from misfire_runtime.preprocess import Image, encode_png
 
 SIDE = 320
-"""Pictures are at most so many pixels wide and high."""
+"""Maximum width and height of a picture, in pixels: many fit beside each other on a page."""
 RIGHT, WRONG, TRUE = (88, 214, 141), (255, 99, 71), (255, 255, 255)
 _PALETTE = ("#8e9aa6", "#e4572e", "#2e86de", "#8e44ad", "#f2b705", "#17a589", "#d35d9e", "#6d8b1f")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One frame. picture: a data URL.  truth, predicted: in words, empty where the picture says it all."""
+    """Holds one frame: the picture as a data URL.
+
+    Truth and answer in words, empty if the picture shows them.
+    """
 
     picture: str
     truth: str = ""
@@ -32,7 +35,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Legend:
-    """How to read the pictures. colours: (name, "#rrggbb") of a mask's classes.  drawn: lines lie over it."""
+    """Explains the pictures.
+
+    colours: (name, "#rrggbb") of a mask's classes. drawn: lines are drawn into them.
+    """
 
     text: str
     colours: tuple[tuple[str, str], ...] = ()
@@ -40,12 +46,12 @@ class Legend:
 
 
 def colour_of(number: int) -> str:
-    """The colour of a class, "#rrggbb"; they repeat after eight."""
+    """Returns the colour of a class, "#rrggbb"; colours repeat after eight."""
     return _PALETTE[number % len(_PALETTE)]
 
 
 def enlarged(image: Image) -> tuple[Image, float]:
-    """The picture at about SIDE pixels, so that thin lines stay thin, and by how much it grew."""
+    """Returns the picture at about SIDE pixels, so that thin lines stay thin, and the factor."""
     factor = SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
@@ -53,7 +59,7 @@ def enlarged(image: Image) -> tuple[Image, float]:
 
 
 def pixel(point: NDArray[Any], factor: float) -> tuple[int, int]:
-    """Network pixels to those of the enlarged picture; the centre of a pixel stays its centre."""
+    """Converts network pixels to those of the enlarged picture; the centre of a pixel stays its centre."""
     x, y = (point.astype(np.float64) + 0.5) * factor - 0.5
     return round(float(x)), round(float(y))
 
@@ -64,7 +70,7 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 
 def data_url(image: Image) -> str:
-    """A PNG as a data URL, shrunk to at most 320 pixels a side."""
+    """Returns a PNG as a data URL, shrunk to at most 320 pixels a side."""
     factor = SIDE / max(image.shape[:2])
     if factor < 1:
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))

@@ -1,4 +1,4 @@
-"""What this unit raises on purpose, beside the tree of misfire_runtime.errors.
+"""Defines the errors of this unit, which extend the tree of misfire_runtime.errors.
 
 MisfireError
 ├── DatasetError      a data set is missing, changed, malformed, or too small: says which, where, what to do

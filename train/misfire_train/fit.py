@@ -3,8 +3,8 @@
     parts --fit_network (resumable)--> network --settle_failures--> what a failure is
           --fit_head (held-out losses) | folds | along with the network--> head --write_run--> RUN
 
-`misfire train` fits the parts of a data set; retraining fits them and uploads, from a parent's weights. What
-decides the result stands in TrainConfig; run.json repeats it with versions, seeds and checksums.
+`misfire train` fits the parts of a data set. Retraining fits them and uploads, from a parent's weights. What
+decides the result is in TrainConfig; run.json repeats it with versions, seeds and checksums.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out, before it is written. failure: None where the task itself says what a failure is."""
+    """Holds what was fitted, before it is written. failure: None if the task itself defines failures."""
 
     built: BuiltModel
     state: Progressed
@@ -115,8 +115,15 @@ def train_run(
 ) -> Run:
     """Trains as configured and writes the run to `out`.
 
-    resume: go on from the checkpoint in `out`, if there is one; a finished run is returned as it is.
-    Raises ConfigError where `out` holds another run and `resume` is not set, or where the two do not match.
+    Args:
+        config: decides the result.
+        out: the run's folder.
+        resume: continue from the checkpoint in `out`, if there is one; a finished run is returned as it is.
+        command: recorded in run.json.
+        reporter: shows progress.
+
+    Raises:
+        ConfigError: `out` holds another run and `resume` is not set, or the two do not match.
     """
     reporter = reporter or Reporter(quiet=True)
     finished = finished_run(Path(out), fit_key(config), resume=resume)
@@ -144,7 +151,7 @@ def train_run(
 def finished_run(out: Path, key: str, *, resume: bool) -> Run | None:
     """Returns the finished run in `out` if it is to be resumed, None if there is none.
 
-    key: of what is to be fitted. Raises ConfigError where something is in the way, or another run.
+    key: identifies the fit. Raises ConfigError if `out` holds a file, or another run.
     """
     if (out / RECORD).exists():
         run = load_run(out)
@@ -199,6 +206,7 @@ def fit(
             splits={**parts.ids, **folds},
             folds=[network.weights for network in trained.folds],
         )
+    # Last: if writing the run failed, the checkpoint can still be resumed.
     (out / CHECKPOINT).unlink(missing_ok=True)
     return load_run(out)
 
@@ -219,7 +227,8 @@ def _new_folder(path: Path) -> Iterator[None]:
 
 
 def config_key(config: TrainConfig) -> str:
-    """Identifies what a config trains; where the data lie does not count."""
+    """Identifies what a config trains; the folder of the data does not count."""
+    # The recipe's values are part of the key: another version may give them other defaults.
     words = spelled_out(config).model_dump_json(exclude={"data"})
     return hashlib.sha256(words.encode()).hexdigest()
 
@@ -242,7 +251,7 @@ def _key(config: TrainConfig, parent: str | None, ids: Mapping[str, Sequence[str
 
 
 def split_dataset(dataset: Dataset, config: TrainConfig) -> dict[str, Examples]:
-    """The parts of the training half, each a share of at most `limit` examples."""
+    """Returns the parts of the training half, each a share of at most `limit` examples."""
     examples = dataset.train
     limit = config.split.limit
     if limit is not None and limit < len(examples):
@@ -401,7 +410,7 @@ def _fit_folds(
 
 
 def probe_of(built: BuiltModel, layers: tuple[str, ...]) -> Probe:
-    """A probe on the network. Raises ConfigError naming a layer that does not exist."""
+    """Returns a probe on the network. Raises ConfigError that names a layer that does not exist."""
     try:
         return Probe(built.module, last_layer=built.last_layer, features=layers)
     except ValueError as error:
@@ -478,7 +487,7 @@ def make_record(
 
 
 def spelled_out(config: TrainConfig) -> TrainConfig:
-    """The config with what its head's recipe says today."""
+    """Returns the config with the values of its head's recipe filled in."""
     if config.head.recipe == "none":
         return config
     recipe = recipe_named(config.head.recipe)
@@ -486,7 +495,7 @@ def spelled_out(config: TrainConfig) -> TrainConfig:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the system and the libraries that decide numbers."""
+    """Returns the versions of Python, the system and the libraries that influence numbers."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for name in _VERSIONED:
         try:
@@ -497,7 +506,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the working tree that this package lies in, None outside one."""
+    """Returns the commit of the working tree that contains this package, None outside one."""
     git = shutil.which("git")
     if git is None:
         return None
@@ -509,5 +518,5 @@ def git_commit() -> str | None:
 
 
 def command_line() -> str:
-    """The command as it was typed."""
+    """Returns the command as it was typed."""
     return " ".join(["misfire", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""What LearningLoss++ expects of a pair, if losses are Gamma(k, Theta): its Tables 1 and 2 in closed form.
+"""Computes Tables 1 and 2 of LearningLoss++ in closed form, for losses that are Gamma(k, Theta).
 
 With u = delta / Theta and integer k, for X, Y independent:
 
@@ -29,7 +29,7 @@ TABLE_2_DELTAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def within(delta: ArrayLike, *, shape: int = SHAPE, scale: float = SCALE) -> NDArray[np.float64]:
-    """P(|X - Y| <= delta) of two Gamma(shape, scale) losses; LearningLoss++ Table 1.
+    """Returns P(|X - Y| <= delta) of two Gamma(shape, scale) losses; LearningLoss++ Table 1.
 
     >>> float(within(0.02).round(3))
     0.094
@@ -44,7 +44,7 @@ def within(delta: ArrayLike, *, shape: int = SHAPE, scale: float = SCALE) -> NDA
 
 
 def lower_share(delta: ArrayLike, *, shape: int = SHAPE, scale: float = SCALE) -> NDArray[np.float64]:
-    """E[p_i] of the sample with the lower loss, given that the two losses lie `delta` apart; Table 2.
+    """Returns E[p_i] of the sample with the lower loss, if the two losses differ by `delta`; Table 2.
 
     >>> float(lower_share(0.1).round(2))
     0.39
@@ -63,18 +63,18 @@ def lower_share(delta: ArrayLike, *, shape: int = SHAPE, scale: float = SCALE) -
 
 
 def table_1() -> list[float]:
-    """The 7 probabilities of Table 1, unrounded."""
+    """Returns the 7 probabilities of Table 1, unrounded."""
     return [float(value) for value in within(TABLE_1_DELTAS)]
 
 
 def table_2() -> list[float]:
-    """The 6 expected shares of Table 2, unrounded."""
+    """Returns the 6 expected shares of Table 2, unrounded."""
     return [float(value) for value in lower_share(TABLE_2_DELTAS)]
 
 
 @dataclass(frozen=True)
 class GammaFit:
-    """Gamma(k, Theta) fitted to losses: `shape` k, `scale` Theta, their product the mean loss."""
+    """Holds Gamma(k, Theta) fitted to losses: `shape` k, `scale` Theta, their product the mean loss."""
 
     shape: float
     scale: float
@@ -83,10 +83,10 @@ class GammaFit:
 
 
 def fit_gamma(losses: ArrayLike) -> GammaFit:
-    """Maximum likelihood of k and Theta.
+    """Fits k and Theta by maximum likelihood.
 
-    losses: any shape, all finite and above zero, at least two different values; else ScoreError, which says
-    how many are wrong and where the first is.
+    losses: any shape, all finite and above zero, at least two different values; else ScoreError, which counts
+    the wrong ones and locates the first.
 
     >>> fit = fit_gamma(np.random.default_rng(0).gamma(4.0, 0.0666, 20_000))
     >>> abs(fit.shape - 4) < 0.1, abs(fit.scale - 0.0666) < 0.002
@@ -108,6 +108,7 @@ def fit_gamma(losses: ArrayLike) -> GammaFit:
         shape = np.exp(log_shape)
         return float(log_shape - special.digamma(shape) - gap)
 
+    # The usual closed approximation of the shape, a few per cent off; the bracket around it is wide.
     start = (3 - gap + np.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
     shape = float(np.exp(optimize.brentq(slope, np.log(start) - 3, np.log(start) + 3)))
     scale = mean / shape

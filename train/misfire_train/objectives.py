@@ -1,4 +1,4 @@
-"""What a loss-predicting head is trained on: four objectives over (predicted score, true loss) of a batch.
+"""Defines four objectives for a loss-predicting head, over (predicted score, true loss) of a batch.
 
     learning_loss        margin ranking (Yoo & Kweon 2019)
     learning_loss_pp     KL between true and predicted loss shares (Shukla & Ahmed 2021, LearningLoss++)
@@ -23,9 +23,11 @@ Pairs = Literal["halves", "all"]
 
 
 def check_losses(true: Tensor, *, ids: Sequence[str] | None = None) -> Tensor:
-    """The losses, detached; raises ValueError naming the samples whose loss is NaN, infinite or negative.
+    """Returns the losses, detached.
 
-    true: [N].  ids: N sample ids; without them a sample is named by its position.
+    Raises ValueError that names samples with a NaN, infinite or negative loss.
+
+    true: [N]. ids: N sample ids; without them a sample is named by its position.
     """
     losses = true.detach()
     if losses.ndim != 1:
@@ -41,7 +43,7 @@ def check_losses(true: Tensor, *, ids: Sequence[str] | None = None) -> Tensor:
 
 
 def ratio_eps(true: Tensor, *, fraction: float = 1e-3) -> float:
-    """A fraction of the median loss: what `eps` should be, so that 1e-6 against 1e-4 is no extreme pair.
+    """Returns a fraction of the median loss as `eps`, so that 1e-6 against 1e-4 is no extreme pair.
 
     >>> round(ratio_eps(torch.tensor([0.1, 0.5, 3.0])), 6)
     0.0005
@@ -50,10 +52,11 @@ def ratio_eps(true: Tensor, *, fraction: float = 1e-3) -> float:
 
 
 def pair_up(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> tuple[Tensor, Tensor, Tensor]:
-    """Score differences and both true losses of every pair: [P], [P], [P].
+    """Returns score differences and both true losses of every pair: [P], [P], [P].
 
-    Raises ValueError on shapes that differ, fewer than two samples, an odd batch under "halves",
-    and losses that are negative or not finite.
+    Raises ValueError on shapes that differ, fewer than two samples, an odd batch under "halves", and losses
+    that
+    are negative or not finite.
     """
     losses = check_losses(true).to(predicted.dtype)
     if predicted.shape != losses.shape:
@@ -75,10 +78,19 @@ def pair_up(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> tupl
 
 
 def learning_loss(predicted: Tensor, true: Tensor, *, margin: float = 1.0, pairs: Pairs = "halves") -> Tensor:
-    """Margin ranking loss: mean of max(0, margin - sign(l_i - l_j) (s_i - s_j)).
+    """Returns the margin ranking loss: mean of max(0, margin - sign(l_i - l_j) (s_i - s_j)).
 
-    predicted: [N] scores; true: [N] losses >= 0. Returns a scalar. Yoo & Kweon 2019, section 3.3.
     A tie has sign 0: it adds the constant margin and no gradient. Equal scores give exactly `margin`.
+    Yoo & Kweon 2019, section 3.3.
+
+    Args:
+        predicted: [N] scores.
+        true: [N] losses >= 0.
+        margin: score difference that a pair must reach.
+        pairs: "halves" or "all".
+
+    Returns:
+        A scalar.
 
     >>> scores, losses = torch.tensor([1.48, 1.51]), torch.tensor([0.45, 0.47])
     >>> round(learning_loss(scores, losses).item(), 2)      # right order, 0.03 apart, margin 1
@@ -89,7 +101,7 @@ def learning_loss(predicted: Tensor, true: Tensor, *, margin: float = 1.0, pairs
 
 
 def loss_share(first: Tensor, second: Tensor, *, eps: float = 0.0) -> Tensor:
-    """p_i = (l_i + eps) / (l_i + l_j + 2 eps), and 1/2 where both are zero. Symmetric: p_i + p_j = 1."""
+    """Returns p_i = (l_i + eps) / (l_i + l_j + 2 eps), and 1/2 if both are zero. Symmetric: p_i + p_j = 1."""
     if eps < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     total = first + second + 2 * eps
@@ -98,13 +110,24 @@ def loss_share(first: Tensor, second: Tensor, *, eps: float = 0.0) -> Tensor:
 
 
 def learning_loss_pp(predicted: Tensor, true: Tensor, *, eps: float = 0.0, pairs: Pairs = "halves") -> Tensor:
-    """KL divergence between true and predicted loss shares of paired samples, mean over pairs.
+    """Returns the KL divergence between true and predicted loss shares of paired samples, mean over pairs.
 
     p_i = l_i / (l_i + l_j), q_i = sigmoid(s_i - s_j); the gradient with respect to s_i - s_j is q_i - p_i.
-    predicted: [N] scores; true: [N] losses >= 0; eps: added to every loss (see `ratio_eps`).
-    Returns a scalar. Raises ValueError as `pair_up` does. Shukla & Ahmed 2021, section 3.
     The optimum s_i - s_j = log l_i - log l_j makes the score the log-loss up to a constant, so
     loss ~ c exp(score) with a single c to calibrate. Two zero losses have p = 1/2.
+    Shukla & Ahmed 2021, section 3.
+
+    Args:
+        predicted: [N] scores.
+        true: [N] losses >= 0.
+        eps: added to every loss (see `ratio_eps`).
+        pairs: "halves" or "all".
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: as `pair_up` does.
 
     >>> score = torch.tensor([1.48, 1.63], requires_grad=True)
     >>> learning_loss_pp(score, torch.tensor([0.45, 2.87])).backward()
@@ -113,15 +136,24 @@ def learning_loss_pp(predicted: Tensor, true: Tensor, *, eps: float = 0.0, pairs
     """
     difference, first, second = pair_up(predicted, true, pairs=pairs)
     share = loss_share(first, second, eps=eps)
+    # xlogy is 0 at a share of 0, at which x * log(x) is NaN.
     negative_entropy = torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)
+    # softplus instead of the log of a sigmoid, which underflows for large differences.
     return (functional.softplus(difference) - share * difference + negative_entropy).mean()
 
 
 def rank_bce(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> Tensor:
-    """Logistic ranking loss: LearningLoss++ with p hardened to 1[l_i > l_j], and 1/2 on ties.
+    """Returns the logistic ranking loss: LearningLoss++ with p hardened to 1[l_i > l_j], and 1/2 on ties.
 
-    predicted: [N] scores; true: [N] losses >= 0. Returns a scalar, ln 2 where scores are constant.
-    Kim et al. 2021 (TA-VAAL), eq. 4 with its sign set right. Separable pairs push |s_i - s_j| without bound.
+    Kim et al. 2021 (TA-VAAL), eq. 4 with its sign corrected. Separable pairs push |s_i - s_j| without bound.
+
+    Args:
+        predicted: [N] scores.
+        true: [N] losses >= 0.
+        pairs: "halves" or "all".
+
+    Returns:
+        A scalar, ln 2 if scores are constant.
 
     >>> round(rank_bce(torch.zeros(2), torch.tensor([1.0, 2.0])).item(), 4)
     0.6931
@@ -132,10 +164,18 @@ def rank_bce(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> Ten
 
 
 def log_loss_regression(predicted: Tensor, true: Tensor, *, eps: float = 0.0) -> Tensor:
-    """Mean squared error between score and log(loss + eps): the baseline without pairs, any N >= 1.
+    """Returns the mean squared error between score and log(loss + eps), the baseline without pairs.
 
-    predicted: [N] scores; true: [N] losses >= 0. Returns a scalar.
-    Raises ValueError on an empty batch, and on a loss of zero where eps is 0.
+    Args:
+        predicted: [N] scores, N >= 1.
+        true: [N] losses >= 0.
+        eps: added to every loss.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the batch is empty, or a loss is zero and eps is 0.
 
     >>> log_loss_regression(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])).item()
     0.5
@@ -156,4 +196,4 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "rank-bce": rank_bce,
     "log-loss-regression": log_loss_regression,
 }
-"""By name, as in a head's recipe."""
+"""Objectives by name, as in a head's recipe."""

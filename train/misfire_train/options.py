@@ -1,4 +1,4 @@
-"""What the commands of this unit share: choices as types that `--help` prints, and common options.
+"""Defines what the commands of this unit share: choices as types that `--help` prints, and common options.
 
 This module imports nothing heavy, so that a command's help need not load torch. Each type of choices repeats
 the keys of a table that does load it; a test compares them.

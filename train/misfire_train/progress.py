@@ -1,4 +1,4 @@
-"""Long work shows a bar on a terminal and plain lines elsewhere; both go to stderr, results go to stdout."""
+"""Shows long work as a bar on a terminal and as plain lines elsewhere, on stderr; results go to stdout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class Reporter:
-    """Tells a person what is going on. quiet: says nothing."""
+    """Reports progress to a person. quiet: prints nothing."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self.stream = stream if stream is not None else sys.stderr
@@ -20,7 +20,7 @@ class Reporter:
         self._bar: Progress | None = None
 
     def line(self, text: str) -> None:
-        """One line, above the bar where there is one."""
+        """Prints one line, above the bar if there is one."""
         if self.quiet:
             return
         if self._bar is not None:
@@ -30,7 +30,7 @@ class Reporter:
 
     @contextmanager
     def steps(self, what: str, total: int) -> Iterator[Steps]:
-        """A bar of `total` steps on a terminal; nothing elsewhere."""
+        """Shows a bar of `total` steps on a terminal; nothing elsewhere."""
         if self.quiet or not self.stream.isatty():
             yield Steps(None, TaskID(0))
             return
@@ -51,6 +51,6 @@ class Steps:
         self._bar, self._task = bar, task
 
     def advance(self, count: int = 1) -> None:
-        """So many steps are done."""
+        """Counts `count` more steps as done."""
         if self._bar is not None:
             self._bar.advance(self._task, count)

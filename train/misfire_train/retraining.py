@@ -1,11 +1,11 @@
-"""Trains on with what the fleet found: warm start, old data and uploads together, the head fitted anew.
+"""Retrains with what the fleet found: warm start, old data and uploads together, the head fitted anew.
 
 uploads --by minute of a vehicle--> train | holdout
 old train + uploads (each seen several times), old holdout + held-out uploads --Parts--> fit, from the current
 weights --> RUN2, child of RUN
 
-Before and after are measured on the data set's frozen test half, clean and shifted, on the very same images.
-An upload's part depends on its group alone, so it stays on its side in every later retraining too.
+Before and after are measured on the data set's frozen test half, clean and shifted, on the same images. An
+upload's part depends only on its group, so it stays on its side in every later retraining too.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ from misfire_train.train_config import TrainConfig
 HOLDOUT_SHARE = 0.25
 UPLOAD_WEIGHT = 0.5
 """Uploads fill half as many places of an epoch as the old training data, as far as `MAX_REPEATS` allows."""
+# A handful of uploads repeated without limit would be memorised.
 MAX_REPEATS = 8
+# The middle of the five severities.
 SHIFT_SEVERITY = 3
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """run: the new one.  before, after: accuracy `clean` and `shifted`, and the head's failure `auroc_*`.
+    """Holds the new run and its comparison with the old one.
 
-    difference: after minus before with a paired 95 % interval, for `clean` and `shifted`.
+    Attributes:
+        run: the new one.
+        before, after: accuracy `clean` and `shifted`, and the head's failure `auroc_*`.
+        difference: after minus before with a paired 95 % interval, for `clean` and `shifted`.
+        uploads: number of uploads by part.
     """
 
     run: Run
@@ -54,7 +60,7 @@ class Retrained:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a child is trained, where not by its parent's configuration.
+    """Holds what differs from the parent's configuration in training a child.
 
     Args:
         epochs: Maximum number of epochs. None: half of the parent's, at least 4.
@@ -110,7 +116,7 @@ def retrain_run(
 def parts_with(run: Run, uploads: Examples, dataset: Dataset) -> Parts:
     """Returns the run's own parts with the uploads in them, starting from the run's weights.
 
-    Raises ConfigError where the data set is another, or an upload is a test example.
+    Raises ConfigError if the data set is another, or an upload is a test example.
     """
     own = run_splits(run, dataset)
     overlap = set(uploads.ids) & set(own["test"].ids)
@@ -147,7 +153,10 @@ def child_config(run: Run, schedule: Schedule) -> TrainConfig:
 
 
 def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples, Examples]:
-    """(to train on, held out), decided by each group's name alone; by id where one side would stay empty."""
+    """Returns (to train on, held out), decided only by each group's name.
+
+    By id if one side would be empty.
+    """
     for names in (uploads.groups, uploads.ids):
         held = np.array([fraction_of(name) < share for name in names])
         if held.any() and not held.all():
@@ -168,7 +177,7 @@ def _mixed(old: Examples, uploads: Examples) -> tuple[Examples, NDArray[np.int64
 
 
 def shifted_test(test: Examples, *, severity: int = SHIFT_SEVERITY) -> Examples:
-    """Every test image by a family of its own, decided by its id: the same shift for every run."""
+    """Returns every test image corrupted by a family that its id decides: the same shift for every run."""
     families = list(FAMILIES)
 
     def decode(index: int) -> Image:
@@ -197,7 +206,7 @@ def _compare(before: Run, after: Run, dataset: Dataset, *, uploads: dict[str, in
 
 @torch.no_grad()
 def _judge(run: Run, examples: Examples) -> tuple[NDArray[np.float64], float, float | None]:
-    """[N] what each test example contributes, the task's accuracy, and the head's failure AUROC."""
+    """Returns each test example's contribution [N], the task's accuracy, and the head's failure AUROC."""
     outputs = []
     for start in range(0, len(examples), 256):
         positions = np.arange(start, min(start + 256, len(examples)))

@@ -1,8 +1,8 @@
-"""A training run on disk: what it was told, what it became, and how to have it back.
+"""Reads and writes a training run: its configuration, its results, and the weights to load it again.
 
     RUN/run.json            RunRecord: config, versions, seeds, data, metrics, sha256 of the files below
     RUN/model.safetensors   the task network
-    RUN/head.safetensors    its failure score, where one was trained
+    RUN/head.safetensors    its failure score, if one was trained
     RUN/splits.json         ids of every part: train, validation, holdout, calibration, field; fold-K of folds
     RUN/folds.safetensors   the folds' networks, of a head that was fitted on cross-fitted losses
 
@@ -48,9 +48,11 @@ class _Part(BaseModel):
 
 
 class DatasetRecord(_Part):
-    """What was trained on. counts: examples per part; uploads: from the fleet, beside the data set.
+    """Records what was trained on.
 
-    notes: what its reader left out or decided.
+    counts: examples per part. uploads: from the fleet, beside the data set. notes: what its reader left out
+    or
+    decided.
     """
 
     name: str
@@ -62,7 +64,7 @@ class DatasetRecord(_Part):
 
 
 class ModelRecord(_Part):
-    """Enough to build the network again."""
+    """Records what is needed to build the network again."""
 
     name: str
     options: dict[str, Any] = {}
@@ -70,23 +72,26 @@ class ModelRecord(_Part):
 
 
 class HeadRecord(_Part):
-    """Enough to build the head again. options: its shapes and what it stands on."""
+    """Records what is needed to build the head again.
+
+    options: its shapes and the free score that it corrects.
+    """
 
     recipe: str
     options: dict[str, Any] = {}
 
 
 class FailureRecord(_Part):
-    """Above which loss a sample has failed, and where that number comes from, in words."""
+    """Records the loss above which a sample has failed, and in words the source of that number."""
 
     threshold: float
     source: str
 
 
 class RunRecord(_Part):
-    """run.json: everything needed to repeat and to use a run. metrics: numbers by name, all measured.
+    """Is run.json: everything needed to repeat and to use a run. metrics: numbers by name, all measured.
 
-    failure: None where the task itself says what a failure is.
+    failure: None if the task itself defines failures.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -114,7 +119,10 @@ class RunRecord(_Part):
 
 @dataclass(frozen=True)
 class Run:
-    """A loaded run. probe: eval mode, frozen.  head: the learned failure score, None where there is none."""
+    """Holds a loaded run.
+
+    probe: eval mode, frozen. head: the learned failure score, None if there is none.
+    """
 
     path: Path
     record: RunRecord
@@ -123,28 +131,28 @@ class Run:
 
     @property
     def model(self) -> nn.Module:
-        """The task network."""
+        """Returns the task network."""
         return self.probe.model
 
     @property
     def task(self) -> Task:
-        """What it does, and what a failure is: above the run's own threshold where it has one."""
+        """Returns its task, with the run's own failure threshold if it has one."""
         task, failure = get_task(self.record.task), self.record.failure
         return task if failure is None else task.with_threshold(failure.threshold)
 
     @property
     def config(self) -> TrainConfig:
-        """What it was trained by."""
+        """Returns the configuration that it was trained with."""
         return TrainConfig.model_validate(self.record.config)
 
     @property
     def contract(self) -> InputContract:
-        """What it expects of an image."""
+        """Returns the input that the network expects."""
         return self.record.contract
 
 
 def rebuild_model(record: RunRecord) -> BuiltModel:
-    """The run's network with fresh weights."""
+    """Returns the run's network with fresh weights."""
     return build_model(
         record.model.name,
         task=record.task,
@@ -155,7 +163,10 @@ def rebuild_model(record: RunRecord) -> BuiltModel:
 
 
 def read_record(path: Path) -> RunRecord:
-    """run.json of a run folder. Raises ConfigError where there is none, or it is of another making."""
+    """Returns run.json of a run folder.
+
+    Raises ConfigError if it is missing, malformed or of another schema.
+    """
     file = Path(path) / RECORD
     if not file.is_file():
         hint = (
@@ -174,9 +185,9 @@ def read_record(path: Path) -> RunRecord:
 
 
 def load_run(path: Path) -> Run:
-    """The run, its weights verified by checksum, in eval mode and frozen.
+    """Returns the run, its weights verified by checksum, in eval mode and frozen.
 
-    Raises ConfigError naming what is missing, changed, or does not fit.
+    Raises ConfigError that names what is missing, changed, or does not fit.
     """
     path = Path(path)
     record = read_record(path)
@@ -199,10 +210,10 @@ def load_run(path: Path) -> Run:
 
 
 def run_splits(run: Run, dataset: Dataset) -> dict[str, Examples]:
-    """Exactly the examples that were train, validation, holdout, calibration and field, and "test".
+    """Returns exactly the examples that were train, validation, holdout, calibration and field, and "test".
 
-    `field` is there only where some were set aside. Raises ConfigError on another data set,
-    DatasetError where an example is gone.
+    `field` is present only if some were set aside. Raises ConfigError on another data set, DatasetError if an
+    example is gone.
     """
     if dataset.name != run.record.dataset.name or dataset.sha256 != run.record.dataset.sha256:
         raise ConfigError(
@@ -226,7 +237,7 @@ def run_splits(run: Run, dataset: Dataset) -> dict[str, Examples]:
 
 
 def read_splits(path: Path) -> dict[str, list[str]]:
-    """Ids by part."""
+    """Returns ids by part."""
     try:
         loaded = json.loads((path / SPLITS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -235,7 +246,7 @@ def read_splits(path: Path) -> dict[str, list[str]]:
 
 
 def write_splits(path: Path, ids: Mapping[str, tuple[str, ...]]) -> None:
-    """Ids by part, whole or not at all."""
+    """Writes ids by part, whole or not at all."""
     write_durably(path / SPLITS_FILE, json.dumps({name: list(part) for name, part in ids.items()}).encode())
 
 
@@ -299,14 +310,15 @@ def _numbered(folds: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file, whole or not at all."""
+    """Writes a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A clone, because safetensors refuses tensors that share memory, such as tied weights.
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     write_durably(path, save(plain, metadata))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Raises ConfigError where the file is missing or broken."""
+    """Returns the tensors in a file. Raises ConfigError if it is missing or broken."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:

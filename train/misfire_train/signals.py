@@ -1,8 +1,8 @@
-"""One forward pass, and everything a failure score may look at.
+"""Captures in one forward pass everything that a failure score may read.
 
 `Probe` runs a task model once and captures, by layer name, the features and the input of the last layer.
-Scores are modules from `Signals` to [N]; `ScoredModel` bundles a probe with its scores, and is what
-export traces, so that pool scoring in torch and the vehicle's graph are the same object.
+Scores are modules from `Signals` to [N]. `ScoredModel` combines a probe with its scores and is what export
+traces, so pool scoring in torch and the vehicle's graph are the same object.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from misfire_runtime.errors import ConfigError
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put in front of a layer's name."""
+# A message stays readable; networks have hundreds of layers.
 _LAYERS_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What one forward pass exposes.
+    """Holds what one forward pass exposes.
 
-    outputs: the task's answer: logits [N,K], values [N,J], heatmaps [N,J,H,W] or pixel logits [N,K,H,W].
-    last_input: what the last linear or 1x1-conv layer sees: [N,C] or [N,C,H,W].
-    features: named intermediate maps [N,C_i,H_i,W_i].
-    weight, bias: parameters of the last layer, [K,C] (1x1 kernels flattened) and [K].
+    Attributes:
+        outputs: the task's answer: logits [N,K], values [N,J], heatmaps [N,J,H,W] or pixel logits [N,K,H,W].
+        last_input: the input of the last linear or 1x1-conv layer, [N,C] or [N,C,H,W].
+        features: named intermediate maps [N,C_i,H_i,W_i].
+        weight, bias: parameters of the last layer, [K,C] (1x1 kernels flattened) and [K].
     """
 
     outputs: Tensor
@@ -40,12 +42,12 @@ class Signals:
 
     @property
     def embedding(self) -> Tensor:
-        """[N,C], L2-normalised: the last layer's input, averaged over pixels where there are any."""
+        """Returns the last layer's input, averaged over pixels if it has any, L2-normalised: [N,C]."""
         flat = self.last_input if self.last_input.ndim == 2 else self.last_input.flatten(2).mean(2)
         return flat / flat.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
     def float(self) -> Signals:
-        """The same in fp32, in which scores compute; itself where it is so already."""
+        """Returns the same in fp32, in which scores compute; itself if it is fp32 already."""
         if self.outputs.dtype == self.last_input.dtype == torch.float32:
             return self
         weight, bias = (None if value is None else value.float() for value in (self.weight, self.bias))
@@ -54,10 +56,13 @@ class Signals:
 
 
 class Score(nn.Module):
-    """A failure score: `forward(signals)` gives [N], higher means a failure is likelier.
+    """Is a failure score: `forward(signals)` returns [N]; higher means a failure is likelier.
 
-    name: as in the graph's output `score.<name>`.  free: needs nothing but the task's outputs.
-    definition: one line for the manifest.  exportable: traces into the graph (no autograd, no sampling).
+    Attributes:
+        name: as in the graph's output `score.<name>`.
+        free: needs only the task's outputs.
+        definition: one line for the manifest.
+        exportable: traces into the graph (no autograd, no sampling).
     """
 
     name: str = ""
@@ -71,18 +76,22 @@ class Score(nn.Module):
         return cls(**recipe.options)
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N] from one forward pass."""
+        """Returns scores [N] from one forward pass."""
         raise NotImplementedError
 
 
 class Probe(nn.Module):
-    """Runs `model` once and returns Signals. The model's own outputs are untouched.
+    """Runs `model` once and returns Signals. The model's own outputs are unchanged.
 
-    model: any module whose forward maps image [N,C,H,W] to the task's output tensor.
-    last_layer: name of its last nn.Linear or 1x1 nn.Conv2d, as in `model.named_modules()`; what torch.compile
-    and DataParallel put in front may be left out.  features: names of the layers whose outputs heads want.
-    output: of a model that gives a dict or a tuple, the key or position of the answer.
-    Raises ValueError where a name does not exist, with the nearest ones.
+    Args:
+        model: any module whose forward maps image [N,C,H,W] to the task's output tensor.
+        last_layer: name of its last nn.Linear or 1x1 nn.Conv2d, as in `model.named_modules()`; prefixes of
+            torch.compile and DataParallel may be left out.
+        features: names of the layers whose outputs heads read.
+        output: of a model that returns a dict or a tuple, the key or position of the answer.
+
+    Raises:
+        ValueError: a name does not exist; it gives the nearest ones.
     """
 
     def __init__(
@@ -103,7 +112,7 @@ class Probe(nn.Module):
         self._taps = {name: modules[name] for name in self.feature_names}
 
     def forward(self, image: Tensor) -> Signals:
-        """image [N,C,H,W] to Signals."""
+        """Returns the Signals of images [N,C,H,W]."""
         captured: dict[str, Tensor] = {}
         last: list[Tensor] = []
 
@@ -126,13 +135,14 @@ class Probe(nn.Module):
                 "head?): name the layer that gives the answer with last_layer"
             )
         weight = self._last.weight.flatten(1)
+        # A layer that is called more than once gives the answer in its last call.
         return Signals(outputs, last[-1], captured, weight, self._last.bias)
 
 
 def answer_of(given: Any, output: str = "") -> Tensor:
-    """The answer among what a model returned: the tensor, or the one of this key or position.
+    """Returns the answer among what a model returned: the tensor, or the one of this key or position.
 
-    Raises ConfigError where it returned several and none is named, or another name than there is.
+    Raises ConfigError if the model returned several and none is named, or the name does not exist.
 
     >>> answer_of({"out": torch.ones(1, 2), "aux": torch.zeros(1, 2)}, "out")
     tensor([[1., 1.]])
@@ -160,7 +170,7 @@ def answer_of(given: Any, output: str = "") -> Tensor:
 
 
 def _layer_named(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """The full name of a layer. Raises ValueError with the nearest names where there is none."""
+    """Returns the full name of a layer. Raises ValueError with the nearest names if there is none."""
     if name in modules:
         return name
     plain = {_without_wrappers(full): full for full in modules}
@@ -184,7 +194,7 @@ def _without_wrappers(name: str) -> str:
 
 
 class ScoredModel(nn.Module):
-    """A probe and its scores as one module: image -> {output_name, score.<name>..., embedding}."""
+    """Combines a probe and its scores in one module: image -> {output_name, score.<name>..., embedding}."""
 
     def __init__(self, probe: Probe, scores: Iterable[Score], *, output_name: str = "logits") -> None:
         super().__init__()
@@ -193,7 +203,7 @@ class ScoredModel(nn.Module):
         self.output_name = output_name
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """All outputs from one forward pass; each score is [N] float32."""
+        """Returns all outputs from one forward pass; each score is [N] float32."""
         signals = self.probe(image)
         result, whole = {self.output_name: signals.outputs}, signals.float()
         for score in self.scores:

@@ -1,7 +1,7 @@
-"""What a training run is told: TOML checked by pydantic, every error with file, line and what was expected.
+"""Defines the configuration of a training run, TOML checked by pydantic.
 
-file --read_train_config--> TrainConfig; the command line's options are laid over it. The whole config stands
-in run.json, so that a run can be repeated from its own record.
+file --read_train_config--> TrainConfig; options of the command line override it. Every error names file, line
+and what was expected. run.json repeats the whole config, so that a run can be repeated from its own record.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from misfire_runtime.toml import TomlFile, read_toml
 
 
 class ModelTable(Table):
-    """The task network. name: None takes the task's small default; options go to the architecture."""
+    """Configures the task network.
+
+    name: None takes the task's small default; options go to the architecture.
+    """
 
     name: str | None = None
     options: dict[str, Any] = Field(default={})
 
 
 class SplitTable(Table):
-    """Shares of the data set's training half; they are scaled to what `field` leaves over.
+    """Configures shares of the data set's training half; they are scaled to what `field` leaves over.
 
-    train: fits the network.  validation: stops it.  holdout: losses for the head, which the network never
-    fitted.  calibration: quantiles and thresholds of the export.  field: set aside, as if still out there.
-    by_group: keeps a drive or track in one part.  limit: use only this many examples, None all.
+    train: fits the network. validation: stops it. holdout: losses for the head, which the network never
+    fitted. calibration: quantiles and thresholds of the export. field: set aside, as if still out there.
+    by_group: keeps a drive or track in one part. limit: maximum number of examples, None for all.
     """
 
     train: float = Field(default=0.58, gt=0, le=1)
@@ -40,7 +43,7 @@ class SplitTable(Table):
     limit: int | None = Field(default=None, ge=20)
 
     def fractions(self) -> dict[str, float]:
-        """Shares by part, summing to 1; `field` only where there is one."""
+        """Returns shares by part, summing to 1; `field` only if it is above 0."""
         parts = {name: getattr(self, name) for name in ("train", "validation", "holdout", "calibration")}
         rest = (1 - self.field) / sum(parts.values())
         scaled = {name: value * rest for name, value in parts.items()}
@@ -48,10 +51,11 @@ class SplitTable(Table):
 
 
 class TrainingTable(Table):
-    """How the network is fitted: AdamW, a short warm-up, then a cosine to zero.
+    """Configures how the network is fitted: AdamW, a short warm-up, then a cosine to zero.
 
-    patience: epochs without a better validation loss before it stops.  shift: largest random shift in
-    pixels, None a fourteenth of the side.  flip: random mirror images (not for what has a left and a right).
+    patience: epochs without a better validation loss before it stops. shift: largest random shift in
+    pixels, None a fourteenth of the side. flip: random mirror images (not for targets with a left and a
+    right).
     corrupt: share of training images that get a random corruption.
     """
 
@@ -67,10 +71,10 @@ class TrainingTable(Table):
 
 
 class FailureTable(Table):
-    """What counts as a failure where the loss is a number: regression, keypoints, segmentation.
+    """Configures what counts as a failure if the loss is a number: regression, keypoints, segmentation.
 
-    threshold: a loss above it is a failure.  None reads it off the clean held-out losses, of which `share`
-    then lie above it. Never off the test half.
+    threshold: a loss above it is a failure. None reads it off the clean held-out losses, of which `share`
+    are above it. It is never read off the test half.
     """
 
     threshold: float | None = Field(default=None, ge=0)
@@ -81,11 +85,11 @@ Objective = Literal["learning-loss", "learning-loss-pp", "rank-bce", "log-loss-r
 
 
 class HeadTable(Table):
-    """How the failure score is fitted; see docs/detectors.md. None takes what the recipe says.
+    """Configures how the failure score is fitted; see docs/detectors.md. None takes the recipe's value.
 
     recipe: learning-loss-pp (the default), or a paper's own by name; "none" trains no head.
     layers: the task network's layers to attach to; empty takes the architecture's own.
-    families: corruption library; None takes all, an empty list none.  copies: corrupted copies per image.
+    families: corruption library; None takes all, an empty list none. copies: corrupted copies per image.
     joint: let the head's gradients into the task network, until after `detach_epoch` (Yoo & Kweon).
     folds: 2 or more fits the head on cross-fitted losses of that many networks instead of a holdout.
     """
@@ -106,7 +110,10 @@ class HeadTable(Table):
 
 
 class TrainConfig(Table):
-    """Everything that decides a run. data: folder of the published sets; None looks in the usual places."""
+    """Holds everything that decides a run.
+
+    data: folder of the published sets; None searches the usual places.
+    """
 
     dataset: str = "digits"
     data: RelativePath | None = None
@@ -125,10 +132,11 @@ class TrainConfig(Table):
 
 
 def read_train_config(path: Path, *, overrides: dict[str, Any] | None = None) -> TrainConfig:
-    """A config file with options laid over it. Raises ConfigError with file, line, key and what was expected.
+    """Returns a config file with overriding options.
 
-    Paths in the file are relative to its folder.
-    overrides: by dotted key, such as {"training.epochs": 3}; None values are left out.
+    Paths in the file are relative to its folder. overrides: by dotted key, such as {"training.epochs": 3};
+    None
+    values are left out. Raises ConfigError with file, line, key and what was expected.
     """
     return _checked(read_toml(path), overrides or {})
 
@@ -136,7 +144,7 @@ def read_train_config(path: Path, *, overrides: dict[str, Any] | None = None) ->
 def parse_train_config(
     values: dict[str, Any], *, overrides: dict[str, Any] | None = None, source: str = "options"
 ) -> TrainConfig:
-    """Checks values that came from no file, and options over them; `source` is what errors call them.
+    """Checks values that came from no file, and options that override them; `source` names them in errors.
 
     Raises ConfigError that names the key.
     """

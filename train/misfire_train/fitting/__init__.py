@@ -1,1 +1,1 @@
-"""Fits what a run consists of: the task network, its failure threshold, its head, alone or by folds."""
+"""Fits the parts of a run: the task network, its failure threshold, and its head."""

@@ -1,8 +1,8 @@
 """Fits the task network: batches -> forward -> task loss -> AdamW, by epoch; it can be killed at any time.
 
-Everything random in an epoch comes from (seed, epoch) alone: order, shifts, corruptions, dropout. So one file
+Everything random in an epoch (order, shifts, corruptions, dropout) depends only on (seed, epoch). So one file
 written after each epoch (weights, optimiser, best weights so far, history) is all that a resumed run needs to
-end where an uninterrupted one ends, bit for bit on one machine. accelerate picks the hardware.
+end as an uninterrupted one does, bit for bit on one machine. accelerate picks the hardware.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 class JointObjective(Protocol):
-    """A head that trains along with the network and may send gradients into it."""
+    """Is a head that trains along with the network and may send gradients into it."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser takes over."""
+        """Returns the parameters that the optimiser takes over."""
         ...
 
     def loss(self, signals: Signals, losses: Tensor, *, epoch: int) -> Tensor:
-        """A scalar from a batch's signals and its [N] task losses."""
+        """Returns a scalar from a batch's signals and its [N] task losses."""
         ...
 
 
 @dataclass(frozen=True)
 class FitData:
-    """What a network is fitted on. repeats: [N] how often each training example is seen in an epoch."""
+    """Holds what a network is fitted on. repeats: [N], how often an epoch shows each training example."""
 
     train: Examples
     validation: Examples
@@ -56,7 +56,7 @@ class FitData:
     repeats: NDArray[np.int64] | None = None
 
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Positions of one epoch, shuffled."""
+        """Returns the positions of one epoch, shuffled."""
         positions = np.arange(len(self.train))
         if self.repeats is not None:
             positions = np.repeat(positions, self.repeats)
@@ -65,9 +65,11 @@ class FitData:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where a fit is saved after every epoch. resume: start from there, if it is there.
+    """Specifies how a fit is saved after every epoch.
 
-    key: identifies what is trained; a checkpoint of something else is refused.
+    resume: start from the file, if there is one. key: identifies what is trained; a checkpoint of something
+    else
+    is refused.
     """
 
     path: Path
@@ -77,7 +79,7 @@ class Saving:
 
 @dataclass
 class Progressed:
-    """Where a fit stands. best: validation loss and its epoch (from 0); bad: epochs since."""
+    """Holds the progress of a fit. best: validation loss and its epoch (from 0)."""
 
     epoch: int = 0
     best_loss: float = math.inf
@@ -99,8 +101,9 @@ def fit_network(
 ) -> Progressed:
     """Trains `probe.model` in place and leaves it in eval mode with the weights of its best epoch.
 
-    Raises ConfigError where the loss becomes NaN (the learning rate is too high), or where `saving` has a
-    checkpoint of something else.
+    Raises ConfigError if the loss becomes NaN (the learning rate is too high), or if `saving` has a
+    checkpoint of
+    something else.
     """
     reporter = reporter or Reporter(quiet=True)
     accelerator = Accelerator()
@@ -146,7 +149,7 @@ def fit_network(
 def evaluate(
     model: nn.Module, examples: Examples, *, task: Task, contract: InputContract, batch: int = 256
 ) -> tuple[float, float]:
-    """Mean sample loss and accuracy, in eval mode; the mode that was set is restored."""
+    """Returns mean sample loss and accuracy in eval mode; the previous mode is restored."""
     device = next(model.parameters()).device
     outputs = []
     training = model.training
@@ -163,7 +166,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Loop:
-    """What every epoch needs. Everything random in one comes from (seed, epoch) alone."""
+    """Holds what every epoch needs. Everything random in an epoch depends only on (seed, epoch)."""
 
     accelerator: Accelerator
     probe: nn.Module
@@ -177,6 +180,8 @@ class _Loop:
 
     def epoch(self, number: int) -> float:
         """Trains one epoch; returns its mean loss."""
+        # A prime above the largest number of epochs: no two (seed, epoch) pairs of small seeds share a
+        # generator.
         torch.manual_seed((self.seed * 1_000_003 + number) % 2**63)
         generator = np.random.default_rng([self.seed, number])
         batches = list(_batches(self.data.order(generator), self.table.batch, self.accelerator))
@@ -203,14 +208,16 @@ class _Loop:
             )
         self.optimizer.zero_grad()
         self.accelerator.backward(whole)
+        # A rare large gradient must not undo an epoch.
         self.accelerator.clip_grad_norm_(self.probe.parameters(), 5.0)
         self.optimizer.step()
         return loss.detach()
 
 
 def _batches(order: NDArray[np.int64], size: int, accelerator: Accelerator) -> Iterator[NDArray[np.int64]]:
-    """This process's batches; a last one of a single example is left out: batch norm cannot use it."""
+    """Yields this process's batches; a last one of a single example is left out: batch norm cannot use it."""
     mine = order[accelerator.process_index :: accelerator.num_processes]
+    # Every process needs the same number of batches, or the others would wait for its gradients.
     mine = mine[: len(order) // accelerator.num_processes]
     for start in range(0, len(mine), size):
         part = mine[start : start + size]

@@ -1,11 +1,11 @@
-"""A head without a holdout: losses from networks of K folds, each scoring the fold that it never saw.
+"""Fits a head without a holdout, on losses of networks that never saw the frame's fold.
 
     pool --K folds--> K networks, each without its fold --collect--> parts and losses of every image --> head
 
 The task network that is kept is trained on the whole pool. Embeddings and feature channels of two networks
-have nothing to do with each other, so a cross-fitted head reads the answer's statistics and the distances to
-its own network's memory, which are comparable, and no features. Costs K more trainings of the network. Their
-weights stay in the run, so that the head can be fitted again on the same cross-fitted losses.
+are unrelated, so a cross-fitted head reads the answer's statistics and the distances to its own network's
+memory, which are comparable, and no features. This costs K more trainings of the network. Their weights stay
+in the run, so that the head can be fitted again on the same cross-fitted losses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from misfire_train.train_config import TrainingTable
 
 @dataclass(frozen=True)
 class FoldNetwork:
-    """A network of one fold. seen: what it was trained on.  unseen: its fold, whose losses a head learns."""
+    """Holds the network of one fold.
+
+    seen: its training data. unseen: its fold, whose losses a head learns.
+    """
 
     probe: Probe
     seen: Examples
@@ -66,7 +69,7 @@ def deal_folds(pool: Examples, *, folds: int, seed: int) -> list[tuple[str, ...]
 
 
 def with_new(ids: Sequence[Sequence[str]], pool: Examples) -> list[tuple[str, ...]]:
-    """Returns a parent's folds with the new examples of `pool`, each in the fold that its group's name says.
+    """Returns a parent's folds with the new examples of `pool`, each in the fold of its group's name.
 
     A network that goes on from the parent's must never have seen its fold, in any generation.
     """
@@ -84,9 +87,9 @@ def networks_of_folds(
     """Returns a network like `probe.model` for each fold, with its own weights.
 
     Args:
-        probe: Says which layers are read.
-        pool: All examples; of a fold those count that are in it.
-        ids: Ids of each fold.
+        probe: Names the layers that are read.
+        pool: All examples.
+        ids: Ids of each fold; only those in `pool` count.
         starts: Weights of each fold's network.
     """
     networks = []
@@ -111,7 +114,7 @@ def fit_folds(
     seed: int,
     reporter: Reporter | None = None,
 ) -> None:
-    """Trains each network on what is not in its fold, in place."""
+    """Trains each network in place on everything outside its fold."""
     reporter = reporter or Reporter(quiet=True)
     for number, network in enumerate(networks):
         reporter.line(
@@ -159,7 +162,7 @@ def fit_head_on_folds(
 def kept_folds(run: Run, pool: Examples) -> list[FoldNetwork]:
     """Returns a run's fold networks, frozen; none if it kept none.
 
-    pool: what its network was trained on; uploads that are not at hand are left out.
+    pool: what its network was trained on; missing uploads are left out.
     """
     weights = fold_weights(run)
     networks = networks_of_folds(run.probe, pool, fold_ids(run), weights) if weights else []

@@ -1,11 +1,10 @@
-"""What counts as a failure where the loss is a number, settled once per run and before anything is judged.
+"""Settles what counts as a failure if the loss is a number, once per run and before anything is judged.
 
     a threshold in the config -------------------------------+
     clean held-out losses of the network --quantile(1-share)-+--> Task that fails above it, FailureRecord
 
-The record stands in run.json. The was-it-wrong term of the head, `misfire evaluate`, `misfire export` and
-retraining all take it from there (`Run.task`), so that they speak of the same failures. Test losses have no
-say in it.
+The record is in run.json. The was-it-wrong term of the head, `misfire evaluate`, `misfire export` and
+retraining all read it (`Run.task`), so that they mean the same failures. Test losses have no influence on it.
 """
 
 from __future__ import annotations
@@ -31,10 +30,21 @@ def settle_failures(
     table: FailureTable,
     part: str = "holdout",
 ) -> tuple[Task, FailureRecord | None]:
-    """(the task with its failures said, the record for run.json; None where the task itself says them).
+    """Returns the task with its failures defined, and the record for run.json.
 
-    held_out: clean images that the network never fitted; part: what to call them.
-    Raises ConfigError where there is none, or where a loss is NaN or negative, naming the samples.
+    Args:
+        probe: the network.
+        task: what it does.
+        held_out: clean images that the network never fitted.
+        contract: the network's input.
+        table: the configured threshold or share.
+        part: name of the held-out images in the record.
+
+    Returns:
+        The task, and the record; None if the task itself defines failures.
+
+    Raises:
+        ConfigError: there is no held-out image, or a loss is NaN or negative; names the samples.
     """
     if table.threshold is not None:
         settled = task.with_threshold(table.threshold)
@@ -50,7 +60,10 @@ def settle_failures(
 
 @torch.no_grad()
 def clean_losses(probe: Probe, task: Task, examples: LabelledSet, *, contract: InputContract) -> Tensor:
-    """[N] sample losses in eval mode. Raises ConfigError naming samples whose loss is NaN or negative."""
+    """Returns sample losses [N] in eval mode.
+
+    Raises ConfigError that names samples with a NaN or negative loss.
+    """
     device = next(probe.parameters()).device
     with evaluating(probe):
         outputs = [on_cpu(probe(images.to(device))).outputs for images in image_batches(examples, contract)]

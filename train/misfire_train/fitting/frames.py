@@ -1,4 +1,4 @@
-"""The frames that scores are fitted on, for `misfire evaluate` and `misfire export` alike.
+"""Chooses the frames that scores are fitted on, for `misfire evaluate` and `misfire export`.
 
 run, parts --frames_to_fit--> what its network was trained on, what it never fitted
 examples --signals_to_fit (at most MAX_FIT, evenly spaced)--> FitSet
@@ -20,17 +20,20 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class FitFrames:
-    """fit: frames that a network was trained on.  holdout: labelled ones that it never fitted."""
+    """Holds the frames that a run's scores are fitted on.
+
+    fit: frames that its network was trained on. holdout: labelled ones that it never fitted.
+    """
 
     fit: Examples | None
     holdout: Examples | None
 
 
 def frames_to_fit(run: Run, parts: Mapping[str, Examples]) -> FitFrames:
-    """Returns what a run's scores are fitted on, of the parts that `run_splits` gives.
+    """Returns the frames that a run's scores are fitted on, from the parts that `run_splits` returns.
 
     The network of a cross-fitted run was trained on the holdout as well: its losses there are training
-    losses. Its validation part only stopped the training, and stands in.
+    losses. Its validation part, which only stopped the training, is used instead.
     """
     train, holdout = parts.get("train"), parts.get("holdout")
     if not run.config.head.folds:

@@ -1,8 +1,8 @@
-"""A head that trains along with the task network, as Yoo & Kweon do: on its training losses.
+"""Trains a head along with the task network, as Yoo & Kweon do: on its training losses.
 
 Until `detach_epoch` the head's gradients flow into the network; after it (epoch > detach_epoch, from 0)
-features are detached. Kept for comparison: training losses vanish as the network memorises, and the gradients
-cost accuracy. The default recipe does neither.
+features are detached. It is kept for comparison: training losses vanish as the network memorises, and the
+gradients cost accuracy. The default recipe does neither.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from misfire_train.tasks import Task
 
 
 class JointHead:
-    """A gap or conv head inside the training loop. weight: lambda of its loss beside the task's."""
+    """Is a gap or conv head inside the training loop. weight: lambda of its loss beside the task's."""
 
     def __init__(self, head: LossHead, recipe: HeadRecipe, *, weight: float, detach_epoch: int) -> None:
         self.head, self.recipe, self.weight, self.detach_epoch = head, recipe, weight, detach_epoch
@@ -30,17 +30,18 @@ class JointHead:
     def attach(
         cls, probe: Probe, recipe: HeadRecipe, *, contract: InputContract, weight: float, epochs: int
     ) -> JointHead:
-        """A fresh head for this network; detaches after three fifths of the epochs unless told."""
+        """Returns a fresh head for this network; by default it detaches after three fifths of the epochs."""
+        # Three fifths, as in the published code: 120 of 200 epochs.
         detach = recipe.detach_epoch if recipe.detach_epoch is not None else int(0.6 * epochs)
         head = candidate_heads(probe, recipe, contract=contract)[0]
         return cls(head, recipe, weight=weight, detach_epoch=detach)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the network's optimiser takes over."""
+        """Returns the parameters that the network's optimiser takes over."""
         return list(self.head.parameters())
 
     def loss(self, signals: Signals, losses: Tensor, *, epoch: int) -> Tensor:
-        """weight * objective(predicted, true losses of this batch), a scalar."""
+        """Returns weight * objective(predicted, true losses of this batch), a scalar."""
         if epoch > self.detach_epoch:
             signals = detached(signals)
         self.head.to(losses.device).train()
@@ -53,7 +54,7 @@ class JointHead:
     def finish(
         self, probe: Probe, *, task: Task, holdout: Examples, contract: InputContract, state: Progressed
     ) -> Fitted:
-        """The head as it is now, checked on held-out images."""
+        """Returns the head as it is now, checked on held-out images."""
         self.head.cpu().eval().requires_grad_(False)
         self.head.recipe = self.recipe.name
         check = collect(probe, self.head, holdout, task=task, contract=contract)
@@ -61,7 +62,7 @@ class JointHead:
 
 
 def detached(signals: Signals) -> Signals:
-    """The same numbers without a way back into the network."""
+    """Returns the same numbers without gradients into the network."""
     features = {name: maps.detach() for name, maps in signals.features.items()}
     return Signals(
         signals.outputs.detach(), signals.last_input.detach(), features, signals.weight, signals.bias

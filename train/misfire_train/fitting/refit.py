@@ -1,12 +1,12 @@
-"""A learned head fitted again without one corruption family, for the gate to judge on that family.
+"""Fits a learned head again without one corruption family, so that the gate can judge it on that family.
 
 held-out frames --corrupted by every family but one--> head --torch--> its scores on frames of that one
 
-A head is trained on a library of corruptions. On a family of that library it can only be judged by a head
-that never saw it: else "held-out corruption" would be a corruption that it knows. A head that was
-cross-fitted is fitted again on the losses of the same folds' networks: the run's own network has been trained
-on those frames, and its losses there would be training losses. `misfire evaluate` and `misfire export` both
-go by this file.
+A head is trained on a library of corruptions. On a family of that library only a head that never saw it can
+be
+judged; else "held-out corruption" would be a corruption that it knows. A head that was cross-fitted is fitted
+again on the losses of the same folds' networks: the run's own network has been trained on those frames, and
+its losses there would be training losses. `misfire evaluate` and `misfire export` share this file.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ from misfire_train.tasks import Task
 
 @dataclass(frozen=True)
 class Refit:
-    """How a head was fitted, and so how to fit it again. name: of its score.
+    """Holds how a head was fitted, and so how to fit it again.
 
-    train: the frames that its network was trained on.  holdout: those that it never fitted; None where they
-    are not at hand.  folds: the networks whose losses a cross-fitted head learns instead.  obstacle: why the
-    head cannot be fitted again even with its frames, or "".
+    Attributes:
+        name: of its score.
+        train: frames that its network was trained on.
+        holdout: frames that it never fitted, None if they are not available.
+        folds: networks whose losses a cross-fitted head learns instead.
+        obstacle: why the head cannot be fitted again even with its frames, or "".
     """
 
     name: str
@@ -52,14 +55,14 @@ class Refit:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Corruption families that the head was trained on."""
+        """Returns the corruption families that the head was trained on."""
         if self.recipe.copies == 0:
             return ()
         return tuple(FAMILIES) if self.recipe.families is None else self.recipe.families
 
     @property
     def why_not(self) -> str:
-        """Why it cannot be fitted again; "" where it can."""
+        """Returns why it cannot be fitted again, "" if it can."""
         if self.obstacle:
             return self.obstacle
         given = self.train is not None and (self.holdout is not None or bool(self.folds))
@@ -67,11 +70,11 @@ class Refit:
 
     @property
     def possible(self) -> bool:
-        """Whether it can be fitted again here."""
+        """Returns whether it can be fitted again here."""
         return not self.why_not
 
     def scores(self, family: str, frames: Examples) -> NDArray[np.float64]:
-        """[N] of these frames, by a head fitted without the family; in torch and fp32."""
+        """Returns scores [N] of these frames, by a head fitted without the family; in torch and fp32."""
         fitted = self._fit(tuple(name for name in self.families if name != family))
         values = compute(self.probe, frames, [fitted.head], task=self.task, contract=self.contract, batch=64)
         return np.asarray(values[fitted.head.name], np.float64)

@@ -1,4 +1,4 @@
-"""Heads that predict a task model's loss, and the recipes by which they are built and trained.
+"""Provides heads that predict a task model's loss, and the recipes by which they are built and trained.
 
 recipe_named("learning-loss-pp")  how it is built, what it is trained on
 ResidualHead                      the default: a free score, corrected

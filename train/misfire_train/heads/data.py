@@ -1,4 +1,4 @@
-"""What a head learns from: parts, losses and failures of images that the task network never fitted.
+"""Collects what a head learns from: parts, losses and failures of images that the task network never fitted.
 
 labelled images, clean and corrupted --probe, eval, no grad--> LossSet (one row per image and version)
 """
@@ -31,7 +31,7 @@ BATCH = 256
 
 
 class LabelledSet(Protocol):
-    """N labelled images: Examples, or TensorSet."""
+    """Is a set of N labelled images: Examples, or TensorSet."""
 
     @property
     def ids(self) -> tuple[str, ...]: ...
@@ -42,17 +42,17 @@ class LabelledSet(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Any, contract: InputContract) -> Tensor:
-        """[n,C,H,W] float32."""
+        """Returns [n,C,H,W] float32."""
         ...
 
     def take(self, indices: Any) -> LabelledSet:
-        """Those at these positions."""
+        """Returns the images at these positions."""
         ...
 
 
 @dataclass(frozen=True)
 class TensorSet:
-    """Network input that is in memory already. images: [N,C,H,W]; targets: N of them."""
+    """Holds network input in memory. images: [N,C,H,W]; targets: N of them."""
 
     images: Tensor
     targets: Any
@@ -60,7 +60,7 @@ class TensorSet:
 
     @classmethod
     def of(cls, images: Tensor, targets: Any) -> TensorSet:
-        """Named by position. Raises ConfigError where there are not as many of both."""
+        """Returns a set named by position. Raises ConfigError if the numbers of images and targets differ."""
         if len(images) != len(targets):
             raise ConfigError(f"{len(images)} images but {len(targets)} targets")
         return cls(images, targets, tuple(f"#{i}" for i in range(len(images))))
@@ -69,11 +69,11 @@ class TensorSet:
         return len(self.images)
 
     def batch(self, indices: Any, contract: InputContract) -> Tensor:
-        """[n,C,H,W] as they are."""
+        """Returns [n,C,H,W] as they are."""
         return self.images[torch.as_tensor(np.asarray(indices))]
 
     def take(self, indices: Any) -> TensorSet:
-        """Those at these positions."""
+        """Returns the images at these positions."""
         chosen = np.asarray(indices)
         return TensorSet(
             self.images[torch.as_tensor(chosen)], self.targets[chosen], tuple(self.ids[i] for i in chosen)
@@ -82,10 +82,15 @@ class TensorSet:
 
 @dataclass(frozen=True)
 class LossSet:
-    """R rows. parts: [R,...] each; losses: [R,U], NaN where a unit is missing; frame_losses: [R].
+    """Holds R rows, one for each image and version.
 
-    failed: [R] bool, None where the task has no failure.  image: [R] which image a row shows.
-    clean: [R] bool, False for corrupted copies.
+    Attributes:
+        parts: [R,...] each.
+        losses: [R,U], NaN if a unit is missing.
+        frame_losses: [R].
+        failed: [R] bool, None if the task has no failure.
+        image: [R], the image that a row shows.
+        clean: [R] bool, False for corrupted copies.
     """
 
     parts: Parts
@@ -99,7 +104,7 @@ class LossSet:
         return len(self.losses)
 
     def take(self, rows: Tensor) -> LossSet:
-        """Some rows."""
+        """Returns the rows at these positions."""
         failed = None if self.failed is None else self.failed[rows]
         parts = tuple(part[rows] for part in self.parts)
         return LossSet(
@@ -108,7 +113,7 @@ class LossSet:
 
 
 def join_sets(sets: Sequence[LossSet]) -> LossSet:
-    """All rows of several."""
+    """Returns all rows of several sets."""
     failed = [s.failed for s in sets if s.failed is not None]
     return LossSet(
         parts=tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True)),
@@ -121,7 +126,7 @@ def join_sets(sets: Sequence[LossSet]) -> LossSet:
 
 
 def image_batches(examples: LabelledSet, contract: InputContract, *, size: int = BATCH) -> Iterator[Tensor]:
-    """Network input, batch by batch."""
+    """Yields network input, batch by batch."""
     for start in range(0, len(examples), size):
         yield examples.batch(np.arange(start, min(start + size, len(examples))), contract)
 
@@ -136,7 +141,10 @@ def collect(
     contract: InputContract,
     clean: bool = True,
 ) -> LossSet:
-    """One pass over the images: the head's parts and the losses. Raises ConfigError naming bad losses."""
+    """Returns the head's parts and the losses from one pass over the images.
+
+    Raises ConfigError on bad losses.
+    """
     device = next(probe.parameters()).device
     parts: list[Parts] = []
     outputs: list[Tensor] = []
@@ -160,7 +168,7 @@ def collect(
 
 
 def on_cpu(signals: Signals) -> Signals:
-    """The same signals where heads are trained."""
+    """Returns the same signals on the CPU, where heads are trained."""
     features = {name: maps.cpu() for name, maps in signals.features.items()}
     weight = None if signals.weight is None else signals.weight.cpu()
     bias = None if signals.bias is None else signals.bias.cpu()
@@ -168,9 +176,9 @@ def on_cpu(signals: Signals) -> Signals:
 
 
 def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequence[str]) -> Tensor:
-    """[N] sample losses. Raises ConfigError naming samples whose loss is NaN, infinite or negative.
+    """Returns sample losses [N]. Raises ConfigError that names samples with a NaN, infinite or negative loss.
 
-    The same where outputs or targets are not what the task is about.
+    It also raises ConfigError if outputs or targets do not fit the task.
     """
     require_fit(task, outputs, targets)
     try:
@@ -180,7 +188,7 @@ def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequenc
 
 
 def corrupted_copies(examples: Examples, recipe: HeadRecipe, *, seed: int) -> list[Examples]:
-    """`recipe.copies` versions, each image by a family and severity of its own, some by two after another.
+    """Returns `recipe.copies` versions, each image with its own family and severity, some with two families.
 
     Raises ConfigError on an unknown family.
     """
@@ -192,6 +200,7 @@ def corrupted_copies(examples: Examples, recipe: HeadRecipe, *, seed: int) -> li
             )
     if not names:
         return []
+    # A prime above any number of copies keeps the seeds of two runs apart.
     return [
         _copy(examples, names, recipe.mixed, seed=seed * 1009 + number) for number in range(recipe.copies)
     ]
@@ -207,10 +216,11 @@ def _copy(examples: Examples, families: Sequence[str], mixed: float, *, seed: in
             image = corrupt(image, families[family], severity=int(generator.integers(1, 6)), seed=own)
         return image
 
+    # Not cached: each copy is read once.
     lazy = DecodedImages(decode, count=len(examples), max_cache_bytes=0)
     return Examples(lazy, examples.targets, examples.ids, examples.groups)
 
 
 def augmented(examples: TensorSet, augment: Callable[[Tensor], Tensor], *, copies: int) -> list[TensorSet]:
-    """Versions of tensors by a function of the caller's, [n,C,H,W] to the same."""
+    """Returns versions of tensors by a function of the caller's, [n,C,H,W] to the same."""
     return [TensorSet(augment(examples.images), examples.targets, examples.ids) for _ in range(copies)]

@@ -1,11 +1,10 @@
-"""What the head remembers of the training set: embeddings to be near to, and what was true there.
+"""Keeps what a head remembers of the training set: embeddings as neighbours, and their labels.
 
-embedding [N,C] -> [N,D]: distances to the nearest of the bank and, where targets are classes, whether its
-neighbours' labels agree with the answer, and how far the prototypes are. The bank is a buffer in the graph.
-
-A bank of wide embeddings is kept by its principal components: a vehicle reads it from memory whole for every
-frame, and that is most of what a head costs. Nothing of the frame itself is dropped: what sticks out of the
-components is part of its distance to everything.
+embedding [N,C] -> [N,D]: distances to the nearest of the bank and, if targets are classes, whether its
+neighbours' labels agree with the answer, and the distances of the prototypes. The bank is a buffer in the
+graph. A bank of wide embeddings is kept by its principal components: a vehicle reads the whole bank from
+memory for every frame, and that is most of what a head costs. Nothing of the frame itself is dropped: its
+part outside the components counts in its distance to everything.
 """
 
 from __future__ import annotations
@@ -22,16 +21,19 @@ BANK_ROWS = 2048
 WHOLE = 128
 """Embeddings up to this width are kept as they are,"""
 COMPONENTS = 64
-"""wider ones by so many principal components."""
+"""wider ones by this number of principal components."""
 _NEAR = 1e-4
 """Under the root: two engines' rounding of a distance near zero must not become a difference in the score."""
 
 
 class Memory(nn.Module):
-    """What is kept of `rows` embeddings of `width` numbers; `kept` of them, by default see COMPONENTS.
+    """Holds `rows` embeddings of `width` numbers, of which `kept` are kept (default: see COMPONENTS).
 
-    bank: [M,kept].  votes: [M,K] one-hot labels; K = 0 where there are none.  prototypes: [K,kept].
-    middle: [C] and axes: [C,kept], the mean and principal axes, where kept < C.
+    Attributes:
+        bank: [M,kept].
+        votes: [M,K] one-hot labels; K = 0 without labels.
+        prototypes: [K,kept].
+        middle, axes: [C] and [C,kept], the mean and principal axes, if kept < C.
     """
 
     bank: Tensor
@@ -64,7 +66,7 @@ class Memory(nn.Module):
         kept: int | None = None,
         seed: int = 0,
     ) -> Memory:
-        """From training embeddings [N,C] and class labels [N]; more than `rows` are thinned.
+        """Builds a memory from training embeddings [N,C] and class labels [N]; more than `rows` are thinned.
 
         With labels the bank is drawn at random, so that votes stay in proportion; without, it covers.
         """
@@ -85,6 +87,7 @@ class Memory(nn.Module):
             hot = nn.functional.one_hot(labels.long(), classes).float()
             means = (hot.T @ embeddings) / hot.sum(0)[:, None].clamp_min(1)
         memory.prototypes.copy_(memory.components(means))
+        # A sample suffices for one mean.
         near = memory.distances(embeddings[chosen[:256]], memory.bank)
         nearest = near.topk(min(NEIGHBOURS + 1, len(chosen)), dim=1, largest=False).values[:, 1:]
         if nearest.numel():
@@ -92,11 +95,11 @@ class Memory(nn.Module):
         return memory
 
     def components(self, embeddings: Tensor) -> Tensor:
-        """[N,C] to what is kept of them, [N,kept]."""
+        """Returns what is kept of embeddings [N,C], [N,kept]."""
         return (embeddings - self.middle) @ self.axes if self.kept < self.width else embeddings
 
     def distances(self, embedding: Tensor, points: Tensor) -> Tensor:
-        """Squared, of whole embeddings [N,C] to kept points [M,kept]: [N,M]."""
+        """Returns squared distances [N,M] of whole embeddings [N,C] to kept points [M,kept]."""
         if self.kept == self.width:
             return squared_distances(embedding, points)
         moved = embedding - self.middle
@@ -104,7 +107,7 @@ class Memory(nn.Module):
         return (ahead + moved.square().sum(1, keepdim=True)).clamp_min(0)
 
     def forward(self, embedding: Tensor, outputs: Tensor) -> Tensor:
-        """[N,C] and, for classes, logits [N,K], to [N,D]."""
+        """Returns [N,D] for embeddings [N,C] and, for classes, logits [N,K]."""
         # One product for both: the vehicle pays for operations more than for numbers.
         known = self.distances(embedding, torch.cat((self.bank, self.prototypes)))
         to_bank, to_prototypes = torch.split(known, [self.rows, len(self.prototypes)], dim=1)
@@ -119,6 +122,8 @@ class Memory(nn.Module):
             parts = Softmax(outputs)
             p, answer = parts.p, parts.answer
             own = (centre * answer).sum(1, keepdim=True)
+            # Embeddings have norm 1, so no distance exceeds 2: adding 10 leaves the answer's own prototype
+            # out.
             other = (centre + 10 * answer).amin(1, keepdim=True)
             agreement = (votes * answer).sum(1, keepdim=True)
             disagreement = (votes - p).square().sum(1, keepdim=True)
@@ -135,7 +140,7 @@ class Memory(nn.Module):
 
 
 def principal_axes(embeddings: Tensor, count: int) -> Tensor:
-    """[N,C] to the `count` orthogonal directions [C,count] of largest variance, the largest last."""
+    """Returns the `count` orthogonal directions [C,count] of largest variance of [N,C], the largest last."""
     moved = (embeddings - embeddings.mean(0)).double()
     axes: Tensor = torch.linalg.eigh(moved.T @ moved).eigenvectors[:, -count:]
     return axes.to(embeddings.dtype)

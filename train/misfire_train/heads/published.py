@@ -1,4 +1,4 @@
-"""The papers' own heads: they see features only, and are kept for comparison and for those who want them.
+"""Implements the papers' own heads: they see only features, and are kept for comparison.
 
 GapHead    global average pooling of each map, a small layer each, one linear layer    (Yoo & Kweon 2019)
 ConvHead   maps merged from fine to coarse by strided convolutions, then an MLP        (Shukla & Ahmed 2021)
@@ -19,7 +19,7 @@ from misfire_train.signals import Signals
 
 
 class GapHead(LossHead):
-    """Learning Loss: mean over pixels -> Linear(C_i, hidden) -> ReLU, joined -> Linear(., 1).
+    """Is the head of Learning Loss: mean over pixels -> Linear(C_i, hidden) -> ReLU, joined -> Linear(., 1).
 
     channels: of each feature map, by layer name. 123,905 parameters on ResNet-18's 64, 128, 256, 512.
     """
@@ -35,31 +35,35 @@ class GapHead(LossHead):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments that build a head of the same shapes."""
+        """Returns keyword arguments that build a head of the same shapes."""
         return {"channels": self.channels, "hidden": self.hidden}
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Feature maps that it reads."""
+        """Returns the feature maps that it reads."""
         return tuple(self.channels)
 
     def extract(self, signals: Signals) -> Parts:
-        """One [N,C_i] per layer."""
+        """Returns one [N,C_i] per layer."""
         maps = [signals.features[name] for name in self.channels]
         return tuple(m.flatten(2).mean(2) if m.ndim > 2 else m for m in maps)
 
     def predict(self, parts: Parts) -> Tensor:
-        """[N,1]."""
+        """Returns scores [N,1]."""
         joined = [functional.relu(layer(part)) for layer, part in zip(self.lateral, parts, strict=True)]
         return self.last(torch.cat(joined, 1))  # type: ignore[no-any-return]
 
 
 class ConvHead(LossHead):
-    """LearningLoss++: from the finest map down, halve with a strided convolution and add the next map.
+    """Is the head of LearningLoss++, slimmed.
 
-    Slimmed: maps finer than `side` are first averaged to it, and every map is reduced to `width` channels by
-    a 1x1 convolution, so that it costs a few per cent of the network; the published one costs more than many
-    networks. The skip is added after the ReLU, as in the reference.
+    From the finest map down, it halves by a strided convolution and adds the next map. Maps finer than `side`
+    are
+    first averaged to it, and every map is reduced to `width` channels by a 1x1 convolution, so that it costs
+    a few
+    per cent of the network; the published one costs more than many networks. The skip is added after the
+    ReLU,
+    as in the reference.
     """
 
     recipe = "learning-loss-pp-paper"
@@ -78,16 +82,16 @@ class ConvHead(LossHead):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments that build a head of the same shapes."""
+        """Returns keyword arguments that build a head of the same shapes."""
         return {"channels": self.channels, "width": self.width, "side": self.side}
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Feature maps that it reads."""
+        """Returns the feature maps that it reads."""
         return tuple(self.channels)
 
     def extract(self, signals: Signals) -> Parts:
-        """One [N,C_i,h_i,w_i] per layer, none larger than `side`."""
+        """Returns one [N,C_i,h_i,w_i] per layer, none larger than `side`."""
         parts = []
         for name in self.channels:
             maps = signals.features[name]
@@ -100,7 +104,7 @@ class ConvHead(LossHead):
         return tuple(parts)
 
     def predict(self, parts: Parts) -> Tensor:
-        """[N,1]."""
+        """Returns scores [N,1]."""
         x = self.lateral[0](parts[0])
         for down, lateral, part in zip(self.down, self.lateral[1:], parts[1:], strict=True):
             size = (part.shape[2], part.shape[3])

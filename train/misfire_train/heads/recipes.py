@@ -1,4 +1,4 @@
-"""Recipes by name: which head, which objective, on which losses.
+"""Lists recipes by name: which head, which objective, on which losses.
 
 | name                   | head     | objective           | the network while it trains           |
 |------------------------|----------|---------------------|---------------------------------------|
@@ -26,13 +26,18 @@ from misfire_train.train_config import HeadTable
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How a head is trained.
+    """Specifies how a head is trained.
 
-    kind: residual, gap or conv.  wrong_weight: of the cross-entropy on "was it wrong", beside the objective.
-    copies: corrupted copies of each held-out image, beside the clean one.  mixed: share of them with two
-    corruptions.  clean_share: of the rows of a batch.  sees_features: a residual head reads the embedding and
-    statistics of feature maps too.  hidden, members: of its committee.  joint: the network trains along, with
-    gradients of the head until after `detach_epoch`, which None puts at three fifths of the epochs.
+    Attributes:
+        kind: residual, gap or conv.
+        wrong_weight: of the cross-entropy on "was it wrong", beside the objective.
+        copies: corrupted copies of each held-out image, beside the clean one.
+        mixed: share of copies with two corruptions.
+        clean_share: of the rows of a batch.
+        sees_features: a residual head reads the embedding and statistics of feature maps too.
+        hidden, members: of its committee.
+        joint: the network trains along, with gradients of the head until after `detach_epoch`, by default
+            three fifths of the epochs.
     """
 
     name: str
@@ -54,14 +59,14 @@ class HeadRecipe:
     families: tuple[str, ...] | None = None
 
     def with_table(self, table: HeadTable) -> HeadRecipe:
-        """The recipe with what a config sets laid over it."""
+        """Returns the recipe with a config's values in place of its own."""
         given: dict[str, Any] = {name: getattr(table, name) for name in _OPEN}
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
     def spelled_out(self, table: HeadTable) -> HeadTable:
-        """A config's table with this recipe's values where it left them open: what a run records.
+        """Returns a config's table with this recipe's values where it left them open: what a run records.
 
-        Another version's recipe of the same name may say something else; a refit must not.
+        Another version's recipe of the same name may have other values; a refit must not.
         """
         values = {name: getattr(self.with_table(table), name) for name in _OPEN}
         return table.model_copy(update=values)
@@ -99,14 +104,14 @@ _KINDS: dict[str, type[LossHead]] = {"residual": ResidualHead, "gap": GapHead, "
 
 
 def recipe_named(name: str) -> HeadRecipe:
-    """The recipe. Raises ConfigError with the names that exist."""
+    """Returns the recipe. Raises ConfigError with the names that exist."""
     if name not in RECIPES:
         raise ConfigError(f"there is no head recipe {name!r}; there are {', '.join(RECIPES)}, and none")
     return RECIPES[name]
 
 
 def build_head_from_state(recipe: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> LossHead:
-    """A trained head from its record and its tensors. Raises ConfigError where they do not fit."""
+    """Returns a trained head from its record and its tensors. Raises ConfigError if they do not fit."""
     kind = _KINDS[recipe_named(recipe).kind]
     try:
         head = kind(**options)

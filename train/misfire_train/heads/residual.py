@@ -1,11 +1,11 @@
-"""The default head: the best free score, corrected by a small committee that starts as no correction at all.
+"""Implements the default head: the best free score, corrected by a small committee that starts at zero.
 
 score of a unit = scale * base + bias + mean over members of MLP(standardised statistics)
 
-The last layers start at zero, so the head starts as the free score and cannot start worse. A unit is where
-the loss lives: the frame of a classifier, a joint, a tile of a segmenter, a value of a regressor. One network
-serves all units; joints and values are told apart by a one-hot. Statistics are clipped at six deviations, so
-that a shift nobody trained on cannot drive the correction without bound.
+The last layers start at zero, so the head starts as the free score and cannot start worse. A unit is what has
+a loss: the frame of a classifier, a joint, a tile of a segmenter, a value of a regressor. One network serves
+all units; a one-hot tells joints and values apart. Statistics are clipped at six deviations, so that an
+unfamiliar shift cannot drive the correction without bound.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ CLIP = 6.0
 
 
 class Committee(nn.Module):
-    """`members` small networks [R,D] -> [R], trained apart and averaged. Last layers start at zero."""
+    """Is `members` small networks [R,D] -> [R], trained separately and averaged.
+
+    Last layers start at zero.
+    """
 
     def __init__(self, width: int, *, hidden: int, members: int) -> None:
         super().__init__()
@@ -42,16 +45,16 @@ class Committee(nn.Module):
             nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[R,D] to each member's [members,R]."""
+        """Returns each member's answer [members,R] to [R,D]."""
         hidden = functional.silu(torch.matmul(x, self.first) + self.first_bias)
         hidden = functional.silu(torch.matmul(hidden, self.second) + self.second_bias)
         return torch.matmul(hidden, self.last)[..., 0]
 
     def average(self, x: Tensor) -> Tensor:
-        """[R,D] to the members' mean [R,1], as one network: side by side, on the second layer's diagonal.
+        """Returns the members' mean [R,1] for [R,D], as one network with the second layers on one diagonal.
 
-        Three products with constant matrices, which a runtime packs once; a stack of matrices it packs for
-        every frame.
+        These are three products with constant matrices, which a runtime packs once. It would pack a stack of
+        matrices for every frame.
         """
         members, hidden, _ = self.second.shape
         apart = torch.eye(members, device=x.device, dtype=x.dtype)[:, None, :, None]
@@ -62,12 +65,15 @@ class Committee(nn.Module):
 
 
 class ResidualHead(LossHead):
-    """LearningLoss++ as a correction of a free score.
+    """Is LearningLoss++ as a correction of a free score.
 
-    outputs: classes, joints or values.  maps: names and channels of feature maps whose statistics it reads.
-    embedding: width of the last layer's input.  rows, kept: of the memory
-    (kept whole where nothing is said).  base: a name of the task's `bases`.
-    opinions: for classes, how many of the map statistics each second opinion sees.
+    Args:
+        outputs: number of classes, joints or values.
+        base: a name of the task's `bases`.
+        embedding: width of the last layer's input.
+        maps: names of feature maps whose statistics it reads.
+        rows, kept: of the memory (by default kept whole).
+        opinions: for classes, the number of map statistics that each second opinion sees.
     """
 
     recipe = "learning-loss-pp"
@@ -107,7 +113,7 @@ class ResidualHead(LossHead):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments that build a head of the same shapes."""
+        """Returns keyword arguments that build a head of the same shapes."""
         return {
             "task": self.task.name,
             "outputs": self.outputs,
@@ -125,11 +131,11 @@ class ResidualHead(LossHead):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Feature maps that it reads."""
+        """Returns the feature maps that it reads."""
         return self.maps
 
     def extract(self, signals: Signals) -> Parts:
-        """(base [N,U], statistics [N,U,D])."""
+        """Returns (base [N,U], statistics [N,U,D])."""
         base = self.task.bases()[self.base](signals.outputs)
         return base, unit_statistics(
             self.task,
@@ -141,26 +147,26 @@ class ResidualHead(LossHead):
         )
 
     def predict(self, parts: Parts) -> Tensor:
-        """[N,U]."""
+        """Returns scores of units, [N,U]."""
         base, x = parts
         answers: Tensor = self.scale * base + self.bias + self.committee.average(self._rows(x)).view_as(base)
         return answers
 
     def predict_members(self, parts: Parts) -> Tensor:
-        """Each member's answer, [members,N,U]."""
+        """Returns each member's answer, [members,N,U]."""
         base, x = parts
         answers: Tensor = self.scale * base + self.bias + self.committee(self._rows(x)).view(-1, *base.shape)
         return answers
 
     def _rows(self, x: Tensor) -> Tensor:
-        """Statistics [N,U,D], standardised and clipped, as [N*U,D]."""
+        """Returns statistics [N,U,D], standardised and clipped, as [N*U,D]."""
         return ((x.flatten(0, 1) - self.center) / self.spread).clamp(-CLIP, CLIP)
 
     @torch.no_grad()
     def standardise(self, parts: Parts, losses: Tensor, *, eps: float) -> None:
         """Sets mean and deviation of the statistics, and the base's line through the log-losses.
 
-        parts: of the fitting set.  losses: [N,U], NaN where a unit is missing.
+        parts: of the fitting set. losses: [N,U], NaN if a unit is missing.
         """
         base, x = parts
         flat = x.flatten(0, 1)
@@ -177,7 +183,7 @@ class ResidualHead(LossHead):
 
 
 def remembers_classes(task: Task) -> bool:
-    """Whether the memory holds the class of each training frame, whose votes a head then reads."""
+    """Returns whether the memory holds the class of each training frame, whose votes a head then reads."""
     return task.by_class and task.by_frame
 
 
@@ -190,10 +196,11 @@ def unit_statistics(
     sees_embedding: bool,
     opinions: Iterable[nn.Module] = (),
 ) -> Tensor:
-    """[N,U,D]: what the correction looks at.
+    """Returns the input of the correction, [N,U,D].
 
-    Own statistics of each unit; their mean over units where there are several; who it is (joints, values);
-    distances to the training set; where asked for, the embedding, statistics of feature maps, and what
+    It has own statistics of each unit; their mean over units if there are several; a one-hot of the unit
+    (joints,
+    values); distances to the training set; on request the embedding, statistics of feature maps, and what
     second opinions make of them.
     """
     outputs, embedding = signals.outputs, signals.embedding

@@ -1,10 +1,10 @@
-"""A second opinion: a small classifier on statistics of feature maps, trained on the training set's labels.
+"""Trains a second opinion: a small classifier on statistics of feature maps and the training set's labels.
 
 statistics of the first layers [N,D] --standardise, two linear layers--> its own log-probabilities -> [N,5+K]
 
-It sees other evidence than the network's last layer (early layers, channel by channel), so where the two
-disagree, the network is likelier to be wrong: what an ensemble tells, for a few thousand multiply-adds. It is
-fitted before the head and frozen; the head learns how far to trust it.
+It sees other evidence than the network's last layer (early layers, channel by channel), so if the two
+disagree, the network is likelier to be wrong: the information of an ensemble for a few thousand
+multiply-adds. It is fitted before the head and frozen; the head learns how far to trust it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CLIP = 5.0
 
 
 class SecondOpinion(nn.Module):
-    """width: of the statistics.  classes: K."""
+    """Classifies frames from map statistics. width: of the statistics. classes: K."""
 
     center: Tensor
     spread: Tensor
@@ -47,6 +47,7 @@ class SecondOpinion(nn.Module):
         with torch.enable_grad():
             for _ in range(STEPS):
                 rows = torch.randint(len(z), (min(256, len(z)),), generator=generator)
+                # Noise of 0.3 deviations keeps it from memorising the training set.
                 noisy = z[rows] + 0.3 * torch.randn(len(rows), self.width, generator=generator)
                 loss = functional.cross_entropy(self.net(noisy), labels[rows].long())
                 optimizer.zero_grad()
@@ -57,7 +58,10 @@ class SecondOpinion(nn.Module):
         return self
 
     def forward(self, statistics: Tensor, logits: Tensor) -> Tensor:
-        """[N,width or more] and the network's logits [N,K] to [N,5+K]; [N,5] above KNOWN_CLASSES."""
+        """Returns [N,5+K] for statistics [N,width or more] and the network's logits [N,K].
+
+        Above KNOWN_CLASSES it is [N,5].
+        """
         z = ((statistics[:, : self.width] - self.center) / self.spread).clamp(-_CLIP, _CLIP)
         own, theirs = Softmax(self.net(z)), Softmax(logits)
         columns = (

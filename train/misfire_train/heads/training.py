@@ -1,4 +1,4 @@
-"""Trains a loss-predicting head on losses that the task network never fitted; the network stays as it is.
+"""Trains a loss-predicting head on losses that the task network never fitted; the network is not changed.
 
 LossSet --objective over random pairs (+ was it wrong?)--> head --checked on images set aside--> Fitted
 
@@ -43,6 +43,7 @@ from misfire_train.signals import Probe
 from misfire_train.tasks import Task
 from misfire_train.tasks.statistics import map_statistics
 
+# With fewer, the check (CHECK_SHARE) would be left with less than three images.
 MIN_HELD_OUT = 20
 CHECK_SHARE = 0.15
 MAP_NUMBERS = 32_768
@@ -52,11 +53,15 @@ PAIRINGS = 4
 
 @dataclass(frozen=True)
 class HeadReport:
-    """What training a head showed on the images that it was not fitted on.
+    """Holds what training a head showed on the images that it was not fitted on.
 
-    pair_accuracy: of held-out pairs.  deviation: of the scores; 0 is a constant.
-    collapsed: why the head is of no use, or None.  loss_scale: c of predicted loss = c * exp(score).
-    aurc, aurc_base: area under the risk-coverage curve of the head and of the free score it stands on.
+    Attributes:
+        pair_accuracy: of held-out pairs.
+        deviation: of the scores; 0 is a constant.
+        collapsed: why the head is useless, or None.
+        loss_scale: c of predicted loss = c * exp(score).
+        aurc, aurc_base: area under the risk-coverage curve of the head and of the free score that it
+        corrects.
     """
 
     recipe: str
@@ -75,13 +80,13 @@ class HeadReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for run.json."""
+        """Returns plain values for run.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained head, in eval mode, and its report."""
+    """Holds a trained head, in eval mode, and its report."""
 
     head: LossHead
     report: HeadReport
@@ -99,11 +104,21 @@ def fit_head(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Fitted:
-    """A head for a frozen network. train: what the network was fitted on (the head's memory of it).
+    """Fits a head for a frozen network. Nothing of `probe` changes, not even batch-norm statistics.
 
-    holdout: labelled images that it never saw.  copies: other versions of them; None corrupts Examples as the
-    recipe says. Nothing of `probe` changes, not even batch-norm statistics.
-    Raises ConfigError on too few held-out images, or losses that are NaN or negative, naming the samples.
+    Args:
+        probe: the network.
+        task: what it does.
+        recipe: how the head is built and trained.
+        train: what the network was fitted on (the head's memory of it).
+        holdout: labelled images that it never saw.
+        contract: the network's input.
+        copies: other versions of the holdout. Default: Examples are corrupted as the recipe specifies.
+        seed: of weights, copies and batches.
+        reporter: shows progress.
+
+    Raises:
+        ConfigError: there are too few held-out images, or losses are NaN or negative; names the samples.
     """
     reporter = reporter or Reporter(quiet=True)
     require_enough(holdout)
@@ -134,7 +149,10 @@ def require_enough(holdout: LabelledSet) -> None:
 
 @dataclass(frozen=True)
 class TrainFacts:
-    """What a head may know of the training set. embeddings: [N,C]; statistics: [N,D] of feature maps."""
+    """Holds what a head may know of the training set.
+
+    embeddings: [N,C]; statistics: [N,D] of feature maps.
+    """
 
     embeddings: Tensor
     statistics: Tensor | None
@@ -151,10 +169,10 @@ def gather_train(
     maps: tuple[str, ...],
     seed: int,
 ) -> TrainFacts:
-    """Of at most 8,192 training images: plenty for a memory of 2,048.
+    """Returns the facts of at most 8,192 training images, plenty for a memory of 2,048.
 
-    Raises ConfigError naming images that the network does not make finite numbers of: one in the memory would
-    make every frame's score NaN.
+    Raises ConfigError that names images whose features are not finite: one in the memory would make every
+    frame's score NaN.
     """
     if len(train) > 8192:
         train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:8192]))
@@ -189,7 +207,7 @@ def candidate_heads(
     train: LabelledSet | None = None,
     seed: int = 0,
 ) -> list[LossHead]:
-    """One head, or one per free score that the residual may stand on; random weights.
+    """Returns one head, or one per free score that the residual may correct, with random weights.
 
     task, train: for a residual head only, which remembers the training set.
     """
@@ -243,7 +261,7 @@ def candidate_heads(
 
 
 def affordable_maps(features: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Of feature maps [1,C,H,W] those of at most MAP_NUMBERS numbers, at least the smallest.
+    """Returns those of feature maps [1,C,H,W] with at most MAP_NUMBERS numbers, at least the smallest.
 
     Statistics cost by the number: those of a ResNet-18's first two stages at 224 x 224 cost as much as all
     other scores together.
@@ -257,7 +275,7 @@ def affordable_maps(features: Mapping[str, Tensor]) -> tuple[str, ...]:
 def best_base(
     probe: Probe, heads: Sequence[LossHead], holdout: LabelledSet, clean: LossSet, *, contract: InputContract
 ) -> int:
-    """Which free score ranks the clean held-out losses best (area under the risk-coverage curve)."""
+    """Returns the position of the free score with the lowest AURC on the clean held-out losses."""
     if len(heads) == 1:
         return 0
     with evaluating(probe):
@@ -274,7 +292,7 @@ def best_base(
 def fit_on_losses(
     head: LossHead, data: LossSet, *, recipe: HeadRecipe, seed: int = 0, reporter: Reporter | None = None
 ) -> Fitted:
-    """The optimiser's part, and the check on images set aside (all copies of an image on one side)."""
+    """Optimises a head and checks it on images set aside (all copies of an image on one side)."""
     generator = torch.Generator().manual_seed(seed)
     images = int(data.image.max()) + 1
     checked = torch.randperm(images, generator=generator)[: max(2, int(CHECK_SHARE * images))]
@@ -301,7 +319,8 @@ def optimise(
     generator: torch.Generator,
     reporter: Reporter | None = None,
 ) -> None:
-    """AdamW with a cosine to zero over random batches; clean rows are drawn as often as the recipe says."""
+    """Runs AdamW with a cosine to zero over random batches; clean rows are drawn in the recipe's share."""
+    # Scale and offset from the score to the log-odds of a failure, for the cross-entropy only; dropped after.
     line = nn.Parameter(torch.zeros(2))
     groups: list[dict[str, Any]] = [
         {"params": [p for p in head.parameters() if p.requires_grad]},
@@ -327,7 +346,10 @@ def optimise(
 
 
 def row_weights(clean: Tensor, *, share: float) -> Tensor:
-    """[R] sampling weights under which clean rows make up `share`; equal where there is one kind only."""
+    """Returns sampling weights [R] under which clean rows make up `share`.
+
+    Equal if there is only one kind.
+    """
     count = int(clean.sum())
     if count in (0, len(clean)):
         return torch.ones(len(clean))
@@ -344,7 +366,7 @@ def objective_of(
     eps: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """The named objective over random pairs of all units, plus a cross-entropy on whether the frame failed.
+    """Returns the named objective over random pairs of all units, plus a cross-entropy on failures.
 
     answers: [members,N,U]; every member sees the same pairs.
     """
@@ -361,12 +383,16 @@ def objective_of(
 def paired_objective(
     name: str, predicted: Tensor, true: Tensor, *, eps: float, generator: torch.Generator
 ) -> Tensor:
-    """predicted [members,V] against true [V] over PAIRINGS random pairings; regression needs no pairs."""
+    """Returns the objective of predicted [members,V] against true [V] over PAIRINGS random pairings.
+
+    Regression needs no pairs.
+    """
     members = len(predicted)
     if name == "log-loss-regression":
         return OBJECTIVES[name](predicted.flatten(), true.repeat(members), eps=eps)
     half = len(true) // 2
     if half == 0:
+        # Zero, but with a gradient, which the optimiser's step needs.
         return predicted.sum() * 0.0
     orders = [torch.randperm(len(true), generator=generator) for _ in range(PAIRINGS)]
     first = torch.cat([order[:half] for order in orders])
@@ -379,7 +405,7 @@ def paired_objective(
 
 @torch.no_grad()
 def check_head(head: LossHead, check: LossSet, recipe: HeadRecipe, *, samples: int, steps: int) -> HeadReport:
-    """What a trained head shows on a set that it was not fitted on."""
+    """Returns what a trained head shows on a set that it was not fitted on."""
     score = head.pool(head.predict(check.parts)).double().numpy()
     loss = check.frame_losses.double().numpy()
     accuracy = float(pair_accuracy(score, loss)) if len(np.unique(loss)) > 1 else math.nan
@@ -412,7 +438,9 @@ def check_head(head: LossHead, check: LossSet, recipe: HeadRecipe, *, samples: i
 
 
 def name_collapse(deviation: float, accuracy: float) -> str | None:
-    """Why a head has learned nothing, from held-out scores and pairs; None where it has learned something.
+    """Returns why a head has learned nothing, from held-out scores and pairs.
+
+    None if it has learned something.
 
     >>> name_collapse(0.0, 0.5)
     'collapsed: the score is a constant'
