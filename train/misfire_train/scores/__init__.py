@@ -1,11 +1,11 @@
-"""Failure scores: defined once, for scoring a pool in torch and for tracing into the vehicle's graph.
+"""Defines failure scores once, for scoring a pool in torch and for tracing into the vehicle's graph.
 
     from misfire_train import scores
     fit = scores.gather(probe, images, labels)
     built = scores.build(["entropy", "egl_pp"], task="classification", fit=fit)
     result = scores.compute(probe, pool, built)          # {"entropy": [N], "egl_pp": [N]}
 
-Every score is higher where a failure is likelier. `SCORES` lists all of them with what they need; a new one
+Every score is higher if a failure is likelier. `SCORES` lists all of them with what they need; a new one
 is one file with a class and `@register(...)` above it.
 """
 

@@ -1,4 +1,4 @@
-"""A committee of last layers: regressors on bootstrapped training data, and the gradient scores made of it.
+"""Fits a committee of last layers, regressors on bootstrapped training data, and gradient scores made of it.
 
 One forward pass gives phi~; K linear members answer from it. So both scores export as a few matrix products.
 
@@ -21,7 +21,7 @@ from misfire_train.signals import Score, Signals
 
 
 class Committee(nn.Module):
-    """K linear regressors on pooled features: weight [K,J,C], bias [K,J], residual variance [K,J]."""
+    """Holds K linear regressors on pooled features: weight [K,J,C], bias [K,J], residual variance [K,J]."""
 
     weight: Tensor
     bias: Tensor
@@ -40,13 +40,14 @@ class Committee(nn.Module):
 
     @classmethod
     def fit(cls, fit: FitSet, *, members: int = 8, ridge: float = 1e-2, seed: int = 0) -> Committee:
-        """Ridge regression on `members` bootstrap samples; variance is that of the samples left out.
+        """Fits ridge regressions on `members` bootstrap samples; variance is that of the samples left out.
 
         ridge: relative to the mean feature energy. Raises ScoreError on fewer than 10 samples or 2 members.
         """
         fit.require(name="egl committee", least=10)
         if members < 2:
             raise ScoreError(f"a committee needs at least 2 members, got {members}")
+        # float64: the normal equations square the condition number of the features.
         features = pooled(fit.signals).double()
         targets = fit.targets.reshape(len(fit), -1).double()
         design = torch.cat([features, torch.ones_like(features[:, :1])], 1)
@@ -57,6 +58,7 @@ class Committee(nn.Module):
             solution = _ridge(design[drawn], targets[drawn], ridge)
             left_out = torch.ones(len(fit), dtype=torch.bool)
             left_out[drawn] = False
+            # A tiny set may be drawn completely; then the variance is that of the drawn samples.
             use = left_out if int(left_out.sum()) > 1 else ~left_out
             variances.append((design[use] @ solution - targets[use]).square().mean(0))
             weights.append(solution[:-1].T)
@@ -67,7 +69,7 @@ class Committee(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N,C] to every member's answer [N,K,J]."""
+        """Returns every member's answer [N,K,J] to features [N,C]."""
         members, outputs, channels = self.weight.shape
         flat = torch.matmul(features, self.weight.reshape(members * outputs, channels).T)
         return flat.reshape(-1, members, outputs) + self.bias
@@ -75,7 +77,7 @@ class Committee(nn.Module):
 
 @register(tasks=("regression",), needs="fit", source="Cai et al. 2013")
 class EglRegression(Score):
-    """mean_k ||f - f_k|| ||phi~|| / sqrt(C): gradient norm of (1/2)||f - f_k||^2 (Cai et al. 2013)."""
+    """Scores mean_k ||f - f_k|| ||phi~|| / sqrt(C): gradient norm of (1/2)||f - f_k||^2 (Cai et al. 2013)."""
 
     name = "egl_regression"
 
@@ -92,7 +94,7 @@ class EglRegression(Score):
         return cls(committee, **options)
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N] from values [N,J]."""
+        """Returns scores [N] for values [N,J]."""
         gap: Tensor = (_values(signals)[:, None] - self.committee(pooled(signals))).square().sum(2)
         length: Tensor = torch.sqrt(gap).mean(1)
         return length * torch.sqrt(feature_energy(signals)) if self.feature_norm else length
@@ -100,10 +102,11 @@ class EglRegression(Score):
 
 @register(tasks=("regression",), needs="fit", source="Shukla 2022")
 class EglEnsemble(Score):
-    """||phi~||^2 / C * mean_k sum_j [ sigma_kj^2 + (mu_kj - f_j)^2 ]: spread within and between members.
+    """Scores ||phi~||^2 / C * mean_k sum_j [ sigma_kj^2 + (mu_kj - f_j)^2 ].
 
-    Shukla 2022 (EGL++), ensemble form, for l = (1/2)||f - y||^2 with y drawn from the members' Gaussians.
-    With f = mean_k mu_k the bracket is the law of total variance.
+    It is the spread within and between members: Shukla 2022 (EGL++), ensemble form, for l = (1/2)||f - y||^2
+    with
+    y drawn from the members' Gaussians. With f = mean_k mu_k the bracket is the law of total variance.
     """
 
     name = "egl_ensemble"
@@ -121,7 +124,7 @@ class EglEnsemble(Score):
         return cls(committee, **options)
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N] from values [N,J]."""
+        """Returns scores [N] for values [N,J]."""
         answers: Tensor = self.committee(pooled(signals))
         gap = (_values(signals)[:, None] - answers).square()
         total = (gap + self.committee.variance).sum(2).mean(1)
@@ -130,7 +133,7 @@ class EglEnsemble(Score):
 
 
 def _committee(recipe: Recipe) -> tuple[Committee, dict[str, Any]]:
-    """The committee fitted with its own options, and the options that are left for the score."""
+    """Returns the committee fitted with its own options, and the options that are left for the score."""
     options = dict(recipe.options)
     own = {key: options.pop(key) for key in ("members", "ridge", "seed") if key in options}
     return Committee.fit(recipe.need_fit(), **own), options
@@ -143,7 +146,10 @@ def _values(signals: Signals) -> Tensor:
 
 
 def _ridge(design: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """argmin ||X b - y||^2 + penalty ||b||^2 without penalty on the last column (the bias): [C+1,J]."""
+    """Returns argmin ||X b - y||^2 + penalty ||b||^2, [C+1,J].
+
+    The last column (the bias) is not penalised.
+    """
     gram = design.T @ design
     level = ridge * float(gram.diagonal()[:-1].mean().clamp_min(1e-12))
     penalty = torch.full((design.shape[1],), level, dtype=design.dtype)

@@ -1,9 +1,9 @@
-"""Scores a set of images: one forward pass per batch, whatever the number of scores.
+"""Scores a set of images: one forward pass per batch, for any number of scores.
 
     images --batches--> probe --> Signals --> every score --> dict of float32 [N]
 
-Scores of several passes (dropout, flip, members, image) say so by `passes`; the extra passes are shared too.
-Nothing is trained or left changed: eval mode within, every module's own mode after.
+Scores of several passes (dropout, flip, image) name the kind in `extra`; the extra passes are shared.
+Nothing is trained or changed: it runs in eval mode and restores every module's own mode.
 """
 
 from __future__ import annotations
@@ -37,13 +37,21 @@ def compute(
     ids: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float32]]:
-    """Each score of each image, [N] float32 by name, in one pass over the images.
+    """Returns each score of each image, {name: float32 [N]}, in one pass over the images.
 
-    run_or_probe: a Probe, or a Run (its probe, task, contract and head are used).
-    images: [N,C,H,W], or Examples.  scores: Score objects, or names of scores that need no fitting
-    (and "learning_loss_pp", the run's own head).  ids: for naming samples in errors.
-    seed: of the dropout passes; two calls with one seed agree.
-    Raises ScoreError on an empty set, a name twice, and a NaN or infinite score, naming the samples.
+    Args:
+        run_or_probe: a Probe, or a Run (its probe, task, contract and head are used).
+        images: [N,C,H,W], or Examples.
+        scores: Score objects, or names of scores that need no fitting (and "learning_loss_pp", the run's own
+            head).
+        task: of a Probe. Default: classification.
+        contract: the model's input; a Probe needs it for Examples.
+        batch: images at a time.
+        ids: names of samples in errors.
+        seed: of the dropout passes; two calls with one seed agree.
+
+    Raises:
+        ScoreError: the set is empty, a name occurs twice, or a score is NaN or infinite; names the samples.
 
     >>> from torch import nn
     >>> from misfire_train.signals import Probe
@@ -62,6 +70,7 @@ def compute(
         ids = images.ids
     with evaluating(probe, *modules), torch.no_grad():
         for part, image in batches(images, contract=contract, size=batch):
+            # A seed per batch: the same dropout masks in all batches would correlate their scores.
             for name, value in score_batch(probe, image, modules, seed=seed + part.start).items():
                 _check(name, value, part.start, ids)
                 columns[name].append(value.cpu())
@@ -69,7 +78,7 @@ def compute(
 
 
 def score_batch(probe: Probe, image: Tensor, scores: Sequence[Score], *, seed: int = 0) -> dict[str, Tensor]:
-    """All scores of a batch [N,C,H,W], each kind of extra pass made once; in the mode the modules are in."""
+    """Returns all scores of a batch [N,C,H,W], each kind of extra pass made once; modules keep their mode."""
     signals: Signals = probe(image)
     mirrored: Signals | None = None
     stochastic: dict[tuple[int, float], Tensor] = {}
@@ -121,7 +130,7 @@ def _modules(source: Any, scores: Sequence[str | Score], task: str | Task) -> li
 
 
 def _check(name: str, value: Tensor, start: int, ids: Sequence[str] | None) -> None:
-    """Raises ScoreError naming the samples whose score is not finite."""
+    """Raises ScoreError that names the samples whose score is not finite."""
     wrong = (~torch.isfinite(value)).nonzero().flatten().tolist()
     if wrong:
         shown = ", ".join(ids[start + i] if ids is not None else f"#{start + i}" for i in wrong[:5])

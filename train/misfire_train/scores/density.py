@@ -1,4 +1,4 @@
-"""How far a frame is from what the model was trained on: distances in feature or output space.
+"""Scores how far a frame is from what the model was trained on, in feature or output space.
 
     knn_distance       to the nearest training embeddings (L2-normalised): sees what no softmax can
     mahalanobis        to the nearest class mean under one shared covariance             (Lee et al. 2018)
@@ -20,7 +20,9 @@ from misfire_train.signals import Score, Signals
 
 
 def k_center(embeddings: Tensor, size: int) -> Tensor:
-    """Positions of `size` rows of [N,D] that cover the rest greedily, from the one nearest the mean; sorted.
+    """Returns positions of `size` rows of [N,D] that cover the rest greedily; sorted.
+
+    The first is the row nearest to the mean.
 
     >>> k_center(torch.tensor([[0.0], [0.1], [5.0], [5.1], [9.0]]), 3).tolist()
     [0, 2, 4]
@@ -38,7 +40,7 @@ def k_center(embeddings: Tensor, size: int) -> Tensor:
 
 @register(tasks=ANY, needs="fit", source="Sun et al. 2022")
 class KnnDistance(Score):
-    """Mean Euclidean distance to the k nearest of a bank of L2-normalised embeddings [M,C]."""
+    """Scores the mean Euclidean distance to the k nearest of a bank of L2-normalised embeddings [M,C]."""
 
     name = "knn_distance"
     definition = "mean distance to the k nearest training embeddings"
@@ -58,13 +60,13 @@ class KnnDistance(Score):
 
     @classmethod
     def fit(cls, fit: FitSet, *, neighbours: int = 5, size: int = 2048) -> KnnDistance:
-        """The bank is the training embeddings, thinned by k-center to `size`."""
+        """Keeps the training embeddings as the bank, thinned by k-center to `size`."""
         fit.require(name=cls.name)
         embedding = fit.signals.embedding
         return cls(embedding[k_center(embedding, size)], neighbours=min(neighbours, len(fit)))
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N], from 0 (seen) to 2."""
+        """Returns scores [N], from 0 (seen) to 2."""
         distances = squared_distances(signals.embedding, self.bank)
         near = distances.topk(self.neighbours, dim=1, largest=False).values
         return torch.sqrt(near).mean(1)
@@ -72,7 +74,7 @@ class KnnDistance(Score):
 
 @register(tasks=ANY, needs="fit", source="Lee et al. 2018")
 class Mahalanobis(Score):
-    """min_c (phi - mu_c)^T Sigma^-1 (phi - mu_c) / C on pooled features.
+    """Scores min_c (phi - mu_c)^T Sigma^-1 (phi - mu_c) / C on pooled features.
 
     means: [G,D] already whitened; whitener: [C,D], Sigma^-1 = W W^T.
     """
@@ -94,7 +96,10 @@ class Mahalanobis(Score):
 
     @classmethod
     def fit(cls, fit: FitSet, *, shrinkage: float = 1e-2) -> Mahalanobis:
-        """One mean per class where targets are classes [N], else one; the covariance shrinks to a sphere."""
+        """Fits one mean per class if targets are classes [N], else one.
+
+        The covariance shrinks towards a sphere.
+        """
         fit.require(name=cls.name, least=3)
         features = pooled(fit.signals).double()
         by_class = fit.targets.ndim == 1 and not fit.targets.is_floating_point()
@@ -113,5 +118,5 @@ class Mahalanobis(Score):
         return cls(whitener.to(dtype), (means @ whitener).to(dtype))
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         return squared_distances(torch.matmul(pooled(signals), self.whitener), self.means).amin(1)

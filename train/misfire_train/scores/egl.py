@@ -1,11 +1,12 @@
-"""Expected gradient length of the last layer, under the model's own belief about the label, without autograd.
+"""Scores the expected gradient length of the last layer, under the model's own belief about the label.
 
     classification   sum_k p_k ||(p - e_k) phi~^T||^2 = (1 - ||p||^2) ||phi~||^2             (Settles 2008)
     segmentation     labels independent per pixel: mean_p (1 - ||p_p||^2) ||phi~_p||^2
     keypoints        a joint's label is a Gaussian at one of its peaks, weighted by their softmax
 
-Each returns the squared gradient norm divided by a constant (`unit` tells it), so that fp16 holds it.
-`feature_norm=False` drops ||phi~||^2: what is left depends on the outputs alone, and shifts hurt it less.
+No autograd is needed. Each returns the squared gradient norm divided by a constant (`unit` returns it), so
+that fp16 holds it. `feature_norm=False` drops ||phi~||^2: what is left depends only on the outputs, and
+shifts hurt it less.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from misfire_train.tasks.softmax import is_predicted
 
 
 def squared_residuals(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """p_k and ||p - e_k||^2 for every hypothesis k, both shaped as logits; no cancellation near p = 1."""
+    """Returns p_k and ||p - e_k||^2 for every hypothesis k, both shaped as logits.
+
+    No cancellation near p = 1.
+    """
     top = is_predicted(logits)
     p = torch.softmax(logits, 1)
     others = torch.where(top, 0.0, p)
@@ -34,7 +38,7 @@ def squared_residuals(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gini(logits: Tensor) -> Tensor:
-    """1 - ||p||^2 = sum_k p_k (1 - p_k) over dim 1, exact where one class has nearly all the mass."""
+    """Returns 1 - ||p||^2 = sum_k p_k (1 - p_k) over dim 1, exact if one class has nearly all the mass."""
     top = is_predicted(logits)
     p = torch.softmax(logits, 1)
     others = torch.where(top, 0.0, p)
@@ -44,10 +48,11 @@ def gini(logits: Tensor) -> Tensor:
 
 @register(tasks=MAPS, source="Settles 2008, closed form")
 class Egl(Score):
-    """Expected gradient length for logits [N,K] or pixel logits [N,K,H,W].
+    """Scores the expected gradient length for logits [N,K] or pixel logits [N,K,H,W].
 
-    squared: E||g||^2; else E||g|| (classification only: over label maps the mean norm has no closed form).
-    labels: "expected" weighs every class by p; "pseudo" takes the predicted class alone, BADGE's magnitude.
+    squared: E||g||^2; else E||g|| (only for classification: over label maps the mean norm has no closed
+    form).
+    labels: "expected" weighs every class by p; "pseudo" takes only the predicted class, BADGE's magnitude.
     """
 
     name = "egl"
@@ -72,7 +77,7 @@ class Egl(Score):
         return kind(**{"name": recipe.name, **recipe.options})
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         if signals.outputs.ndim == 2:
             return self._frames(signals)
         if not self.squared or self.labels != "expected":
@@ -96,7 +101,7 @@ class Egl(Score):
         return (impurity * feature_energy(signals)).mean(1)
 
     def unit(self, signals: Signals) -> float:
-        """The factor that makes the score the (squared) gradient norm of the mean loss per frame."""
+        """Returns the factor that makes the score the (squared) gradient norm of the mean loss per frame."""
         channels = signals.last_input.shape[1] if self.feature_norm else 1
         if signals.outputs.ndim == 4:
             return channels / signals.last_input.flatten(2).shape[2]
@@ -113,12 +118,12 @@ register_variant(Egl, "badge_norm", tasks=("classification",), source="Ash et al
 
 
 class HeatmapEgl(Score):
-    """Expected squared gradient norm for heatmaps [N,J,H,W] of a 1x1 last convolution.
+    """Scores the expected squared gradient norm for heatmaps [N,J,H,W] of a 1x1 last convolution.
 
     A joint's hypotheses are Gaussians at its `peaks` local maxima with weights softmax(scale * value);
     ||G||^2 is a sum over joints, so their marginals suffice: sum_j sum_k q_jk ||(H_j - Y_jk) Phi~^T||^2.
     Pixels are summed before the norm is taken: the cross terms between pixels are most of it.
-    Loss = mean_jp (H - Y)^2.  sigma, peak: of the Gaussians that the network was trained on.
+    Loss = mean_jp (H - Y)^2. sigma, peak: of the Gaussians that the network was trained on.
     """
 
     name = "egl"
@@ -144,7 +149,7 @@ class HeatmapEgl(Score):
         )
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         maps = last_outputs(signals) if self.feature_norm else signals.outputs
         weights, residual = self.hypotheses(maps)
         joints = maps.shape[1]
@@ -158,7 +163,7 @@ class HeatmapEgl(Score):
         return (weights * squares).sum((1, 2)) / joints
 
     def hypotheses(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [N,J,K] and residuals H_j - Y_jk [N,J,K,P]."""
+        """Returns weights [N,J,K] and residuals H_j - Y_jk [N,J,K,P]."""
         size = (maps.shape[2], maps.shape[3])
         values, places = local_maxima(maps, radius=self.radius, peaks=self.peaks)
         labels = render_gaussians(cells(places, width=size[1], like=maps), size=size, sigma=self.sigma)
@@ -166,7 +171,7 @@ class HeatmapEgl(Score):
         return weights, maps.flatten(2)[:, :, None] - self.peak * labels.flatten(3)
 
     def unit(self, signals: Signals) -> float:
-        """The factor that makes the score the squared gradient norm of the mean squared error."""
+        """Returns the factor that makes the score the squared gradient norm of the mean squared error."""
         joints = signals.outputs.shape[1]
         pixels = signals.last_input.flatten(2).shape[2]
         return (2 / (joints * pixels)) ** 2 * joints * pixels**2 * signals.last_input.shape[1]

@@ -1,10 +1,10 @@
-"""EGL++: expected squared last-layer gradient, where the label is drawn from the frame's neighbours' labels.
+"""Scores EGL++: the expected squared last-layer gradient, with labels drawn from the frame's neighbours.
 
     S(x) = sum_n q_n(x) ||grad l(x, y_n)||^2                                      (Shukla 2022, EGL++)
 
 With l = (1/2)||f - y||^2 and a last linear layer this is ||phi~||^2 [ ||f - ybar||^2 + tr Cov_q(y) ]: "bias"
 (the model disagrees with its neighbours) plus "spread" (the neighbours disagree). Heatmaps and label maps
-have the same form with pixels summed before the norm. The bank (embeddings and labels) lies in the graph.
+have the same form with pixels summed before the norm. The bank (embeddings and labels) is in the graph.
 
 Values are squared norms over C (and over J P^2 for maps): fp16 holds them. Their scale follows the features:
 thresholds are quantiles measured on the deployed engine. `feature_norm=False` leaves ||phi~||^2 out.
@@ -37,7 +37,7 @@ MAP_BANK_ROWS = 64
 
 @dataclass(frozen=True)
 class Parts:
-    """The two addends of the score, and the squared distance to the nearest bank member: [N] each."""
+    """Holds the two addends of the score and the squared distance to the nearest bank member, [N] each."""
 
     bias: Tensor
     spread: Tensor
@@ -45,7 +45,7 @@ class Parts:
 
 
 class _BankScore(Score):
-    """A score with neighbours; embeddings are pooled features over sqrt(C)."""
+    """Is a score with neighbours; embeddings are pooled features over sqrt(C)."""
 
     name = "egl_pp"
 
@@ -58,17 +58,20 @@ class _BankScore(Score):
         self.definition = f"sum_n q_n ||grad l(x, y_n)||^2 over {neighbours.kept} neighbours{variant}{compat}"
 
     def gradients(self, signals: Signals, places: Tensor) -> Tensor:
-        """One row per neighbour whose squared norm is that neighbour's share of the score: [N,k,D]."""
+        """Returns one row per neighbour, whose squared norm is its share of the score: [N,k,D]."""
         raise NotImplementedError
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         places, weights, _ = self.neighbours(bank_embedding(signals))
         value: Tensor = (weights * self.gradients(signals, places).square().sum(2)).sum(1)
         return value
 
     def parts(self, signals: Signals) -> Parts:
-        """Bias and spread; they add up to the score where q sums to 1 (always, but for reference_compat)."""
+        """Returns bias and spread.
+
+        They add up to the score if q sums to 1, as it does without reference_compat.
+        """
         places, weights, nearest = self.neighbours(bank_embedding(signals))
         rows = self.gradients(signals, places)
         mean = (weights[:, :, None] * rows).sum(1, keepdim=True)
@@ -77,14 +80,17 @@ class _BankScore(Score):
 
 
 def bank_embedding(signals: Signals) -> Tensor:
-    """[N,C]: pooled features over sqrt(C); the factor leaves q unchanged and keeps distances small."""
+    """Returns pooled features over sqrt(C), [N,C].
+
+    The factor leaves q unchanged and keeps distances small.
+    """
     features = pooled(signals)
     return features / math.sqrt(features.shape[1])
 
 
 @register(tasks=ALL, needs="fit", source="Shukla 2022 (EGL++), closed form")
 class EglPP(_BankScore):
-    """For values [N,J] or logits [N,K].
+    """Scores values [N,J] or logits [N,K].
 
     labels: of the bank, [M,J] values, or class distributions [M,K] that the softmax is compared with.
     """
@@ -131,7 +137,7 @@ class EglPP(_BankScore):
         return score(bank, neighbours, labels == "predictions", {"name": recipe.name, **options})
 
     def gradients(self, signals: Signals, places: Tensor) -> Tensor:
-        """(f - y_n) ||phi~||: [N,k,J]."""
+        """Returns (f - y_n) ||phi~||: [N,k,J]."""
         answer = torch.softmax(signals.outputs, 1) if self.classification else signals.outputs
         residual = answer[:, None] - self.labels[places]
         if not self.feature_norm:
@@ -145,7 +151,7 @@ register_variant(
 
 
 class HeatmapEglPP(_BankScore):
-    """For heatmaps [N,J,H,W] of a 1x1 last convolution.
+    """Scores heatmaps [N,J,H,W] of a 1x1 last convolution.
 
     joints: of the bank, [M,J,3] as (x, y, visible) in heatmap cells; an invisible joint adds nothing.
     """
@@ -169,7 +175,7 @@ class HeatmapEglPP(_BankScore):
         self.register_buffer("joints", joints.detach().to(neighbours.bank.dtype).clone())
 
     def gradients(self, signals: Signals, places: Tensor) -> Tensor:
-        """(H - Y_n) Phi~^T / P sqrt(J): [N,k,J (C+1)]; pixels are summed before any norm is taken."""
+        """Returns (H - Y_n) Phi~^T / P sqrt(J): [N,k,J (C+1)]; pixels are summed before any norm is taken."""
         maps = last_outputs(signals) if self.feature_norm else signals.outputs
         chosen = self.joints[places]
         size = (maps.shape[2], maps.shape[3])
@@ -185,7 +191,7 @@ class HeatmapEglPP(_BankScore):
 
 
 class SegmentationEglPP(_BankScore):
-    """For pixel logits [N,K,H,W] of a 1x1 last convolution.
+    """Scores pixel logits [N,K,H,W] of a 1x1 last convolution.
 
     maps: the bank's label maps at the logits' resolution, integer [M,H,W]; `ignore` marks unlabelled pixels.
     """
@@ -208,7 +214,7 @@ class SegmentationEglPP(_BankScore):
         self.register_buffer("maps", maps.detach().to(torch.int32).clone())
 
     def gradients(self, signals: Signals, places: Tensor) -> Tensor:
-        """(p - onehot(Y_n)) Phi~^T / valid pixels: [N,k,K (C+1)]."""
+        """Returns (p - onehot(Y_n)) Phi~^T / valid pixels: [N,k,K (C+1)]."""
         logits = last_outputs(signals)
         labels = self.maps[places].flatten(2)
         if labels.shape[2] != logits.shape[2] * logits.shape[3]:
@@ -229,7 +235,7 @@ class SegmentationEglPP(_BankScore):
 
 
 def class_labels(targets: Tensor, classes: int) -> Tensor:
-    """Class indices [M] as one-hot rows [M,K]."""
+    """Returns class indices [M] as one-hot rows [M,K]."""
     if targets.ndim != 1 or bool((targets < 0).any()) or bool((targets >= classes).any()):
         raise ScoreError(f"class targets must be [M] in 0..{classes - 1}")
     return functional.one_hot(targets.long(), classes).float()
@@ -268,7 +274,7 @@ _BY_FORM: dict[str, Callable[[FitSet, Neighbours, bool, dict[str, Any]], Score]]
 
 
 def _joints(bank: FitSet, *, predictions: bool, stride: int) -> Tensor:
-    """[M,J,3] in cells; predicted joints all count as visible."""
+    """Returns [M,J,3] in cells; predicted joints all count as visible."""
     if predictions:
         points, _ = peak_cells(bank.signals.outputs)
         return torch.cat([points, torch.ones_like(points[..., :1])], 2)

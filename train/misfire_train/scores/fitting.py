@@ -1,4 +1,4 @@
-"""What a score is fitted on: the signals and targets of a whole set, gathered batch by batch.
+"""Gathers what a score is fitted on: the signals and targets of a whole set, batch by batch.
 
     probe, images, targets --gather--> FitSet --> build(names, fit=..., holdout=...)
 
@@ -28,23 +28,23 @@ MAX_FIT = 20_000
 
 
 class ImageSet(Protocol):
-    """What `misfire_train.data.Examples` offers to a scorer."""
+    """Is what `misfire_train.data.Examples` offers to a scorer."""
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Names of the images."""
+        """Returns the names of the images."""
         ...
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Any, contract: InputContract) -> Tensor:
-        """[n,C,H,W] float32."""
+        """Returns [n,C,H,W] float32."""
         ...
 
 
 @dataclass(frozen=True)
 class FitSet:
-    """Signals of N samples with their targets: class indices, values, joints or label maps.
+    """Holds signals of N samples with their targets: class indices, values, joints or label maps.
 
     classes: K for classification and segmentation, else the number of outputs.
     """
@@ -57,7 +57,7 @@ class FitSet:
         return int(self.signals.outputs.shape[0])
 
     def require(self, *, name: str, least: int = 1) -> None:
-        """Raises ScoreError where there are fewer than `least` samples, or signals that are not finite."""
+        """Raises ScoreError if there are fewer than `least` samples, or signals that are not finite."""
         if len(self) < least:
             raise ScoreError(f"{name} needs at least {least} samples to be fitted on, got {len(self)}")
         if len(self.targets) != len(self):
@@ -69,7 +69,7 @@ class FitSet:
             raise ScoreError(f"{name}: signals of fitting samples {where} are not finite")
 
     def take(self, indices: Sequence[int] | Tensor) -> FitSet:
-        """The samples at these positions."""
+        """Returns the samples at these positions."""
         index = torch.as_tensor(indices)
         old = self.signals
         features = {name: maps[index] for name, maps in old.features.items()}
@@ -78,12 +78,12 @@ class FitSet:
 
 
 class Takable(Protocol):
-    """A set of which some can be taken: `misfire_train.data.Examples`."""
+    """Is a set from which some can be taken: `misfire_train.data.Examples`."""
 
     def __len__(self) -> int: ...
 
     def take(self, indices: Any) -> Any:
-        """Those at these positions."""
+        """Returns those at these positions."""
         ...
 
 
@@ -100,7 +100,7 @@ def spread(examples: Set, most: int) -> Set:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode within, and each submodule's own mode restored after: a frozen BatchNorm stays frozen."""
+    """Runs modules in eval mode, and restores each submodule's own mode: a frozen BatchNorm stays frozen."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:
@@ -114,7 +114,10 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 def batches(
     images: Tensor | ImageSet, *, contract: InputContract | None, size: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(positions, [n,C,H,W]) in order. Raises ScoreError on an empty set, or examples without a contract."""
+    """Yields (positions, [n,C,H,W]) in order.
+
+    Raises ScoreError on no images, or examples without a contract.
+    """
     count = len(images)
     if count == 0:
         raise ScoreError("there are no images to score")
@@ -143,8 +146,17 @@ def gather(
 ) -> FitSet:
     """Runs the probe over a set in eval mode and keeps what scores are fitted on.
 
-    images: [N,C,H,W], or Examples with `contract`; targets: N of them.  features: keep the feature maps too,
-    which learned heads need inside a stacked score. Raises ScoreError on an empty set.
+    Args:
+        probe: the network.
+        images: [N,C,H,W], or Examples with `contract`.
+        targets: N of them.
+        classes: K. Default: the number of outputs.
+        contract: the model's input.
+        batch: images at a time.
+        features: keep the feature maps too, which learned heads need inside a stacked score.
+
+    Raises:
+        ScoreError: the set is empty.
 
     >>> from misfire_train.signals import Probe
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))

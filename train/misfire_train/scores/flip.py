@@ -1,4 +1,4 @@
-"""Does the model say the same of the mirrored image? Two passes, no labels, no fitting.
+"""Compares the answer to an image with that to its mirror image. Two passes, no labels, no fitting.
 
 `FlipConsistency` is a `PassScore`, so `scores.compute` makes the second pass once. For a graph,
 `FlipScoredModel` traces both passes: it costs twice the model, and is for machines that can afford it.
@@ -19,12 +19,13 @@ from misfire_train.tasks import Task, as_task
 
 @register(tasks=MAPS, passes="two", source="this project")
 class FlipConsistency(PassScore):
-    """How far the answer to the mirrored image lies from the mirrored answer.
+    """Scores the distance between the answer to the mirrored image and the mirrored answer.
 
     classification, segmentation: Jensen-Shannon divergence in nats, 0 to ln 2, averaged over pixels.
-    keypoints: mean distance of the decoded joints, in cells. swap: pairs of joints that trade places (left
-    and right).  regression: mean squared difference; signs: [J] of +1 or -1, the factor of each output under
-    mirroring, is needed there.
+    keypoints: mean distance of the decoded joints, in cells. swap: pairs of joints that change places (left
+    and right). regression: mean squared difference; it needs signs, [J] of +1 or -1, the factor of each
+    output
+    under mirroring.
     """
 
     name = "flip_consistency"
@@ -52,17 +53,17 @@ class FlipConsistency(PassScore):
         return cls(task=recipe.task, **recipe.options)
 
     def combine(self, signals: Signals, mirrored: Signals) -> Tensor:
-        """[N] from the plain pass and the pass over the mirrored image."""
+        """Returns scores [N] from the plain pass and the pass over the mirrored image."""
         plain, other = signals.outputs, mirrored.outputs
         back = self.task.unmirror(other, swap=self.swap, signs=self.signs)
         return self.task.disagreement(plain, back)
 
 
 class FlipScoredModel(ScoredModel):
-    """A ScoredModel with a second pass over the mirrored image, for the scores that want it."""
+    """Is a ScoredModel with a second pass over the mirrored image, for the scores that need it."""
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """As ScoredModel, two passes."""
+        """Returns the outputs of ScoredModel, from two passes."""
         signals: Signals = self.probe(image)
         mirrored: Signals = self.probe(image.flip(3))
         result = {self.output_name: signals.outputs}

@@ -1,4 +1,4 @@
-"""The last layer's own view of a frame: phi, phi~ = [phi; 1], its logits, and the energy ||phi~||^2.
+"""Computes the last layer's view of a frame: phi, phi~ = [phi; 1], its logits, and the energy ||phi~||^2.
 
 The gradient of any loss with respect to a last linear or 1x1-conv layer is R Phi~^T, where R holds the
 loss's derivative by the outputs. So gradient scores are made of what this file computes, without autograd.
@@ -19,13 +19,13 @@ from misfire_train.tasks.softmax import is_predicted
 
 
 def pooled(signals: Signals) -> Tensor:
-    """[N,C]: the last layer's input, averaged over pixels where there are any; not normalised."""
+    """Returns the last layer's input, averaged over pixels if it has any, not normalised: [N,C]."""
     inputs = signals.last_input
     return inputs if inputs.ndim == 2 else inputs.flatten(2).mean(2)
 
 
 def scaled_features(signals: Signals) -> Tensor:
-    """phi~ / sqrt(C): [N,C+1], or [N,C+1,P] over P pixels."""
+    """Returns phi~ / sqrt(C): [N,C+1], or [N,C+1,P] over P pixels."""
     inputs = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2)
     scale = 1 / math.sqrt(inputs.shape[1])
     ones = torch.full_like(inputs[:, :1], scale)
@@ -33,14 +33,14 @@ def scaled_features(signals: Signals) -> Tensor:
 
 
 def feature_energy(signals: Signals) -> Tensor:
-    """(||phi||^2 + 1) / C: [N], or [N,P] over pixels."""
+    """Returns (||phi||^2 + 1) / C: [N], or [N,P] over pixels."""
     return scaled_features(signals).square().sum(1)
 
 
 def last_outputs(signals: Signals) -> Tensor:
-    """The last layer's answer at its own resolution: `outputs`, or computed again where those were resized.
+    """Returns the last layer's answer at its own resolution: `outputs`, or recomputed if those were resized.
 
-    Raises ScoreError where the last layer is no linear or 1x1 layer of `last_input`.
+    Raises ScoreError if the last layer is no linear or 1x1 layer of `last_input`.
     """
     outputs, inputs = signals.outputs, signals.last_input
     if outputs.shape[2:] == inputs.shape[2:]:
@@ -53,28 +53,31 @@ def last_outputs(signals: Signals) -> Tensor:
 
 
 def label_maps(targets: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label maps [N,H,W] at another size, each cell the label at its centre: int64 [N,h,w]."""
+    """Returns label maps [N,H,W] at another size, each cell the label at its centre: int64 [N,h,w]."""
     rows = ((torch.arange(size[0]) + 0.5) * targets.shape[1] / size[0]).long()
     columns = ((torch.arange(size[1]) + 0.5) * targets.shape[2] / size[1]).long()
     return targets.long()[:, rows][:, :, columns]
 
 
 def pseudo_residual(logits: Tensor) -> Tensor:
-    """p - e_yhat along dim 1, with its largest entry as the sum of the others: no cancellation near p = 1."""
+    """Returns p - e_yhat along dim 1.
+
+    Its largest entry is the sum of the others, so nothing cancels near p = 1.
+    """
     top = is_predicted(logits)
     others = torch.where(top, 0.0, torch.softmax(logits, 1))
     return torch.where(top, -others.sum(1, keepdim=True), others)
 
 
 def exp_minus_one(x: Tensor) -> Tensor:
-    """exp(x) - 1 from tanh, which keeps its digits near 0 where ONNX has only Exp and Sub. |x| < 80."""
+    """Returns exp(x) - 1 from tanh, which is exact near 0 although ONNX has only Exp and Sub. |x| < 80."""
     half = torch.tanh(x / 2)
     exact = 2 * half / (1 - half).clamp_min(1e-30)
     return torch.where(x < 1, exact, torch.exp(x) - 1)
 
 
 def log_one_plus(x: Tensor) -> Tensor:
-    """log(1 + x) after Kahan: exact near 0 from Log, Add and Div alone. x > -1."""
+    """Returns log(1 + x) after Kahan: exact near 0, from only Log, Add and Div. x > -1."""
     shifted = 1 + x
     step = shifted - 1
     flat = step == 0

@@ -1,4 +1,4 @@
-"""Who a frame's neighbours in the training set are, and how much each counts: t-SNE's conditional q_n.
+"""Finds a frame's neighbours in the training set and the weight of each: t-SNE's conditional q_n.
 
     q_n = softmax_n(-(d_n^2 - min d^2) / 2 sigma^2),  sigma such that exp(entropy(q)) = perplexity
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from misfire_train.errors import ScoreError
 
+# 6 rounds of 16 narrow a range of 25 to 1.5e-6.
 WAYS, ROUNDS = 16, 6
 REFERENCE_NEIGHBOURS = 30
 
 
 def squared_distances(query: Tensor, bank: Tensor) -> Tensor:
-    """[N,D] against [M,D] to [N,M], never below zero."""
+    """Returns squared distances [N,M] of [N,D] to [M,D], never below zero."""
     if bank.shape[0] > 1:
         # Around the bank's mean: embeddings of one network lie close together, and |q|^2 + |b|^2 - 2 qb
         # would cancel to the rounding of numbers a thousand times larger than their distance.
@@ -35,9 +36,10 @@ def squared_distances(query: Tensor, bank: Tensor) -> Tensor:
 
 
 def bandwidth(gaps: Tensor, *, entropy_nats: float, rounds: int = ROUNDS) -> Tensor:
-    """log sigma^2 [N,1] at which softmax(-gaps / 2 sigma^2) has the given entropy, within 25 / 16^rounds.
+    """Returns log sigma^2 [N,1] at which softmax(-gaps / 2 sigma^2) has the given entropy.
 
-    gaps: [N,M] squared distances less each row's minimum. A row of equal distances keeps any sigma.
+    gaps: [N,M] squared distances less each row's minimum. The error is at most 25 / 16^rounds. A row of equal
+    distances keeps any sigma.
     """
     # Entropy grows with sigma, so the trial values that are still too narrow are counted. Few wide rounds
     # instead of many halvings: the time of TensorRT's builder doubles with every step of such a chain.
@@ -56,11 +58,11 @@ def _entropy(weights: Tensor) -> Tensor:
 
 
 class Neighbours(nn.Module):
-    """A bank of training embeddings; `forward` gives the nearest ones' positions and weights.
+    """Holds a bank of training embeddings; `forward` returns the nearest ones' positions and weights.
 
-    bank: [M,D].  perplexity: effective number of neighbours, by default min(20, M/3).
-    sigma: a fixed bandwidth instead of the search, "auto" for the bank's own median.
-    Raises ScoreError where the bank is smaller than the perplexity needs.
+    bank: [M,D]. perplexity: effective number of neighbours, by default min(20, M/3). sigma: a fixed bandwidth
+    instead of the search, "auto" for the bank's own median. Raises ScoreError if the bank is smaller than the
+    perplexity needs.
     """
 
     bank: Tensor
@@ -95,7 +97,7 @@ class Neighbours(nn.Module):
         self.register_buffer("sigma", None if fixed is None else torch.tensor(float(fixed), dtype=bank.dtype))
 
     def median_sigma(self) -> float:
-        """The median over the bank of the sigma that gives each member its perplexity among the others."""
+        """Returns the median of the sigmas that give each member of the bank its perplexity."""
         some = self.bank[torch.linspace(0, len(self.bank) - 1, min(512, len(self.bank))).long()]
         distances = squared_distances(some, self.bank)
         near = distances.topk(min(self.candidates + 1, len(self.bank)), dim=1, largest=False).values[:, 1:]
@@ -103,7 +105,7 @@ class Neighbours(nn.Module):
         return math.sqrt(math.exp(float(log_variance.median())))
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N,D] to positions [N,k], weights q [N,k], and the squared distance to the nearest [N]."""
+        """Returns positions [N,k], weights q [N,k], and the squared distance to the nearest [N]."""
         distances = squared_distances(query, self.bank)
         near, places = distances.topk(self.candidates, dim=1, largest=False)
         gaps = near - near[:, :1]

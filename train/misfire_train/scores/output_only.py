@@ -1,4 +1,4 @@
-"""Scores that need nothing but the task's outputs: free, exportable, and the baselines that others must beat.
+"""Defines scores of the task's outputs: free, exportable, and the baselines that others must beat.
 
 Class scores take logits [N,K] or pixel logits [N,K,H,W]; per-pixel values are averaged over the frame.
 Heatmap scores take [N,J,H,W]. Each is one expression from `Signals.outputs` to [N], higher = likelier wrong.
@@ -19,16 +19,16 @@ from misfire_train.tasks.softmax import softmax_entropy
 
 
 class OutputScore(Score):
-    """A free score: `value` maps outputs to [N] or to a map [N,H,W], whose mean is the frame's score."""
+    """Is a free score: `value` maps outputs to [N] or to a map [N,H,W], whose mean is the frame's score."""
 
     free = True
 
     def value(self, outputs: Tensor) -> Tensor:
-        """[N] or [N,H,W] from the task's outputs."""
+        """Returns [N] or [N,H,W] from the task's outputs."""
         raise NotImplementedError
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]; pixel maps are averaged."""
+        """Returns scores [N]; pixel maps are averaged."""
         value = self.value(
             signals.outputs.float() if signals.outputs.dtype == torch.half else signals.outputs
         )
@@ -37,37 +37,37 @@ class OutputScore(Score):
 
 @register(tasks=CLASSES, source="Hendrycks & Gimpel 2017")
 class Msp(OutputScore):
-    """1 - max softmax probability (least confidence)."""
+    """Scores 1 - max softmax probability (least confidence)."""
 
     name = "msp"
     definition = "1 - max_k p_k"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """1 - max_k p_k, [N] or [N,H,W]."""
+        """Returns 1 - max_k p_k, [N] or [N,H,W]."""
         return rest_probability(outputs)
 
 
 @register(tasks=CLASSES, source="Shannon 1948; Settles 2009")
 class Entropy(OutputScore):
-    """Softmax entropy in nats, from log-probabilities: p = 0 gives 0 and never NaN."""
+    """Scores the softmax entropy in nats, from log-probabilities: p = 0 gives 0 and never NaN."""
 
     name = "entropy"
     definition = "-sum_k p_k log p_k"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """-sum_k p_k log p_k, [N] or [N,H,W]."""
+        """Returns -sum_k p_k log p_k, [N] or [N,H,W]."""
         return softmax_entropy(outputs)
 
 
 @register(tasks=CLASSES, source="Scheffer et al. 2001")
 class Margin(OutputScore):
-    """Negative gap between the two largest probabilities: 0 is a tie, -1 is certain."""
+    """Scores the negative gap between the two largest probabilities: 0 is a tie, -1 is certain."""
 
     name = "margin"
     definition = "p_(2) - p_(1), the two largest probabilities"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """p_(2) - p_(1), [N] or [N,H,W]; raises ValueError on a single class."""
+        """Returns p_(2) - p_(1), [N] or [N,H,W]; raises ValueError on a single class."""
         if outputs.shape[1] < 2:
             raise ValueError("margin needs at least two classes")
         top = torch.softmax(outputs, 1).topk(2, dim=1).values
@@ -76,49 +76,49 @@ class Margin(OutputScore):
 
 @register(tasks=CLASSES, source="Liu et al. 2020")
 class Energy(OutputScore):
-    """Negative log-sum-exp of the logits (Liu et al. 2020): high where no class is supported."""
+    """Scores the negative log-sum-exp of the logits (Liu et al. 2020): high if no class is supported."""
 
     name = "energy"
     definition = "-log sum_k exp(z_k)"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """-logsumexp_k z_k, [N] or [N,H,W]."""
+        """Returns -logsumexp_k z_k, [N] or [N,H,W]."""
         return -torch.logsumexp(outputs, 1)
 
 
 @register(tasks=CLASSES, source="Hendrycks et al. 2022")
 class MaxLogit(OutputScore):
-    """Negative largest logit: MSP without the normalisation."""
+    """Scores the negative largest logit: MSP without the normalisation."""
 
     name = "max_logit"
     definition = "-max_k z_k"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """-max_k z_k, [N] or [N,H,W]."""
+        """Returns -max_k z_k, [N] or [N,H,W]."""
         return -outputs.amax(1)
 
 
 @register(tasks=("keypoints",), source="heatmap confidence")
 class MeanPeak(OutputScore):
-    """Negative mean over joints of the heatmap's maximum: weak peaks are uncertain joints."""
+    """Scores the negative mean over joints of the heatmap's maximum: weak peaks are uncertain joints."""
 
     name = "mean_peak"
     definition = "-mean_j max_p H_jp"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """-mean_j max_p H_jp of heatmaps [N,J,H,W]: [N]."""
+        """Returns -mean_j max_p H_jp of heatmaps [N,J,H,W]: [N]."""
         return -_maps(outputs).flatten(2).amax(2).mean(1)
 
 
 @register(tasks=("keypoints",), source="a heatmap as a distribution")
 class HeatmapEntropy(OutputScore):
-    """Mean over joints of the entropy of the heatmap's positive part as a distribution over pixels."""
+    """Scores the mean entropy of heatmaps' positive parts as distributions over pixels."""
 
     name = "heatmap_entropy"
     definition = "mean_j entropy(relu(H_j) / sum relu(H_j))"
 
     def value(self, outputs: Tensor) -> Tensor:
-        """[N] from heatmaps [N,J,H,W]; an all-zero map counts as uniform, log(H W)."""
+        """Returns [N] from heatmaps [N,J,H,W]; an all-zero map counts as uniform, log(H W)."""
         # A floor, not a sum: the exporter's optimiser drops an added constant below 1e-8.
         mass = _maps(outputs).flatten(2).clamp_min(1e-9)
         share = mass / mass.sum(2, keepdim=True)
@@ -127,12 +127,12 @@ class HeatmapEntropy(OutputScore):
 
 @register(tasks=("keypoints",), source="Liu & Ferrari 2017")
 class MultiPeakEntropy(OutputScore):
-    """Entropy of the softmax over a heatmap's local maxima, summed over joints (multi-peak entropy).
+    """Scores the entropy of the softmax over a heatmap's local maxima, summed over joints.
 
     A peak equals the maximum of its (2r+1)^2 neighbourhood. The `peaks` highest enter a softmax after
     scaling by `peak_scale` (the reference renders peaks at 30, so its softmax is nearly one-hot).
-    Absent peaks have weight zero, a flat map none at all (its entropy is that of equal weights).
-    MaxPool, TopK and Softmax only, so it exports; a plateau counts each of its pixels.
+    Absent peaks have weight zero; a flat map has none at all (its entropy is that of equal weights).
+    It uses only MaxPool, TopK and Softmax, so it exports; every pixel of a plateau counts.
     """
 
     name = "multi_peak_entropy"
@@ -145,7 +145,7 @@ class MultiPeakEntropy(OutputScore):
         self.radius, self.peaks, self.peak_scale = radius, peaks, peak_scale
 
     def value(self, outputs: Tensor) -> Tensor:
-        """[N] from heatmaps [N,J,H,W]."""
+        """Returns [N] from heatmaps [N,J,H,W]."""
         values, _ = local_maxima(_maps(outputs), radius=self.radius, peaks=self.peaks)
         scaled = scaled_peaks(values, scale=self.peak_scale)
         return softmax_entropy(scaled.transpose(1, 2)).sum(1)
@@ -153,11 +153,12 @@ class MultiPeakEntropy(OutputScore):
 
 @register(tasks=("keypoints",), source="this project")
 class SelfResidual(OutputScore):
-    """Mean squared difference between heatmaps and Gaussians rendered at their own decoded joints.
+    """Scores the mean squared difference between heatmaps and Gaussians at their own decoded joints.
 
-    What the training loss would be if the decoded joints were the truth: a map that is no clean peak has
+    It is what the training loss would be if the decoded joints were the truth: a map that is no clean peak
+    has
     a residual whatever the truth is. Two separable exponentials per joint, so it exports as plain arithmetic.
-    sigma: of the rendered Gaussian, in heatmap cells.  peak: its height.  `rescale` renders it at the map's
+    sigma: of the rendered Gaussian, in heatmap cells. peak: its height. `rescale` renders it at the map's
     own maximum instead, so that a merely low peak is not counted.
     """
 
@@ -171,7 +172,7 @@ class SelfResidual(OutputScore):
         self.sigma, self.peak, self.rescale = sigma, peak, rescale
 
     def value(self, outputs: Tensor) -> Tensor:
-        """[N] from heatmaps [N,J,H,W]."""
+        """Returns [N] from heatmaps [N,J,H,W]."""
         maps = _maps(outputs)
         size = (maps.shape[2], maps.shape[3])
         decoded = cells(maps.flatten(2).argmax(2), width=size[1], like=maps)
@@ -183,7 +184,7 @@ class SelfResidual(OutputScore):
 
 @register(tasks=("regression",), needs="fit", source="this project")
 class OutputDeviation(Score):
-    """Squared Mahalanobis distance of values [N,J] from the values of the training set, over J."""
+    """Scores the squared Mahalanobis distance of values [N,J] from the values of the training set, over J."""
 
     name = "output_deviation"
     definition = "squared Mahalanobis distance of the answer from the training answers"
@@ -203,7 +204,7 @@ class OutputDeviation(Score):
 
     @classmethod
     def fit(cls, fit: FitSet) -> OutputDeviation:
-        """From the model's own answers on the training set."""
+        """Fits the model's own answers on the training set."""
         fit.require(name=cls.name, least=3)
         outputs = fit.signals.outputs.flatten(1).double()
         mean = outputs.mean(0)
@@ -216,12 +217,14 @@ class OutputDeviation(Score):
         return cls(whitener.to(fit.signals.outputs.dtype), mean.to(fit.signals.outputs.dtype))
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         return torch.matmul(signals.outputs.flatten(1) - self.mean, self.whitener).square().sum(1)
 
 
 def rest_probability(logits: Tensor) -> Tensor:
-    """1 - max_k p_k as the sum of the other classes: tells 1e-9 from 1e-12 where 1 - p_max rounds both to 0.
+    """Returns 1 - max_k p_k as the sum of the other classes, which separates 1e-9 from 1e-12.
+
+    1 - p_max would round both to 0.
 
     >>> rest_probability(torch.tensor([[30.0, 0.0]])).item() > 0
     True

@@ -1,11 +1,11 @@
-"""Scores that run the model more than once per image, and the extra passes that they share.
+"""Defines scores that run the model more than once per image, and the extra passes that they share.
 
     dropout   T passes with dropout on and everything else, BatchNorm above all, in eval mode
     flip      one pass over the mirrored image
     image     whatever the score does with the image itself (other networks, an autoencoder)
 
-A `PassScore` says which by `extra`; `scores.compute` makes each kind of pass once per batch and hands it to
-all that want it. Such a score has no place in a one-pass graph: its `forward` says so.
+A `PassScore` names its kind in `extra`; `scores.compute` makes each kind of pass once per batch and hands it
+to all scores that need it. Such a score has no place in a one-pass graph: its `forward` raises.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class PassScore(Score):
-    """A score of several passes; `combine` takes the plain pass's signals and what `extra` names."""
+    """Is a score of several passes; `combine` takes the plain pass's signals and what `extra` names."""
 
     exportable = False
     extra: Literal["dropout", "flip", "image"] = "image"
@@ -36,19 +36,19 @@ class PassScore(Score):
 
 
 class ImageScore(PassScore):
-    """A score that looks at the image itself."""
+    """Is a score that reads the image itself."""
 
     extra = "image"
 
     def combine(self, signals: Signals, image: Tensor) -> Tensor:
-        """[N] from the plain pass and the image [N,C,H,W]."""
+        """Returns scores [N] from the plain pass and the image [N,C,H,W]."""
         raise NotImplementedError
 
 
 class DropoutScore(PassScore):
-    """A score of T stochastic answers.
+    """Is a score of T stochastic answers.
 
-    passes: T.  rate: dropout put before the last layer of a model that has no dropout of its own.
+    passes: T. rate: dropout put before the last layer of a model that has no dropout of its own.
     """
 
     extra = "dropout"
@@ -60,13 +60,13 @@ class DropoutScore(PassScore):
         self.passes, self.rate = passes, rate
 
     def combine(self, samples: Tensor) -> Tensor:
-        """[N] from T answers [T,N,...]."""
+        """Returns scores [N] from T answers [T,N,...]."""
         raise NotImplementedError
 
 
 @contextmanager
 def dropout_only(model: nn.Module, *, last: nn.Module | None = None, rate: float = 0.1) -> Iterator[None]:
-    """Eval mode but for dropout, within. BatchNorm keeps its running statistics, in use and in value.
+    """Sets eval mode for everything but dropout. BatchNorm keeps its running statistics, in use and in value.
 
     A model without dropout layers gets dropout of `rate` on the input of `last`; without `last`, ScoreError.
     """
@@ -92,10 +92,10 @@ def dropout_only(model: nn.Module, *, last: nn.Module | None = None, rate: float
 
 
 def dropout_samples(probe: Probe, image: Tensor, *, passes: int, rate: float = 0.1, seed: int = 0) -> Tensor:
-    """T stochastic answers [T,N,...], the same for the same seed; the global random state is left alone.
+    """Returns T stochastic answers [T,N,...], the same for the same seed; the global random state is kept.
 
-    Where dropout stands right before the last layer and nowhere else, all passes share the network's trunk:
-    the same numbers, bit for bit, for little more than one pass.
+    If dropout is right before the last layer and nowhere else, all passes share the network's trunk: the same
+    numbers, bit for bit, for little more than one pass.
     """
     last = probe.model.get_submodule(probe.last_layer)
     with torch.random.fork_rng(devices=[]), dropout_only(probe.model, last=last, rate=rate):
@@ -108,7 +108,7 @@ def dropout_samples(probe: Probe, image: Tensor, *, passes: int, rate: float = 0
 
 
 class _Tail:
-    """What was seen of one stochastic pass: calls of dropout layers, and of the last layer."""
+    """Holds what was seen of one stochastic pass: calls of dropout layers, and of the last layer."""
 
     def __init__(self, last: nn.Module) -> None:
         self.last = last
@@ -117,7 +117,10 @@ class _Tail:
         self.left: list[Tensor] = []
 
     def repeat(self, answer: Tensor) -> Callable[[], Tensor] | None:
-        """Draws another answer from the trunk's; None where that would not be the whole pass."""
+        """Returns a function that draws another answer from the trunk's.
+
+        None if that would not be the whole pass.
+        """
         if len(self.entered) != 1 or len(self.left) != 1 or self.left[0] is not answer:
             return None
         last, (inputs, version) = self.last, self.entered[0]
@@ -126,6 +129,7 @@ class _Tail:
         if len(self.dropped) > 1:
             return None
         layer, before, after, written = self.dropped[0]
+        # A changed version means that something wrote into the tensor between dropout and last layer.
         if after is not inputs or written != version:
             return None
         return lambda: last(layer(before))

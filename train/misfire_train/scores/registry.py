@@ -1,4 +1,4 @@
-"""Every score by name: which tasks it serves, what it must be fitted on, whether it is free and exports.
+"""Registers every score by name: the tasks it serves, what it is fitted on, whether it is free and exports.
 
     build(["entropy", "egl_pp"], task="classification", fit=...) -> [Entropy(), EglPP(...)]
 
@@ -42,7 +42,7 @@ S = TypeVar("S", bound=type[Score])
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a score may be made of: the task, both fit sets, and the options given to this score."""
+    """Holds what a score may be made of: the task, both fit sets, and the options given to this score."""
 
     name: str
     task: Task
@@ -71,11 +71,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ScoreInfo:
-    """One row of the registry.
+    """Is one row of the registry.
 
-    tasks: forms of outputs that it can read, by the built-in task that has them (`Task.form`).
-    kind: the class whose `make` builds it.  fixed: options of `kind` that make it this score.
-    needs: what it is fitted on.  passes: how often it runs the model per image.
+    Attributes:
+        tasks: forms of outputs that it can read, by the built-in task that has them (`Task.form`).
+        kind: the class whose `make` builds it.
+        fixed: options of `kind` that make it this score.
+        needs: what it is fitted on.
+        passes: how often it runs the model per image.
     """
 
     name: str
@@ -90,7 +93,7 @@ class ScoreInfo:
 
 
 class Registry(Mapping[str, ScoreInfo]):
-    """All scores by name. The files of this folder are imported when it is first looked into."""
+    """Maps names to scores. The files of this folder are imported on first access."""
 
     def __init__(self) -> None:
         self._rows: dict[str, ScoreInfo] = {}
@@ -198,7 +201,7 @@ def scores_of(task: str | Task) -> dict[str, ScoreInfo]:
 
 
 def names_for(task: str | Task, *, free: bool | None = None, exportable: bool | None = None) -> list[str]:
-    """Names of the scores that serve a task, in registry order.
+    """Returns the names of the scores that serve a task, in registry order.
 
     >>> names_for("keypoints", free=True)
     ['mean_peak', 'heatmap_entropy', 'multi_peak_entropy', 'self_residual', 'egl_unweighted']
@@ -218,12 +221,19 @@ def build(
     holdout: FitSet | None = None,
     **options: Mapping[str, Any],
 ) -> list[Score]:
-    """The scores of these names, fitted where they need it.
+    """Returns the scores of these names, fitted if they need it.
 
-    fit, holdout: signals of training data and of data the model never saw (`gather`).
-    options: per score name, keyword arguments of its class.
-    Raises ScoreError on an unknown name or task, a score that does not serve the task, options for a score
-    that is not built, or a missing or unusable fit set.
+    Args:
+        names: of scores.
+        task: a name or a Task.
+        fit: signals of training data (`gather`).
+        holdout: signals of data that the model never saw.
+        options: per score name, keyword arguments of its class.
+
+    Raises:
+        ScoreError: a name or the task is unknown, a score does not serve the task, options are for a score
+            that
+            is not built, or a fit set is missing or unusable.
 
     >>> [score.name for score in build(["msp", "energy"], task="classification")]
     ['msp', 'energy']

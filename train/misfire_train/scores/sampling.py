@@ -1,4 +1,4 @@
-"""Uncertainty from several answers to one image: MC-dropout, BALD, epistemic, aleatoric, ensembles.
+"""Scores uncertainty from several answers to one image: MC-dropout, BALD, epistemic, aleatoric, ensembles.
 
 Answers are [T,N,K] or [T,N,K,H,W] logits, [T,N,J] values or [T,N,J,H,W] heatmaps; maps become frames' means.
 Total = epistemic (answers differ) + aleatoric (each answer is unsure)                    (Kendall & Gal 2017)
@@ -22,14 +22,14 @@ from misfire_train.tasks.heatmaps import peak_cells
 
 
 def frame_mean(value: Tensor) -> Tensor:
-    """[N] or [N,H,W] to [N]."""
+    """Returns [N] for [N] or [N,H,W]."""
     return value if value.ndim == 1 else value.flatten(1).mean(1)
 
 
 def mean_entropy(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy of the mean prediction and mean entropy of the predictions: [N] or [N,H,W] each, in nats.
+    """Returns the entropy of the mean prediction and the mean entropy of the predictions, in nats.
 
-    samples: logits [T,N,K,...]. Probabilities are averaged, not logits.
+    samples: logits [T,N,K,...]. Both results are [N] or [N,H,W]. Probabilities are averaged, not logits.
     """
     log_p = torch.log_softmax(samples, 2)
     p = torch.exp(log_p)
@@ -40,21 +40,25 @@ def mean_entropy(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predictive_variance(means: Tensor, variances: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Epistemic and aleatoric variance, [N,J] each: variance of the means, and mean of the variances.
+    """Returns epistemic and aleatoric variance, [N,J] each: variance of the means, and mean of the variances.
 
-    means, variances: [T,N,J]. Two passes over the data, never E[x^2] - E[x]^2. T = 1 has no epistemic part.
+    means, variances: [T,N,J]. T = 1 has no epistemic part.
 
     >>> means = torch.tensor([[[1.0]], [[3.0]]])
     >>> [v.item() for v in predictive_variance(means, torch.full_like(means, 0.5))]
     [1.0, 0.5]
     """
+    # Two passes over the data: E[x^2] - E[x]^2 would cancel.
     epistemic = (means - means.mean(0, keepdim=True)).square().mean(0)
     aleatoric = torch.zeros_like(epistemic) if variances is None else variances.mean(0)
     return epistemic, aleatoric
 
 
 def spread(samples: Tensor) -> Tensor:
-    """How far T answers lie apart, [N]: variance of values, or of joints decoded from heatmaps, in cells."""
+    """Returns how far T answers differ, [N].
+
+    It is the variance of values, or of joints decoded from heatmaps, in cells.
+    """
     if samples.ndim == 5:
         points = torch.stack([peak_cells(maps)[0] for maps in samples]).flatten(2)
         return predictive_variance(points)[0].mean(1)
@@ -63,7 +67,10 @@ def spread(samples: Tensor) -> Tensor:
 
 @register(tasks=ALL, passes="many", source="Gal & Ghahramani 2016")
 class McDropout(DropoutScore):
-    """Entropy of the mean prediction over T dropout passes; for values and heatmaps, their variance."""
+    """Scores the entropy of the mean prediction over T dropout passes.
+
+    For values and heatmaps, their variance.
+    """
 
     name = "mc_dropout"
 
@@ -79,13 +86,16 @@ class McDropout(DropoutScore):
         return cls(task=recipe.task, **recipe.options)
 
     def combine(self, samples: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         return frame_mean(mean_entropy(samples)[0]) if self.by_class else spread(samples)
 
 
 @register(tasks=CLASSES, passes="many", source="Houlsby et al. 2011; Gal et al. 2017")
 class Bald(DropoutScore):
-    """Mutual information of label and weights: H of the mean less mean of H (Houlsby et al. 2011)."""
+    """Scores the mutual information of label and weights: H of the mean less mean of H (Houlsby et al.
+
+    2011).
+    """
 
     name = "bald"
 
@@ -95,14 +105,17 @@ class Bald(DropoutScore):
         self.definition = f"H(mean p) - mean H(p) over {passes} dropout passes"
 
     def combine(self, samples: Tensor) -> Tensor:
-        """[N], at least 0 but for rounding."""
+        """Returns scores [N], at least 0 except for rounding."""
         total, expected = mean_entropy(samples)
         return frame_mean(total - expected)
 
 
 @register(tasks=ALL, passes="many", source="Kendall & Gal 2017")
 class Epistemic(DropoutScore):
-    """Variance of the answers over T dropout passes, for values and heatmaps (Kendall & Gal 2017, eq. 4)."""
+    """Scores the variance of answers over T dropout passes, for values and heatmaps (Kendall & Gal 2017, eq.
+
+    4).
+    """
 
     name = "epistemic"
 
@@ -118,12 +131,12 @@ class Epistemic(DropoutScore):
         return cls(**recipe.options)
 
     def combine(self, samples: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         return spread(samples)
 
 
 class ExpectedEntropy(DropoutScore):
-    """Mean entropy over T dropout passes: the aleatoric part for classes."""
+    """Scores the mean entropy over T dropout passes: the aleatoric part for classes."""
 
     name = "aleatoric"
 
@@ -132,7 +145,7 @@ class ExpectedEntropy(DropoutScore):
         self.definition = f"mean H(p) over {passes} dropout passes"
 
     def combine(self, samples: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         return frame_mean(mean_entropy(samples)[1])
 
 
@@ -144,7 +157,7 @@ class ExpectedEntropy(DropoutScore):
     source="Kendall & Gal 2017",
 )
 class Aleatoric(Score):
-    """Predicted log-variance of values [N,J], mean over outputs: a linear layer on phi. One pass; exports.
+    """Predicts the log-variance of values [N,J], mean over outputs: a linear layer on phi. One pass; exports.
 
     Fitted on held-out residuals r by the Gaussian likelihood (1/2) exp(-s) r^2 + (1/2) s with the task model
     frozen (Kendall & Gal 2017, eq. 8): convex in the layer's weights.
@@ -169,7 +182,10 @@ class Aleatoric(Score):
 
     @classmethod
     def fit(cls, holdout: FitSet, *, penalty: float = 1e-2) -> Aleatoric:
-        """From held-out values with targets [V,J]; penalty: L2 on the weights of standardised features."""
+        """Fits it to held-out values with targets [V,J].
+
+        Penalty: L2 on the weights of standardised features.
+        """
         holdout.require(name=cls.name, least=10)
         outputs = holdout.signals.outputs
         if outputs.ndim != 2 or holdout.targets.shape != outputs.shape:
@@ -193,27 +209,31 @@ class Aleatoric(Score):
 
         with torch.enable_grad():
             optimiser.step(closure)  # type: ignore[no-untyped-call]
+        # The standardisation moves into the layer, which then takes raw features.
         slope = weight.detach() / scale
         shift = bias.detach() - slope @ centre
         return cls(slope.to(outputs.dtype), shift.to(outputs.dtype))
 
     def log_variance(self, signals: Signals) -> Tensor:
-        """[N,J]."""
+        """Returns log-variances [N,J]."""
         return torch.matmul(pooled(signals), self.weight.T) + self.bias
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         return self.log_variance(signals).mean(1)
 
 
 def gaussian_nll(log_variance: Tensor, squared_residual: Tensor) -> Tensor:
-    """(1/2) exp(-s) r^2 + (1/2) s elementwise. May be negative: rank its exponential, never its share."""
+    """Returns (1/2) exp(-s) r^2 + (1/2) s elementwise.
+
+    It may be negative: rank its exponential, not its share.
+    """
     return 0.5 * torch.exp(-log_variance) * squared_residual + 0.5 * log_variance
 
 
 @register(tasks=ALL, needs="members", passes="many", source="Lakshminarayanan et al. 2017")
 class Ensemble(ImageScore):
-    """Disagreement of K networks, the probed one included: K + 1 passes, for mining offline.
+    """Scores the disagreement of K networks and the probed one: K + 1 passes, for mining offline.
 
     measure: "entropy" of the mean prediction or "bald" for classes; "variance" for values and heatmaps.
     """
@@ -239,7 +259,7 @@ class Ensemble(ImageScore):
         return cls(members, **{"measure": "entropy" if recipe.task.by_class else "variance", **options})
 
     def combine(self, signals: Signals, image: Tensor) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         with evaluating(self.members):
             answers = [member(image) for member in self.members]
         samples = torch.stack([signals.outputs, *answers])

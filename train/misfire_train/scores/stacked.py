@@ -1,9 +1,10 @@
-"""A small calibrated combination: logistic regression on the scores that a bundle carries anyway.
+"""Combines the scores that a bundle carries anyway into one, calibrated by logistic regression.
 
     failure log-odds = intercept + sum_i w_i clip((s_i - mean_i) / std_i)
 
-Fitted on held-out data by Newton's method with an L2 penalty; its sigmoid is a failure probability. Clipping
-keeps one score that runs away on odd input from deciding alone. Its parts are shared in the graph.
+It is fitted on held-out data by Newton's method with an L2 penalty; its sigmoid is a failure probability.
+Clipping keeps one score that runs away on odd input from deciding by itself. Its parts are shared in the
+graph.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from misfire_train.scores.registry import ALL, Recipe, build, names_for, registe
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks import Task
 
+# With fewer, weights of half a dozen scores would fit noise.
 LEAST_OF_EACH = 10
 
 
 @register(tasks=ALL, needs="holdout", source="logistic combination")
 class Stacked(Score):
-    """Log-odds of failure from component scores; `probability` is its sigmoid.
+    """Scores the log-odds of failure from component scores; `probability` is its sigmoid.
 
-    components: scores of one forward pass.  centre, spread, weight: [S]; intercept: a scalar.
+    components: scores of one forward pass. centre, spread, weight: [S]; intercept: a scalar.
     """
 
     name = "stacked"
@@ -62,8 +64,9 @@ class Stacked(Score):
     def make(cls, recipe: Recipe) -> Stacked:
         """Builds it on the holdout.
 
-        Options: components (names or scores), task (a Task, of a run its own), penalty, clip. A task that
-        does not say what a failure is fails on the worst fifth of the holdout.
+        Options: components (names or scores), task (a Task, of a run its own), penalty, clip. A task without
+        a
+        failure threshold fails on the worst fifth of the holdout.
         """
         options = dict(recipe.options)
         options.pop("components", None)
@@ -85,10 +88,19 @@ class Stacked(Score):
         penalty: float = 1.0,
         clip: float = 4.0,
     ) -> Stacked:
-        """signals: of held-out samples; failed: boolean [N].
+        """Fits the weights to held-out signals and failures.
 
-        Raises ScoreError without components, on scores that are not finite, and on fewer than 10 failures or
-        10 successes.
+        Args:
+            components: scores of one forward pass.
+            signals: of held-out samples.
+            failed: boolean [N].
+            penalty: L2 on the weights.
+            clip: standard deviations beyond which a score counts no more.
+
+        Raises:
+            ScoreError: there are no components, scores are not finite, or there are fewer than 10 failures or
+                10
+                successes.
         """
         if not components:
             raise ScoreError("stacked needs at least one component score")
@@ -116,18 +128,18 @@ class Stacked(Score):
         )
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N] log-odds."""
+        """Returns log-odds [N]."""
         columns = torch.stack([score(signals) for score in self.components], 1)
         design = ((columns - self.centre) / self.spread).clamp(-self.clip, self.clip)
         return torch.matmul(design, self.weight) + self.intercept
 
     def probability(self, signals: Signals) -> Tensor:
-        """[N] probability of failure, calibrated as well as the holdout is like the field."""
+        """Returns the probability of failure [N], calibrated as far as the holdout resembles the field."""
         return torch.sigmoid(self(signals))
 
 
 def _components(recipe: Recipe) -> list[Score]:
-    """The named components, or every free score and, given a fit set, two more."""
+    """Returns the named components, or every free score and, given a fit set, two more."""
     wanted = recipe.options.get("components")
     if wanted is None:
         wanted = names_for(recipe.task, free=True)
@@ -142,7 +154,7 @@ def _components(recipe: Recipe) -> list[Score]:
 
 
 def logistic_regression(design: Tensor, target: Tensor, *, penalty: float, steps: int = 50) -> Tensor:
-    """Weights and intercept [S+1] that minimise sum log-loss + penalty/2 ||w||^2, by Newton's method.
+    """Returns weights and intercept [S+1] that minimise sum log-loss + penalty/2 ||w||^2, by Newton's method.
 
     >>> x = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]], dtype=torch.double)
     >>> w = logistic_regression(x, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.double), penalty=1e-6)
@@ -151,6 +163,7 @@ def logistic_regression(design: Tensor, target: Tensor, *, penalty: float, steps
     """
     full = torch.cat([design, torch.ones_like(design[:, :1])], 1)
     ridge = torch.full((full.shape[1],), penalty, dtype=full.dtype)
+    # The intercept is not penalised, but the system must stay solvable.
     ridge[-1] = 1e-6
     weight = torch.zeros(full.shape[1], dtype=full.dtype)
 
@@ -166,6 +179,7 @@ def logistic_regression(design: Tensor, target: Tensor, *, penalty: float, steps
         hessian = (full * (p * (1 - p))[:, None]).T @ full + torch.diag(ridge)
         step = torch.linalg.solve(hessian, gradient)
         size, before = 1.0, objective(weight)
+        # A full Newton step may overshoot if failures are nearly separable.
         while size > 1e-4 and objective(weight - size * step) > before:
             size /= 2
         weight = weight - size * step

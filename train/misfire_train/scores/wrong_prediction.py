@@ -1,4 +1,4 @@
-"""How much a pseudo-label step on one frame would hurt the held-out loss (Aljundi et al., WACV 2022).
+"""Scores how much a pseudo-label step on one frame would hurt the held-out loss (Aljundi et al., WACV 2022).
 
     S    = L_V(theta after T steps on (x, yhat)) - L_V(theta)          exact, any T, in closed form
     S_a  = -grad L_V . grad l(x, yhat) = -r^T G_V phi~                 one product with a constant matrix
@@ -39,9 +39,9 @@ PERFECT_FIT = 1e-3
 
 
 def holdout_residuals(holdout: FitSet, *, name: str) -> tuple[Tensor, Tensor]:
-    """p_v - e_y of every held-out sample [V,K], and its phi~ / sqrt(C) [V,C+1].
+    """Returns p_v - e_y of every held-out sample [V,K], and its phi~ / sqrt(C) [V,C+1].
 
-    Raises ScoreError on fewer than 2 samples or a single class; warns where the fit is perfect.
+    Raises ScoreError on fewer than 2 samples or a single class; warns if the fit is perfect.
     """
     holdout.require(name=name, least=2)
     labels = class_labels(holdout.targets, holdout.classes)
@@ -56,7 +56,7 @@ def holdout_residuals(holdout: FitSet, *, name: str) -> tuple[Tensor, Tensor]:
 
 
 def warn_if_perfect(residual: Tensor, *, name: str) -> None:
-    """Warns where the mean norm of holdout residuals [V,K] is below PERFECT_FIT."""
+    """Warns if the mean norm of holdout residuals [V,K] is below PERFECT_FIT."""
     size = float(residual.square().sum(1).sqrt().mean())
     if size < PERFECT_FIT:
         warnings.warn(
@@ -69,10 +69,12 @@ def warn_if_perfect(residual: Tensor, *, name: str) -> None:
 
 @register(tasks=("classification",), needs="holdout", source="Aljundi et al. 2022, S")
 class WrongPrediction(Score):
-    """S for logits [N,K] of a last linear layer: change of the summed held-out loss after `steps` SGD steps.
+    """Scores S for logits [N,K] of a last linear layer: change of the summed held-out loss after SGD steps.
 
-    logits: held-out logits [V,K]; features: phi~ / sqrt(C) [V,C+1]; labels: one-hot [V,K]; eta: step size.
-    Cross-entropy changes by log(1 + sum_k p_k (e^delta_k - 1)) - delta_y: no difference of large numbers.
+    probability: of the held-out samples [V,K]; features: phi~ / sqrt(C) [V,C+1]; labels: one-hot [V,K]; eta:
+    step
+    size. Cross-entropy changes by log(1 + sum_k p_k (e^delta_k - 1)) - delta_y: no difference of large
+    numbers.
     """
 
     name = "wrong_prediction"
@@ -101,7 +103,10 @@ class WrongPrediction(Score):
     def fit(
         cls, holdout: FitSet, *, eta: float = 1e-3, steps: int = 3, size: int = 256, seed: int = 0
     ) -> WrongPrediction:
-        """From held-out logits with labels [V]; more than `size` of them are thinned to a random subset."""
+        """Fits it to held-out logits with labels [V].
+
+        More than `size` of them are thinned to a random subset.
+        """
         if holdout.signals.outputs.ndim != 2:
             raise ScoreError("wrong_prediction serves classification; for pixels use wrong_prediction_approx")
         if len(holdout) > size:
@@ -112,7 +117,7 @@ class WrongPrediction(Score):
         return cls(residual + labels, features, labels, eta=eta, steps=steps)
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         change = logit_change(signals.outputs, signals, self.features, eta=self.eta, steps=self.steps)
         growth = (self.probability * exp_minus_one(change)).sum(2)
         return (log_one_plus(growth) - (self.labels * change).sum(2)).sum(1)
@@ -120,7 +125,7 @@ class WrongPrediction(Score):
 
 @register(tasks=CLASSES, needs="holdout", source="Aljundi et al. 2022, S_a")
 class WrongPredictionApprox(Score):
-    """S_a for logits [N,K], and its positive part averaged over pixels for [N,K,H,W].
+    """Scores S_a for logits [N,K], and its positive part averaged over pixels for [N,K,H,W].
 
     gradient: G_V over sqrt(C), [K,C+1]. L_V is the mean over the holdout; the score is S_a / C.
     """
@@ -140,14 +145,17 @@ class WrongPredictionApprox(Score):
 
     @classmethod
     def fit(cls, holdout: FitSet) -> WrongPredictionApprox:
-        """From held-out logits [V,K] with labels [V], or pixel logits with maps [V,H,W] (255 = ignore)."""
+        """Fits it to held-out logits [V,K] with labels [V], or to pixel logits with maps [V,H,W].
+
+        255 in a map means "not labelled".
+        """
         if holdout.signals.outputs.ndim == 2:
             residual, features = holdout_residuals(holdout, name=cls.name)
             return cls(residual.T @ features / len(holdout))
         return cls(_pixel_gradient(holdout, name=cls.name))
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         logits = last_outputs(signals)
         residual = pseudo_residual(logits)
         if logits.ndim == 2:
@@ -162,10 +170,11 @@ class WrongPredictionApprox(Score):
 
 @register(tasks=("classification",), needs="fit", source="Roy & McCallum 2001")
 class ErrorReduction(Score):
-    """Expected error on a pool after a pseudo-label step on this frame, negated (Roy & McCallum 2001).
+    """Scores the expected error on a pool after a pseudo-label step on this frame, negated.
 
-    -mean_u H(p_u after the step): the highest is the frame whose pseudo-label makes the pool most certain.
-    It chooses what to label; as a failure detector it is weak, and the judge will say so.
+    Roy & McCallum 2001. -mean_u H(p_u after the step): the highest is the frame whose pseudo-label makes the
+    pool
+    most certain. It chooses what to label; as a failure detector it is weak, and the judge shows it.
     logits: of the pool [U,K]; features: phi~ / sqrt(C) [U,C+1].
     """
 
@@ -191,7 +200,7 @@ class ErrorReduction(Score):
     def fit(
         cls, pool: FitSet, *, eta: float = 1e-3, steps: int = 3, size: int = 256, seed: int = 0
     ) -> ErrorReduction:
-        """From a pool's signals; labels are not used."""
+        """Fits it to a pool's signals; labels are not used."""
         pool.require(name=cls.name, least=2)
         if pool.signals.outputs.ndim != 2:
             raise ScoreError("error_reduction serves classification")
@@ -200,14 +209,14 @@ class ErrorReduction(Score):
         return cls(chosen.outputs, scaled_features(chosen), eta=eta, steps=steps)
 
     def forward(self, signals: Signals) -> Tensor:
-        """[N]."""
+        """Returns scores [N]."""
         change = logit_change(signals.outputs, signals, self.features, eta=self.eta, steps=self.steps)
         log_p = torch.log_softmax(self.logits + change, 2).clamp_min(-100)
         return (torch.exp(log_p) * log_p).sum(2).mean(1)
 
 
 def logit_change(logits: Tensor, signals: Signals, others: Tensor, *, eta: float, steps: int) -> Tensor:
-    """How `steps` SGD steps on (x, yhat) move other samples' logits: [N,V,K], rank one per frame.
+    """Returns how `steps` SGD steps on (x, yhat) move other samples' logits: [N,V,K], rank one per frame.
 
     others: phi~_v / sqrt(C) [V,C+1]. Equals explicit steps on the last layer; yhat stays the first answer.
     """
@@ -225,7 +234,7 @@ def logit_change(logits: Tensor, signals: Signals, others: Tensor, *, eta: float
 
 
 def _pixel_gradient(holdout: FitSet, *, name: str, ignore: int = 255) -> Tensor:
-    """G_V of per-pixel cross-entropy, mean over the holdout's valid pixels, over sqrt(C): [K,C+1]."""
+    """Returns G_V of per-pixel cross-entropy, mean over the holdout's valid pixels, over sqrt(C): [K,C+1]."""
     holdout.require(name=name, least=1)
     logits = last_outputs(holdout.signals)
     targets = label_maps(holdout.targets, (logits.shape[2], logits.shape[3]))
