@@ -1,4 +1,4 @@
-"""The judge: what a failure score is worth on data it never saw, and which one a bundle triggers on.
+"""Judges what a failure score is worth on data it never saw, and which one a bundle triggers on.
 
 from misfire_train.judge import Evidence, GateRules, choose_score, evaluate
 """

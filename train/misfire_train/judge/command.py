@@ -1,4 +1,4 @@
-"""`misfire evaluate`: judge the failure scores of a run on data that it never saw."""
+"""Implements `misfire evaluate`: judges the failure scores of a run on data that it never saw."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _check_shifts(names: Sequence[str]) -> None:
 
 
 def _read_slices(path: Path) -> dict[str, dict[str, str]]:
-    """{column: {id: label}} of a CSV."""
+    """Returns {column: {id: label}} of a CSV."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))

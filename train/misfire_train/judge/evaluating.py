@@ -1,4 +1,4 @@
-"""`evaluate`: from scores and truth to a Report, with nothing but arrays.
+"""Turns scores and truth into a Report with `evaluate`, from nothing but arrays.
 
 scores, failures or losses, groups, shifts --Evidence--> every metric under every condition, with intervals
                                             --choose_score--> which score to trigger on
@@ -24,8 +24,10 @@ from misfire_train.metrics.correlation import kendall, pair_accuracy, spearman
 from misfire_train.metrics.detection import BUDGETS, budget_table
 from misfire_train.metrics.risk import augrc_references, aurc_references, risk_coverage_curve
 
+# Slices compare who is flagged at one upload rate; at 5 % a slice of a few hundred frames has flags to count.
 FLAG_BUDGET = 0.05
 _FRAMES_SHOWN = 8
+# Enough for a smooth curve in a plot of a few hundred pixels.
 _CURVE_POINTS = 80
 
 
@@ -207,6 +209,7 @@ def _calibration(
     score, loss = evidence.scores[name][rows], evidence.loss[rows]
     if scale is not None:
         return LossCalibration(name, scale, source, loss_reliability(score, loss, scale=scale))
+    # Whole groups go to one half: frames of one drive in both would make the scale look better than it is.
     labels, members = np.unique(evidence.clusters()[0][rows], return_inverse=True)
     half = np.random.default_rng(seed).permutation(len(labels)) < len(labels) // 2
     fitting = half[members]
@@ -225,7 +228,10 @@ def _curve(score: str, condition: str, evidence: Evidence, rows: NDArray[np.intp
 
 
 def find_frames(evidence: Evidence, score: str, *, shown: int = _FRAMES_SHOWN) -> tuple[FrameExample, ...]:
-    """The worst frames, the surprising ones (high loss, low score), the false alarms; no photo twice."""
+    """Returns the worst frames, the surprising ones (high loss, low score) and the false alarms.
+
+    No photo twice.
+    """
     percentile = _percentiles(evidence.scores[score])
     surprise = _percentiles(evidence.loss) - percentile
     wrong = evidence.failed
@@ -258,6 +264,6 @@ def find_frames(evidence: Evidence, score: str, *, shown: int = _FRAMES_SHOWN) -
 
 
 def _percentiles(values: NDArray[Any]) -> NDArray[np.float64]:
-    """[N] share of values at or below each."""
+    """Returns the percentage of values at or below each, [N]."""
     ordered = np.sort(values)
     return np.asarray(100 * np.searchsorted(ordered, values, side="right") / len(values))

@@ -1,4 +1,4 @@
-"""What there is to judge by: scores, truth, and where each row comes from, checked once.
+"""Holds the evidence of a judgement: scores, truth, and the origin of each row, checked once.
 
 A row is one frame under one condition. `frames` names the photo (a clean row and its corrupted copies
 share it), `groups` the drive, vehicle or track, `shifts` the corruption family, "clean" for none.
@@ -23,10 +23,15 @@ MIN_CLUSTERS = 20
 
 @dataclass(frozen=True)
 class Evidence:
-    """Equal-length columns: scores {name: [N]}, failed [N] bool, loss [N] >= 0, groups, frames, shifts.
+    """Holds equal-length columns.
 
-    risk: [N] what risk curves add up: the loss where a failure is a loss above a threshold, else failures.
-    failure_threshold: that threshold, None where failures were given.
+    Attributes:
+        scores: {name: [N]}.
+        failed: [N] bool.
+        loss: [N] >= 0.
+        risk: [N] what risk curves add up: the loss if a failure is a loss above a threshold, else failures.
+        groups, frames, shifts: [N] labels.
+        failure_threshold: that threshold, None if failures were given.
     """
 
     scores: Mapping[str, NDArray[Any]]
@@ -96,11 +101,11 @@ class Evidence:
 
     @property
     def clean(self) -> NDArray[np.intp]:
-        """Rows without corruption."""
+        """Returns the rows without corruption."""
         return np.flatnonzero(self.shifts == CLEAN)
 
     def clusters(self) -> tuple[NDArray[Any], tuple[str, ...]]:
-        """([N] labels of what a bootstrap draws whole, a note where that had to be frames)."""
+        """Returns labels [N] of what a bootstrap draws whole, and a note if that has to be frames."""
         count = len(np.unique(self.groups))
         if count >= MIN_CLUSTERS:
             return self.groups, ()

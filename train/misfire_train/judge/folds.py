@@ -1,4 +1,4 @@
-"""What the gate holds out: whole groups of clean frames, and whole families of corruption.
+"""Divides what the gate holds out: whole groups of clean frames, and whole families of corruption.
 
 groups, shifts [N] --group_folds, shift_folds--> Folds (rows each)
 scores x folds --tabulate--> a Table of values and bootstrap replicates, all on the same resamples
@@ -22,14 +22,14 @@ from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER, ROW_METRICS, resam
 from misfire_train.metrics.ranking import Floats, Ranking, Sums, rank_scores
 
 MIN_PER_FOLD = 5
-"""A fold with fewer failures (or successes) says nothing by itself and is left out."""
+"""A fold with fewer failures (or successes) shows nothing by itself and is left out."""
 GOOD_PER_FOLD = 15
-"""Failures of a fold where folds are dealt: a few that say something rather than many that do not."""
+"""Failures per fold if folds are dealt: a few folds that show something rather than many that do not."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows that are held out together. kind: "groups" or "corruptions"."""
+    """Holds rows that are held out together. kind: "groups" or "corruptions"."""
 
     name: str
     kind: str
@@ -39,14 +39,16 @@ class Fold:
 
     @property
     def usable(self) -> bool:
-        """Enough failures and successes for a value."""
+        """Returns whether there are enough failures and successes for a value."""
         return MIN_PER_FOLD <= self.failures <= len(self.rows) - MIN_PER_FOLD
 
 
 def group_folds(evidence: Evidence, *, most: int, seed: int) -> tuple[Fold, ...]:
-    """Clean rows, one fold per group; more than `most` are dealt into at most `most` folds of like failures.
+    """Returns folds of clean rows, one per group.
 
-    Groups are dealt together, too, where fewer than two of them have enough failures by themselves. A single
+    More than `most` are dealt into at most `most` of like failures.
+
+    Groups are dealt together, too, if fewer than two of them have enough failures by themselves. A single
     group is divided by its frames: it holds nothing out, but no score is nominated on what it is judged on.
     """
     rows = evidence.clean
@@ -68,7 +70,10 @@ def group_folds(evidence: Evidence, *, most: int, seed: int) -> tuple[Fold, ...]
 def _dealt(
     rows: NDArray[np.intp], members: NDArray[np.intp], evidence: Evidence, *, most: int, seed: int
 ) -> tuple[Fold, ...]:
-    """Whole groups in turn, those with the most failures first, into as many folds as their failures fill."""
+    """Deals whole groups in turn, those with the most failures first.
+
+    There are as many folds as the failures fill.
+    """
     failures = np.bincount(members, weights=evidence.failed[rows])
     count = int(min(most, len(failures), max(2, failures.sum() // GOOD_PER_FOLD)))
     shuffled = np.random.default_rng(seed).permutation(len(failures))
@@ -80,7 +85,7 @@ def _dealt(
 
 
 def shift_folds(evidence: Evidence, *, known: Collection[str] = ()) -> tuple[Fold, ...]:
-    """One fold per corruption family, all its severities together; clean rows are in none.
+    """Returns one fold per corruption family, all its severities together; clean rows are in none.
 
     known: families that a score was trained on, which are therefore not held out.
     """
@@ -96,7 +101,10 @@ def _fold(name: str, kind: str, rows: NDArray[np.intp], evidence: Evidence) -> F
 
 @dataclass(frozen=True)
 class Table:
-    """values[score][metric]: [F]; replicates[score][metric]: [R,F], resampled jointly over all folds."""
+    """Holds a value of every score and metric on every fold, and its bootstrap replicates.
+
+    values[score][metric]: [F]. replicates[score][metric]: [R,F], resampled jointly over all folds.
+    """
 
     folds: tuple[Fold, ...]
     values: Mapping[str, Mapping[str, Floats]]
@@ -104,7 +112,7 @@ class Table:
 
     @property
     def weights(self) -> Floats:
-        """[F] share of the failures."""
+        """Returns each fold's share of the failures, [F]."""
         return np.asarray(self._failures / self._failures.sum())
 
     @property
@@ -114,10 +122,11 @@ class Table:
     def best(
         self, names: Sequence[str], metric: str, *, without: int | None = None, beside: Table | None = None
     ) -> str:
-        """The score with the best failure-weighted mean over folds; the first on a tie.
+        """Returns the score with the best failure-weighted mean over folds; the first on a tie.
 
-        without: a fold that must not count.  beside: a table whose folds count too. Where that leaves no fold
-        at all, the one there is has to nominate for itself.
+        without: a fold that must not count. beside: a table whose folds count too. If that leaves no fold at
+        all,
+        the only fold nominates for itself.
         """
         keep = np.arange(len(self.folds)) != (-1 if without is None else without)
         if beside is None and not keep.any():
@@ -133,7 +142,7 @@ class Table:
         return names[int(np.argmax(means))]
 
     def mean(self, name: str, metric: str) -> float:
-        """Failure-weighted mean over all folds."""
+        """Returns the failure-weighted mean over all folds."""
         return float(self.values[name][metric] @ self.weights)
 
 
@@ -146,7 +155,7 @@ def tabulate(
     seed: int,
     refitted: Mapping[str, Mapping[str, NDArray[Any]]],
 ) -> Table:
-    """Values and joint replicates of every score on every usable fold.
+    """Returns values and joint replicates of every score on every usable fold.
 
     refitted: {fold name: {score: [N]}} replaces a score by one that was fitted without that fold.
     """
@@ -166,7 +175,9 @@ def tabulate(
         block = slice(start, start + len(weights))
         start += len(weights)
         for index, fold in enumerate(usable):
+            # Metrics walk along rows, which a column selection leaves scattered in memory.
             inner = np.ascontiguousarray(weights[:, fold.rows])
+            # A resample that drew no row of the fold has no value there; it stays NaN.
             drawn = inner.any(axis=1)
             for name in evidence.scores:
                 sums = _sums(rankings[index][name], fold, evidence, inner[drawn])

@@ -1,10 +1,10 @@
-"""The release gate: which score a bundle triggers on, and whether a learned one has earned its place.
+"""Decides which score a bundle triggers on, and whether a learned one has earned its place: the release gate.
 
 A learned score is chosen only if, on data held out by group (drive, vehicle, track) and by corruption family,
-it beats the best free score with the whole 95 % paired bootstrap interval, in every metric asked for, and is
+it beats the best free score with the whole 95 % paired bootstrap interval, in every requested metric, and is
 significantly worse in no single fold. Both sides of a fold are nominated on the other folds. All conditions
 must hold at once, so testing several of them makes the gate stricter, never luckier. Otherwise the bundle
-triggers on the free score, and the verdict says so.
+triggers on the free score, and the verdict states it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ from misfire_train.metrics.ranking import as_scores
 MIN_FAILURES = 30
 """Held-out failures (and successes) below which no score is judged at all."""
 MOST_FAILURES = 100_000
-"""More than anybody labels: a gain that needs as many is none."""
+"""More failures than anybody labels: a gain that needs so many is none."""
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """winner: what to trigger on.  passed: a learned score earned it.  verdict: one or two plain sentences.
+    """Holds the gate's decision.
 
-    needed: failures that would settle it, where there were too few or the interval holds zero.
+    Attributes:
+        winner: the score to trigger on.
+        passed: a learned score earned it.
+        verdict: one or two plain sentences.
+        needed: failures that would settle it, if there were too few or the interval contains zero.
     """
 
     winner: str
@@ -53,7 +57,7 @@ class GateResult:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and a manifest's `extra`."""
+        """Returns plain values for JSON and a manifest's `extra`."""
         values: dict[str, Any] = json_value(asdict(self))
         return values
 
@@ -169,9 +173,9 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
 
 
 def _beats_chance(evidence: Evidence, name: str) -> bool:
-    """Whether a score's AUROC on clean frames is above one half.
+    """Returns whether a score's AUROC on clean frames is above one half.
 
-    Where labels are misread even the best free score falls below it, and a score without a sign would win.
+    If labels are misread, even the best free score falls below it, and a meaningless score would win.
     """
     failed = evidence.failed[evidence.clean]
     if failed.all() or not failed.any():
@@ -180,7 +184,7 @@ def _beats_chance(evidence: Evidence, name: str) -> bool:
 
 
 def failures_needed(*, auroc: float = 0.85, half_width: float = 0.05) -> int:
-    """Failures for a 95 % interval of AUROC of that half width, successes being plentiful.
+    """Returns the failures needed for a 95 % interval of AUROC of that half width, with plenty of successes.
 
     Hanley & McNeil 1982: the variance per failure is AUROC / (2 - AUROC) - AUROC^2.
     """
@@ -192,6 +196,7 @@ def _too_few(evidence: Evidence, least: int) -> str | None:
     clean = evidence.failed[evidence.clean] if evidence.clean.size else evidence.failed
     failures = int(clean.sum())
     if failures < least:
+        # The rate is (failures + 1) / (frames + 2), which is not zero without any failure.
         frames = math.ceil(least * (len(clean) + 2) / (failures + 1))
         return (
             f"Too few held-out errors to judge: {failures} among {len(clean)} frames; at least {least} are "
@@ -221,7 +226,7 @@ def _undecided(default: str, evidence: Evidence, why: str, *, needed: int | None
 
 @dataclass(frozen=True)
 class _Contest:
-    """What the gate compares on: a table per kind of held-out data, and the folds that were too small."""
+    """Holds a table per kind of held-out data, and the folds that were too small."""
 
     tables: tuple[Table, ...]
     left_out: tuple[tuple[str, ...], ...]
@@ -229,7 +234,7 @@ class _Contest:
     metrics: tuple[str, ...]
 
     def views(self, learned: Sequence[str]) -> tuple[View, ...]:
-        """The best of these learned scores against the best free one, in each view."""
+        """Returns the best of these learned scores against the best free one, in each view."""
         return tuple(
             build_view(
                 table,
@@ -243,7 +248,7 @@ class _Contest:
         )
 
     def ranked(self, names: Sequence[str]) -> list[str]:
-        """Best first by the mean over views, each view counting once."""
+        """Returns names, best first, by the mean over views, each view counting once."""
         metric = self.metrics[0]
         sign = -1 if metric in HIGHER_IS_BETTER else 1
         means = {name: sign * np.mean([table.mean(name, metric) for table in self.tables]) for name in names}
@@ -272,6 +277,8 @@ def _verdict(
             if pooled.difference > 0 and pooled.low < 0:
                 failures = sum(fold.failures for fold in view.folds)
                 needed.append(
+                    # An interval's width falls with the root of the failures, so its lower end reaches zero
+                    # at this many.
                     math.ceil(failures * ((pooled.difference - pooled.low) / pooled.difference) ** 2)
                 )
         reasons.extend(f"worse on {view.kind} {name}" for name in view.worse)

@@ -1,4 +1,4 @@
-"""Dataclasses, mappings and numpy numbers as plain JSON values; NaN and infinity become None."""
+"""Converts dataclasses, mappings and numpy numbers to plain JSON values; NaN and infinity become None."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def json_value(value: Any) -> Any:
-    """The same value, fit for `json.dumps(..., allow_nan=False)`."""
+    """Returns the same value, fit for `json.dumps(..., allow_nan=False)`."""
     if isinstance(value, Mapping):
         return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,10 +1,10 @@
-"""From a training run to what the judge needs: every score, the true loss, and where each row comes from.
+"""Collects from a training run what the judge needs: every score, the true loss, and the origin of each row.
 
 Run, Dataset --build (fitted on train and holdout)--> scores
 test images, clean and under each shift --compute, sample_loss--> columns --evaluate--> Report with pictures
 
-For each shift that the head's corruption library holds, the head is fitted again without that family, and
-that refit is what the gate judges there: else "held-out corruption" would be a corruption the head has seen.
+For each shift in the head's corruption library, the head is fitted again without that family, and the gate
+judges that refit there: else "held-out corruption" would be a corruption that the head has seen.
 """
 
 from __future__ import annotations
@@ -38,17 +38,23 @@ from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable
 
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
+# A table of more groups is no longer read.
 _MAX_GROUPS_SHOWN = 40
 
 
 @dataclass(frozen=True)
 class Judging:
-    """What to judge. scores: "all", "free" and names, in any combination.  shifts: corruption families;
-    severity: 1..5 of each.
+    """Specifies what to judge.
 
-    part: "test", or a part of the run that nothing was fitted on ("field").  limit: frames at most, None all.
-    refit: fit the head again without each shift of its library.  failure_threshold: of tasks whose failure is
-    a loss; None takes the run's own.  slices: {name: {id: label}}.
+    Attributes:
+        scores: "all", "free" and names, in any combination.
+        shifts: corruption families.
+        severity: 1..5, of each family.
+        part: "test", or a part of the run that nothing was fitted on ("field").
+        limit: maximum number of frames, None for all.
+        refit: fit the head again without each shift of its library.
+        failure_threshold: of tasks whose failure is a loss; None takes the run's own.
+        slices: {name: {id: label}}.
     """
 
     scores: Sequence[str] = ("all",)
@@ -65,7 +71,7 @@ class Judging:
 
 @dataclass(frozen=True)
 class _Column:
-    """One condition: scores {name: [N]}, loss [N], and failures [N] where the answer itself decides."""
+    """Holds one condition: scores {name: [N]}, loss [N], and failures [N] if the answer itself decides."""
 
     scores: Mapping[str, NDArray[Any]]
     loss: NDArray[np.float64]
@@ -149,7 +155,7 @@ def _shifted(examples: Examples, family: str, judging: Judging) -> Examples:
 def _build_scores(
     run: Run, parts: Mapping[str, Examples], task: Task, judging: Judging
 ) -> tuple[list[Score], dict[str, str]]:
-    """(score modules, {name: why it was left out})."""
+    """Returns score modules, and {name: why it was left out}."""
     names = chosen_scores(judging.scores, run.record)
     head, frames = run.head, frames_to_fit(run, parts)
     fit, holdout = signals_to_fit(run, frames.fit), signals_to_fit(run, frames.holdout)
@@ -192,7 +198,10 @@ def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Tas
 
 
 def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tuple[Task, str]:
-    """(the task with its failures said, what a failure is in words). No judged frame has a say in it."""
+    """Returns the task with its failures defined, and their meaning in words.
+
+    No judged frame influences it.
+    """
     stated = judging.failure_threshold
     if stated is not None:
         return run.task.with_threshold(stated), f"loss above {stated:g}, stated with this evaluation"
@@ -210,7 +219,7 @@ def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tupl
 
 
 def _truth(columns: Mapping[str, _Column], task: Task) -> dict[str, Any]:
-    """failed and failure_threshold, one of them None."""
+    """Returns failed and failure_threshold, one of them None."""
     known = [column.failed for column in columns.values() if column.failed is not None]
     return {
         "failed": np.concatenate(known) if known else None,
@@ -227,7 +236,10 @@ def _refit(
     *,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, dict[str, NDArray[Any]]], tuple[str, ...], tuple[str, ...]]:
-    """({shift: {head: [n] scores by a head that never saw the family}}, shifts not held out, notes)."""
+    """Returns scores of refitted heads, the shifts that are not held out, and notes.
+
+    The scores are {shift: {head: [n]}}, by a head that never saw the family.
+    """
     frames = frames_to_fit(run, parts)
     refit = refit_of_run(run, train=frames.fit, holdout=frames.holdout, task=task)
     seen = tuple(name for name in judging.shifts if refit is not None and name in refit.families)
@@ -309,7 +321,7 @@ def _settings(
 def _with_picture(
     frame: FrameExample, run: Run, examples: Examples, images: Mapping[str, Examples]
 ) -> FrameExample:
-    """The frame as the network saw it, with truth and answer; the network looks at it once more."""
+    """Returns the frame as the network saw it, with truth and answer; the network runs on it once more."""
     shown = images[frame.shift]
     row = int(examples.positions([frame.frame])[0])
     with evaluating(run.probe), torch.no_grad():

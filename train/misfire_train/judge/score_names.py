@@ -1,4 +1,4 @@
-"""Which scores to judge: `all`, `free` and names, in any combination, known before any work is done."""
+"""Resolves which scores to judge: `all`, `free` and names, in any combination, before any work is done."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where the model fails and who is flagged, group by group: time of day, weather, camera, class, drive.
+"""Measures failures and flags group by group: time of day, weather, camera, class, drive.
 
 labels [N] + errors + flags --slice_report--> rows per group, and the gap between the worst and the best group
 
-A gap between many small groups is above zero by chance alone, so each gap stands beside what shuffled labels
+A gap between many small groups is above zero just by chance, so each gap is listed with what shuffled labels
 give (`by_chance`, the 95 % quantile). Groups below a stated number of frames are listed, not compared.
 """
 
@@ -24,9 +24,13 @@ MIN_FRAMES = 30
 
 @dataclass(frozen=True)
 class SliceRow:
-    """One group. error: share of failures.  flag_rate: share of frames at or above the threshold.
+    """Holds one group.
 
-    flag_recall: share of its failures that are flagged.  auroc: None without both kinds.
+    Attributes:
+        error: share of failures.
+        flag_rate: share of frames at or above the threshold.
+        flag_recall: share of its failures that are flagged.
+        auroc: None without both kinds.
     """
 
     value: str
@@ -40,7 +44,7 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class Gap:
-    """Largest minus smallest over the groups compared, its interval, and what chance alone would give."""
+    """Holds largest minus smallest over the groups compared, its interval, and what chance would give."""
 
     measure: str
     gap: Estimate
@@ -50,13 +54,13 @@ class Gap:
 
     @property
     def beyond_chance(self) -> bool:
-        """Larger than 95 % of the gaps between groups drawn at random."""
+        """Returns whether it is larger than 95 % of the gaps between groups drawn at random."""
         return self.gap.value > self.by_chance
 
 
 @dataclass(frozen=True)
 class SliceReport:
-    """All groups of one kind of label. too_small: groups below `min_frames`, not compared."""
+    """Holds all groups of one kind of label. too_small: groups below `min_frames`, not compared."""
 
     name: str
     min_frames: int
@@ -78,9 +82,9 @@ def slice_report(
     replicates: int = 300,
     seed: int = 0,
 ) -> SliceReport:
-    """Error and flag rate per group of `labels` [N], flagged where score >= threshold.
+    """Returns error and flag rate per group of `labels` [N], flagged if score >= threshold.
 
-    clusters: [N] what a resample draws whole (drives); frames where not given.
+    clusters: [N] what a resample draws whole (drives); default: frames.
     """
     kinds = np.asarray(labels).astype(str)
     scores, failures = as_scores(score), as_failures(failed)
@@ -131,7 +135,7 @@ def _replicate(
     replicates: int,
     seed: int,
 ) -> Floats:
-    """[R,G]: the mean of `of` in each kept group on each resample."""
+    """Returns the mean of `of` in each kept group on each resample, [R,G]."""
     order = np.argsort(members, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     blocks = []
@@ -166,7 +170,10 @@ def _row(
 
 
 def _share(hits: int, count: int, drawn: Floats) -> Estimate:
-    """A share with the wider of the bootstrap's and Wilson's intervals: no hits do not mean an error of 0."""
+    """Returns a share with the wider of the bootstrap's and Wilson's intervals.
+
+    No hits do not mean an error of 0.
+    """
     found = estimate(hits / count, drawn)
     low, high = wilson(hits, count)
     return replace(found, low=min(found.low, low), high=max(found.high, high))
@@ -185,6 +192,7 @@ def _gap(
     means = _means(members, of, len(values))[kept]
     rng = np.random.default_rng(seed)
     chance = []
+    # 200 shuffles place the 95 % quantile well enough to tell a gap from chance.
     for _ in range(200):
         shuffled = _means(rng.permutation(members), of, len(values))[kept]
         chance.append(shuffled.max() - shuffled.min())

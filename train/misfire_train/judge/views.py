@@ -1,4 +1,4 @@
-"""The gate's comparisons: the learned nominee against the free nominee, fold by fold and pooled.
+"""Compares the learned nominee with the free nominee, fold by fold and pooled.
 
 Table --build_view--> View (nominees of the other folds, compared here)
 Table --list_candidates--> every score against the best free one, winners and losers alike
@@ -17,7 +17,7 @@ from misfire_train.metrics.bootstrap import Comparison, compare
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One held-out fold: who was nominated on the others, and how the two compare here."""
+    """Holds one held-out fold: who was nominated on the others, and how the two compare here."""
 
     name: str
     samples: int
@@ -29,7 +29,7 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class View:
-    """All folds of one kind. pooled: learned minus free nominee, failure-weighted mean over folds."""
+    """Holds all folds of one kind. pooled: learned minus free nominee, failure-weighted mean over folds."""
 
     kind: str
     folds: tuple[FoldResult, ...]
@@ -38,18 +38,18 @@ class View:
 
     @property
     def passed(self) -> bool:
-        """Every pooled interval lies above zero, and no fold is significantly worse."""
+        """Returns whether every pooled interval is above zero, and no fold is significantly worse."""
         return all(c.a_wins for c in self.pooled) and not self.worse
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """Folds where the learned nominee is worse beyond doubt in some metric."""
+        """Returns the folds in which the learned nominee is significantly worse in some metric."""
         return tuple(fold.name for fold in self.folds if any(c.b_wins for c in fold.comparisons))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One score over all folds of a view, and against the best free one (None for that one itself)."""
+    """Holds one score over all folds of a view, and against the best free one (None for that one itself)."""
 
     name: str
     free: bool
@@ -130,7 +130,7 @@ def _compare_pooled(table: Table, pairs: Sequence[tuple[str, str]], metric: str)
 
 
 def list_candidates(table: Table, *, free: Sequence[str], metrics: Sequence[str]) -> list[Candidate]:
-    """Every score over all folds, with its difference to the one free score that is best over all."""
+    """Returns every score over all folds, with its difference to the one free score that is best over all."""
     kind = table.folds[0].kind
     best = table.best(free, metrics[0])
     rows = []

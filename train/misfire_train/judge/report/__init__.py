@@ -1,4 +1,4 @@
-"""What the judge found, as values, as one HTML page and as pictures."""
+"""Presents what the judge found: as values, as one HTML page and as pictures."""
 
 from misfire_train.judge.report.report import (
     ALL,

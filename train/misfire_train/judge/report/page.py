@@ -1,4 +1,4 @@
-"""The HTML report: one file, no network, no script; pictures and plots are inside.
+"""Writes the HTML report: one file, no network, no script; pictures and plots are inside.
 
 Report + Evidence --plots--> SVG --templates/report.html.j2--> report.html
 """
@@ -28,12 +28,12 @@ _KINDS = {
 
 
 def write_page(report: Report, evidence: Evidence, path: Path) -> None:
-    """report.html, whole or not at all."""
+    """Writes report.html, whole or not at all."""
     write_durably(path, render(report, evidence).encode())
 
 
 def render(report: Report, evidence: Evidence) -> str:
-    """The page as text."""
+    """Returns the page as text."""
     environment = Environment(
         loader=PackageLoader("misfire_train.judge"),
         autoescape=select_autoescape(["html", "j2"]),
@@ -53,12 +53,12 @@ def render(report: Report, evidence: Evidence) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where it is not defined."""
+    """Returns a number as text, or a dash if it is not defined."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def estimate_text(found: Estimate, digits: int = 3, *, percent: bool = False) -> Markup:
-    """Value, and the interval in small print."""
+    """Returns the value, and the interval in small print."""
     if not math.isfinite(found.value):
         return Markup("–")
     factor = 100.0 if percent else 1.0
@@ -67,7 +67,7 @@ def estimate_text(found: Estimate, digits: int = 3, *, percent: bool = False) ->
 
 
 def difference_text(found: Comparison, digits: int = 4) -> Markup:
-    """Signed difference and interval, coloured where the interval excludes zero."""
+    """Returns the signed difference and interval, coloured if the interval excludes zero."""
     kind = "better" if found.a_wins else "worse" if found.b_wins else "open"
     value, low, high = (f"{v:+.{digits}f}" for v in (found.difference, found.low, found.high))
     return Markup('<span class="{}">{}</span> <small>{} … {}</small>').format(kind, value, low, high)
@@ -104,7 +104,7 @@ def _risk_plot(report: Report, condition: str) -> str:
 
 
 def _interesting(report: Report, condition: str) -> list[str]:
-    """The winner, the best free, the best learned, then the best others: few enough to tell apart."""
+    """Returns the winner, the best free, the best learned, then the best others: few enough to tell apart."""
     ranked = [row.name for row in by_auroc(report.condition(condition))]
     first = [report.gate.winner, report.gate.best_free, report.gate.best_learned]
     ordered = dict.fromkeys([name for name in first if name is not None] + ranked)

@@ -1,6 +1,6 @@
-"""The report's pictures as SVG text: risk against coverage, scores with intervals, histograms, reliability.
+"""Draws the report's pictures as SVG: risk against coverage, scores with intervals, histograms, reliability.
 
-Drawn with matplotlib's own canvas, so that nothing depends on a display or on state that others have set.
+It uses matplotlib's own canvas, so nothing depends on a display or on state that others have set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STYLE: Any = {
 
 
 def risk_coverage(curves: Sequence[Curve], *, oracle: float, random: float, title: str) -> str:
-    """Curves of one condition; the dotted line is the mean loss (no triage at all)."""
+    """Draws curves of one condition; the dotted line is the mean loss (no triage at all)."""
     figure, axes = _axes(5.2, 3.6)
     for index, curve in enumerate(curves):
         axes.plot(curve.coverage, curve.risk, color=_LINES[index % len(_LINES)], lw=1.8, label=curve.score)
@@ -53,7 +53,7 @@ def risk_coverage(curves: Sequence[Curve], *, oracle: float, random: float, titl
 
 
 def forest(condition: Condition, *, winner: str) -> str:
-    """AUROC of every score with its interval, best on top; free scores blue, learned ones orange."""
+    """Draws AUROC of every score with its interval, best on top; free scores blue, learned ones orange."""
     rows = [row for row in by_auroc(condition) if np.isfinite(row.metrics["auroc"].value)]
     figure, axes = _axes(5.2, 0.9 + 0.27 * max(len(rows), 2))
     for place, row in enumerate(reversed(rows)):
@@ -79,8 +79,9 @@ def forest(condition: Condition, *, winner: str) -> str:
 
 
 def histogram(score: NDArray[Any], failed: NDArray[np.bool_], *, name: str) -> str:
-    """Densities of a score among successes and failures, over its central 99.8 %."""
+    """Draws densities of a score among successes and failures, over its central 99.8 %."""
     figure, axes = _axes(5.2, 2.9)
+    # A single outlier would squeeze all other bins into one.
     low, high = np.quantile(score[np.isfinite(score)], [0.001, 0.999])
     bins = np.linspace(low, high if high > low else low + 1, 50)
     clipped = np.clip(score, low, bins[-1])
@@ -100,7 +101,7 @@ def histogram(score: NDArray[Any], failed: NDArray[np.bool_], *, name: str) -> s
 
 
 def reliability(calibration: LossCalibration) -> str:
-    """Predicted against observed mean loss, both on a log axis where all are positive."""
+    """Draws predicted against observed mean loss, both on a log axis."""
     figure, axes = _axes(4.2, 3.6)
     bins = calibration.reliability.bins
     predicted = np.array([row.predicted for row in bins])
@@ -130,7 +131,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """Inline SVG, without the XML prologue, the same bytes for the same data."""
+    """Returns inline SVG, without the XML prologue, the same bytes for the same data."""
     with mpl.rc_context(_STYLE):
         buffer = io.StringIO()
         canvas = FigureCanvasSVG(figure)

@@ -1,4 +1,4 @@
-"""What the judge found, as values: for JSON, the terminal's table, and the HTML page.
+"""Holds what the judge found, as values for JSON, the terminal's table, and the HTML page.
 
 Report -> to_dict() -> report.json    print_report(report) -> table    page.write_page(report) -> report.html
 """
@@ -31,7 +31,7 @@ _WIDE = 110
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One score under one condition.
+    """Holds one score under one condition.
 
     metrics: auroc, average_precision, fpr_at_95_tpr, aurc, e_aurc, augrc, recall and precision at budgets.
     agreement: spearman, kendall and pair_accuracy with the true loss.
@@ -46,7 +46,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Condition:
-    """All scores on the rows of one shift, or of all. aurc, augrc: what the oracle and chance reach."""
+    """Holds all scores on the rows of one shift, or of all. aurc, augrc: what the oracle and chance reach."""
 
     name: str
     samples: int
@@ -58,17 +58,17 @@ class Condition:
 
     @property
     def error(self) -> float:
-        """Share of failures."""
+        """Returns the share of failures."""
         return self.failures / self.samples
 
     def score(self, name: str) -> ScoreRow:
-        """The row of that score."""
+        """Returns the row of that score."""
         return next(row for row in self.scores if row.name == name)
 
 
 @dataclass(frozen=True)
 class LossCalibration:
-    """Predicted loss = scale * exp(score): reliability where `scale` was not fitted."""
+    """Holds predicted loss = scale * exp(score), and its reliability on frames that did not fit `scale`."""
 
     score: str
     scale: float
@@ -78,7 +78,7 @@ class LossCalibration:
 
 @dataclass(frozen=True)
 class Curve:
-    """Risk against coverage of one score under one condition."""
+    """Holds risk against coverage of one score under one condition."""
 
     score: str
     condition: str
@@ -88,9 +88,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class FrameExample:
-    """A frame worth a look. kind: worst (highest loss), missed (high loss, low score), false alarm.
+    """Holds a notable frame. kind: worst (highest loss), missed (high loss, low score), false alarm.
 
-    truth, predicted: in words.  picture: PNG as a data URL, or None.
+    truth, predicted: in words. picture: PNG as a data URL, or None.
     """
 
     kind: str
@@ -106,9 +106,9 @@ class FrameExample:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured. settings: what it was measured on and how, so that it can be repeated.
+    """Holds everything that was measured. settings: on what and how, so that it can be repeated.
 
-    legend: how to read what is drawn into the frames' pictures, None where nothing is.
+    legend: how to read what is drawn into the frames' pictures, None if nothing is.
     """
 
     settings: Mapping[str, Any]
@@ -122,11 +122,11 @@ class Report:
     legend: Legend | None = None
 
     def condition(self, name: str) -> Condition:
-        """The condition of that name."""
+        """Returns the condition of that name."""
         return next(condition for condition in self.conditions if condition.name == name)
 
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
-        """Plain JSON values; NaN and infinity become None. Pictures are left to the HTML page."""
+        """Returns plain JSON values; NaN and infinity become None. Pictures are left to the HTML page."""
         values = asdict(self)
         if not pictures:
             for frame in values["frames"]:
@@ -135,12 +135,12 @@ class Report:
         return cleaned
 
     def write_json(self, path: Path) -> None:
-        """The report without pictures, whole or not at all."""
+        """Writes the report without pictures, whole or not at all."""
         write_durably(path, (json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n").encode())
 
 
 def print_report(report: Report, *, console: Console | None = None) -> None:
-    """One table per condition, the best AUROC first, and the gate's verdict."""
+    """Prints one table per condition, the best AUROC first, and the gate's verdict."""
     out = console or Console()
     if report.settings.get("failure"):
         out.print(f"a failure: {report.settings['failure']}", markup=False, highlight=False)
@@ -154,7 +154,10 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
 
 
 def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
-    """AUROC with interval, AP, AURC, recall at 1 and 5 % uploads; FPR95, AUGRC and Spearman where wide."""
+    """Returns AUROC with interval, AP, AURC, recall at 1 and 5 % uploads.
+
+    If wide, also FPR95, AUGRC, Spearman.
+    """
     columns: dict[str, Callable[[ScoreRow], str]] = {
         "score": lambda row: row.name + (" (free)" if row.free else ""),
         "AUROC": lambda row: f"{row.metrics['auroc'].value:.3f}",
@@ -181,7 +184,7 @@ def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
 
 
 def by_auroc(condition: Condition) -> list[ScoreRow]:
-    """Rows, best first; what is undefined last."""
+    """Returns rows, best first; undefined ones last."""
     return sorted(
         condition.scores,
         key=lambda row: (
