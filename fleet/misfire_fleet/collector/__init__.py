@@ -1,4 +1,4 @@
-"""The collector: takes offers and samples from vehicles and says `stored` when they are durable."""
+"""Collects samples: answers vehicles' offers, receives uploads, and sends `stored` once they are durable."""
 
 from __future__ import annotations
 

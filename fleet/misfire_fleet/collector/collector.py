@@ -1,10 +1,11 @@
-"""The collector: takes offers and chunks from vehicles, stores samples, says `stored` when they are durable.
+"""Receives offers and chunks from vehicles, stores samples, and sends `stored` when they are durable.
 
 network thread --offers--> OfferHandler --verdicts--> Replies --> Outbox --> vehicles
                --chunks--> Transfers --whole--> Committer --stored--> Replies
                --state, telemetry--> housekeeping thread --> store
-Stateless: everything it remembers can be lost at any moment, because vehicles own their samples until they
-hear `stored`. Any number of collectors share the offers of a fleet; each names itself in `send`.
+The collector is stateless: everything in its memory may be lost at any time, because vehicles keep their
+samples until they receive `stored`. Several collectors can share the offers of a fleet; `send` names the one
+to upload to.
 """
 
 from __future__ import annotations
@@ -36,14 +37,19 @@ from misfire_runtime.mqtt.client import BrokerConfig
 log = logging.getLogger(__name__)
 
 _LOOK_S = 2.0
+"""Period of the metrics that take a pass over all vehicles; the cheap ones are set at every tick."""
 
 
 class Collector:
-    """One collector of one fleet.
+    """Runs one collector of one fleet.
 
-    `name` must be unique among running collectors and match [A-Za-z0-9_.-]{1,64}; by default it is made of
-    host, process and chance. `start` returns at once when the broker delivers, at the latest after `wait_s`;
-    a broker that is away is waited for in the background.
+    Args:
+        store: the open store; the caller closes it after `close`.
+        broker: address and credentials.
+        fleet: name of the fleet, part of all topics.
+        name: unique among running collectors, matching [A-Za-z0-9_.-]{1,64}. Default: made from the host
+            name, the process id and random digits.
+        settings: limits and timers.
     """
 
     def __init__(
@@ -110,7 +116,12 @@ class Collector:
         )
 
     def start(self, *, wait_s: float = 10.0) -> bool:
-        """Starts all threads; True where the canary came back within `wait_s`."""
+        """Starts all threads and waits until the broker delivers, at most `wait_s` seconds.
+
+        Returns:
+            True if the broker delivers. Otherwise the collector keeps connecting in the background.
+        """
+        # Before the first offer arrives: quotas and near-duplicates are judged by the store's content.
         self._housekeeping.prepare()
         self.committer.start()
         self.offers.start()
@@ -120,13 +131,14 @@ class Collector:
         return self.link.ready.wait(wait_s)
 
     def run(self, stop: threading.Event) -> None:
-        """Collects until `stop` is set, then drains and closes."""
+        """Runs until `stop` is set, then drains and closes."""
         self.start()
         stop.wait()
         self.close()
 
     def close(self) -> None:
-        """Takes no new offers, lets running transfers complete, says what is to be said, disconnects."""
+        """Stops taking offers, waits for running transfers, sends the last verdicts and disconnects."""
+        # In the order of a sample's way: each part can still hand its results to the next one.
         self._draining.set()
         self.link.stop_offers()
         until = time.monotonic() + self.settings.drain_s
@@ -141,7 +153,7 @@ class Collector:
         self.link.close()
 
     def problems(self) -> list[str]:
-        """What keeps this collector from working, in sentences; empty where it works."""
+        """Returns what keeps this collector from working, as sentences; empty if it works."""
         found = []
         if not self.link.ready.is_set():
             found.append("the broker does not deliver to this collector")
@@ -196,7 +208,7 @@ class Collector:
         return chunk_bytes(self.link.packet_limit, self._largest_chunk)
 
     def _tick(self, now: float) -> None:
-        """Sweeps transfers, watches the link, and refreshes what the metrics show."""
+        """Repeats requests of stalled transfers, drops abandoned ones, and sets the gauges."""
         asks, abandoned = self.transfers.stalled(
             now,
             stall_s=self.settings.stall_s,

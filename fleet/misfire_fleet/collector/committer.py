@@ -1,12 +1,12 @@
-"""From whole transfers to `stored`: verified and written side by side, named and committed in groups.
+"""Stores complete transfers: workers verify and write them concurrently, a committer commits them in groups.
 
 whole -> workers: hash, kind, pixels, bytes durable -> committer: names and rows durable -> `stored`
-One worker does all that is done to one sample, so that it passes between threads once. While a group is
-committed the next one gathers: groups grow with the load, and nobody waits for a timer.
+One worker does all steps of a sample, so a sample changes threads only once. While a group is committed, the
+next one forms: groups grow with the load, and no sample waits for a timer.
 
 A sample is rejected only on proof about the sample itself: its bytes, or a row that the database refuses
-while it takes others. Whatever else goes wrong is trouble of this collector: the vehicle hears `busy` and
-keeps the sample.
+while it accepts others. Every other failure is a problem of this collector: the vehicle gets `busy` and keeps
+the sample.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ from misfire_runtime.service.worker import Worker, guarded
 log = logging.getLogger(__name__)
 
 _MAX_SPOILED = 2
+"""Attempts with a wrong hash before the third one decides: equal bytes each time are the vehicle's own."""
 _RETRIES_ALONE = 4
-"""After so many retries it is asked whether the store takes other samples."""
+"""After this many retries the collector tests whether the store accepts other samples."""
 _RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds before each retry; the last one repeats. Short first: most failures are a lock or a reconnect."""
 _END_S = 30.0
-"""At the end, how long all workers together may take, and how long the last commit may."""
+"""Time that all workers together, and then the last commit, may take when the collector ends."""
 
 Stage = Literal["check", "blobs", "rows"]
 
@@ -60,7 +62,18 @@ class _Whole:
 
 
 class Committer:
-    """Owns the workers and the thread that commits."""
+    """Runs the workers and the thread that commits.
+
+    Args:
+        store: receives the samples.
+        name: name of the collector, stored with each sample.
+        settings: number of workers, group sizes and the decoder's limits.
+        transfers: closes a sample's transfer when its fate is decided.
+        breaker: counts failures and successes of the store and the checks.
+        setbacks: counts failures per sample.
+        metrics: counts and measures.
+        replies: sends the verdicts.
+    """
 
     def __init__(
         self,
@@ -86,7 +99,7 @@ class Committer:
         self._workers = [
             self._worker(f"worker-{n}", self._work, wake=self._whole.close) for n in range(settings.workers)
         ]
-        # As many as the decoder takes at once: no worker waits for it, and small samples pass.
+        # As many as the decoder accepts costly samples at once, so no worker waits for a place in its lane.
         self._large_workers = [
             self._worker(f"large-worker-{n}", self._work_large, wake=self._large.close)
             for n in range(self._decoder.workers - 1)
@@ -103,32 +116,33 @@ class Committer:
         self._seconds = {stage: metrics.commit_seconds.labels(stage) for stage in ("blobs", "rows")}
 
     def start(self) -> None:
-        """Begins to commit. All threads start here: later there might be no memory for one."""
+        """Starts all threads, here and not on demand: later there may be no memory for another one."""
         for worker in (*self._workers, *self._large_workers, self._last):
             worker.start()
 
     def put(self, transfer: Transfer) -> None:
-        """Takes a transfer whose bytes are all here."""
+        """Queues a complete transfer."""
         self._whole.put(transfer.offer.vehicle, transfer)
 
     @property
     def alive(self) -> bool:
-        """False where a thread died."""
+        """Returns False if a thread has died."""
         return all(worker.alive for worker in (*self._workers, *self._large_workers, self._last))
 
     def busy_s(self, stage: Stage, now: float) -> float:
-        """How long the longest of the present works of a stage has been running; 0 where none is."""
+        """Returns for how long the longest running work of a stage has been running; 0 if there is none."""
         running = [now - began for of, began in list(self._began.values()) if of == stage]
         return max(running, default=0.0)
 
     def stuck_s(self, now: float) -> float:
-        """For how long whole samples have been waiting without one being stored or rejected; 0 if none is."""
+        """Returns for how long complete samples have waited without one being stored or rejected."""
         return min(self._transfers.oldest_whole_s(now), now - self._done_at)
 
     def close(self) -> None:
-        """Verifies and commits what is here, then ends; a store that is down is not waited for."""
+        """Verifies and commits the queued samples and ends. It does not wait for a store that is down."""
         until = time.monotonic() + _END_S
-        for worker in (*self._workers, *self._large_workers):  # in this order: small ones may turn out large
+        # The workers first: they pass samples that turn out to be costly to the large workers.
+        for worker in (*self._workers, *self._large_workers):
             worker.close(timeout_s=until - time.monotonic())
         self._decoder.close()
         self._last.close(timeout_s=_END_S)
@@ -151,9 +165,11 @@ class Committer:
                 self._keep(*large)
 
     def _keep(self, transfer: Transfer, large: bytes | None = None) -> None:
-        """Checks a sample, makes its bytes durable, and hands it to the committer.
+        """Checks a sample, makes its bytes durable, and passes it to the committer.
 
-        large: its bytes if their hash is right and decoding them takes a turn of its own.
+        Args:
+            transfer: the complete transfer.
+            large: the bytes of a costly sample, whose hash was checked before.
         """
         try:
             data = large or transfer.take()
@@ -167,7 +183,7 @@ class Committer:
                 self._durable.put(whole)
 
     def _staged(self, transfer: Transfer, data: bytes, found: Verified) -> _Whole | None:
-        """The bytes are durable; None where the end came first."""
+        """Makes the bytes durable; returns None if the collector ended first."""
         sample = NewSample(transfer.offer, data, found.width, found.height, self._name)
         staged: list[Staged] = []
         stage = self._store.blobs.stage
@@ -176,7 +192,7 @@ class Committer:
         return _Whole(transfer, sample, staged[0])
 
     def _verified(self, transfer: Transfer, data: bytes, *, large: bool) -> Verified | None:
-        """What was found; None after the vehicle was told what is wrong, or if it waits for its turn."""
+        """Returns the size in pixels; None if the sample was answered, or waits for a large worker."""
         offer = transfer.offer
         me = threading.get_ident()
         self._began[me] = ("check", time.monotonic())
@@ -205,7 +221,11 @@ class Committer:
         return found
 
     def _spoiled(self, transfer: Transfer, data: bytes, error: HashMismatchError) -> None:
-        """Asks again: what differs each time was damaged on the way, what stays the same is what is there."""
+        """Handles a wrong hash: requests the sample again, twice.
+
+        If all attempts have the same hash, the vehicle has other bytes than it offered: reject. If they
+        differ, the bytes are damaged in transit: put off.
+        """
         digest = hashlib.sha256(data).hexdigest()
         if len(transfer.spoiled) < _MAX_SPOILED:
             self._metrics.spoiled.inc()
@@ -224,11 +244,11 @@ class Committer:
             with self._last.guard():
                 self._commit_group(group)
             for whole in group:
-                if self._transfers.holds(whole.transfer):  # after an unforeseen error
+                if self._transfers.holds(whole.transfer):  # only after an unforeseen error
                     self.put_off(whole.transfer.key, "failed", "this collector could not store the sample")
 
     def _commit_group(self, group: list[_Whole], *, again: bool = False) -> None:
-        """Commits and answers; one by one where one of them fails, so that it keeps no other out."""
+        """Commits a group and answers. If it fails, commits one by one: one sample must not block others."""
         outcomes: list[Outcome] = []
 
         def add() -> None:
@@ -258,7 +278,7 @@ class Committer:
             self._commit_group([whole])
 
     def _refused(self, whole: _Whole, error: RowRefusedError, *, again: bool) -> None:
-        """A row is at fault if it is refused, the database takes a plain row, and it is refused again."""
+        """Rejects a sample whose row is at fault: refused twice, while the database accepts a plain row."""
         if again:
             fields = {"sample": whole.transfer.offer.id, "problem": str(error)}
             log.error("row_refused", extra={"fields": fields})
@@ -276,7 +296,7 @@ class Committer:
             return False
 
     def _takes_others(self, stage: Literal["blobs", "rows"]) -> bool:
-        """True if the store works at this moment, as far as anybody but the group at hand can tell."""
+        """Returns True if the store works now for other samples than those of the current group."""
         if stage == "blobs":
             return not self._breaker.is_open  # other workers' successes close it
         if self._takes_rows():
@@ -285,7 +305,7 @@ class Committer:
         return False
 
     def _groups(self) -> Iterator[list[_Whole]]:
-        """All that waits, at most a group's worth; ends with None."""
+        """Yields groups: everything that waits, up to a group's limits. None in the queue ends it."""
         source = self._durable
         following: _Whole | None = source.get()
         while following is not None:
@@ -308,10 +328,12 @@ class Committer:
     def _persist(
         self, stage: Literal["blobs", "rows"], group: list[Transfer], work: Callable[[], None]
     ) -> bool:
-        """Tries until the store takes the group; False where the end came first.
+        """Repeats `work` until the store accepts the group; returns False if the collector ends first.
 
-        A store that is away is waited for. Any other error is the caller's to judge, and this one as well if
-        the store takes others meanwhile: one sample must not stop all.
+        Raises:
+            StoreUnavailableError: the store accepts others meanwhile, so this group is at fault; without
+                this, one sample could block all.
+            Exception: any other error of `work`.
         """
         me = threading.get_ident()
         for attempt in itertools.count():
@@ -359,14 +381,14 @@ class Committer:
     # ---- what comes to nothing
 
     def _failed(self, stage: Stage, transfer: Transfer, error: Exception) -> None:
-        """Nothing is known to be wrong with the sample: its vehicle keeps it and offers it again."""
+        """Puts off a sample after a failure that proves nothing about it."""
         self._metrics.failures.labels(stage).inc()
         self._breaker.failed(stage, error, vehicle=transfer.offer.vehicle)
         what = "check" if stage == "check" else "store"
         self.put_off(transfer.key, "failed", f"this collector could not {what} the sample")
 
     def put_off(self, key: Key, cause: str, reason: str) -> None:
-        """Ends a transfer for now; each time its vehicle shall wait longer before it offers again."""
+        """Ends a transfer with `busy`; the wait until the next offer doubles each time."""
         self._close(key)
         vehicle, sample = key
         wait = self._setbacks.add(key, time.monotonic())
@@ -386,7 +408,7 @@ class Committer:
 
 
 def _clock_is_plausible(sample: NewSample) -> bool:
-    """True if the fleet believes the vehicle's clock, or does not need it."""
+    """Returns True if the vehicle's clock is plausible, or is not needed (a recording has its own time)."""
     offer = sample.offer
     believed = capture_time(offer, stored_at=sample.stored_at) == offer.captured_at.wall
     return believed or offer.recorded_at is not None

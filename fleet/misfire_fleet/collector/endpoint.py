@@ -1,4 +1,4 @@
-"""/metrics for Prometheus and /healthz for a supervisor, beside a running collector."""
+"""Serves a running collector's /metrics for Prometheus and /healthz for a supervisor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from misfire_runtime.service.endpoint import Endpoint, Page, metrics_page
 
 
 class MetricsEndpoint(Endpoint):
-    """Listens at once; `port` 0 takes a free one. Raises ConfigError where the port is taken."""
+    """Listens for HTTP requests as soon as it is created.
+
+    Args:
+        collector: the collector to report on.
+        host: address to bind to.
+        port: port to bind to; 0 chooses a free one.
+
+    Raises:
+        ConfigError: the port is in use.
+    """
 
     def __init__(self, collector: Collector, *, host: str, port: int) -> None:
         def healthz() -> Page:

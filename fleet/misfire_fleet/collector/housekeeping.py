@@ -1,6 +1,6 @@
-"""The collector's slow thread: writes down what vehicles say, reads what other collectors stored, keeps time.
+"""Runs the collector's periodic work: stores vehicles' states, reads what others stored, checks timers.
 
-It touches the store at its own pace; a store that is away delays notes, never offers or chunks.
+It has its own thread: a store that does not answer delays this work, but neither offers nor chunks.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ _REFRESH_S = 5.0
 _FORGET_S = 3600.0
 _DAY_S = 86_400.0
 _CLOCK_TOLERANCE_S = 300.0
+"""If the newest sample is dated further in the future, this machine's clock is wrong, and so is its "day"."""
 _OVERLAP = 1_000
+"""Rows read again at each refresh: a row may be committed after one with a higher number."""
 _PAGE = 20_000
 _END_S = 35.0
-"""At the end: a store that is away takes 30 s to say so."""
+"""Seconds to wait for the thread at the end: a store that is away needs 30 s until it raises an error."""
 
 
 class Housekeeping:
-    """A thread that ticks ten times per second."""
+    """Runs the periodic work in a thread; `tick` is called ten times per second."""
 
     def __init__(
         self,
@@ -59,20 +61,20 @@ class Housekeeping:
         )
 
     def prepare(self) -> None:
-        """Reads what near-duplicates and quotas are judged by, before the first offer."""
+        """Reads the embeddings and the usage from the store; call it before the first offer."""
         self._guarded(self._refresh)
 
     def start(self) -> None:
-        """Begins to tick."""
+        """Starts the thread."""
         self._worker.start()
 
     @property
     def alive(self) -> bool:
-        """False where the thread died."""
+        """Returns False if the thread has died."""
         return self._worker.alive
 
     def close(self) -> None:
-        """Writes the last notes and ends."""
+        """Writes the last notes and ends the thread."""
         self._worker.close(timeout_s=_END_S)
 
     def _run(self, stop: threading.Event) -> None:
@@ -88,7 +90,7 @@ class Housekeeping:
             self._guarded(self._write_notes)
 
     def _works(self) -> tuple[tuple[Callable[[], None], float], ...]:
-        """What is done, and how many seconds lie between."""
+        """Returns the periodic jobs and their periods in seconds."""
         return (
             (self._write_notes, _NOTES_S),
             (self._refresh, _REFRESH_S),
@@ -103,7 +105,7 @@ class Housekeeping:
                 self._often.log(logging.WARNING, "housekeeping_put_off", {"problem": str(error)})
 
     def _write_notes(self) -> None:
-        """What the store does not take now is tried again before anything else is taken."""
+        """Writes the notes to the store. Notes that the store did not take are retried before newer ones."""
         if not self._unwritten.vehicles():
             self._unwritten = self._notebook.take()
         notes = self._unwritten = self._admitted(self._unwritten)
@@ -119,7 +121,7 @@ class Housekeeping:
             notes.refused.clear()
 
     def _note(self, what: str, write: Callable[[], None]) -> None:
-        """Leaves out what the database refuses for its values: that would be refused for ever."""
+        """Drops notes whose values the database refuses: it would refuse them for ever."""
         try:
             write()
         except RowRefusedError as error:
@@ -148,14 +150,14 @@ class Housekeeping:
         if self._quotas.daily:
             self._refresh_quotas()
         if self._novelty is not None:
-            # Rows become visible in another order than their numbers, so a little is read twice.
+            # Rows become visible in another order than their numbers, so the newest ones are read twice.
             since = max(0, self._seen_seq - _OVERLAP)
             for seq, sample, bundle, embedding in self._store.embeddings_after(since, limit=_PAGE):
                 self._novelty.remember(bundle, sample, embedding)
                 self._seen_seq = max(self._seen_seq, seq)
 
     def _refresh_quotas(self) -> None:
-        """The usage first, then what of it this collector accepted: so nothing is counted twice."""
+        """Reads the usage of the last day from the store."""
         now = wall_time()
         latest = max((row.stored_at for row in self._store.newest(1)), default=now)
         slow_s = latest - now
@@ -163,6 +165,7 @@ class Housekeeping:
             fields = {"behind_s": round(slow_s), "effect": "quotas decline nothing"}
             log.warning("clock_behind_latest_sample", extra={"fields": fields})
         usage = self._store.usage_since(now - _DAY_S)
+        # Looked up after the usage: in the other order, a sample stored in between would count twice.
         known = self._store.known(sorted(self._quotas.accepted()))
         trusted = slow_s <= _CLOCK_TOLERANCE_S
         self._quotas.refresh(usage, counted=known, now=time.monotonic(), trusted=trusted)

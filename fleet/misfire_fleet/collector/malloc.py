@@ -1,8 +1,8 @@
-"""Keeps the memory of a long-running process with several threads flat under glibc's malloc.
+"""Limits the heaps of glibc's malloc, so that a long-running process with threads does not keep growing.
 
-glibc gives each thread a heap of its own, up to eight per core. Samples are allocated by one thread and freed
-by another, so every heap keeps holes of its own, and the process goes on growing after its load stopped to.
-Few heaps fill their holes; Python's lock leaves them little contention.
+glibc gives each thread its own heap, up to eight per core. Samples are allocated by one thread and freed by
+another, so every heap is fragmented, and the process keeps growing under a constant load. Fewer heaps reuse
+their free blocks. They cause little contention, because Python's global lock serialises threads anyway.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ import ctypes
 import sys
 
 _M_ARENA_MAX = -8
+"""The option's number in glibc's malloc.h."""
 
 
 def limit_heaps(heaps: int = 2) -> bool:
-    """Call before threads start. False where the C library has no such setting: then nothing changes."""
+    """Limits the number of heaps. Call it before threads start.
+
+    Returns:
+        False if the C library has no such setting; then nothing changes.
+    """
     if not sys.platform.startswith("linux"):
         return False
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)

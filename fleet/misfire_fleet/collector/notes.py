@@ -1,6 +1,6 @@
-"""What vehicles say of themselves and what they were refused, until housekeeping writes it down.
+"""Buffers vehicles' states, heartbeats and refused samples until housekeeping stores them.
 
-The network thread only puts bytes here; they are parsed when they are taken. Bounded in names and bytes.
+The network thread only adds bytes; they are parsed when they are taken. Names and bytes are bounded.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from misfire_runtime.messages import Message, State, Telemetry, decode
 
 _MAX_NAMES = 20_000
 _MAX_BYTES = 16 * 1024 * 1024
+"""Bounds for a store that is away for hours; anything beyond is dropped and counted."""
 _BEATS_PER_S = 1.0
+"""Heartbeats per vehicle and second; above it a vehicle is broken or hostile."""
 
 M = TypeVar("M", bound=Message)
 
 
 @dataclass
 class Notes:
-    """States (the last of each vehicle), heartbeats in order, refusals counted: (vehicle, verdict, cause)."""
+    """Holds vehicles' last states, heartbeats in order, and refusals by (vehicle, verdict, cause)."""
 
     states: dict[str, State] = field(default_factory=dict)
     beats: list[tuple[str, Telemetry]] = field(default_factory=list)
     refused: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def vehicles(self) -> list[str]:
-        """All names, without repetition, in order."""
+        """Returns the names of all vehicles, each once."""
         names = [*self.states, *(name for name, _ in self.beats), *(name for name, _, _ in self.refused)]
         return list(dict.fromkeys(names))
 
     def only(self, vehicles: set[str]) -> Notes:
-        """What is about these vehicles."""
+        """Returns the notes about these vehicles."""
         return Notes(
             {name: state for name, state in self.states.items() if name in vehicles},
             [(name, beat) for name, beat in self.beats if name in vehicles],
@@ -46,7 +48,7 @@ class Notes:
 
 
 class Notebook:
-    """Thread-safe; what does not fit is dropped and counted: vehicles repeat what they say."""
+    """Collects notes. Thread-safe. Notes that do not fit are dropped and counted: vehicles repeat them."""
 
     def __init__(self, metrics: CollectorMetrics) -> None:
         self._metrics = metrics
@@ -58,7 +60,7 @@ class Notebook:
         self._refused: Counter[tuple[str, str, str]] = Counter()
 
     def state(self, vehicle: str, payload: bytes) -> None:
-        """A birth or a death; an empty payload is somebody who clears the retained message."""
+        """Adds a vehicle's state. An empty payload is ignored: it only clears the retained message."""
         with self._lock:
             old = self._states.get(vehicle)
             few = old is not None or len(self._states) < _MAX_NAMES
@@ -66,7 +68,7 @@ class Notebook:
                 self._states[vehicle] = payload
 
     def heartbeat(self, vehicle: str, payload: bytes, now: float) -> None:
-        """Telemetry; more than one per second, after a burst of ten, is dropped."""
+        """Adds telemetry. More than one per second, after a burst of ten, is dropped."""
         if self._rates.wait_s(vehicle, now) > 0:
             self._metrics.dropped.labels("telemetry").inc()
             return
@@ -82,7 +84,7 @@ class Notebook:
                 self._refused[key] += 1
 
     def take(self) -> Notes:
-        """All of it, parsed; what cannot be read is counted."""
+        """Returns all notes, parsed, and empties the buffer. Payloads that cannot be parsed are counted."""
         with self._lock:
             states, self._states = self._states, {}
             beats, self._beats = self._beats, deque()

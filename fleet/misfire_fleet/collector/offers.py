@@ -1,9 +1,9 @@
-"""Answers offers: a batch at a time, with one look into the database for all of them.
+"""Answers offers in batches, with one database query per batch.
 
 offers -> too fast? busy -> malformed? rejected -> of another vehicle or version? busy
        -> stored already? stored -> deleted? declined -> too large, no known format? rejected
        -> store ill? busy -> over quota, near-duplicate? declined -> no room? busy -> send
-The unbiased random stream is never declined as a near-duplicate: statistics stand on it.
+Random samples are never declined as near-duplicates: statistics need the random stream to be unbiased.
 """
 
 from __future__ import annotations
@@ -48,18 +48,22 @@ from misfire_runtime.service.worker import Worker
 log = logging.getLogger(__name__)
 
 _BATCH = 256
+"""Offers per database query."""
 _ID = re.compile(rb'"id"\s*:\s*"([0-9a-f]{64})"')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_RETRY_S = 3600.0
+"""An hour: the longest wait that a `busy` asks for."""
 _PENDING_S = 5.0
+"""Wait if samples under way decide: most transfers end within seconds."""
 _MAX_LOOKED_UP = 256
+"""Bounds the query for similar samples, of which there may be thousands."""
 _ID_WITHIN = 1024
-"""An offer's id is among its first fields; above the rate nobody searches the rest."""
+"""Bytes of an offer that are searched for its id above the rate; the id is among the first fields."""
 
 
 @dataclass(frozen=True)
 class OfferRules:
-    """What decides about an offer besides the store: all live, all thread-safe."""
+    """Holds everything besides the store that decides about an offer. All parts are thread-safe."""
 
     transfers: Transfers
     quotas: QuotaBook
@@ -70,7 +74,15 @@ class OfferRules:
 
 
 class OfferHandler:
-    """A thread that answers offers; `replies` is where verdicts go."""
+    """Answers offers in a thread.
+
+    Args:
+        store: tells which samples are stored or deleted.
+        settings: limits.
+        rules: everything else that decides.
+        metrics: counts offers and verdicts.
+        replies: sends the verdicts.
+    """
 
     def __init__(
         self,
@@ -96,12 +108,14 @@ class OfferHandler:
         )
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Starts the thread."""
         self._worker.start()
 
     def put(self, vehicle: str, payload: bytes) -> None:
-        """Takes an offer, or puts it off above the vehicle's rate; above twice the rate it is only counted,
-        as where too many wait.
+        """Queues an offer.
+
+        Above the vehicle's rate an offer gets `busy`. Above twice the rate, or if the queue is full, it is
+        only counted; the vehicle offers again after its timeout.
         """
         now = time.monotonic()
         wait_s = 0.0 if self._rates is None else self._rates.wait_s(vehicle, now)
@@ -118,21 +132,21 @@ class OfferHandler:
 
     @property
     def waiting(self) -> int:
-        """Offers not yet looked at."""
+        """Returns the number of queued offers."""
         return len(self._offers)
 
     def oldest_s(self, now: float) -> float:
-        """For how long the oldest unanswered offer has been here; 0 if there is none."""
+        """Returns the age in seconds of the oldest unanswered offer; 0 if there is none."""
         known = [at for at in (self._batch_at, self._offers.oldest_at()) if at is not None]
         return max(0.0, now - min(known)) if known else 0.0
 
     @property
     def alive(self) -> bool:
-        """False where the thread died."""
+        """Returns False if the thread has died."""
         return self._worker.alive
 
     def close(self) -> None:
-        """Answers what waits, then ends."""
+        """Answers the queued offers and ends the thread."""
         self._worker.close(timeout_s=10.0)
 
     def _run(self, _stop: threading.Event) -> None:
@@ -151,7 +165,7 @@ class OfferHandler:
         ids = [offer.id for offer in offers]
         try:
             known, buried = self._store.known_and_buried(ids, vehicles=[each.vehicle for each in offers])
-        except Exception as error:  # whatever it is, it is not the offers' fault
+        except Exception as error:  # whatever failed, the offers are not the cause: all get `busy`
             if isinstance(error, MisfireError):
                 self._often.log(
                     logging.WARNING, "offers_put_off", {"problem": str(error)}, key=type(error).__name__
@@ -172,7 +186,7 @@ class OfferHandler:
                 self._busy(offer, "failed", "this collector could not judge the offer")
 
     def _read(self, incoming: Incoming) -> Offer | None:
-        """The offer, or None after telling the sender what is wrong with it, as far as it can be told."""
+        """Parses an offer. If it is invalid, answers the sender (if an id can be read) and returns None."""
         try:
             offer = decode(Offer, incoming.payload)
             if any(map(_CONTROL.search, (offer.bundle, offer.trigger.name, offer.media_type))):
@@ -188,10 +202,10 @@ class OfferHandler:
         return offer
 
     def _refuse(self, incoming: Incoming, fields: dict[str, Any] | None, error: str) -> None:
-        """Rejects what breaks this protocol's rules; what says nothing about the sample is put off.
+        """Rejects an offer that breaks the protocol, or puts it off if that proves nothing about the sample.
 
-        That is an offer that is no JSON (damaged on its way), one of another version (this collector is old),
-        and one of another vehicle (a vehicle was renamed while samples waited).
+        Put off are offers that are not JSON (damaged in transit), of another version (this collector is old),
+        or of another vehicle (a vehicle was renamed while samples waited).
         """
         self._metrics.malformed.labels("offer").inc()
         sample = _sample_named(incoming.payload, fields)
@@ -250,7 +264,10 @@ class OfferHandler:
             self._busy(offer, cause, f"{refusal.reason}, by what is still on its way", retry_s=_PENDING_S)
 
     def _near_duplicate(self, offer: Offer) -> Refusal | None:
-        """Similar samples count for good if the store has them now; one that was deleted is forgotten."""
+        """Returns a refusal if enough similar samples are stored or under way.
+
+        Only stored ones make it final. Remembered samples that are neither were deleted, and are forgotten.
+        """
         novelty, near = self._rules.novelty, self._settings.near_duplicates
         if novelty is None or near is None or offer.embedding is None or offer.trigger.random:
             return None
@@ -286,20 +303,21 @@ class OfferHandler:
         self._replies.answer(offer.vehicle, Rejected(id=offer.id, reason=f"{cause}: {reason}"[:256]), cause)
 
     def _busy(self, offer: Offer, cause: str, reason: str, *, retry_s: float | None = None) -> None:
-        """Later for a fuller collector."""
+        """Answers `busy`; without `retry_s`, the wait grows with the number of open transfers."""
         if retry_s is None:
             load = len(self._rules.transfers) / self._settings.max_transfers
             retry_s = 1.0 + 4.0 * load
         self._say_busy(offer.vehicle, offer.id, cause, reason, retry_s=retry_s)
 
     def _say_busy(self, vehicle: str, sample: str, cause: str, reason: str, *, retry_s: float) -> None:
-        """Never at the same moment for all."""
+        """Answers `busy` with a wait of one to two times `retry_s`."""
+        # Jitter: otherwise all vehicles that were refused together would come back together.
         wait = min(_MAX_RETRY_S, retry_s * random.uniform(1.0, 2.0))
         self._replies.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason), cause)
 
 
 def _fields(payload: bytes) -> dict[str, Any] | None:
-    """The payload's fields, or None where it is no JSON object."""
+    """Returns the payload's fields, or None if it is not a JSON object."""
     try:
         fields = json.loads(payload) if len(payload) <= MAX_JSON_BYTES else None
     except (ValueError, RecursionError):
@@ -308,7 +326,7 @@ def _fields(payload: bytes) -> dict[str, Any] | None:
 
 
 def _sample_named(payload: bytes, fields: dict[str, Any] | None) -> str | None:
-    """The sample id in a payload that is no valid offer, so that its sender can be told."""
+    """Returns the sample id in an invalid offer, so that its sender gets an answer; None if there is none."""
     if fields is not None:
         named = fields.get("id")
         return named if isinstance(named, str) and re.fullmatch(r"[0-9a-f]{64}", named) else None

@@ -1,6 +1,6 @@
-"""Offers that wait to be answered: each vehicle's in order, the vehicles in turn.
+"""Queues offers: each vehicle's in order, the vehicles in turn.
 
-So an offer waits for one of each other vehicle at most, however many one of them sends.
+Before a vehicle's next offer, at most one offer of each other vehicle is answered, however many it sends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Incoming:
-    """An offer as it came: the topic's vehicle, the bytes, and when (monotonic seconds)."""
+    """Holds an offer as received: the vehicle in the topic, the payload, and the time (monotonic seconds)."""
 
     vehicle: str
     payload: bytes
@@ -20,7 +20,7 @@ class Incoming:
 
 
 class OfferQueue:
-    """Thread-safe. Bounded for each vehicle and for all."""
+    """Queues offers with a bound per vehicle and one for all. Thread-safe."""
 
     def __init__(self, *, max_waiting: int, max_per_vehicle: int) -> None:
         self._max_waiting, self._max_per_vehicle = max_waiting, max_per_vehicle
@@ -33,7 +33,7 @@ class OfferQueue:
         return self._count
 
     def put(self, incoming: Incoming) -> bool:
-        """False if there is no room for it."""
+        """Adds an offer; returns False if the queue is full."""
         with self._changed:
             mine = self._of.get(incoming.vehicle)
             if self._count >= self._max_waiting or (mine and len(mine) >= self._max_per_vehicle):
@@ -46,7 +46,7 @@ class OfferQueue:
             return True
 
     def take(self, limit: int) -> list[Incoming]:
-        """Up to `limit` offers, one of each vehicle in turn; waits for the first. Empty at the end."""
+        """Waits for an offer and returns up to `limit`, one of each vehicle in turn; empty after `close`."""
         taken: list[Incoming] = []
         with self._changed:
             while not self._of and not self._closed:
@@ -60,12 +60,12 @@ class OfferQueue:
         return taken
 
     def oldest_at(self) -> float | None:
-        """When the offer that has waited longest arrived; None if none waits."""
+        """Returns the arrival time of the oldest waiting offer; None if there is none."""
         with self._changed:
             return min((mine[0].arrived_at for mine in self._of.values()), default=None)
 
     def close(self) -> None:
-        """What waits can still be taken; then `take` returns nothing."""
+        """Ends the waiting of `take`. Offers that wait can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

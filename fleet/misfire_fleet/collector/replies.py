@@ -1,4 +1,4 @@
-"""What vehicles hear from a collector, and all that follows from it.
+"""Sends verdicts to vehicles, and updates everything that depends on a verdict.
 
 offers, committer, sweeps --answer, ask_again, stored, given_up--> Replies --verdict--> Outbox --> vehicle
                                                                       |--> metrics, health, refusals
@@ -21,14 +21,16 @@ from misfire_runtime.messages import Send, Verdict
 
 
 class Replies:
-    """Thread-safe, as everything behind it is.
+    """Sends verdicts. Thread-safe, as are all objects that it calls.
 
     Args:
-        outbox: where verdicts go.
-        name: the collector's, which a `send` names.
-        chunk_bytes: how large chunks may be at this moment.
-        quotas, novelty: hear what became of samples that they counted on.
-        notebook: keeps final refusals for the vehicle's page.
+        outbox: queues the verdicts.
+        name: name of the collector, part of each `send`.
+        chunk_bytes: returns the current chunk size in bytes.
+        quotas: updated when a sample is stored or given up.
+        novelty: updated in the same cases; None if near-duplicates are not declined.
+        notebook: stores final refusals for the vehicle's page.
+        metrics: counts the verdicts.
     """
 
     def __init__(
@@ -46,10 +48,10 @@ class Replies:
         self._quotas, self._novelty = quotas, novelty
         self._notebook, self._metrics = notebook, metrics
         self.given = Answers()
-        """What was said lately, for the collector's health."""
+        """Counts recent verdicts for the collector's health."""
 
     def answer(self, vehicle: str, verdict: Verdict, cause: str) -> None:
-        """Sends a verdict; `cause` is the metrics' word for why."""
+        """Sends a verdict; `cause` is its label in the metrics."""
         self._metrics.verdicts.labels(verdict.verdict, cause).inc()
         self.given.count(vehicle, verdict.verdict, cause, time.monotonic())
         if verdict.verdict in {"declined", "rejected"}:
@@ -57,7 +59,7 @@ class Replies:
         self._outbox.put(vehicle, verdict)
 
     def send(self, vehicle: str, sample: str, *, offset: int, cause: str = "") -> None:
-        """Asks for a sample's bytes from `offset` on."""
+        """Requests a sample's bytes from `offset` on."""
         chunk_bytes = self._chunk_bytes()
         verdict = Send(id=sample, collector=self._name, offset=offset, chunk_bytes=chunk_bytes)
         self.answer(vehicle, verdict, cause)
@@ -68,13 +70,13 @@ class Replies:
         self.send(ask.vehicle, ask.sample, offset=ask.offset, cause="again")
 
     def stored(self, vehicle: str, sample: str) -> None:
-        """The sample is in the store: what was reserved for it is used for good."""
+        """Confirms the quota that was reserved for a sample, because it is stored."""
         self._quotas.confirm(vehicle, sample)
         if self._novelty is not None:
             self._novelty.arrived(sample)
 
     def given_up(self, vehicle: str, sample: str) -> None:
-        """The sample does not come now: what was reserved for it is free again."""
+        """Releases the quota that was reserved for a sample, because its transfer ended without it."""
         self._quotas.give_back(vehicle, sample)
         if self._novelty is not None:
             self._novelty.forget(sample)

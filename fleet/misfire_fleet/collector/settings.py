@@ -1,4 +1,4 @@
-"""What a collector allows: sizes, memory, quotas, near-duplicates, and its timers, checked by pydantic."""
+"""Defines a collector's settings: sizes, memory, quotas, near-duplicates and timers."""
 
 from __future__ import annotations
 
@@ -14,86 +14,86 @@ MIB = 1024 * 1024
 
 
 class NearDuplicates(BaseModel):
-    """Decline what the fleet has seen `copies` times, by cosine similarity of embeddings of one bundle."""
+    """Declines samples similar to `copies` stored ones, by cosine similarity of embeddings of one bundle."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     similarity: float = Field(default=0.98, gt=0, le=1)
     copies: int = Field(default=3, ge=1)
     remembered: int = Field(default=20_000, ge=1, le=1_000_000)
-    """How many of the newest embeddings of each bundle are compared with."""
+    """Number of newest embeddings of each bundle to compare with."""
 
 
 class Quotas(BaseModel):
-    """Per vehicle; None is no limit. The random stream is free of `samples_per_day`, not of the others."""
+    """Limits each vehicle; None means no limit. `samples_per_day` does not apply to the random stream."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples_per_day: int | None = Field(default=None, ge=0)
     bytes_per_day: int | None = Field(default=None, ge=0)
     offers_per_s: float | None = Field(default=100.0, gt=0)
-    """Above it, with a burst of ten seconds' worth, the answer is `busy`."""
+    """Offers above this rate get `busy`, after a burst of ten seconds' worth."""
 
 
 class CollectorSettings(BaseModel):
-    """All settings of one collector; the defaults suit one machine."""
+    """Holds all settings of one collector. The defaults suit one machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_sample_bytes: int = Field(default=32 * MIB, gt=0, le=MAX_SAMPLE_BYTES)
     max_pixels: int = Field(default=40_000_000, gt=0)
-    """Of a picture or a frame; 8K cameras have 33 million."""
+    """Pixels of a picture or frame; an 8K frame has 33 million."""
     max_decoded_bytes: int = Field(default=256 * MIB, gt=0)
-    """Memory that decoding one sample may need, and all large ones together: pixels x channels x depth, the
+    """Memory for decoding one sample, and for all large ones together: pixels x channels x depth, or the
     coefficients of a progressive JPEG."""
     max_decode_s: float = Field(default=10.0, gt=0, le=600)
-    """Processor time that decoding one sample may take."""
+    """Processor time for decoding one sample."""
     decoders: int | None = Field(default=None, ge=2, le=64)
-    """Processes that decode; by default one per processor, at least 2 and at most 8."""
+    """Number of decoding processes. Default: one per processor, at least 2 and at most 8."""
     max_transfers: int = Field(default=256, ge=1)
     max_transfer_bytes: int = Field(default=256 * MIB, gt=0)
-    """Memory for samples on their way: all that were asked for and are not yet committed. A vehicle may hold
-    as much of both as it leaves free, half at most."""
+    """Memory for samples that were requested and are not yet committed. One vehicle may use at most as many
+    transfers and bytes as it leaves free, so at most half."""
     max_offers_waiting: int = Field(default=10_000, ge=1)
     max_offers_per_vehicle: int = Field(default=256, ge=1)
-    """Offers that wait to be answered, of all vehicles and of one; more are dropped, and offered again."""
+    """Waiting offers of all vehicles and of one. More are dropped, and vehicles repeat them."""
     max_unproven_vehicles: int = Field(default=1_000, ge=0)
-    """So many vehicles of which no sample is stored are written down; more of them are counted only."""
+    """Number of vehicles without a stored sample that are kept in the database. More are only counted."""
     unproven_vehicle_days: float = Field(default=7.0, gt=0)
-    """Such a vehicle is forgotten after this time without a heartbeat."""
+    """A vehicle without a stored sample is deleted after this time without a heartbeat."""
     chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)
-    """Largest chunk asked for; a broker that announces a smaller packet limit lowers it."""
+    """Largest requested chunk. A broker with a smaller packet limit lowers it."""
     group_samples: int = Field(default=64, ge=1)
     group_bytes: int = Field(default=32 * MIB, gt=0)
-    """A commit takes at most this many samples and bytes at once."""
+    """Maximum number of samples and bytes per commit."""
     workers: int = Field(default=8, ge=1, le=64)
-    """Samples that are verified and written at once; an object store far away wants more."""
+    """Samples that are verified and written concurrently. A remote object store needs more."""
     stall_s: float = Field(default=15.0, gt=0)
-    """A transfer without a new byte for this long is asked for again, from where it stands."""
+    """A transfer without a new byte for this long is requested again, from the first missing byte."""
     abandon_s: float = Field(default=120.0, gt=0)
-    """... and given up after this long; the vehicle offers it again."""
+    """A transfer without a new byte for this long is given up; the vehicle offers the sample again."""
     min_bytes_per_s: float = Field(default=256.0, gt=0)
-    """A transfer that is slower on average than this is given up, too, after its first `abandon_s`."""
+    """A transfer with a lower average rate is given up, too, once it is older than `abandon_s`."""
     probe_s: float = Field(default=10.0, gt=0)
-    """While the store takes no samples, one is asked for this often to find out whether it does again."""
+    """While the store takes no samples, one is requested at this interval to test it."""
     drain_s: float = Field(default=10.0, ge=0)
-    """At the end, how long running transfers may take to complete."""
+    """Time for running transfers to complete when the collector ends."""
     shared: Literal["auto", "always", "never"] = "auto"
-    """Shared subscription: `auto` falls back to a plain one where the broker does not deliver to it."""
+    """Shared subscription: `auto` falls back to a plain one if the broker does not deliver to it."""
     group: Name = "collectors"
-    """Name of the shared subscription's group, the same for all collectors of a fleet. Make it a secret: on a
-    broker that checks rights only on delivery, whoever knows it can join and swallow offers."""
+    """Name of the shared subscription's group, the same for all collectors of a fleet. Keep it secret: on a
+    broker that checks permissions only on delivery, anyone who knows it can join and receive offers."""
     canary_s: float = Field(default=3.0, gt=0)
-    """How long a canary may take to come back."""
+    """Time for a canary to come back."""
     watchdog_s: float = Field(default=30.0, gt=0)
-    """How often the canary flies once the collector works."""
+    """Interval between canaries once the collector works."""
     restate_s: float = Field(default=300.0, gt=0)
-    """How often the broker is asked for the states of all vehicles again."""
+    """Interval at which the states of all vehicles are requested from the broker again."""
     quotas: Quotas = Quotas()
     near_duplicates: NearDuplicates | None = None
 
     def decoder(self) -> Decoder:
-        """A decoder with these limits."""
+        """Returns a new decoder with these limits."""
         limits = Limits(
             max_pixels=self.max_pixels, max_bytes=self.max_decoded_bytes, max_seconds=self.max_decode_s
         )
@@ -101,5 +101,8 @@ class CollectorSettings(BaseModel):
 
     @property
     def largest_sample(self) -> int:
-        """In bytes: what is larger than all memory for transfers could never be taken."""
+        """Returns the size in bytes of the largest sample that is accepted.
+
+        A sample larger than the memory of all transfers could never be received.
+        """
         return min(self.max_sample_bytes, self.max_transfer_bytes)

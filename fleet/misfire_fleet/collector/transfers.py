@@ -1,10 +1,11 @@
-"""Samples on their way: chunks come in, whole samples come out, and memory stays within its budget.
+"""Assembles samples from chunks, within a memory budget.
 
 open(offer) -> where to continue, or no room;  chunk(...) -> nothing, ask again, whole, or a flood
-A declared size counts against the budget from `open` to `close`, so what was asked for always fits.
-A vehicle may hold as much as it leaves free: so however many hold all they can, there is room for one more.
-Only bytes prolong a transfer, not talk. Chunks are taken in order only: a repeated one is ignored, a gap asks
-for the missing byte once, and what comes behind the declared size is cut off: the hash decides.
+An offer's size counts against the budget from `open` to `close`, so every requested sample fits.
+A vehicle may use as much as it leaves free, so there is always room for one more vehicle.
+Only new bytes prolong a transfer; offers and repeated chunks do not. Chunks are accepted in order: a repeated
+one is ignored, and a gap requests the missing byte once. Bytes beyond the offer's size are cut off; the hash
+decides.
 """
 
 from __future__ import annotations
@@ -20,60 +21,61 @@ Key = tuple[str, str]
 
 _SPARE_CHUNKS = 256
 _REPETITIONS = 4
+"""A sample may arrive this often in the smallest chunks, plus the spare ones; beyond that it is a flood."""
 
 
 @dataclass
 class Transfer:
-    """One sample of one vehicle. `finishing`: all bytes are here, it is being verified or committed."""
+    """Holds one sample of one vehicle. `finishing`: complete, and being verified or committed."""
 
     offer: Offer
     opened_at: float
     began_at: float
-    """When its first byte was asked for, this time."""
+    """When the first byte was last requested."""
     progress_at: float
-    """When the last byte came that was not here yet."""
+    """When the last new byte arrived."""
     data: bytearray = field(default_factory=bytearray)
     chunks: int = 0
-    """Chunks that came, whatever was in them."""
+    """Number of received chunks, whatever their content."""
     asked_at: float = 0.0
     asked_offset: int = -1
     asked_times: int = 0
     spoiled: list[str] = field(default_factory=list)
-    """SHA-256 of each attempt that was not what the offer said."""
+    """SHA-256 of each attempt with a wrong hash."""
     excess: bool = False
-    """More bytes came than the offer said."""
+    """True if more bytes arrived than the offer announced."""
     finishing: bool = False
 
     @property
     def key(self) -> Key:
-        """Who sends what."""
+        """Returns (vehicle, sample id)."""
         return self.offer.vehicle, self.offer.id
 
     @property
     def received(self) -> int:
-        """Bytes that are here."""
+        """Returns the number of received bytes."""
         return len(self.data)
 
     @property
     def max_chunks(self) -> int:
-        """More than any honest vehicle needs with the smallest chunks, repeated several times."""
+        """Returns a number of chunks that no honest vehicle exceeds, even with the smallest ones repeated."""
         return _SPARE_CHUNKS + _REPETITIONS * self.offer.size // MIN_CHUNK_BYTES
 
     def take(self) -> bytes:
-        """The whole sample, once."""
+        """Returns the complete sample and frees the buffer."""
         data = bytes(self.data)
         self.data = bytearray()
         return data
 
     def is_overdue(self, now: float, *, abandon_s: float, min_bytes_per_s: float) -> bool:
-        """True without a new byte for `abandon_s`, or below the rate; the first `abandon_s` are free."""
+        """Returns True if no new byte came for `abandon_s`, or the rate is too low after that time."""
         idle = now - self.progress_at > abandon_s
         return idle or now - self.began_at > abandon_s + self.received / min_bytes_per_s
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Send (again) from `offset` on."""
+    """Requests a sample's bytes from `offset` on, once more."""
 
     vehicle: str
     sample: str
@@ -84,7 +86,7 @@ Event = Transfer | Ask | Literal["unknown", "flood"] | None
 
 
 class Transfers:
-    """All open transfers; thread-safe. Times are monotonic seconds given by the caller."""
+    """Holds all open transfers. Thread-safe. Times are monotonic seconds, passed by the caller."""
 
     def __init__(self, *, max_transfers: int, max_bytes: int) -> None:
         self._max_transfers = max_transfers
@@ -100,15 +102,15 @@ class Transfers:
 
     @property
     def reserved_bytes(self) -> int:
-        """Declared sizes of all open transfers."""
+        """Returns the sum of the announced sizes of all open transfers."""
         return self._bytes
 
     def full_s(self, now: float) -> float:
-        """For how long vehicles that hold nothing have found no room; 0 if the last one did."""
+        """Returns for how long vehicles without any transfer have found no room; 0 if the last one did."""
         return 0.0 if self._full_at is None else now - self._full_at
 
     def oldest_whole_s(self, now: float) -> float:
-        """For how long the oldest whole sample has been waiting to be stored; 0 if none is."""
+        """Returns for how long the oldest complete sample has waited to be stored; 0 if there is none."""
         with self._lock:
             whole = [transfer.progress_at for transfer in self._open.values() if transfer.finishing]
         return max(0.0, now - min(whole)) if whole else 0.0
@@ -116,7 +118,9 @@ class Transfers:
     def open(self, offer: Offer, now: float) -> Transfer | Literal["full", "share"]:
         """Finds or opens the transfer of an offer.
 
-        "share": this vehicle would hold more than it leaves free; "full": it holds nothing, and still would.
+        Returns:
+            The transfer; "share" if the vehicle would use more than it leaves free; "full" if there is no
+            room although the vehicle has no other transfer.
         """
         key = (offer.vehicle, offer.id)
         with self._lock:
@@ -124,7 +128,7 @@ class Transfers:
             if known is not None and (known.finishing or known.offer.size == offer.size):
                 known.asked_at, known.asked_offset = now, known.received
                 return known
-            self._forget(key)  # what was offered before was another size
+            self._forget(key)  # the same id was offered with another size before
             first = offer.vehicle not in self._of
             if not self._has_room(offer.vehicle, offer.size):
                 if first and self._full_at is None:
@@ -138,15 +142,20 @@ class Transfers:
             return transfer
 
     def find(self, vehicle: str, sample: str) -> Transfer | None:
-        """The open transfer, or None."""
+        """Returns the open transfer of a sample, or None."""
         return self._open.get((vehicle, sample))
 
     def holds(self, transfer: Transfer) -> bool:
-        """True if this very transfer is open."""
+        """Returns True if this transfer, and not a later one of the same sample, is open."""
         return self._open.get(transfer.key) is transfer
 
     def chunk(self, vehicle: str, sample: str, offset: int, payload: bytes, now: float) -> Event:
-        """Takes a chunk; returns the Transfer when it is whole, once."""
+        """Adds a chunk.
+
+        Returns:
+            The transfer when it is complete, once; an Ask if bytes are missing before the chunk; "unknown" if
+            there is no such transfer; "flood" if too many chunks arrived; otherwise None.
+        """
         with self._lock:
             transfer = self._open.get((vehicle, sample))
             if transfer is None:
@@ -163,7 +172,7 @@ class Transfers:
             return self._append(transfer, memoryview(payload)[transfer.received - offset :], now)
 
     def restart(self, transfer: Transfer, digest: str, now: float) -> Ask:
-        """What arrived (its SHA-256) is not what was offered: from the first byte again."""
+        """Discards the bytes, whose hash `digest` is wrong, and returns the request for the first byte."""
         with self._lock:
             transfer.data, transfer.chunks, transfer.finishing = bytearray(), 0, False
             transfer.spoiled.append(digest)
@@ -172,14 +181,14 @@ class Transfers:
             return Ask(*transfer.key, 0)
 
     def close(self, key: Key) -> None:
-        """Forgets a transfer and frees its room."""
+        """Drops a transfer and frees its memory."""
         with self._lock:
             self._forget(key)
 
     def stalled(
         self, now: float, *, stall_s: float, abandon_s: float, min_bytes_per_s: float
     ) -> tuple[list[Ask], list[Key]]:
-        """Transfers to ask for again, each later than the time before, and those given up now."""
+        """Returns requests for stalled transfers, with doubling intervals, and the keys of abandoned ones."""
         asks, abandoned = [], []
         with self._lock:
             for key, transfer in list(self._open.items()):
@@ -195,10 +204,10 @@ class Transfers:
         return asks, abandoned
 
     def _has_room(self, vehicle: str, size: int) -> bool:
-        """True if another transfer of this size may be opened.
+        """Returns True if another transfer of this size may be opened.
 
-        A vehicle's first transfer takes the last place if it must, and a large sample takes all memory if
-        nobody else holds any.
+        A vehicle's first transfer may take the last place. A large sample may take all memory if there is no
+        other transfer.
         """
         free = self._max_transfers - len(self._open) - 1
         free_bytes = self._max_bytes - self._bytes - size
@@ -219,7 +228,10 @@ class Transfers:
         return transfer
 
     def _gap(self, transfer: Transfer, now: float) -> Ask | None:
-        """The window behind a gap arrives chunk by chunk; one request for it is enough for a while."""
+        """Requests the missing byte, at most once per second.
+
+        All chunks that were already under way arrive after the gap; one request is enough for them.
+        """
         if transfer.asked_offset == transfer.received and now - transfer.asked_at < 1.0:
             return None
         transfer.asked_offset, transfer.asked_at = transfer.received, now

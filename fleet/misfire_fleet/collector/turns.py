@@ -1,4 +1,4 @@
-"""Work that waits for a thread: each vehicle's in order, the vehicles in turn."""
+"""Queues work for threads: each vehicle's in order, the vehicles in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """A thread-safe queue. What waits is bounded by whoever puts it in."""
+    """Queues work. Thread-safe. It has no bound of its own: the transfers' budget bounds it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -18,13 +18,13 @@ class Turns(Generic[T]):
         self._closed = False
 
     def put(self, vehicle: str, work: T) -> None:
-        """Behind the vehicle's own; the vehicle itself waits for one turn of each other at most."""
+        """Adds work after the vehicle's other work."""
         with self._changed:
             self._of.setdefault(vehicle, deque()).append(work)
             self._changed.notify()
 
     def take(self) -> T | None:
-        """Waits for the next; None once it is closed and empty."""
+        """Waits for the next work and returns it; None once the queue is closed and empty."""
         with self._changed:
             while not self._of:
                 if self._closed:
@@ -37,7 +37,7 @@ class Turns(Generic[T]):
             return work
 
     def close(self) -> None:
-        """What waits can still be taken."""
+        """Ends the waiting of `take`. Work that waits can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

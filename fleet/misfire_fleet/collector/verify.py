@@ -1,4 +1,4 @@
-"""Is an upload what its offer said? Its hash here, its content in a decoder's process."""
+"""Verifies an upload against its offer: the hash in this process, the content in a decoder's process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ __all__ = ["IMAGES", "VIDEOS", "HashMismatchError", "Verified", "verify"]
 
 
 class HashMismatchError(ImageError):
-    """The bytes are not those whose hash the offer named."""
+    """Reports that the hash of the bytes is not the sample's id."""
 
 
 def verify(data: bytes, *, sample: str, media_type: str, decoder: Decoder) -> Verified | None:
-    """Checks hash, kind and content; None if the hash is right and decoding must wait for its turn.
+    """Checks hash, format and content of an upload.
 
-    Raises HashMismatchError if the bytes are not the sample's, ImageError with the reason if they do not
-    decode as `media_type` or are above a limit, CheckFailedError if this machine cannot tell now.
+    Args:
+        data: the upload.
+        sample: the sample's id, the SHA-256 of the bytes in hexadecimal digits.
+        media_type: media type in the offer.
+        decoder: decodes the content.
+
+    Returns:
+        The size in pixels; None if the hash is right and the sample is too costly to be decoded at once.
+
+    Raises:
+        HashMismatchError: the hash is not `sample`.
+        ImageError: the bytes do not decode as `media_type`, or exceed a limit.
+        CheckFailedError: this machine cannot decode them now.
     """
     if hashlib.sha256(data).hexdigest() != sample:
         raise HashMismatchError("sha256 of the payload is not the offer's id")

@@ -1,11 +1,11 @@
-"""The collector's connection to the broker, which does not believe that a granted subscription delivers.
+"""Connects the collector to the broker, and tests that a granted subscription delivers.
 
 connect -> subscribe -> canary offer -> (some collector echoes it on our data topic) -> ready
-A canary that does not come back means a broker that grants shared subscriptions without serving them (then
-a plain subscription is tried) or a connection that only looks alive (then it is made anew). Sessions are
-clean: a dead persistent member of a shared group would keep swallowing its share.
+A missing canary has two causes. The broker grants shared subscriptions without serving them: then a plain
+subscription is tried. Or the connection only looks alive: then the link reconnects. Sessions are clean: a
+dead member of a shared group with a persistent session would keep receiving its share of the offers.
 
-One thread reads, writes and waits; what it hands out must return at once.
+One thread reads, writes and waits. Handlers run on it, so they must return at once.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from misfire_runtime.service.worker import Worker
 log = logging.getLogger(__name__)
 
 CANARY = "_canary"
-"""The vehicle name that canaries fly under; no vehicle may use it."""
+"""The vehicle name of canary offers; no vehicle may use it."""
 _MAX_CANARY_BYTES = 512
+"""A canary has two short fields; anybody can publish under its topic, so longer payloads are not parsed."""
 _TOPIC_ROOM = 512
+"""Bytes of a packet that are not payload: the MQTT header and a topic of three names and a hash."""
 _TICK_S = 0.2
 _RECONNECT_S, _RECONNECT_MAX_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """Called on the link's thread: they must return at once."""
+    """Holds the functions that receive messages. The link's thread calls them: they must return at once."""
 
     chunk: Callable[[str, str, int, bytes], None]
     offer: Callable[[str, bytes], None]
@@ -52,10 +54,17 @@ class Handlers:
 
 
 class Link:
-    """One connection after the other, each with its subscriptions and its canary."""
+    """Keeps a connection to the broker: reconnects, subscribes, and sends canaries.
+
+    Args:
+        broker: address and credentials.
+        fleet: name of the fleet, part of all topics.
+        name: name of the collector, part of its data topic; unique among running collectors.
+        settings: timers, and the group of the shared subscription.
+    """
 
     def __init__(self, broker: BrokerConfig, *, fleet: str, name: str, settings: CollectorSettings) -> None:
-        Topics(fleet, name)
+        Topics(fleet, name)  # raises if one of the names cannot be part of a topic
         self._broker, self._fleet, self._name = broker, fleet, name
         self._settings = settings
         self._handlers: Handlers
@@ -75,36 +84,36 @@ class Link:
 
     @property
     def alive(self) -> bool:
-        """False where the thread died."""
+        """Returns False if the thread has died."""
         return self._worker.alive
 
     @property
     def canaries(self) -> int:
-        """How many came home."""
+        """Returns the number of canaries that came back."""
         return self._canary.home
 
     def start(self, handlers: Handlers) -> None:
-        """Connects in the background and keeps trying; what arrives goes to the handlers."""
+        """Connects in the background and keeps trying; messages go to `handlers`."""
         self._handlers = handlers
         self._worker.start()
 
     def stop_offers(self) -> None:
-        """No new offers come here from now on; chunks still do."""
+        """Unsubscribes from offers; chunks still arrive."""
         self._draining.set()
         self._waking.wake()
 
     def close(self) -> None:
-        """Disconnects in order."""
+        """Disconnects and ends the thread."""
         self._worker.close(timeout_s=10.0)
         self._waking.close()
 
     def publish(self, connection: Connection, vehicle: str, reply: bytes) -> int:
-        """Sends a reply at QoS 1; the ticket comes back to the outbox when the broker has it."""
+        """Publishes a reply at QoS 1; returns the ticket of the broker's acknowledgement."""
         return connection.publish(Topics(self._fleet, vehicle).reply, reply)
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            with self._worker.guard():  # a message that nobody foresaw must not end the collector
+            with self._worker.guard():  # an unforeseen message must not end the collector
                 try:
                     self._session()
                 except MisfireError as error:
@@ -120,6 +129,7 @@ class Link:
         base = f"{ROOT}/{self._fleet}/+"
         connection = Connection(
             self._broker,
+            # A new id for each connection: with the old one the broker would first end the old connection.
             client_id=f"{self._name}-{self.connects}-{secrets.token_hex(3)}",
             subscriptions=(f"{base}/data/{self._name}/#", f"{base}/state"),
         )
@@ -204,7 +214,7 @@ class Link:
         connection.publish(f"{ROOT}/{self._fleet}/{CANARY}/offer", json.dumps(flight).encode())
 
     def _echo(self, connection: Connection, payload: bytes) -> None:
-        """Any collector's canary, ours or another's, goes home by the data topic of who sent it."""
+        """Returns a canary, of this or another collector, to the data topic of its sender."""
         try:
             if len(payload) > _MAX_CANARY_BYTES:
                 raise ValueError("too long")
@@ -217,12 +227,13 @@ class Link:
         connection.publish(Topics(self._fleet, CANARY).data(collector, "canary", 0), nonce.encode())
 
     def _watch(self, connection: Connection) -> None:
-        """Judges the canary: fall back, connect anew, or fly the next one."""
+        """Sends the next canary if it is due, and reacts to one that is overdue."""
         if self._draining.is_set():
             return
         now = time.monotonic()
         if now - self._restated_at > self._settings.restate_s:
-            # The broker answers with the retained states: a vehicle's death that was lost is made good.
+            # Subscribing again makes the broker send all retained states. This corrects the state of a
+            # vehicle whose last will was lost.
             self._restated_at = now
             connection.subscribe(f"{ROOT}/{self._fleet}/+/state")
         if self._canary.due(now):
@@ -232,6 +243,7 @@ class Link:
 
     def _canary_failed(self, connection: Connection) -> None:
         failed = self._canary.missing()
+        # A link that worked before has a dead connection; shared subscriptions do not stop being served.
         if self.ready.is_set() or failed > 2 or not self.shared:
             self.stalls += 1
             raise LinkError("it accepts messages but delivers none")
@@ -248,7 +260,7 @@ class Link:
 
 
 class _Canary:
-    """Whether the present canary is on its way, home, or missing."""
+    """Tracks whether the current canary is under way, back, or missing."""
 
     def __init__(self, settings: CollectorSettings) -> None:
         self._settings = settings
@@ -256,19 +268,19 @@ class _Canary:
         self.reset()
 
     def reset(self) -> None:
-        """A new connection: no canary flies, none has come back."""
+        """Forgets the canaries of the previous connection."""
         self._nonce = ""
         self._flown_at: float | None = None
         self._last_back: float | None = None
         self._failed = 0
 
     def fly(self, now: float) -> str:
-        """What the next one carries."""
+        """Starts a canary and returns its nonce."""
         self._nonce, self._flown_at = secrets.token_hex(8), now
         return self._nonce
 
     def back(self, payload: bytes, now: float) -> bool:
-        """True where this is the one that flew last."""
+        """Returns True, and counts it, if the payload is the nonce of the last canary."""
         if not self._nonce or payload != self._nonce.encode():
             return False
         self.home += 1
@@ -276,23 +288,31 @@ class _Canary:
         return True
 
     def due(self, now: float) -> bool:
-        """True where all is well and the next one should fly."""
+        """Returns True if no canary is under way and the last one came back long enough ago."""
         well = self._flown_at is None and self._last_back is not None
         return well and now - (self._last_back or 0.0) > self._settings.watchdog_s
 
     def overdue(self, now: float) -> bool:
-        """True where it should be home by now."""
+        """Returns True if the canary under way should be back by now."""
         return self._flown_at is not None and now - self._flown_at >= self._settings.canary_s
 
     def missing(self) -> int:
-        """Gives it up; how many in a row that makes."""
+        """Gives up the canary; returns the number of canaries missing in a row."""
         self._flown_at = None
         self._failed += 1
         return self._failed
 
 
 def chunk_bytes(packet_limit: int | None, largest: int) -> int:
-    """The chunk that fits a packet of the broker. Raises CollectorError where none does."""
+    """Returns the chunk size that fits into the broker's packets.
+
+    Args:
+        packet_limit: maximum packet size in bytes, None if the broker announced none.
+        largest: upper bound in bytes.
+
+    Raises:
+        CollectorError: not even the smallest chunk fits.
+    """
     if packet_limit is None:
         return largest
     room = packet_limit - _TOPIC_ROOM

@@ -1,9 +1,9 @@
-"""Verdicts on their way back to the vehicles: merged per vehicle, few at a time in the client's hands.
+"""Queues verdicts for the vehicles, merges them per vehicle, and limits the replies in flight.
 
-Any thread `put`s; the rest belongs to the thread of the link, which calls `send` and brings acknowledgements.
-A vehicle has one reply under way at a time: what comes up meanwhile goes together in the next one. A verdict
-leaves the outbox when the broker acknowledged it. The outbox is not on disk: what it says is already in the
-store, and a vehicle that hears nothing offers again.
+Any thread may call `put`. The link's thread calls everything else: `send`, and `acknowledged` with the
+broker's acknowledgements. A vehicle has at most one reply in flight; later verdicts go together into the next
+one. A verdict leaves the outbox when the broker has acknowledged it. The outbox is not on disk: its verdicts
+are already in the store, and a vehicle without an answer offers again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,22 @@ from collections.abc import Callable
 from misfire_runtime.messages import Reply, Verdict, encode
 
 MAX_IN_FLIGHT = 8
+"""Replies without an acknowledgement. Verdicts that come meanwhile merge into fewer replies."""
 _MAX_VERDICTS = 100
+"""Verdicts per reply, so that a reply stays below the protocol's 64 KiB for JSON."""
 
 Publish = Callable[[str, bytes], int]
-"""(vehicle, reply) -> a ticket that `acknowledged` brings back."""
+"""(vehicle, reply) -> ticket, which is later passed to `acknowledged`."""
 
 
 class Outbox:
-    """`wake` is called after every `put`: whoever calls `send` then does so soon."""
+    """Holds verdicts until the broker has acknowledged them.
+
+    Args:
+        wake: called after every `put`, so that the link's thread soon calls `send`.
+        max_verdicts: waiting verdicts of all vehicles; more are dropped and counted.
+        max_per_vehicle: the same for one vehicle.
+    """
 
     def __init__(
         self, wake: Callable[[], None], *, max_verdicts: int = 50_000, max_per_vehicle: int = 2_000
@@ -43,11 +51,11 @@ class Outbox:
 
     @property
     def pending(self) -> int:
-        """Verdicts not yet acknowledged by the broker, nearly."""
+        """Returns about the number of verdicts not yet acknowledged; a reply in flight counts as one."""
         return self._count + len(self._new) + len(self._in_flight)
 
     def wait_empty(self, *, timeout_s: float = 5.0) -> bool:
-        """Waits until nothing is pending; False after `timeout_s`."""
+        """Waits until nothing is pending; returns False after `timeout_s`."""
         waiting = threading.Event()
         for _ in range(int(timeout_s / 0.02)):
             if self.pending == 0:
@@ -56,7 +64,7 @@ class Outbox:
         return self.pending == 0
 
     def send(self, publish: Publish) -> None:
-        """Hands over what may go now."""
+        """Publishes replies until MAX_IN_FLIGHT are unacknowledged or no vehicle without one has verdicts."""
         while self._new:
             self._add(*self._new.popleft(), replace=True)
         while len(self._in_flight) < MAX_IN_FLIGHT:
@@ -73,13 +81,14 @@ class Outbox:
             self._in_flight[ticket] = (vehicle, verdicts)
 
     def acknowledged(self, ticket: int) -> None:
-        """The broker has the message of this ticket; one that is not the outbox's is ignored."""
+        """Marks the reply of a ticket as delivered. Tickets of other messages are ignored."""
         self._in_flight.pop(ticket, None)
 
     def lost(self) -> None:
-        """The connection is gone: everything in flight goes out again."""
+        """Requeues everything in flight, because the connection is lost."""
         for vehicle, verdicts in self._in_flight.values():
             for verdict in verdicts:
+                # A newer verdict about the same sample may have been queued meanwhile; it stays.
                 self._add(vehicle, verdict, replace=False)
         self._in_flight.clear()
 

@@ -1,10 +1,11 @@
-"""Clears messages that vehicles made the broker retain in data topics, before they fill its memory.
+"""Clears retained messages that vehicles left in data topics, before they fill the broker's memory.
 
-broker's count of retained messages --far above the last clean sweep's--> sweep:
+broker's count of retained messages --far above that after the last clean sweep--> sweep:
     subscribe to the data topics of all vehicles --retained message--> empty retained message, which clears it
-    nothing retained for a while --> unsubscribe; the count is what honest vehicles explain
-Chunks are never retained, but Mosquitto has no rule that forbids it on some topics, and no quota per client.
-The count is its `$SYS/broker/retained messages/count`; a broker that has none is swept at every connect only.
+    nothing retained for a while --> unsubscribe; the remaining count is that of honest vehicles
+Honest vehicles never retain chunks, but Mosquitto cannot forbid it for some topics, and has no quota per
+client. The count is Mosquitto's `$SYS/broker/retained messages/count`. A broker without it is swept only at
+each connect.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ log = logging.getLogger(__name__)
 
 COUNT = "$SYS/broker/retained messages/count"
 _MARGIN = 250
-"""A sweep begins at so many retained messages more than after the last one: 32 MiB of the largest. A vehicle
-has three (state, desired, reported), so a fleet that grows is swept for nothing now and then."""
+"""A sweep starts at this many retained messages above the count after the last one: 32 MiB of the largest.
+Honest vehicles have three (state, desired, reported), so a growing fleet sometimes causes a useless sweep."""
 _QUIET_S = 1.0
+"""A sweep ends after this time without a retained message."""
 _SHOWN_S = 60.0
+"""/healthz names the vehicle for this long after the last cleared message."""
 _TICK_S = 0.2
 _RECONNECT_S = 5.0
 _MAX_NAMES = 1_000
+"""Bounds memory: an attacker chooses the names in the topics."""
 
 
 class RetainedSweep:
-    """A thread with a connection of its own, so that a flood of retained messages delays no offer."""
+    """Clears retained messages in its own thread and connection, so that a flood of them delays no offer."""
 
     def __init__(self, broker: BrokerConfig, *, fleet: str, name: str, metrics: CollectorMetrics) -> None:
         self._broker, self._name, self._metrics = broker, name, metrics
@@ -44,7 +48,7 @@ class RetainedSweep:
         self._count = 0
         self._limit: int | None = None
         self._round: int | None = None
-        """How many were cleared since the last subscription; None while there is none."""
+        """Messages cleared since the last subscription; None if not subscribed."""
         self._last_s = self._shown_s = 0.0
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -52,12 +56,12 @@ class RetainedSweep:
 
     @property
     def alive(self) -> bool:
-        """False where the thread died."""
+        """Returns False if the thread has died."""
         return self._worker.alive
 
     @property
     def watching(self) -> bool:
-        """True where the last sweep found nothing, and the next begins when the count rises."""
+        """Returns True if the last sweep found nothing and the next one waits for a higher count."""
         return self._limit is not None and self._round is None
 
     def start(self) -> None:
@@ -69,7 +73,7 @@ class RetainedSweep:
         self._worker.close(timeout_s=5.0)
 
     def problems(self, now: float) -> list[str]:
-        """Names the vehicle that left most, for a minute after the last message was cleared."""
+        """Names the vehicle that left the most messages, until a minute after the last was cleared."""
         with self._lock:
             if not self._seen or now - self._shown_s > _SHOWN_S:
                 return []
@@ -82,7 +86,7 @@ class RetainedSweep:
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            with self._worker.guard():  # a message that nobody foresaw must not end the sweep
+            with self._worker.guard():  # an unforeseen message must not end the sweep
                 try:
                     self._session(stop)
                 except MisfireError as error:
@@ -111,8 +115,9 @@ class RetainedSweep:
             connection.close(in_order=orderly)
 
     def _begin(self, connection: Connection) -> None:
-        """The broker sends what it retains, and from now on marks what it is to retain."""
+        """Starts a sweep by subscribing to all data topics."""
         self._round, self._last_s = 0, time.monotonic()
+        # With retain_as_published, messages that arrive from now on keep their retain flag, too.
         connection.subscribe(self._filter, retain_as_published=True)
 
     def _take(self, connection: Connection, message: Arrived) -> None:
@@ -126,12 +131,16 @@ class RetainedSweep:
         self._count = int(payload) if payload.isdigit() else 0
         if self._limit is None:
             return  # the first sweep has not ended
+        # The limit falls with the count, so that messages cleared by others leave no room for new ones.
         self._limit = min(self._limit, self._count + _MARGIN)
         if self._count > self._limit and self._round is None:
             self._begin(connection)
 
     def _judge(self, connection: Connection, now: float) -> None:
-        """Ends a sweep that found nothing; one that found something begins again, for what was dropped."""
+        """Ends a sweep that found nothing, and repeats one that found something.
+
+        It is repeated because the broker drops retained messages that do not fit into the client's queue.
+        """
         if self._round is None or now - self._last_s < _QUIET_S:
             return
         connection.unsubscribe(self._filter)

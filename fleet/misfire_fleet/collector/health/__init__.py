@@ -1,1 +1,1 @@
-"""Whether a collector can do its work: breaker, setbacks, metrics."""
+"""Measures whether a collector can do its work: breaker, setbacks, metrics, shares of verdicts."""

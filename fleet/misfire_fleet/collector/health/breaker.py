@@ -1,8 +1,8 @@
-"""Stops new samples while the collector cannot keep them, and finds out by itself when it can again.
+"""Refuses new samples while the collector cannot store them, and tests when it can again.
 
 closed --several failures in a row--> open --one success--> closed
-While open, offers are answered `busy` and /healthz says why. Samples that are held are tried again all the
-time; where none is held, one offer is let through every `probe_s`, and its sample shows how things stand.
+While open, offers get `busy`, and /healthz has the reason. Samples in memory are retried continually. If
+there are none, one offer is accepted every `probe_s`, and its sample is the test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROBLEMS: dict[Part, str] = {
 
 @dataclass
 class _Streak:
-    """Failures of a part since its last success."""
+    """Counts the failures of a part since its last success."""
 
     ours: int = 0
     vehicles: set[str] = field(default_factory=set)
@@ -35,10 +35,14 @@ class _Streak:
 
 
 class Breaker:
-    """Thread-safe. Opens after `failures` in a row of one part.
+    """Opens after `failures` consecutive failures of one part. Thread-safe.
 
-    A failure that names a vehicle may be due to that vehicle's sample: only failures with as many different
-    vehicles count, so that nobody can stop a collector with samples that it stumbles over.
+    A failure that names a vehicle may be caused by that vehicle's sample. Such failures count once per
+    vehicle, so one vehicle cannot stop a collector with samples that make it fail.
+
+    Args:
+        failures: number of failures, or of different vehicles, that opens the breaker.
+        probe_s: seconds between probes while it is open.
     """
 
     def __init__(self, *, failures: int = 3, probe_s: float = 10.0) -> None:
@@ -48,7 +52,7 @@ class Breaker:
         self._tried_at = 0.0
 
     def failed(self, part: Part, reason: object, *, vehicle: str | None = None) -> None:
-        """Counts a failure; `vehicle`: whose sample it was, where it may have to do with the sample."""
+        """Counts a failure. Pass the vehicle if its sample may be the cause."""
         with self._lock:
             streak = self._streaks.setdefault(part, _Streak())
             streak.reason = str(reason) or type(reason).__name__
@@ -59,18 +63,18 @@ class Breaker:
                 streak.vehicles.add(vehicle)
 
     def succeeded(self, part: Part) -> None:
-        """This part works."""
+        """Resets the failures of a part."""
         if part in self._streaks:
             with self._lock:
                 self._streaks.pop(part, None)
 
     @property
     def is_open(self) -> bool:
-        """True while some part failed several times in a row."""
+        """Returns True while some part has failed several times in a row."""
         return bool(self.problems())
 
     def problems(self) -> list[str]:
-        """What fails, and the last reason of each."""
+        """Returns a sentence for each failing part, with its last reason."""
         with self._lock:
             return [
                 f"{_PROBLEMS[part]}: {streak.reason}"
@@ -79,7 +83,7 @@ class Breaker:
             ]
 
     def admits(self, now: float) -> bool:
-        """True if another sample may be asked for: always while closed, as a probe while open."""
+        """Returns True if another sample may be requested: always while closed, as a probe while open."""
         if not self.is_open:
             return True
         with self._lock:

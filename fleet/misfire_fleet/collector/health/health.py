@@ -1,6 +1,6 @@
-"""Does the collector serve its vehicles? What was said to them in the last five minutes.
+"""Measures whether the collector serves its vehicles, from the verdicts of the last five minutes.
 
-Every vehicle weighs the same, so that one that is refused a thousand times does not make the fleet look ill.
+Every vehicle has the same weight: one vehicle that is refused a thousand times raises no alarm for the fleet.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 _SLICE_S, _SLICES = 30.0, 10
+"""Ten slices of 30 s make the five minutes; old verdicts are dropped slice by slice."""
 _MAX_VEHICLES = 10_000
 _FEW = 10
+"""Fewer verdicts than this are no reason for an alarm."""
 _MOST = 0.5
 OURS = frozenset({"store", "room", "failed"})
-"""Causes of `busy` that are the collector's; a vehicle's rate or share, say, is not."""
+"""Causes of `busy` for which the collector is responsible; a vehicle's own rate or share is not one."""
 
 
 @dataclass
 class _Heard:
-    """What one vehicle heard, by verdict, and last."""
+    """Counts the verdicts that one vehicle received, and holds the last one."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last: str = ""
@@ -34,7 +36,7 @@ class _Heard:
 
 @dataclass(frozen=True)
 class Share:
-    """How much of what vehicles heard was this verdict, 0..1, and for how many it was the last word."""
+    """Holds the share of a verdict, 0..1: of all verdicts (`share`) and of vehicles' last ones (`last`)."""
 
     verdict: str
     answers: int
@@ -43,21 +45,21 @@ class Share:
 
     @property
     def problem(self) -> str | None:
-        """A sentence if most of a number worth counting went wrong, and still does."""
+        """Returns a sentence if this verdict is the majority, of enough verdicts, and still is at the end."""
         if self.answers < _FEW or self.share <= _MOST or self.last <= _MOST:
             return None
         return f"{self.share:.0%} of the answers of the last five minutes were `{self.verdict}`"
 
 
 class Answers:
-    """Thread-safe. Times are monotonic seconds given by the caller."""
+    """Counts verdicts of the last five minutes. Thread-safe. Times are monotonic seconds from the caller."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slices: deque[tuple[float, dict[str, _Heard]]] = deque(maxlen=_SLICES)
 
     def count(self, vehicle: str, verdict: str, cause: str, now: float) -> None:
-        """One verdict; `send` and a `busy` that the vehicle itself brought about are passed over."""
+        """Counts a verdict, except `send` and a `busy` that the vehicle caused."""
         if verdict == "send" or (verdict == "busy" and cause not in OURS):
             return
         with self._lock:
@@ -70,7 +72,7 @@ class Answers:
                 mine.last = verdict
 
     def shares(self, now: float) -> tuple[Share, Share]:
-        """Of `busy` and of `rejected` in the last five minutes."""
+        """Returns the shares of `busy` and of `rejected` in the last five minutes."""
         heard: dict[str, _Heard] = {}
         with self._lock:
             for began_at, part in self._slices:
@@ -81,7 +83,7 @@ class Answers:
         return busy, rejected
 
     def problems(self, now: float) -> list[str]:
-        """In sentences; empty if vehicles are served."""
+        """Returns the problems as sentences; empty if vehicles are served."""
         return [share.problem for share in self.shares(now) if share.problem is not None]
 
 

@@ -1,14 +1,15 @@
-"""What a collector counts, for Prometheus; each collector has its own registry."""
+"""Defines a collector's Prometheus metrics."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+"""Buckets from a commit to a fast disk (milliseconds) to a store that is away (a minute)."""
 
 
 class CollectorMetrics:
-    """Counters live here; gauges are read when somebody looks."""
+    """Holds a collector's metrics in their own registry, so that a process can run several collectors."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

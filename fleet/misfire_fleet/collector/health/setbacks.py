@@ -1,7 +1,7 @@
-"""Samples that this collector failed to check or to store, for reasons that prove nothing about them.
+"""Counts, per sample, failures to check or store it that prove nothing about the sample.
 
-Each failure doubles the time after which the sample is wanted again. The vehicle is told; one that offers
-earlier all the same is answered without another look once it has failed a few times.
+Each failure doubles the time until the sample may be offered again; the verdict tells the vehicle this time.
+After a few failures, an earlier offer gets `busy` without another attempt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from misfire_fleet.collector.transfers import Key
 
 _FIRST_S, _LONGEST_S = 10.0, 3600.0
 _LENIENT = 2
+"""So many failures may be chance: an early offer is then tried all the same."""
 _MAX_SAMPLES = 10_000
+"""Bounds memory; the oldest are forgotten and start again at _FIRST_S."""
 
 
 @dataclass
@@ -24,14 +26,14 @@ class _Setback:
 
 
 class Setbacks:
-    """Thread-safe. Times are monotonic seconds given by the caller."""
+    """Counts failures per sample. Thread-safe. Times are monotonic seconds, passed by the caller."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._of: OrderedDict[Key, _Setback] = OrderedDict()
 
     def add(self, key: Key, now: float) -> float:
-        """Counts a failure; returns after how many seconds the sample is wanted again."""
+        """Counts a failure; returns the seconds until the sample may be offered again."""
         with self._lock:
             setback = self._of.setdefault(key, _Setback())
             self._of.move_to_end(key)
@@ -42,7 +44,7 @@ class Setbacks:
             return wait
 
     def wait_s(self, key: Key, now: float) -> float:
-        """How long this sample has to wait; 0 if it may come."""
+        """Returns the seconds that an offer of this sample is still refused; 0 if it is not."""
         with self._lock:
             setback = self._of.get(key)
             if setback is None or setback.times <= _LENIENT:
@@ -50,7 +52,7 @@ class Setbacks:
             return max(0.0, setback.until - now)
 
     def forget(self, key: Key) -> None:
-        """It was stored, or proven to be at fault."""
+        """Forgets a sample that was stored or rejected."""
         if key in self._of:
             with self._lock:
                 self._of.pop(key, None)

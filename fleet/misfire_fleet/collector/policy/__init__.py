@@ -1,1 +1,1 @@
-"""What the fleet takes from a vehicle: near-duplicates, quotas and rates."""
+"""Decides what the fleet accepts from a vehicle: near-duplicates, quotas and rates."""

@@ -1,8 +1,9 @@
-"""Has the fleet seen this already? The newest embeddings of each bundle, compared by cosine similarity.
+"""Finds near-duplicates: compares an embedding with the newest ones of its bundle, by cosine similarity.
 
-Embeddings of different bundles live in different spaces and are never compared. Samples that were asked for
-are remembered at once, because a thousand vehicles in one fog bank offer within the same second. Whether one
-more like them is declined or only put off depends on how many of them the store has: OfferHandler looks.
+Different bundles have different embedding spaces, so their embeddings are never compared. A sample is
+remembered as soon as it is requested, because a thousand vehicles in one fog bank offer within the same
+second. Whether the next similar one is declined or only put off depends on how many of them are stored;
+OfferHandler decides.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from misfire_fleet.collector.settings import NearDuplicates
 
 _MAX_BUNDLES = 16
+"""A fleet runs few bundles at a time; the least recently used ring is dropped."""
 
 
 class Novelty:
-    """A ring of embeddings per bundle and width; thread-safe."""
+    """Holds a ring of embeddings per bundle and dimension. Thread-safe."""
 
     def __init__(self, settings: NearDuplicates) -> None:
         self._settings = settings
@@ -28,7 +30,13 @@ class Novelty:
         self._expected: set[str] = set()
 
     def neighbours(self, bundle: str, embedding: NDArray[np.float32], *, besides: str) -> list[str]:
-        """Remembered samples other than `besides` that are at least as similar as the settings say."""
+        """Returns the ids of similar samples.
+
+        Args:
+            bundle: label of the bundle that made the embedding.
+            embedding: [D] floats.
+            besides: id of a sample to leave out: the offered one itself may be remembered already.
+        """
         unit = _unit(embedding)
         with self._lock:
             ring = self._rings.get((bundle, len(unit)))
@@ -37,7 +45,7 @@ class Novelty:
     def remember(
         self, bundle: str, sample: str, embedding: NDArray[np.float32], *, stored: bool = True
     ) -> None:
-        """Adds a sample, `stored` or on its way; a full ring forgets the oldest of its bundle."""
+        """Adds a sample, stored or under way. A full ring drops the oldest sample of its bundle."""
         unit = _unit(embedding)
         key = (bundle, len(unit))
         with self._lock:
@@ -53,24 +61,24 @@ class Novelty:
                 self._expected.add(sample)
 
     def arrived(self, sample: str) -> None:
-        """A sample that was on its way is stored."""
+        """Marks a sample that was under way as stored."""
         with self._lock:
             self._expected.discard(sample)
 
     def forget(self, sample: str) -> None:
-        """Takes a sample out: it was asked for and never came, or it was deleted."""
+        """Removes a sample that was requested and never came, or was deleted."""
         with self._lock:
             self._expected.discard(sample)
             for ring in self._rings.values():
                 ring.remove(sample)
 
     def expects(self, sample: str) -> bool:
-        """True while a sample is on its way."""
+        """Returns True while a sample is under way."""
         return sample in self._expected
 
 
 class _Ring:
-    """[capacity, D] unit vectors, grown by doubling; a removed row is zero and resembles nothing."""
+    """Holds [capacity, D] unit vectors, grown by doubling. A removed row is zero: its similarity is zero."""
 
     def __init__(self, capacity: int, width: int) -> None:
         self._capacity = capacity
@@ -94,7 +102,10 @@ class _Ring:
         self._rows[slot] = unit
 
     def _oldest(self) -> int:
-        """The next slot in turn, emptied; so a sample that never came pushes nothing out."""
+        """Returns the next slot in turn, emptied.
+
+        Slots of removed samples are used first, so a sample that never came displaces no other one.
+        """
         slot = self._next
         self._next = (self._next + 1) % self._capacity
         if slot == len(self._ids):

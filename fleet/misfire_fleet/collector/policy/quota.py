@@ -1,8 +1,8 @@
-"""What each vehicle may upload per day: samples and bytes.
+"""Limits the samples and bytes that each vehicle may upload per day.
 
-The day's usage is read from the store from time to time, because other collectors count too, and what this
-collector accepted since then is added. Only what is stored can decline an offer for good; with what is still
-on its way, or figures that are old, the answer is that the vehicle shall ask again.
+The usage of the last day is read from the store periodically, because other collectors store samples too.
+What this collector accepted since then is added. Only stored samples can decline an offer for good. If
+samples under way or an outdated usage decide, the vehicle gets `busy` and offers again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from misfire_fleet.collector.settings import Quotas
 from misfire_runtime.messages import Offer
 
 _STALE_S = 60.0
+"""An older usage does not decline: it is read every 5 s, so the store has not answered for a while."""
 
 
 @dataclass
 class _Accepted:
-    """A sample that was asked for since the last refresh; `stored`: it is known to be in the store."""
+    """Counts a sample that was requested since the last refresh; `stored`: it is in the store."""
 
     count: int
     size: int
@@ -28,14 +29,14 @@ class _Accepted:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The quota does not allow a sample. `final`: what is stored alone uses it up."""
+    """Reports why a sample is not wanted. `final`: stored samples are enough of a reason."""
 
     final: bool
     reason: str
 
 
 class QuotaBook:
-    """Counts per vehicle; thread-safe. Times are monotonic seconds given by the caller."""
+    """Counts the usage per vehicle. Thread-safe. Times are monotonic seconds, passed by the caller."""
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
@@ -46,16 +47,19 @@ class QuotaBook:
 
     @property
     def daily(self) -> bool:
-        """True where the store's usage is needed at all."""
+        """Returns True if a daily quota is set, so that the store's usage is needed."""
         return self._quotas.samples_per_day is not None or self._quotas.bytes_per_day is not None
 
     def refresh(
         self, usage: Mapping[str, tuple[int, int]], *, counted: set[str], now: float, trusted: bool = True
     ) -> None:
-        """Takes the day's usage from the store.
+        """Replaces the usage by that of the store.
 
-        counted: accepted samples that are stored, looked up after `usage`, so that none counts twice.
-        trusted: False where the day may be another one than the store's; then nothing is declined.
+        Args:
+            usage: (samples, bytes) of the last day by vehicle.
+            counted: accepted samples that are stored. Look them up after `usage`, or some count twice.
+            now: monotonic seconds.
+            trusted: False if this machine's clock is wrong; then nothing is declined.
         """
         with self._lock:
             self._stored = usage
@@ -68,7 +72,7 @@ class QuotaBook:
                     del self._since[vehicle]
 
     def refusal(self, offer: Offer, now: float) -> Refusal | None:
-        """Why the day's quota does not allow it, or None."""
+        """Returns why the quota does not allow an offer, or None if it does."""
         if not self.daily:
             return None
         with self._lock:
@@ -98,19 +102,19 @@ class QuotaBook:
                 mine.setdefault(offer.id, _Accepted(0 if offer.trigger.random else 1, offer.size))
 
     def confirm(self, vehicle: str, sample: str) -> None:
-        """An accepted sample is stored."""
+        """Marks an accepted sample as stored."""
         with self._lock:
             accepted = self._since.get(vehicle, {}).get(sample)
             if accepted is not None:
                 accepted.stored = True
 
     def accepted(self) -> set[str]:
-        """Samples accepted here that the last refresh did not count."""
+        """Returns the ids of accepted samples that the last refresh did not count."""
         with self._lock:
             return {key for mine in self._since.values() for key in mine}
 
     def give_back(self, vehicle: str, sample: str) -> None:
-        """It was asked for and never stored."""
+        """Removes an accepted sample that was not stored."""
         with self._lock:
             self._since.get(vehicle, {}).pop(sample, None)
 

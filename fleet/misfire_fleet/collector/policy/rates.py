@@ -1,4 +1,4 @@
-"""How often each vehicle may do something: a token bucket per vehicle, with a burst of ten seconds' worth."""
+"""Limits how often each vehicle may do something, with a token bucket per vehicle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 _BURST_S = 10.0
+"""A full bucket holds ten seconds' worth: vehicles offer in bursts after they reconnect."""
 _MAX_BUCKETS = 100_000
+"""Bounds memory: the names are foreign. A dropped bucket starts full."""
 
 
 @dataclass
@@ -17,7 +19,7 @@ class _Bucket:
 
 
 class Rates:
-    """Thread-safe. Times are monotonic seconds given by the caller."""
+    """Holds a bucket per vehicle. Thread-safe. Times are monotonic seconds, passed by the caller."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
@@ -26,7 +28,7 @@ class Rates:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def wait_s(self, vehicle: str, now: float) -> float:
-        """0 if this is within the rate, and counted; else how long to wait."""
+        """Takes a token and returns 0, or returns the seconds until the next token."""
         with self._lock:
             bucket = self._buckets.setdefault(vehicle, _Bucket(self._burst, now))
             self._buckets.move_to_end(vehicle)
