@@ -1,9 +1,9 @@
-"""The fleet's side: collect uploads, show them, curate and label them, retrain.
+"""Collects uploads from a fleet, shows them, and retrains on them.
 
-Store.open_folder("fleet")       what was uploaded: rows, pictures, retention
-Collector(store, broker=...)     takes uploads from vehicles
-create_app(store)                the console, as an ASGI application
-retrain_from_store(run, store)   uploads and labels become the next run
+Store.open_folder("fleet")       opens the store: rows, pictures, retention
+Collector(store, broker=...)     receives uploads from vehicles
+create_app(store)                returns the console as an ASGI application
+retrain_from_store(run, store)   makes the next run from uploads and labels
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What the fleet's programs raise on purpose; all are `MisfireError`s, so a program's edge catches one thing.
+"""Defines the errors that the fleet's programs raise; all are MisfireErrors, so a command catches one type.
 
 MisfireError (misfire_runtime.errors)
-├── StoreError               the store's content or its settings are wrong: not cured by waiting
+├── StoreError               the store's content or its settings are wrong: waiting does not help
 │   ├── SampleGoneError      the sample is not, or no longer, in the store
 │   └── RowRefusedError      the database refuses the values of a row
-├── StoreUnavailableError    database or blob store cannot do its work now: try again later
-├── CheckFailedError         a sample could not be checked, and nothing was learnt about it: try again later
-└── CollectorError           the collector cannot do its work with this broker
+├── StoreUnavailableError    database or blob store do not work now: try again later
+├── CheckFailedError         a sample could not be checked, which proves nothing about it: try again later
+└── CollectorError           the collector cannot work with this broker
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from misfire_runtime.errors import MisfireError
 
 
 class StoreError(MisfireError):
-    """The store's content or its settings are wrong."""
+    """Reports that the store's content or its settings are wrong."""
 
 
 class SampleGoneError(StoreError):
-    """The sample is not, or no longer, in the store."""
+    """Reports that a sample is not, or no longer, in the store."""
 
 
 class RowRefusedError(StoreError):
-    """The database refuses the values of a row. Whether the row is at fault shows when it takes others."""
+    """Reports that the database refuses a row's values. The row is at fault if others are accepted."""
 
 
 class StoreUnavailableError(MisfireError):
-    """Database or blob store cannot do its work now; nothing was half-stored; try again later."""
+    """Reports that database or blob store do not work now. Nothing was stored in part; try again later."""
 
 
 class CheckFailedError(MisfireError):
-    """The collector could not check a sample: no time, no memory, the decoder's process ended.
+    """Reports that a sample could not be checked: no time, no memory, or the decoder's process ended.
 
-    It says nothing about the sample, which may be offered again. What a sample proves about itself, such as a
-    cost above the documented bound, is an ImageError.
+    This proves nothing about the sample, which may be offered again. A fault of the sample itself, such as a
+    cost above a limit, is an ImageError.
     """
 
 
 class CollectorError(MisfireError):
-    """The collector cannot do its work with this broker."""
+    """Reports that the collector cannot work with this broker."""

@@ -1,4 +1,4 @@
-"""Times as people and programs write them, read in one way everywhere: options, filters, the API."""
+"""Parses times in options, filters and the API, everywhere in the same way."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from datetime import datetime, timezone
 
 
 def parse_moment(text: str) -> float:
-    """Returns seconds since 1970 of an ISO 8601 time, UTC if it names no zone.
+    """Returns an ISO 8601 time as seconds since 1970. A time without a zone is UTC.
 
-    Raises ValueError that says what was expected.
+    Raises:
+        ValueError: the text is not such a time.
     """
-    # Python 3.10 does not know the Z.
+    # Python 3.10's fromisoformat does not accept Z.
     written = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
     try:
         moment = datetime.fromisoformat(written)

@@ -1,1 +1,1 @@
-"""`misfire fleet ...`, one file per group of commands."""
+"""Implements `misfire fleet`, one file per group of commands."""

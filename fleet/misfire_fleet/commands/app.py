@@ -1,4 +1,4 @@
-"""`misfire fleet ...`: collect, serve, simulate, and the care of what was stored."""
+"""Defines `misfire fleet`: its commands and their order in the help."""
 
 from __future__ import annotations
 

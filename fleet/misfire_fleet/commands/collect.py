@@ -1,4 +1,4 @@
-"""`misfire fleet collect`: one collector as a program, with its metrics, until SIGTERM or Ctrl-C."""
+"""Implements `misfire fleet collect`: runs a collector and its metrics until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def collect(
     from misfire_runtime.service.logs import logs_to
     from misfire_runtime.service.signals import stop_on_signals
 
-    limit_heaps()
+    limit_heaps()  # before any thread starts
     settings = read_settings(config, group=group)
     broker = at.connection()
     with (
@@ -83,9 +83,14 @@ def collect(
 
 
 def read_settings(path: Path | None, *, group: str | None = None) -> CollectorSettings:
-    """Settings from a TOML file, or the defaults; `group` overrides its own.
+    """Reads a collector's settings.
 
-    Raises ConfigError with file, line, key and expected value.
+    Args:
+        path: a TOML file; None uses the defaults.
+        group: overrides the key `group` of the file.
+
+    Raises:
+        ConfigError: a value is invalid; the message has file, line, key and the expected value.
     """
     from misfire_fleet.collector.settings import CollectorSettings
     from misfire_runtime.toml import TomlFile, read_toml
@@ -95,7 +100,7 @@ def read_settings(path: Path | None, *, group: str | None = None) -> CollectorSe
 
 
 def summary(collector: Collector) -> dict[str, Any]:
-    """Verdicts by kind, and bytes, since this collector's start."""
+    """Returns the object that the command prints at its end: verdicts by kind, and open transfers."""
     verdicts: dict[str, int] = {}
     for metric in collector.metrics.verdicts.collect():
         for sample in metric.samples:

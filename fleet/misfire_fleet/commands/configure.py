@@ -1,7 +1,8 @@
-"""`misfire fleet configure`: changes a vehicle's configuration over the broker, and prints the answer.
+"""Implements `misfire fleet configure`: changes a vehicle's configuration over the broker, prints the answer.
 
-retained desired, reported --> next version --publish, retained--> vehicle --reported--> accepted, or why not
-What is desired is whole: `--set` changes what the broker retains, `--file` replaces it.
+retained desired, reported --> next version --publish, retained--> vehicle --reported--> accepted, or the
+reason A desired configuration is complete: `--set` changes the one that the broker retains, `--file` replaces
+it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def configure(
             config = _read(file)
         for assignment in set_ or ():
             _assign(config, assignment)
-        with_desired(VehicleConfig(), config)  # names the key that no vehicle would take
+        with_desired(VehicleConfig(), config)  # raises, naming the key, before anything is published
         label = bundle if bundle is not None or last is None else last.bundle
         wanted = Desired(version=topics.next_version, bundle=label, config=config)
         desired, answer = topics.publish(wanted, wait)
@@ -89,7 +90,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _assign(config: dict[str, Any], assignment: str) -> None:
-    """Puts the value of TABLE.FIELD=VALUE into `config`. A value that is no JSON is a text."""
+    """Puts the value of TABLE.FIELD=VALUE into `config`. A value that is not JSON is a text."""
     key, equals, text = assignment.partition("=")
     *tables, field = key.strip().split(".")
     if not equals or not tables or not all((*tables, field)):

@@ -1,4 +1,4 @@
-"""`misfire fleet offer-again`: tells a vehicle that stopped offering after a wave of rejections to go on."""
+"""Implements `misfire fleet offer-again`: makes a vehicle offer again after it stopped at many rejections."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from misfire_runtime.mqtt.connection import Connection
 
 _ANSWER_S = 5.0
+"""Seconds to wait for the broker, which answers within milliseconds unless the network is bad."""
 
 
 @with_broker_options
@@ -51,7 +52,7 @@ def offer_again(
 
 
 def _is_online(connection: Connection) -> bool:
-    """Whether the vehicle's retained state says so; False if none comes."""
+    """Returns True if the vehicle's retained state is online; False if there is no retained state."""
     from misfire_runtime.messages import State, decode
 
     until = time.monotonic() + _ANSWER_S

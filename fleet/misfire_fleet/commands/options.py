@@ -1,4 +1,4 @@
-"""Options that several fleet commands share, and how they become a store."""
+"""Defines the options that several fleet commands share, and opens the store that they name."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ DEFAULT_DIR = Path("fleet")
 
 @dataclass(frozen=True)
 class BrokerOptions:
-    """How a command reaches the fleet's broker, as its options say."""
+    """Holds the options that describe the fleet's broker."""
 
     broker: BrokerUrl = "mqtt://127.0.0.1:1883"
     fleet: FleetName = "default"
@@ -85,7 +85,7 @@ class BrokerOptions:
     password_file: PasswordFile = None
 
     def connection(self) -> BrokerConfig:
-        """Checks them together. Raises ConfigError, which shows no password."""
+        """Returns the broker's configuration. Raises ConfigError, which never contains the password."""
         from misfire_runtime.mqtt.client import BrokerConfig
 
         options = {name: value for name, value in vars(self).items() if name not in ("broker", "fleet")}
@@ -93,7 +93,7 @@ class BrokerOptions:
 
 
 def with_broker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command every option of `BrokerOptions`, collected in its parameter `at`."""
+    """Adds every option of BrokerOptions to a command; they are passed together as the parameter `at`."""
     hints = get_type_hints(BrokerOptions, include_extras=True)
     shared = [
         Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
@@ -108,18 +108,24 @@ def with_broker_options(command: Callable[..., None]) -> Callable[..., None]:
         at = BrokerOptions(**{name: given.pop(name) for name in names & given.keys()})
         command(*arguments, at=at, **given)
 
-    # typer reads the options from these two.
+    # typer reads the options from the signature and the annotations, not from the function itself.
     called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     return called
 
 
 def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, checked: bool = False) -> Store:
-    """The store that the options name; what is not named lies in the fleet folder.
+    """Opens the store that the options name.
 
-    With `checked`, as daemons open it, makes what is not there, and raises StoreError if the database's file
-    is damaged. Without, raises StoreError if the fleet folder has no database: an empty one would answer
-    wrongly.
+    Args:
+        fleet_dir: folder with fleet.sqlite and blobs/, used for what the other options do not name.
+        database: URL of the database, or None.
+        blobs: folder or URL of the blob store, or None.
+        checked: for daemons: checks the SQLite file for damage, and creates what does not exist.
+
+    Raises:
+        StoreError: the database is damaged (`checked`) or does not exist (otherwise: a query of a new, empty
+            database would give a wrong answer).
     """
     from misfire_fleet.errors import StoreError
     from misfire_fleet.store import Store
@@ -134,7 +140,7 @@ def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, chec
 
 
 def moment(option: str, text: str | None) -> float | None:
-    """ISO 8601 (UTC where no zone is given) to seconds since 1970. Raises ConfigError."""
+    """Returns an option's ISO 8601 time (UTC without a zone) as seconds since 1970. Raises ConfigError."""
     from misfire_fleet.moments import parse_moment
 
     try:
@@ -144,5 +150,5 @@ def moment(option: str, text: str | None) -> float | None:
 
 
 def show(result: Mapping[str, Any], *, as_json: bool, text: str) -> None:
-    """Prints a result for a program or for a person."""
+    """Prints a result: as one JSON object, or as `text`."""
     typer.echo(json.dumps(result) if as_json else text)

@@ -1,4 +1,4 @@
-"""`misfire fleet check|backup|rebuild`: is the store whole, a copy of it, and rows from the blob store."""
+"""Implements `misfire fleet check|backup|rebuild`: checks, copies and restores the store."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def check(
                 mended = repair(store, found)
                 found = check_store(store, deep=deep)
     except StoreUnavailableError:
+        # A badly damaged file cannot even be opened as a store: check the file itself.
         path = sqlite_file(database or fleet_dir / "fleet.sqlite")
         damage = [] if path is None else file_damage(path)
         if not damage:

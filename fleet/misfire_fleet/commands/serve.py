@@ -1,4 +1,4 @@
-"""`misfire fleet serve`: the console over HTTP, until SIGTERM or Ctrl-C."""
+"""Implements `misfire fleet serve`: runs the console until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -52,9 +52,14 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that port 0 is known before the server runs. Raises ConfigError."""
+    """Returns a bound socket, so that the port chosen for port 0 is known before the server runs.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
+    # Otherwise a restart fails while connections of the previous server are in TIME_WAIT.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -1,4 +1,4 @@
-"""`misfire fleet simulate`: many vehicles against a broker, for load and fault tests."""
+"""Implements `misfire fleet simulate`: runs many simulated vehicles, for load and fault tests."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def simulate(
 
 
 def report(simulator: FleetSimulator) -> dict[str, Any]:
-    """The account of a run; seconds from a sample's first offer to `stored`."""
+    """Returns the counts of a run, and percentiles of the seconds from a first offer to `stored`."""
     counts = simulator.counts
     seconds = {f"p{percent}_s": counts.percentile_s(percent) for percent in (50, 95, 99)}
     return {

@@ -1,4 +1,4 @@
-"""`misfire fleet status|delete|hold|release|holds|retention|audit`: what is stored, and its removal."""
+"""Implements `misfire fleet status|delete|hold|release|holds|retention|audit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the broker retains of one vehicle, and what `misfire fleet configure` publishes there.
+"""Reads a vehicle's retained messages from the broker, and publishes its desired configuration.
 
 retained desired, reported --> next version --publish, retained--> vehicle --reported--> the answer
 """
@@ -17,12 +17,12 @@ from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.mqtt.connection import Arrived, Connection
 
 _RETAINED_S = 1.0
-"""How long the broker may take to hand over what it retains."""
+"""Seconds to wait for retained messages: the broker does not say when it has sent the last one."""
 _ACKNOWLEDGED_S = 10.0
 
 
 class VehicleTopics:
-    """What the broker retains of one vehicle, and a connection to change it."""
+    """Holds a vehicle's retained messages, and a connection to change the desired one."""
 
     def __init__(self, broker: BrokerConfig, *, fleet: str, vehicle: str) -> None:
         self._names = Topics(fleet, vehicle)
@@ -46,15 +46,25 @@ class VehicleTopics:
 
     @property
     def next_version(self) -> int:
-        """Above all that the broker knows. The clock, because a broker that was restarted knows none."""
+        """Returns a version above all that the broker retains.
+
+        It is at least the current time, because a broker that was restarted may have lost its messages.
+        """
         known = [each.version + 1 for each in (self.desired, self.reported) if each is not None]
         return max([int(wall_time()), *known])
 
     def publish(self, desired: Desired, wait_s: float) -> tuple[Desired, Reported | None]:
-        """Publishes until the vehicle answers; returns what was published last, and the answer or None.
+        """Publishes a configuration and waits for the vehicle's answer.
 
-        A vehicle that took a higher version before, of which the broker knows nothing, names it: it is
-        repeated above that.
+        If the vehicle has accepted a higher version before, its answer names it, and the configuration is
+        published again with a version above that.
+
+        Args:
+            desired: the configuration.
+            wait_s: seconds to wait for the answer.
+
+        Returns:
+            The configuration published last, and the answer or None.
         """
         until = time.monotonic() + wait_s
         self._publish(desired)
@@ -67,7 +77,7 @@ class VehicleTopics:
         return desired, None
 
     def _publish(self, desired: Desired) -> None:
-        """Returns when the broker has it. Raises MessageError if it refuses, or does not acknowledge."""
+        """Publishes and waits for the acknowledgement. Raises MessageError if it is refused or missing."""
         ticket = self._connection.publish(self._names.desired, encode(desired), retain=True)
         until = time.monotonic() + _ACKNOWLEDGED_S
         while time.monotonic() < until:
@@ -81,14 +91,14 @@ class VehicleTopics:
         raise MessageError(f"the broker did not acknowledge {self._names.desired}")
 
     def _answer(self, until: float) -> Reported | None:
-        """The next `reported` of the vehicle; None if none comes until then."""
+        """Returns the vehicle's next `reported` message; None if none comes before `until`."""
         while time.monotonic() < until:
             if any(message.topic == self._names.reported for message in self._listen()):
                 return self.reported
         return None
 
     def _listen(self) -> list[Arrived]:
-        """Takes what arrives within a moment."""
+        """Receives messages for a tenth of a second and returns them."""
         self._connection.poll(0.1, wake=None)
         arrived = self._connection.inbox.copy()
         self._connection.inbox.clear()

@@ -1,4 +1,4 @@
-"""The fleet's memory: rows in a database, bytes in a blob store, behind one class."""
+"""Stores samples: rows in a database and bytes in a blob store, behind one class."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Blobs by content: the SHA-256 of the bytes is the name, so writing twice is writing once.
+"""Stores blobs by content: the SHA-256 of the bytes is the name, so a second write changes nothing.
 
-Two homes behind one interface: a folder and an object store (S3 and everything else that obstore speaks).
-`stage` makes one blob's bytes durable, from as many threads as the caller likes; `publish` gives a group of
-them their names. In a folder that is: tmp file and fsync; then renames and one fsync of the folder for the
-group. An object store does all of it in one put. A crash leaves whole blobs or none under a final name.
+There are two implementations: a folder, and an object store (S3 and the others that obstore supports).
+`stage` makes one blob's bytes durable, from any number of threads; `publish` gives a group of blobs their
+names. In a folder, staging writes and fsyncs a temporary file, and publishing renames all files and fsyncs
+the folder once. An object store does everything in one put. After a crash, a final name has a complete blob
+or none.
 
-Documents lie beside the blobs: `offers/` has one per commit group, with what is needed to build its rows
-again (`store_offers`), `ledger/` has what was deleted and held. They are small, and can be written anew.
+Documents are small files next to the blobs: `offers/` has one per commit group, from which its rows can be
+built again (`offers.py`), `ledger/` has deletions and holds. Documents can be replaced.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _DOCUMENT = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _ABANDONED_S = 3600.0
+"""Age of temporary files that are removed at start; a living writer renames its own within seconds."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A blob whose bytes are durable; `temporary` is where, None where it has its name already."""
+    """Describes a blob with durable bytes: `temporary` is their path, None if it has its name already."""
 
     sample: str
     temporary: str | None
@@ -44,7 +46,7 @@ class Staged:
 
 @dataclass(frozen=True)
 class Document:
-    """A small file beside the blobs; `name` has at most 64 characters of [A-Za-z0-9.-]."""
+    """Holds a small file next to the blobs. `name` has at most 64 characters of [A-Za-z0-9.-]."""
 
     kind: Kind
     name: str
@@ -53,7 +55,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Entry:
-    """A blob as a listing shows it. `modified_at`: seconds since 1970."""
+    """Describes a blob in a listing. `modified_at`: seconds since 1970."""
 
     sample: str
     size: int
@@ -61,53 +63,66 @@ class Entry:
 
 
 class Blobs(Protocol):
-    """Where the bytes of samples live, and beside them the documents of their fleet."""
+    """Stores the bytes of samples and, next to them, the fleet's documents.
+
+    Every method raises StoreUnavailableError if the blob store does not work now.
+    """
 
     def stage(self, sample: str, data: bytes) -> Staged:
-        """Makes bytes durable, not yet under their name. Raises StoreUnavailableError, with nothing left."""
+        """Makes bytes durable, not yet under their final name; leaves nothing behind if it fails."""
 
     def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
-        """Names what was staged; returns the ids whose staged bytes are gone, which must be staged anew.
+        """Gives staged blobs their names. After a failure it may be called again with the same group.
 
-        `document` is written durably in the same go; it is not seen before the blobs are.
-        Raises StoreUnavailableError; may be called again with the same group.
+        Args:
+            staged: the blobs of a group.
+            document: written durably afterwards, so it never appears before the blobs.
+
+        Returns:
+            The ids whose staged bytes are gone; they must be staged again.
         """
 
     def get(self, sample: str) -> bytes:
-        """Raises SampleGoneError where there is none, StoreUnavailableError where it cannot be read now."""
+        """Returns a blob. Raises SampleGoneError if there is none."""
 
     def exists(self, sample: str) -> bool:
-        """True where the blob is there."""
+        """Returns True if the blob exists."""
 
     def delete_many(self, samples: Iterable[str]) -> int:
-        """Removes blobs and counts those that were there."""
+        """Removes blobs; returns the number of those that existed."""
 
     def names(self) -> Iterator[str]:
-        """All ids, in no order."""
+        """Yields the ids of all blobs, in any order."""
 
     def entries(self) -> Iterator[Entry]:
-        """All blobs, in no order. Raises StoreUnavailableError."""
+        """Yields all blobs, in any order."""
 
     def keep(self, document: Document) -> None:
-        """Writes a document durably; one of the same name is replaced. Raises StoreUnavailableError."""
+        """Writes a document durably, and replaces one of the same name."""
 
     def document(self, kind: Kind, name: str) -> bytes:
-        """Raises SampleGoneError where there is none, StoreUnavailableError where it cannot be read now."""
+        """Returns a document. Raises SampleGoneError if there is none."""
 
     def documents(self, kind: Kind) -> Iterator[str]:
-        """The names of all documents of a kind, in no order. Raises StoreUnavailableError."""
+        """Yields the names of all documents of a kind, in any order."""
 
     def drop(self, kind: Kind, name: str) -> None:
-        """Removes a document, where it is there. Raises StoreUnavailableError."""
+        """Removes a document if it exists."""
 
     def close(self) -> None:
         """Frees threads and connections."""
 
 
 def open_blobs(where: str | Path, *, options: Mapping[str, str] | None = None) -> Blobs:
-    """A folder for a path or file:// URL, else an object store for s3://, gs://, az:// URLs.
+    """Opens a blob store.
 
-    `options` go to the object store (endpoint, region, keys); obstore also reads AWS_* and the like.
+    Args:
+        where: a path or file:// URL of a folder, or an s3://, gs:// or az:// URL of an object store.
+        options: passed to the object store (endpoint, region, keys). obstore also reads the environment
+            variables of each provider, such as AWS_*.
+
+    Raises:
+        StoreError: the folder cannot be used, or the URL or an option is invalid.
     """
     text = str(where)
     if "://" not in text:
@@ -118,10 +133,10 @@ def open_blobs(where: str | Path, *, options: Mapping[str, str] | None = None) -
 
 
 class FolderBlobs:
-    """`root/<id>`: one file per blob in one flat folder; `root/tmp/` for those being written; documents.
+    """Stores blobs in a folder: `root/<id>`, with temporary files in `root/tmp/`, and documents.
 
-    Flat, because a group of blobs then needs one fsync of one folder; spread over 256 folders the same group
-    took six times as long. Where a folder would hold more than some millions of files, use an object store.
+    The folder is flat, because a group of blobs then needs one fsync of one folder. Spread over 256 folders,
+    the same group took six times as long. For more than some millions of blobs, use an object store.
     """
 
     def __init__(self, root: Path) -> None:
@@ -137,7 +152,7 @@ class FolderBlobs:
             raise StoreError(f"blob folder {root}: {error.strerror}") from error
 
     def stage(self, sample: str, data: bytes) -> Staged:
-        """Written through to the disk, under a name that no other writer has."""
+        """Writes and fsyncs a temporary file whose name no other writer uses."""
         temporary = f"{_TMP}/{sample}.{self._token}{next(self._number)}"
         try:
             write_through(temporary, data, mode=0o640, folder=self._folder)
@@ -148,7 +163,7 @@ class FolderBlobs:
         return Staged(sample, temporary)
 
     def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
-        """Renames all, then one fsync of each folder."""
+        """Renames all files, then fsyncs each folder once: only then the names survive a power cut."""
         try:
             gone = [blob.sample for blob in staged if not self._named(blob)]
             os.fsync(self._folder)
@@ -168,11 +183,11 @@ class FolderBlobs:
             raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
 
     def exists(self, sample: str) -> bool:
-        """True where the file is there."""
+        """Returns True if the file exists."""
         return self._size(sample) >= 0
 
     def delete_many(self, samples: Iterable[str]) -> int:
-        """Unlinks, durably; a blob that is gone already does not count."""
+        """Unlinks files durably; a blob that is already gone is not counted."""
         removed = 0
         try:
             for sample in samples:
@@ -185,18 +200,18 @@ class FolderBlobs:
         return removed
 
     def names(self) -> Iterator[str]:
-        """Every blob."""
+        """Yields every file whose name is an id."""
         return (name for name in self._listed(self.root) if _BLOB.fullmatch(name))
 
     def entries(self) -> Iterator[Entry]:
-        """One pass over the folder."""
+        """Lists the folder once; blobs that are deleted meanwhile are left out."""
         for name in self.names():
             with suppress(FileNotFoundError):
                 state = os.stat(name, dir_fd=self._folder)
                 yield Entry(name, state.st_size, state.st_mtime)
 
     def keep(self, document: Document) -> None:
-        """Temporary, rename, fsync of the documents' folder."""
+        """Writes a temporary file, renames it, and fsyncs the documents' folder."""
         try:
             self._keep(document)
         except OSError as error:
@@ -213,11 +228,11 @@ class FolderBlobs:
             raise StoreUnavailableError(f"{path}: {error.strerror}") from error
 
     def documents(self, kind: Kind) -> Iterator[str]:
-        """Every file of the documents' folder."""
+        """Yields every file of the documents' folder."""
         return self._listed(self.root / kind)
 
     def drop(self, kind: Kind, name: str) -> None:
-        """Unlinks, durably: what was deleted must not come back with the next power cut."""
+        """Unlinks a document durably: deleted records must not come back after a power cut."""
         try:
             with suppress(FileNotFoundError):
                 os.unlink(_document_named(name), dir_fd=self._documents[kind])
@@ -226,7 +241,7 @@ class FolderBlobs:
             raise StoreUnavailableError(f"{self.root / kind / name}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Lets go of the folders. Idempotent."""
+        """Closes the folders' descriptors. Idempotent."""
         folders, self._folder = [self._folder, *self._documents.values()], -1
         self._documents = {}
         for folder in folders:
@@ -234,14 +249,14 @@ class FolderBlobs:
                 os.close(folder)
 
     def _size(self, sample: str) -> int:
-        """In bytes; -1 where there is no such file."""
+        """Returns a blob's size in bytes; -1 if it does not exist."""
         try:
             return os.stat(_checked(sample), dir_fd=self._folder).st_size
         except OSError:
             return -1
 
     def _listed(self, folder: Path) -> Iterator[str]:
-        """The names of its files."""
+        """Yields the names of a folder's files."""
         try:
             with os.scandir(folder) as entries:
                 yield from (entry.name for entry in entries if entry.is_file())
@@ -268,26 +283,26 @@ class FolderBlobs:
                 )
                 return True
             except FileNotFoundError:
-                pass  # an earlier attempt at this group came as far as this, or the temporary was swept
+                pass  # an earlier attempt at this group renamed it already, or it was removed as abandoned
         return self.exists(blob.sample)
 
 
 def _checked(sample: str) -> str:
-    """The name, where it can be one."""
+    """Returns an id that is safe as a file name. Raises SampleGoneError for any other text."""
     if len(sample) != 64 or not sample.isalnum():
         raise SampleGoneError(f"sample {sample[:64]!r}: this is no SHA-256")
     return sample
 
 
 def _document_named(name: str) -> str:
-    """The name, where it can be one."""
+    """Returns a name that is safe as a file name. Raises SampleGoneError for any other text."""
     if _DOCUMENT.fullmatch(name) is None or name.startswith("."):
         raise SampleGoneError(f"{name[:64]!r} is no name of a document")
     return name
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Temporaries of processes that were killed: an hour old, so that no other writer's is taken away."""
+    """Removes temporary files of killed processes: those older than an hour, which no writer still uses."""
     now = wall_time()
     for left in folder.iterdir():
         with suppress(FileNotFoundError):
@@ -296,7 +311,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 class ObjectBlobs:
-    """`prefix/ab/abcdef...` in an object store; a put is durable when it returns."""
+    """Stores blobs in an object store as `prefix/ab/abcdef...`. A put is durable when it returns."""
 
     def __init__(self, url: str, *, options: Mapping[str, str]) -> None:
         import obstore
@@ -309,6 +324,8 @@ class ObjectBlobs:
             self._store: Any = obstore.store.from_url(
                 url,
                 config=cast(Any, self.options),
+                # Short: a worker must not hang for minutes; the collector retries on its own, and vehicles
+                # keep their samples meanwhile. Plain HTTP is for S3 servers in the local network.
                 client_options={"timeout": "30s", "connect_timeout": "5s", "allow_http": True},
                 retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=15)},
             )
@@ -316,7 +333,7 @@ class ObjectBlobs:
             raise StoreError(f"blob store {url}: {_first_line(error)}") from error
 
     def stage(self, sample: str, data: bytes) -> Staged:
-        """One put, which is durable, and named, when it returns."""
+        """Puts the object under its final name."""
         try:
             self._obstore.put(self._store, _key(sample), data)
         except (self._error, OSError) as error:
@@ -324,7 +341,7 @@ class ObjectBlobs:
         return Staged(sample, None)
 
     def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
-        """The blobs have their names; one put for the document."""
+        """Puts the document; the blobs have their names already."""
         if document is not None:
             self.keep(document)
         return []
@@ -339,7 +356,7 @@ class ObjectBlobs:
             raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 
     def exists(self, sample: str) -> bool:
-        """One HEAD request."""
+        """Sends one HEAD request."""
         try:
             self._obstore.head(self._store, _key(sample))
         except FileNotFoundError:
@@ -349,7 +366,8 @@ class ObjectBlobs:
         return True
 
     def delete_many(self, samples: Iterable[str]) -> int:
-        """Deletes what is there."""
+        """Deletes the existing blobs in one request."""
+        # S3 reports success for a missing object, too, so the existing ones are counted first.
         there = [sample for sample in samples if self.exists(sample)]
         try:
             if there:
@@ -370,7 +388,7 @@ class ObjectBlobs:
                 yield Entry(name, int(item["size"]), item["last_modified"].timestamp())
 
     def keep(self, document: Document) -> None:
-        """One put."""
+        """Puts the document."""
         key = f"{document.kind}/{_document_named(document.name)}"
         try:
             self._obstore.put(self._store, key, document.data)
@@ -392,7 +410,7 @@ class ObjectBlobs:
         return (str(item["path"]).rsplit("/", 1)[-1] for item in self._listed(kind))
 
     def drop(self, kind: Kind, name: str) -> None:
-        """One delete."""
+        """Deletes the object."""
         try:
             with suppress(FileNotFoundError):
                 self._obstore.delete(self._store, f"{kind}/{_document_named(name)}")
@@ -400,7 +418,7 @@ class ObjectBlobs:
             raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
 
     def close(self) -> None:
-        """Connections end with the object."""
+        """Does nothing: connections end with the object."""
 
     def _listed(self, prefix: str | None) -> Iterator[Any]:
         try:

@@ -1,10 +1,10 @@
-"""A vehicle's books beside the fleet's: how many samples it was told are stored, and how many the fleet has.
+"""Compares each vehicle's count of stored samples with the rows in the store.
 
-`stored` is said after the row is committed, so the fleet's number is never below what an honest vehicle
-counted in an earlier heartbeat. Less than that means verdicts that no collector gave, or rows that were lost,
-such as by restoring an old backup. More is no alarm: a verdict may be on its way, or the vehicle began a new
-spool, whose counts start at 0. Until such a vehicle has stored as much again, a loss stays unseen. After
-`misfire fleet rebuild` the copies are unknown, and vehicles that had some look as if theirs were missing.
+A collector sends `stored` after the row is committed, so the store never has fewer samples than an honest
+vehicle counted in an earlier heartbeat. Fewer means forged verdicts or lost rows, for example after an old
+backup was restored. More is normal: a verdict is under way, or the vehicle began a new spool, whose counts
+start at 0; until such a vehicle has stored as many samples again, a loss is not detected. After `misfire
+fleet rebuild` the copies are unknown, so vehicles that had some are reported with missing samples.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from misfire_runtime.messages import Counters, Telemetry
 
 @dataclass(frozen=True)
 class VehicleBooks:
-    """What one vehicle counted by its last heartbeat, and what the fleet counts."""
+    """Holds a vehicle's counters in its last heartbeat, and the store's counts."""
 
     vehicle: str
     counters: Counters | None
     """None before the first heartbeat."""
     counted_at: float | None
-    """When that heartbeat came, in seconds since 1970."""
+    """When that heartbeat arrived, in seconds since 1970."""
     stored: int
-    """Samples of this vehicle that are here."""
+    """Samples of this vehicle in the store."""
     deleted: int
-    """Samples of this vehicle that were here and were deleted."""
+    """Samples of this vehicle that were deleted from the store."""
     copies: int
-    """Samples that another vehicle had stored already, for which this one was told `stored` as well."""
+    """Samples of another vehicle with the same bytes, for which this vehicle got `stored`, too."""
 
     @property
     def missing(self) -> int:
-        """How many samples the vehicle was told are stored, and the fleet never had."""
+        """Returns the number of samples that the vehicle counts as stored and the fleet never had."""
         told = 0 if self.counters is None else self.counters.stored
         return max(0, told - self.stored - self.deleted - self.copies)
 
 
 def vehicle_books(database: Database, names: Sequence[str] | None = None) -> list[VehicleBooks]:
-    """Returns the books of these vehicles, or of all, by name; the fleet's numbers come from one query."""
+    """Returns the counts of these vehicles, or of all if `names` is None, sorted by name."""
     counted = [
         select(literal(name).label("book"), table.c.vehicle, func.count())
         .where(true() if names is None else table.c.vehicle.in_(names))
@@ -56,7 +56,7 @@ def vehicle_books(database: Database, names: Sequence[str] | None = None) -> lis
     if names is not None:
         query = query.where(vehicles.c.name.in_(names))
     with database.read() as connection:
-        # Heartbeats first: a sample that is stored between the two must not look as if it were missing.
+        # Heartbeats first: a sample that is stored between the two queries must not be reported as missing.
         beats = {
             row.name: (_counters(row.name, row.telemetry), row.telemetry_at)
             for row in connection.execute(query)
@@ -73,7 +73,7 @@ def vehicle_books(database: Database, names: Sequence[str] | None = None) -> lis
 
 
 def _counters(name: str, telemetry: str) -> Counters | None:
-    """None where an earlier version stored what is outside of today's bounds."""
+    """Returns None if an earlier version stored values outside of today's bounds."""
     beat, _ = message_of(Telemetry, telemetry, f"vehicle {name}")
     return None if beat is None else beat.counters
 
@@ -84,7 +84,12 @@ def foreign(told: Iterable[tuple[str, str]], owners: Mapping[str, str]) -> set[t
 
 
 def note_copies(database: Database, connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
-    """Notes, in the transaction of `connection`, who was told `stored` of another vehicle's samples."""
+    """Records, in the transaction of `connection`, the vehicles that got `stored` for another one's sample.
+
+    Args:
+        pairs: (sample id, vehicle).
+    """
+    # Sorted: PostgreSQL locks rows in this order, and two transactions with other orders would deadlock.
     rows = [{"id": key, "vehicle": vehicle} for key, vehicle in sorted(pairs)]
     if rows:
         connection.execute(database.insert_statement(copies).on_conflict_do_nothing(), rows)

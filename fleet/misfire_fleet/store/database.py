@@ -1,9 +1,10 @@
-"""The database under the store: opens SQLite (WAL) or PostgreSQL, migrates it, and hands out transactions.
+"""Opens SQLite (WAL) or PostgreSQL, migrates the schema, and provides transactions.
 
-`read()` and `write()` are the only ways in. A write on SQLite takes the write lock at once (BEGIN IMMEDIATE),
-so that two collectors wait for each other instead of failing half-way; `synchronous=FULL` makes a commit
-durable. An error about the values of a row becomes RowRefusedError; all others are troubles of the store and
-become StoreUnavailableError, which is worth a retry and says nothing about what was to be written.
+All access goes through `read()` and `write()`. A write on SQLite takes the write lock at its start (BEGIN
+IMMEDIATE), so two collectors wait for each other instead of failing half-way; `synchronous=FULL` makes a
+commit durable. An error about the values of a row becomes RowRefusedError. All others are problems of the
+store and become
+StoreUnavailableError: worth a retry, and no proof about what was to be written.
 """
 
 from __future__ import annotations
@@ -43,14 +44,19 @@ HEAD = "0002"
 _WRITES = "misfire_writes"
 _OPENED = "misfire_opened"
 _MIGRATION_LOCK = 0x6D697366
+"""Key of PostgreSQL's advisory lock, "misf" in ASCII: only one process may migrate at a time."""
 _BUSY_S = 30  # how long a connection waits for the lock of another one
 
 
 class Database:
-    """An engine, migrated to the newest schema.
+    """Holds an engine, migrated to the newest schema.
 
-    url: `sqlite:///path` or `postgresql://user:password@host/name`. Raises StoreError on a URL or schema that
-    is wrong, StoreUnavailableError where the server does not answer.
+    Args:
+        url: `sqlite:///path` or `postgresql://user:password@host/name`.
+
+    Raises:
+        StoreError: the URL or the schema is invalid.
+        StoreUnavailableError: the server does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,7 +71,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
+        """Opens a transaction that only reads."""
         with _translated("database"), self.engine.connect() as connection:
             with connection.begin():
                 yield connection
@@ -73,7 +79,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits at the end, durably, or not at all."""
+        """Opens a transaction that is committed durably at its end, or rolled back after an exception."""
         writer = self.engine.execution_options(**{_WRITES: True})
         with _translated("database"), writer.connect() as connection:
             with connection.begin():
@@ -81,19 +87,19 @@ class Database:
             _check_in_place(connection)
 
     def insert_statement(self, table: Table) -> Any:
-        """An INSERT of this dialect, which knows ON CONFLICT."""
+        """Returns an INSERT of this dialect, which supports ON CONFLICT."""
         return postgresql.insert(table) if self.dialect == "postgresql" else sqlite.insert(table)
 
     def insert_new(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> set[str]:
-        """Inserts the rows whose `id` is not there yet; returns the ids that it inserted."""
+        """Inserts the rows whose `id` does not exist yet; returns the inserted ids."""
         if not rows:
             return set()
-        # Only a known id is no error: a number that is taken already must not look like a duplicate.
+        # Only a conflict on `id` is ignored: a conflict on `seq` must not look like a duplicate sample.
         statement = self.insert_statement(table).on_conflict_do_nothing(index_elements=[table.c.id])
         if self.dialect == "postgresql":
             return set(connection.scalars(statement.returning(table.c.id), list(rows)))
-        # SQLite prepares, and keeps, a statement for every number of rows that return something. Here nobody
-        # else writes meanwhile, so one look and one statement for any number of rows do the same.
+        # With RETURNING, a separate statement would be compiled and cached for every number of rows on
+        # SQLite. Nobody else writes during this transaction, so a SELECT and one INSERT do the same.
         fresh: dict[str, dict[str, Any]] = {}
         for row in rows:
             fresh.setdefault(row["id"], row)
@@ -104,7 +110,7 @@ class Database:
         return set(fresh)
 
     def takes(self, table: Table, row: dict[str, Any]) -> bool:
-        """True if the database takes a row now, which is rolled back; False if it refuses its values."""
+        """Inserts a row and rolls it back; returns False if the database refuses its values."""
         writer = self.engine.execution_options(**{_WRITES: True})
         try:
             with _translated("database"), writer.connect() as connection, connection.begin() as transaction:
@@ -115,9 +121,9 @@ class Database:
         return True
 
     def among(self, table: Table) -> Select[Any]:
-        """The ids of a table that are among those of the parameter `ids` (see `ids`).
+        """Returns a query for the ids of a table that are in the parameter `ids` (see `ids`).
 
-        One parameter, whatever the number of ids, so that one statement is prepared.
+        All ids are one parameter, so one prepared statement serves any number of them.
         """
         if self.dialect == "postgresql":
             return select(table.c.id).where(table.c.id == func.any(bindparam("ids", type_=ARRAY(String))))
@@ -125,7 +131,7 @@ class Database:
         return select(table.c.id).where(table.c.id.in_(select(asked.c.value)))
 
     def ids(self, ids: Sequence[str]) -> dict[str, Any]:
-        """The parameter of `among`."""
+        """Returns the parameter for the query of `among`."""
         return {"ids": list(ids) if self.dialect == "postgresql" else json.dumps(list(ids))}
 
     def upsert(
@@ -136,7 +142,7 @@ class Database:
         *,
         keep: Sequence[str] = (),
     ) -> None:
-        """Inserts rows, or overwrites all but the key and the columns named in `keep`."""
+        """Inserts rows; an existing row is overwritten, except its key and the columns in `keep`."""
         for row in rows:
             statement = self.insert_statement(table).values(row)
             keys = [column.name for column in table.primary_key]
@@ -150,6 +156,7 @@ class Database:
         self.engine.dispose()
 
     def _migrate(self) -> None:
+        # The usual case takes no write lock, and does not import alembic, which takes a while.
         if _revision(self.engine) == HEAD:
             return
         with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
@@ -159,7 +166,7 @@ class Database:
 
 
 def upgrade(connection: Connection) -> None:
-    """Runs the migrations that are missing, inside the connection's transaction."""
+    """Runs the missing migrations in the connection's transaction. Raises StoreError on an unknown schema."""
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
@@ -197,14 +204,13 @@ def _create(url: str) -> Engine:
     except OSError as error:
         raise StoreError(f"database {parsed.database}: {error.strerror}") from error
 
-    # Only here is a file made. A connection that made one where the fleet's was moved away would also take
-    # the write-ahead log for its own, and empty it.
+    # The file is created above, never by a connection (mode=rw). If the fleet's file was moved away, a
+    # connection that created a new one would take over the old write-ahead log and empty it.
     def connect() -> sqlite3.Connection:
         address = f"file:{quote(str(path))}?mode=rw"
         return sqlite3.connect(address, uri=True, timeout=_BUSY_S, check_same_thread=False)
 
-    # Each connection keeps a page cache of its own: few of them, and the same ones again and again, keep
-    # memory flat.
+    # Each connection has its own page cache. Few connections, reused last in first out, keep memory constant.
     engine = create_engine(
         parsed,
         pool_size=8,
@@ -219,7 +225,7 @@ def _create(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by `_begin_sqlite`, not by the driver
-    # Text that is no UTF-8 (a damaged page) is one bad value; by default it fails the whole query.
+    # Text that is not UTF-8 (a damaged page) becomes one bad value; by default the whole query fails.
     connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
     connection.execute(f"PRAGMA busy_timeout={1000 * _BUSY_S}").close()
     _switch_to_wal(connection)
@@ -230,10 +236,10 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _switch_to_wal(connection: Any) -> None:
-    """Switches the database to its write-ahead log, which stays in the file from then on.
+    """Switches the database to its write-ahead log; the setting is stored in the file.
 
-    SQLite does not wait for its busy timeout here: two connections that switch a new file at the same moment
-    could wait for each other forever, so one of them is told "database is locked" at once.
+    SQLite ignores its busy timeout here: two connections that switch a new file at the same moment could wait
+    for each other for ever, so one of them gets "database is locked" at once. Hence the loop.
     """
     deadline = time.monotonic() + _BUSY_S
     while True:
@@ -258,7 +264,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _check_in_place(connection: Connection) -> None:
     """Raises StoreUnavailableError if the SQLite file was moved or replaced since this connection opened it.
 
-    SQLite goes on in the old file, so what it knows and what it commits there is not in the fleet's database.
+    SQLite keeps using the old file, so its reads and commits are not those of the fleet's database.
     """
     path, opened = connection.info.get(_OPENED, (None, None))
     if path is not None and _identity(path) != opened:
@@ -283,7 +289,7 @@ def _revision(engine: Engine) -> str | None:
 
 @contextmanager
 def _translated(where: str) -> Iterator[None]:
-    """Tells an error about a row's values from a trouble of the store. See docs/protocol.md."""
+    """Translates errors: about a row's values, or problems of the store. See docs/protocol.md."""
     try:
         yield
     except DBAPIError as error:
@@ -295,10 +301,11 @@ def _translated(where: str) -> Iterator[None]:
 
 
 _NOT_NULL, _CHECK = "23502", "23514"
+"""SQLSTATE codes of PostgreSQL."""
 
 
 def _is_about_values(error: DBAPIError) -> bool:
-    """True for a value that does not fit its column. Unique and foreign keys speak of other rows as well."""
+    """Returns True if a value does not fit its column. Unique and foreign keys depend on other rows, too."""
     if isinstance(error, DataError):
         return True
     if not isinstance(error, IntegrityError):

@@ -1,10 +1,10 @@
-"""Taking samples out again, for good: by vehicle and time, by age, by size, unless a legal hold keeps them.
+"""Deletes samples for good: by vehicle and time, by age, or by size, unless a legal hold covers them.
 
-A deletion is one transaction: the row goes, a tombstone stays (a vehicle that still has the sample is told
-`declined`), the blob is marked as doomed, the file with its offer as stale, and an audit line is written.
-After the commit blobs are removed, and stale files are written anew without what was deleted; `purge` repeats
-that for those which a crash left behind. The ledger beside the blobs keeps tombstones, holds and audit lines
-for a fleet whose database is lost.
+A deletion is one transaction. It removes the row, leaves a tombstone (a vehicle that still has the sample
+gets `declined`), marks the blob as doomed and the document with its offer as stale, and writes an audit line.
+After the commit, blobs are removed, and stale documents are rewritten without the deleted records; `purge`
+repeats this for those that a crash left behind. The ledger next to the blobs keeps tombstones, holds and
+audit lines in case the database is lost.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from misfire_fleet.store.schema import audit, doomed_blobs, holds, samples, tomb
 from misfire_runtime.clock import wall_time
 
 _GROUP = 500
+"""Samples per transaction: a large deletion must not keep collectors from committing for long."""
 _DAY_S = 86_400.0
 
 
 class Deletions:
-    """Deletes, holds and forgets. Every change is in the audit log under the name of `actor`."""
+    """Deletes samples and manages holds. The audit log records every change with its `actor`."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
@@ -49,9 +50,19 @@ class Deletions:
         actor: str = "",
         dry_run: bool = False,
     ) -> Deletion:
-        """Deletes what matches all that is given; at least one condition is needed.
+        """Deletes the samples that match all conditions. Samples under a hold are kept and counted.
 
-        Raises StoreError without a condition. What a hold covers is kept and counted.
+        Args:
+            vehicle: name of the vehicle.
+            captured_from: capture time from, seconds since 1970.
+            captured_to: capture time before, seconds since 1970.
+            sample: id of the sample.
+            reason: stored in tombstones and the audit log.
+            actor: who deletes, for the audit log.
+            dry_run: only counts.
+
+        Raises:
+            StoreError: there is no condition.
         """
         scope = Hold("", reason, sample, vehicle, captured_from, captured_to)
         conditions = _covered_by(scope)
@@ -69,7 +80,7 @@ class Deletions:
         actor: str = "retention",
         dry_run: bool = False,
     ) -> Deletion:
-        """Deletes what was stored longer ago than `max_age_days`, then the oldest above `max_bytes`."""
+        """Deletes samples stored more than `max_age_days` ago, then the oldest ones above `max_bytes`."""
         done = Deletion(0, 0, 0, dry_run=dry_run)
         if max_age_days is not None:
             old = samples.c.stored_at < wall_time() - max_age_days * _DAY_S
@@ -90,7 +101,7 @@ class Deletions:
         return done
 
     def hold(self, hold: Hold, *, actor: str = "") -> None:
-        """Keeps what the hold covers from any deletion. Raises StoreError where the name is taken."""
+        """Protects the samples that the hold covers. Raises StoreError if its name is in use."""
         now = wall_time()
         row = asdict(hold) | {"created_at": now, "released_at": None}
         with self._database.write() as connection:
@@ -100,7 +111,7 @@ class Deletions:
             self._log(connection, actor, "hold", row, at=now)
 
     def release(self, name: str, *, actor: str = "") -> None:
-        """Ends a hold; it stays in the list with its end. Raises StoreError where no such hold is open."""
+        """Ends a hold, which stays in the list. Raises StoreError if there is no open hold of that name."""
         now = wall_time()
         with self._database.write() as connection:
             ended = connection.execute(
@@ -113,19 +124,19 @@ class Deletions:
             self._log(connection, actor, "release", {"name": name}, at=now)
 
     def holds(self) -> list[Hold]:
-        """All holds, open and released, oldest first."""
+        """Returns all holds, open and released, oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(select(holds).order_by(holds.c.created_at, holds.c.name))
             return [Hold(**row) for row in rows.mappings()]
 
     def audit(self, *, limit: int = 200) -> list[tuple[float, str, str, dict[str, object]]]:
-        """(time, actor, action, detail), newest first."""
+        """Returns the audit log as (seconds since 1970, actor, action, detail), newest first."""
         with self._database.read() as connection:
             rows = connection.execute(select(audit).order_by(audit.c.seq.desc()).limit(limit))
             return [(row.at, row.actor, row.action, json.loads(row.detail)) for row in rows]
 
     def purge(self) -> int:
-        """Removes the blobs and offers of deleted samples; returns how many blobs were there."""
+        """Removes the blobs and offers of deleted samples; returns the number of removed blobs."""
         removed = 0
         while True:
             with self._database.read() as connection:
@@ -134,6 +145,7 @@ class Deletions:
                 buried = [dict(row) for row in graves]
             if not group:
                 break
+            # The tombstones first: after a crash here, a rebuild must not bring deleted samples back.
             self.ledger.note(action="tombstones", tombstones=buried)
             removed += self._blobs.delete_many(group)
             with self._database.write() as connection:
@@ -152,7 +164,7 @@ class Deletions:
     def _log(
         self, connection: Connection, actor: str, action: str, detail: dict[str, object], *, at: float
     ) -> None:
-        """An audit line, in the database and, before the commit, in the ledger."""
+        """Writes an audit line to the database and, before the commit, to the ledger."""
         entry = {"at": at, "actor": actor, "action": action, "detail": detail}
         connection.execute(audit.insert(), audit_row(entry))
         self.ledger.note(**entry)
@@ -205,7 +217,7 @@ class Deletions:
         return len(rows), sum(row.size for row in rows)
 
     def _seq_within(self, max_bytes: int) -> int:
-        """The newest row that must go so that all newer rows together are at most `max_bytes`."""
+        """Returns the `seq` of the newest row to delete, so that the newer rows have at most `max_bytes`."""
         over = func.sum(samples.c.size).over(order_by=samples.c.seq.desc()).label("newer_bytes")
         running = select(samples.c.seq, over).subquery()
         query = select(func.max(running.c.seq)).where(running.c.newer_bytes > max_bytes)

@@ -1,7 +1,7 @@
-"""The files of offers beside the blobs, kept in step with the rows: what is deleted has no record there.
+"""Keeps the offer documents next to the blobs consistent with the rows: deleted samples have no record there.
 
-A file is written once per commit group, before its rows. It becomes stale when a row goes, or when a row of
-its samples came in by another group; `tidy` writes stale files anew. See docs/adr/0006.
+A document is written once per commit group, before its rows. It becomes stale if one of its rows is deleted,
+or if one of its samples was stored by another group; `tidy` rewrites stale documents. See docs/adr/0006.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from misfire_fleet.store.offers import split_group
 from misfire_fleet.store.schema import samples, stale_offers, tombstones
 
 _LOCK = 0x6D697364
+"""Key of PostgreSQL's advisory lock for deletions, "misd" in ASCII."""
 _FILES = 20
-"""Files per transaction: enough that commits do not dominate, few enough that collectors do not wait long."""
+"""Documents per transaction: enough that commits do not dominate, few enough that collectors wait briefly."""
 
 
 class OfferGroups:
-    """Which files are stale, and the lock under which they are written anew."""
+    """Tracks stale documents and rewrites them under a lock."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self._database = database
@@ -31,26 +32,27 @@ class OfferGroups:
 
     @contextmanager
     def alone(self) -> Iterator[Connection]:
-        """A transaction beside which no other deletes or tidies. SQLite has one writer anyway."""
+        """Opens a transaction that excludes other deletions and rewrites. SQLite has one writer anyway."""
         with self._database.write() as connection:
             if self._database.dialect == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             yield connection
 
     def mark_stale(self, connection: Connection, names: Sequence[str]) -> None:
-        """Marks files, in the transaction of `connection`, as holding what no row needs."""
+        """Marks documents as stale in the transaction of `connection`."""
+        # Sorted: PostgreSQL locks rows in this order, and two transactions with other orders would deadlock.
         for name in sorted(set(names)):
             statement = self._database.insert_statement(stale_offers).values(name=name)
             connection.execute(statement.on_conflict_do_nothing())
 
     def tidy(self) -> None:
-        """Writes stale files anew, without what was deleted or belongs to another file's rows."""
+        """Rewrites stale documents without records of deleted samples or of other documents' rows."""
         with self._database.read() as connection:
             stale = list(connection.scalars(select(stale_offers.c.name)))
         self._tidy_all(stale)
 
     def tidy_unowned(self) -> None:
-        """Tidies the files that no row names: of groups whose commit failed or was cut short."""
+        """Rewrites the documents that no row names: those of groups whose commit failed."""
         with self._database.read() as connection:
             owned = set(connection.scalars(select(samples.c.offers).distinct()))
         self._tidy_all([name for name in self._blobs.documents("offers") if name not in owned])
@@ -64,7 +66,10 @@ class OfferGroups:
                     self._tidy(connection, name)
 
     def _tidy(self, connection: Connection, name: str) -> None:
-        """A record stays if its row names this file, or if the blob has neither a row nor a tombstone yet."""
+        """Rewrites one document, or removes it if no record remains.
+
+        A record remains if its row names this document, or if its blob has neither a row nor a tombstone yet.
+        """
         try:
             data = self._blobs.document("offers", name)
         except SampleGoneError:

@@ -1,6 +1,6 @@
-"""The ledger beside the blobs: holds, their ends, deletions with their tombstones, one file per entry.
+"""Writes the ledger next to the blobs: holds, their ends, deletions and tombstones, one file per entry.
 
-It is what a fleet whose database is lost still knows of them, so that what was deleted does not come back.
+If the database is lost, `misfire fleet rebuild` reads it, so that deleted samples do not come back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from misfire_runtime.clock import wall_time
 
 
 class Ledger:
-    """Entries have `at`, `action` (hold, release, delete, retention, tombstones) and what belongs to it."""
+    """Writes and reads entries: `at`, `action` (hold, release, delete, retention, tombstones) and details."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -24,12 +24,13 @@ class Ledger:
     def note(self, **entry: object) -> None:
         """Writes an entry durably. Raises StoreUnavailableError."""
         now = wall_time()
+        # Microseconds with leading zeros sort by time; the random part keeps two processes' entries apart.
         name = f"{int(now * 1_000_000):018d}-{secrets.token_hex(4)}.json"
         data = json.dumps({"at": now} | entry, sort_keys=True).encode()
         self._blobs.keep(Document("ledger", name, data))
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries, oldest first; one that cannot be read is left out. Raises StoreUnavailableError."""
+        """Yields all readable entries, oldest first. Raises StoreUnavailableError."""
         for name in sorted(self._blobs.documents("ledger")):
             try:
                 entry = json.loads(self._blobs.document("ledger", name))
@@ -39,7 +40,7 @@ class Ledger:
                 yield entry
 
     def noted(self) -> tuple[set[str], set[str]]:
-        """The ids of all tombstones and the names of all holds that have an entry."""
+        """Returns the ids of all tombstones and the names of all holds in the ledger."""
         graves: set[str] = set()
         held: set[str] = set()
         for entry in self.entries():

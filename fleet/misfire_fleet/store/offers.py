@@ -1,9 +1,10 @@
-"""Offer records: what the fleet knows of a sample besides its bytes, kept beside the blobs.
+"""Defines offer records: everything that the fleet knows about a sample besides its bytes.
 
     offer + what the collector found --offer_record--> a line of `offers/<group>`, one file per commit group
                                      --row_of--------> the row of `samples`
 
-A row is a function of its record, so every row can be built again from the blob store alone.
+The records are stored next to the blobs. A row is a function of its record, so all rows can be rebuilt from
+the blob store.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _DAY_S = 86_400.0
 
 
 class OfferRecord(BaseModel):
-    """The offer as the vehicle made it, and what the collector adds. `stored_at`: seconds since 1970."""
+    """Holds the vehicle's offer and what the collector adds. `stored_at`: seconds since 1970."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -54,16 +55,16 @@ def offer_record(sample: NewSample) -> OfferRecord:
 
 
 def group_of(records: Iterable[OfferRecord]) -> Document:
-    """Returns the records as one document: a line of JSON each, under a name that the content gives it.
+    """Returns the records as one document, with a line of JSON each.
 
-    So a group that is written again after a failure is written under the same name.
+    The name is derived from the content, so a retry after a failure writes the same name again.
     """
     data = b"".join(record.model_dump_json().encode() + b"\n" for record in records)
     return Document("offers", hashlib.sha256(data).hexdigest()[:40], data)
 
 
 def split_group(data: bytes) -> dict[str, bytes]:
-    """Returns the lines of a document by the sample's id; lines that are damaged are left out."""
+    """Returns the lines of a document by sample id, without damaged lines."""
     lines = {}
     for line in data.splitlines(keepends=True):
         with suppress(StoreError):
@@ -72,7 +73,7 @@ def split_group(data: bytes) -> dict[str, bytes]:
 
 
 def parse_record(raw: bytes) -> OfferRecord:
-    """Reads a line of a document. Raises StoreError if it is damaged or of a newer version."""
+    """Parses a line of a document. Raises StoreError if it is damaged or of a newer version."""
     try:
         return OfferRecord.model_validate_json(raw)
     except ValidationError as error:
@@ -80,7 +81,7 @@ def parse_record(raw: bytes) -> OfferRecord:
 
 
 def row_of(record: OfferRecord, *, offers: str) -> dict[str, Any]:
-    """Returns the row of `samples`, all but its `seq`; `offers` names the document of the record."""
+    """Returns the row of `samples`, without `seq`; `offers` is the name of the record's document."""
     offer = record.offer
     return {
         "id": offer.id,
@@ -103,11 +104,11 @@ def row_of(record: OfferRecord, *, offers: str) -> dict[str, Any]:
 
 
 def capture_time(offer: Offer, *, stored_at: float) -> float:
-    """Returns when the picture was taken, in seconds since 1970, as well as the fleet can know it.
+    """Returns the best known capture time, in seconds since 1970.
 
-    That is the recording's own date, else the vehicle's clock, else `stored_at`. A time more than a day after
-    `stored_at` is not believed, nor a vehicle's clock before 2000: a clock that lost its battery starts in
-    1970. The clocks themselves stay in the offer.
+    This is the recording's own date, else the vehicle's clock, else `stored_at`. A time more than a day after
+    `stored_at` is ignored, and so is a vehicle's clock before 2000: a clock without a battery starts in 1970.
+    The offer keeps the original times.
     """
     latest = stored_at + _DAY_S
     if offer.recorded_at is not None and offer.recorded_at <= latest:

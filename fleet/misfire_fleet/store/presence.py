@@ -1,8 +1,8 @@
-"""Which vehicles are online: those that said so, and of whom a sign of life came in time.
+"""Decides which vehicles are online: those that reported it and whose heartbeats arrive in time.
 
-A broker that goes down takes the Wills with it, so the flag alone may say "online" for ever. A vehicle is
-silent after three of its heartbeats are missing. The interval is that of its last heartbeats, because no
-message says it; the shorter of the last two, so that a pause is not taken for it.
+A broker that crashes loses the vehicles' last wills, so the flag could be "online" for ever. A vehicle is
+silent when three of its heartbeats are missing. No message contains the interval of heartbeats, so it is
+measured: the shorter of the last two intervals, because the other one may contain a pause.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from misfire_fleet.store.schema import telemetry, vehicles
 
 HEARTBEAT_S = 60.0
-"""The default of a vehicle's `heartbeat_s`, and the shortest that silence is measured by."""
+"""The default of a vehicle's `heartbeat_s`; silence is never measured with a shorter interval."""
 MISSED = 3
+"""Missing heartbeats until a vehicle is silent; one or two may be lost in a bad network."""
 
 
 def present(now: float) -> ColumnElement[bool]:
-    """Returns a condition on a row of `vehicles`. `now`: seconds since 1970."""
+    """Returns the condition on a row of `vehicles` that it is online. `now`: seconds since 1970."""
     sign = vehicles.c.telemetry_at
     heard = case((vehicles.c.state_at > sign, vehicles.c.state_at), else_=func.coalesce(sign, _born(), 0.0))
     last, gap = _beat(0) - _beat(1), _beat(1) - _beat(2)
     interval = func.coalesce(case((gap < last, gap), else_=last), HEARTBEAT_S)
-    # Most are told apart without a look into the log of heartbeats.
+    # The first comparison decides for most vehicles without a query of the heartbeats' table.
     return and_(
         vehicles.c.online,
         or_(heard >= now - MISSED * HEARTBEAT_S, heard >= now - MISSED * interval),
@@ -36,7 +37,7 @@ def _born() -> ColumnElement[float]:
 
 
 def _beat(back: int) -> Any:
-    """When the heartbeat came that is so many before the last."""
+    """Returns a subquery for the arrival time of the heartbeat that is `back` before the last one."""
     return (
         select(telemetry.c.received_at)
         .where(telemetry.c.vehicle == vehicles.c.name)

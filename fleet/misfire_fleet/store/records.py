@@ -1,4 +1,4 @@
-"""What goes into the store and comes out of it: plain frozen records, no database in sight."""
+"""Defines the records that the store accepts and returns: frozen dataclasses, independent of the database."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from misfire_runtime.messages import Answer, Offer, State, Telemetry
 
 @dataclass(frozen=True, slots=True)
 class NewSample:
-    """A verified upload on its way into the store: `data` is what `offer` announced, and decodes.
+    """Holds a verified upload to be stored.
 
-    `stored_at` (seconds since 1970) is set here, so that the row and the record beside the blob agree.
+    `stored_at` (seconds since 1970) is set here, so that the row and the record next to the blob agree.
     """
 
     offer: Offer
@@ -30,12 +30,12 @@ class NewSample:
 
 
 Outcome = Literal["stored", "duplicate", "deleted"]
-"""`duplicate`: it was there already; `deleted`: a tombstone forbids it."""
+"""`duplicate`: it was stored before; `deleted`: it has a tombstone."""
 
 
 @dataclass(frozen=True)
 class StoredSample:
-    """One row of `samples`. Times are seconds since 1970; `captured_at` is that of `capture_time`."""
+    """Holds one row of `samples`. Times are seconds since 1970; `captured_at` is from `capture_time`."""
 
     seq: int
     id: str
@@ -52,36 +52,36 @@ class StoredSample:
     collector: str
     offer: Offer
     unreadable: str = ""
-    """What is wrong with a row that cannot be shown; only `seq` and `id` of it are sure then."""
+    """Why the row cannot be shown; if set, only `seq` and `id` are reliable."""
 
     @property
     def scores(self) -> dict[str, float]:
-        """Score name to value; higher means a failure is likelier."""
+        """Returns the scores by name; a higher value means a more likely failure."""
         return self.offer.scores
 
     @property
     def percentiles(self) -> dict[str, float]:
-        """Score name to where it lies in its calibration, 0..1."""
+        """Returns the percentiles in the calibration, 0..1, by score name."""
         return self.offer.percentiles
 
     @property
     def trigger(self) -> str:
-        """The name of what chose it."""
+        """Returns the name of the trigger that selected the sample."""
         return self.offer.trigger.name
 
     @property
     def random(self) -> bool:
-        """True on the unbiased random stream."""
+        """Returns True if the sample belongs to the unbiased random stream."""
         return self.offer.trigger.random
 
     @property
     def prediction(self) -> Mapping[str, Answer]:
-        """The model's answer in brief, such as {"class": "green", "confidence": 0.93}."""
+        """Returns a summary of the model's answer, such as {"class": "green", "confidence": 0.93}."""
         return self.offer.prediction
 
     @cached_property
     def embedding(self) -> NDArray[np.float32] | None:
-        """[D] float32, or None where the offer carried none."""
+        """Returns the embedding, [D] float32, or None if the offer has none."""
         from misfire_runtime.messages import unpack_embedding
 
         return None if self.offer.embedding is None else unpack_embedding(self.offer.embedding)
@@ -89,7 +89,7 @@ class StoredSample:
 
 @dataclass(frozen=True)
 class SampleFilter:
-    """Which samples; None means any. `before_seq` continues a listing behind its last row."""
+    """Selects samples; None means any. `before_seq` continues a listing after the row with this `seq`."""
 
     vehicle: str | None = None
     trigger: str | None = None
@@ -106,7 +106,7 @@ ANY = SampleFilter()
 
 @dataclass(frozen=True)
 class VehicleSummary:
-    """One vehicle as the fleet knows it, with what it stored and what it was refused."""
+    """Describes one vehicle: its last state and heartbeat, and counts of its samples and refusals."""
 
     name: str
     online: bool
@@ -121,14 +121,14 @@ class VehicleSummary:
     declined: int
     rejected: int
     silent: bool = False
-    """It said that it is online, and its heartbeats are missing."""
+    """True if it reported that it is online, but its heartbeats are missing."""
     unreadable: str = ""
-    """What is wrong with a state or heartbeat that cannot be shown."""
+    """Why its state or heartbeat cannot be shown."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """The store in numbers."""
+    """Holds the totals of the store."""
 
     samples: int
     bytes: int
@@ -142,7 +142,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Hold:
-    """A legal hold: what it covers cannot be deleted until it is released. None covers everything."""
+    """Describes a legal hold: matching samples cannot be deleted until it is released. None matches any."""
 
     name: str
     reason: str
@@ -156,11 +156,11 @@ class Hold:
 
 @dataclass(frozen=True)
 class Deletion:
-    """What a deletion did, or would do (`dry_run`)."""
+    """Counts what a deletion did, or would do (`dry_run`)."""
 
     deleted: int
     bytes: int
     held: int
-    """Matched, but kept because of a legal hold."""
+    """Samples that matched, but were kept because of a legal hold."""
     blobs_removed: int = 0
     dry_run: bool = False

@@ -1,7 +1,7 @@
-"""Rows of the database as records, whatever an older version, a damaged page or a foreign hand left in them.
+"""Converts database rows to records, also those that an older version or a damaged page made invalid.
 
-A row that cannot be read must not take a listing down: its record says so (`unreadable`), has its id or its
-name, and harmless values for the rest. It is logged once.
+An invalid row must not break a listing: its record has the reason (`unreadable`), the id or name, and empty
+values for the rest. It is logged once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Whole = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 
 class _Columns(BaseModel):
-    """The columns of `samples` beside the offer."""
+    """Validates the columns of `samples`, except the offer."""
 
     model_config = ConfigDict(allow_inf_nan=False, from_attributes=True)
 
@@ -66,7 +66,7 @@ def sample_of(row: Row[Any]) -> StoredSample:
 
 
 def _unreadable(row: Row[Any], problem: str) -> StoredSample:
-    """A record with those columns that can be believed, and an offer made of them."""
+    """Returns a record with the valid columns, and an offer made from them."""
     kept: dict[str, Any] = {
         "vehicle": "",
         "captured_at": 0.0,
@@ -97,7 +97,7 @@ def _unreadable(row: Row[Any], problem: str) -> StoredSample:
 
 
 def message_of(kind: type[M], text: Any, owner: str) -> tuple[M | None, str]:
-    """Returns a stored message and "", or None and what is wrong with it. `owner`: whose, for the log."""
+    """Returns a stored message and "", or None and the problem. `owner` names it in the log."""
     if text is None:
         return None, ""
     try:
@@ -109,7 +109,7 @@ def message_of(kind: type[M], text: Any, owner: str) -> tuple[M | None, str]:
 
 
 def whole(value: Any) -> int:
-    """Returns a count, 0 if the column has none or no number."""
+    """Returns a count; 0 if the column has no number."""
     try:
         return int(value or 0)
     except (ValueError, OverflowError, TypeError):
@@ -117,16 +117,16 @@ def whole(value: Any) -> int:
 
 
 def seconds(value: Any) -> float | None:
-    """Returns a time, None if the column has none that a calendar can show."""
+    """Returns a time; None if the column has none, or one outside of the calendar."""
     return float(value) if isinstance(value, (int, float)) and 0 <= value <= LAST_DATE else None
 
 
 def problem_of(error: ValidationError) -> str:
-    """Returns the first thing that is wrong, in at most 200 characters."""
+    """Returns the first problem, in at most 200 characters."""
     return explain(error, most=1, show_input=False)[:200]
 
 
 @lru_cache(10_000)
 def _note(what: str, problem: str) -> None:
-    """Once for each, however often a page shows it."""
+    """Logs a problem once, however often a page shows the row: the cache remembers the calls."""
     log.warning("row_not_shown", extra={"fields": {"row": what, "problem": problem}})

@@ -1,10 +1,10 @@
-"""The tables of the fleet's database, as SQLAlchemy sees them; `migrations/` builds them.
+"""Defines the tables of the fleet's database for SQLAlchemy; `migrations/` creates them.
 
-`samples` has one row per stored sample, keyed by the SHA-256 that also names its blob; `offers` names the
-file beside the blobs that its offer is in. The rest is what the fleet remembers beside: vehicles, telemetry,
-refused offers, copies (vehicles that were told `stored` of another vehicle's sample), and the records of
-deletion (tombstones, holds, blobs and offers that await removal, audit). Times are seconds since 1970 by the
-wall clock that wrote them.
+`samples` has one row per stored sample. Its key is the SHA-256 that also names the blob; `offers` is the name
+of the document next to the blobs that has its offer. The other tables hold vehicles, telemetry, refused
+offers, copies (vehicles that got `stored` for another vehicle's sample), and the records of deletion
+(tombstones, holds, blobs and offers to be removed, audit). Times are seconds since 1970, by the clock of the
+machine that wrote them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+# SQLite numbers rows automatically only if the key is exactly INTEGER.
 _BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 samples = Table(

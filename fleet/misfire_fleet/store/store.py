@@ -1,11 +1,11 @@
-"""The fleet's memory: rows in a database, bytes in a blob store, behind one class.
+"""Stores samples: rows in a database and bytes in a blob store, behind one class.
 
     collector --add_many--> blobs durable, then rows committed --newest, get, read_blob--> console, retrain
 
-The order is the promise: a row exists only after its blob and the record of its offer are durable. So whoever
-sees a row can read the bytes, and from the bytes and the record the row can be built again. A sample's id is
-the SHA-256 of its bytes; storing it twice, by whomever, leaves one row and one blob.
-`store.vehicles` keeps what vehicles say of themselves, `store.deletion` takes samples out again, for good.
+A row is committed only after its blob and the record of its offer are durable. So the bytes of every visible
+row can be read, and every row can be rebuilt from the record. A sample's id is the SHA-256 of its bytes;
+storing it twice, by any vehicle, leaves one row and one blob. `store.vehicles` keeps the vehicles' states and
+heartbeats, `store.deletion` deletes samples.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from misfire_runtime.messages import Clock, Offer, Trigger
 
 _MANY = 500
 _NUL = "\0"
-"""PostgreSQL has no text with this character: nothing that is stored can match it."""
+"""PostgreSQL refuses text with this character, so no stored value can match it."""
 
 
 class Store:
-    """Database and blobs together. Thread-safe; any number of processes may open the same one."""
+    """Holds the database and the blob store. Thread-safe; several processes may open the same one."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self.database = database
@@ -67,10 +67,16 @@ class Store:
     def open(
         cls, database: str | Path, blobs: str | Path, *, blob_options: Mapping[str, str] | None = None
     ) -> Store:
-        """Opens, and creates or migrates what is not there.
+        """Opens a store; creates or migrates it if needed.
 
-        database: a path of an SQLite file or a URL (sqlite:///, postgresql://); blobs: a folder or a URL
-        (s3://bucket/prefix, ...). Raises StoreError, StoreUnavailableError.
+        Args:
+            database: path of an SQLite file, or a URL (sqlite:///, postgresql://).
+            blobs: a folder or a URL (s3://bucket/prefix, ...).
+            blob_options: options of the object store's client.
+
+        Raises:
+            StoreError: a URL, folder or schema is invalid.
+            StoreUnavailableError: the database or the blob store does not answer.
         """
         url = str(database) if "://" in str(database) else f"sqlite:///{database}"
         opened = Database(url)
@@ -97,10 +103,18 @@ class Store:
         self.close()
 
     def add_many(self, new: Sequence[NewSample], *, staged: Sequence[Staged] | None = None) -> list[Outcome]:
-        """Stores a group durably: all blobs, then all rows in one transaction; outcomes in the same order.
+        """Stores a group durably: all blobs, then all rows in one transaction.
 
-        `staged`: the blobs, where the caller has staged them already. Raises StoreUnavailableError: then no
-        row of the group is there, and the same call may be repeated.
+        Args:
+            new: verified samples.
+            staged: their blobs, if the caller has staged them already.
+
+        Returns:
+            The outcomes, in the order of `new`.
+
+        Raises:
+            StoreUnavailableError: no row of the group was stored; the call may be repeated.
+            RowRefusedError: the database refuses the values of a row; no row was stored.
         """
         wanted = {sample.offer.id: sample for sample in new}
         if staged is None:
@@ -108,6 +122,7 @@ class Store:
         records = {key: offer_record(sample) for key, sample in wanted.items()}
         group = group_of(records.values())
         for key in self.blobs.publish(staged, group):
+            # Temporary files that waited for more than an hour were removed by another process at its start.
             self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
         with self.database.write() as connection:
             gone, inserted = self._insert(connection, new, records, group.name)
@@ -125,7 +140,7 @@ class Store:
     def _insert(
         self, connection: Connection, new: Sequence[NewSample], records: Mapping[str, OfferRecord], group: str
     ) -> tuple[set[str], set[str]]:
-        """The ids that were deleted before, and those that got a row now. `group`: where the records are."""
+        """Inserts rows; returns the ids with a tombstone and the inserted ids. `group`: their document."""
         asked = self.database.ids(list(records))
         gone = set(connection.scalars(self._buried, asked))
         rows = [row_of(record, offers=group) for key, record in records.items() if key not in gone]
@@ -139,9 +154,12 @@ class Store:
         return gone, inserted
 
     def takes_rows(self) -> bool:
-        """True if the database takes a plain sample now, which is rolled back; False if it refuses that, too.
+        """Returns True if the database accepts a plain sample now (the insert is rolled back).
 
-        What is refused before and after is refused for its values. Raises StoreUnavailableError.
+        If it does, a row that is refused before and after is refused for its values.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
         """
         plain = Offer(
             id=secrets.token_hex(32),
@@ -156,20 +174,22 @@ class Store:
         return self.database.takes(samples, row_of(record, offers="probe"))
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that are stored."""
+        """Returns the ids that are stored."""
         return self.known_and_buried(ids)[0]
 
     def buried(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that were deleted and must not come back."""
+        """Returns the ids that were deleted and must not be stored again."""
         return self.known_and_buried(ids)[1]
 
     def known_and_buried(
         self, ids: Sequence[str], *, vehicles: Sequence[str] = ()
     ) -> tuple[set[str], set[str]]:
-        """Those of the ids that are stored, and those that were deleted, from one look.
+        """Returns the ids that are stored and the ids that were deleted, from one query.
 
-        `vehicles`: who offers each id and will be told `stored` if it is. If the sample is another vehicle's,
-        that is noted durably, so that the books of both can be compared with the fleet's.
+        Args:
+            ids: sample ids.
+            vehicles: the vehicle that offers each id, and gets `stored` if it is. If the stored sample is of
+                another vehicle, this is recorded, so that both vehicles' counts can be checked.
         """
         if not ids:
             return set(), set()
@@ -183,11 +203,11 @@ class Store:
         return set(owners), {row.id for row in met if row.buried}
 
     def vehicle_books(self, names: Sequence[str] | None = None) -> list[VehicleBooks]:
-        """The books of these vehicles, or of all, beside the fleet's, by name; see `store_books`."""
+        """Returns the counts of these vehicles, or of all, sorted by name; see `books.py`."""
         return vehicle_books(self.database, names)
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
-        """The latest stored first."""
+        """Returns up to `limit` matching samples, the last stored first."""
         query = select(samples).order_by(samples.c.seq.desc()).limit(limit)
         for condition in _conditions(filters):
             query = query.where(condition)
@@ -195,7 +215,7 @@ class Store:
             return [sample_of(row) for row in connection.execute(query)]
 
     def count(self, filters: SampleFilter = ANY) -> int:
-        """How many match."""
+        """Returns the number of matching samples."""
         query = select(func.count()).select_from(samples)
         for condition in _conditions(filters):
             query = query.where(condition)
@@ -203,7 +223,7 @@ class Store:
             return int(connection.scalar(query) or 0)
 
     def among(self, ids: Sequence[str]) -> list[StoredSample]:
-        """Those of the ids that are stored, by id; only their rows are read."""
+        """Returns the samples with these ids, sorted by id; reads only their rows."""
         ordered = sorted(set(ids))
         query = select(samples).where(samples.c.id.in_(self.database.among(samples))).order_by(samples.c.id)
         with self.database.read() as connection:
@@ -214,7 +234,7 @@ class Store:
             ]
 
     def get(self, sample: str) -> StoredSample:
-        """Raises SampleGoneError where there is no such row."""
+        """Returns a sample. Raises SampleGoneError if it is not stored."""
         row = None
         if _NUL not in sample:
             with self.database.read() as connection:
@@ -224,11 +244,11 @@ class Store:
         return sample_of(row)
 
     def read_blob(self, sample: str) -> bytes:
-        """The bytes, exactly as the vehicle wrote them. Raises SampleGoneError."""
+        """Returns a sample's bytes, exactly as the vehicle wrote them. Raises SampleGoneError."""
         return self.blobs.get(sample)
 
     def distinct(self) -> dict[str, list[str]]:
-        """The vehicles, triggers and bundles that occur, for filters; of each the first 500 in order."""
+        """Returns the existing vehicles, triggers and bundles for filters, the first 500 of each, sorted."""
         names = {"vehicle": samples.c.vehicle, "trigger": samples.c.trigger, "bundle": samples.c.bundle}
         with self.database.read() as connection:
             return {
@@ -241,7 +261,11 @@ class Store:
             }
 
     def usage_since(self, stored_from: float) -> dict[str, tuple[int, int]]:
-        """Vehicle to (samples that are not of the random stream, bytes of all) stored since then."""
+        """Returns the usage by vehicle: (samples outside the random stream, bytes of all samples).
+
+        Args:
+            stored_from: counts samples stored since then, seconds since 1970.
+        """
         chosen = case((samples.c.random, 0), else_=1)
         query = (
             select(samples.c.vehicle, func.sum(chosen), func.sum(samples.c.size))
@@ -252,7 +276,7 @@ class Store:
             return {name: (int(count), int(total or 0)) for name, count, total in connection.execute(query)}
 
     def embeddings_after(self, seq: int, *, limit: int) -> list[tuple[int, str, str, NDArray[np.float32]]]:
-        """(seq, id, bundle, [D] float32) of rows behind `seq`, oldest first; only the newest `limit`."""
+        """Returns (seq, id, bundle, [D] float32) of the newest `limit` rows after `seq`, oldest first."""
         query = (
             select(samples.c.seq, samples.c.id, samples.c.bundle, samples.c.embedding)
             .where(samples.c.seq > seq, samples.c.embedding.is_not(None))
@@ -264,7 +288,7 @@ class Store:
         return [(row.seq, row.id, row.bundle, _vector(row.embedding)) for row in reversed(rows)]
 
     def totals(self) -> Totals:
-        """The store in numbers."""
+        """Returns the totals of the store."""
         with self.database.read() as connection:
             count, size, drawn = connection.execute(
                 select(func.count(), func.sum(samples.c.size), func.sum(samples.c.random.cast(Integer)))

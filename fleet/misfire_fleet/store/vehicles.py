@@ -1,4 +1,4 @@
-"""What vehicles say of themselves, and what the fleet refused them: state, telemetry, refusals, overview."""
+"""Stores the vehicles' states, heartbeats and refused samples, and summarizes them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SLICE = 500
 
 
 class VehicleBook:
-    """One row per vehicle, and a log of its heartbeats."""
+    """Reads and writes the rows of vehicles, heartbeats and refusals."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def record_states(self, states: Mapping[str, State]) -> None:
-        """Births and deaths: vehicle name to its latest state. Several collectors may record the same."""
+        """Stores the latest state by vehicle name. Several collectors may record the same state."""
         now = wall_time()
         rows = [
             {
@@ -42,7 +42,7 @@ class VehicleBook:
             self._database.upsert(connection, vehicles, rows, keep=("first_seen",))
 
     def record_telemetry(self, beats: list[tuple[str, Telemetry]]) -> None:
-        """Heartbeats in order of arrival: appended to the log, and the last one shown in the overview."""
+        """Adds heartbeats, in order of arrival, to the log, and the last one to the vehicle's row."""
         now = wall_time()
         rows = [
             {"vehicle": name, "received_at": now, "payload": encode(beat).decode()} for name, beat in beats
@@ -67,7 +67,7 @@ class VehicleBook:
             )
 
     def record_refusals(self, counts: Mapping[tuple[str, str, str], int]) -> None:
-        """Adds to the counts: (vehicle, "declined" or "rejected", cause) to how many."""
+        """Adds to the counts of refusals, by (vehicle, "declined" or "rejected", cause)."""
         now = wall_time()
         make = self._database.insert_statement
         with self._database.write() as connection:
@@ -83,10 +83,11 @@ class VehicleBook:
                 )
 
     def admitted(self, names: Sequence[str], *, max_unproven: int) -> set[str]:
-        """Those of the names that may have rows of their own.
+        """Returns the names that may have rows.
 
-        That is every vehicle that is known or of which a sample is stored, and others as long as no more than
-        `max_unproven` vehicles are known without a sample: a name costs its sender nothing.
+        These are all vehicles that have a row or a stored sample, and others as long as at most
+        `max_unproven` vehicles have a row without a sample. The limit is needed because a sender can invent
+        any number of names.
         """
         allowed: set[str] = set()
         with self._database.read() as connection:
@@ -102,7 +103,7 @@ class VehicleBook:
         return allowed
 
     def forget_unproven(self, before: float) -> int:
-        """Drops vehicles without a stored sample, seen first before then and silent since; how many."""
+        """Deletes vehicles without a sample, first seen before `before` and silent since; counts them."""
         idle = func.coalesce(vehicles.c.telemetry_at, 0.0) < before
         query = select(vehicles.c.name).where(_UNPROVEN, vehicles.c.first_seen < before, idle)
         with self._database.write() as connection:
@@ -113,19 +114,19 @@ class VehicleBook:
         return len(names)
 
     def names(self, *, after: str = "", limit: int) -> list[str]:
-        """The vehicles that were ever heard of, in the database's order, from behind `after` on."""
+        """Returns the names of all known vehicles after the name `after`, in the database's order."""
         heard = _heard(after)
         with self._database.read() as connection:
             found = connection.scalars(select(heard.c.name).order_by(heard.c.name).limit(limit))
             return [name for name in found if isinstance(name, str)]
 
     def count(self) -> int:
-        """How many vehicles were ever heard of."""
+        """Returns the number of all known vehicles."""
         with self._database.read() as connection:
             return int(connection.scalar(select(func.count()).select_from(_heard(""))) or 0)
 
     def summaries(self, names: Sequence[str] | None = None) -> list[VehicleSummary]:
-        """Those of the names that were ever heard of, in the same order; or all vehicles by name."""
+        """Returns summaries of the known vehicles among `names`, in the same order; None: all, by name."""
         stored = select(
             samples.c.vehicle,
             func.count().label("stored"),
@@ -149,7 +150,7 @@ class VehicleBook:
         return [_summary(name, rows.get(name), uploads.get(name), refusal) for name in ordered]
 
     def causes(self, vehicle: str) -> list[tuple[str, str, int]]:
-        """(verdict, cause, count) of what a vehicle was refused, most first."""
+        """Returns a vehicle's refusals as (verdict, cause, count), the most frequent first."""
         columns = refusals.c
         count = columns["count"]
         query = select(columns.verdict, columns.cause, count).where(columns.vehicle == vehicle)
@@ -159,7 +160,7 @@ class VehicleBook:
             ]
 
     def heartbeats(self, vehicle: str, *, limit: int = 200) -> list[tuple[float, Telemetry]]:
-        """(received at, heartbeat), newest first; those that cannot be read are left out."""
+        """Returns a vehicle's readable heartbeats as (seconds since 1970, heartbeat), newest first."""
         query = (
             select(telemetry.c.received_at, telemetry.c.payload)
             .where(telemetry.c.vehicle == vehicle)
@@ -172,13 +173,13 @@ class VehicleBook:
         return [(received_at, beat) for received_at, (beat, _) in beats if beat is not None]
 
     def forget_telemetry(self, before: float) -> int:
-        """Drops heartbeats received before that time; returns how many."""
+        """Deletes heartbeats received before that time; returns their number."""
         with self._database.write() as connection:
             return int(connection.execute(delete(telemetry).where(telemetry.c.received_at < before)).rowcount)
 
 
 def _heard(after: str) -> Subquery:
-    """The names behind `after` of all vehicles that sent a state, a heartbeat or an offer."""
+    """Returns a subquery for the names after `after` of all vehicles that have any row."""
     columns = (vehicles.c.name, samples.c.vehicle, refusals.c.vehicle)
     return union(*(select(each.label("name")).where(each > after).distinct() for each in columns)).subquery()
 
@@ -208,5 +209,5 @@ def _summary(
 
 
 def _slices(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """A statement takes a limited number of parameters."""
+    """Yields slices of names, because databases limit the number of parameters of a statement."""
     return (names[at : at + _SLICE] for at in range(0, len(names), _SLICE))

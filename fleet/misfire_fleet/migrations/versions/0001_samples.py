@@ -1,4 +1,4 @@
-"""The first schema: samples, vehicles, telemetry, refusals, and the records of deletion."""
+"""Creates the first schema: samples, vehicles, telemetry, refusals, and the records of deletion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Creates everything."""
+    """Creates all tables."""
     op.create_table(
         "samples",
         sa.Column("seq", _BIG, primary_key=True, autoincrement=True),
@@ -97,7 +97,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops everything."""
+    """Drops all tables."""
     for table in (
         "audit",
         "holds",

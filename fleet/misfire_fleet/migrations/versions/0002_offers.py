@@ -1,4 +1,4 @@
-"""Where each row's offer lies in the blob store, which of those files must be written anew, and copies."""
+"""Adds the document of each row's offer, the documents that must be rewritten, and copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Adds a column, whose value old rows lack, and two tables; no row is rewritten."""
+    """Adds a column, empty in old rows, and two tables. No row is rewritten, so a large database is fast."""
     op.add_column("samples", sa.Column("offers", sa.String(64), nullable=True))
     op.create_index("ix_samples_offers", "samples", ["offers"])
     op.create_table("stale_offers", sa.Column("name", sa.String(64), primary_key=True))
@@ -25,7 +25,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drops them."""
+    """Drops the column and the tables."""
     op.drop_table("copies")
     op.drop_table("stale_offers")
     op.drop_index("ix_samples_offers", "samples")
