@@ -1,10 +1,10 @@
-"""From a trained model to one verified, calibrated bundle that a vehicle can trust.
+"""Exports a trained model as one verified, calibrated bundle that a vehicle can trust.
 
     export_run(run, frames, out=..., options=Options(name, version))   a run of `misfire train`
     export_module_bundle(model, frames, facts, ...)                    any torch module
     export_onnx(path, frames, facts, ...)                              a foreign ONNX graph
 
-`frames` are labelled examples (`Frames`), `facts` what nobody can see in a foreign model (`ModelFacts`).
+`frames` are labelled examples (`Frames`), `facts` what a foreign model does not show (`ModelFacts`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""From a graph and what is known of it to a bundle folder: checked, measured, written whole or not at all.
+"""Turns a graph and what is known of it into a bundle folder: checked, measured, written whole or not at all.
 
 Source(graph, task, scores, reference) --check, parity, precision, measure, calibrate--> manifest + files
 
-Every way in (a run, a torch module, a foreign graph) ends here, so every bundle was checked alike. The folder
-is built beside its destination and renamed at the end.
+Every source (a run, a torch module, a foreign graph) ends here, so every bundle is checked the same way. The
+folder is built beside its destination and renamed at the end.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from misfire_train.tasks import Task
 from misfire_train.tasks.base import OutputKind
 
 ENGINE = "onnxruntime-cpu"
-"""The engine that calibration runs on, by the name that the vehicle's engine gives itself."""
+"""The engine that calibration runs on, by the name that the vehicle's engine reports."""
 LEARNED_LOSS = ("learning_loss_pp",)
 """Scores that predict the logarithm of the loss up to a constant."""
 
 
 @dataclass(frozen=True)
 class GraphScore:
-    """A score in the graph: its output is `score.<name>`."""
+    """Describes a score in the graph: its output is `score.<name>`."""
 
     name: str
     definition: str
@@ -64,18 +64,22 @@ class GraphScore:
 
     @property
     def predicts_loss(self) -> bool:
-        """c * exp(score) is the predicted loss."""
+        """Returns whether c * exp(score) is the predicted loss."""
         return self.name in LEARNED_LOSS
 
 
 @dataclass(frozen=True)
 class Source:
-    """A graph and what must be known of it.
+    """Holds a graph and what must be known of it.
 
-    output: the task's output.  reference: the trained module that gives {output: tensor} for a batch in the
-    contract's form; None where there is none to compare with.  refit: how to fit the learned head again, for
-    the gate.  ranges: frames that int8's activation ranges are read off; None takes the calibration frames.
-    precision: of the graph as it came.
+    Attributes:
+        output: the task's output.
+        reference: the trained module that returns {output: tensor} for a batch in the contract's form; None
+            if
+            there is none to compare with.
+        refit: how to fit the learned head again, for the gate.
+        ranges: frames for int8's activation ranges; None takes the calibration frames.
+        precision: of the graph as it came.
     """
 
     graph: onnx.ModelProto
@@ -93,11 +97,18 @@ class Source:
 
 
 def assemble(source: Source, *, calibration: Examples, out: Path, options: Options) -> Bundle:
-    """Checks, measures and writes a bundle; returns it opened, so verified once more.
+    """Checks, measures and writes a bundle; returns it opened, and so verified once more.
 
-    Raises an ExportError and leaves `out` as it was where anything is wrong. An older bundle at `out` is
-    replaced; any other folder is not touched.
+    Args:
+        source: the graph.
+        calibration: labelled frames that nothing was fitted on.
+        out: folder of the bundle. An older bundle there is replaced; any other folder is not touched.
+        options: how to make it.
+
+    Raises:
+        ExportError: something is wrong; `out` is left as it was.
     """
+    # Cheap checks come first: measuring takes minutes.
     require_free(out)
     require_frames(len(calibration))
     require_options(options, [score.name for score in source.scores])
@@ -157,7 +168,9 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             extra=reports,
             files=hash_files(work),
         )
+        # Last, because it holds the checksums of all other files.
         write_manifest(work, manifest)
+        # A bundle that cannot be opened must not replace one that can.
         Bundle.open(work)
     return Bundle.open(out)
 
@@ -208,7 +221,7 @@ def _score_specs(
 def _default_score(
     source: Source, measured: Measurement, calibration: Examples, session: Any, options: Options
 ) -> tuple[str, dict[str, Any]]:
-    """The trigger score: asked for, or the gate's winner among what this engine measured."""
+    """Returns the trigger score: the requested one, or the gate's winner among what this engine measured."""
     names = [score.name for score in source.scores]
     if options.default_score is not None:
         return options.default_score, {"verdict": "chosen by hand"}
@@ -261,6 +274,6 @@ def _score_outputs(source: Source) -> list[str]:
 
 
 def require_free(out: Path) -> None:
-    """Raises ExportError where a folder is there that is not a bundle."""
+    """Raises ExportError if `out` is something else than a bundle or an empty folder."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} exists and is not a bundle; choose another --out")

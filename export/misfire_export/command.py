@@ -1,4 +1,4 @@
-"""`misfire export`: a run, a torch module or a foreign ONNX graph becomes a bundle."""
+"""Implements `misfire export`: makes a bundle of a run, a torch module or a foreign ONNX graph."""
 
 from __future__ import annotations
 
@@ -176,18 +176,19 @@ def _listed(text: str) -> list[str]:
 
 
 def bundle_name(dataset: str) -> str:
-    """A data set's name as a bundle may carry it.
+    """Returns a data set's name in the characters that a bundle's name may have.
 
     >>> bundle_name("image-folder:/data/My Signs?size=64x64")
     'my-signs'
     """
     stem = dataset.split(":", 1)[-1].partition("?")[0].rstrip("/").rsplit("/", 1)[-1].lower()
     cleaned = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("._-")
+    # The manifest allows 64 characters.
     return cleaned[:64] or "model"
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:
-    """What `--json` prints."""
+    """Returns what `--json` prints."""
     manifest = bundle.manifest
     return {
         "bundle": str(bundle.path),
@@ -211,7 +212,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
 
 
 def describe(bundle: Bundle) -> str:
-    """The same for a person."""
+    """Returns the summary for people."""
     found = summary(bundle)
     calibration = found["calibration"]
     lines = [

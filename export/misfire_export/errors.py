@@ -1,4 +1,4 @@
-"""What export refuses, and why.
+"""Defines the errors of export.
 
 ExportError (a MisfireError)   catch this; nothing was written
 ├── TraceError                 a torch model cannot become a graph: names the layer or operator

@@ -1,4 +1,4 @@
-"""How a bundle is made, stated once by the caller and passed down to every step that reads it.
+"""Holds how a bundle is made, stated once by the caller and passed to every step that needs it.
 
 command line or Python --Options--> export_run | export_module_bundle | export_onnx --> assemble
 """
@@ -20,7 +20,7 @@ ScoreOptions = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Options:
-    """How to bundle a model, wherever it comes from.
+    """Holds how to bundle a model from any source.
 
     Args:
         name: Name of the bundle.
@@ -28,13 +28,13 @@ class Options:
         scores: Names of the failure scores, or "all". None takes the learned head and the free scores.
         score_options: Options of scores by name, such as {"egl_pp": {"size": 512}}.
         precision: Precision of the network; scores stay fp32.
-        target: Engine that a reduced precision is made for.
+        target: Engine for which a reduced precision is made.
         tolerance: Largest absolute difference from torch.
         default_score: Forces the trigger score. None lets the gate choose, holding out `shifts`.
-        failure_threshold: Loss above which a frame fails. None takes what the task or the run says.
+        failure_threshold: Loss above which a frame fails. None takes that of the task or the run.
         shifts: Corruptions that the gate holds out.
         snapshot_id: Data set snapshot that the run was trained on, for the lineage.
-        seed: Random seed of whatever is drawn.
+        seed: Random seed.
     """
 
     name: str

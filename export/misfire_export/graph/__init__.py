@@ -1,1 +1,1 @@
-"""Tools for ONNX graphs: trace, check, tidy, rename, find the last layer."""
+"""Provides tools for ONNX graphs: trace, check, tidy, rename, find the last layer."""

@@ -1,7 +1,7 @@
-"""Is this graph one that a vehicle can run? Everything is looked at before anything is measured.
+"""Checks whether a vehicle can run a graph, before anything is measured.
 
-Self-contained, a known input in the contract's layout, the promised outputs, and only operators that the
-engine has. Each refusal names the node, input or output.
+It must be self-contained, with a known input in the contract's layout, the promised outputs, and only
+operators that the engine has. Each refusal names the node, input or output.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from misfire_export.errors import GraphError
 from misfire_runtime.preprocess import InputContract
 
 MAX_GRAPH_BYTES = 1_900_000_000
-"""A protobuf message ends at 2 GiB."""
+"""A protobuf message holds at most 2 GiB."""
 MAX_SCORE_BYTES = 256_000_000
 """Of one score: read on every frame, so a bank of this size would cost more than most networks."""
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -23,7 +23,7 @@ _TYPES = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8}
 
 
 def check_graph(model: onnx.ModelProto, contract: InputContract, *, outputs: Sequence[str]) -> None:
-    """Raises GraphError where the graph is not self-contained, or input, outputs or operators do not fit."""
+    """Raises GraphError if the graph is not self-contained, or input, outputs or operators do not fit."""
     require_self_contained(model)
     require_input(model, contract)
     require_operators(model)
@@ -38,7 +38,7 @@ def check_graph(model: onnx.ModelProto, contract: InputContract, *, outputs: Seq
 
 
 def require_self_contained(model: onnx.ModelProto) -> None:
-    """Raises GraphError where weights lie outside the file, or the file would be too large."""
+    """Raises GraphError if weights are outside the file, or the file would be too large."""
     outside = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
         raise GraphError(
@@ -52,7 +52,7 @@ def require_self_contained(model: onnx.ModelProto) -> None:
 
 
 def require_small_scores(scores: Iterable[nn.Module], *, most: int = MAX_SCORE_BYTES) -> None:
-    """Raises GraphError where a score's bank would not fit on a vehicle, naming it and its size."""
+    """Raises GraphError that names a score, and its size, whose bank would not fit on a vehicle."""
     for score in scores:
         tensors = [*score.buffers(), *score.parameters()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -64,7 +64,8 @@ def require_small_scores(scores: Iterable[nn.Module], *, most: int = MAX_SCORE_B
 
 
 def require_input(model: onnx.ModelProto, contract: InputContract) -> None:
-    """Raises GraphError where the image input is missing, of another type, or laid out otherwise."""
+    """Raises GraphError if the image input is missing, of another type, or of another layout."""
+    # Older exporters list weights as inputs, too.
     held = {item.name for item in model.graph.initializer}
     inputs = {item.name: item for item in model.graph.input if item.name not in held}
     if contract.name not in inputs:
@@ -80,9 +81,9 @@ def require_input(model: onnx.ModelProto, contract: InputContract) -> None:
 
 
 def require_layout(dims: Sequence[int], contract: InputContract, *, shown: str = "") -> None:
-    """dims: of the graph's input, 0 where dynamic. Raises GraphError on anything but [N,C,H,W] as agreed.
+    """Raises GraphError if dims are not [N,C,H,W] as agreed.
 
-    shown: what the file itself calls the input.
+    dims: of the graph's input, 0 if dynamic. shown: the file's own name of the input.
     """
     name, wanted = shown or contract.name, (contract.channels, contract.height, contract.width)
     if len(dims) != 4:
@@ -99,12 +100,12 @@ def require_layout(dims: Sequence[int], contract: InputContract, *, shown: str =
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators."""
+    """Returns the version of ONNX's own operators."""
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
 
 
 def require_operators(model: onnx.ModelProto) -> None:
-    """Raises GraphError naming every operator that no engine here has, and its first node."""
+    """Raises GraphError that names every operator that no engine here has, and its first node."""
     local = {(function.domain, function.name) for function in model.functions}
     versions = {item.domain: item.version for item in model.opset_import}
     unknown: dict[str, str] = {}

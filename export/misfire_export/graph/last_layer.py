@@ -1,10 +1,10 @@
-"""Finds the last linear or 1x1-convolution layer of a foreign graph, and says plainly what it could not find.
+"""Finds the last linear or 1x1-convolution layer of a foreign graph, and reports what it could not find.
 
 output <--Softmax, Sigmoid, Reshape, Resize, Quantize, ...-- logits <--Gemm | MatMul+Add | Conv 1x1-- phi
 
-Only operations that leave the logits' order alone may stand between the last layer and the output. Anything
-else (a Relu, a pooling) means that the closed-form gradients do not hold, and they are then left out. What
-was found is a claim about operators: `settling` proves it on numbers.
+Only operations that keep the logits' order may be between the last layer and the output. After anything else
+(a Relu, a pooling) the closed-form gradients do not hold, and they are left out. The result is a claim about
+operators; `onnx_proof` proves it on numbers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ Take = Literal["as-is", "log", "log-odds"]
 
 @dataclass(frozen=True)
 class LastLayer:
-    """features: the tensor phi that it reads, [N,C] or [N,C,h,w].  answer: the tensor that it gives.
+    """Describes the layer.
 
-    weight [K,C], bias [K].
+    Attributes:
+        features: the tensor phi that it reads, [N,C] or [N,C,h,w].
+        answer: the tensor that it returns.
+        weight, bias: [K,C] and [K].
     """
 
     node: str
@@ -44,11 +47,14 @@ class LastLayer:
 
 @dataclass(frozen=True)
 class Found:
-    """What a walk back from the output found.
+    """Holds what a walk back from the output found.
 
-    logits: the tensor before the activation (softmax, log-softmax, sigmoid or none), or the output.
-    quantized: an 8-bit step stands on the way.  layer: None where the last layer is not one that can be used.
-    take: how the tensor `logits` becomes logits.  notes: one plain sentence for each thing not found.
+    Attributes:
+        logits: the tensor before the activation (softmax, log-softmax, sigmoid or none), or the output.
+        quantized: an 8-bit step is on the way.
+        layer: None if the last layer cannot be used.
+        take: how the tensor `logits` becomes logits.
+        notes: one sentence for each thing not found.
     """
 
     output: str
@@ -61,7 +67,7 @@ class Found:
 
 
 def find_last_layer(model: onnx.ModelProto, output: str) -> Found:
-    """Walks back from an output to logits and the last layer; never raises for what is not there."""
+    """Returns what a walk back from an output to logits and the last layer finds; it never raises."""
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = constant_values(model.graph)
     tensor, logits, activation = output, output, "none"
@@ -87,7 +93,10 @@ def find_last_layer(model: onnx.ModelProto, output: str) -> Found:
 
 
 def _resized(operators: list[str]) -> bool:
-    """A softmax before a resize is one over pixels that are then mixed: its logits are not the output's."""
+    """Returns whether a resize was passed.
+
+    It mixes the pixels of a softmax before it, whose logits are then not those of the output.
+    """
     return "Resize" in operators or "Upsample" in operators
 
 
@@ -107,12 +116,13 @@ def _not_found(node: onnx.NodeProto) -> str:
 def _as_layer(
     node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants: dict[str, NDArray[Any]]
 ) -> LastLayer | None:
-    """The node as a last layer with its parameters, or None."""
+    """Returns the node as a last layer with its parameters, or None."""
     if node.op_type == "Gemm":
         return _gemm(node, constants)
     if node.op_type == "MatMul":
         return _product(node, node, constants, bias=None)
     if node.op_type == "Add":
+        # Exporters write the bias on either side.
         for data, other in ((0, 1), (1, 0)):
             inner = makers.get(node.input[data])
             bias = constants.get(node.input[other])
@@ -156,6 +166,7 @@ def _conv(node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> LastLayer
     plain = (
         options.get("group", 1) == 1
         and not any(options.get("pads", []))
+        # Only such a convolution is W phi + b at every pixel.
         and set(options.get("strides", [1])) == {1}
     )
     if weight is None or weight.shape[2:] != (1, 1) or not plain:

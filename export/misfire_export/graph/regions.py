@@ -1,7 +1,7 @@
-"""Which nodes of a graph do the task, and which only score it.
+"""Separates the nodes of a graph that do the task from those that only score it.
 
 Scores are small and delicate (differences of near-equal numbers, squared norms), the task is large and
-sturdy: only the task's nodes are made fp16 or int8, the scores read its outputs back in fp32.
+sturdy: only the task's nodes are made fp16 or int8; the scores read its outputs back in fp32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def task_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """Nodes that the task's output depends on, in graph order."""
+    """Returns the nodes that the task's output depends on, in graph order."""
     needed = {output}
     kept = []
     for node in reversed(graph.node):
@@ -25,19 +25,19 @@ def task_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
 
 
 def score_node_names(graph: onnx.GraphProto, output: str) -> list[str]:
-    """Names of all nodes that the task's output does not depend on."""
+    """Returns the names of all nodes that the task's output does not depend on."""
     task = {node.name for node in task_nodes(graph, output)}
     return [node.name for node in graph.node if node.name not in task]
 
 
 def last_heavy(graph: onnx.GraphProto, output: str) -> onnx.NodeProto | None:
-    """The task's last convolution or matrix product."""
+    """Returns the task's last convolution or matrix product."""
     heavy = [node for node in task_nodes(graph, output) if node.op_type in HEAVY]
     return heavy[-1] if heavy else None
 
 
 def tail_names(graph: onnx.GraphProto, output: str) -> list[str]:
-    """The last heavy node and what follows it on the way to the output."""
+    """Returns the last heavy node and what follows it on the way to the output."""
     last = last_heavy(graph, output)
     if last is None:
         return []

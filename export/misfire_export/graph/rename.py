@@ -1,4 +1,4 @@
-"""Makes room in a foreign graph for misfire's public names: its own `logits` becomes `model/logits`.
+"""Frees misfire's public names in a foreign graph: its own `logits` becomes `model/logits`.
 
 image, phi, embedding, score.*, misfire/* and the output of every task belong to the bundle. A foreign tensor
 of such a name, anywhere in the graph or in a subgraph, is renamed before anything is appended.
@@ -22,6 +22,7 @@ def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None
     """Renames every tensor that has a public name, in place, wherever it is read; misfire's nodes too."""
     taken = set(_names(model.graph))
     new: dict[str, str] = {}
+    # Sorted, so that the same file gives the same names.
     for name in sorted(taken):
         if name in names or name.startswith(_RESERVED):
             free = MOVED + name
@@ -37,7 +38,7 @@ def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None
 
 
 def own_name(name: str) -> str:
-    """The name that the file itself gives a tensor.
+    """Returns the name that the file itself gives a tensor.
 
     >>> own_name("model/logits"), own_name("z")
     ('logits', 'z')
@@ -61,7 +62,7 @@ def rename(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of an If, Loop or Scan; of any other node none."""
+    """Yields the bodies of an If, Loop or Scan; none for any other node."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g

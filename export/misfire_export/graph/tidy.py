@@ -1,6 +1,6 @@
-"""Leaves in a graph what runs, and nothing else; rewrites the few patterns that cost a vehicle time.
+"""Removes from a graph whatever does not run, and rewrites the few patterns that cost a vehicle time.
 
-Dropped: node metadata, doc strings and value infos of the exporter (they hold paths of the machine that
+Dropped: node metadata, doc strings and value infos of the exporter (they contain paths of the machine that
 traced), unused initialisers. Rewritten: a mean over both image axes becomes GlobalAveragePool, which stays in
 the blocked layout of ONNX Runtime's convolutions, while ReduceMean makes it copy the whole map first.
 """
@@ -19,17 +19,21 @@ _FOLDED = ("Reshape", "Transpose", "Identity", "Cast", "DequantizeLinear")
 
 
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same computation without ballast; in place, and returned."""
+    """Tidies a model in place, without changing what it computes, and returns it."""
     _drop_metadata(model)
     pool_means(model.graph)
     share_initialisers(model.graph)
     drop_unused(model.graph)
+    # Without a version: the same graph gives the same bytes in every release.
     model.producer_name, model.producer_version = PRODUCER, ""
     return model
 
 
 def pool_means(graph: onnx.GraphProto) -> None:
-    """ReduceMean over axes (2, 3) of a 4-d map becomes GlobalAveragePool (and Flatten without keepdims)."""
+    """Replaces ReduceMean over axes (2, 3) of a 4-d map by GlobalAveragePool.
+
+    Without keepdims a Flatten follows.
+    """
     constants = constant_values(graph)
     ranks = _ranks(graph)
     nodes = []
@@ -49,7 +53,7 @@ def pool_means(graph: onnx.GraphProto) -> None:
 
 
 def share_initialisers(graph: onnx.GraphProto) -> None:
-    """One initialiser for equal values: the last layer's weight is often there twice."""
+    """Merges initialisers of equal values: the last layer's weight often occurs twice."""
     first: dict[tuple[object, ...], str] = {}
     alias: dict[str, str] = {}
     for item in graph.initializer:
@@ -67,6 +71,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     """Drops nodes and initialisers that no output depends on."""
     needed = {output.name for output in graph.output}
     kept = []
+    # From the outputs back, as every node follows those that it reads.
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
@@ -80,7 +85,10 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
 
 def constant_values(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
-    """Initialisers and Constant nodes by name, and what reshapes, casts and dequantisation make of them."""
+    """Returns initialisers and Constant nodes by name.
+
+    Reshapes, casts and dequantisation of constants are computed.
+    """
     values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
@@ -91,13 +99,13 @@ def constant_values(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
 
 
 def _folds(node: onnx.NodeProto) -> bool:
-    """Tells if the node's constants are read; scales of blocks (since opset 21) are not."""
+    """Returns whether the node's constants are read; scales of blocks (since opset 21) are not."""
     blocked = any(a.name == "block_size" and a.i for a in node.attribute)
     return node.op_type in _FOLDED and not blocked
 
 
 def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-    """A constant's values in another order or of another type."""
+    """Returns a constant's values in another order or of another type."""
     if node.op_type == "DequantizeLinear":
         return _dequantized(node, inputs)
     if node.op_type == "Cast":
@@ -113,7 +121,7 @@ def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _dequantized(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-    """(x - zero point) * scale, one scale for all or for each slice of an axis."""
+    """Returns (x - zero point) * scale, one scale for all or for each slice of an axis."""
     axis = {a.name: a.i for a in node.attribute}.get("axis", 1)
     value, scale = inputs[0].astype(np.float32), inputs[1]
     zero = inputs[2].astype(np.float32) if len(inputs) > 2 else np.zeros_like(scale, np.float32)
@@ -146,7 +154,7 @@ def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that a node's subgraphs take from outside."""
+    """Returns the names that a node's subgraphs take from outside."""
     names: set[str] = set()
     for attribute in node.attribute:
         for sub in [attribute.g, *attribute.graphs]:

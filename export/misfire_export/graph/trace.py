@@ -1,9 +1,9 @@
-"""A scored torch model becomes one self-contained ONNX graph.
+"""Traces a scored torch model to one self-contained ONNX graph.
 
 ScoredModel --torch.onnx (dynamo, opset 18)--> graph --tidy--> onnx.ModelProto
 
-The batch dimension is dynamic, the input is `image`, the outputs keep the names the model gives them. What
-the exporter writes beside the graph (stack traces with paths, parameter tables) is left out.
+The batch dimension is dynamic, the input is `image`, the outputs keep the names that the model gives them.
+What the exporter writes beside the graph (stack traces with paths, parameter tables) is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from misfire_export.errors import TraceError
 from misfire_export.graph.tidy import tidy
 from misfire_runtime.preprocess import InputContract
 
+# The oldest that torch's dynamo exporter writes, so that older engines can read it.
 OPSET = 18
+# torch.export needs a range for a dynamic dimension.
 MAX_BATCH = 1024
 _TRACE_BATCH = 2
 """Two: a batch of one would be taken for a constant."""
@@ -43,15 +45,15 @@ class PixelInput(nn.Module):
         self.register_buffer("shift", -mean / std)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """image uint8 [N,C,H,W] to the model's outputs."""
+        """Returns the model's outputs for uint8 images [N,C,H,W]."""
         result: dict[str, Tensor] = self.model(image.float() * self.scale + self.shift)
         return result
 
 
 def trace(model: nn.Module, *, contract: InputContract) -> onnx.ModelProto:
-    """The graph of a module that maps image [N,C,H,W] to {name: tensor}.
+    """Returns the graph of a module that maps image [N,C,H,W] to {name: tensor}.
 
-    Raises TraceError naming what torch could not export.
+    Raises TraceError that names what torch could not export.
     """
     module = PixelInput(model, contract=contract) if contract.dtype == "uint8" else model
     module.eval()
@@ -71,7 +73,7 @@ def export_module(
     output_names: list[str],
     dynamic_shapes: tuple[object, ...],
 ) -> onnx.ModelProto:
-    """The graph of any module with tensor inputs, tidied. Raises TraceError."""
+    """Returns the tidied graph of any module with tensor inputs. Raises TraceError."""
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -94,7 +96,7 @@ def export_module(
 
 
 def example_input(contract: InputContract, *, batch: int) -> Tensor:
-    """Random pixels in the contract's form; seeded, and no other generator is touched."""
+    """Returns random pixels in the contract's form; seeded, and no other generator is changed."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, contract.channels, contract.height, contract.width)
     if contract.dtype == "uint8":
@@ -114,7 +116,7 @@ def _output_names(module: nn.Module, example: Tensor, contract: InputContract) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks of its own internals on every path; none of it concerns the model."""
+    """Silences the exporter, which logs its own internals on every path; none of it concerns the model."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -129,7 +131,7 @@ def _quiet() -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """The innermost error's first telling line: exporters wrap it in pages of advice."""
+    """Returns the first informative line of the innermost error: exporters wrap it in pages of advice."""
     seen: BaseException = error
     while seen.__cause__ is not None:
         seen = seen.__cause__

@@ -1,1 +1,1 @@
-"""What a graph does on real frames: parity, calibration, golden answers, the trigger score."""
+"""Measures what a graph does on real frames: parity, calibration, golden answers, the trigger score."""

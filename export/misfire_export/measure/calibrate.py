@@ -1,9 +1,9 @@
-"""What a score's values mean on this engine: quantiles, what thresholds cost and find, predicted loss.
+"""Measures what a score's values mean on this engine.
 
 Measurement --quantile_table--> percentiles        --operating_points--> threshold, recall, precision
             --fit_loss_scale--> c of c * exp(score)
 
-What ships is set on all frames. What is said about it (recall, precision, reliability) is cross-fitted: each
+What ships is set on all frames. Statements about it (recall, precision, reliability) are cross-fitted: each
 fold of the frames is judged by thresholds and by a c that the other folds set. Another engine or precision
 shifts every value, so all of this is measured anew on each.
 """
@@ -36,15 +36,16 @@ from misfire_train.metrics import (
 LEAST_FRAMES = 50
 """A threshold for a 2 % upload rate needs one frame above it."""
 RATES = (0.005, 0.01, 0.02, 0.05, 0.10, 0.20)
+# Finer at the top, where the thresholds of small upload rates are.
 _LEVELS = (*(i / 100 for i in range(100)), 0.995, 0.999, 1.0)
 _CURVE_POINTS = 101
 _HISTOGRAM_BINS = 40
 _CONSTANT = 1e-4
-"""Of a score's size: below it, values differ by rounding alone."""
+"""Share of a score's size below which values differ only by rounding."""
 
 
 def require_frames(frames: int, *, least: int = LEAST_FRAMES) -> None:
-    """Raises CalibrationError where a calibration set is too small, saying how many frames are needed."""
+    """Raises CalibrationError that names the number of frames needed, if a calibration set is too small."""
     if frames < least:
         raise CalibrationError(
             f"the calibration set has {frames} frames; at least {least} are needed "
@@ -53,7 +54,8 @@ def require_frames(frames: int, *, least: int = LEAST_FRAMES) -> None:
 
 
 def quantile_table(values: NDArray[np.float64]) -> QuantileTable:
-    """Quantiles of [N] values at 1 % steps and finer at the top."""
+    """Returns quantiles of [N] values at 1 % steps and finer at the top."""
+    # Interpolation may round a quantile below its neighbour; the table must not fall.
     quantiles = np.maximum.accumulate(np.quantile(values, _LEVELS))
     return QuantileTable(levels=_LEVELS, values=tuple(float(q) for q in quantiles), count=len(values))
 
@@ -61,7 +63,7 @@ def quantile_table(values: NDArray[np.float64]) -> QuantileTable:
 def calibrate(
     name: str, measured: Measurement, *, engine: str, precision: str, predicts_loss: bool
 ) -> Calibration:
-    """The calibration of one score. predicts_loss: the score is a log-loss up to a constant."""
+    """Returns the calibration of one score. predicts_loss: the score is a log-loss up to a constant."""
     values = measured.scores[name]
     scale = fit_loss_scale(values, measured.loss) if predicts_loss and measured.loss.mean() > 0 else None
     return Calibration(
@@ -81,11 +83,13 @@ def operating_points(
     replicates: int = 1000,
     seed: int = 0,
 ) -> tuple[OperatingPoint, ...]:
-    """Thresholds for these upload rates, with recall and precision and their 95 % bootstrap intervals.
+    """Returns thresholds for these upload rates, with recall, precision and 95 % bootstrap intervals.
 
-    threshold: set on all frames.  upload_rate, recall, precision: of frames judged by thresholds that the
-    other folds set. Whole groups are resampled where there are enough of them. Rates finer than one frame are
-    left out; without failures (or with nothing else) recall means nothing, and there are no points.
+    The threshold is set on all frames. upload_rate, recall and precision are of frames judged by thresholds
+    that
+    the other folds set. Whole groups are resampled if there are enough of them. Rates finer than one frame
+    are
+    left out. Without failures, or without successes, recall means nothing and there are no points.
     """
     values, failed = measured.scores[name], measured.failed
     if failed.all() or not failed.any():
@@ -117,13 +121,13 @@ def operating_points(
 
 
 def _thresholds(values: NDArray[np.float64], rates: Sequence[float]) -> NDArray[np.float64]:
-    """For each rate the value that this share of the frames reaches."""
+    """Returns for each rate the value that this share of the frames reaches."""
     ordered = np.sort(values)
     return np.array([ordered[len(values) - max(1, round(rate * len(values)))] for rate in rates])
 
 
 def report(name: str, measured: Measurement, *, folds: Folds, predicts_loss: bool) -> dict[str, Any]:
-    """What a person wants to see of a score: AUROC, risk by coverage, histogram, reliability of its loss."""
+    """Returns AUROC, risk by coverage, a histogram and the reliability of a score's loss, for a report."""
     values, failed = measured.scores[name], measured.failed
     both = bool(failed.any() and not failed.all())
     coverage, risk = risk_coverage_curve(values, measured.loss, points=_CURVE_POINTS)
@@ -143,7 +147,10 @@ def report(name: str, measured: Measurement, *, folds: Folds, predicts_loss: boo
 
 
 def score_notes(measured: Measurement, trigger: str) -> tuple[str, ...]:
-    """Warnings of scores that tell nothing: the same on all frames, or a trigger that ranks failures last."""
+    """Returns warnings of uninformative scores.
+
+    They are the same on all frames, or the trigger ranks failures last.
+    """
     notes = []
     for name, values in measured.scores.items():
         if float(np.ptp(values)) <= _CONSTANT * max(float(np.abs(values).max()), 1e-12):
@@ -159,7 +166,7 @@ def score_notes(measured: Measurement, trigger: str) -> tuple[str, ...]:
 
 
 def _reliability(values: NDArray[np.float64], loss: NDArray[np.float64], folds: Folds) -> dict[str, Any]:
-    """Predicted against true loss, each fold's prediction with the c of the other folds."""
+    """Returns predicted against true loss, each fold's prediction with the c of the other folds."""
     scales, predicted = [], np.zeros(len(values))
     for inside, others in folds:
         scales.append(fit_loss_scale(values[others], loss[others]))
@@ -176,7 +183,7 @@ def _reliability(values: NDArray[np.float64], loss: NDArray[np.float64], folds: 
 
 
 def _clusters(measured: Measurement) -> NDArray[Any]:
-    """What the bootstrap draws whole: groups where there are enough, else frames."""
+    """Returns what the bootstrap draws whole: groups if there are enough, else frames."""
     evidence = Evidence.of({}, failed=measured.failed, groups=np.asarray(measured.groups))
     return np.asarray(evidence.clusters()[0])
 
@@ -184,7 +191,7 @@ def _clusters(measured: Measurement) -> NDArray[Any]:
 def _counts(
     flagged: NDArray[np.bool_], failed: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> Mapping[str, NDArray[np.float64]]:
-    """Weighted hits, uploads and failures: [B, thresholds] each."""
+    """Returns weighted hits, uploads and failures: [B, thresholds] each."""
     hits = weights @ (flagged & failed).T.astype(np.float64)
     uploads = weights @ flagged.T.astype(np.float64)
     failures = np.repeat((weights @ failed.astype(np.float64))[:, None], len(flagged), axis=1)
@@ -194,9 +201,9 @@ def _counts(
 def _interval(
     hits: float, total: float, hit_rows: NDArray[np.float64], total_rows: NDArray[np.float64]
 ) -> Interval:
-    """A share with its bootstrap interval, or Wilson's where no resample differs from another.
+    """Returns a share with its bootstrap interval, or Wilson's if no resample differs from another.
 
-    Of nothing (no fold's threshold was reached) it is 0, and may be anything.
+    Of nothing (no fold's threshold was reached) it is 0, with an interval of 0 to 1.
     """
     shares = hit_rows[total_rows > 0] / total_rows[total_rows > 0]
     value = hits / total if total else 0.0

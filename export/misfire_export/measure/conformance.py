@@ -1,12 +1,11 @@
-"""Does TensorRT take this graph? Its parser and builder are asked, on a machine without a GPU.
+"""Checks whether TensorRT accepts a graph, by its parser and builder, on a machine without a GPU.
 
 graph --OnnxParser (TensorRT-RTX)--> network --Builder, ahead of time for a compute capability--> engine bytes
 
 The engine is thrown away: it cannot run here, and a Jetson builds its own (misfire_runtime.engines.tensorrt).
-What this proves is that every node is parsed and that a whole engine can be built from them.
-
-TensorRT does its work in a process of its own: on some graphs (long unrolled loops) its builder never ends,
-and nothing but the end of the process stops it.
+The check proves that every node is parsed and that a whole engine can be built from them. TensorRT works in a
+process of its own: on some graphs (long unrolled loops) its builder never ends, and only the end of the
+process stops it.
 """
 
 from __future__ import annotations
@@ -28,9 +27,11 @@ from misfire_export.errors import ConformanceError
 from misfire_runtime.errors import MissingExtraError
 
 MAX_BATCH = 8
+# Ampere, the generation of Jetson Orin (SM87), for which TensorRT-RTX has no target of its own.
 CAPABILITY = "SM86"
 TIME_LIMIT_S = 300.0
 """A network of full size takes seconds."""
+# An upper limit; the builder takes what it needs.
 _WORKSPACE_BYTES = 2 << 30
 
 
@@ -43,8 +44,9 @@ def check_conformance(
 ) -> dict[str, Any]:
     """Parses and builds the graph for batches 1..max_batch; returns a report for the manifest.
 
-    Raises ConformanceError naming the nodes that are refused, or after `time_limit_s` without an end, and
-    MissingExtraError without TensorRT-RTX.
+    Raises ConformanceError that names the refused nodes, or after `time_limit_s`, and MissingExtraError
+    without
+    TensorRT-RTX.
     """
     require_tensorrt()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +75,7 @@ def check_conformance(
 
 
 def require_tensorrt() -> None:
-    """Raises MissingExtraError without TensorRT-RTX; does not load it."""
+    """Raises MissingExtraError without TensorRT-RTX; it is not loaded."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         raise MissingExtraError(
             "--target tensorrt checks the graph with TensorRT-RTX, which is not installed: "
@@ -82,7 +84,7 @@ def require_tensorrt() -> None:
 
 
 def parse_and_build(graph: bytes, *, max_batch: int, capability: str) -> dict[str, Any]:
-    """What `check_conformance` does in its process: the report, or {"refusal": why}."""
+    """Returns the report of `check_conformance`, or {"refusal": why}; runs in a process of its own."""
     import tensorrt_rtx as trt
 
     logger = _Log(trt)
@@ -115,19 +117,22 @@ def parse_and_build(graph: bytes, *, max_batch: int, capability: str) -> dict[st
 
 
 def main(arguments: Sequence[str]) -> None:
-    """GRAPH ANSWER MAX_BATCH CAPABILITY: writes the answer as JSON."""
+    """Writes the answer as JSON. arguments: GRAPH ANSWER MAX_BATCH CAPABILITY."""
     graph, answer, max_batch, capability = arguments
     report = parse_and_build(Path(graph).read_bytes(), max_batch=int(max_batch), capability=capability)
     Path(answer).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its import path: a run from a source tree may have put the units on it."""
+    """Returns this process's environment, with its import path.
+
+    A run from a source tree may have put the units on it.
+    """
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _Log(trt: Any) -> Any:  # noqa: N802  (a class made at run time: its base is in an optional package)
-    """A logger that keeps the last error and prints nothing."""
+    """Returns a logger that keeps the last error and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -142,7 +147,7 @@ def _Log(trt: Any) -> Any:  # noqa: N802  (a class made at run time: its base is
 
 
 def _parse_errors(parser: Any) -> str:
-    """Each refused node with its operator and the parser's reason, at most three."""
+    """Returns each refused node with its operator and the parser's reason, at most three."""
     texts = []
     for i in range(min(parser.num_errors, 3)):
         error = parser.get_error(i)
@@ -152,7 +157,7 @@ def _parse_errors(parser: Any) -> str:
 
 
 def _add_profile(builder: Any, network: Any, config: Any, *, max_batch: int) -> None:
-    """Batches 1 to max_batch where the batch is dynamic."""
+    """Adds a profile for batches 1 to max_batch if the batch is dynamic."""
     profile, dynamic = builder.create_optimization_profile(), False
     for i in range(network.num_inputs):
         tensor = network.get_input(i)

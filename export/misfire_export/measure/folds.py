@@ -14,31 +14,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# What ships is set on all frames; each fold is judged by what four fifths of them set.
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Folds:
-    """members: [N] fold of each frame, 0 to count-1.  whole: no group lies in two folds."""
+    """Holds members, [N] fold of each frame from 0 to count-1. whole: no group is in two folds."""
 
     members: NDArray[np.intp]
     count: int
     whole: bool
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-        """(the frames of a fold, all others), as masks [N]."""
+        """Yields (the frames of a fold, all others) as masks [N]."""
         for fold in range(self.count):
             inside = self.members == fold
             yield inside, ~inside
 
     @property
     def about(self) -> str:
-        """In words, for a report."""
+        """Returns the division in words, for a report."""
         return f"{self.count} folds of whole {'groups' if self.whole else 'frames'}"
 
 
 def deal(groups: Sequence[str], *, count: int = FOLDS, seed: int = 0) -> Folds:
-    """Deals whole groups where there are at least `count` and none has half the frames, else single frames.
+    """Deals whole groups if there are at least `count` and none has half the frames, else single frames.
 
     >>> deal(["a", "a", "b", "c"], count=3).members.tolist()
     [0, 0, 2, 1]

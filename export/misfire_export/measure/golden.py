@@ -1,4 +1,4 @@
-"""Golden inputs: a few real frames and the graph's own answers, so that a vehicle can test itself.
+"""Writes golden inputs: a few real frames and the graph's own answers, so that a vehicle can test itself.
 
 golden.npz holds `image` [n,C,H,W] as the graph takes it, `ids`, and `output.<name>` for every output.
 """
@@ -20,6 +20,7 @@ from misfire_train.data import Examples
 
 GOLDEN = "golden.npz"
 FRAMES = 4
+# The earliest time of a zip entry; np.savez would write the present one, so equal content would differ.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 

@@ -3,8 +3,8 @@
 graph bytes --session--> ONNX Runtime on the CPU, one thread
 Examples --batches--> outputs --task--> Measurement(scores [N], loss [N], failed [N])
 
-What leaves here was computed by the engine that a vehicle runs, never by torch. Outputs are folded batch by
-batch: label maps of a thousand frames do not fit into memory.
+All results come from the engine that a vehicle runs, never from torch. Outputs are reduced batch by batch:
+label maps of a thousand frames do not fit into memory.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from misfire_train.tasks import Task
 
 BATCH = 32
 FAILED_SHARE = 0.2
-"""Where a task names no loss above which a frame has failed: the worst fifth."""
+"""Share of frames that count as failures if a task states no threshold."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One graph over N frames. threshold: loss above which a frame failed, None where the task decides."""
+    """Holds one graph over N frames. threshold: loss above which a frame failed, None if the task decides."""
 
     scores: Mapping[str, NDArray[np.float64]]
     loss: NDArray[np.float64]
@@ -47,8 +47,9 @@ class Measurement:
 
 
 def open_session(graph: onnx.ModelProto | bytes, *, threads: int = 1) -> ort.InferenceSession:
-    """A CPU session. Raises GraphError with ONNX Runtime's own reason, which names the node."""
+    """Returns a CPU session. Raises GraphError with ONNX Runtime's own reason, which names the node."""
     options = ort.SessionOptions()
+    # One thread by default: sums then have one order, so the same frames give the same values.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised, too, and said in our own words
@@ -69,9 +70,9 @@ def answers(
     names: Sequence[str] | None = None,
     batch: int = BATCH,
 ) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
-    """(positions, {output: array}) by batch, in the batches that the graph is fixed to if it is.
+    """Yields (positions, {output: array}) by batch, in the batch size that the graph is fixed to if it is.
 
-    Raises OutputError on NaN or infinity, naming the image; GraphError on another number of rows than frames.
+    Raises OutputError on NaN or infinity, naming the image; GraphError if rows and frames differ in number.
     """
     wanted = list(names) if names is not None else [output.name for output in session.get_outputs()]
     fixed = session.get_inputs()[0].shape[0]
@@ -89,7 +90,7 @@ def answers(
 def run(
     session: ort.InferenceSession, images: NDArray[Any], *, contract: InputContract, names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """One batch. Raises GraphError where the graph does not take it."""
+    """Returns the outputs of one batch. Raises GraphError if the graph does not take it."""
     try:
         values = session.run(list(names), {contract.name: images})
     except Exception as error:
@@ -101,7 +102,7 @@ def run(
 
 
 def require_rows(name: str, value: NDArray[Any], frames: int) -> None:
-    """Raises GraphError where an output has not one row for each frame: its first axis is not the batch."""
+    """Raises GraphError if an output has not one row for each frame: its first axis is not the batch."""
     rows = value.shape[0] if value.ndim else 0
     if rows != frames:
         raise GraphError(
@@ -111,7 +112,7 @@ def require_rows(name: str, value: NDArray[Any], frames: int) -> None:
 
 
 def require_finite(name: str, value: NDArray[Any], ids: Sequence[str]) -> None:
-    """Raises OutputError naming the output and the first images whose values are NaN or infinite."""
+    """Raises OutputError that names the output and the first images whose values are NaN or infinite."""
     if not np.issubdtype(value.dtype, np.floating):
         return
     rows = np.isfinite(value.reshape(len(value), -1)).all(axis=1)
@@ -132,10 +133,17 @@ def measure(
     scores: Sequence[str],
     threshold: float | None = None,
 ) -> Measurement:
-    """Scores, losses and failures of labelled frames through the graph.
+    """Returns scores, losses and failures of labelled frames through the graph.
 
-    output: the task's output in the graph.  scores: names without "score.".  threshold: the loss above which
-    a frame failed, for tasks that do not say; by default the worst fifth of these frames.
+    Args:
+        session: of the graph.
+        examples: labelled frames.
+        contract: the graph's input.
+        task: computes losses and failures.
+        output: the task's output in the graph.
+        scores: names without "score.".
+        threshold: the loss above which a frame failed. Default: the task's, else the worst fifth of the
+            frames.
     """
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in scores}
     losses, failures, right = [], [], 0.0

@@ -1,4 +1,4 @@
-"""Which score a bundle triggers on: the judge's release gate, on what the shipped graph itself measured.
+"""Chooses the score that a bundle triggers on: the judge's release gate, on what the shipped graph measured.
 
 calibration frames, clean and under each corruption --graph--> scores, failures
                     a learned head on a family it was trained on --refitted without--> its scores there
@@ -28,6 +28,7 @@ from misfire_train.scores.fitting import spread
 
 SHIFTS = ("noise", "blur", "night", "fog", "jpeg")
 """One of each kind: sensor, lens, light, weather, link."""
+# The middle of the five severities.
 SEVERITY = 3
 MAX_SHIFTED = 1_000
 """Frames under each corruption; spread evenly over the calibration set."""
@@ -37,7 +38,10 @@ Measure = Callable[[Examples], Measurement]
 
 @dataclass(frozen=True)
 class Shifts:
-    """Corruptions that the gate holds out. families: of `misfire_train.data.corruptions`, empty for none."""
+    """Specifies the corruptions that the gate holds out.
+
+    families: of `misfire_train.data.corruptions`, empty for none.
+    """
 
     families: tuple[str, ...] = SHIFTS
     severity: int = SEVERITY
@@ -62,10 +66,17 @@ def choose_trigger(
     shifts: Shifts,
     seed: int,
 ) -> tuple[str, dict[str, Any]]:
-    """The trigger score's name and the gate's report for the manifest.
+    """Returns the trigger score's name and the gate's report for the manifest.
 
-    clean: of `frames`.  measure: scores labelled frames through the graph, failures as on the clean ones.
-    free: scores that cost nothing, at least one.  fallback: the free score where nothing can be decided.
+    Args:
+        clean: measurement of `frames`.
+        frames: labelled calibration frames.
+        measure: measures labelled frames through the graph, with failures as on the clean ones.
+        free: scores that cost nothing, at least one.
+        fallback: the free score if nothing can be decided.
+        refit: how to fit the learned head again.
+        shifts: corruptions to hold out.
+        seed: of corruptions, folds and resamples.
     """
     families, notes = _held_out(clean, refit, shifts)
     part = spread(frames, MAX_SHIFTED)
@@ -90,7 +101,7 @@ def choose_trigger(
 def _held_out(
     clean: Measurement, refit: Refit | None, shifts: Shifts
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(families to hold out, notes on those that cannot be)."""
+    """Returns (families to hold out, notes on those that cannot be)."""
     failures = int(clean.failed.sum())
     if min(failures, len(clean) - failures) < MIN_FAILURES:
         return (), ()  # the gate says on clean frames alone that it cannot judge
@@ -112,7 +123,7 @@ def _held_out(
 def _refits(
     refit: Refit | None, worse: Mapping[str, Examples], columns: Mapping[str, Measurement]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """{family: {score: [all rows]}}; only the family's own rows differ, and only they are read."""
+    """Returns {family: {score: [all rows]}}; only the family's own rows differ, and only they are read."""
     if refit is None or refit.name not in columns[CLEAN].scores:
         return {}
     starts = dict(zip(columns, np.cumsum([0, *map(len, columns.values())]), strict=False))

@@ -1,1 +1,1 @@
-"""Graphs at lower precision: fp16 and int8."""
+"""Makes graphs of lower precision: fp16 and int8."""

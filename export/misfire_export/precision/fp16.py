@@ -1,8 +1,8 @@
-"""fp32 graph to fp16: the task's nodes in half precision, input, outputs and scores in fp32.
+"""Converts an fp32 graph to fp16: the task's nodes in half precision; input, outputs and scores in fp32.
 
 image --cast--> [task nodes, weights fp16] --cast back, once per tensor--> outputs, scores in fp32
 
-A squared feature norm of 256 channels at 16 is 65536, above fp16's largest number; so scores are left alone.
+A squared feature norm of 256 channels at 16 is 65536, above fp16's largest number; so scores stay fp32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _KEEP_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 
 
 def halve(graph: onnx.ModelProto, *, output: str) -> onnx.ModelProto:
-    """A copy whose task nodes compute in fp16. Raises PrecisionError where a weight does not fit fp16."""
+    """Returns a copy whose task nodes compute in fp16.
+
+    Raises PrecisionError if a weight does not fit fp16.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     name_nodes(model.graph)
@@ -65,12 +68,13 @@ def halve(graph: onnx.ModelProto, *, output: str) -> onnx.ModelProto:
     initializers = [item for item in [*weights.values(), *halves.values()] if item.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(initializers)
+    # They state the old types.
     del model.graph.value_info[:]
     return model
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of all fp32 tensors, by shape inference."""
+    """Returns the names of all fp32 tensors, by shape inference."""
     typed = onnx.shape_inference.infer_shapes(model).graph
     known = [*typed.input, *typed.output, *typed.value_info]
     names = {v.name for v in known if v.type.tensor_type.elem_type == TensorProto.FLOAT}
@@ -80,7 +84,7 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
 def _cast_inputs(
     graph: onnx.GraphProto, region: list[onnx.NodeProto], outside: set[str]
 ) -> dict[str, onnx.NodeProto]:
-    """A cast to fp16 for every fp32 tensor that enters the region from outside."""
+    """Returns a cast to fp16 for every fp32 tensor that enters the region from outside."""
     casts = {}
     entering = {value.name for value in graph.input} & outside
     for node in region:
@@ -114,7 +118,7 @@ def _half(value: NDArray[Any], name: str) -> onnx.TensorProto:
 
 
 def _halve_attributes(node: onnx.NodeProto) -> None:
-    """Constants and casts inside the region become fp16 too."""
+    """Converts constants and casts inside the region to fp16, too."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16

@@ -1,7 +1,7 @@
-"""fp32 graph to int8 with quantise/dequantise pairs, calibrated on real frames, for a named target.
+"""Converts an fp32 graph to int8 with quantise/dequantise pairs, calibrated on real frames.
 
-onnxruntime-x86  activations u8, weights s8 per channel: what x86's int8 products are fast at
-tensorrt         activations and weights s8, symmetric, biases left fp32: what TensorRT's parser takes
+onnxruntime-x86  activations u8, weights s8 per channel: the fast int8 products of x86
+tensorrt         activations and weights s8, symmetric, biases left fp32: what TensorRT's parser accepts
 
 The last layer stays fp32: it is a thousandth of the work, and every score reads its answer.
 """
@@ -32,16 +32,16 @@ from misfire_train.data import Examples
 from misfire_train.scores.fitting import spread
 
 FRAMES = 256
-"""Frames that activation ranges are read off."""
+"""Number of frames from which activation ranges are read."""
 _BATCH = 16
 
 
 def quantize(
     graph: onnx.ModelProto, *, target: str, frames: Examples, contract: InputContract, output: str
 ) -> onnx.ModelProto:
-    """An int8 copy for a target; at most 256 of `frames` give the ranges of activations.
+    """Returns an int8 copy for a target; at most 256 of `frames` give the ranges of activations.
 
-    Raises PrecisionError with nothing to quantise, or a refusal of the tool.
+    Raises PrecisionError if there is nothing to quantise, or the tool refuses the graph.
     """
     if target not in ("onnxruntime-x86", "tensorrt"):
         raise PrecisionError(f"unknown target {target!r}; expected onnxruntime-x86 or tensorrt")
@@ -58,6 +58,7 @@ def quantize(
     symmetric = target == "tensorrt"
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, result = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        # The tool needs shapes; its own symbolic inference fails on graphs of torch's dynamo exporter.
         onnx.save(onnx.shape_inference.infer_shapes(model), source)
         try:
             quantize_static(
@@ -86,6 +87,7 @@ def quantize(
 def _options(*, symmetric: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": symmetric}
     if symmetric:
+        # TensorRT's parser refuses int32 biases.
         options["QuantizeBias"] = False
     return options
 
@@ -98,7 +100,7 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
         self._batch = batch
 
     def get_next(self) -> dict[str, Any] | None:
-        """One batch under the input's name, None at the end."""
+        """Returns one batch under the input's name, None at the end."""
         part = np.arange(self._next, min(self._next + self._batch, len(self._examples)))
         self._next += self._batch
         if not len(part):
@@ -108,7 +110,10 @@ class _Frames(CalibrationDataReader):  # type: ignore[misc]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tool's advice to pre-process goes to the root logger; the graph here is tidy already."""
+    """Silences the tool's advice to pre-process, which goes to the root logger.
+
+    The graph here is tidy already.
+    """
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""A graph at lower precision, and a plain account of what that changed.
+"""Makes a graph of lower precision, and reports what that changed.
 
 fp32 graph --halve | quantize--> graph --both over the same frames--> accuracy, rank correlation, AUROC
 
-int8 is built for a named target: what x86 runs fast, TensorRT's parser refuses, and the other way round.
-Scores stay fp32 in both; what changes them is the change of the outputs and features that they read.
+int8 is built for a named target: what x86 runs fast, TensorRT's parser refuses, and vice versa. Scores stay
+fp32 in both; they change only with the outputs and features that they read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from misfire_train.data import Examples
 from misfire_train.metrics import auroc, spearman
 
 GOALS = {"fp16": 0.999, "int8": 0.98}
-"""Least rank correlation of a score with its fp32 self; below it the report says so."""
+"""Least rank correlation of a score with its fp32 self; the report marks scores below it."""
 
 
 def lower(
@@ -37,8 +37,7 @@ def lower(
 ) -> onnx.ModelProto:
     """Returns the graph at a lower precision. `compare` reports what that changed.
 
-    ranges: frames that int8's activation ranges are read off.
-    Raises PrecisionError where it cannot be made.
+    ranges: frames from which int8's activation ranges are read. Raises PrecisionError if it cannot be made.
     """
     if precision == "fp16":
         return halve(graph, output=output)
@@ -48,7 +47,10 @@ def lower(
 
 
 def compare(before: Measurement, after: Measurement, *, precision: str, target: str) -> dict[str, Any]:
-    """Accuracy, and per score rank correlation and failure AUROC before and after. met: the goal holds."""
+    """Returns accuracy, and per score rank correlation and failure AUROC before and after.
+
+    met: the goal holds.
+    """
     goal = GOALS[precision]
     rows = {}
     for name in before.scores:
