@@ -1,1 +1,1 @@
-"""Where a graph comes from: a training run, a torch module, or a foreign ONNX file."""
+"""Reads a graph from its source: a training run, a torch module, or a foreign ONNX file."""

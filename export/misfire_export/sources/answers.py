@@ -1,11 +1,11 @@
-"""What a foreign graph's answer is, told by its numbers on real frames: logits, probabilities or sigmoids.
+"""Recognises a foreign graph's answer by its numbers on real frames: logits, probabilities or sigmoids.
 
 values [n,K] or [n,K,h,w] --within 0..1?--> no: logits;  rows sum to about one: probabilities;  else: sigmoids
 
-Operators do not tell it: probabilities also come out of Clip, of Exp / ReduceSum / Div, of an average of
+Operators do not show it: probabilities also come out of Clip, of Exp / ReduceSum / Div, of an average of
 networks, or of a Softmax behind a quantiser. A softmax of probabilities is nearly flat, so every score and
 every confidence would be wrong: logarithms of probabilities are used as logits, and sigmoids are refused
-unless `--answer sigmoid` says to take their log-odds.
+unless `--answer sigmoid` asks for their log-odds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 
 
 def choose_output(model: onnx.ModelProto, wanted: str = "") -> str:
-    """The output that is the task's answer: the named one, or the only one that can be it.
+    """Returns the output that is the task's answer: the named one, or the only one that can be it.
 
-    wanted: as the file calls it.  Raises GraphError where several could be it, or where it holds no numbers.
+    wanted: the file's own name. Raises GraphError if several outputs could be it, or if it holds no numbers.
     """
     outputs = {value.name: value for value in model.graph.output}
     if wanted:
@@ -59,7 +59,7 @@ def _could_answer(value: onnx.ValueInfoProto) -> bool:
 
 
 def _why_not(value: onnx.ValueInfoProto) -> str:
-    """Why an output cannot be the answer, and the way out; "" where it can."""
+    """Returns why an output cannot be the answer, and the way out; "" if it can."""
     name = own_name(value.name)
     if value.type.WhichOneof("value") in ("sequence_type", "map_type"):
         return (
@@ -80,7 +80,7 @@ def _listed(outputs: Sequence[str] | dict[str, Any]) -> str:
 
 
 def static_shape(model: onnx.ModelProto, output: str) -> tuple[int, ...] | None:
-    """The output's shape as the file states it, 0 where it is open; None where it states none."""
+    """Returns the output's shape as the file states it, 0 for an open axis; None if it states none."""
     for value in model.graph.output:
         if value.name == output and value.type.tensor_type.HasField("shape"):
             return tuple(max(0, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
@@ -88,11 +88,12 @@ def static_shape(model: onnx.ModelProto, output: str) -> tuple[int, ...] | None:
 
 
 def require_shape(shape: Sequence[int], *, output: str, task: Task) -> None:
-    """Raises GraphError on an answer that the task cannot have, with a way out. shape: 0 where unknown."""
+    """Raises GraphError on an answer that the task cannot have, with a way out. shape: 0 if unknown."""
     name, rank = own_name(output), len(shape)
     start = f"the answer {name} has shape {list(shape)}"
     per_pixel = not task.by_frame
     wanted = "[N,K,H,W] with K >= 2" if per_pixel else "[N,K] with K >= 2"
+    # A 1x1 convolution behind a global pooling answers for the frame.
     if rank == 4 and not per_pixel and tuple(shape[2:]) == (1, 1):
         rank = 2
     if rank == 4 and shape[1] == 1 and (shape[2] != 1 or shape[3] != 1):
@@ -124,7 +125,7 @@ def require_shape(shape: Sequence[int], *, output: str, task: Task) -> None:
 
 
 def require_channels_first(shape: Sequence[int], *, output: str, classes: int) -> None:
-    """Raises GraphError where an answer [N,H,W,K] is taken for [N,K,H,W]. classes: 0 where unknown."""
+    """Raises GraphError if an answer [N,H,W,K] is taken for [N,K,H,W]. classes: 0 if unknown."""
     if len(shape) == 4 and classes and shape[1] != classes and shape[3] == classes:
         raise GraphError(
             f"the answer {own_name(output)} has shape {list(shape)}, which is [N,H,W,K]; expected [N,K,H,W]: "
@@ -133,7 +134,8 @@ def require_channels_first(shape: Sequence[int], *, output: str, classes: int) -
 
 
 def softmax(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Along axis 1."""
+    """Returns the softmax along axis 1."""
+    # The largest exponent is 0, so exp cannot overflow.
     shifted = values.astype(np.float64) - values.max(axis=1, keepdims=True)
     powers = np.exp(shifted)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What the user states about a model that was trained elsewhere; what is left out is found on real frames."""
+"""Holds what the user states about a model that was trained elsewhere; the rest is found on real frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from misfire_train.tasks import Task
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A foreign model in its user's words.
+    """Describes a foreign model in its user's words.
 
     Args:
         contract: What its input expects of an image.
@@ -22,7 +22,7 @@ class ModelFacts:
         answer: Of an ONNX graph: auto, logits, probabilities or sigmoid.
         features: Of a module: layers that a learned head reads.
         last_layer: Of a module: its last nn.Linear or 1x1 nn.Conv2d. None finds it.
-        lineage: Of a module: where it comes from. A graph's lineage is the file itself.
+        lineage: Of a module: its origin. A graph's lineage is the file itself.
     """
 
     contract: InputContract

@@ -1,4 +1,4 @@
-"""The labelled frames that a model is exported on, by use, and where they come from.
+"""Provides the labelled frames that a model is exported on, by use.
 
 run, data set --frames_of_run--> the run's own training, holdout and calibration parts
 data set --frames_of_dataset--> training half, and a holdout and calibration part of the test half
@@ -23,22 +23,23 @@ from misfire_train.data import Dataset, Examples, load_dataset, split
 from misfire_train.fitting.frames import frames_to_fit
 from misfire_train.runs import Run, run_splits
 
+# Of the test half; calibration, which also sets thresholds and feeds the gate, gets the larger part.
 HOLDOUT_SHARE = 0.4
 _SIZED = ("masks:", "coco-keypoints:")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Labelled frames by use, and what is known of them.
+    """Holds labelled frames by use, and what is known of them.
 
     Args:
         calibration: Frames that nothing was trained on: quantiles, thresholds and the gate.
         fit: Frames that the model was trained on, for banks of embeddings and class means.
         holdout: Frames that the network never fitted, for scores that learn from its losses.
         classes: Class names that the targets count.
-        contract: How the data set itself gives its images. None: as the model expects them.
-        task: Task of the data set, "" where unknown.
-        dataset: Name and sha256 of where they come from.
+        contract: How the data set itself provides its images. None: as the model expects them.
+        task: Task of the data set, "" if unknown.
+        dataset: Name and sha256 of their source.
     """
 
     calibration: Examples
@@ -56,7 +57,7 @@ class Frames:
 
 
 def frames_of_run(run: Run, dataset: Dataset) -> Frames:
-    """Returns a run's own parts. Raises ConfigError where it set no calibration frames aside."""
+    """Returns a run's own parts. Raises ConfigError if it set no calibration frames aside."""
     record, parts = run.record, run_splits(run, dataset)
     fitted = frames_to_fit(run, parts)
     if "calibration" not in parts:
@@ -123,14 +124,14 @@ def _read_image(text: str) -> dict[str, Any]:
 
 
 def _with_size(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> str:
-    """The data set's name with the graph's own size, for readers whose labels lie on the input's pixels."""
+    """Returns the data set's name with the graph's own size, for readers whose labels are in input pixels."""
     if size is None or not name.startswith(_SIZED) or "size=" in name or {"height", "width"} & set(given):
         return name
     return f"{name}{'&' if '?' in name else '?'}size={size[2]}x{size[1]}"
 
 
 def _sized(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> dict[str, Any]:
-    """What is stated of the input: by --image, and where that says nothing by the graph."""
+    """Returns what is stated of the input: by --image, and otherwise by the graph."""
     if size is None:
         return dict(given)
     found: dict[str, Any] = {"height": size[1], "width": size[2]} if "size=" not in name else {}
@@ -138,9 +139,11 @@ def _sized(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | Non
 
 
 def laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContract:
-    """The data set's contract with what was given; mean and deviation follow the number of channels.
+    """Returns the data set's contract with the given fields.
 
-    given: fields of the contract, and `channels` where only their number is known. Raises ConfigError.
+    Mean and deviation follow the number of channels.
+
+    given: fields of the contract, and `channels` if only their number is known. Raises ConfigError.
 
     >>> rgb = InputContract(height=8, width=8, mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
     >>> found = laid_over(rgb, {"color": "gray"})

@@ -1,4 +1,4 @@
-"""Do the classes of the data and the outputs of a model mean the same thing?
+"""Checks whether the classes of the data and the outputs of a model mean the same.
 
 data's classes, K outputs, the model's own names --> order of the outputs, targets in that order
 truth and answers on real frames --confusion matrix, best assignment--> is another order far likelier?
@@ -30,14 +30,19 @@ GAIN = 0.15
 SURE = 4.0
 """Standard errors that a difference must exceed; chance reaches four once in 30,000 exports."""
 _SHOWN = 8
+# Each normalisation is a pass over so many frames.
 _TRIED = 300
 
 
 @dataclass(frozen=True)
 class ClassOrder:
-    """names: of the outputs, in order.  index: output of each class of the data.
+    """Holds the order of a model's classes.
 
-    stated: the user gave the order, so that it is believed.  note: what must be said of it, or "".
+    Attributes:
+        names: of the outputs, in order.
+        index: output of each class of the data.
+        stated: the user gave the order, so it is believed.
+        note: what must be reported of it, or "".
     """
 
     names: tuple[str, ...]
@@ -46,7 +51,7 @@ class ClassOrder:
     note: str = ""
 
     def of(self, examples: Examples) -> Examples:
-        """The same frames with targets that count outputs; 255 (no label) stays."""
+        """Returns the same frames with targets that count outputs; 255 (no label) stays."""
         if self.index == tuple(range(len(self.index))):
             return examples
         table = np.arange(max(IGNORE + 1, len(self.index)))
@@ -56,9 +61,9 @@ class ClassOrder:
 
 
 def read_classes(path: Path | None) -> tuple[str, ...]:
-    """Returns class names in the model's order, read as a data set's class list is; () without a file.
+    """Returns class names in the model's order from a class list like that of a data set; () without a file.
 
-    Raises LabelError on a file that is none.
+    Raises LabelError if the file is none.
     """
     if path is None:
         return ()
@@ -71,11 +76,16 @@ def read_classes(path: Path | None) -> tuple[str, ...]:
 def order_classes(
     data: Sequence[str], outputs: int, *, stated: Sequence[str] = (), metadata: Sequence[str] = ()
 ) -> ClassOrder:
-    """Which output is which class.
+    """Returns which output is which class.
 
-    data: class names of the data set, () where nobody knows them.  stated: names in the model's order, from
-    the user.  metadata: the same from the file.
-    Raises LabelError where the counts differ, naming both, or a class of the data is none of the model's.
+    Args:
+        data: class names of the data set, () if unknown.
+        outputs: K of the model.
+        stated: names in the model's order, from the user.
+        metadata: the same from the file.
+
+    Raises:
+        LabelError: the counts differ (it names both), or a class of the data is none of the model's.
 
     >>> order_classes(["bag", "coat"], 3, stated=["coat", "shirt", "bag"]).index
     (2, 0)
@@ -110,7 +120,7 @@ def order_classes(
 
 
 def require_targets(examples: Examples, outputs: int) -> None:
-    """Raises LabelError where a target is none of the outputs, for data whose classes nobody named."""
+    """Raises LabelError if a target is none of the outputs, for data whose classes nobody named."""
     targets = np.asarray(examples.targets)
     known = targets[targets != IGNORE] if targets.ndim > 1 else targets
     if known.size and (int(known.max()) >= outputs or int(known.min()) < 0):
@@ -122,7 +132,10 @@ def require_targets(examples: Examples, outputs: int) -> None:
 
 @dataclass(frozen=True)
 class Answered:
-    """Labels and answers of n frames, int [n,P]. P: 1 for a whole frame, else pixels, 255 for no label."""
+    """Holds labels and answers of n frames, int [n,P].
+
+    P is 1 for a whole frame, else the number of pixels, with 255 for no label.
+    """
 
     truth: NDArray[np.int64]
     answer: NDArray[np.int64]
@@ -131,46 +144,55 @@ class Answered:
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """bool [n,P]: places that have a label."""
+        """Returns the places that have a label, bool [n,P]."""
         return (self.truth != IGNORE) if self.per_pixel else np.ones(self.truth.shape, bool)
 
     def accuracies(self, order: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """[n] share of the places that are right. order: the class that each output is taken for."""
+        """Returns the share of right places of each frame, [n].
+
+        order: the class that each output is taken for.
+        """
         answer = self.answer if order is None else order[self.answer]
         right = ((answer == self.truth) & self.known).sum(axis=1)
         return np.asarray(right / np.maximum(self.known.sum(axis=1), 1), np.float64)
 
     @property
     def accuracy(self) -> float:
-        """Mean over the frames."""
+        """Returns the mean accuracy of the frames."""
         return float(self.accuracies().mean())
 
     @property
     def chance(self) -> float:
-        """Accuracy of always answering the commonest class."""
+        """Returns the accuracy of always answering the commonest class."""
         labels = self.truth[self.known]
         return float(np.bincount(labels).max() / len(labels)) if len(labels) else 0.0
 
     def take(self, rows: NDArray[Any]) -> Answered:
-        """Some frames, by mask or position."""
+        """Returns some frames, by mask or position."""
         return replace(self, truth=self.truth[rows], answer=self.answer[rows])
 
     def best_order(self) -> NDArray[np.int64]:
-        """[K] class that each output is best taken for: the assignment with the most right places."""
+        """Returns the class for which each output is best taken, [K].
+
+        It is the assignment with the most right places.
+        """
         confusion = np.zeros((self.outputs, self.outputs))
         np.add.at(confusion, (self.answer[self.known], self.truth[self.known]), 1)
         # On a tie the given order stands.
         confusion[np.diag_indices(self.outputs)] += 0.5
+        # It minimises a cost, hence the sign.
         return np.asarray(linear_sum_assignment(-confusion)[1], np.int64)
 
 
 def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
-    """Notes on the order of the classes.
+    """Returns notes on the order of the classes.
 
     The likeliest order is read off one half of the frames and judged on the other, so that chance explains no
-    gain. Answers that tell nothing of the labels show no order either: always the same one, or an order that
-    is worse than always the commonest class. Raises LabelError naming the likeliest order if it explains far
-    more than the given one and nobody stated that.
+    gain. Uninformative answers show no order either: always the same one, or an order that is worse than
+    always
+    the commonest class. Raises LabelError that names the likeliest order if it explains far more than the
+    given
+    one and the user did not state that.
     """
     if len(seen.truth) < 2 or seen.outputs < 2 or len(np.unique(seen.answer[seen.known])) < 2:
         return ()
@@ -217,10 +239,16 @@ def normalisation_note(
     data: InputContract,
     answers: Callable[[Examples, InputContract], Answered],
 ) -> tuple[str, ...]:
-    """A hint where another usual normalisation does much better than the contract's.
+    """Returns a hint if another usual normalisation does much better than the contract's.
 
-    seen: of `frames`.  data: the data set's own contract.  answers: the model's, of frames under a contract.
     A few hundred frames are enough, and each normalisation is a pass over them.
+
+    Args:
+        seen: answers to `frames`.
+        frames: labelled frames.
+        contract: of the model.
+        data: the data set's own contract.
+        answers: computes the model's answers to frames under a contract.
     """
     if contract.dtype == "uint8" or seen.accuracy > 1 - GAIN / 3:
         return ()
@@ -251,6 +279,7 @@ def _normalisations(
     contract: InputContract, data: InputContract
 ) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:
     one = contract.channels == 1
+    # ImageNet's statistics; the grey ones are the means over its channels.
     means, stds = ((0.449,), (0.226,)) if one else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     usual: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
         ("pixels from 0 to 1", (0.0,), (1.0,)),
@@ -274,7 +303,10 @@ def _same(a: InputContract, b: InputContract) -> bool:
 
 
 def _sure(gains: NDArray[np.float64]) -> bool:
-    """The mean gain lies more than SURE standard errors above zero; a frame's worth of doubt is added."""
+    """Returns whether the mean gain is more than SURE standard errors above zero.
+
+    One frame of doubt is added.
+    """
     error = float(np.sqrt((gains.var() + 1 / len(gains)) / len(gains)))
     return bool(gains.mean() > SURE * error)
 

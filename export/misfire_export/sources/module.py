@@ -1,4 +1,4 @@
-"""Any nn.Module becomes a bundle: `misfire export --torch module:factory --weights w.safetensors`.
+"""Makes a bundle of any nn.Module: `misfire export --torch module:factory --weights w.safetensors`.
 
 factory() --weights--> module --attach to named layers--> LearningLoss++ head fitted on held-out frames
        --score, trace, assemble--> Bundle; the module's weights stay bit-identical
@@ -49,9 +49,12 @@ def export_module_bundle(
         options: How to make it. Scores: by default the free scores of the task, and the head if there are
             `facts.features`.
 
+    Returns:
+        The bundle, opened.
+
     Raises:
         TraceError: The module has no last layer that scores can use.
-        ExportError: Whatever else is wrong; `out` then stays as it was.
+        ExportError: Something else is wrong; `out` then stays as it was.
     """
     require_free(Path(out))
     require_frames(len(frames.calibration))
@@ -115,7 +118,7 @@ def _build_scores(refit: Refit, features: Sequence[str], options: Options) -> li
 
 
 def fit_head(refit: Refit, *, layers: Sequence[str]) -> Score:
-    """A LearningLoss++ head on these layers. Raises ExportError without frames to fit it on."""
+    """Returns a LearningLoss++ head on these layers. Raises ExportError without frames to fit it on."""
     if refit.train is None or refit.holdout is None:
         raise ExportError(f"{HEAD} is fitted on held-out frames and knows the training frames; give both")
     probe = refit.probe
@@ -127,7 +130,7 @@ def fit_head(refit: Refit, *, layers: Sequence[str]) -> Score:
 
 
 def module_lineage(target: str, weights: Path | None, dataset: tuple[str, str]) -> Lineage:
-    """A foreign module's run is its weights."""
+    """Returns the lineage of a foreign module: its run is its weights."""
     identity = sha256_file(weights)[:16] if weights is not None else "untrained"
     return Lineage(
         run_id=f"torch-{identity}", dataset=dataset[0], dataset_sha256=dataset[1], config={"torch": target}

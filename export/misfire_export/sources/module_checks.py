@@ -1,4 +1,4 @@
-"""Proves of a torch module, on real frames, what its bundle will claim: last layer, logits, classes.
+"""Proves on real frames what the bundle of a torch module will claim: last layer, logits, classes.
 
 module --an image--> answer, last layer --frames--> labels and answers --> order of the classes, notes
 """
@@ -45,7 +45,10 @@ def probe_of(
     features: Sequence[str],
     output: str,
 ) -> Probe:
-    """Raises TraceError where the model does not take an image, or has no last layer that scores can use."""
+    """Returns a probe on the model.
+
+    Raises TraceError if the model does not take an image, or has no last layer that scores can use.
+    """
     image = example_input(contract, batch=2)
     try:
         with torch.no_grad():
@@ -81,7 +84,7 @@ def layer_notes(probe: Probe, contract: InputContract) -> list[str]:
 def _layer_gives(
     probe: Probe, contract: InputContract
 ) -> Literal["the answer", "a smaller answer", "another", "unknown"]:
-    """Tells what W phi + b of the last layer is, on an example image."""
+    """Returns what W phi + b of the last layer is, on an example image."""
     signals = probe(example_input(contract, batch=2))
     if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
         return "unknown"
@@ -100,9 +103,11 @@ def _layer_gives(
 def settle_classes(
     probe: Probe, frames: Frames, *, contract: InputContract, task: Task, stated: Sequence[str]
 ) -> tuple[ClassOrder, tuple[str, ...]]:
-    """Returns (order of the classes, notes on it and on normalisation). stated: names in the module's order.
+    """Returns the order of the classes, and notes on it and on normalisation.
 
-    Raises ExportError where the classes do not fit, or where the module gives no logits.
+    stated: names in the module's order. Raises ExportError if the classes do not fit, or if the module does
+    not
+    return logits.
     """
     outputs = int(probe(frames.calibration.batch([0], contract)).outputs.shape[1])
     order = order_classes(frames.classes, outputs, stated=stated)

@@ -1,4 +1,4 @@
-"""A torch module by name, with its weights: `--torch module:factory --weights w.safetensors`.
+"""Loads a torch module by name, with its weights: `--torch module:factory --weights w.safetensors`.
 
 factory() --state dict, without wrappers' prefixes--> module in eval mode
 """
@@ -19,10 +19,10 @@ from misfire_train.runs import read_tensors
 
 
 def load_module(target: str, *, weights: Path | None = None) -> nn.Module:
-    """The module that `package.module:factory` makes, in eval mode, with weights of a safetensors file.
+    """Returns the module that `package.module:factory` makes, in eval mode, with the weights of a file.
 
     A factory is a function or class without required arguments, or a module. The current folder is searched.
-    Raises ExportError where it cannot be imported, called, or loaded into.
+    Raises ExportError if it cannot be imported, called, or loaded into.
     """
     name, _, attribute = target.partition(":")
     if not name or not attribute:
@@ -45,11 +45,13 @@ def load_module(target: str, *, weights: Path | None = None) -> nn.Module:
 def load_weights(model: nn.Module, path: Path, *, target: str) -> None:
     """Loads a safetensors file, or a state dict that torch.save wrote, into a module.
 
-    Nothing but tensors is unpickled. Prefixes of DataParallel and torch.compile are left out.
-    Raises ExportError naming missing and unexpected weights, and those of another shape.
+    Only tensors are unpickled. Prefixes of DataParallel and torch.compile are left out. Raises ExportError
+    that
+    names missing and unexpected weights, and those of another shape.
     """
     tensors = _read_weights(path)
     own = model.state_dict()
+    # torch.compile may wrap DataParallel, or the other way round.
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):
         if tensors and all(name.startswith(prefix) for name in tensors) and not set(own) & set(tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -72,6 +74,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
+        # weights_only: a pickle from elsewhere could run any code.
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise ExportError(

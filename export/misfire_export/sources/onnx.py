@@ -1,10 +1,10 @@
-"""A foreign ONNX classifier or segmenter becomes a bundle: `misfire export --onnx model.onnx`.
+"""Makes a bundle of a foreign ONNX classifier or segmenter: `misfire export --onnx model.onnx`.
 
 file --adapt--> one image input --find--> claim --prove on frames--> logits, last layer, order of the classes
      --measure phi--> fit scores --graft--> assemble
 
-What could not be found is said in the manifest's notes. Parity compares with the file as it was given: its
-answers by ONNX Runtime, and the scores that torch computes from them.
+The manifest's notes list what could not be found. Parity compares with the file as it was given: its answers
+by ONNX Runtime, and the scores that torch computes from them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from misfire_train.signals import Signals
 from misfire_train.tasks import Task, known_tasks
 from misfire_train.tasks.shapes import Kind
 
+# Fewer than of a run: the file runs on one thread of the CPU, perhaps frame by frame.
 MAX_FIT = 2_000
 OUTPUT_ONLY = ("entropy", "msp", "margin", "energy", "max_logit")
 WITH_LAYER = ("egl",)
@@ -60,15 +61,16 @@ WITH_HOLDOUT = ("wrong_prediction_approx",)
 
 
 class ForeignReference(nn.Module):
-    """The file as given, run by ONNX Runtime, and scores computed from its answers in torch."""
+    """Runs the file as given by ONNX Runtime, and computes scores from its answers in torch."""
 
     def __init__(self, session: ort.InferenceSession, head: ScoreHead, *, output: str, image: str) -> None:
         super().__init__()
         self.session, self.head, self.output, self.image = session, head, output, image
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """{output: tensor} of a batch."""
+        """Returns {output: tensor} of a batch."""
         names = [value.name for value in self.session.get_outputs()]
+        # Frame by frame, because the graph's batch may be fixed at 1.
         rows: list[list[Any]] = [self.session.run(names, {self.image: part[None].numpy()}) for part in image]
         joined = {
             name: torch.from_numpy(np.concatenate(v))
@@ -155,7 +157,7 @@ def foreign_task(name: str) -> Task:
 
 
 def open_graph(path: Path, *, output: str = "", task: str = "") -> onnx.ModelProto:
-    """The file's graph, after all that can be refused without any data. task: "" where not known yet."""
+    """Returns the file's graph, after all checks that need no data. task: "" if unknown."""
     kind = foreign_task(task) if task else None
     graph = load_graph(path)
     require_operators(graph)
@@ -189,7 +191,7 @@ def _settle(
 
 
 def _with_phi(model: onnx.ModelProto, found: Found) -> onnx.ModelProto:
-    """The exposed graph with phi among its outputs."""
+    """Returns the exposed graph with phi among its outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if found.layer is not None:
@@ -200,7 +202,7 @@ def _with_phi(model: onnx.ModelProto, found: Found) -> onnx.ModelProto:
 def _gather(
     session: ort.InferenceSession, part: Examples | None, found: Found, *, contract: InputContract, task: Task
 ) -> scoring.FitSet | None:
-    """Signals of labelled frames through the graph; None without frames or without a last layer."""
+    """Returns signals of labelled frames through the graph; None without frames or without a last layer."""
     if part is None or not len(part) or found.layer is None:
         return None
     chosen = scoring.spread(part, MAX_FIT)
@@ -216,7 +218,7 @@ def _gather(
 def _names(
     wanted: Sequence[str] | None, found: Found, sets: Mapping[str, scoring.FitSet | None], *, task: Task
 ) -> list[str]:
-    """The scores to append. Raises ExportError where one needs what was not found or given."""
+    """Returns the scores to append. Raises ExportError if one needs what was not found or given."""
     chosen = list(OUTPUT_ONLY)
     if found.layer is not None:
         chosen += WITH_LAYER
@@ -275,7 +277,7 @@ def _report(found: Found) -> dict[str, Any]:
 
 
 def _lineage(path: Path, dataset: tuple[str, str]) -> Lineage:
-    """A foreign graph's run is the file itself."""
+    """Returns the lineage of a foreign graph: its run is the file itself."""
     return Lineage(
         run_id=f"onnx-{sha256_file(path)[:16]}",
         dataset=dataset[0],

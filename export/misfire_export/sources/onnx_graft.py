@@ -1,9 +1,9 @@
-"""Appends failure scores to a graph that we did not make.
+"""Appends failure scores to a foreign graph.
 
 found logits and phi --ScoreHead traced by torch--> small graph --graft--> one graph: task, scores, embedding
 
-The scores are the very modules that score a pool in torch; they are traced with logits and phi as inputs and
-their nodes joined to the foreign graph, whose own nodes stay untouched.
+The scores are the very modules that score a pool in torch. They are traced with logits and phi as inputs and
+their nodes joined to the foreign graph, whose own nodes are not changed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from misfire_train.signals import Score, Signals
 
 PREFIX = "misfire/"
 _SCORES = "misfire/scores/"
-"""Of grafted names only: torch calls a node "log" as readily as we do."""
+"""Prefix of grafted names only: torch calls a node "log" as readily as we do."""
 
 
 class ScoreHead(nn.Module):
-    """Scores from the answer and, if there is one, the last layer's input: (outputs, phi) -> {name: [N]}."""
+    """Computes scores from the answer and, if there is one, the last layer's input.
+
+    (outputs, phi) -> {name: [N]}
+    """
 
     weight: Tensor | None
     bias: Tensor | None
@@ -43,11 +46,11 @@ class ScoreHead(nn.Module):
         self.register_buffer("bias", None if layer is None else torch.from_numpy(layer.bias))
 
     def signals(self, outputs: Tensor, features: Tensor | None) -> Signals:
-        """As a Probe would give them; without a last layer the answer stands in for its input."""
+        """Returns signals as a Probe would; without a last layer the answer replaces its input."""
         return Signals(outputs, outputs if features is None else features, {}, self.weight, self.bias)
 
     def forward(self, outputs: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
-        """All scores, and the embedding where there are features."""
+        """Returns all scores, and the embedding if there are features."""
         signals = self.signals(outputs, features)
         result = {f"score.{score.name}": score(signals).float() for score in self.scores}
         if features is not None:
@@ -56,9 +59,10 @@ class ScoreHead(nn.Module):
 
 
 def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProto:
-    """A copy whose outputs are the task's logits as `output`, and what it gave beside; `phi` is made inside.
+    """Returns a copy whose outputs are the task's logits as `output`, and the file's other ones.
 
-    The logits are made [N,K] (or stay [N,K,h,w]) and fp32; phi of a layer over one pixel becomes [N,C].
+    `phi` is made inside. The logits become [N,K] (or stay [N,K,h,w]) and fp32; phi of a layer over one pixel
+    becomes [N,C].
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -76,7 +80,7 @@ def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProt
 
 
 def _as_float(graph: onnx.GraphProto, tensor: str, seen: Seen) -> str:
-    """The tensor in fp32: scores compute in it, whatever the network's own nodes do."""
+    """Returns the tensor in fp32: scores compute in it, whatever the network's own nodes do."""
     if seen.types[tensor] == "tensor(float)":
         return tensor
     name = f"{PREFIX}float/{tensor}"
@@ -86,13 +90,17 @@ def _as_float(graph: onnx.GraphProto, tensor: str, seen: Seen) -> str:
 
 
 def _take(graph: onnx.GraphProto, source: str, take: Take) -> str:
-    """Logits of probabilities (their logarithms) or of sigmoids (log p - log(1 - p)), finite at the ends."""
+    """Returns logits of probabilities (their logarithms) or of sigmoids (log p - log(1 - p)).
+
+    They are finite at both ends.
+    """
     if take == "as-is":
         return source
     if take == "log":
         return _floored_log(graph, source, "log", floor=1e-12)
     graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{PREFIX}one"))
     graph.node.append(helper.make_node("Sub", [f"{PREFIX}one", source], [f"{PREFIX}rest"]))
+    # fp32 resolves steps of 6e-8 near 1, so 1 - p below 1e-7 is rounding.
     yes = _floored_log(graph, source, "log_yes", floor=1e-7)
     no = _floored_log(graph, f"{PREFIX}rest", "log_no", floor=1e-7)
     graph.node.append(helper.make_node("Sub", [yes, no], [f"{PREFIX}odds"]))
@@ -115,7 +123,8 @@ def append_scores(
     phi: NDArray[np.float32] | None,
     output: str,
 ) -> onnx.ModelProto:
-    """Grafts the scores onto an exposed graph. answer, phi: what it gave for two frames, for their shapes."""
+    """Grafts the scores onto an exposed graph. answer, phi: what it gave for a frame, for their shapes."""
+    # Two frames: torch would take a batch of one for a constant.
     inputs = [torch.from_numpy(np.repeat(answer[:1], 2, axis=0))]
     names = [output]
     if phi is not None:
@@ -147,7 +156,7 @@ def append_scores(
 
 
 def graft(model: onnx.ModelProto, small: onnx.ModelProto, *, shared: Sequence[str]) -> None:
-    """Adds a graph's nodes, weights and outputs; names get a prefix but for shared inputs and the outputs."""
+    """Adds a graph's nodes, weights and outputs; names get a prefix, except shared inputs and the outputs."""
     public = {value.name for value in small.graph.output} | set(shared)
 
     def renamed(name: str) -> str:
@@ -170,7 +179,7 @@ def graft(model: onnx.ModelProto, small: onnx.ModelProto, *, shared: Sequence[st
 
 
 def hide(model: onnx.ModelProto, name: str) -> None:
-    """Takes a tensor off the outputs; its nodes stay where a score needs them."""
+    """Removes a tensor from the outputs; its nodes stay if a score needs them."""
     kept = [value for value in model.graph.output if value.name != name]
     del model.graph.output[:]
     model.graph.output.extend(kept)

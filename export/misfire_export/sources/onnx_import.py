@@ -1,10 +1,10 @@
-"""Makes a foreign graph look like one of ours: one image input, opset 18 or above, a batch that holds.
+"""Gives a foreign graph the form of one of ours: one image input, opset 18 or above, a batch that holds.
 
-graph --newer opset--> input renamed (flattened where it wants [N,F], cast where it wants halves or doubles)
+graph --newer opset--> input renamed (flattened if it takes [N,F], cast if it takes halves or doubles)
       --> batch freed and proven, or fixed at one frame
 
-Nothing here changes what the graph computes. The batch is freed only where two frames together give what each
-gives alone; else it is fixed at 1 in the graph itself, so that calibration and vehicle run it alike.
+Nothing here changes what the graph computes. The batch is freed only if two frames together give what each
+gives by itself; else it is fixed at 1 in the graph itself, so that calibration and vehicle run it alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CAST = (TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 def adapt(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The adapted graph and what must be said of it. Raises GraphError on what cannot be adapted."""
+    """Returns the adapted graph and notes. Raises GraphError on what cannot be adapted."""
     require_operators(model)
     model = _newer(model)
     _drop_input_weights(model.graph)
@@ -41,7 +41,7 @@ def adapt(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelPr
 
 
 def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in opset 18 at least. Newer ones stay: their operators may not exist in 18."""
+    """Returns the graph in opset 18 at least. Newer ones stay: their operators may not exist in 18."""
     version = opset_of(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -60,7 +60,7 @@ def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _drop_input_weights(graph: onnx.GraphProto) -> None:
-    """Old files list weights as inputs too; a vehicle feeds an image only."""
+    """Removes weights that old files list as inputs: a vehicle feeds only an image."""
     held = {item.name for item in graph.initializer}
     kept = [value for value in graph.input if value.name not in held]
     del graph.input[:]
@@ -68,7 +68,7 @@ def _drop_input_weights(graph: onnx.GraphProto) -> None:
 
 
 def _connect_input(model: onnx.ModelProto, contract: InputContract) -> None:
-    """The graph's one input takes the contract's name, type and layout."""
+    """Gives the graph's one input the contract's name, type and layout."""
     graph = model.graph
     if len(graph.input) != 1:
         names = ", ".join(own_name(value.name) for value in graph.input)
@@ -116,13 +116,14 @@ def _require_type(name: str, kind: int, contract: InputContract) -> None:
 
 
 def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto | None, str]:
-    """(the graph with a free batch dimension, ""), or (None, why two frames together are not two alone)."""
+    """Returns the graph with a free batch dimension and "", or None and why two frames are not two alone."""
     free = onnx.ModelProto()
     free.CopyFrom(model)
     free.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     for value in free.graph.output:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    # They state shapes with the fixed batch.
     del free.graph.value_info[:]
     _copy_batch_in_reshapes(free.graph)
     try:
@@ -153,7 +154,7 @@ def _random_frames(contract: InputContract) -> NDArray[np.generic]:
 
 
 def _copy_batch_in_reshapes(graph: onnx.GraphProto) -> None:
-    """A Reshape to a constant [1, ...] takes its batch from its input instead."""
+    """Lets a Reshape to a constant [1, ...] take its batch from its input instead."""
     constants = {item.name: item for item in graph.initializer}
     for node in graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants or node.input[0] in constants:

@@ -1,4 +1,4 @@
-"""Reads a foreign ONNX file, before any data are read: nodes in order, one opset a domain, no clash of names.
+"""Reads a foreign ONNX file, before any data: nodes in order, one opset a domain, no clash of names.
 
 file --load, sort, deduplicate, make room--> graph --> its input size, class names and precision
 """
@@ -17,15 +17,16 @@ import onnx
 from misfire_export.errors import GraphError
 from misfire_export.graph.rename import make_room, subgraphs
 
+# A protobuf message holds at most 2 GiB.
 MAX_FILE_BYTES = 1_900_000_000
 _INT8 = ("DequantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """The graph with its external data inside, ready to be read and extended.
+    """Returns the graph with its external data inside, ready to be read and extended.
 
-    Raises GraphError where the file is none, is too large, or has a loop.
+    Raises GraphError if the file is none, is too large, or has a loop.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -46,7 +47,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
 
 def _one_opset_per_domain(model: onnx.ModelProto) -> None:
-    """ "ai.onnx" is the default domain; a domain that is listed twice keeps its highest version."""
+    """Keeps one opset per domain, the highest; "ai.onnx" is the default domain."""
     versions: dict[str, int] = {}
     for item in model.opset_import:
         domain = _domain(item.domain)
@@ -82,6 +83,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     ready = [i for i, count in enumerate(left) if count == 0]
     order: list[int] = []
     while ready:
+        # The lowest number first, which keeps the file's own order wherever it can.
         i = heapq.heappop(ready)
         order.append(i)
         for reader in readers[i]:
@@ -101,7 +103,10 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """Tensors that a node and its subgraphs read; a subgraph's own are among them and harm nobody."""
+    """Returns the tensors that a node and its subgraphs read.
+
+    A subgraph's own are among them and harm nobody.
+    """
     names = {name for name in node.input if name}
     for inner in subgraphs(node):
         for part in inner.node:
@@ -110,7 +115,7 @@ def _reads(node: onnx.NodeProto) -> set[str]:
 
 
 def own_size(model: onnx.ModelProto) -> tuple[int, int, int] | None:
-    """(channels, height, width) of the image that the graph takes, None where it leaves one of them open."""
+    """Returns (channels, height, width) of the image that the graph takes, None if one of them is open."""
     held = {item.name for item in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in held]
     if len(inputs) != 1:
@@ -122,9 +127,11 @@ def own_size(model: onnx.ModelProto) -> tuple[int, int, int] | None:
 
 
 def class_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Class names in the graph's own order, from its metadata (`names`, as Ultralytics writes it), or ().
+    """Returns class names in the graph's own order, from its metadata, or ().
 
-    The text is a list of names or a mapping of 0..K-1 to names, as JSON or as Python writes it.
+    The key is `names`, as Ultralytics writes it. The text is a list of names or a mapping of 0..K-1 to names,
+    as
+    JSON or as Python writes it.
     """
     text = {item.key: item.value for item in model.metadata_props}.get("names", "")
     found: object = None
@@ -146,7 +153,7 @@ def class_names(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def precision_of(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
-    """The file's own arithmetic: int8 with quantised operators, fp16 where most weights are halves."""
+    """Returns the file's own arithmetic: int8 with quantised operators, fp16 if most weights are halves."""
     if any(node.op_type in _INT8 or node.op_type.startswith("QLinear") for node in model.graph.node):
         return "int8"
     sizes = {True: 0, False: 0}

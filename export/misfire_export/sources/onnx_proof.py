@@ -36,10 +36,14 @@ _NOT_LOGITS = "The failure scores would take a softmax of them, which is nearly 
 
 @dataclass(frozen=True)
 class Seen:
-    """found: the claim, settled.  outputs: K of the answer.  types: ONNX type of each tensor of the claim.
+    """Holds the settled claim.
 
-    flat: the tensors with single-pixel maps [N,C,1,1] that stand for [N,C].
-    beside: the file's other outputs that hold one row of numbers for each frame.
+    Attributes:
+        found: the claim, settled.
+        outputs: K of the answer.
+        types: ONNX type of each tensor of the claim.
+        flat: the tensors with single-pixel maps [N,C,1,1] that mean [N,C].
+        beside: the file's other outputs that hold one row of numbers for each frame.
     """
 
     found: Found
@@ -58,10 +62,10 @@ def look(
     task: Task,
     classes: int = 0,
 ) -> Seen:
-    """Shapes, rows, types and the proof of the last layer, on the first frames.
+    """Returns shapes, rows, types and the proof of the last layer, on the first frames.
 
-    classes: of the data, 0 where nobody named them.
-    Raises GraphError where the answer is none that the task can have.
+    classes: of the data, 0 if nobody named them. Raises GraphError if the answer is none that the task can
+    have.
     """
     names = _tensors(found)
     others = [value.name for value in graph.graph.output if value.name not in (found.output, found.logits)]
@@ -98,7 +102,7 @@ def _tensors(found: Found) -> list[str]:
 
 
 def _exposing(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that gives these tensors; ONNX Runtime finds their types."""
+    """Returns a copy with these tensors as outputs; ONNX Runtime finds their types."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     del copy.graph.output[:]
@@ -114,7 +118,10 @@ def _first(
     output: str,
     task: Task,
 ) -> list[dict[str, Any]]:
-    """All tensors on a few frames, by batch; the answer's shape and rows are judged before any joining."""
+    """Returns all tensors on a few frames, by batch.
+
+    The answer's shape and rows are checked before any joining.
+    """
     fixed = session.get_inputs()[0].shape[0]
     size = fixed if isinstance(fixed, int) else len(frames)
     names = [value.name for value in session.get_outputs()]
@@ -134,7 +141,7 @@ def _plain(value: NDArray[Any], *, flat: bool) -> NDArray[np.float32]:
 
 
 def _settle_activation(found: Found, values: dict[str, NDArray[np.float32]]) -> Found:
-    """The tensor before a softmax counts as logits only where softmax of it along axis 1 is the answer."""
+    """Accepts the tensor before a softmax as logits only if its softmax along axis 1 is the answer."""
     if found.activation == "none":
         return found
     before, after = values[found.logits], values[found.output]
@@ -155,13 +162,14 @@ def _settle_activation(found: Found, values: dict[str, NDArray[np.float32]]) -> 
 
 def _activated(logits: NDArray[np.float32], activation: str) -> NDArray[np.float64]:
     if activation == "sigmoid":
+        # Beyond 80 a sigmoid is 0 or 1 at every precision; the clip keeps exp from overflowing.
         return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -80, 80))))
     p = softmax(logits)
     return np.log(np.maximum(p, 1e-30)) if activation == "log-softmax" else p
 
 
 def _settle_layer(found: Found, values: dict[str, NDArray[np.float32]]) -> Found:
-    """The last layer counts only where W phi + b are the logits, or what was resized to them."""
+    """Accepts the last layer only if W phi + b are the logits, or what was resized to them."""
     layer = found.layer
     if layer is None:
         return found
@@ -194,7 +202,7 @@ def _close(a: NDArray[np.float32], b: NDArray[np.float32], found: Found) -> bool
 
 
 def session_of(graph: onnx.ModelProto, seen: Seen) -> ort.InferenceSession:
-    """A session that gives the file's answer alone."""
+    """Returns a session that computes only the file's answer."""
     return open_session(_exposing(graph, [seen.found.output]))
 
 
@@ -239,7 +247,10 @@ def fold(
 
 
 def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
-    """How the answer becomes logits. wanted: what the user says it is; auto goes by operators and numbers."""
+    """Returns how the answer becomes logits.
+
+    wanted: the user's statement; auto goes by operators and numbers.
+    """
     name = own_name(found.output)
     if wanted in ("probabilities", "sigmoid") and kind == "logits":
         raise GraphError(f"--answer {wanted}: the answer {name} does not stay within 0..1")
@@ -274,7 +285,7 @@ def _odds_note(name: str) -> str:
 
 
 def _instead(found: Found, take: Take, note: str) -> Found:
-    """The output itself made logits, without the layer and the logits that stand before it."""
+    """Returns the output itself made logits, without the layer and the logits before it."""
     notes = ((note,) if note else ()) + found.notes
     if found.layer is not None:
         notes = (*notes, "gradient scores and the embedding are left out")
@@ -282,6 +293,6 @@ def _instead(found: Found, take: Take, note: str) -> Found:
 
 
 def fit_frames(calibration: Examples, *, outputs: int, task: Task) -> Examples:
-    """The frames that the answers are judged on: enough for every class, few enough to be quick."""
+    """Returns the frames that the answers are judged on: enough for every class, few enough to be quick."""
     most = min(max(300, 10 * outputs), 2_000) if task.by_frame else 100
     return spread(calibration, most)

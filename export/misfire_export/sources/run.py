@@ -1,9 +1,9 @@
-"""A training run becomes a bundle: task, failure scores and embedding in one graph.
+"""Makes a bundle of a training run: task, failure scores and embedding in one graph.
 
 run + data --build scores--> ScoredModel --trace--> graph --assemble--> Bundle
 
-The scores that need a bank or held-out gradients are fitted here, on the run's own training and holdout
-parts; calibration uses a part that neither the network nor any score has seen.
+Scores that need a bank or held-out gradients are fitted here, on the run's own training and holdout parts;
+calibration uses a part that neither the network nor any score has seen.
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bund
 def build_scores(
     names: Sequence[str], run: Run, frames: Frames, *, task: Task, options: ScoreOptions
 ) -> list[Score]:
-    """The run's head and registry scores by name, fitted. Raises ExportError on a name twice, or none.
+    """Returns the run's head and registry scores by name, fitted.
 
-    task: says what a failure is, to scores that learn from failures.
+    Raises ExportError on a name twice, or none.
+
+    task: defines failures for scores that learn from them.
     """
     if not names or len(set(names)) != len(names):
         raise ExportError(
@@ -102,7 +104,7 @@ def build_scores(
 
 
 def lineage_of(run: Run, *, snapshot_id: str | None = None) -> Lineage:
-    """Where a run's model comes from."""
+    """Returns where a run's model comes from."""
     record = run.record
     metrics = {k: float(v) for k, v in record.metrics.items() if isinstance(v, int | float)}
     return Lineage(

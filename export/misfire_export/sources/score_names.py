@@ -1,4 +1,4 @@
-"""Which failure scores a bundle carries: those asked for, all of a task, or the usual ones."""
+"""Resolves which failure scores a bundle carries: the requested ones, all of a task, or the usual ones."""
 
 from __future__ import annotations
 
