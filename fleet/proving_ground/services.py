@@ -28,10 +28,6 @@ class MissingServiceError(Exception):
     """Something that a test or benchmark runs against is not installed here."""
 
 
-class MissingDataError(MissingServiceError):
-    """Nobody said where the real data are. No package installs them, so a machine may lack them."""
-
-
 def missing(what: str, remedy: str) -> NoReturn:
     """Raises MissingServiceError with the remedy."""
     raise MissingServiceError(f"{what} is not here; {remedy}")
@@ -61,13 +57,15 @@ def _server_folders() -> list[str]:
 
 
 def data_root() -> Path:
-    """Returns MISFIRE_DATA, the folder of real data sets; raises MissingDataError if it is not set."""
+    """Returns the folder of real data sets: MISFIRE_DATA, else `../shared/data` beside the checkout.
+
+    Raises MissingServiceError if it is not there.
+    """
     named = os.environ.get("MISFIRE_DATA")
-    if not named:
-        raise MissingDataError("the real data are not here; set MISFIRE_DATA to the folder that holds them")
-    if not Path(named).is_dir():
-        missing(f"the real data ({named})", "set MISFIRE_DATA to the folder that holds them")
-    return Path(named)
+    root = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not root.is_dir():
+        missing(f"the real data ({root})", "set MISFIRE_DATA to the folder that holds them")
+    return root
 
 
 def free_port() -> int:
