@@ -139,7 +139,7 @@ def export(
     else:
         if not dataset:
             raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
-        # What needs no data is looked at first: reading them can take minutes.
+        # Whatever needs no data is checked first: reading data can take minutes.
         require_free(out)
         module = load_module(torch, weights=weights) if torch else None
         size = own_size(open_graph(onnx, output=output, task=task or "")) if onnx is not None else None

@@ -6,7 +6,7 @@ ExportError (a MisfireError)   catch this; nothing was written
 ├── LabelError                 classes of data and model do not fit: names both
 ├── OutputError                an output holds NaN or infinity: names the output and the image
 ├── ParityError                graph and trained model differ: names the output and the image
-├── CalibrationError           too few frames to calibrate on: says how many are needed
+├── CalibrationError           too few frames to calibrate on: gives the number needed
 ├── PrecisionError             a graph cannot be made fp16 or int8
 └── ConformanceError           TensorRT's parser or builder refuses the graph: names the node
 """
@@ -17,7 +17,7 @@ from misfire_runtime.errors import MisfireError
 
 
 class ExportError(MisfireError):
-    """Base of all; nothing was written."""
+    """Is the base of all; nothing was written."""
 
 
 class TraceError(ExportError):

@@ -1,13 +1,13 @@
 """Defines the errors of this unit, which extend the tree of misfire_runtime.errors.
 
 MisfireError
-├── DatasetError      a data set is missing, changed, malformed, or too small: says which, where, what to do
-├── ScoreError        a score cannot be built, fitted or computed: says which, for which sample, and why
-├── JudgeError        scores, losses or labels cannot be judged: says which, where, and what to do
-└── SelectionError    the pool, the budget or an option does not fit: says which, where, and what to do
+├── DatasetError      a data set is missing, changed, malformed, or too small: names it, the place, the remedy
+├── ScoreError        a score cannot be built, fitted or computed: names it, the sample, the reason
+├── JudgeError        scores, losses or labels cannot be judged: names it, the place, the remedy
+└── SelectionError    the pool, the budget or an option does not fit: names it, the place, the remedy
 
-All but DatasetError are ValueErrors too. A `HoldoutWarning` says that a score was fitted on data that tells
-it little.
+All but DatasetError are ValueErrors too. A `HoldoutWarning` reports a score that was fitted on
+uninformative data.
 """
 
 from __future__ import annotations

@@ -73,15 +73,15 @@ _VERSIONED = ("misfire", "torch", "numpy", "accelerate", "safetensors", "opencv-
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is fitted on, and where it starts.
+    """Holds what a run is fitted on, and where it starts.
 
     Args:
         train: Frames that fit the network.
         validation: Frames that stop it.
         holdout: Frames whose losses the head learns; with `head.folds` they fit the network, too.
-        calibration: Frames for nothing but failure thresholds and the export.
-        ids: What splits.json says of every part; uploads are in parts of their own, "uploads-...".
-        repeats: How often each frame of `train` is seen in an epoch. None: once.
+        calibration: Frames only for failure thresholds and the export.
+        ids: Ids of every part for splits.json; uploads are in parts of their own, "uploads-...".
+        repeats: How often an epoch shows each frame of `train`. None: once.
         parent: The run whose weights it starts from. None: random weights.
     """
 

@@ -51,7 +51,7 @@ CorruptionName = Literal[
 
 
 class ExperimentMethod(str, Enum):
-    """`experiments.wrong_prediction.METHODS`. An Enum, because typer takes no list of Literals."""
+    """Lists `experiments.wrong_prediction.METHODS`. An Enum, because typer takes no list of Literals."""
 
     WRONG_PREDICTION = "wrong_prediction"
     WRONG_PREDICTION_APPROX = "wrong_prediction_approx"

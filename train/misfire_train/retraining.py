@@ -146,7 +146,7 @@ def child_config(run: Run, schedule: Schedule) -> TrainConfig:
     if rate is None:
         rate = parent.training.learning_rate / 2
     training = parent.training.model_copy(update={"epochs": budget, "learning_rate": rate})
-    # A child's head is fitted on losses that its network never saw, also where the parent's trained along.
+    # A child's head is fitted on losses that its network never saw, even if the parent's was trained along.
     head = parent.head.model_copy(update={"joint": False}) if parent.head.joint else parent.head
     chosen = parent.seed if schedule.seed is None else schedule.seed
     return parent.model_copy(update={"training": training, "head": head, "seed": chosen})

@@ -52,7 +52,7 @@ def open_session(graph: onnx.ModelProto | bytes, *, threads: int = 1) -> ort.Inf
     # One thread by default: sums then have one order, so the same frames give the same values.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised, too, and said in our own words
+    options.log_severity_level = 4  # errors are raised, too, with a message of our own
     data = graph if isinstance(graph, bytes) else graph.SerializeToString()
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

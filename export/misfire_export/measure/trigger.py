@@ -104,7 +104,7 @@ def _held_out(
     """Returns (families to hold out, notes on those that cannot be)."""
     failures = int(clean.failed.sum())
     if min(failures, len(clean) - failures) < MIN_FAILURES:
-        return (), ()  # the gate says on clean frames alone that it cannot judge
+        return (), ()  # clean frames suffice for the gate to report that it cannot judge
     if not shifts.families:
         return (), ("No corruption was held out: only clean groups were judged.",)
     if refit is None or refit.name not in clean.scores or refit.possible:

@@ -178,7 +178,7 @@ class Answered:
         """
         confusion = np.zeros((self.outputs, self.outputs))
         np.add.at(confusion, (self.answer[self.known], self.truth[self.known]), 1)
-        # On a tie the given order stands.
+        # On a tie the given order wins.
         confusion[np.diag_indices(self.outputs)] += 0.5
         # It minimises a cost, hence the sign.
         return np.asarray(linear_sum_assignment(-confusion)[1], np.int64)

@@ -114,7 +114,7 @@ def settle_classes(
     some = order.of(fit_frames(frames.calibration, outputs=outputs, task=task))
     require_targets(some, outputs)
     kind, answered = _read(probe, some, contract, task)
-    # What a linear layer gives are logits, even where small ones of a weak model lie within 0..1.
+    # A linear layer gives logits, even if those of a weak model are all within 0..1.
     if kind != "logits" and _layer_gives(probe, contract) != "the answer":
         what = (
             "probabilities"

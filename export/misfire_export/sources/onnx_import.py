@@ -116,7 +116,7 @@ def _require_type(name: str, kind: int, contract: InputContract) -> None:
 
 
 def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto | None, str]:
-    """Returns the graph with a free batch dimension and "", or None and why two frames are not two alone."""
+    """Returns the graph with a free batch dimension and "", or None and the reason."""
     free = onnx.ModelProto()
     free.CopyFrom(model)
     free.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"

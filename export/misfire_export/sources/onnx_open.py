@@ -105,7 +105,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 def _reads(node: onnx.NodeProto) -> set[str]:
     """Returns the tensors that a node and its subgraphs read.
 
-    A subgraph's own are among them and harm nobody.
+    A subgraph's own tensors are among them; they do no harm.
     """
     names = {name for name in node.input if name}
     for inner in subgraphs(node):

@@ -268,7 +268,7 @@ def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
             "their logarithms are used as logits"
         )
         return _instead(found, "log", note)
-    # What a linear layer gives is no sigmoid, even where small logits of a weak model lie within 0..1.
+    # A linear layer gives logits, even if those of a weak model are all within 0..1.
     linear = found.layer is not None and found.activation == "none"
     if found.activation == "sigmoid" or (kind == "sigmoid" and not linear):
         raise GraphError(

@@ -23,7 +23,7 @@ def wanted_scores(names: Sequence[str] | None, *, task: Task, head: bool) -> tup
 
 
 def all_scores(task: Task, *, head: bool) -> tuple[str, ...]:
-    """Returns the learned head and every score of a task that can stand in a graph."""
+    """Returns the learned head and every score of a task that a graph can hold."""
     return (*((HEAD,) if head else ()), *scoring.names_for(task, exportable=True))
 
 
@@ -33,7 +33,10 @@ def default_scores(task: Task, *, head: bool) -> tuple[str, ...]:
 
 
 def read_score_options(text: str) -> dict[str, dict[str, Any]]:
-    """{score: {option: value}} of a JSON text, empty of none. Raises ConfigError on any other."""
+    """Returns {score: {option: value}} of a JSON text, empty for an empty one.
+
+    Raises ConfigError on any other.
+    """
     if not text:
         return {}
     try:

@@ -77,7 +77,7 @@ def check(
     data: DataFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every file and compare it with its published checksum; exit 1 where one differs."""
+    """Read every file and compare it with its published checksum; exit with 1 if one differs."""
     from misfire_train.data.catalogue import entries, find_entry, state
 
     chosen = [find_entry(name)] if name else [entry for entry in entries().values() if entry.files]

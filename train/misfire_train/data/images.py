@@ -40,7 +40,7 @@ class ImageArray(Sequence[Image]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
-        """RGB [H,W,3]; a slice is a view."""
+        """Returns an RGB image [H,W,3]; a slice is a view."""
         if isinstance(index, slice):
             return ImageArray(self.data[index])
         image = self.data[index]
@@ -90,7 +90,7 @@ class DecodedImages(Sequence[Image]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
-        """RGB [H,W,3], decoded now or before; do not write into it."""
+        """Returns an RGB image [H,W,3], decoded now or before; do not write into it."""
         if isinstance(index, slice):
             return ImageSubset(self, np.arange(self._count)[index])
         place = range(self._count)[index]
@@ -147,7 +147,7 @@ class ImageSubset(Sequence[Image]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
-        """RGB [H,W,3]."""
+        """Returns an RGB image [H,W,3]."""
         if isinstance(index, slice):
             return ImageSubset(self.base, self.indices[index])
         return self.base[int(self.indices[index])]

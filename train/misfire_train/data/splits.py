@@ -69,7 +69,7 @@ def split(
 
 
 def fraction_of(name: str) -> float:
-    """Returns a number of [0,1) from the name alone, so that it is the same in every generation."""
+    """Returns a number of [0,1) that depends only on the name, so it is the same in every generation."""
     # Python's own hash of a text differs between processes.
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return float(int.from_bytes(digest, "big")) / 2.0**64

@@ -226,7 +226,7 @@ def _batches(order: NDArray[np.int64], size: int, accelerator: Accelerator) -> I
 
 
 def _rate(table: TrainingTable, at: float) -> float:
-    """Linear warm-up over the first share of the run, then half a cosine to zero. at: 0..1."""
+    """Returns the learning rate: a linear warm-up, then half a cosine to zero. at: 0..1 of the run."""
     if at < table.warm_up:
         return table.learning_rate * (0.1 + 0.9 * at / table.warm_up)
     return table.learning_rate * 0.5 * (1 + math.cos(math.pi * (at - table.warm_up) / (1 - table.warm_up)))

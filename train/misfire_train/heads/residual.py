@@ -171,7 +171,7 @@ class ResidualHead(LossHead):
         base, x = parts
         flat = x.flatten(0, 1)
         self.center.copy_(flat.mean(0))
-        # A column that never varied says nothing: its first other value must not become a huge one.
+        # A column that never varied has no information: its first other value must not become a huge one.
         deviation = flat.std(0)
         self.spread.copy_(torch.where(deviation > 1e-5, deviation, torch.full_like(deviation, 1e3)))
         there = ~losses.isnan()

@@ -224,7 +224,7 @@ def candidate_heads(
         return [ConvHead(channels=channels)]
     if task is None or train is None:
         raise ConfigError(f"{recipe.name} stands on a task and on the training set")
-    # Pooled features overfit where units are many and frames are few; there the output map tells enough.
+    # With many units and few frames, pooled features overfit; the output map is informative enough.
     maps = affordable_maps(signals.features) if recipe.sees_features and task.by_frame else ()
     facts = gather_train(probe, train, task=task, contract=contract, maps=maps, seed=seed)
     classes = int(signals.outputs.shape[1]) if remembers_classes(task) else 0

@@ -45,8 +45,8 @@ def evaluate(
     """Judges scores [N] on data that neither the model nor a score was fitted on.
 
     Args:
-        evidence: Scores, truth, and where each row comes from.
-        rules: Which scores are free, and how the gate decides. A refitted score stands in its condition's
+        evidence: Scores, truth, and the origin of each row.
+        rules: Which scores are free, and how the gate decides. A refitted score is in its condition's
             table beside the original, as "NAME without SHIFT".
         slices: {name: [N] labels} such as weather or camera, compared on clean rows.
         loss_scales: Scores that predict the loss as c * exp(score), with their c; None fits it on half of

@@ -64,7 +64,7 @@ class GateResult:
 
 @dataclass(frozen=True)
 class GateRules:
-    """How the gate decides.
+    """Holds how the gate decides.
 
     Args:
         free: Names of the scores that cost nothing.
@@ -93,7 +93,7 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
     """Names the score to trigger on, from scores of data that nothing was fitted on.
 
     Args:
-        evidence: Scores, truth, and where each row comes from.
+        evidence: Scores, truth, and the origin of each row.
         rules: Which scores are free, and how to decide.
 
     Raises:

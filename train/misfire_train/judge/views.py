@@ -69,7 +69,7 @@ def build_view(
 ) -> View:
     """Nominates on the other folds by the first metric, and compares on each fold in all metrics.
 
-    beside: what nominates too (the clean folds, where corruptions are held out).
+    beside: a table that nominates, too (the clean folds, if corruptions are held out).
     """
     # A single fold's interval is widened so that all folds together keep the 5 % chance of a false alarm.
     confidence = 1 - 0.05 / len(table.folds)

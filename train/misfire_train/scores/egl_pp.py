@@ -32,7 +32,7 @@ from misfire_train.tasks.heatmaps import SIGMA, STRIDE, peak_cells, render_gauss
 
 BANK_ROWS = 1024
 MAP_BANK_ROWS = 64
-"""Label maps are large and lie in the graph."""
+"""Fewer, because label maps are large and part of the graph."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ REFERENCE_NEIGHBOURS = 30
 def squared_distances(query: Tensor, bank: Tensor) -> Tensor:
     """Returns squared distances [N,M] of [N,D] to [M,D], never below zero."""
     if bank.shape[0] > 1:
-        # Around the bank's mean: embeddings of one network lie close together, and |q|^2 + |b|^2 - 2 qb
+        # Around the bank's mean: embeddings of one network are close together, and |q|^2 + |b|^2 - 2 qb
         # would cancel to the rounding of numbers a thousand times larger than their distance.
         centre = bank.mean(0, keepdim=True)
         query, bank = query - centre, bank - centre

@@ -154,7 +154,7 @@ def register(
         source: paper that it is from.
         needs: set that it is fitted on.
         passes: how often it runs the model per image.
-        exportable: whether it traces into a graph. Default: what the class says.
+        exportable: whether it traces into a graph. Default: the class's own value.
     """
 
     def add(kind: S) -> S:

@@ -125,7 +125,7 @@ def _by_coverage(
     seed: int,
     radius: float | None,
 ) -> None:
-    # These two bring scikit-learn in; whoever does not call them need not have it.
+    # These two methods need scikit-learn; the others must work without it.
     from misfire_train.selection import coverage
 
     if covered.outside is not None:

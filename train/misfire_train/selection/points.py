@@ -19,7 +19,7 @@ from misfire_train.errors import SelectionError
 
 Floats = NDArray[np.float32]
 BLOCK_BYTES = 32 * 1024 * 1024
-"""How much of a memory map, or of a pool in another precision, is looked at in one go."""
+"""Bytes of a memory map, or of a pool in another precision, that are processed at a time."""
 _TILE_ROWS = 4096
 """Rows whose products with a few centres stay in the processor's cache until they are stored."""
 

@@ -1,10 +1,10 @@
-"""The interface of a task: all that training, scoring, judging and export ask about what a network does.
+"""Defines the interface of a task: all that training, scoring, judging and export need to know of it.
 
 A task is one class in one file. To add one:
 
 1. Subclass `Task`, set `name` and `output_name`, and write `sample_loss`. Everything else has a default that
    works: units are whole frames, the network trains on the mean loss, a failure is a loss above a threshold.
-2. Override what the task knows better: the parts of this class stand in the order in which a run needs them
+2. Override what the task knows better: the parts of this class are in the order in which a run needs them
    (labels, training, failures, head, scores, report, export).
 3. Add it to `registry.py`, or call `register_task` from your own code. Runs and bundles record the name.
 4. Give it a model (`misfire_train.models`, `default_model` here) and a reader (`misfire_train.data.readers`).
@@ -42,13 +42,13 @@ OutputKind = Literal["logits", "values", "heatmaps", "segmentation", "other"]
 """Kinds of answers that a vehicle can summarise in an offer (`misfire_runtime.engines.scoring`)."""
 # A share, because the losses of different tasks have no common scale; `failure.share` of a run changes it.
 FAILED_SHARE = 0.2
-"""Share of clean held-out samples that count as failures if nobody stated a threshold."""
+"""Share of clean held-out samples that count as failures if no threshold is stated."""
 T = TypeVar("T", bound="Task")
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How augmentation varied the pictures of a batch, so that `Task.move` can do the same to their targets.
+    """Holds how augmentation varied a batch, so that `Task.move` can do the same to the targets.
 
     mirrored: bool [N], pictures whose left and right were swapped, before any shift.
     down, right: int64 [N], pixels by which each picture was then shifted, negative for up and left.
@@ -66,7 +66,7 @@ class Variation:
 
 @dataclass(frozen=True)
 class LabelPlace:
-    """What the text of a label refers to.
+    """Holds what the text of a label refers to.
 
     classes: names of classes, joints or values.  contract: the network's input, in whose pixels places are
     given.  folder: of the label file; paths in it are relative to that.
@@ -80,7 +80,7 @@ class LabelPlace:
 
 
 class Task(ABC):
-    """What a network is asked to do. Functions take (outputs, targets) of a batch, on one device.
+    """Defines what a network is asked to do. Functions take (outputs, targets) of a batch, on one device.
 
     Attributes:
         name: as data sets, runs and configurations record it.
@@ -92,7 +92,7 @@ class Task(ABC):
         ranks: dimensions of outputs and targets, None if any will do.  looks: the same in words.
         by_class: outputs are logits over classes, along dimension 1.
         by_frame: outputs are one vector for each frame, not maps.
-        names_units: units are different things (joints, values), which a head has to tell apart.
+        names_units: units are different things (joints, values), which a head has to distinguish.
         mirrors: a mirrored picture still has the right targets, after `move`.
         shifts: training shifts pictures by default.
         foreign: ONNX graphs that were trained elsewhere can be read as this task.
@@ -101,7 +101,7 @@ class Task(ABC):
         own_scores: free scores that come with this task, beside those of its form.
         score_batch: images at a time while all scores are computed.
         failure_threshold: the loss above which a sample has failed. None if the answer itself decides, and
-            if nobody has said yet.
+            if it was not set yet.
     """
 
     name: str = ""
@@ -219,7 +219,7 @@ class Task(ABC):
     def unit_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the loss of each unit, [N,U], NaN if a sample lacks it; by default the frame is the unit.
 
-        A unit is where a failure lives: a joint, a tile of a mask, a value.
+        A unit is a part that can fail by itself: a joint, a tile of a mask, a value.
         """
         return self.sample_loss(outputs, targets)[:, None]
 
@@ -278,7 +278,7 @@ class Task(ABC):
 
     @property
     def bundle_task(self) -> TaskName:
-        """What the manifest calls the task: vehicles know the released names, and "custom" for others."""
+        """Returns the name in the manifest: vehicles know the released names, and "custom" for others."""
         known: tuple[TaskName, ...] = get_args(TaskName)
         return next((name for name in known if name == self.name), "custom")
 

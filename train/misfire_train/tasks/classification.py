@@ -1,4 +1,4 @@
-"""Classification: one of K classes for each frame.
+"""Implements classification: one of K classes for each frame.
 
 outputs: logits [N,K].  targets: int64 [N].  Loss: cross-entropy.  Failed: the largest logit is not the label.
 """

@@ -1,4 +1,4 @@
-"""Keypoints: the places of J joints in each frame, as one heatmap for each joint.
+"""Implements keypoints: the places of J joints in each frame, as one heatmap for each joint.
 
 outputs: heatmaps [N,J,h,w].  targets: float32 [N,J,3], x and y in the network's input pixels and whether the
 joint is visible.  Loss: heatmap error, mean over visible joints.

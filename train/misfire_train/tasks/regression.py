@@ -1,4 +1,4 @@
-"""Regression: J numbers for each frame, such as a steering angle or the corners of one box.
+"""Implements regression: J numbers for each frame, such as a steering angle or the corners of one box.
 
 outputs: values [N,J].  targets: float32 [N,J].  Loss: half the squared error, mean over values.
 A failure is a loss above a threshold, which is stated, or read off held-out losses.

@@ -1,6 +1,6 @@
-"""Segmentation: one of K classes for each pixel.
+"""Implements segmentation: one of K classes for each pixel.
 
-outputs: logits [N,K,h,w].  targets: uint8 [N,H,W], 255 for a pixel that nobody labelled.
+outputs: logits [N,K,h,w].  targets: uint8 [N,H,W], 255 for a pixel without a label.
 Loss: cross-entropy, mean over labelled pixels. Coarser logits are resized to the targets.
 A failure is a loss above a threshold, which is stated, or read off held-out losses.
 """

@@ -48,7 +48,7 @@ class Softmax:
         self.p = weight / total
         self.log_p = (gap - log_total).clamp_min(FLOOR)
         self.each = self.p if logits.shape[1] <= KNOWN_CLASSES else self.p[:, :0]
-        # One number has no others to have odds against: it stands for a sigmoid's.
+        # A single logit has no rest: it is read as that of a sigmoid.
         self.log_odds = -logits if logits.shape[1] == 1 else torch.log(rest.clamp_min(math.exp(FLOOR)))
         self.energy = best + log_total
         self.entropy = log_one_plus_sum(rest) - (gap * weight).sum(1, keepdim=True) / total

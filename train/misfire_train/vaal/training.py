@@ -1,6 +1,6 @@
 """Trains VAE and discriminator against each other on a labelled and an unlabelled set.
 
-Per step: the VAE rebuilds a batch of each and makes both look labelled; the discriminator tells them apart.
+Per step: the VAE rebuilds a batch of each and makes both look labelled; the discriminator learns to distinguish them.
 Batches run through shuffled epochs of each set, so a small labelled set is not drawn with gaps or repeats.
 The rank r of TA-VAAL is one number, squashed once (`RankerScore.rank`), for decoder and discriminator, in
 training and scoring. The report names a collapsed code and a discriminator that learned nothing.
@@ -20,7 +20,7 @@ from misfire_train.scores.fitting import evaluating
 from misfire_train.vaal.networks import Discriminator, Vae, vae_loss
 
 COLLAPSED_KL = 1e-3
-"""Mean KL per dimension, in nats, below which the code says nothing of the image."""
+"""Mean KL per dimension, in nats, below which the code has no information on the image."""
 
 
 @dataclass(frozen=True)

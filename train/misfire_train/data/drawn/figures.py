@@ -161,9 +161,9 @@ def keypoints_of(scene: Scene, *, side: int) -> NDArray[np.float32]:
 
 
 def box_of(scene: Scene, *, side: int) -> NDArray[np.float32]:
-    """[4]: centre x and y, width and height of the box around all joints, as shares of the picture's side.
+    """Returns the box around all joints as shares of the picture's side, [4].
 
-    A box that leaves the picture is cut at its border.
+    The numbers are centre x and y, width and height. A box that leaves the picture is cut at its border.
     """
     low, high = (np.clip(corner / side, 0, 1) for corner in (scene.points.min(0), scene.points.max(0)))
     return np.asarray(np.concatenate(((low + high) / 2, high - low)), np.float32)

@@ -59,7 +59,7 @@ class Crop:
         scale = side / self.side
         move = np.array([[scale, 0, -self.left * scale], [0, scale, -self.top * scale]], np.float32)
         move[:, 2] += 0.5 * scale - 0.5  # pixel centres, not corners, are whole numbers
-        if scale < 1:  # average first: a warp alone would alias
+        if scale < 1:  # average first: only warping would alias
             image = cv2.GaussianBlur(image, (0, 0), 0.5 * (1 / scale - 1) + 1e-3)
         return np.asarray(cv2.warpAffine(image, move, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
 

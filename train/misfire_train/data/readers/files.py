@@ -44,7 +44,7 @@ _NAMED_AT_MOST = 5
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that decodes. name: relative to the data set, with forward slashes, printable."""
+    """Describes an image that decodes. name: relative to the data set, with forward slashes, printable."""
 
     path: Path
     name: str
@@ -182,7 +182,7 @@ def _walk(folder: Path, left_out: Counter[str], above: tuple[tuple[int, int], ..
     here = (*above, (status.st_dev, status.st_ino))
     for path in content:
         if _not_data(path.name):
-            # A hidden file that is no picture, such as .DS_Store, is nobody's news.
+            # A hidden file that is no picture, such as .DS_Store, is not worth a note.
             if path.is_dir() or path.suffix.lower() in EXTENSIONS:
                 left_out[printable(path.name)] += 1
         elif path.is_dir():

@@ -93,7 +93,7 @@ def load_image_folder(folder: Path, options: Options) -> Dataset:
 def _words(folder: Path, names: Sequence[str], known: set[str]) -> list[str]:
     """Returns the split word of each image, all "" if the first folders are classes."""
     tops = [(name.split("/")[0], len(name.split("/"))) for name in names]
-    # train/x.png lies in a class called train, such as one of vehicles; so does what the class list names.
+    # In train/x.png the folder is a class (train, as of vehicles), and so is any folder of the class list.
     words = ["" if depth < 3 or nfc(top) in known else split_word(top) for top, depth in tops]
     if not known and not any(words) and names and all(split_word(top) for top, _ in tops):
         raise DatasetError(

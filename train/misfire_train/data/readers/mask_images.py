@@ -21,7 +21,7 @@ from misfire_train.data.readers.options import printable
 from misfire_train.errors import DatasetError
 
 IGNORE = 255
-"""Of a pixel that nobody labelled."""
+"""The value of a pixel without a label."""
 # Lossless formats only: compression would change class numbers.
 _EXACT_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 _STEP = {"L;2": 85, "L;4": 17}

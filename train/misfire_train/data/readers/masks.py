@@ -172,6 +172,6 @@ def _ignored(pixels: NDArray[np.int64], ignore: frozenset[int]) -> list[str]:
 def _digests(
     files: Sequence[ImageFile], mask_of: dict[Path, Path], listed: ClassList | None
 ) -> dict[str, str]:
-    """Returns checksums of the masks, and of a class list that says what the numbers in them mean."""
+    """Returns checksums of the masks, and of a class list that defines their numbers."""
     masks = {f"{file.name}.mask": sha256_file(mask_of[file.path]) for file in files}
     return masks | (listed.digest if listed is not None and listed.ignore else {})
