@@ -7,8 +7,9 @@ Every update of a last linear layer by sample x is an outer product with phi~: T
 logits: D = sum_t (softmax(z_t) - e_yhat), z_{t+1} = z_t - eta ||phi~||^2 g_t, and the held-out logits move by
 -eta (phi~_v . phi~) D. S ~ T eta S_a. `ErrorReduction` judges the same step by a reference pool's entropy.
 
-Both rank candidates for labelling; the sign of a single frame's score means little. Confident mistakes have r ~ 0 and
-stay unseen. A holdout that is fit perfectly has G_V ~ 0: the scores are noise then, and fitting warns.
+Both rank candidates for labelling; the sign of a single frame's score means little. Confident mistakes have
+r ~ 0 and stay unseen. A holdout that is fit perfectly has G_V ~ 0: the scores are noise then, and fitting
+warns.
 """
 
 from __future__ import annotations

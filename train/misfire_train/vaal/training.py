@@ -1,6 +1,6 @@
 """Trains VAE and discriminator against each other on a labelled and an unlabelled set.
 
-Per step: the VAE rebuilds a batch of each and makes both look labelled; the discriminator learns to distinguish them.
+Per step: the VAE rebuilds a batch of each and makes both look labelled; the discriminator separates them.
 Batches run through shuffled epochs of each set, so a small labelled set is not drawn with gaps or repeats.
 The rank r of TA-VAAL is one number, squashed once (`RankerScore.rank`), for decoder and discriminator, in
 training and scoring. The report names a collapsed code and a discriminator that learned nothing.
