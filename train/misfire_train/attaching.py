@@ -207,6 +207,7 @@ def attach(
     >>> attached(images[:5]).shape, report.samples
     (torch.Size([5]), 100)
     """
+    # The model must stay bit-identical, so no recipe may train it along.
     recipe = replace(recipe_named(objective), joint=False)
     if steps is not None:
         recipe = replace(recipe, steps=steps)
@@ -253,6 +254,7 @@ def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: s
     finally:
         for handle in handles:
             handle.remove()
+    # From the last call back: an auxiliary map of the same shape is made before the answer.
     for name, made in reversed(calls):
         if _gives(made, answer):
             return name
@@ -305,6 +307,7 @@ def require_apart(train: Examples | TensorSet, holdout: Examples | TensorSet) ->
         seen = {_digest(image) for image in train.images}
         shared = sum(_digest(image) in seen for image in holdout.images)
     else:
+        # Ids of tensors are positions, which mean nothing beside ids of examples.
         shared = len(set(train.ids) & set(holdout.ids)) if type(train) is type(holdout) else 0
     if shared > _SHARED * len(holdout):
         raise ConfigError(
@@ -314,6 +317,7 @@ def require_apart(train: Examples | TensorSet, holdout: Examples | TensorSet) ->
 
 
 def _digest(image: Tensor) -> bytes:
+    # A view as bytes needs contiguous memory.
     plain = image.detach().cpu().contiguous()
     return hashlib.blake2b(plain.view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
 

@@ -93,6 +93,7 @@ def summary(run: Run) -> dict[str, Any]:
         "counts": record.dataset.counts,
         "notes": list(record.dataset.notes),
         "failure": None if record.failure is None else record.failure.model_dump(),
+        # The history has a row per epoch; run.json has it.
         "metrics": {key: value for key, value in record.metrics.items() if key != "history"},
         "warnings": list(record.warnings),
     }

@@ -218,6 +218,7 @@ def _new_folder(path: Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     try:
         yield
+    # Also on Ctrl-C: an interrupted start must not leave an empty folder.
     except BaseException:
         for folder in made:
             if any(folder.iterdir()):
@@ -274,6 +275,7 @@ def _fit(
     if recipe is not None and folds:
         require_foldable(recipe)
     built = rebuild_model(parent.record) if parent is not None else new_model(config, dataset)
+    # The folds' networks start from the same random weights.
     fresh = {name: tensor.clone() for name, tensor in built.module.state_dict().items()}
     if parent is not None:
         built.module.load_state_dict(parent.model.state_dict())

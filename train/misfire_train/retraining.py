@@ -161,6 +161,7 @@ def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples
         held = np.array([fraction_of(name) < share for name in names])
         if held.any() and not held.all():
             break
+    # A single upload is trained on rather than held out.
     if held.all():
         held[:] = False
     return uploads.take(np.flatnonzero(~held)), uploads.take(np.flatnonzero(held))
@@ -214,6 +215,7 @@ def _judge(run: Run, examples: Examples) -> tuple[NDArray[np.float64], float, fl
     joined, targets = torch.cat(outputs), run.task.collate(examples.targets)
     accuracy = float(run.task.accuracy(joined, targets))
     if not run.task.knows_failures:
+        # Higher is better, as in the other case.
         return -run.task.sample_loss(joined, targets).double().numpy(), accuracy, None
     failed = run.task.failed(joined, targets).numpy()
     area = None

@@ -268,6 +268,7 @@ def write_run(
     if head is not None:
         write_tensors(path / HEAD_FILE, head.state_dict())
     else:
+        # A run that is written over an older one must not keep the older head.
         (path / HEAD_FILE).unlink(missing_ok=True)
     if folds:
         write_tensors(path / FOLDS_FILE, _numbered(folds))
@@ -278,6 +279,7 @@ def write_run(
     names += [HEAD_FILE] if head is not None else []
     names += [FOLDS_FILE] if folds else []
     files = {name: sha256_file(path / name) for name in names}
+    # The id is a hash of content: equal weights, splits, configuration and parent give an equal id.
     identity = hashlib.sha256(
         json.dumps([files, record.config, record.parent_run_id], sort_keys=True).encode()
     )

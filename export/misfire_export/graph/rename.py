@@ -33,6 +33,7 @@ def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None
     if new:
         rename(model.graph, new)
     for node in model.graph.node:
+        # Tools for lower precision exclude nodes by name, so names must not clash.
         if node.name.startswith(_RESERVED):
             node.name = MOVED + node.name
 

@@ -94,6 +94,7 @@ def operating_points(
     values, failed = measured.scores[name], measured.failed
     if failed.all() or not failed.any():
         return ()
+    # The smallest set from which a threshold is read.
     least = min(int(others.sum()) for _, others in folds)
     usable = [rate for rate in rates if rate * least >= 1]
     thresholds = _thresholds(values, usable)

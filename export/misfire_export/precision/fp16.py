@@ -50,6 +50,7 @@ def halve(graph: onnx.ModelProto, *, output: str) -> onnx.ModelProto:
         _halve_attributes(node)
     nodes = [*casts.values()]
     wanted = {name for node in model.graph.node if node.name not in inside for name in node.input}
+    # Outputs stay fp32: what a vehicle reads does not change with the precision.
     wanted |= {value.name for value in model.graph.output}
     for node in model.graph.node:
         nodes.append(node)

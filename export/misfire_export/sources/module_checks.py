@@ -54,6 +54,7 @@ def probe_of(
         with torch.no_grad():
             answer_of(model(image), output)
     except MisfireError as error:
+        # Messages for notebooks name arguments; here the user typed options.
         raise TraceError(str(error).replace("output=", "--output")) from error
     except Exception as error:
         raise TraceError(

@@ -110,6 +110,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
         classes=len(facts.classes or frames.classes),
     )
     order = order_classes(frames.classes, seen.outputs, stated=facts.classes, metadata=class_names(given))
+    # From here on targets count the model's outputs.
     frames = frames.relabelled(order.of)
     require_targets(frames.calibration, seen.outputs)
     found, told = _settle(graph, seen, frames, facts, task=task, order=order)
@@ -122,6 +123,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
     }
     held = sets["holdout"]
     if held is not None and not task.knows_failures:
+        # The same rule as for a run: the worst share of the held-out losses.
         task = task.with_worst(task.sample_loss(held.signals.outputs, held.targets))
     names = _names(options.scores, found, sets, task=task)
     built = scoring.build(
@@ -131,6 +133,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
     head = ScoreHead(built, found=found).eval()
     scored = _graft(exposed, session, head, found, frames.calibration, contract=contract, task=task)
     if found.layer is not None:
+        # It was an output for fitting and tracing scores only.
         hide(scored, "phi")
     source = Source(
         graph=scored,

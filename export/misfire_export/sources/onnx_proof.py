@@ -30,6 +30,7 @@ from misfire_train.scores.fitting import spread
 from misfire_train.tasks import Task
 from misfire_train.tasks.shapes import Kind, Numbers
 
+# Enough to see shapes and to prove a product; the kind of numbers is read from more frames.
 _FIRST = 4
 _NOT_LOGITS = "The failure scores would take a softmax of them, which is nearly flat"
 
@@ -123,6 +124,7 @@ def _first(
     The answer's shape and rows are checked before any joining.
     """
     fixed = session.get_inputs()[0].shape[0]
+    # A graph with a fixed batch takes no other number of frames.
     size = fixed if isinstance(fixed, int) else len(frames)
     names = [value.name for value in session.get_outputs()]
     rows = []
@@ -197,6 +199,7 @@ def _settle_layer(found: Found, values: dict[str, NDArray[np.float32]]) -> Found
 def _close(a: NDArray[np.float32], b: NDArray[np.float32], found: Found) -> bool:
     if a.shape != b.shape:
         return False
+    # Relative to the largest value, because logits have any scale; steps of int8 are coarser.
     spread_of = float(np.abs(b).max()) + 1e-6
     return bool(np.abs(a - b).max() <= (0.1 if found.quantized else 0.02) * spread_of)
 
@@ -294,5 +297,6 @@ def _instead(found: Found, take: Take, note: str) -> Found:
 
 def fit_frames(calibration: Examples, *, outputs: int, task: Task) -> Examples:
     """Returns the frames that the answers are judged on: enough for every class, few enough to be quick."""
+    # About ten frames per class; with labels on pixels fewer frames suffice.
     most = min(max(300, 10 * outputs), 2_000) if task.by_frame else 100
     return spread(calibration, most)

@@ -47,6 +47,7 @@ def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bund
     threshold = options.failure_threshold
     task = run.task if threshold is None else run.task.with_threshold(threshold)
     names = wanted_scores(options.scores, task=task, head=run.head is not None)
+    # Before scores are fitted, which can take minutes.
     require_options(options, names)
     built = build_scores(names, run, frames, task=task, options=options.score_options)
     require_small_scores(built)
@@ -95,6 +96,7 @@ def build_scores(
     }
     chosen = {name: dict(value) for name, value in options.items() if name in others}
     if "stacked" in others:
+        # This task knows the run's failure threshold; the registry's does not.
         chosen["stacked"] = {"task": task, **chosen.get("stacked", {})}
     built = scoring.build(others, task=run.task, fit=fitted["fit"], holdout=fitted["holdout"], **chosen)
     by_name = {score.name: score for score in built}

@@ -110,6 +110,7 @@ def run_wrong_prediction(
         finished=keep,
     )
     result = {**record, **found}
+    # Written once more for a result whose methods were all known, which `finished` never saw.
     keep(found)
     if path is not None:
         plots.plot_wrong_prediction(result, path.with_suffix(".png"))

@@ -190,6 +190,7 @@ def hidden_dropout(pool: Signals, protocol: Protocol, *, seed: int) -> Tensor:
     assert pool.weight is not None
     generator = torch.Generator().manual_seed(seed)
     kept = 1 - protocol.dropout
+    # Dividing by the kept share keeps the expected activation, as nn.Dropout does.
     masks = (torch.rand(protocol.passes, pool.last_input.shape[1], generator=generator) < kept) / kept
     return torch.stack([functional.linear(pool.last_input, pool.weight * mask, pool.bias) for mask in masks])
 
@@ -226,6 +227,7 @@ def run_seed(method: str, data: Pixels, test: Pixels, protocol: Protocol, seed: 
         raise ScoreError(f"{protocol.steps} steps of {protocol.query} exceed the pool of {len(pool_index)}")
     holdout = data.take(holdout_index)
     classes = int(data.labels.max()) + 1
+    # The caller's random state stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network(data.inputs.shape[1], classes, protocol, dropout=method in STOCHASTIC)
@@ -310,6 +312,7 @@ def _row(traces: Sequence[Trace]) -> dict[str, Any]:
     """Returns mean and standard deviation over seeds, and every seed's wrong %."""
     wrong = np.array([trace.wrong for trace in traces])
     right = np.array([trace.accuracy for trace in traces])
+    # The sample deviation of a single run is undefined.
     freedom = 1 if len(traces) > 1 else 0
     return {
         "wrong_mean": _rounded(wrong.mean(0)),
@@ -325,6 +328,7 @@ def gate(table: dict[str, Any]) -> dict[str, bool]:
 
     Step 1: S and S_a at least 80 % wrong, each above BALD and MC-dropout. Step 5: S 5 points above BALD.
     """
+    # The four methods of the paper's table.
     needed = METHODS[:4]
     if not all(name in table and len(table[name]["wrong_mean"]) >= 5 for name in needed):
         return {}

@@ -228,6 +228,7 @@ def _batches(order: NDArray[np.int64], size: int, accelerator: Accelerator) -> I
 def _rate(table: TrainingTable, at: float) -> float:
     """Returns the learning rate: a linear warm-up, then half a cosine to zero. at: 0..1 of the run."""
     if at < table.warm_up:
+        # From a tenth instead of zero, so that the first steps count.
         return table.learning_rate * (0.1 + 0.9 * at / table.warm_up)
     return table.learning_rate * 0.5 * (1 + math.cos(math.pi * (at - table.warm_up) / (1 - table.warm_up)))
 
@@ -283,6 +284,7 @@ def _restore(
     for name, value in under("optimizer.").items():
         index, _, which = name.partition(".")
         moments.setdefault(int(index), {})[which] = value
+    # Only the moments are restored; the learning rate follows from the epoch.
     held = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": held["param_groups"]})
     return Progressed(**words), under("best.")

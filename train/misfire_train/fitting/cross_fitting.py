@@ -143,6 +143,7 @@ def fit_head_on_folds(
     require_foldable(recipe)
     # A refit must not depend on what was drawn before it.
     torch.manual_seed(seed)
+    # Features of two networks are unrelated.
     recipe = replace(recipe, sees_features=False)
     order = {identity: position for position, identity in enumerate(pool.ids)}
     sets = []
@@ -154,6 +155,7 @@ def fit_head_on_folds(
         copies = corrupted_copies(network.unseen, recipe, seed=seed)
         for version, clean in ((network.unseen, True), *((each, False) for each in copies)):
             found = collect(network.probe, head, version, task=task, contract=contract, clean=clean)
+            # Copies of an image share its row number, so they stay on one side of the check.
             sets.append(replace(found, image=rows))
     head = candidate_heads(probe, recipe, contract=contract, task=task, train=pool, seed=seed)[0]
     return fit_on_losses(head, join_sets(sets), recipe=recipe, seed=seed, reporter=reporter)

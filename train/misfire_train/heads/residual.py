@@ -42,6 +42,7 @@ class Committee(nn.Module):
         self.second_bias = nn.Parameter(torch.zeros(members, 1, hidden))
         self.last = nn.Parameter(torch.zeros(members, hidden, 1))
         for weight in (self.first, self.second):
+            # He initialisation, for each member by itself.
             nn.init.normal_(weight, std=math.sqrt(2 / weight.shape[1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,6 +179,8 @@ class ResidualHead(LossHead):
         wanted, known = torch.log(losses[there] + eps), base[there]
         centred = known - known.mean()
         slope = (centred * (wanted - wanted.mean())).mean() / centred.square().mean().clamp_min(1e-9)
+        # Positive, so that the head starts in the base's order; bounded, as a base that hardly varies fits
+        # any slope.
         self.scale.copy_(slope.clamp(0.05, 20.0) if bool(centred.abs().max() > 1e-6) else slope.new_ones(()))
         self.bias.copy_(wanted.mean() - self.scale * known.mean())
 
@@ -213,6 +216,7 @@ def unit_statistics(
         frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]
     units = task.unit_statistics(outputs)
     count = units.shape[1]
+    # A mean over one unit and a one-hot of one unit would add nothing.
     if count == 1 and not task.names_units:
         return torch.cat((units[:, 0], *frame), 1)[:, None]
     columns = [units]

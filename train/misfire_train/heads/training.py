@@ -128,6 +128,7 @@ def fit_head(
     heads = candidate_heads(probe, recipe, contract=contract, task=task, train=train, seed=seed)
     clean = collect(probe, heads[0], holdout, task=task, contract=contract)
     chosen = best_base(probe, heads, holdout, clean, contract=contract)
+    # The parts depend on the base, so those of the chosen head are collected anew.
     if chosen != 0:
         clean = collect(probe, heads[chosen], holdout, task=task, contract=contract)
     sets = [clean]
@@ -211,6 +212,7 @@ def candidate_heads(
 
     task, train: for a residual head only, which remembers the training set.
     """
+    # Only shapes are read from this pass.
     blank = torch.zeros(1, contract.channels, contract.height, contract.width)
     weight = next(probe.parameters())
     with evaluating(probe):
@@ -232,6 +234,7 @@ def candidate_heads(
     opinions: list[SecondOpinion] = []
     if classes and facts.statistics is not None:
         widths = [2 * channels[name] for name in maps]
+        # One opinion of all layers but the last, one of all; a single layer gives one opinion.
         for width in sorted({sum(widths[:-1]) or sum(widths), sum(widths)}):
             opinions.append(SecondOpinion(width, classes).fit(facts.statistics, facts.targets, seed=seed))
     statistics = unit_statistics(
@@ -296,11 +299,13 @@ def fit_on_losses(
     generator = torch.Generator().manual_seed(seed)
     images = int(data.image.max()) + 1
     checked = torch.randperm(images, generator=generator)[: max(2, int(CHECK_SHARE * images))]
+    # By image, not by row: a corrupted copy of a fitted image is not unseen.
     aside = torch.isin(data.image, checked)
     fitting, check = data.take((~aside).nonzero().flatten()), data.take(aside.nonzero().flatten())
     known = data.losses[~data.losses.isnan()]
     if not len(known):
         raise ConfigError("no unit of any held-out image has a loss (nothing visible, nothing labelled)")
+    # A median of zero gives no scale; a tiny eps still keeps log(0) out.
     eps = ratio_eps(known) or 1e-12
     if isinstance(head, ResidualHead):
         head.standardise(fitting.parts, fitting.losses, eps=eps)
@@ -324,10 +329,12 @@ def optimise(
     line = nn.Parameter(torch.zeros(2))
     groups: list[dict[str, Any]] = [
         {"params": [p for p in head.parameters() if p.requires_grad]},
+        # Decay would pull the scale towards 1 and the offset towards even odds.
         {"params": [line], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    # Copies outnumber clean images eightfold by default; unweighted, the head would learn mostly corruptions.
     weights = row_weights(data.clean, share=recipe.clean_share)
     head.train()
     with (reporter or Reporter(quiet=True)).steps("training the head", recipe.steps) as steps:

@@ -237,6 +237,7 @@ def find_frames(evidence: Evidence, score: str, *, shown: int = _FRAMES_SHOWN) -
     wrong = evidence.failed
     rankings = {
         "worst": np.lexsort((evidence.scores[score], -evidence.loss)),
+        # Successes sort to the end and are cut off; so do failures below.
         "missed": np.argsort(np.where(wrong, -surprise, np.inf), kind="stable")[: int(wrong.sum())],
         "false alarm": np.argsort(np.where(wrong, np.inf, surprise), kind="stable")[: int((~wrong).sum())],
     }
@@ -245,6 +246,7 @@ def find_frames(evidence: Evidence, score: str, *, shown: int = _FRAMES_SHOWN) -
         seen: set[str] = set()
         for row in order:
             frame = str(evidence.frames[row])
+            # Corrupted copies of one photo would fill the list.
             if frame in seen:
                 continue
             seen.add(frame)

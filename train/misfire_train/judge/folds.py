@@ -77,6 +77,7 @@ def _dealt(
     failures = np.bincount(members, weights=evidence.failed[rows])
     count = int(min(most, len(failures), max(2, failures.sum() // GOOD_PER_FOLD)))
     shuffled = np.random.default_rng(seed).permutation(len(failures))
+    # A stable sort of a shuffled order: the seed decides among groups of equal failures.
     by_failures = shuffled[np.argsort(-failures[shuffled], kind="stable")]
     fold_of_group = np.empty(len(failures), np.intp)
     fold_of_group[by_failures] = np.arange(len(failures)) % count

@@ -106,6 +106,7 @@ def judge_run(
         stacked,
         loss=loss,
         **_truth(columns, task),
+        # Rows go condition by condition, each over the same frames.
         frames=np.tile(np.array(examples.ids), count),
         groups=np.tile(np.array(examples.groups), count),
         shifts=np.repeat(np.array(list(columns)), len(examples)),
@@ -267,6 +268,7 @@ def _stack_refits(
         for name, values in scores.items():
             if name not in stacked:
                 continue
+            # The gate takes whole columns; only this condition's rows are replaced.
             whole = stacked[name].copy()
             whole[starts[shift] : starts[shift] + len(values)] = values
             result.setdefault(shift, {})[name] = whole
@@ -280,6 +282,7 @@ def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Scor
     if recipe.objective not in _PREDICT_LOG_LOSS:
         return {}
     assert run.head is not None
+    # The judged frames must not set the scale that is judged on them.
     column = _column(run, parts["calibration"], [run.head], task=run.task, seed=0)
     return {run.head.name: fit_loss_scale(column.scores[run.head.name], column.loss)}
 

@@ -196,6 +196,7 @@ def _gap(
     for _ in range(200):
         shuffled = _means(rng.permutation(members), of, len(values))[kept]
         chance.append(shuffled.max() - shuffled.min())
+    # A resample may draw no frame of a group, whose mean is then NaN.
     gaps = np.nanmax(drawn, axis=1) - np.nanmin(drawn, axis=1)
     return Gap(
         measure=measure,

@@ -108,6 +108,7 @@ def resample_weights(
             # One bincount for the whole block: each replicate counts in a range of its own.
             flat = (picks + np.arange(size)[:, None] * count).ravel()
             drawn += np.bincount(flat, minlength=size * count).reshape(size, count)
+        # If every frame is its own group, in order, the counts are per frame already.
         yield drawn[:, members] if count < len(members) or not _is_range(members) else drawn
 
 
@@ -252,6 +253,7 @@ def _members(groups: ArrayLike, strata: ArrayLike | None) -> tuple[NDArray[np.in
     labels = np.asarray(groups)
     if labels.ndim != 1 or not labels.size:
         raise JudgeError(f"groups must be one label per sample, got shape {labels.shape}")
+    # Skips a sort in the common case that every frame is its own group.
     if np.issubdtype(labels.dtype, np.integer) and _is_range(labels):
         members, count = labels.astype(np.intp), len(labels)
     else:

@@ -63,6 +63,7 @@ def count_pairs(score: ArrayLike, loss: ArrayLike) -> PairCounts:
     """Counts pairs in O(N log N): sort by (score, loss), then count inversions of the loss."""
     a, b = _pair(score, loss)
     dense_a, dense_b = _dense_ranks(a), _dense_ranks(b)
+    # One key for both ranks: sorting by it sorts by score, then by loss.
     both = dense_a.astype(np.int64) * (int(dense_b.max()) + 1) + dense_b
     order = np.argsort(both, kind="stable")
     total = len(a) * (len(a) - 1) // 2

@@ -114,6 +114,7 @@ def fpr_at_tpr_rows(sums: Sums, *, tpr: float = 0.95) -> Floats:
     total, successes = sums.positive[:, -1:], negative[:, -1]
     # The tolerance keeps the rounding of tpr * total from asking for one failure more.
     enough = total - before(sums.positive) >= tpr * total - 1e-9 * total
+    # argmax finds the first True, so the row is reversed to find the last.
     cut = enough.shape[1] - 1 - np.argmax(enough[:, ::-1], axis=1)
     flagged = successes - before(negative)[np.arange(len(cut)), cut]
     return _ratio(flagged, successes, (successes > 0) & (total[:, 0] > 0))

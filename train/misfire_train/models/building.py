@@ -92,6 +92,7 @@ def build_model(name: str, *, task: str | Task, outputs: int, channels: int, **o
         raise ConfigError(f"{name} cannot do {asked.name}; able are: {able or 'none'}")
     if outputs < 1 or channels < 1:
         raise ConfigError(f"{name} needs at least one output and one channel, not {outputs} and {channels}")
+    # Defaults are recorded with a run: another version may have others.
     defaults = {
         key: parameter.default
         for key, parameter in inspect.signature(architecture.build).parameters.items()

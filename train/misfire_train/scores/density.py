@@ -113,6 +113,7 @@ class Mahalanobis(Score):
             len(covariance), dtype=torch.double
         )
         values, vectors = torch.linalg.eigh(covariance)
+        # One matrix product then does Sigma^-1/2 and the division by C.
         whitener = vectors / torch.sqrt(values * features.shape[1])
         dtype = fit.signals.last_input.dtype
         return cls(whitener.to(dtype), (means @ whitener).to(dtype))

@@ -150,6 +150,7 @@ class HeatmapEgl(Score):
 
     def forward(self, signals: Signals) -> Tensor:
         """Returns scores [N]."""
+        # Gradients are of the last layer, at its own resolution.
         maps = last_outputs(signals) if self.feature_norm else signals.outputs
         weights, residual = self.hypotheses(maps)
         joints = maps.shape[1]

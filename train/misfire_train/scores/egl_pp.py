@@ -30,6 +30,7 @@ from misfire_train.scores.registry import ALL, Recipe, register, register_varian
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.heatmaps import SIGMA, STRIDE, peak_cells, render_gaussians, to_cells
 
+# A vehicle compares every frame with the whole bank.
 BANK_ROWS = 1024
 MAP_BANK_ROWS = 64
 """Fewer, because label maps are large and part of the graph."""
@@ -131,6 +132,7 @@ class EglPP(_BankScore):
         }
         fit = recipe.need_fit()
         fit.require(name=recipe.name, least=3)
+        # k-center keeps rare training frames, which a random bank would lose.
         bank = fit.take(k_center(bank_embedding(fit.signals), rows))
         neighbours = Neighbours(bank_embedding(bank.signals), **search)
         score = _BY_FORM[recipe.task.form]
@@ -226,6 +228,7 @@ class SegmentationEglPP(_BankScore):
         one_hot = (labels[:, :, None] == classes[:, None]).to(logits.dtype)
         probability = torch.softmax(logits, 1).flatten(2)[:, None]
         residual = (probability - one_hot) * valid[:, :, None]
+        # A neighbour without a labelled pixel adds zero, not NaN.
         count = valid.sum(2).clamp_min(1)[:, :, None, None]
         if not self.feature_norm:
             return (residual / torch.sqrt(count)).flatten(2)

@@ -29,6 +29,7 @@ class OutputScore(Score):
 
     def forward(self, signals: Signals) -> Tensor:
         """Returns scores [N]; pixel maps are averaged."""
+        # Half precision would round away what separates confident frames.
         value = self.value(
             signals.outputs.float() if signals.outputs.dtype == torch.half else signals.outputs
         )
@@ -211,6 +212,7 @@ class OutputDeviation(Score):
         covariance = (outputs - mean).T @ (outputs - mean) / len(fit)
         level = covariance.diagonal().mean().clamp_min(1e-12)
         values, vectors = torch.linalg.eigh(
+            # Outputs may be collinear, which leaves the covariance singular.
             covariance + 1e-3 * level * torch.eye(len(mean), dtype=torch.double)
         )
         whitener = vectors / torch.sqrt(values * outputs.shape[1])

@@ -111,6 +111,7 @@ class WrongPrediction(Score):
         if holdout.signals.outputs.ndim != 2:
             raise ScoreError("wrong_prediction serves classification; for pixels use wrong_prediction_approx")
         if len(holdout) > size:
+            # Every frame computes [V,K] changes, so V is bounded.
             drawn = torch.randperm(len(holdout), generator=torch.Generator().manual_seed(seed))[:size]
             holdout = holdout.take(drawn.sort().values)
         residual, features = holdout_residuals(holdout, name=cls.name)
@@ -227,6 +228,7 @@ def logit_change(logits: Tensor, signals: Signals, others: Tensor, *, eta: float
     label = is_predicted(logits).to(logits.dtype)
     moved, total = logits, torch.zeros_like(logits)
     for step in range(steps):
+        # The first step is exact even if p rounds to 1, at which softmax - label would cancel.
         gradient = pseudo_residual(logits) if step == 0 else torch.softmax(moved, 1) - label
         total = total + gradient
         moved = moved - eta * energy * gradient

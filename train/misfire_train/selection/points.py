@@ -59,6 +59,7 @@ class EuclideanPoints:
     def squared_distances_to_many(self, indices: NDArray[np.intp]) -> Floats:
         """Returns squared Euclidean distances [M,N] to several pool points in one pass over the pool."""
         centres = working_precision(np.asarray(self.values[indices]))
+        # The factor is applied to the few centres instead of to all products.
         centres = np.ascontiguousarray(-2 * centres.T)
         columns = np.empty((len(indices), len(self)), np.float32)
         for rows, block in blocks(self.values):
@@ -115,6 +116,7 @@ class GradientPoints:
             raise SelectionError(
                 "probabilities must be >= 0 and sum to 1 in every row (logits need a softmax)"
             )
+        # BADGE takes the prediction for the label.
         residuals[np.arange(len(residuals)), residuals.argmax(axis=1)] -= 1
         self._residuals = residuals
         self.squared_norms: Floats = (

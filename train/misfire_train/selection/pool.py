@@ -51,6 +51,7 @@ class Pool:
         self._members: NDArray[np.intp] | None = None
         if balance is not None:
             self._members, self._quota = _quotas(balance, self.available, k=k, seed=seed)
+            # Groups without a share are closed from the start.
             self._close(np.flatnonzero(self._quota == 0))
 
     @property
@@ -104,6 +105,7 @@ def equal_shares(sizes: NDArray[np.int64], *, k: int, seed: int = 0) -> NDArray[
     while left:
         hungry = order[shares[order] < sizes[order]]
         each = left // len(hungry)
+        # Fewer are left than groups: the first in the shuffled order get one each.
         if each == 0:
             shares[hungry[:left]] += 1
             break

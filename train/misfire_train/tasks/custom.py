@@ -35,6 +35,7 @@ class CustomTask(Task):
         default_free_score: str | None = None,
     ) -> None:
         self._loss, self._training, self._failed = loss, training, failed
+        # A failure function decides by itself; a threshold would override it.
         self.failure_threshold = None if failed is not None else failure_threshold
         self.output_name, self.output_kind = output_name, _KINDS.get(output_name, "other")
         self.default_free_score = default_free_score

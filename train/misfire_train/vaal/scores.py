@@ -70,6 +70,7 @@ def fit_ranker(
             optimiser.step()
     layers.eval().requires_grad_(False)
     raw = layers(embedding).squeeze(1)
+    # Standardised on its fitting set, so that `rank` uses the middle of the sigmoid.
     return RankerScore(layers, centre=float(raw.mean()), scale=max(float(raw.std()), 1e-6))
 
 

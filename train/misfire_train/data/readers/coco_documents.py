@@ -21,6 +21,7 @@ from misfire_train.errors import DatasetError
 
 
 class _Read(BaseModel):
+    # Documents have many more fields, such as segmentations and licences.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 

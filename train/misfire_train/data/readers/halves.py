@@ -115,6 +115,7 @@ def _listed(path: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"test={path}: cannot be read as a list of images ({error})") from error
+    # Lists that were written on Windows have backslashes.
     wanted = [nfc(line.strip().replace("\\", "/")) for line in lines if line.strip()]
     places: dict[str, set[int]] = {}
     for place, name in enumerate(names):

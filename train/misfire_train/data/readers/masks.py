@@ -71,6 +71,7 @@ def load_masks(folder: Path, options: Options) -> Dataset:
     pixels: NDArray[np.int64] = np.zeros(IGNORE + 1, np.int64)
     for row, file in enumerate(files):
         mask = read_mask(mask_of[file.path], size=(file.width, file.height), classes=count, ignore=ignore)
+        # Counted before resizing, which may drop a small class.
         pixels += np.bincount(mask.reshape(-1), minlength=len(pixels))
         masks[row] = resize_mask(mask, height=contract.height, width=contract.width)
     classes = _classes(folder, pixels[:IGNORE], listed)

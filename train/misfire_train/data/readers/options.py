@@ -57,6 +57,7 @@ def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) 
     value.
     """
     path, _, query = argument.partition("?")
+    # Only the first = splits: a regular expression may contain more.
     given: dict[str, str] = dict(part.partition("=")[::2] for part in query.split("&") if part)
     unknown = sorted(set(given) - set(takes))
     if unknown:
@@ -103,6 +104,7 @@ def _path(name: str, given: dict[str, str]) -> Path | None:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
+    # At most four digits, so that a typing error does not ask for gigabytes.
     found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
     if found is None or int(found.group(1)) < 1 or int(found.group(2) or 1) < 1:
         raise ConfigError(f"size={text}: expected WIDTHxHEIGHT in pixels, such as 96x64")

@@ -106,6 +106,7 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
 
 def _read_table(path: Path) -> _Table:
     try:
+        # Excel writes a byte-order mark, which would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as stream:
             separator = _separator(stream.readline())
             stream.seek(0)
@@ -118,6 +119,7 @@ def _read_table(path: Path) -> _Table:
         raise DatasetError(f"{path}: cannot be read as CSV ({error})") from error
     seen: set[Path | str] = set()
     for row in rows:
+        # Two spellings of one path are one image.
         key = row.path or row.image
         if key in seen:
             raise DatasetError(f"{path}:{row.line}: {row.image} is listed twice")
@@ -176,6 +178,7 @@ def _counting(columns: Sequence[str], rows: Sequence[_Row]) -> list[str]:
     counting = [
         name
         for at, name in enumerate(columns)
+        # Two rows may differ by one without being an index.
         if count > 2 and [row.values[at] - rows[0].values[at] for row in rows] == list(range(count))
     ]
     return [f"{name} counts the rows; if it is an index, remove the column" for name in counting]

@@ -37,6 +37,7 @@ def render(report: Report, evidence: Evidence) -> str:
     environment = Environment(
         loader=PackageLoader("misfire_train.judge"),
         autoescape=select_autoescape(["html", "j2"]),
+        # A misspelt name in the template raises instead of printing nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
