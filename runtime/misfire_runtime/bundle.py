@@ -1,11 +1,11 @@
-"""What a model bundle is: a folder with one graph, one manifest, and a checksum for every file.
+"""Defines and verifies model bundles: a folder with a graph, a manifest, and a checksum for every file.
 
     bundle/manifest.json   this module's `Manifest`
     bundle/model.onnx      image [N,C,H,W] -> task outputs, score.<name> [N], embedding [N,D]
     bundle/...             golden inputs and other files, each listed in the manifest
 
-`Bundle.open` verifies before anything is used: schema, then every listed file, then no unlisted file.
-The `engine/` folder is a cache that the device writes; it is never part of what is verified or shipped.
+`Bundle.open` verifies a bundle before anything uses it: the schema, every listed file, and that there is no
+unlisted file. The `engine/` folder is a cache that the device writes; it is neither verified nor shipped.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ class ScoreSpec(_Part):
     name: str
     definition: str
     free: bool
-    """True where the score needs nothing but the task's outputs."""
+    """True if the score needs only the task's outputs."""
     calibration: Calibration
     operating_points: tuple[OperatingPoint, ...] = ()
 
     @property
     def output(self) -> str:
-        """The name of the graph's output that carries this score."""
+        """Returns the name of the graph's output with this score."""
         return f"score.{self.name}"
 
 
@@ -150,10 +150,10 @@ class Manifest(_Part):
     scores: tuple[ScoreSpec, ...]
     default_score: str
     parity: Parity | None = None
-    """None only where there is no trained model to compare with (a foreign ONNX graph)."""
+    """None only if there is no trained model to compare with (a foreign ONNX graph)."""
     lineage: Lineage
     extra: dict[str, Any] = {}
-    """Reports of the exporter (quantisation, TensorRT conformance, gate); the runtime ignores them."""
+    """Reports of the exporter (quantization, TensorRT conformance, gate); the runtime ignores them."""
     files: dict[str, FileEntry]
 
     @field_validator("files")
@@ -183,7 +183,7 @@ class Manifest(_Part):
         return self
 
     def score(self, name: str) -> ScoreSpec:
-        """The score of that name. Raises ValueError naming the scores there are."""
+        """Returns the score of that name. Raises ValueError, with the existing names, if there is none."""
         for score in self.scores:
             if score.name == name:
                 return score
@@ -191,25 +191,32 @@ class Manifest(_Part):
 
     @property
     def label(self) -> str:
-        """`name@version`, as offers and reports carry it."""
+        """Returns `name@version`, as in offers and reports."""
         return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk."""
+    """Holds a verified bundle on disk."""
 
     path: Path
     manifest: Manifest
 
     @property
     def model_path(self) -> Path:
-        """The graph."""
+        """Returns the path of the graph."""
         return self.path / MODEL
 
     @classmethod
     def open(cls, path: Path) -> Bundle:
-        """Reads and verifies. Raises BundleError that names the file and what is wrong with it."""
+        """Reads and verifies a bundle.
+
+        Args:
+            path: folder of the bundle.
+
+        Raises:
+            BundleError: a file is missing, changed or unlisted, or the manifest is invalid.
+        """
         manifest = read_manifest(path)
         problems = verify_files(path, manifest)
         if problems:
@@ -218,7 +225,7 @@ class Bundle:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Reads `path/manifest.json`; checks its schema, not the files."""
+    """Reads `path/manifest.json` and validates its schema, but not the files. Raises BundleError."""
     file = path / MANIFEST
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
@@ -231,10 +238,11 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def verify_files(path: Path, manifest: Manifest) -> list[str]:
-    """One sentence per changed, missing or unlisted file; an empty list means intact."""
+    """Returns a sentence per changed, missing or unlisted file; an empty list if the bundle is intact."""
     problems = []
     for name, entry in sorted(manifest.files.items()):
         file = path / name
+        # A link could lead out of the bundle, to a file that changes after this check.
         if file.is_symlink() or not file.is_file():
             problems.append(f"{name} is missing")
         elif file.stat().st_size != entry.bytes or sha256_file(file) != entry.sha256:
@@ -243,7 +251,7 @@ def verify_files(path: Path, manifest: Manifest) -> list[str]:
 
 
 def hash_files(path: Path) -> dict[str, FileEntry]:
-    """Entries for all files of a bundle folder but the manifest and the engine cache."""
+    """Returns the entries of all files of a bundle folder, except the manifest and the engine cache."""
     return {
         name: FileEntry(sha256=sha256_file(path / name), bytes=(path / name).stat().st_size)
         for name in sorted(_shipped(path))
@@ -251,12 +259,12 @@ def hash_files(path: Path) -> dict[str, FileEntry]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes `path/manifest.json`, whole or not at all."""
+    """Writes `path/manifest.json` durably: completely or not at all. Raises OSError."""
     write_durably(path / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Returns the SHA-256 of a file in hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -1,12 +1,12 @@
-"""What goes over the wire between a vehicle and the fleet: topics and payloads (docs/protocol.md).
+"""Defines the topics and payloads between vehicles and the fleet (docs/protocol.md).
 
 vehicle --offer--> collectors;  collector --reply: send | stored | declined | rejected | busy--> vehicle
-vehicle --data/{collector}/{sample}/{offset}--> that collector;  state, telemetry, desired, reported beside.
+vehicle --data/{collector}/{sample}/{offset}--> that collector;  and state, telemetry, desired, reported
 
-Every payload is JSON except the raw chunks. Unknown fields are ignored; an unknown version is an error that
-the sender is told of. A sample's id is the SHA-256 of its bytes, so a repeated message can do no harm.
-Every number, string, key and list of every message is bounded, so that whoever stores or shows one need not
-expect an integer of a thousand digits or a time that is no date.
+Every payload is JSON, except the raw chunks. Unknown fields are ignored; an unknown version is an error, and
+the sender gets an answer. A sample's id is the SHA-256 of its bytes, so a repeated message does no harm.
+Every number, string, key and list is bounded, so code that stores or shows a message never meets an integer
+of a thousand digits or a time outside of the calendar.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ MAX_JSON_BYTES = 64 * 1024
 MAX_SAMPLE_BYTES = 256 * 1024 * 1024
 DEFAULT_CHUNK_BYTES = 64 * 1024
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1024, 120 * 1024
-"""A vehicle ignores a `send` that asks for less at a time; a collector asks for no more."""
+"""Bounds of `chunk_bytes`: a vehicle ignores a `send` with less, and a collector never requests more.
+
+Each chunk costs a topic and an acknowledgement, so smaller ones would waste most of the link.
+"""
 MAX_INTEGER = 2**63 - 1
-"""The largest integer that SQLite and PostgreSQL hold."""
+"""The largest integer that SQLite and PostgreSQL can store."""
 MAX_KEY = 128
 MAX_TEXT = 256
 FIRST_DATE, LAST_DATE = -62_135_596_800, 253_402_300_799
-"""The years 1 and 9999, in seconds since 1970: what a calendar can show."""
+"""The years 1 and 9999, in seconds since 1970: the range of Python's datetime."""
 _MAX_DEPTH = 16
+"""Nesting of a desired configuration; far below the depth at which a recursive function fails."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 SampleId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -79,17 +83,17 @@ def _bounded_table(table: dict[str, Any]) -> dict[str, Any]:
 
 
 JsonTable = Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_bounded_table)]
-"""Nested JSON: depth, keys and numbers bounded here, its size by that of the message."""
+"""Nested JSON: its depth, keys and numbers are bounded here, its size by that of the message."""
 
 
 class Message(BaseModel):
-    """Base of all payloads."""
+    """Base class of all payloads."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Clock(Message):
-    """When, by three clocks: wall seconds since 1970, monotonic seconds of the boot named."""
+    """A moment by two clocks: wall seconds since 1970, and monotonic seconds of the boot `boot_id`."""
 
     wall: WallTime
     monotonic: float
@@ -97,17 +101,17 @@ class Clock(Message):
 
 
 class Trigger(Message):
-    """Why a sample was chosen. `random` marks the unbiased stream that statistics stand on."""
+    """Why a sample was selected. `random` marks the unbiased stream, which statistics are computed from."""
 
     name: Annotated[str, Field(max_length=64)]
     random: bool = False
     reason: Text = ""
     rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The probability with which a frame of the random stream is taken; statistics weigh by its inverse."""
+    """The probability that a frame is taken into the random stream; statistics weight by its inverse."""
 
 
 class Offer(Message):
-    """A vehicle has a sample; the bytes follow only if a collector says `send`. About 1 KiB."""
+    """Announces a sample; its bytes follow only after a collector's `send`. About 1 KiB."""
 
     v: Literal[1] = PROTOCOL_VERSION
     id: SampleId
@@ -119,29 +123,30 @@ class Offer(Message):
     """The bundle that scored it."""
     scores: Annotated[dict[Key, float], Field(max_length=64)]
     percentiles: Annotated[dict[Key, float], Field(max_length=64)] = {}
-    """Where each score lies in its calibration, 0..1."""
+    """The percentile of each score in its calibration, 0..1."""
     trigger: Trigger
     prediction: Annotated[dict[Key, Answer], Field(max_length=16)] = {}
-    """The task's answer in brief, such as {"class": "green", "confidence": 0.93}."""
+    """A summary of the model's answer, such as {"class": "green", "confidence": 0.93}."""
     embedding: Annotated[str, Field(max_length=8192)] | None = None
     """float16, little-endian, base64: see `pack_embedding`."""
     context: Annotated[dict[Key, Text | float | bool], Field(max_length=64)] = {}
     privacy: Annotated[list[Key], Field(max_length=16)] = []
-    """What was done to the image before it was written, such as "blur:faces"."""
+    """Changes made to the image before it was written, such as "blur:faces"."""
     source: Text = ""
     frame: Count = 0
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     recorded_at: Annotated[float, Field(ge=0, le=LAST_DATE)] | None = None
-    """Seconds since 1970 when the frame was recorded, if it was read from a recording that says so.
+    """Seconds since 1970 when the frame was recorded, if it was read from a recording with a date.
 
-    Absent for live sources: `captured_at` is the time of capture there, and the time of the replay here.
+    Absent for live sources: their `captured_at` is the time of capture. In a replay, `captured_at` is the
+    time of the replay.
     """
     position_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
     """Seconds from the start of the recording that the frame was read from."""
 
 
 class Send(Message):
-    """Collector asks for the bytes from `offset` on, in chunks of at most `chunk_bytes`."""
+    """Requests the bytes from `offset` on, in chunks of at most `chunk_bytes`."""
 
     verdict: Literal["send"] = "send"
     id: SampleId
@@ -151,14 +156,14 @@ class Send(Message):
 
 
 class Stored(Message):
-    """Blob and row are durable; the vehicle may forget the sample."""
+    """Confirms that blob and row are durable; the vehicle may delete the sample."""
 
     verdict: Literal["stored"] = "stored"
     id: SampleId
 
 
 class Declined(Message):
-    """The fleet does not want it (quota, near-duplicate); the vehicle drops it and takes its budget back."""
+    """Refuses an unwanted sample (quota, near-duplicate); the vehicle drops it and gets its budget back."""
 
     verdict: Literal["declined"] = "declined"
     id: SampleId
@@ -166,7 +171,7 @@ class Declined(Message):
 
 
 class Rejected(Message):
-    """The sample or its offer is wrong, finally; the vehicle drops it and counts the reason."""
+    """Refuses an invalid sample or offer for good; the vehicle drops it and counts the reason."""
 
     verdict: Literal["rejected"] = "rejected"
     id: SampleId
@@ -174,7 +179,7 @@ class Rejected(Message):
 
 
 class Busy(Message):
-    """Not now: offer again after `retry_after_s`."""
+    """Puts a sample off: the vehicle offers it again after `retry_after_s`."""
 
     verdict: Literal["busy"] = "busy"
     id: SampleId
@@ -186,16 +191,16 @@ Verdict = Annotated[Send | Stored | Declined | Rejected | Busy, Field(discrimina
 
 
 class Reply(Message):
-    """Verdicts for one vehicle, batched."""
+    """Holds verdicts for one vehicle."""
 
     v: Literal[1] = PROTOCOL_VERSION
     verdicts: Annotated[list[Verdict], Field(max_length=256)]
     offer_again: bool = False
-    """Ends the hold of a vehicle that stopped offering after a wave of rejections."""
+    """Ends the hold of a vehicle that stopped offering after many rejections in a row."""
 
 
 class Counters(Message):
-    """Since the spool was made. captured = stored + pending + declined + rejected + evicted, always."""
+    """Counts since the spool was created; captured = stored + pending + declined + rejected + evicted."""
 
     frames: Count = 0
     frames_dropped: Count = 0
@@ -209,11 +214,11 @@ class Counters(Message):
     bytes_stored: Count = 0
     bytes_sent: Count = 0
     lost: Annotated[dict[Key, Count], Field(max_length=64)] = {}
-    """Chosen frames that never became a sample, by reason ("disk full", "queue full"): not in the books."""
+    """Selected frames that never became a sample, by reason ("disk full"); not part of `captured`."""
 
 
 class State(Message):
-    """Birth (retained) and death (Will, retained) of a vehicle's session."""
+    """Reports the start of a vehicle's session (retained) and its end (last will, retained)."""
 
     v: Literal[1] = PROTOCOL_VERSION
     online: bool
@@ -224,7 +229,7 @@ class State(Message):
 
 
 class Telemetry(Message):
-    """Heartbeat. `sketches` holds a mergeable DDSketch of each score on all frames (protobuf, base64)."""
+    """Heartbeat. `sketches` has a mergeable DDSketch of each score on all frames (protobuf, base64)."""
 
     v: Literal[1] = PROTOCOL_VERSION
     at: Clock
@@ -240,7 +245,7 @@ class Telemetry(Message):
 
 
 class Desired(Message):
-    """What the fleet wants of a vehicle (retained); taken only when `version` rises."""
+    """Desired configuration of a vehicle (retained); applied only if `version` is higher than before."""
 
     v: Literal[1] = PROTOCOL_VERSION
     version: Count
@@ -249,7 +254,7 @@ class Desired(Message):
 
 
 class Reported(Message):
-    """What a vehicle made of the desired version (retained)."""
+    """A vehicle's answer to the desired version (retained)."""
 
     v: Literal[1] = PROTOCOL_VERSION
     version: Count
@@ -262,14 +267,20 @@ M = TypeVar("M", bound=Message)
 
 
 def encode(message: Message) -> bytes:
-    """Compact JSON."""
+    """Returns a message as compact JSON."""
     return message.model_dump_json(exclude_defaults=False).encode()
 
 
 def decode(kind: type[M], payload: bytes) -> M:
-    """Parses and checks a payload.
+    """Parses and validates a payload.
 
-    Raises MessageError that names the field where it is malformed, above 64 KiB, or of an unknown version.
+    Args:
+        kind: the expected message type.
+        payload: JSON.
+
+    Raises:
+        MessageError: it is malformed, larger than 64 KiB, or of an unknown version; the message names the
+            field.
     """
     if len(payload) > MAX_JSON_BYTES:
         raise MessageError(f"{kind.__name__}: {len(payload)} bytes is above the limit of {MAX_JSON_BYTES}")
@@ -284,7 +295,7 @@ def decode(kind: type[M], payload: bytes) -> M:
 
 
 def _telling(error: ValidationError) -> Any:
-    """The first error, and of the members of a union the one whose type the value has."""
+    """Returns the first error; for a union, that of the member whose type the value has."""
     errors = error.errors(include_url=False, include_input=False)
     same = [e for e in errors if e["loc"][:2] == errors[0]["loc"][:2]]
     return next((e for e in same if not e["type"].endswith("_type")), errors[0])
@@ -300,12 +311,16 @@ def _adapter(kind: type[M]) -> TypeAdapter[M]:
 
 
 def pack_embedding(embedding: NDArray[np.floating[Any]]) -> str:
-    """[D] to base64 of little-endian float16."""
+    """Returns an embedding, [D] floats, as base64 of little-endian float16."""
     return base64.b64encode(np.asarray(embedding, "<f2").tobytes()).decode("ascii")
 
 
 def unpack_embedding(text: str) -> NDArray[np.float32]:
-    """Base64 of float16 to [D] float32. Raises MessageError where it is neither or not finite."""
+    """Returns the embedding, [D] float32, of a text made by `pack_embedding`.
+
+    Raises:
+        MessageError: the text is not base64 of float16, or a value is not finite.
+    """
     try:
         values = np.frombuffer(base64.b64decode(text, validate=True), "<f2").astype(np.float32)
     except ValueError as error:
@@ -320,7 +335,15 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Topics:
-    """The topics of one vehicle. `fleet` and `vehicle` match [A-Za-z0-9_.-]{1,64}."""
+    """Builds the topics of one vehicle.
+
+    Args:
+        fleet: name of the fleet, [A-Za-z0-9_.-]{1,64}.
+        vehicle: name of the vehicle, likewise.
+
+    Raises:
+        MessageError: a name is invalid.
+    """
 
     def __init__(self, fleet: str, vehicle: str) -> None:
         for name in (fleet, vehicle):
@@ -330,34 +353,34 @@ class Topics:
 
     @property
     def offer(self) -> str:
-        """Up, QoS 1."""
+        """Returns the topic of offers (from the vehicle, QoS 1)."""
         return f"{self.base}/offer"
 
     @property
     def reply(self) -> str:
-        """Down, QoS 1."""
+        """Returns the topic of replies (to the vehicle, QoS 1)."""
         return f"{self.base}/reply"
 
     @property
     def state(self) -> str:
-        """Up, retained, with a Will."""
+        """Returns the topic of the state (from the vehicle, retained; also that of its last will)."""
         return f"{self.base}/state"
 
     @property
     def telemetry(self) -> str:
-        """Up."""
+        """Returns the topic of heartbeats (from the vehicle)."""
         return f"{self.base}/telemetry"
 
     @property
     def desired(self) -> str:
-        """Down, retained."""
+        """Returns the topic of the desired configuration (to the vehicle, retained)."""
         return f"{self.base}/desired"
 
     @property
     def reported(self) -> str:
-        """Up, retained."""
+        """Returns the topic of answers to it (from the vehicle, retained)."""
         return f"{self.base}/reported"
 
     def data(self, collector: str, sample: str, offset: int) -> str:
-        """Up, QoS 1: raw bytes of `sample` from `offset` on."""
+        """Returns the topic of a chunk (from the vehicle, QoS 1): raw bytes of `sample` from `offset` on."""
         return f"{self.base}/data/{collector}/{sample}/{offset}"

@@ -1,4 +1,4 @@
-"""Chosen samples wait here until the fleet has them."""
+"""Keeps selected samples on disk until the fleet has stored them."""
 
 from misfire_runtime.spool.spool import RESUME, Pending, Spool, Terminal
 

@@ -1,7 +1,8 @@
-"""A file that holds a little room on the disk, so that verdicts can be booked when others have filled it.
+"""Reserves a little room on the disk, so that verdicts can be recorded when other programs have filled it.
 
-Booking a verdict frees the sample's file, but needs some pages of the database first. Only bookings that free
-room, and opening the spool, may use the ballast; it grows back when the disk has room again.
+Recording a verdict frees the sample's file, but needs some pages of the database first. Only commits that
+free room, and opening the spool, may use the reserve (the ballast); it is refilled when the disk has room
+again.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from pathlib import Path
 
 BALLAST_BYTES = 2 * 1024 * 1024
 _STEP = 256 * 1024
-"""Given up piece by piece: another program that writes all the time takes what a booking leaves over."""
+"""Bytes freed at a time: another program that writes continually takes everything that a commit leaves."""
 _BESIDE = 1024 * 1024
-"""Must stay free beside the ballast, or it would itself be what fills a small disk."""
+"""Bytes that must stay free in addition, or the ballast itself would fill a small disk."""
 _PERIOD_S = 10.0
 
 
 class Ballast:
-    """One file. Not thread-safe: the spool's lock serialises."""
+    """Manages the ballast file. Not thread-safe: the spool calls it under its lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._next_fill = float("-inf")
 
     def give(self) -> bool:
-        """Frees a piece; False if there is none left."""
+        """Frees one step; returns False if nothing is left."""
         size = self._size()
         if size <= 0:
             return False
@@ -38,9 +39,9 @@ class Ballast:
         return True
 
     def fill(self, *, reserve_bytes: int) -> None:
-        """Makes the file whole again if that leaves `reserve_bytes` of the disk to others.
+        """Refills the file if that leaves `reserve_bytes` of the disk free.
 
-        Looks at most every ten seconds; a disk that is full after all ends it without an error.
+        Does nothing within ten seconds of the last call. A disk that is full after all is no error.
         """
         now = time.monotonic()
         if now < self._next_fill:

@@ -1,9 +1,9 @@
-"""The spool's files: a sample is written whole or not at all, and carries its offer behind its bytes.
+"""Writes and reads the spool's files. A sample is written completely or not at all, followed by its offer.
 
-write: tmp/X -> fsync -> rename to samples/ID -> fsync of samples/.  A file is payload, offer (JSON), trailer:
-the payload first, so that an offset of the sample is an offset of the file; the offer, so that the database
-can be rebuilt from the files alone. What is damaged moves to quarantine/, what the fleet rejected to
-rejected/; both are bounded.
+write: tmp/X -> fsync -> rename to samples/ID -> fsync of samples/
+A file is payload, offer (JSON), trailer. The payload is first, so an offset in the sample is an offset in the
+file. The offer is included, so the database can be rebuilt from the files. Damaged files move to quarantine/,
+rejected samples to rejected/; both folders are bounded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode
 
 MAGIC = b"mfs1"
 _TRAILER = struct.Struct("<I4s")
+"""Length of the offer in bytes, MAGIC."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used up quota, and a file above the process's or the file system's limit."""
 _BLOCK = 1024 * 1024
 MAX_QUARANTINE_FILES = 100
 MAX_QUARANTINE_BYTES = 64 * 1024 * 1024
@@ -35,7 +37,15 @@ MAX_REJECTED_BYTES = 64 * 1024 * 1024
 
 
 class SampleFiles:
-    """The folders of one spool. Thread-safe: a sample that is removed while it is read is gone, or read."""
+    """Manages the folders of one spool. Thread-safe: a sample removed during a read is read, or missing.
+
+    Args:
+        root: folder of the spool.
+        max_open: number of files that stay open between reads.
+
+    Raises:
+        SpoolError: the folders cannot be used.
+    """
 
     def __init__(self, root: Path, *, max_open: int = 16) -> None:
         self.samples = root / "samples"
@@ -48,6 +58,7 @@ class SampleFiles:
         try:
             for folder in (self.samples, self.tmp, self.quarantine, self.rejected):
                 folder.mkdir(parents=True, exist_ok=True)
+            # Left by a process that died while it wrote; their samples were never reported as captured.
             for left in self.tmp.iterdir():
                 left.unlink()
             kept = sorted(
@@ -59,7 +70,12 @@ class SampleFiles:
             raise SpoolError(f"spool {root}: {error.strerror}") from error
 
     def write(self, sample: str, payload: bytes, offer: bytes) -> int:
-        """Makes the file durable; returns its length. Raises DiskFullError, SpoolError: nothing is left."""
+        """Writes a file durably and returns its length in bytes.
+
+        Raises:
+            DiskFullError: the disk is full; nothing is left of the file.
+            SpoolError: it cannot be written; nothing is left of it.
+        """
         temporary = self.tmp / f"{sample}.{secrets.token_hex(4)}"
         trailer = offer + _TRAILER.pack(len(offer), MAGIC)
         try:
@@ -72,7 +88,17 @@ class SampleFiles:
         return len(payload) + len(trailer)
 
     def read(self, sample: str, offset: int, size: int, *, total: int) -> bytes | None:
-        """Bytes of the payload; None where the file is missing, short, or not the sample's bytes."""
+        """Returns bytes of the payload; None if the file is missing, too short, or has a wrong hash.
+
+        Args:
+            sample: id of the sample.
+            offset: first byte.
+            size: maximum number of bytes.
+            total: bytes of the whole payload.
+
+        Raises:
+            SpoolError: the file cannot be read for another reason.
+        """
         try:
             with self._lock:
                 handle = self._handle(sample, total)
@@ -86,31 +112,31 @@ class SampleFiles:
         return data if len(data) == max(0, min(size, total - offset)) else None
 
     def length(self, sample: str) -> int:
-        """Of the file in bytes; -1 where there is none."""
+        """Returns the length of a file in bytes; -1 if it does not exist."""
         try:
             return (self.samples / sample).stat().st_size
         except OSError:
             return -1
 
     def names(self) -> Iterator[str]:
-        """All files, in no order."""
+        """Yields the names of all files, in any order."""
         with os.scandir(self.samples) as entries:
             for entry in entries:
                 yield entry.name
 
     def recover(self, name: str) -> Offer | None:
-        """The offer behind the payload, where the file is whole and says who it is."""
+        """Returns the offer in a file; None if the file is damaged."""
         offer = _offer_behind(self.samples / name)
         return offer if offer is not None and self._intact_file(name, offer.size) else None
 
     def remove(self, sample: str) -> None:
-        """Deletes a file; one that is gone already is no error."""
+        """Deletes a file if it exists."""
         self._release(sample)
         with suppress(FileNotFoundError):
             os.unlink(sample, dir_fd=self._folder)
 
     def isolate(self, name: str) -> None:
-        """Moves a damaged file to quarantine/, and lets the oldest go where that is full."""
+        """Moves a damaged file to quarantine/, and deletes the oldest ones above its limits."""
         self._release(name)
         try:
             (self.samples / name).rename(self.quarantine / name)
@@ -128,7 +154,8 @@ class SampleFiles:
         with self._lock:
             with suppress(FileNotFoundError):
                 (self.samples / sample).rename(self.rejected / sample)
-                # The order of rejection, for the next start: the kernel's own stamps are some ms apart.
+                # Keeps the order of rejection for the next start: the kernel's own timestamps are only
+                # updated every few milliseconds, so several files would have the same one.
                 now = int(wall_time() * 1e9)
                 os.utime(self.rejected / sample, ns=(now, now))
                 self._rejected[sample] = (self.rejected / sample).stat().st_size
@@ -138,10 +165,19 @@ class SampleFiles:
                 self.forget_rejected(next(iter(self._rejected)))
 
     def take_back(self, room: int) -> dict[str, tuple[Offer, int]]:
-        """Moves rejected files of at most `room` bytes back, the oldest first: offers and lengths by id.
+        """Moves rejected files back to samples/, the oldest first.
 
-        On return their places are durable: books that call them pending may be written. A file that is no
-        whole sample any more goes to quarantine/. Raises SpoolError; the next start moves them to rejected/.
+        The moves are durable on return, so the database may then list them as pending. Damaged files move to
+        quarantine/.
+
+        Args:
+            room: maximum number of bytes to move.
+
+        Returns:
+            (offer, length of the file) by sample id.
+
+        Raises:
+            SpoolError: a file cannot be moved; the next start moves those that were back to rejected/.
         """
         try:
             with self._lock:
@@ -168,7 +204,7 @@ class SampleFiles:
         return taken
 
     def forget_rejected(self, sample: str) -> int:
-        """Deletes a rejected sample's file; how many bytes that freed."""
+        """Deletes a rejected sample's file; returns the number of freed bytes."""
         with self._lock:
             size = self._rejected.pop(sample, None)
             if size is not None:
@@ -177,11 +213,11 @@ class SampleFiles:
 
     @property
     def oldest_rejected(self) -> str | None:
-        """Of the files that are kept."""
+        """Returns the id of the oldest rejected sample whose file is kept; None if there is none."""
         return next(iter(self._rejected), None)
 
     def close(self) -> None:
-        """Closes handles. Idempotent."""
+        """Closes all files. Idempotent."""
         for sample in list(self._open):
             self._release(sample)
         folder, self._folder = self._folder, -1
@@ -189,7 +225,10 @@ class SampleFiles:
             os.close(folder)
 
     def _handle(self, sample: str, total: int) -> int | None:
-        """An open file whose hash was right when it was opened; the most recent few stay open."""
+        """Returns a descriptor of a file whose hash was correct when it was opened; None if it is not.
+
+        The last few files stay open, so the hash is computed once per upload and not once per chunk.
+        """
         if sample in self._open:
             self._open.move_to_end(sample)
             return self._open[sample]
@@ -222,7 +261,7 @@ class SampleFiles:
 
 
 def kept_offers(folder: Path) -> Iterator[Offer]:
-    """Offers of the samples in `folder`, the oldest file first; what is no sample's file is passed over."""
+    """Yields the offers of the samples in `folder`, the oldest file first; ignores other files."""
     try:
         files = sorted((file.stat().st_mtime_ns, file) for file in folder.iterdir())
     except OSError:
@@ -234,7 +273,7 @@ def kept_offers(folder: Path) -> Iterator[Offer]:
 
 
 def _offer_behind(file_path: Path) -> Offer | None:
-    """The offer behind a file's payload, if both fit the file's name and length; the hash is not checked."""
+    """Returns the offer in a file, if it fits the file's name and length; does not check the hash."""
     try:
         with file_path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -251,7 +290,7 @@ def _offer_behind(file_path: Path) -> Offer | None:
 
 
 def _intact(handle: int, sample: str, total: int) -> bool:
-    """Whether the first `total` bytes are those whose hash is the sample's id."""
+    """Returns True if the SHA-256 of the first `total` bytes is the sample's id."""
     digest, offset = hashlib.sha256(), 0
     while offset < total:
         block = os.pread(handle, min(_BLOCK, total - offset), offset)

@@ -1,7 +1,7 @@
-"""Looks into a spool without changing it, while a vehicle runs on it as well as on a broken machine.
+"""Reads a spool without changing it, also while a vehicle uses it, and on a damaged machine.
 
-The books are read from a copy of the database in memory; samples are read from their files, each of which
-carries its offer. So `export` needs neither a sound database nor a disk that can be written.
+The counters are read from a copy of the database in memory, the samples from their files, each of which
+contains its offer. So `export` needs neither a sound database nor a writable disk.
 """
 
 from __future__ import annotations
@@ -25,26 +25,42 @@ _BLOCK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Inspection:
-    """The books of a spool at one moment."""
+    """Holds the content of a spool's database at one moment."""
 
     counters: Counters
     pending: list[PendingGroup]
     account: list[tuple[str, str, int, int]]
-    """(verdict, reason, samples, bytes) of what ended, and of frames that were lost."""
+    """(verdict, reason, samples, bytes) of samples that are no longer pending, and of lost frames."""
     hold: Hold | None
 
 
 def inspect(folder: Path) -> Inspection:
-    """The books of the spool in `folder`. Raises SpoolError where there is none, or it is damaged."""
+    """Reads the database of a spool.
+
+    Args:
+        folder: folder of the spool.
+
+    Raises:
+        SpoolError: there is no spool, or its database is damaged.
+    """
     with _ledger(folder) as ledger:
         counters = Counters(**ledger.counters(), lost=ledger.lost())
         return Inspection(counters, ledger.pending(), ledger.account(), ledger.hold())
 
 
 def verify(folder: Path) -> tuple[int, list[str]]:
-    """How many pending samples are whole, and what is wrong with the others, or with the books.
+    """Checks the files of all pending samples, and whether the counters add up.
 
-    Raises SpoolError where there is no spool. What a running vehicle uploads meanwhile is no problem.
+    Samples that a running vehicle uploads during the check are not reported.
+
+    Args:
+        folder: folder of the spool.
+
+    Returns:
+        The number of intact samples, and a sentence per problem.
+
+    Raises:
+        SpoolError: there is no spool, or its database is damaged.
     """
     with _ledger(folder) as ledger:
         books, pending = Counters(**ledger.counters()), ledger.sizes()
@@ -54,6 +70,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
         problems.append(f"the books do not add up: {books.captured} captured, but {ended} accounted for")
     suspects = [sample for sample, size in pending if not _is_whole(folder / "samples" / sample, size)]
     if suspects:
+        # A second copy: a suspect that is no longer pending was uploaded, and its file removed, meanwhile.
         with _ledger(folder) as ledger:
             left = {sample for sample, _size in ledger.sizes()}
         for sample in left.intersection(suspects):
@@ -62,7 +79,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
 
 
 def rejected(folder: Path) -> list[dict[str, Any]]:
-    """Rejected samples whose files are kept, the oldest first: id, bytes, trigger, reason."""
+    """Returns id, bytes, trigger and reason of the rejected samples with a file, the oldest first."""
     with _ledger(folder) as ledger:
         return [
             {"id": o.id, "bytes": o.size, "trigger": o.trigger.name, "reason": ledger.reason_of(o.id)}
@@ -71,9 +88,18 @@ def rejected(folder: Path) -> list[dict[str, Any]]:
 
 
 def export(folder: Path, out: Path, *, with_rejected: bool) -> tuple[int, list[str]]:
-    """Copies samples as OUT/ID.SUFFIX with their offers as OUT/ID.json; how many, and those that are damaged.
+    """Copies samples to OUT/ID.SUFFIX and their offers to OUT/ID.json.
 
-    Raises SpoolError where there are no samples to look at, or `out` cannot be written.
+    Args:
+        folder: folder of the spool.
+        out: folder to write to; created if needed.
+        with_rejected: copies rejected samples, too.
+
+    Returns:
+        The number of copied samples, and the ids of damaged ones.
+
+    Raises:
+        SpoolError: there is no spool, or `out` cannot be written.
     """
     folders = [folder / "samples", *([folder / "rejected"] if with_rejected else [])]
     if not folders[0].is_dir():
@@ -94,7 +120,7 @@ def export(folder: Path, out: Path, *, with_rejected: bool) -> tuple[int, list[s
 
 @contextmanager
 def _ledger(folder: Path) -> Iterator[Ledger]:
-    """A copy of the books of the spool in `folder`."""
+    """Opens a copy of a spool's database."""
     with closing(snapshot(folder / "spool.sqlite")) as copy:
         yield Ledger(copy)
 
@@ -110,7 +136,7 @@ def _is_whole(file: Path, size: int) -> bool:
 
 
 def _copy(file: Path, offer: Offer, out: Path) -> bool:
-    """False, and nothing is left, where the file's bytes are not the offer's."""
+    """Copies one sample; returns False, and copies nothing, if its bytes are not those of the offer."""
     if not _is_whole(file, offer.size):
         return False
     suffix = mimetypes.guess_extension(offer.media_type) or ".bin"

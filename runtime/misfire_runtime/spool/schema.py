@@ -1,7 +1,7 @@
-"""The spool's database: opened durable, brought to the current schema, set aside where it is damaged.
+"""Opens the spool's database with durable commits, and migrates it to the current schema.
 
-`user_version` counts the MIGRATIONS that were applied. Every commit is synced (WAL, synchronous=FULL), so
-what a call said is true after a power cut.
+`user_version` is the number of applied MIGRATIONS. Every commit is synced (WAL, synchronous=FULL), so a
+result that a call returned is still true after a power cut.
 """
 
 from __future__ import annotations
@@ -51,18 +51,24 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 _LEAST_BYTES = 64 * 1024
-"""With less on the disk, SQLite's "disk I/O error" means that its files could not grow."""
+"""With fewer free bytes on the disk, SQLite's "disk I/O error" means that its files could not grow."""
 
 
 class DamagedDatabaseError(SpoolError):
-    """The database file is not a sound SQLite database."""
+    """Reports that the file is not a sound SQLite database."""
 
 
 def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Connection:
-    """Opens and migrates; the caller serialises its use.
+    """Opens and migrates the database. Threads must not use the connection at the same time.
 
-    Raises DamagedDatabaseError where the file is not sound, DiskFullError where the disk has no room to open
-    it, SpoolError where a newer version made it or it cannot be opened.
+    Args:
+        path: the SQLite file; created if it does not exist.
+        migrations: steps of the schema, for tests.
+
+    Raises:
+        DamagedDatabaseError: the file is damaged.
+        DiskFullError: the disk has no room to open it.
+        SpoolError: a newer version created it, or it cannot be opened.
     """
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
@@ -86,9 +92,11 @@ def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Co
 
 
 def snapshot(path: Path) -> sqlite3.Connection:
-    """A copy in memory, brought to the current schema; the file may be open elsewhere, and is not changed.
+    """Returns a migrated copy of the database in memory. The file may be in use and is not changed.
 
-    Raises SpoolError where there is no database, DamagedDatabaseError where it is not sound.
+    Raises:
+        SpoolError: there is no database.
+        DamagedDatabaseError: the database is damaged.
     """
     if not path.is_file():
         raise SpoolError(f"{path.parent} is no spool: it has no {path.name}")
@@ -110,7 +118,7 @@ def snapshot(path: Path) -> sqlite3.Connection:
 
 
 def explained(error: sqlite3.OperationalError, path: Path) -> SpoolError:
-    """DiskFullError if the disk has no room, else SpoolError."""
+    """Returns the error to raise: DiskFullError if the disk has no room, else SpoolError."""
     if "full" in str(error) or ("I/O" in str(error) and _free_bytes(path.parent) < _LEAST_BYTES):
         return DiskFullError(f"spool {path.parent}: no room on its disk ({error}); free some")
     return SpoolError(f"spool {path.parent}: {error}")

@@ -1,12 +1,12 @@
-"""Chosen samples wait here until the fleet has them: in the spool or not, never half, whatever dies when.
+"""Keeps selected samples until the fleet has stored them. No crash leaves a sample half in the spool.
 
 add -> file durable, then row committed -> next_offers, read -> settle(verdict) -> row gone, then file gone
-a wave of rejections -> hold: nothing is offered, no further rejection is believed, until `resume`
+many rejections in a row -> hold: nothing is offered, further rejections do not count, until `resume`
 
-The books are kept in the same transactions: captured = stored + pending + declined + rejected + evicted holds
-after every commit, so after every crash. Bytes are bounded; a full spool evicts by worth (lowest priority,
-then lowest percentile, then oldest), and the account says how many and why. One process has a spool open at
-a time; its threads may share it.
+The counters are part of the same transactions: captured = stored + pending + declined + rejected + evicted is
+true after every commit, and so after every crash. The bytes are bounded. A full spool evicts the lowest
+priority first, then the lowest percentile, then the oldest; the account has the number and the reason. Only
+one process may open a spool at a time; its threads may share it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ from misfire_runtime.tables import RelativePath, Table
 _LOG = logging.getLogger(__name__)
 MIB = 1024 * 1024
 _FLUSH_S = 2.0
+"""Seconds that counters may stay in memory: a commit per frame would sync the disk for each one."""
 _MAX_LOST_REASONS = 32
+"""Bounds a heartbeat's size: it contains the count of every reason."""
 RESUME = "resume"
-"""A file of this name in the spool's folder asks the process that has the spool open to resume."""
+"""Name of a file in the spool's folder that requests `resume` from the process that uses the spool."""
 T = TypeVar("T")
 
 Terminal = Stored | Declined | Rejected
@@ -59,7 +61,7 @@ class SpoolTable(Table):
 
 @dataclass(frozen=True)
 class Pending:
-    """A sample that waits for the fleet's verdict. `offer` is the JSON as it goes over the wire."""
+    """Describes a sample that waits for a verdict. `offer` is the JSON to be sent."""
 
     id: str
     size: int
@@ -69,7 +71,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class AccountLine:
-    """How many samples, and bytes of them, ended in this way for this reason."""
+    """Counts the samples and bytes with the same final verdict and reason."""
 
     verdict: str
     reason: str
@@ -78,10 +80,16 @@ class AccountLine:
 
 
 class Spool:
-    """A folder of samples with their books. Thread-safe.
+    """Manages a folder of samples and their database. Thread-safe.
 
-    max_bytes: bound of the files; reserve_bytes: what must stay free on the disk for everybody else.
-    Raises SpoolError where the folder cannot be used or another process has it open.
+    Args:
+        path: the folder; created if needed.
+        max_bytes: maximum size of all pending files.
+        reserve_bytes: bytes of the disk that must stay free for other programs.
+
+    Raises:
+        SpoolInUseError: another process has the spool open.
+        SpoolError: the folder cannot be used.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = 2048 * MIB, reserve_bytes: int = 64 * MIB) -> None:
@@ -101,7 +109,7 @@ class Spool:
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
         self._version = 0
-        # Owned before anything is touched: what lies in tmp/ may be another process's sample.
+        # Locked before anything else: a file in tmp/ may be a sample that another process is writing.
         self._owner = _own(self.path)
         try:
             self._files = SampleFiles(self.path)
@@ -115,11 +123,20 @@ class Spool:
             raise
 
     def add(self, payload: bytes, offer: Offer, *, priority: int | None = None) -> bool:
-        """Takes a sample; durable on return. False where the sample is pending or settled already.
+        """Adds a sample durably.
 
-        priority: 0..9, the offer's own where None. True means captured and accounted for: where everything
-        in a full spool is worth more, the newcomer itself is evicted. Raises DiskFullError, with nothing kept
-        and nothing counted; SpoolError where payload and offer do not belong together.
+        Args:
+            payload: the bytes whose SHA-256 is the offer's id.
+            offer: describes the sample.
+            priority: 0..9; None uses the offer's.
+
+        Returns:
+            False if the sample is pending or settled already. True if it was captured and counted; if
+            everything in a full spool is worth more, the new sample itself is evicted.
+
+        Raises:
+            DiskFullError: the disk is full; nothing was kept or counted.
+            SpoolError: payload and offer do not match, or the spool cannot be written.
         """
         if len(payload) != offer.size or hashlib.sha256(payload).hexdigest() != offer.id:
             raise SpoolError(f"sample {offer.id}: the payload's size or hash is not the offer's")
@@ -133,6 +150,7 @@ class Spool:
             room = self._make_room(offer, need, rank)
             if not room:
                 return True
+            # Reserves the bytes, so that other threads count them while the file is written without the lock.
             self._writing += need
         try:
             disk = self._files.write(offer.id, payload, text)
@@ -149,7 +167,13 @@ class Spool:
         return added
 
     def next_offers(self, limit: int, *, skip: Collection[str] = (), min_priority: int = 0) -> list[Pending]:
-        """What to offer next, without those in `skip`: by priority, with ageing (see Ledger)."""
+        """Returns the samples to offer next, by priority with ageing (see Ledger).
+
+        Args:
+            limit: maximum number of samples.
+            skip: ids to leave out.
+            min_priority: lowest priority, 0..9.
+        """
         with self._lock:
             self._usable()
             return [
@@ -158,11 +182,19 @@ class Spool:
             ]
 
     def read(self, sample: str, offset: int, size: int, *, total: int | None = None) -> bytes | None:
-        """At most `size` bytes of a pending sample from `offset` on; None where it is not pending (any more).
+        """Returns bytes of a pending sample; None if it is not pending, or its file is damaged.
 
-        total: the sample's size, where the caller knows it (see Pending): then nobody waits for a commit that
-        is being synced. A sample whose file is damaged is quarantined, booked as rejected, and is not pending
-        any more.
+        A sample with a damaged file is quarantined, counted as rejected, and no longer pending.
+
+        Args:
+            sample: id of the sample.
+            offset: first byte.
+            size: maximum number of bytes.
+            total: the sample's size, if the caller knows it (see Pending). Then the call does not take the
+                lock, and so does not wait for a commit that is being synced.
+
+        Raises:
+            SpoolError: the file cannot be read.
         """
         if total is not None:
             data = self._files.read(sample, offset, size, total=total)
@@ -179,18 +211,26 @@ class Spool:
             return data
 
     def settle(self, sample: str, verdict: Terminal) -> bool:
-        """Books a final verdict and forgets the sample. False where that is no news, or it is unknown."""
+        """Records a final verdict and removes the sample; returns False if nothing changed."""
         if verdict.id != sample:
             raise SpoolError(f"verdict of sample {verdict.id} given for {sample}")
         return bool(self.settle_many([verdict]))
 
     def settle_many(self, verdicts: Sequence[Terminal]) -> list[Terminal]:
-        """Books verdicts in one commit and returns those that were news. Raises DiskFullError, SpoolError."""
+        """Records final verdicts in one commit and removes their samples.
+
+        Returns:
+            The verdicts that changed something.
+
+        Raises:
+            DiskFullError: the disk is full; no verdict was recorded.
+            SpoolError: the database cannot be written; no verdict was recorded.
+        """
         with self._lock:
             self._usable()
             news = self._book(lambda: self._ledger.settle_many(verdicts))
             self._hold = self._ledger.hold()
-        # Without the lock: what was settled is not captured again, so the names are nobody else's.
+        # Without the lock: a settled sample is not captured again, so no other thread uses these files.
         for verdict in news:
             self._discard(verdict.id, rejected=isinstance(verdict, Rejected))
         with self._lock:
@@ -200,13 +240,19 @@ class Spool:
 
     @property
     def hold(self) -> Hold | None:
-        """Why nothing is offered any more, since a wave of rejections; None while samples are offered."""
+        """Returns why nothing is offered since many rejections in a row; None while samples are offered."""
         return self._hold
 
     def resume(self) -> int:
-        """Ends the hold and makes the rejected samples whose files are kept pending again; how many.
+        """Ends the hold, and makes rejected samples pending again if their files are kept.
 
-        What finds no room within `max_bytes` stays rejected. Raises SpoolError.
+        Samples that do not fit into `max_bytes` stay rejected.
+
+        Returns:
+            The number of samples that are pending again.
+
+        Raises:
+            SpoolError: the files or the database cannot be written.
         """
         with self._lock:
             self._usable()
@@ -219,14 +265,14 @@ class Spool:
                     self._discard(sample, rejected=True)
                 raise
             self._hold = None
-            for sample in taken.keys() - again:  # settled so long ago that nobody knows how
+            for sample in taken.keys() - again:  # their verdicts are older than those that are remembered
                 self._discard(sample)
         _LOG.warning("uploads_resumed", extra={"fields": {"offered_again": len(again)}})
         self._announce()
         return len(again)
 
     def _lift(self, taken: Mapping[str, tuple[Offer, int]]) -> set[str]:
-        """Ends the hold in the books; which of the files that were taken back are pending again."""
+        """Ends the hold in the database; returns the ids that are pending again."""
         self._ledger.lift()
         return {
             sample
@@ -235,7 +281,7 @@ class Spool:
         }
 
     def resume_if_asked(self) -> bool:
-        """Resumes if another process asked for it (see RESUME)."""
+        """Resumes if another process requested it (see RESUME); returns True if so. Raises SpoolError."""
         request = self.path / RESUME
         if not request.exists():
             return False
@@ -247,7 +293,7 @@ class Spool:
         return True
 
     def lose(self, reason: str, samples: int = 1) -> None:
-        """Counts chosen frames that never became samples, by reason; durable as what `count` counts."""
+        """Counts selected frames that never became samples; written to disk like the counters of `count`."""
         with self._lock:
             known = reason in self._lost or len(self._lost) < _MAX_LOST_REASONS - 1
             name = reason[:MAX_KEY] if known else "other"
@@ -256,9 +302,12 @@ class Spool:
             self._flush_sometimes()
 
     def count(self, **increments: int) -> None:
-        """Adds to counters of `Counters` that are not the books': frames, frames_dropped, bytes_sent, ...
+        """Adds to the counters in FREE_COUNTERS: frames, frames_dropped, bytes_sent, ...
 
-        They reach the disk with the next commit or within seconds.
+        They are written to disk with the next commit, or within seconds.
+
+        Raises:
+            SpoolError: a name is not in FREE_COUNTERS.
         """
         with self._lock:
             for name, value in increments.items():
@@ -270,7 +319,7 @@ class Spool:
             self._flush_sometimes()
 
     def counters(self) -> Counters:
-        """The books and the counters, `pending` counted from the rows that are there."""
+        """Returns all counters; `pending` is the number of rows."""
         with self._lock:
             self._usable()
             values = self._ledger.counters()
@@ -279,28 +328,28 @@ class Spool:
             return Counters(**values, lost=dict(self._lost))
 
     def account(self) -> list[AccountLine]:
-        """Why samples were declined, rejected or evicted, how many and how large."""
+        """Returns number and bytes of declined, rejected and evicted samples, by reason."""
         with self._lock:
             self._usable()
             return [AccountLine(*line) for line in self._ledger.account()]
 
     def pending_bytes(self) -> int:
-        """Bytes of the files that wait."""
+        """Returns the size in bytes of all pending files."""
         with self._lock:
             self._usable()
             return self._ledger.disk_bytes
 
     @property
     def version(self) -> int:
-        """Rises with every sample added or settled."""
+        """Returns a number that increases with every sample added or settled."""
         return self._version
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called, on any thread, after samples came or went; it must return at once."""
+        """Registers a function to call, on any thread, after a change; it must return at once."""
         self._listeners.append(callback)
 
     def wait_empty(self, timeout_s: float) -> bool:
-        """Waits until nothing is pending; False after `timeout_s`."""
+        """Waits until nothing is pending; returns False after `timeout_s`."""
         until = time.monotonic() + timeout_s
         with self._changed:
             while not self._empty():
@@ -317,11 +366,11 @@ class Spool:
 
     @property
     def session(self) -> int:
-        """How often this spool has been opened."""
+        """Returns how often this spool has been opened."""
         return self._session
 
     def close(self) -> None:
-        """Writes the counters and lets go of the folder. Idempotent."""
+        """Writes the counters, closes all files and releases the lock. Idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -340,7 +389,7 @@ class Spool:
         self.close()
 
     def _open(self) -> None:
-        """Opens the database and makes rows and files agree again."""
+        """Opens the database, rebuilds it if it is damaged, and makes rows and files consistent."""
         database = self.path / "spool.sqlite"
         try:
             self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
@@ -352,20 +401,24 @@ class Spool:
                     part.rename(self._files.quarantine / f"{part.name}.{os.urandom(4).hex()}")
             self._ledger = self._with_ballast(lambda: Ledger(connect(database)))
             rebuilt = True
-            self._files.take_back(self.max_bytes)  # nothing says any more that they were rejected
+            self._files.take_back(self.max_bytes)  # the record of their rejection is lost
         try:
             self._repair(adopt=rebuilt)
             self._session = self._book(self._ledger.begin_session)
             self._hold, self._lost = self._ledger.hold(), Counter(self._ledger.lost())
             self._ballast.fill(reserve_bytes=self.reserve_bytes)
-            with suppress(SpoolError):  # no room for it now: asked again while the uplink runs
+            with suppress(SpoolError):  # no room for it now: repeated while the uplink runs
                 self.resume_if_asked()
         except BaseException:
             self._ledger.close()
             raise
 
     def _repair(self, *, adopt: bool) -> None:
-        """Rows without a whole file are booked as rejected; files without a row were never counted."""
+        """Makes rows and files consistent.
+
+        Rows without a complete file are counted as rejected. Files without a row were never counted: they are
+        removed, or added (`adopt`) if the database is new.
+        """
         rows = dict(self._ledger.lengths())
         files = set(self._files.names())
         for sample, disk in rows.items():
@@ -395,9 +448,10 @@ class Spool:
         self._files.isolate(sample)
 
     def _make_room(self, offer: Offer, need: int, priority: int) -> bool:
-        """Evicts what is worth less until `need` fits; False where the newcomer is what had to go."""
+        """Evicts less valuable samples until `need` bytes fit; returns False if the new one was evicted."""
         over = self._ledger.disk_bytes + self._writing + need - self.max_bytes
         short = need + self.reserve_bytes - self._free_bytes()
+        # On a full disk the files of rejected samples go first: the fleet does not want them.
         while short > 0 and (oldest := self._files.oldest_rejected) is not None:
             short -= self._files.forget_rejected(oldest)
         if over <= 0 and short <= 0:
@@ -422,13 +476,13 @@ class Spool:
             self._ledger.drop(victim.id, verdict="evicted", reason=_eviction_reason(victim))
 
     def _take_back(self, sample: str) -> None:
-        """A file whose row could not be written goes, unless another thread's add of the same sample won."""
+        """Removes a file whose row could not be written, unless another thread has added the same sample."""
         with self._lock:
             if self._ledger.size_of(sample) is None:
                 self._discard(sample)
 
     def _discard(self, sample: str, *, rejected: bool = False) -> None:
-        """Removes the file of a sample that is not pending any more; keeps a rejected one for a while."""
+        """Removes the file of a sample that is no longer pending; a rejected one is kept for a while."""
         try:
             if rejected:
                 self._files.reject(sample)
@@ -450,7 +504,7 @@ class Spool:
         return disk.f_bavail * disk.f_frsize
 
     def _book(self, work: Callable[[], T]) -> T:
-        """Commits `work`, which frees room; on a full disk by reusing the WAL, then with the ballast."""
+        """Commits `work`, which frees room. On a full disk, reuses the WAL file, then frees the ballast."""
 
         def commit() -> T:
             with self._commit():
@@ -463,7 +517,7 @@ class Spool:
         return self._with_ballast(commit)
 
     def _with_ballast(self, work: Callable[[], T]) -> T:
-        """Tries `work` again for each piece that the ballast gives up, while the disk is full."""
+        """Repeats `work` while the disk is full, freeing a step of the ballast each time."""
         while True:
             try:
                 return work()
@@ -473,7 +527,7 @@ class Spool:
 
     @contextmanager
     def _commit(self) -> Iterator[None]:
-        """A transaction with the volatile counters in it; all or nothing."""
+        """Opens a transaction that also writes the counters in memory."""
         try:
             with self._ledger.transaction():
                 yield
@@ -510,7 +564,10 @@ FREE_COUNTERS = ("frames", "frames_dropped", "frames_unreadable", "bytes_sent")
 
 
 def _worth(offer: Offer) -> float:
-    """For eviction: its highest percentile. The random stream's is 1: dropping it by score would bias it."""
+    """Returns the worth of a sample for eviction, 0..1: its highest percentile.
+
+    A random sample has 1, because evicting random samples by score would bias the random stream.
+    """
     if offer.trigger.random:
         return 1.0
     return max(offer.percentiles.values(), default=0.5)
@@ -521,7 +578,7 @@ def _eviction_reason(row: Row) -> str:
 
 
 def _own(folder: Path) -> int:
-    """Holds the folder's lock file; the kernel lets go of it however the process ends."""
+    """Locks the folder and returns the lock's descriptor; the kernel releases it however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,1 +1,1 @@
-"""What a vehicle remembers between two runs, in small files that survive a power cut."""
+"""Keeps a vehicle's state between two runs in small files that survive a power cut."""

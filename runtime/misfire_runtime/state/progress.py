@@ -1,6 +1,6 @@
-"""How far recorded sources were read, so that an interrupted run goes on where it was stopped.
+"""Stores the position in recorded sources, so that an interrupted run continues where it stopped.
 
-A position is written only after every sample before it is durable; a recording that was read to its end has
+A position is written only after every sample before it is durable. A recording that was read to its end has
 no position, and is read from the start the next time.
 """
 
@@ -17,21 +17,27 @@ _LOG = logging.getLogger(__name__)
 
 
 class Progress:
-    """Next frame index by source identity, in a small JSON file beside the spool."""
+    """Keeps the next frame index by source identity, in a small JSON file next to the spool.
+
+    Args:
+        path: the file. A damaged one counts as empty, so frames are read again.
+    """
 
     def __init__(self, path: Path) -> None:
-        """path: its file; one that cannot be understood counts as none (frames are then read again)."""
         self._path = path
         self._next: dict[str, int] = read_state(
             path, _positions, missing={}, damaged={}, assume="interrupted recordings are read from the start"
         )
 
     def start(self, identity: str) -> int:
-        """Where to begin."""
+        """Returns the index of the frame to begin with."""
         return self._next.get(identity, 0)
 
     def save(self, positions: dict[str, int]) -> None:
-        """Updates and writes; 0 forgets a source. A failure to write costs a repetition, nothing else."""
+        """Updates the positions and writes them; 0 removes a source.
+
+        A failed write is only logged: at worst, some frames are read again.
+        """
         before = dict(self._next)
         self._next.update(positions)
         self._next = {key: value for key, value in self._next.items() if value > 0}

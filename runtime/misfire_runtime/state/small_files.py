@@ -1,8 +1,8 @@
-"""State files of a vehicle: a power cut leaves the old content or the new one.
+"""Reads and writes a vehicle's state files: a power cut leaves the old content or the new one.
 
 write_state: FILE.tmp -> fsync -> rename to FILE -> fsync of the folder
-read_state: FILE --parse--> value.  A file that cannot be understood is renamed to STEM.damaged with a log
-line, and replaced by what the caller assumes instead.
+read_state: FILE --parse--> value.  A damaged file is renamed to STEM.damaged and logged, and the caller gets
+its default value.
 """
 
 from __future__ import annotations
@@ -28,24 +28,30 @@ _UNREADABLE = (
     RecursionError,
     MisfireError,
 )
-"""What reading, `json.loads` and parsers raise on foreign bytes."""
+"""The errors that reading, `json.loads` and parsers raise on damaged files."""
 T = TypeVar("T")
 
 
 def write_state(path: Path, data: bytes) -> None:
-    """Replaces a state file of this vehicle, durably and for its user only.
+    """Replaces a state file durably; only its user can read it.
 
-    Raises OSError; then the old content is left. Callers serialise: two writers of one file share its
-    temporary name.
+    Two threads must not write the same file at once: they would use the same temporary name.
+
+    Raises:
+        OSError: the file cannot be written; the old content remains.
     """
     write_durably(path, data, mode=0o600, temporary=path.with_suffix(".tmp"))
 
 
 def read_state(path: Path, parse: Callable[[Any], T], *, missing: T, damaged: T, assume: str) -> T:
-    """What `parse` makes of the JSON in `path`; `missing` if there is none. Raises nothing.
+    """Reads a state file. Never raises.
 
-    damaged: returned if the file cannot be read or understood; it is then set aside. assume: what the vehicle
-    does instead, for the log line.
+    Args:
+        path: a JSON file.
+        parse: converts the parsed JSON to the value.
+        missing: returned if there is no file.
+        damaged: returned if the file cannot be read or parsed; the file is then renamed.
+        assume: what the vehicle does instead, for the log.
     """
     try:
         return parse(json.loads(read_bounded(path, max_bytes=MAX_STATE_BYTES)))

@@ -1,7 +1,7 @@
-"""What a vehicle knows about itself: counts, latency and the distribution of every score.
+"""Measures a vehicle: counts, latency and the distribution of every score.
 
-Sketches are DDSketches of one relative accuracy, so that the fleet can merge those of all vehicles. They hold
-the frames since the last heartbeat that was handed over; latency covers the same stretch.
+Sketches are DDSketches of one relative accuracy, so the fleet can merge those of all vehicles. Sketches and
+latency cover the frames since the last heartbeat that was sent.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from ddsketch.pb.proto import pb as schema
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 SKETCH_ACCURACY = 0.01
+"""Relative error of a quantile. All vehicles need the same one: others cannot be merged."""
 _BINS = 2048
+"""Bounds a sketch's size; with more, the bins of the lowest values are merged."""
 _RECENT_FRAMES = 20
 
 
 class Statistics:
-    """Written by the pipeline's threads, read by telemetry. Counts since the process began."""
+    """Holds the counts since the process began. The pipeline's threads write them, telemetry reads them."""
 
     def __init__(self) -> None:
         self.frames = 0
@@ -36,16 +38,21 @@ class Statistics:
         self.duplicates = 0
         self.skipped = 0
         self.last_frame_s = time.monotonic()
-        """When a frame was scored last, or left out on purpose."""
+        """Monotonic time of the last frame that was scored, or skipped on purpose."""
         self.started_s = time.monotonic()
         self._lock = threading.Lock()
         self._scores: dict[str, LogCollapsingLowestDenseDDSketch] = {}
         self._latency = _sketch()
         self.recent_latency_ms = 0.0
-        """Of about the last twenty frames: what the degradation ladder looks at."""
+        """Moving average over about twenty frames; the degradation ladder uses it."""
 
     def frame(self, scores: Mapping[str, float], *, latency_s: float) -> None:
-        """Counts a scored frame. latency_s: from the start of preprocessing to the decision."""
+        """Counts a scored frame.
+
+        Args:
+            scores: value by score name.
+            latency_s: seconds from the start of preprocessing to the decision.
+        """
         with self._lock:
             self.frames += 1
             self.last_frame_s = time.monotonic()
@@ -57,50 +64,56 @@ class Statistics:
                 self._scores[name].add(value)
 
     def skip(self) -> None:
-        """Counts a frame of a live source that the degradation ladder leaves out."""
+        """Counts a frame of a live source that the degradation ladder skips."""
         with self._lock:
             self.skipped += 1
             self.last_frame_s = time.monotonic()
 
     def latency_ms(self) -> tuple[float, float]:
-        """Median and 99th percentile since the last heartbeat; zeros before the first frame."""
+        """Returns median and 99th percentile since the last heartbeat; zeros before the first frame."""
         with self._lock:
             if self._latency.count == 0:
                 return 0.0, 0.0
             return float(self._latency.get_quantile_value(0.5)), float(self._latency.get_quantile_value(0.99))
 
     def sketches(self) -> dict[str, str]:
-        """Each score's sketch as DDSketch protobuf, base64."""
+        """Returns each score's sketch as DDSketch protobuf in base64."""
         with self._lock:
             return {name: pack_sketch(sketch) for name, sketch in self._scores.items()}
 
     def quantiles(self, level: float) -> dict[str, float]:
-        """Each score's quantile since the last heartbeat."""
+        """Returns a quantile of each score since the last heartbeat; `level` is in 0..1."""
         with self._lock:
             return {name: float(sketch.get_quantile_value(level)) for name, sketch in self._scores.items()}
 
     def begin_stretch(self) -> None:
-        """Forgets sketches and latency: they were handed over."""
+        """Clears sketches and latency after a heartbeat was sent."""
         with self._lock:
             self._scores = {}
             self._latency = _sketch()
 
 
 def pack_sketch(sketch: BaseDDSketch) -> str:
-    """DDSketch's protobuf, base64."""
+    """Returns a sketch as DDSketch protobuf in base64."""
     return base64.b64encode(DDSketchProto.to_proto(sketch).SerializeToString()).decode("ascii")
 
 
 def unpack_sketch(text: str, *, accuracy: float) -> BaseDDSketch:
-    """The sketch of `pack_sketch`.
+    """Returns the sketch of a text made by `pack_sketch`.
 
-    Raises ValueError where the text is none, is of another relative accuracy, or counts less than nothing.
+    Args:
+        text: protobuf in base64.
+        accuracy: the expected relative accuracy.
+
+    Raises:
+        ValueError: the text is not a sketch, has another accuracy, or a negative or infinite count.
     """
     proto = schema.DDSketch()
     try:
         proto.ParseFromString(base64.b64decode(text, validate=True))
     except DecodeError as error:
         raise ValueError(f"not a sketch: {error}") from error
+    # DDSketch's gamma is (1 + accuracy) / (1 - accuracy).
     if abs(proto.mapping.gamma * (1 - accuracy) / (1 + accuracy) - 1) > 1e-9:
         raise ValueError(f"not a sketch of relative accuracy {accuracy}")
     counts = [*proto.positiveValues.contiguousBinCounts, *proto.negativeValues.contiguousBinCounts]

@@ -1,4 +1,4 @@
-"""Carries what is in the spool to the fleet until the fleet says that it has it."""
+"""Uploads the samples in the spool until the fleet confirms that they are stored."""
 
 from misfire_runtime.uplink.uplink import Uplink
 

@@ -1,9 +1,9 @@
-"""How fast the uplink may send: a token bucket, its rate from a schedule and a metered-link flag.
+"""Limits the uplink's rate with a token bucket; the rate comes from a schedule and a metered-link flag.
 
 Bandwidth --rate_at(wall clock)--> TokenBucket --take(bytes, monotonic now)--> now, or wait until
 
-The wall clock only picks a line of the schedule; the bucket fills by the monotonic clock alone, so a clock
-that jumps by years can neither stop the link nor burst it.
+The wall clock only selects a line of the schedule. The bucket is filled by the monotonic clock, so a wall
+clock that jumps by years can neither stop the link nor cause a burst.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Window(BaseModel):
     """None is no limit, 0 is closed."""
 
     def holds(self, moment: datetime) -> bool:
-        """True within the window; after midnight the day before counts."""
+        """Returns True if a moment is within the window; after midnight, the day before must be in `days`."""
         clock = moment.strftime("%H:%M")
         today, before = _DAYS[moment.weekday()], _DAYS[moment.weekday() - 1]
         if self.since <= self.until:
@@ -50,14 +50,20 @@ class Bandwidth(BaseModel):
     burst_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = 256 * 1024
     windows: Annotated[tuple[Window, ...], Field(max_length=64)] = ()
     metered: bool = False
-    """What a link is until told otherwise."""
+    """Whether the link is metered until `set_metered` is called."""
     metered_bytes_per_s: Rate | None = None
     """Upper bound on a metered link."""
     metered_min_priority: Annotated[int, Field(ge=0, le=9)] = 0
     """On a metered link, samples below this priority wait."""
 
     def rate_at(self, wall: float, *, metered: bool, zone: tzinfo | None = None) -> float:
-        """Bytes per second, inf for no limit. wall: seconds since 1970; zone: local time where None."""
+        """Returns the allowed bytes per second; inf if there is no limit.
+
+        Args:
+            wall: seconds since 1970.
+            metered: whether the link is metered now.
+            zone: time zone of the windows; None uses local time.
+        """
         rate = self.bytes_per_s
         if self.windows:
             moment = _moment(wall, zone)
@@ -76,7 +82,10 @@ def _moment(wall: float, zone: tzinfo | None) -> datetime:
 
 
 class TokenBucket:
-    """Tokens are bytes. A message above the burst passes when the bucket is full, and leaves a debt."""
+    """Limits a rate; tokens are bytes.
+
+    A message larger than the burst passes a full bucket and leaves a debt; otherwise it could never be sent.
+    """
 
     def __init__(self, *, rate: float = math.inf, burst: float = 256 * 1024, now: float = 0.0) -> None:
         self._rate = rate
@@ -86,17 +95,17 @@ class TokenBucket:
 
     @property
     def rate(self) -> float:
-        """Bytes per second; inf for no limit."""
+        """Returns the bytes per second; inf if there is no limit."""
         return self._rate
 
     def set(self, *, rate: float, burst: float, now: float) -> None:
-        """Changes the limits; what was saved or owed stays."""
+        """Changes the limits; the current level, or debt, remains."""
         self._fill(now)
         self._rate, self._burst = rate, burst
         self._level = min(self._level, burst)
 
     def take(self, size: int, now: float) -> bool:
-        """Takes `size` bytes if they are there."""
+        """Takes `size` bytes if available; returns False otherwise."""
         if math.isinf(self._rate):
             return True
         self._fill(now)
@@ -106,7 +115,7 @@ class TokenBucket:
         return True
 
     def ready_at(self, size: int, now: float) -> float:
-        """When `take(size)` will succeed: `now` or later, inf where the link is closed."""
+        """Returns when `take(size)` will succeed: `now` or later, inf if the link is closed."""
         if math.isinf(self._rate):
             return now
         self._fill(now)

@@ -1,9 +1,9 @@
-"""What is known of the way to the fleet: why nothing gets through, in words, logged without flooding.
+"""Finds out why messages do not reach the fleet, and logs it with a limited rate.
 
 connections that come and go, receipts, replies --> LinkHealth.problem
 
-A broker that does not allow a vehicle's topics says so in MQTT 5, drops them in silence in 3.1.1, or hangs
-up, again and again. The certificate's common name is the usual cause of all three.
+A broker that does not allow a vehicle's topics reports it in MQTT 5, drops messages silently in MQTT 3.1.1,
+or disconnects again and again. A wrong common name in the certificate is the usual cause of all three.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from misfire_runtime.service.logs import Throttle
 _LOG = logging.getLogger(__name__)
 _BRIEF_S = 5.0
 _BRIEF_CONNECTIONS = 3
-"""So many connections in a row that end within seconds, with nothing acknowledged, are no accident."""
+"""After this many consecutive connections that end within seconds, without any acknowledgement, a cause is
+reported: it is no accident."""
 
 
 class LinkHealth:
-    """Of one vehicle's uplink. base: its topics begin with it."""
+    """Tracks the health of one vehicle's uplink.
+
+    Args:
+        broker: address and certificate.
+        vehicle: name of the vehicle, which the certificate should have as common name.
+        base: prefix of the vehicle's topics.
+    """
 
     def __init__(self, broker: BrokerConfig, *, vehicle: str, base: str) -> None:
         self._broker, self._base = broker, base
@@ -35,25 +42,25 @@ class LinkHealth:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing gets through to the fleet; None if the last message did, as far as is known.
+        """Returns why messages do not reach the fleet; None if the last one did, as far as known.
 
-        A wrong name in the certificate counts until a collector has answered: a broker may drop in silence
-        what it does not allow.
+        A wrong name in the certificate is a problem until a collector has answered: a broker may silently
+        drop messages that it does not allow.
         """
         return self._problem or (None if self._answered else self._wrong_name)
 
     def began(self) -> None:
-        """Warns of a certificate that is issued to another name."""
+        """Logs a warning if the certificate has another name."""
         if self._wrong_name is not None:
             _LOG.warning("certificate_name", extra={"fields": {"problem": self._wrong_name}})
 
     def up(self, *, pending: int) -> None:
-        """There is a connection."""
+        """Notes a new connection."""
         self._up = True
         self._ups.log(logging.INFO, "uplink_up", {"broker": self._broker.url, "pending": pending})
 
     def down(self, problem: str, *, lasted_s: float) -> None:
-        """The connection ended, or there never was one. lasted_s: since the attempt began."""
+        """Notes that a connection ended or failed; `lasted_s` are the seconds since the attempt began."""
         self._brief = self._brief + 1 if self._up and lasted_s < _BRIEF_S else 0
         self._up = False
         if self._brief >= _BRIEF_CONNECTIONS:
@@ -65,7 +72,7 @@ class LinkHealth:
         self._downs.log(logging.WARNING, "uplink_down", {"problem": problem}, key=problem)
 
     def receipt(self, receipt: Receipt) -> None:
-        """The broker took a message, or refused it."""
+        """Notes that the broker accepted or refused a message."""
         if receipt.accepted:
             self._problem, self._brief = None, 0
             return
@@ -75,7 +82,7 @@ class LinkHealth:
         self._downs.log(logging.WARNING, "publish_refused", {"problem": self._problem}, key=receipt.reason)
 
     def answered(self) -> None:
-        """A collector replied."""
+        """Notes a reply of a collector."""
         self._answered = True
 
     def _with_cause(self, problem: str) -> str:
@@ -88,4 +95,4 @@ def _wrong_name(broker: BrokerConfig, vehicle: str) -> str | None:
     try:
         return name_problem(broker.cert_file, vehicle)
     except (OSError, ValueError):
-        return None  # TLS says what is wrong with it
+        return None  # the TLS connection will fail with a better message

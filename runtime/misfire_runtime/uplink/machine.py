@@ -1,11 +1,11 @@
-"""The uplink's decisions, without a network, a thread or a clock: events in, actions out.
+"""Decides what the uplink does, without a network, a thread or a clock: events in, actions out.
 
 supply -> NEW --offer--> OFFERED --send--> READY --room--> SENDING --last byte--> SENT --stored--> SETTLING
             ^______________|__ timers: no answer, no progress __|______________|      busy -> RESTING
 
-Every message may be lost, repeated or reordered. Only final verdicts count, and they are idempotent;
-what else goes wrong ends at a timer that offers again, and the collector's answer says where to continue.
-`now` is monotonic seconds, given by the caller.
+Every message may be lost, repeated or reordered. Only final verdicts are decisive, and they are idempotent.
+After any other failure a timer expires and the sample is offered again; the collector's answer contains the
+offset to continue from. `now` is monotonic seconds, passed by the caller.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from misfire_runtime.uplink.bandwidth import TokenBucket
 from misfire_runtime.uplink.settings import UplinkSettings
 
 _TOPIC_BYTES = 340
-"""Room for a data topic and an MQTT header: two names of 64, an id of 64, and what is fixed."""
+"""Room for a data topic and an MQTT header: three names of 64, an id of 64, and the fixed parts."""
 _REPEAT_S = 0.8
-"""The same `send` within this time is a repetition; a collector asks for a gap at most once per second."""
+"""The same `send` within this time is a repetition; a collector requests a gap at most once per second."""
 _GROW_AFTER = 32
+"""Acknowledged chunks until the chunk size is doubled again, after it was halved."""
 _EARLY_REOFFERS = 2
 _EARLY_WAITING = 8
-"""With more offers unanswered no collector is there: all vehicles would repeat all of their windows."""
+"""With more unanswered offers, no collector is running: all vehicles would repeat all their offers early."""
 
 
 class Phase(enum.Enum):
-    """Where a sample's flight stands."""
+    """Names the phases of a sample's upload."""
 
     NEW = "new"
     OFFERED = "offered"
@@ -54,7 +55,7 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True)
 class Flight:
-    """A sample within the window."""
+    """Tracks the upload of a sample in the window."""
 
     id: str
     size: int
@@ -73,7 +74,7 @@ class Flight:
 
 @dataclass(frozen=True, slots=True)
 class PublishOffer:
-    """Hand the sample's offer to the broker under this token."""
+    """Requests to publish the sample's offer under this token."""
 
     token: int
     id: str
@@ -81,7 +82,7 @@ class PublishOffer:
 
 @dataclass(frozen=True, slots=True)
 class PublishChunk:
-    """Hand `size` bytes from `offset` on, of `total`, to the broker, addressed to `collector`."""
+    """Requests to publish `size` bytes from `offset` on, of `total`, to `collector`."""
 
     token: int
     id: str
@@ -93,14 +94,14 @@ class PublishChunk:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Book these verdicts, then call `settled` or `unsettled`."""
+    """Requests to record these verdicts, and then to call `settled` or `unsettled`."""
 
     verdicts: tuple[Terminal, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Reconnect:
-    """The connection looks alive and is not: make a new one, then call `disconnected`."""
+    """Requests a new connection, because this one only looks alive, and then to call `disconnected`."""
 
     reason: str
 
@@ -117,7 +118,13 @@ class _InFlight:
 
 
 class Machine:
-    """One vehicle's uplink. Not thread-safe: one loop owns it."""
+    """Decides for one vehicle's uplink. Not thread-safe: one loop owns it.
+
+    Args:
+        settings: windows and timers.
+        bucket: limits the rate.
+        rng: source of jitter.
+    """
 
     def __init__(self, settings: UplinkSettings, bucket: TokenBucket, rng: random.Random) -> None:
         self._settings = settings
@@ -133,23 +140,23 @@ class Machine:
         self._acked_chunks = 0
         self._token_wait = math.inf
         self.ignored = 0
-        """Verdicts that called for nothing: of samples that are not in the window, or repeated."""
+        """Number of verdicts without effect: repeated, or about samples outside of the window."""
         self.small_chunks = 0
-        """`send`s that were ignored because they asked for less than MIN_CHUNK_BYTES at a time."""
+        """Number of `send`s that were ignored because their chunk size is below MIN_CHUNK_BYTES."""
         self.reoffers = 0
-        """Offers that were sent before."""
+        """Number of repeated offers."""
         self.offering = True
-        """False stops offers; transfers that are under way go on, and verdicts count."""
+        """False stops offers; running transfers continue, and verdicts count."""
 
     # ---- what the shell asks
 
     @property
     def ids(self) -> Collection[str]:
-        """Samples that are in the window already."""
+        """Returns the ids of the samples in the window."""
         return self._flights.keys()
 
     def wanted(self) -> int:
-        """How many more samples the window takes; 0 while offline, held, or while the link is closed."""
+        """Returns how many more samples fit into the window; 0 while offline, held, or on a closed link."""
         if not self._connected or not self.offering or self._bucket.rate <= 0:
             return 0
         flying = [f for f in self._flights.values() if f.phase is not Phase.SETTLING]
@@ -158,7 +165,7 @@ class Machine:
         return max(0, self._settings.max_samples - len(flying))
 
     def wake_at(self, now: float) -> float:
-        """When `actions` should be called next if nothing happens before; inf for never."""
+        """Returns when to call `actions` next if nothing happens before; inf for never."""
         if not self._connected:
             return math.inf
         times = [f.deadline for f in self._flights.values()]
@@ -169,15 +176,16 @@ class Machine:
     # ---- what happens
 
     def connected(self, now: float, *, packet_limit: int | None = None) -> None:
-        """The broker accepted us; it takes packets of `packet_limit` bytes (None: it named no limit)."""
+        """Notes a new connection; `packet_limit` is the broker's limit in bytes, None if it named none."""
         self._connected = True
         self._packet_limit = packet_limit
         self._acked_chunks = 0
 
     def disconnected(self, now: float) -> None:
-        """Whatever was under way may be lost: every flight starts again with its offer, in the same order."""
+        """Starts every upload again with its offer, in the same order: all messages in flight may be lost."""
         if any(h.chunk for h in self._in_flight.values()) and self._acked_chunks == 0:
-            # A broker of MQTT 3.1.1 does not name its packet limit; it hangs up. So does a bad link.
+            # A broker with MQTT 3.1.1 cannot announce its packet limit: it disconnects if a chunk is too
+            # large. A bad link looks the same, and smaller chunks help there, too.
             self._chunk_limit = max(MIN_CHUNK_BYTES, self._chunk_limit // 2)
         self._connected = False
         self._in_flight.clear()
@@ -187,13 +195,13 @@ class Machine:
                 self._reset(flight)
 
     def supply(self, samples: Iterable[Pending], now: float) -> None:
-        """Takes samples into the window, in the order in which they are to go."""
+        """Adds samples to the window, in the order of upload."""
         for sample in samples:
             if sample.id not in self._flights:
                 self._flights[sample.id] = Flight(sample.id, sample.size, len(sample.offer), touched_at=now)
 
     def replied(self, verdicts: Sequence[Send | Stored | Declined | Rejected | Busy], now: float) -> None:
-        """A collector spoke. Verdicts about samples that are not in the window count when they are final."""
+        """Handles a reply. Final verdicts also count for samples outside of the window."""
         for verdict in verdicts:
             if isinstance(verdict, Stored | Declined | Rejected):
                 self._finish(verdict)
@@ -205,7 +213,7 @@ class Machine:
                 self._back_off(self._flights[verdict.id], verdict.retry_after_s, now)
 
     def acked(self, token: int, now: float) -> None:
-        """The broker has the message. That frees a slot, and means nothing else."""
+        """Handles the broker's acknowledgement: it frees a slot, and proves nothing about the collector."""
         sent = self._in_flight.pop(token, None)
         if sent is None:
             return
@@ -221,12 +229,12 @@ class Machine:
             if flight.phase is Phase.SENT and flight.unacked == 0:
                 flight.deadline = now + self._reply_timeout(flight)
         elif flight.phase is Phase.OFFERED and flight.attempts <= _EARLY_REOFFERS and self._few_wait():
-            # Counted from here, because a slow link may need long to carry what was handed over before.
+            # Counted from the acknowledgement: a slow link may need long for the messages queued before it.
             early_s = self._settings.first_reoffer_s * 2 ** (flight.attempts - 1)
             flight.deadline = min(flight.deadline, now + early_s * self._rng.uniform(1.0, 2.0))
 
     def nacked(self, token: int, now: float) -> None:
-        """The broker answered with a failure: the message is lost, and the sample waits."""
+        """Handles a message that the broker refused: the message is lost, and the sample waits."""
         sent = self._in_flight.pop(token, None)
         flight = self._flights.get(sent.id) if sent else None
         if sent is None or flight is None or flight.phase is Phase.SETTLING:
@@ -236,17 +244,17 @@ class Machine:
         self._back_off(flight, self._settings.reoffer_s, now)
 
     def discard(self, sample: str) -> None:
-        """The spool has it no more: evicted, or quarantined."""
+        """Removes a sample that is no longer in the spool (evicted or quarantined)."""
         self._flights.pop(sample, None)
         self._verdicts.pop(sample, None)
 
     def settled(self, samples: Iterable[str]) -> None:
-        """The spool booked these."""
+        """Removes samples whose verdicts the spool has recorded."""
         for sample in samples:
             self._flights.pop(sample, None)
 
     def unsettled(self, samples: Iterable[str], now: float) -> None:
-        """The spool could not book these (its disk is full): offered again later, and answered again."""
+        """Schedules a new offer of samples whose verdicts the spool could not record (its disk is full)."""
         for sample in samples:
             flight = self._flights.get(sample)
             if flight is not None:
@@ -255,7 +263,7 @@ class Machine:
     # ---- what to do
 
     def actions(self, now: float) -> list[Action]:
-        """Everything to do now, in order."""
+        """Returns everything to do now, in order."""
         self._expire(now)
         todo: list[Action] = []
         if self._verdicts:
@@ -302,7 +310,7 @@ class Machine:
                 yield PublishChunk(token, flight.id, flight.collector, offset, size, flight.size)
 
     def _slot(self, size: int, now: float) -> bool:
-        """Whether a message of `size` may go now: a place in paho's hands, and tokens for its bytes."""
+        """Returns True if a message of `size` bytes may be sent now: paho has a free slot, the bucket tokens."""
         self._token_wait = math.inf
         if len(self._in_flight) >= self._settings.max_handed:
             return False
@@ -317,7 +325,7 @@ class Machine:
         return self._token
 
     def _admit(self, now: float) -> None:
-        """READY flights start sending while the byte window has room; one always may."""
+        """Starts READY uploads while the byte window has room; at least one."""
         active = sum(f.size for f in self._flights.values() if f.phase in (Phase.SENDING, Phase.SENT))
         for flight in self._flights.values():
             if flight.phase is Phase.READY and (active == 0 or active + flight.size <= self._byte_window()):
@@ -327,7 +335,7 @@ class Machine:
     def _expire(self, now: float) -> None:
         for flight in self._flights.values():
             if flight.phase is Phase.SENDING and now - flight.touched_at > self._settings.stale_s:
-                # The collector may have given up by now: its answer to a new offer says where to go on.
+                # The collector may have given up; its answer to a new offer has the offset to continue from.
                 self._reset(flight)
             elif now >= flight.deadline:
                 self._reset(flight)
@@ -347,7 +355,7 @@ class Machine:
             self.ignored += 1
             return
         if verdict.chunk_bytes < min(MIN_CHUNK_BYTES, flight.size):
-            # Each chunk costs a topic and an acknowledgement: the link would carry little else.
+            # Each chunk costs a topic and an acknowledgement; tiny chunks would waste most of the link.
             self.ignored += 1
             self.small_chunks += 1
             return
@@ -365,7 +373,7 @@ class Machine:
             flight.phase, flight.deadline = Phase.SENT, now + self._reply_timeout(flight)
 
     def _is_news(self, flight: Flight, verdict: Send, now: float) -> bool:
-        """Whether a second `send` is news: a gap, or another collector that took over; not a repetition."""
+        """Returns True if another `send` is no repetition: it reports a gap, or a new collector took over."""
         if verdict.collector != flight.collector:
             return now - flight.touched_at > self._settings.reoffer_s
         return verdict.offset != flight.asked_offset or now - flight.asked_at > _REPEAT_S
@@ -384,7 +392,7 @@ class Machine:
         return floor_jitter(flight.attempts, base_s=s.reoffer_s, cap_s=s.reoffer_max_s, rng=self._rng)
 
     def _byte_window(self) -> float:
-        """No more than the link carries within some seconds, so that what was asked for is sent soon."""
+        """Returns the bytes that the link carries within `window_s`: requested samples must be sent soon."""
         return min(float(self._settings.max_bytes), max(1.0, self._bucket.rate * self._settings.window_s))
 
     def _chunk_room(self) -> int:

@@ -1,4 +1,4 @@
-"""Windows and timers of the uplink; the defaults suit a cellular link and a collector nearby or far."""
+"""Defines windows and timers of the uplink; the defaults suit a cellular link and any distance to a collector."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ class UplinkSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_samples: Annotated[int, Field(ge=1, le=1024)] = 64
-    """Samples offered, being sent, or waiting for `stored` at once."""
+    """Maximum number of samples that are offered, being sent, or waiting for `stored`."""
     max_bytes: Annotated[int, Field(ge=1)] = 16 * 1024 * 1024
-    """Bytes of samples being sent or waiting for `stored` at once; one sample may always go."""
+    """Maximum bytes of samples being sent or waiting for `stored`; one sample is always allowed."""
     max_handed: Annotated[int, Field(ge=1, le=64)] = MAX_HANDED
-    """Messages in the MQTT client's hands at once."""
+    """Maximum number of unacknowledged messages in the MQTT client."""
     reoffer_s: Seconds = 10.0
-    """Offer again after this long without an answer, then with full jitter up to `reoffer_max_s`."""
+    """Time without an answer until an offer is repeated; then with full jitter up to `reoffer_max_s`."""
     reoffer_max_s: Seconds = 300.0
     first_reoffer_s: Seconds = 2.0
-    """Offer again this long to twice as long after the broker's acknowledgement, then once more after the
-    double, if few other offers wait: a broker with a full queue drops what it acknowledged."""
+    """Time after the broker's acknowledgement until an offer is repeated early: one to two times this value,
+    and once more after twice that, if few other offers wait. A broker with a full queue drops messages that
+    it has acknowledged."""
     ack_timeout_s: Seconds = 30.0
-    """A connection that acknowledges nothing for this long is made anew."""
+    """Time without any acknowledgement until the uplink reconnects."""
     stale_s: Seconds = 30.0
-    """A transfer that stood still for this long starts with an offer again."""
+    """Time without progress until a transfer starts again with an offer."""
     window_s: Seconds = 20.0
-    """On a limited link, ask for no more than it carries in this time."""
+    """On a limited link, the window holds as many bytes as the link carries in this time."""
     reconnect_s: Seconds = 1.0
-    """First wait before a new connection, then with full jitter up to `reconnect_max_s`."""
+    """Wait before the first reconnect; then with full jitter up to `reconnect_max_s`."""
     reconnect_max_s: Seconds = 120.0
     cloud_events: bool = False
     """Offers carry their CloudEvents attributes as MQTT 5 user properties, for readers other than misfire."""

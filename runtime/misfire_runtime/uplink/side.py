@@ -1,4 +1,4 @@
-"""What travels beside the samples: who speaks as it, what the fleet wants, offers that must shrink."""
+"""Handles clones, desired configurations, and offers that must shrink, for the uplink."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from misfire_runtime.service.worker import Worker
 _LOG = logging.getLogger(__name__)
 _MAX_CLONES = 16
 _OFFER_ROOM = 512
-"""Topic, header and properties of an offer."""
+"""Bytes of a packet for topic, header and properties of an offer."""
 _OPTIONAL = ("embedding", "context", "prediction", "privacy", "percentiles")
+"""Fields that an offer can do without, in the order of removal; the embedding is the largest."""
 
 
 class Identity:
-    """Notices when another machine uses this vehicle's name: a birth or death names another boot."""
+    """Detects another machine that uses this vehicle's name: its state messages have another boot id."""
 
     def __init__(self, boot_id: str, *, on_clone: Callable[[str], None] | None) -> None:
         self.boot_id = boot_id
@@ -31,19 +32,21 @@ class Identity:
 
     @property
     def clones(self) -> tuple[str, ...]:
-        """Other boots, in the order of their appearance."""
+        """Returns the other boot ids, in the order of their appearance."""
         return tuple(self._clones)
 
     def follows(self, state: State) -> None:
-        """The state that was retained before our first birth: who spoke as this vehicle until now."""
+        """Notes the state that was retained before this session: that of the vehicle's previous boot."""
         self._predecessor = state.boot_id
 
     def sees(self, state: State) -> bool:
-        """A state on our topic since our birth. True where our birth must be said again: to a boot not met
-        before, and after a Will that came late, ours or our predecessor's, and says that we are gone.
+        """Handles a state on the vehicle's topic; returns True if the birth message must be sent again.
+
+        This is the case after a clone's first message, and after a late last will (of this or the previous
+        session), which reports the vehicle as offline.
         """
         if not state.online and state.boot_id in ("", self.boot_id, self._predecessor):
-            self._predecessor = self.boot_id  # it dies once
+            self._predecessor = self.boot_id  # a session has one last will
             return True
         if state.boot_id in ("", self.boot_id, *self._clones):
             return False
@@ -53,7 +56,7 @@ class Identity:
         return True
 
     def taken_over(self) -> None:
-        """The broker gave our session to another client with our id."""
+        """Notes that another client with the same id took over the session."""
         if "session taken over" not in self._clones:
             self._found("session taken over")
 
@@ -65,9 +68,9 @@ class Identity:
 
 
 class DesiredWorker:
-    """Applies desired configurations on a thread of its own: loading a model must not stop the uplink.
+    """Applies desired configurations in its own thread, because loading a model must not stop the uplink.
 
-    Only the newest waits; one that is older than what was taken is the callback's to refuse.
+    Only the newest one waits. The callback refuses versions older than the current one.
     """
 
     def __init__(self, apply: Callable[[Desired], Reported], report: Callable[[Reported], None]) -> None:
@@ -78,14 +81,14 @@ class DesiredWorker:
         self._worker.start()
 
     def put(self, desired: Desired | None) -> None:
-        """Replaces what waits."""
+        """Replaces the waiting configuration."""
         with self._lock:
             with contextlib.suppress(queue.Empty):
                 self._waiting.get_nowait()
             self._waiting.put_nowait(desired)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
-        """Ends the thread after the one it works on."""
+        """Ends the thread after its current configuration."""
         self._worker.close(timeout_s=timeout_s)
 
     def _run(self, _stop: threading.Event) -> None:
@@ -99,12 +102,12 @@ class DesiredWorker:
 
 
 def offer_attributes(sample: str, *, source: str) -> dict[str, str]:
-    """The CloudEvents attributes of an offer."""
+    """Returns the CloudEvents attributes of an offer."""
     return {"specversion": "1.0", "type": "misfire.offer.v1", "source": source, "id": sample}
 
 
 def fit_offer(offer: bytes, packet_limit: int | None) -> bytes:
-    """The offer without what can be spared, the largest first, until it fits a packet of the broker."""
+    """Returns an offer that fits into the broker's packets, without as many optional fields as necessary."""
     if packet_limit is None or len(offer) + _OFFER_ROOM <= packet_limit:
         return offer
     fields = json.loads(offer)

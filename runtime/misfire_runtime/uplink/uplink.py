@@ -1,9 +1,10 @@
-"""The uplink: carries what is in the spool to the fleet, over a broker, until the fleet says it has it.
+"""Uploads the samples in the spool over a broker, until the fleet confirms that they are stored.
 
 spool --Pending--> Machine --actions--> Connection --> broker --replies, receipts--> Machine --> spool
 
-One thread does everything. The Machine decides (machine.py), the Connection moves bytes; here the two
-meet the spool and the rest of the vehicle. Nothing is lost when this thread, or the process, ends anywhere.
+One thread does everything. The Machine decides (machine.py), the Connection moves bytes, and this module
+connects them with the spool and the rest of the vehicle. Nothing is lost if the thread or the process ends at
+any point.
 """
 
 from __future__ import annotations
@@ -51,15 +52,26 @@ __all__ = ["BrokerConfig", "Uplink", "make_client"]
 _LOG = logging.getLogger(__name__)
 _MAX_WAIT_S = 1.0
 _MAX_MESSAGE_BYTES = 128 * 1024
-"""Of what a vehicle accepts."""
+"""Largest message that a vehicle accepts."""
 
 
 class Uplink:
-    """One vehicle's uplink. `start` runs it on a thread of its own, `run` on the caller's.
+    """Runs one vehicle's uplink. `start` runs it in its own thread, `run` in the caller's.
 
-    on_desired: gets desired configurations on a thread of its own and answers what became of them.
-    on_declined: gets the id of a sample that the fleet declined, so that its cost can be given back.
-    on_clone: gets the boot id of another machine that speaks as this vehicle.
+    Args:
+        spool: the samples to upload.
+        fleet: name of the fleet, part of all topics.
+        vehicle: name of the vehicle, part of all topics.
+        broker: address and credentials.
+        stop: ends the uplink when set.
+        settings: windows and timers.
+        bandwidth: limits of the rate.
+        bundle: label of the bundle, `name@version`, for the vehicle's state.
+        on_desired: called in its own thread with each desired configuration; returns the report.
+        on_declined: called with the id of a declined sample, so that its budget can be returned.
+        on_clone: called with the boot id of another machine that uses this vehicle's name.
+        boot_id: id of this boot; None reads the kernel's.
+        seed: random seed of the jitter.
     """
 
     def __init__(
@@ -120,22 +132,22 @@ class Uplink:
 
     @property
     def online(self) -> bool:
-        """True while connected and subscribed."""
+        """Returns True while connected and subscribed."""
         return self._online.is_set()
 
     @property
     def clones(self) -> tuple[str, ...]:
-        """Boot ids of other machines that spoke as this vehicle."""
+        """Returns the boot ids of other machines that used this vehicle's name."""
         return self._identity.clones
 
     @property
     def problem(self) -> str | None:
-        """Why nothing gets through to the fleet, in words; None if the last message did."""
+        """Returns why messages do not reach the fleet, as a sentence; None if the last one did."""
         return self._health.problem
 
     @property
     def counts(self) -> dict[str, int]:
-        """What the uplink did since the start, by event."""
+        """Returns the number of events since the start, by name."""
         return {
             "connections": self.connects,
             "reoffers": self._machine.reoffers,
@@ -143,58 +155,63 @@ class Uplink:
         }
 
     def wait_online(self, timeout_s: float) -> bool:
-        """Waits until connected; False after `timeout_s`."""
+        """Waits until connected; returns False after `timeout_s`."""
         return self._online.wait(timeout_s)
 
     def start(self) -> None:
-        """Runs on a thread of its own until `close` or the stop event."""
+        """Starts the thread, which runs until `close` or the stop event."""
         self._worker.start()
 
     def close(self, *, timeout_s: float = 10.0) -> None:
-        """Says good-bye to the broker and ends the thread. What is not yet stored stays in the spool."""
+        """Disconnects and ends the thread. Samples that are not yet stored stay in the spool."""
         if self._worker.close(timeout_s=timeout_s):
-            self._writer.close()  # where it never ran; else it did so itself
+            self._writer.close()  # needed only if the thread never ran; otherwise it closed the writer itself
             self._waking.close()
         if self._desired is not None:
             self._desired.close()
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits until nothing is pending; False after `timeout_s`. It never is while the spool holds."""
+        """Waits until nothing is pending; returns False after `timeout_s`, as always during a hold."""
         return self._spool.wait_empty(timeout_s)
 
     def publish_reported(self, reported: Reported) -> None:
-        """Reports what became of a desired configuration; drops it while offline: it comes again."""
+        """Publishes the answer to a desired configuration.
+
+        While offline it is dropped: the broker sends the retained desired configuration again, and it is
+        answered then.
+        """
         self._enqueue(self._topics.reported, encode(reported), qos=1, retain=True)
 
     def publish_telemetry(self, telemetry: Telemetry) -> bool:
-        """Sends a heartbeat; False, and nothing kept, where there is no connection now.
+        """Publishes a heartbeat; returns False, and keeps nothing, if there is no connection.
 
-        The birth goes with it: one that was lost, or overtaken by an older death, is made good.
+        The birth message is repeated with it, which corrects a state that was lost or replaced by a late last
+        will.
         """
         self._enqueue(self._topics.state, encode(self._birth), qos=1, retain=True)
         return self._enqueue(self._topics.telemetry, encode(telemetry), qos=0, retain=False)
 
     def set_metered(self, metered: bool) -> None:
-        """Whether the link costs money now: see Bandwidth."""
+        """Sets whether the link is metered now; see Bandwidth."""
         self._metered = metered
         self._rate_checked_at = float("-inf")
         self._waking.wake()
 
     def set_bandwidth(self, bandwidth: Bandwidth) -> None:
-        """Takes over other limits."""
+        """Replaces the limits of the rate."""
         self._bandwidth = bandwidth
         self._rate_checked_at = float("-inf")
         self._waking.wake()
 
     def set_bundle(self, label: str) -> None:
-        """The vehicle switched to another bundle: says so in its state."""
+        """Publishes a new bundle's label in the vehicle's state."""
         self._birth = self._birth.model_copy(update={"bundle": label})
         self._enqueue(self._topics.state, encode(self._birth), qos=1, retain=True)
 
     # ---- the loop
 
     def run(self) -> None:
-        """Connects, carries, connects again, until the stop event; on the caller's thread."""
+        """Runs the uplink in the caller's thread until the stop event."""
         self._worker.run()
 
     def _loop(self, stop: threading.Event) -> None:
@@ -261,7 +278,7 @@ class Uplink:
         self._health.up(pending=self._spool.counters().pending)
 
     def _step(self, connection: Connection) -> None:
-        """Waits for something to happen, then does all that follows from it."""
+        """Performs all due actions, waits for an event, and handles it."""
         now = time.monotonic()
         self._limit(now)
         self._watch_hold()
@@ -287,7 +304,7 @@ class Uplink:
             connection.publish(topic, payload, qos=qos, retain=retain)
 
     def _watch_hold(self) -> None:
-        """Offers nothing while the spool holds; a request to end that may come from another process."""
+        """Stops offers during a hold of the spool, and handles other processes' requests to end it."""
         now = time.monotonic()
         if now - self._asked_at >= _MAX_WAIT_S:
             self._asked_at = now
@@ -305,10 +322,10 @@ class Uplink:
         return max(0.0, min(self._machine.wake_at(now) - now, _MAX_WAIT_S))
 
     def _supply(self, now: float) -> None:
-        """Fills the window, unless the spool was asked before and has not changed.
+        """Fills the window from the spool, unless the spool had too few samples and has not changed since.
 
-        While messages are under way a small gap waits until it is a quarter of the window: each look at the
-        spool passes by all that is in the window already.
+        While messages are in flight, a gap is filled only when it is a quarter of the window: each query
+        passes over all samples that are in the window already.
         """
         wanted = self._machine.wanted()
         version = self._spool.version
@@ -359,7 +376,7 @@ class Uplink:
         self._bytes_sent += len(data) + len(topic)
 
     def _booked(self) -> None:
-        """Hears which verdicts are in the spool's books now."""
+        """Handles the verdicts that the spool has recorded, or could not record."""
         for booked in self._writer.results():
             ids = [verdict.id for verdict in booked.verdicts]
             if booked.news is None:
@@ -374,7 +391,7 @@ class Uplink:
                     self._on_declined(verdict.id)
 
     def _log_rejection(self, verdict: Rejected, offer: bytes) -> None:
-        """offer: as it was sent; empty if the verdict came when nobody waited for it any more."""
+        """Logs a rejection; `offer` is empty if the verdict came after the sample had left the window."""
         trigger = json.loads(offer)["trigger"]["name"] if offer else ""
         fields = {"reason": verdict.reason, "sample": verdict.id, "trigger": trigger}
         self._rejections.log(logging.WARNING, "sample_rejected", fields)

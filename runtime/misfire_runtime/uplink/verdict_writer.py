@@ -1,4 +1,4 @@
-"""Verdicts into the spool's books, beside the uplink's thread: a synced commit must not stop the sending.
+"""Records verdicts in the spool in a separate thread, because a synced commit must not stop the uplink.
 
 uplink --verdicts--> VerdictWriter (one commit for all that wait) --results, wake--> uplink
 """
@@ -18,11 +18,12 @@ from misfire_runtime.spool import Spool, Terminal
 
 _LOG = logging.getLogger(__name__)
 _MAX_GROUP = 256
+"""Verdicts per commit; bounds the time until the first of them is reported back."""
 
 
 @dataclass(frozen=True)
 class Booked:
-    """What became of some verdicts. news: those that changed the books; None where the spool failed."""
+    """Reports recorded verdicts. `news`: those that changed something; None if the spool failed."""
 
     verdicts: tuple[Terminal, ...]
     news: tuple[Terminal, ...] | None
@@ -35,7 +36,7 @@ class _Order:
 
 
 class VerdictWriter:
-    """Starts its thread at once. `wake` is called, on that thread, when there are results."""
+    """Records verdicts. Its thread starts at once, and calls `wake` when there are results."""
 
     def __init__(self, spool: Spool, wake: Callable[[], None]) -> None:
         self._spool, self._wake = spool, wake
@@ -46,18 +47,18 @@ class VerdictWriter:
         self._worker.start()
 
     def put(self, verdicts: Sequence[Terminal], *, bytes_sent: int = 0) -> None:
-        """Orders the booking of verdicts, and of bytes that went out."""
+        """Queues verdicts, and a number of sent bytes, to be recorded."""
         self._orders.put(_Order(tuple(verdicts), bytes_sent))
 
     def results(self) -> list[Booked]:
-        """What was booked, or could not be, since the last time."""
+        """Returns the results since the last call."""
         found = []
         while not self._results.empty():
             found.append(self._results.get())
         return found
 
     def close(self, *, timeout_s: float = 30.0) -> None:
-        """Books what was ordered, then ends the thread. Idempotent."""
+        """Records what is queued, then ends the thread. Idempotent."""
         self._worker.close(timeout_s=timeout_s)
 
     def _run(self, _stop: threading.Event) -> None:
