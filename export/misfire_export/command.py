@@ -128,6 +128,7 @@ def export(
     def named(source: str) -> Options:
         return options if name else replace(options, name=bundle_name(source))
 
+    # Silence would suggest that the option took effect.
     if answer != "auto" and onnx is None:
         raise ConfigError("--answer is for --onnx; a module returns logits")
     own_names = read_classes(classes)

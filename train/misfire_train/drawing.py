@@ -54,6 +54,7 @@ def enlarged(image: Image) -> tuple[Image, float]:
     """Returns the picture at about SIDE pixels, so that thin lines stay thin, and the factor."""
     factor = SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    # Areas are averaged when shrinking, which would alias otherwise.
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8), factor
 

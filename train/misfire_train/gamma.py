@@ -102,6 +102,7 @@ def fit_gamma(losses: ArrayLike) -> GammaFit:
     if values.size < 2 or np.ptp(values) == 0:
         raise ScoreError(f"a gamma fit needs at least 2 different losses, got {values.size}")
     mean, mean_log = float(values.mean()), float(np.log(values).mean())
+    # Almost equal losses have a gap that rounding may make negative.
     gap = max(log(mean) - mean_log, 1e-12)
 
     def slope(log_shape: float) -> float:

@@ -44,6 +44,7 @@ class Signals:
     def embedding(self) -> Tensor:
         """Returns the last layer's input, averaged over pixels if it has any, L2-normalised: [N,C]."""
         flat = self.last_input if self.last_input.ndim == 2 else self.last_input.flatten(2).mean(2)
+        # The floor is for frames without any active feature.
         return flat / flat.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
 
     def float(self) -> Signals:

@@ -45,6 +45,7 @@ class SplitTable(Table):
     def fractions(self) -> dict[str, float]:
         """Returns shares by part, summing to 1; `field` only if it is above 0."""
         parts = {name: getattr(self, name) for name in ("train", "validation", "holdout", "calibration")}
+        # Shares need not sum to 1: they are ratios of what the field leaves.
         rest = (1 - self.field) / sum(parts.values())
         scaled = {name: value * rest for name, value in parts.items()}
         return {**scaled, "field": self.field} if self.field > 0 else scaled

@@ -88,6 +88,7 @@ def require_layout(dims: Sequence[int], contract: InputContract, *, shown: str =
     name, wanted = shown or contract.name, (contract.channels, contract.height, contract.width)
     if len(dims) != 4:
         raise GraphError(f"input {name} has {len(dims)} dimensions; expected [N,C,H,W]")
+    # A message of its own, because a Transpose in front mends it.
     if dims[3] in (1, 3) and dims[1] != contract.channels:
         raise GraphError(
             f"input {name} is [N,H,W,C] {list(dims)}; a bundle takes [N,C,H,W], so transpose it "

@@ -75,6 +75,7 @@ def find_last_layer(model: onnx.ModelProto, output: str) -> Found:
     while tensor in makers:
         node = makers[tensor]
         quantized = any(name in _QUANTIZERS for name in seen)
+        # Only the last activation is one of the answer; an earlier one is part of the network.
         if node.op_type in _ACTIVATIONS and activation == "none" and not _resized(seen):
             activation = _ACTIVATIONS[node.op_type]
             tensor = logits = node.input[0]
@@ -136,6 +137,7 @@ def _as_layer(
 def _gemm(node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> LastLayer | None:
     options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     weight = constants.get(node.input[1])
+    # transA would take the batch for the features.
     if weight is None or options.get("transA", 0):
         return None
     if not options.get("transB", 0):

@@ -63,6 +63,7 @@ def share_initialisers(graph: onnx.GraphProto) -> None:
     outputs = {output.name for output in graph.output}
     for node in graph.node:
         for position, name in enumerate(node.input):
+            # An initialiser that is an output keeps its name.
             if name in alias and name not in outputs:
                 node.input[position] = alias[name]
 
@@ -76,6 +77,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
         if needed.intersection(node.output):
             kept.append(node)
             needed.update(name for name in node.input if name)
+            # Subgraphs read outer tensors without listing them among the node's inputs.
             needed.update(_captured(node))
     del graph.node[:]
     graph.node.extend(reversed(kept))

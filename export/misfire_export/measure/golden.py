@@ -28,6 +28,7 @@ def write_golden(
     folder: Path, session: ort.InferenceSession, examples: Examples, *, contract: InputContract, seed: int
 ) -> Path:
     """Writes `folder/golden.npz` from a few frames; the same frames and graph give the same bytes."""
+    # A graph with a fixed batch takes exactly that many frames.
     fixed = session.get_inputs()[0].shape[0]
     count = min(fixed if isinstance(fixed, int) else FRAMES, len(examples))
     chosen = np.sort(np.random.default_rng(seed).choice(len(examples), count, replace=False))

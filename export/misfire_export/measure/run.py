@@ -113,6 +113,7 @@ def require_rows(name: str, value: NDArray[Any], frames: int) -> None:
 
 def require_finite(name: str, value: NDArray[Any], ids: Sequence[str]) -> None:
     """Raises OutputError that names the output and the first images whose values are NaN or infinite."""
+    # Integers cannot be NaN.
     if not np.issubdtype(value.dtype, np.floating):
         return
     rows = np.isfinite(value.reshape(len(value), -1)).all(axis=1)
@@ -151,6 +152,7 @@ def measure(
     for part, values in answers(session, examples, contract=contract, names=wanted):
         outputs, targets = torch.from_numpy(values[output]).float(), task.collate(examples.targets[part])
         losses.append(task.sample_loss(outputs, targets).numpy().astype(np.float64))
+        # Weighted by frames, because the last batch may be smaller.
         right += float(task.accuracy(outputs, targets)) * len(targets)
         if task.knows_failures and threshold is None:
             failures.append(task.failed(outputs, targets).numpy())

@@ -73,6 +73,7 @@ def compare(before: Measurement, after: Measurement, *, precision: str, target: 
 
 
 def _auroc(measured: Measurement, name: str) -> float | None:
+    # AUROC needs both failures and successes.
     if measured.failed.all() or not measured.failed.any():
         return None
     return auroc(measured.scores[name], measured.failed)

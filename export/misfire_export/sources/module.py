@@ -89,6 +89,7 @@ def export_module_bundle(
         task=kind,
         output=kind.output_name,
         scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
+        # The manifest needs a checksum; zeros mark an unknown data set.
         lineage=facts.lineage or Lineage(run_id="module", dataset="unknown", dataset_sha256="0" * 64),
         classes=classes,
         reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,

@@ -143,6 +143,7 @@ def append_scores(
     joined = onnx.ModelProto()
     joined.CopyFrom(model)
     version = opset_of(joined)
+    # All operators of one graph must be of one version.
     if version > OPSET:
         small = version_converter.convert_version(small, version)
     fixed = joined.graph.input[0].type.tensor_type.shape.dim[0].dim_value

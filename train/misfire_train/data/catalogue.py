@@ -48,6 +48,7 @@ class Entry:
         return digest_of((file.path, file.sha256) for file in self.files)
 
 
+# PyTorch's mirror of the original files.
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _KMNIST = "http://codh.rois.ac.jp/kmnist/dataset/kmnist/"
@@ -97,6 +98,7 @@ KMNIST_FILES = _files(
         "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
     },
 )
+# Without a public address: users copy these files themselves.
 LIGHTS_FILES = _files(
     "traffic_lights",
     "",

@@ -152,6 +152,7 @@ def run_loss_ranking(
     record = provenance(_command_line(), seeds=range(seeds), dataset=", ".join(names))
     path = None if out is None else out / "loss_ranking.json"
     earlier = {} if path is None else read_json(path).get("datasets", {})
+    # Results of another protocol are not comparable.
     kept = {
         name: row for name, row in earlier.items() if row.get("setting") == loss_ranking.setting(protocol)
     }

@@ -176,6 +176,7 @@ class Head(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns scores [N]."""
+        # As in the default head: an unfamiliar shift must not drive the answer without bound.
         value: Tensor = self.layers(((inputs - self.centre) / self.scale).clamp(-6, 6))
         return value.squeeze(1)
 
@@ -259,6 +260,7 @@ def run(
     test = dataset.test.take(np.arange(min(protocol.test, len(dataset.test))))
     tests = {
         "clean": tensors(test, dataset),
+        # A seed far from those of the training copies.
         "shifted": tensors(shifted(test, UNSEEN, severity=protocol.severity, seed=10_000), dataset),
     }
     rows = []

@@ -47,6 +47,7 @@ def settle_failures(
         ConfigError: there is no held-out image, or a loss is NaN or negative; names the samples.
     """
     if table.threshold is not None:
+        # A stated threshold overrides even a task's own rule.
         settled = task.with_threshold(table.threshold)
         return settled, FailureRecord(threshold=table.threshold, source="stated in the configuration")
     if task.knows_failures:

@@ -56,6 +56,7 @@ class Refit:
     @property
     def families(self) -> tuple[str, ...]:
         """Returns the corruption families that the head was trained on."""
+        # Without copies the head saw no corruption.
         if self.recipe.copies == 0:
             return ()
         return tuple(FAMILIES) if self.recipe.families is None else self.recipe.families

@@ -60,6 +60,7 @@ class HeadRecipe:
 
     def with_table(self, table: HeadTable) -> HeadRecipe:
         """Returns the recipe with a config's values in place of its own."""
+        # None means that the config leaves the value to the recipe.
         given: dict[str, Any] = {name: getattr(table, name) for name in _OPEN}
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 

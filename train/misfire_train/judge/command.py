@@ -112,6 +112,7 @@ def evaluate(
     ]
     if wide:
         typer.echo("\n".join(wide), err=True)
+        # After the report was written, which shows the slices that differ.
         sys.exit(1)
 
 
@@ -138,6 +139,7 @@ def _read_slices(path: Path) -> dict[str, dict[str, str]]:
     columns = [name for name in rows[0] if name != "id"]
     if not columns:
         raise JudgeError(f"{path}: there is no column beside id")
+    # Line 1 is the header.
     for number, row in enumerate(rows, start=2):
         if any(row[name] is None for name in columns):
             raise JudgeError(f"{path}, line {number}: fewer values than columns")

@@ -84,6 +84,7 @@ class Evidence:
                 "need `failed`, or a `loss` and the `failure_threshold` above which it is a failure"
             )
         count = len(failures)
+        # Without names every row is a photo of its own.
         frame_labels = np.arange(count) if frames is None else np.asarray(frames)
         evidence = cls(
             scores=arrays,

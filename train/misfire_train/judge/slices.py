@@ -136,6 +136,7 @@ def _replicate(
     seed: int,
 ) -> Floats:
     """Returns the mean of `of` in each kept group on each resample, [R,G]."""
+    # Sorted by group, each group is one run of columns, which reduceat sums.
     order = np.argsort(members, kind="stable")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     blocks = []

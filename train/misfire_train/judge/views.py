@@ -117,6 +117,7 @@ def _compare_pooled(table: Table, pairs: Sequence[tuple[str, str]], metric: str)
         ],
         axis=1,
     )
+    # A fold that has no value in a resample is left out of that resample's mean.
     defined = np.isfinite(rows)
     weights = defined * table.weights
     total = weights.sum(axis=1)

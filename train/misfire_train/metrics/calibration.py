@@ -74,6 +74,7 @@ def reliability(predicted: ArrayLike, observed: ArrayLike, *, bins: int = 10) ->
     same_length(predicted=predictions, observed=truths)
     if not np.isfinite(predictions).all():
         raise JudgeError("a prediction is infinite")
+    # Bins end with a group of equal predictions, so ties stay together.
     ranking = rank_scores(predictions)
     targets = np.arange(1, bins + 1) * len(truths) / bins - 1
     cuts = np.unique(

@@ -110,11 +110,13 @@ def _sort(score: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
         return order, score[order]
     index_bits = np.uint64((1 << (count - 1).bit_length()) - 1)
     keys = _sortable_bits(score)
+    # Makes room for the index.
     keys &= ~index_bits
     keys |= np.arange(count, dtype=np.uint64)
     keys.sort()
     order = (keys & index_bits).view(np.int64)
     ordered = score.take(order)
+    # Scores that differ only in the overwritten bits were sorted by index.
     inverted = np.flatnonzero(ordered[1:] < ordered[:-1])
     if inverted.size:
         first = np.unique(keys[inverted] & ~index_bits)

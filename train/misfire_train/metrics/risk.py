@@ -81,6 +81,7 @@ def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200)
 
 def aurc_rows(sums: Sums) -> Floats:
     """Returns the AURC of each row of weights (whole counts), [B]."""
+    # Without weights the sum runs over single samples, in place.
     if sums.weights is None:
         risk = sums.loss.take(sums.ranking.order)
         _share_ties(risk, sums.ranking)

@@ -23,6 +23,7 @@ class InvertedResidual(nn.Module):
             nn.ReLU6(),
             conv_norm(wide, outputs, kernel=1),
         )
+        # A shortcut needs equal shapes.
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:

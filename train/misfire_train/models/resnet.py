@@ -68,6 +68,7 @@ class ResNet(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        # Small images cannot afford a stem that halves them.
         self.conv1 = nn.Sequential(
             conv_norm(channels, stem, kernel=7 if large_stem else 3, stride=2 if large_stem else 1), nn.ReLU()
         )

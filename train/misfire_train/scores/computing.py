@@ -66,6 +66,7 @@ def compute(
     columns: dict[str, list[Tensor]] = {score.name: [] for score in modules}
     if len(columns) != len(modules):
         raise ScoreError(f"a score is asked for twice: {[score.name for score in modules]}")
+    # Examples have names; tensors are named by position.
     if ids is None and not isinstance(images, Tensor):
         ids = images.ids
     with evaluating(probe, *modules), torch.no_grad():

@@ -34,6 +34,7 @@ def k_center(embeddings: Tensor, size: int) -> Tensor:
     nearest = squared_distances(embeddings, embeddings[chosen]).flatten()
     while len(chosen) < size:
         chosen.append(int(nearest.argmax()))
+        # Only the new centre can be nearer than those before.
         nearest = torch.minimum(nearest, squared_distances(embeddings, embeddings[chosen[-1:]]).flatten())
     return torch.tensor(sorted(chosen))
 

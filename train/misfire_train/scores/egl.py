@@ -97,6 +97,7 @@ class Egl(Score):
     def _pixels(self, signals: Signals) -> Tensor:
         if not self.feature_norm:
             return gini(signals.outputs).flatten(1).mean(1)
+        # Features exist only at the last layer's resolution, so the logits must have it too.
         impurity = gini(last_outputs(signals)).flatten(1)
         return (impurity * feature_energy(signals)).mean(1)
 

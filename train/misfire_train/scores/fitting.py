@@ -94,6 +94,7 @@ def spread(examples: Set, most: int) -> Set:
     """Returns at most `most` examples, evenly spaced. All frames that scores are fitted on are drawn so."""
     if len(examples) <= most:
         return examples
+    # Evenly spaced instead of drawn, so that every caller takes the same frames.
     chosen: Set = examples.take(np.linspace(0, len(examples) - 1, most).astype(int))
     return chosen
 

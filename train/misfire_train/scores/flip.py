@@ -55,6 +55,7 @@ class FlipConsistency(PassScore):
     def combine(self, signals: Signals, mirrored: Signals) -> Tensor:
         """Returns scores [N] from the plain pass and the pass over the mirrored image."""
         plain, other = signals.outputs, mirrored.outputs
+        # The answer to the mirrored image is turned back before the two are compared.
         back = self.task.unmirror(other, swap=self.swap, signs=self.signs)
         return self.task.disagreement(plain, back)
 

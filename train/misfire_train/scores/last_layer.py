@@ -71,6 +71,7 @@ def pseudo_residual(logits: Tensor) -> Tensor:
 
 def exp_minus_one(x: Tensor) -> Tensor:
     """Returns exp(x) - 1 from tanh, which is exact near 0 although ONNX has only Exp and Sub. |x| < 80."""
+    # exp(x) - 1 = 2 t / (1 - t) with t = tanh(x / 2): no difference of near-equal numbers.
     half = torch.tanh(x / 2)
     exact = 2 * half / (1 - half).clamp_min(1e-30)
     return torch.where(x < 1, exact, torch.exp(x) - 1)
@@ -80,5 +81,6 @@ def log_one_plus(x: Tensor) -> Tensor:
     """Returns log(1 + x) after Kahan: exact near 0, from only Log, Add and Div. x > -1."""
     shifted = 1 + x
     step = shifted - 1
+    # x is below the rounding of 1 + x, so log(1 + x) is x.
     flat = step == 0
     return torch.where(flat, x, torch.log(shifted) * (x / torch.where(flat, 1.0, step)))

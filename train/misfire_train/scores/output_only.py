@@ -122,6 +122,7 @@ class HeatmapEntropy(OutputScore):
         """Returns [N] from heatmaps [N,J,H,W]; an all-zero map counts as uniform, log(H W)."""
         # A floor, not a sum: the exporter's optimiser drops an added constant below 1e-8.
         mass = _maps(outputs).flatten(2).clamp_min(1e-9)
+        # A map as a distribution over its pixels.
         share = mass / mass.sum(2, keepdim=True)
         return -(share * torch.log(share)).sum(2).mean(1)
 

@@ -123,6 +123,7 @@ class Registry(Mapping[str, ScoreInfo]):
 
     def _all(self) -> dict[str, ScoreInfo]:
         if not self._complete:
+            # Importing a file registers its scores.
             for module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__):
                 importlib.import_module(f"{_PACKAGE}.{module.name}")
             # Files import each other, so the order in which they registered depends on who was first.
@@ -253,6 +254,7 @@ def _build_one(recipe: Recipe) -> Score:
     info = serving.get(recipe.name) or SCORES.get(recipe.name)
     if info is None:
         known = list(serving)
+        # Names of scores that serve this task only: a hint to another task's would fail, too.
         close = difflib.get_close_matches(recipe.name, known, n=1)
         hint = f"; did you mean {close[0]}? For" if close else "; for"
         raise ScoreError(

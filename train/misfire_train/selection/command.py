@@ -82,6 +82,7 @@ def select(
         power=power,
         radius=radius,
     )
+    # Only the ids are written; two equal ones could not be told apart afterwards.
     if names is not None and len(np.unique(names[chosen])) < len(chosen):
         raise SelectionError(f"{ids}: ids are not unique: two chosen rows share one")
     write_chosen(Path(out), chosen, ids=names, scores=ranks)

@@ -114,6 +114,7 @@ def train_vaal(
         )
         discriminator = Discriminator(config.latent, rank=with_ranks)
         generator = torch.Generator().manual_seed(seed)
+        # Resized once instead of at every step.
         small = [vae.resized(images.float()) for images in (labelled, unlabelled)]
         _alternate(vae, discriminator, small, ranks=ranks, config=config, generator=generator)
     vae.eval()
@@ -147,6 +148,7 @@ def _alternate(
             mean, log_variance = vae.encode(image)
             code = mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
             loss, _ = vae_loss(image, vae.decode(code, rank), mean, log_variance, beta=config.beta)
+            # The VAE gains if both sets look labelled.
             fooled = functional.softplus(-discriminator(mean, rank)).mean()
             total = total + loss + config.adversary * fooled
         total.backward()  # type: ignore[no-untyped-call]

@@ -43,6 +43,7 @@ class Pose:
 
 def sample_pose(rng: np.random.Generator) -> Pose:
     """Returns a pose: standing, walking, sitting, waving or bent, from any side."""
+    # Mostly facing the viewer or turned away.
     yaw = float(rng.choice([0.0, math.pi]) + rng.normal(0, 0.75))
     tilt = float(rng.normal(0, 0.2) if rng.random() < 0.8 else rng.normal(0, 0.8))
     points = np.zeros((14, 2))
@@ -57,6 +58,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
     points[R_SHOULDER], points[L_SHOULDER] = neck + across * shoulder, neck - across * shoulder
     points[R_HIP], points[L_HIP] = pelvis + across * hip, pelvis - across * hip
     sits = rng.random() < 0.15
+    # Limbs bend towards the side that the figure faces; without a side, to the right.
     facing = math.copysign(1.0, math.sin(yaw) or 1.0)
     for side, (root, middle, end) in enumerate(
         ((R_SHOULDER, R_ELBOW, R_WRIST), (L_SHOULDER, L_ELBOW, L_WRIST))

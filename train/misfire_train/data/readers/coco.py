@@ -226,6 +226,7 @@ def _target(
         )
     given = np.array(annotation.keypoints, np.float32).reshape(joints, 3)
     points = crop.moved(given[:, :2], side=side)
+    # A pixel reaches half a pixel beyond its centre.
     inside = ((points > -0.5) & (points < side - 0.5)).all(1)
     seen = np.where(inside, given[:, 2], 0)
     return np.column_stack((np.where(seen[:, None] > 0, points, 0), seen)).astype(np.float32)

@@ -124,6 +124,7 @@ def _classes(folder: Path, used: Iterable[str], *, halved: bool, listed: ClassLi
         tops = subfolders(folder)
         parents = [top for top in tops if split_word(top.name)] if halved else [folder]
         empty = {nfc(printable(path.name)) for parent in parents for path in subfolders(parent)}
+        # Sorted, so that class numbers do not depend on the order in a file system.
         classes = tuple(sorted(empty | set(used)))
     if len(classes) < 2:
         raise DatasetError(f"{folder} has one class only ({classes[0]}); expected one folder per class")

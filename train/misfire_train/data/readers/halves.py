@@ -158,6 +158,7 @@ def _groups(
     if options.group is None:
         return tuple(nfc(group) for group in groups), []
     found = [options.group.search(name) for name in names]
+    # A group that takes no part in the match captures None.
     captured = [match.group(1) if match is not None else None for match in found]
     failed = [place for place, group in enumerate(captured) if group is None]
     fatal = failed if tests is None else [place for place in failed if not tests[place]]

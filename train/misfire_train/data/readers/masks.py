@@ -132,6 +132,7 @@ def _pairs(folder: Path, paths: Sequence[Path]) -> tuple[list[tuple[Path, Path]]
 
 def _key(name: str, kind: str) -> str:
     parts = name.split("/")
+    # Removes the first only: a deeper folder of that name is part of the key.
     parts.remove(kind)
     return "/".join(parts).rsplit(".", 1)[0]
 

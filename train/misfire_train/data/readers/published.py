@@ -15,6 +15,7 @@ from misfire_train.data.examples import Dataset, Examples
 from misfire_train.data.images import DecodedImages, ImageArray
 from misfire_train.errors import DatasetError
 
+# The idx format's code for unsigned bytes.
 _IDX_TYPE_UINT8 = 8
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -45,6 +46,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     dimensions = data[3]
     if len(data) < 4 + 4 * dimensions:
         raise DatasetError(f"{path}: ends within its header")
+    # The format's sizes are big-endian.
     shape = tuple(int(n) for n in np.frombuffer(data[4 : 4 + 4 * dimensions], ">u4"))
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     if values.size != int(np.prod(shape, dtype=np.int64)):

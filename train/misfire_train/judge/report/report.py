@@ -128,6 +128,7 @@ class Report:
     def to_dict(self, *, pictures: bool = False) -> dict[str, Any]:
         """Returns plain JSON values; NaN and infinity become None. Pictures are left to the HTML page."""
         values = asdict(self)
+        # As data URLs they would be most of the file.
         if not pictures:
             for frame in values["frames"]:
                 del frame["picture"]
