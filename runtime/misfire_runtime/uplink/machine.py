@@ -310,7 +310,7 @@ class Machine:
                 yield PublishChunk(token, flight.id, flight.collector, offset, size, flight.size)
 
     def _slot(self, size: int, now: float) -> bool:
-        """Returns True if a message of `size` bytes may be sent now: paho has a free slot, the bucket tokens."""
+        """Returns True if a message of `size` bytes may be sent now: paho has room, and the bucket tokens."""
         self._token_wait = math.inf
         if len(self._in_flight) >= self._settings.max_handed:
             return False

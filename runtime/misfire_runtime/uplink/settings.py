@@ -1,4 +1,4 @@
-"""Defines windows and timers of the uplink; the defaults suit a cellular link and any distance to a collector."""
+"""Defines windows and timers of the uplink; the defaults suit a cellular link."""
 
 from __future__ import annotations
 
