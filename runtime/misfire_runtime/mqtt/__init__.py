@@ -1,1 +1,1 @@
-"""The connection to the broker: how to reach it, one connection on it, and why there is none."""
+"""Connects to the broker: configuration, connections, and explanations of their errors."""

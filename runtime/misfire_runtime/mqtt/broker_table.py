@@ -1,4 +1,4 @@
-"""The `[broker]` table of a configuration file."""
+"""Defines the `[broker]` table of a configuration file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from misfire_runtime.tables import RelativePath
 
 
 class BrokerTable(BrokerConfig):
-    """The broker: a `url`, or `host` and `port`; it names none where both are left out.
+    """Configures the broker by `url`, or by `host` and `port`; without both there is no broker.
 
-    Whether plain MQTT to another machine is allowed is decided by `connection`: the command line may say so.
+    `connection` checks whether plain MQTT to another machine is allowed, because the command line may allow
+    it.
     """
 
     address: str | None = Field(default=None, alias="url", repr=False)
@@ -44,7 +45,11 @@ class BrokerTable(BrokerConfig):
         return self
 
     def connection(self) -> BrokerConfig | None:
-        """How to reach it; None where no broker is named. Raises ConfigError, which shows no password."""
+        """Returns the broker's configuration; None if the table names no broker.
+
+        Raises:
+            ConfigError: a value is invalid; the message never contains the password.
+        """
         return BrokerConfig.from_table(self._given())
 
     def _given(self) -> dict[str, Any]:
@@ -52,7 +57,7 @@ class BrokerTable(BrokerConfig):
 
 
 def _as_value_error(check: Callable[..., object], *arguments: object, **options: object) -> None:
-    """Lets pydantic, which knows where it is, report a ConfigError."""
+    """Calls `check`; raises its ConfigError as ValueError, to which pydantic adds the key."""
     try:
         check(*arguments, **options)
     except ConfigError as error:

@@ -1,8 +1,8 @@
 """Reads a certificate's expiry and common name without a cryptography library (a vehicle has none).
 
 Certificate ::= SEQ { tbs SEQ { [0] version?, serial, algorithm, issuer, validity SEQ { from, until },
-subject SEQ OF SET OF SEQ { attribute, value }, ... (RFC 5280, section 4.1). PEM or DER. Nothing is verified
-here: that is TLS's work.
+subject SEQ OF SET OF SEQ { attribute, value }, ... (RFC 5280, section 4.1). PEM or DER. Signatures are not
+verified here; TLS does that.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
 def not_after(data: bytes) -> float:
-    """End of validity of the first certificate in `data`, seconds since 1970. Raises ValueError."""
+    """Returns the end of validity of the first certificate, in seconds since 1970. Raises ValueError."""
     return validity(data)[1]
 
 
 def validity(data: bytes) -> tuple[float, float]:
-    """Start and end of validity of the first certificate in `data`, seconds since 1970. Raises ValueError."""
+    """Returns start and end of validity of the first certificate, in seconds since 1970.
+
+    Args:
+        data: a certificate, or several, in PEM or DER.
+
+    Raises:
+        ValueError: it is not a certificate.
+    """
     der = _der(data)
     try:
         at, _end = _expect(der, _validity_at(der), _SEQUENCE)
@@ -36,7 +43,7 @@ def validity(data: bytes) -> tuple[float, float]:
 
 
 def common_name(data: bytes) -> str | None:
-    """Common name of the first certificate in `data`; None if it has none. Raises ValueError."""
+    """Returns the common name of the first certificate; None if it has none. Raises ValueError."""
     der = _der(data)
     try:
         at, end = _expect(der, _element(der, _validity_at(der))[2], _SEQUENCE)
@@ -53,10 +60,14 @@ def common_name(data: bytes) -> str | None:
 
 
 def name_problem(cert_file: Path, vehicle: str) -> str | None:
-    """Says that a vehicle's client certificate is issued to another name; None where it fits.
+    """Returns a sentence if a vehicle's client certificate has another common name; None if it fits.
 
-    A broker that takes the name from the certificate (`use_identity_as_username`) lets a client use only the
-    topics of that name. Raises OSError, ValueError where the file cannot be read as a certificate.
+    A broker that uses the certificate's name (`use_identity_as_username`) allows a client only the topics of
+    that name.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a certificate.
     """
     name = common_name(cert_file.read_bytes())
     if name == vehicle:
@@ -69,7 +80,7 @@ def name_problem(cert_file: Path, vehicle: str) -> str | None:
 
 
 def _validity_at(der: bytes) -> int:
-    """Where the element `validity` begins; the subject follows it."""
+    """Returns the offset of the element `validity`, which the subject follows."""
     certificate = _expect(der, 0, _SEQUENCE)
     at, _end = _expect(der, certificate[0], _SEQUENCE)
     if der[at] == _VERSION:
@@ -91,7 +102,7 @@ def _der(data: bytes) -> bytes:
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Start of the content, tag, and end, of the element at `at`."""
+    """Returns content start, tag, and end of the element at `at`. Raises IndexError if it is cut off."""
     tag, size, start = der[at], der[at + 1], at + 2
     if size & 0x80:
         count = size & 0x7F
@@ -110,6 +121,7 @@ def _expect(der: bytes, at: int, tag: int) -> tuple[int, int]:
 
 
 def _time(tag: int, text: str) -> float:
+    # UTCTime has two digits for the year: 50 to 99 are 1950 to 1999 (RFC 5280, section 4.1.2.5.1).
     if tag == _UTC_TIME:
         century = "19" if int(text[:2]) >= 50 else "20"
         text = century + text

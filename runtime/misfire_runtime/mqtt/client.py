@@ -1,4 +1,4 @@
-"""How to reach the broker: address, protocol, TLS and credentials, and a paho client made of them."""
+"""Configures the connection to the broker (address, protocol, TLS, credentials), and makes a paho client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.toml import explain
 
 MAX_HANDED = 8
-"""Messages that paho may hold at once: its own queue is in memory and without bound."""
+"""Maximum number of messages in paho, whose own queue is in memory and unbounded."""
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -33,10 +33,10 @@ _EXPECTED = (
 
 
 class BrokerConfig(BaseModel):
-    """One broker. `mqtts://` (port 8883) means TLS; a password belongs in `password_file`.
+    """Configures a broker. `mqtts://` (port 8883) means TLS; put a password into `password_file`.
 
-    Plain MQTT to another machine shows pictures and password to everybody on the way, and lets them forge
-    verdicts that delete samples: it needs `insecure`.
+    With plain MQTT to another machine, everybody on the network path can read pictures and password, and
+    forge verdicts that delete samples; it requires `insecure`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -46,14 +46,14 @@ class BrokerConfig(BaseModel):
     protocol: MqttVersion = "5"
     tls: bool = False
     ca_file: Path | None = None
-    """Authorities to trust; those of the system where None."""
+    """Trusted authorities; None uses those of the system."""
     cert_file: Path | None = None
     key_file: Path | None = None
     username: str | None = None
     password: str | None = Field(default=None, repr=False)
     password_file: Path | None = None
     client_id: str | None = None
-    """For brokers that tie a client id to a certificate; else one is made of vehicle and boot."""
+    """For brokers that require the client id of a certificate. Default: made from vehicle and boot."""
     insecure: bool = False
     """Allows plain MQTT to another machine."""
     keepalive_s: Annotated[int, Field(ge=2, le=3600)] = 30
@@ -78,10 +78,16 @@ class BrokerConfig(BaseModel):
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> BrokerConfig:
-        """`mqtt[s]://[user[:password]@]host[:port]` with further fields as options. Raises ConfigError.
+        """Parses `mqtt[s]://[user[:password]@]host[:port]`.
 
-        No error shows a password, nor what may be a part of one: an address is shown without what precedes
-        its last `@`, and causes that quote it are cut off.
+        Args:
+            url: the address.
+            options: further fields.
+
+        Raises:
+            ConfigError: the address or a field is invalid. The message never contains a password or a part of
+                it: an address is shown without what precedes its last `@`, and causes that quote it are
+                    removed.
         """
         shown = _without_credentials(url)
         try:
@@ -108,9 +114,13 @@ class BrokerConfig(BaseModel):
 
     @classmethod
     def from_table(cls, table: Mapping[str, object]) -> BrokerConfig | None:
-        """The `[broker]` table of a configuration: a `url`, or host and port, and other fields.
+        """Parses the `[broker]` table of a configuration: a `url`, or host and port, and other fields.
 
-        None where it names no broker. Raises ConfigError, which shows no password.
+        Returns:
+            None if the table names no broker.
+
+        Raises:
+            ConfigError: a value is invalid; the message never contains the password.
         """
         options = dict(table)
         url = options.pop("url", None)
@@ -128,13 +138,13 @@ class BrokerConfig(BaseModel):
 
     @property
     def url(self) -> str:
-        """Address without credentials."""
+        """Returns the address without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
 
 
 def _without_credentials(url: str) -> str:
-    """What of an address may be shown, however malformed it is."""
+    """Returns the part of an address, however malformed, that cannot contain a password."""
     scheme, found, rest = url.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
         scheme, found, rest = "", "", url
@@ -154,9 +164,15 @@ def is_loopback(host: str) -> bool:
 def make_client(
     broker: BrokerConfig, *, client_id: str, kind: type[paho.Client] = paho.Client
 ) -> paho.Client:
-    """A client of the broker's protocol with a clean session, not yet connected.
+    """Returns a client with a clean session, not yet connected.
 
-    Raises ConfigError where a certificate, key or password file cannot be used.
+    Args:
+        broker: the broker's configuration.
+        client_id: used if the configuration has none.
+        kind: class of the client.
+
+    Raises:
+        ConfigError: a certificate, key or password file cannot be used.
     """
     v5 = broker.protocol == "5"
     client = kind(
@@ -165,6 +181,7 @@ def make_client(
         protocol=paho.MQTTv5 if v5 else paho.MQTTv311,
         clean_session=None if v5 else True,
     )
+    # Above MAX_HANDED, so that paho sends every message at once and never queues one.
     client.max_inflight_messages_set(MAX_HANDED * 2)
     client.connect_timeout = broker.connect_timeout_s
     client.on_socket_open = lambda _client, _data, opened: _send_at_once(opened)
@@ -176,15 +193,16 @@ def make_client(
 
 
 def _send_at_once(opened: Any) -> None:
-    """Nagle's algorithm holds a small message back until the one before it is acknowledged."""
+    """Switches Nagle's algorithm off, which delays a small message until the previous one is acknowledged."""
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def acknowledge_at_once(opened: Any) -> None:
-    """Sends the TCP acknowledgement that is due, where the system can (Linux).
+    """Sends the pending TCP acknowledgement at once, if the system supports it (Linux).
 
-    A broker that does not switch Nagle's algorithm off (Mosquitto does so only with set_tcp_nodelay) sends
-    its next small message only then; systems delay acknowledgements by 40 ms. Lasts until the next read.
+    A broker that does not switch Nagle's algorithm off (Mosquitto does so only with set_tcp_nodelay) waits
+    for it before its next small message, and systems delay acknowledgements by 40 ms. The setting lasts until
+    the next read.
     """
     quick = getattr(socket, "TCP_QUICKACK", None)
     if quick is not None and opened is not None:

@@ -1,9 +1,9 @@
-"""One connection to the broker on the caller's thread: paho's external loop, no background thread.
+"""Runs one connection to the broker in the caller's thread: paho's external loop, no background thread.
 
 open -> CONNACK -> subscriptions granted -> up;  poll() moves bytes and fills `inbox` and `receipts`
 
-A connection is used once. What paho still holds when it breaks is thrown away with it, because the machine
-above offers again; so nothing stale is ever sent on a new connection.
+A connection is used once. If it breaks, the messages in paho are dropped with it, because the uplink's
+Machine offers again; so no outdated message is ever sent on a new connection.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from misfire_runtime.mqtt.socket import BufferedClient, Publish
 
 _LOG = logging.getLogger(__name__)
 _TAKEN_OVER = 0x8E
+"""MQTT 5 reason code "session taken over"."""
 _MAX_PACKETS = 64
-"""Per read, so that answers go out in between."""
+"""Packets per read, so that answers are sent in between."""
 
 
 class LinkError(MisfireError):
-    """The connection could not be made or broke; the text says why."""
+    """Reports why a connection failed or ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A message from the broker."""
+    """Holds a message from the broker."""
 
     topic: str
     payload: bytes
@@ -45,7 +46,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The broker acknowledged a message, or refused it for a reason."""
+    """Reports that the broker acknowledged a message, or refused it for a reason."""
 
     mid: int
     accepted: bool
@@ -54,16 +55,21 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Will:
-    """What the broker says when the connection dies."""
+    """Holds the last will: the message that the broker publishes when the connection is lost."""
 
     topic: str
     payload: bytes
 
 
 class Connection:
-    """Not thread-safe. Raises LinkError from `open` and `poll` when there is no connection (any more).
+    """Runs one connection. Not thread-safe. `open` and `poll` raise LinkError if there is no connection.
 
-    max_message_bytes: larger messages are not wanted; said to the broker where the protocol can.
+    Args:
+        broker: address and credentials.
+        client_id: unique among the broker's clients.
+        subscriptions: topics to subscribe to.
+        will: published by the broker if the connection is lost.
+        max_message_bytes: announced to the broker as limit in MQTT 5; MQTT 3.1.1 has no such field.
     """
 
     def __init__(
@@ -89,7 +95,7 @@ class Connection:
         client = make_client(broker, client_id=client_id, kind=BufferedClient)
         assert isinstance(client, BufferedClient)
         self._client = client
-        self._client.manual_ack_set(True)  # for `_take`, which acknowledges what paho does not see
+        self._client.manual_ack_set(True)  # `_take` acknowledges messages that paho does not see
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.on_connect = self._on_connect
@@ -99,7 +105,7 @@ class Connection:
         self._client.on_publish = self._on_publish
 
     def open(self) -> None:
-        """Connects and subscribes; takes at most about three times `connect_timeout_s`."""
+        """Connects and subscribes, within about three times `connect_timeout_s`. Raises LinkError."""
         try:
             self._client.connect(
                 self._broker.host,
@@ -119,10 +125,19 @@ class Connection:
             self.poll(min(left, 0.2), wake=None)
 
     def poll(self, timeout_s: float, *, wake: int | None) -> None:
-        """Waits for the network, `wake`, or the time, then moves what can be moved."""
+        """Waits for the network, `wake` or the timeout, then reads and writes what is possible.
+
+        Args:
+            timeout_s: maximum wait in seconds.
+            wake: a file descriptor that ends the wait when it is readable.
+
+        Raises:
+            LinkError: the connection is lost.
+        """
         sock: Any = self._client.socket()
         if sock is None:
             self._raise(self._closed())
+        # Bytes that were read ahead, or are in TLS's buffer, do not make the socket readable for select.
         if sock.pending():
             timeout_s = 0.0
         reading = [sock] if wake is None else [sock, wake]
@@ -142,7 +157,7 @@ class Connection:
             self._raise(self._closed())
 
     def _read(self) -> None:
-        """All packets of what one read of the socket brings, at least."""
+        """Handles at least all packets of one read of the socket."""
         self._client.loop_read()
         for _ in range(_MAX_PACKETS):
             message = self._client.take_publish()
@@ -164,9 +179,14 @@ class Connection:
         retain: bool = False,
         attributes: dict[str, str] | None = None,
     ) -> int:
-        """Hands a message over; the id under which a `Receipt` comes for QoS 1.
+        """Queues a message; returns the id of its `Receipt` (QoS 1).
 
-        attributes: become user properties, where the protocol has them.
+        Args:
+            topic: topic of the message.
+            payload: its content.
+            qos: 0 or 1.
+            retain: whether the broker keeps it for later subscribers.
+            attributes: user properties; left out in MQTT 3.1.1, which has none.
         """
         properties = None
         if attributes and self._v5:
@@ -175,21 +195,26 @@ class Connection:
         return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
 
     def subscribe(self, *topics: str, retain_as_published: bool = False) -> None:
-        """Subscribes to more at QoS 1; a refusal is logged, not raised.
+        """Subscribes to further topics at QoS 1; a refusal is only logged.
 
-        retain_as_published: new messages show whether they are to be retained, where the protocol can.
+        Args:
+            topics: the topics.
+            retain_as_published: new messages keep their retain flag (MQTT 5 only).
         """
         option = self._option(retain_as_published=retain_as_published)
         self._client.subscribe([(topic, option) for topic in topics])
 
     def unsubscribe(self, *topics: str) -> None:
-        """Wants no more of these."""
+        """Unsubscribes from topics."""
         self._client.unsubscribe(list(topics))
 
     def close(self, *, in_order: bool, last: int | None = None, timeout_s: float = 2.0) -> None:
-        """Ends the connection; in order, the broker says no Will, and what was handed over gets out.
+        """Ends the connection.
 
-        last: id of a message whose acknowledgement is waited for before the connection ends.
+        Args:
+            in_order: sends all queued messages and a DISCONNECT, so that the broker publishes no last will.
+            last: id of a message whose acknowledgement to wait for before.
+            timeout_s: maximum duration in seconds.
         """
         if not in_order:
             sock: Any = self._client.socket()
@@ -212,7 +237,7 @@ class Connection:
         return not acknowledged or self._client.want_write() or (sock is not None and not sock.flush())
 
     def _closed(self) -> str:
-        """Why the MQTT client has no socket any more, as far as the socket knows."""
+        """Returns why the MQTT client has no socket any more, as far as known."""
         buffered = self._client.buffered
         if buffered is not None and buffered.error is not None:
             return in_words(buffered.error, self._broker, answered=self._answered)
@@ -254,7 +279,7 @@ class Connection:
         self, _client: paho.Client, _data: Any, flags: Any, reason: Any, _properties: Any
     ) -> None:
         self.taken_over |= getattr(reason, "value", 0) == _TAKEN_OVER
-        # Without a DISCONNECT packet the reason is one that paho made up ("Unspecified error").
+        # Without a DISCONNECT packet, paho invents a reason ("Unspecified error").
         if self._failure is None and flags.is_disconnect_packet_from_server:
             self._failure = f"the broker ended the connection: {reason_in_words(reason)}"
 
@@ -268,7 +293,7 @@ class Connection:
         self.inbox.append(Arrived(topic, bytes(message.payload), bool(message.retain)))
 
     def _take(self, message: Publish) -> None:
-        """As `_on_message`, for a message that paho has not seen."""
+        """Does the same as `_on_message` for a message that paho has not seen."""
         if message.mid is not None:
             self._client.ack(message.mid, 1)
         try:

@@ -1,7 +1,7 @@
-"""Why there is no connection to the broker, in words that say what to do about it.
+"""Explains why there is no connection to the broker, and what to do about it.
 
-An exception of the socket, TLS or DNS, or a reason code of MQTT 5 --> one sentence. A broker that hangs up on
-MQTT 3.1.1 names no reason; then the certificate's dates are what can be looked at here.
+An exception of the socket, TLS or DNS, or a reason code of MQTT 5 --> one sentence. With MQTT 3.1.1, a broker
+that disconnects gives no reason; then at least the certificate's dates are checked.
 """
 
 from __future__ import annotations
@@ -50,9 +50,12 @@ _REASONS = {
 
 
 def in_words(error: BaseException, broker: BrokerConfig, *, answered: bool = False) -> str:
-    """Says what an error of the connection means. Neither address nor password are part of it.
+    """Returns a sentence for an error of the connection, without address and password.
 
-    answered: the broker had spoken MQTT on this connection.
+    Args:
+        error: the exception.
+        broker: the broker's configuration.
+        answered: whether the broker had answered on this connection.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _unverified(error, broker)
@@ -71,7 +74,7 @@ def in_words(error: BaseException, broker: BrokerConfig, *, answered: bool = Fal
 
 
 def closed(broker: BrokerConfig, *, answered: bool) -> str:
-    """Says that the connection ended without a reason. answered: see in_words."""
+    """Returns a sentence for a connection that ended without a reason; `answered` as in `in_words`."""
     hint = ""
     if not answered:
         speech = "TLS" if broker.tls else "plain MQTT"
@@ -80,12 +83,12 @@ def closed(broker: BrokerConfig, *, answered: bool) -> str:
 
 
 def reason_in_words(reason: Any) -> str:
-    """Says what a failure's reason code means; it is paho's ReasonCode."""
+    """Returns a sentence for a failure's reason code (paho's ReasonCode)."""
     return _REASONS.get(getattr(reason, "value", -1), str(reason))
 
 
 def own_certificate(broker: BrokerConfig) -> str:
-    """A further half-sentence if the client's own certificate has expired; else nothing."""
+    """Returns a clause to append if the client's own certificate has expired; else an empty text."""
     if broker.cert_file is None:
         return ""
     try:

@@ -1,8 +1,8 @@
-"""A socket that reads ahead and writes behind: few system calls for many small MQTT packets.
+"""Buffers a socket's reads and writes: few system calls for many small MQTT packets.
 
-The MQTT client asks for a packet byte by byte, and sends each by itself. Every system call also hands over
-Python's lock, and a collector has many threads that want it. A message that was read ahead completely is
-parsed here: the MQTT client needs ten times as long, and a flood of messages is lost where nobody keeps up.
+paho reads a packet byte by byte, and sends each packet separately. Every system call releases Python's global
+lock, and a collector has many threads that wait for it. Completely buffered messages are parsed here, because
+paho needs ten times as long, and a broker drops messages if a client is too slow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 import paho.mqtt.client as paho
 
 _READ_AHEAD = 128 * 1024
+"""Bytes per read: room for one chunk of the largest size, or a hundred offers."""
 _SMALL = 8 * 1024
+"""Larger packets are sent directly, without a copy."""
 _WRITE_BEHIND = 64 * 1024
 _PUBLISH_HEADS = frozenset(0x30 | dup | qos | retain for dup in (0, 8) for qos in (0, 2) for retain in (0, 1))
 """First bytes of messages of QoS 0 and 1."""
@@ -25,7 +27,7 @@ _PUBLISH_HEADS = frozenset(0x30 | dup | qos | retain for dup in (0, 8) for qos i
 
 @dataclass(slots=True)
 class Publish:
-    """A message from the broker, of QoS 0 or 1. `mid` is what a message of QoS 1 is acknowledged with."""
+    """Holds a message from the broker; `mid` is the id to acknowledge with QoS 1, None with QoS 0."""
 
     topic: bytes
     payload: bytes
@@ -34,7 +36,7 @@ class Publish:
 
 
 class BufferedSocket:
-    """What paho needs of a non-blocking socket. `flush` sends what `send` only took."""
+    """Implements the methods of a non-blocking socket that paho needs. `flush` sends what `send` buffered."""
 
     def __init__(self, inner: Any) -> None:
         self._inner: socket.socket = inner
@@ -42,10 +44,10 @@ class BufferedSocket:
         self._start = self._end = 0
         self._behind = bytearray()
         self.error: OSError | None = None
-        """What broke it: the MQTT client keeps that to itself."""
+        """The error that ended the connection; paho does not report it."""
 
     def recv(self, size: int) -> bytes:
-        """At most `size` bytes; b"" at the end. Raises what the socket does where there are none now."""
+        """Returns at most `size` bytes; b"" at the end. Raises the socket's error if there are none now."""
         if self._start == self._end:
             self._end = self._try(self._inner.recv_into, self._buffer)
             self._start = 0
@@ -54,10 +56,13 @@ class BufferedSocket:
         return bytes(self._buffer[start : self._start])
 
     def take_publish(self, *, v5: bool) -> Publish | None:
-        """The next packet, which must begin here, if it is a message that was read ahead to its end.
+        """Returns the next packet if it is a completely buffered message of QoS 0 or 1.
 
-        None leaves every other packet to `recv`: one that is not here completely, one that is malformed, and
-        one of QoS 2. v5: the packet has properties, which are skipped.
+        Every other packet is left to `recv`: an incomplete one, a malformed one, and one of QoS 2. Call it
+        only at the start of a packet.
+
+        Args:
+            v5: whether the packet has properties, which are skipped.
         """
         buffer, start, end = self._buffer, self._start, self._end
         if start == end or buffer[start] not in _PUBLISH_HEADS:
@@ -71,12 +76,12 @@ class BufferedSocket:
         return found
 
     def pending(self) -> int:
-        """Bytes that can be read although `select` may not say so."""
+        """Returns the number of buffered bytes, which `select` does not know about."""
         inner = getattr(self._inner, "pending", None)
         return self._end - self._start + (inner() if inner is not None else 0)
 
     def send(self, data: Any) -> int:
-        """Takes small packets, passes large ones on behind them; how many bytes. Raises as the socket."""
+        """Buffers a small packet, or sends the buffer and a large one. Returns the bytes taken."""
         if len(data) <= _SMALL and len(self._behind) + len(data) <= _WRITE_BEHIND:
             self._behind += data
             return len(data)
@@ -84,7 +89,7 @@ class BufferedSocket:
         return self._try(self._inner.send, data)
 
     def flush(self) -> bool:
-        """Sends what was taken, as far as the socket lets it; True where nothing is left."""
+        """Sends the buffer as far as the socket accepts it; returns True if nothing is left."""
         with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             self._send_behind()
         return not self._behind
@@ -102,7 +107,7 @@ class BufferedSocket:
         self._inner.setsockopt(level, name, value)
 
     def close(self) -> None:
-        """Sends what can be sent at once, then closes the socket; what was read ahead is gone."""
+        """Sends what can be sent at once, then closes the socket; buffered input is dropped."""
         with suppress(OSError):
             self.flush()
         self._behind.clear()
@@ -124,7 +129,7 @@ class BufferedSocket:
 
 
 def _parse(buffer: memoryview, at: int, stop: int, *, head: int, v5: bool) -> Publish | None:
-    """The message from `at` to `stop`, behind its first byte and its length; None if it is malformed."""
+    """Returns the message between `at` (after the fixed header) and `stop`; None if it is malformed."""
     name_at = at + 2
     name_end = at = name_at + int.from_bytes(buffer[at:name_at], "big")
     mid = None
@@ -143,7 +148,7 @@ def _parse(buffer: memoryview, at: int, stop: int, *, head: int, v5: bool) -> Pu
 
 
 def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
-    """MQTT's variable byte integer at `at`, and where it ends: 0 if it does not end before `end`."""
+    """Returns MQTT's variable byte integer at `at` and the offset after it; (0, 0) if it is incomplete."""
     value = shift = 0
     while at < end and shift < 28:
         byte = buffer[at]
@@ -156,15 +161,15 @@ def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
 
 
 class BufferedClient(paho.Client):
-    """A paho client with buffered sockets, for a loop that asks `pending` beside `select`, and flushes."""
+    """Makes paho use buffered sockets; its loop must check `pending` in addition to `select`, and flush."""
 
     buffered: BufferedSocket | None = None
-    """The last socket; it is still here when the client has dropped it."""
+    """The last socket, kept after paho has dropped it, for its error."""
 
     def take_publish(self) -> Publish | None:
-        """The next packet if it is a message that was read ahead; the client does not see it then.
+        """Returns the next packet if it is a completely buffered message, which paho then does not see.
 
-        None if there is none, or if the client has read a part of a packet: then `loop_read` goes on.
+        Returns None if there is none, or if paho has read a part of a packet, which `loop_read` must finish.
         """
         sock = self.buffered
         if sock is None or self._in_packet["command"] != 0:

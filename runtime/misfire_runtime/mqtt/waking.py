@@ -1,4 +1,4 @@
-"""A file descriptor that other threads make readable: how they wake one that waits in `select`."""
+"""Wakes a thread that waits in `select`, with a file descriptor that other threads make readable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 
 class Waking:
-    """`wake` from any thread, `clear` by the one that waits. Many wakes before a clear cost one byte."""
+    """Wakes a waiting thread. Any thread calls `wake`; the waiting one calls `clear`."""
 
     def __init__(self) -> None:
         self._read, self._write = socket.socketpair()
@@ -18,25 +18,25 @@ class Waking:
 
     @property
     def handle(self) -> int:
-        """To wait on."""
+        """Returns the file descriptor to wait on."""
         return self._read.fileno()
 
     def wake(self) -> None:
-        """Never blocks; after `close` it does nothing."""
-        if not self._awake:
+        """Wakes the thread. Never blocks; does nothing after `close`."""
+        if not self._awake:  # many wakes before a clear write one byte
             self._awake = True
             with contextlib.suppress(OSError):
                 self._write.send(b"\0")
 
     def clear(self) -> None:
-        """Before looking at what there is to do: a later wake is not lost."""
+        """Resets the descriptor. Call it before looking for work, so that no later wake is lost."""
         if self._awake:
-            # In this order: a wake in between finds the flag up, and what it came for is looked at next.
+            # First the byte, then the flag: a wake in between writes nothing, but its work is found next.
             with contextlib.suppress(OSError):
                 os.read(self.handle, 4096)
             self._awake = False
 
     def close(self) -> None:
-        """Frees both ends."""
+        """Closes both ends."""
         self._read.close()
         self._write.close()

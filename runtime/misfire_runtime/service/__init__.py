@@ -1,1 +1,1 @@
-"""Running as a service: log lines, systemd's notifications, an orderly end."""
+"""Provides what a service needs: logs, systemd notifications, worker threads, HTTP pages, signals."""

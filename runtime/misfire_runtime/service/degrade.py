@@ -1,7 +1,7 @@
-"""Doing less before doing harm: a ladder of steps, climbed under load and descended after it.
+"""Reduces the work under load, in steps.
 
-0 everything; 1 no clips; 2 every second frame scored; 3 every fourth; 4 only the random stream. The random
-stream is scored at every step: it stays complete. Recorded sources are never thinned, only live ones.
+0 everything; 1 no clips; 2 every second frame scored; 3 every fourth; 4 only the random stream. Frames of the
+random stream are scored at every step, so it stays complete. Only live sources skip frames, never recordings.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from misfire_runtime.tables import RelativePath, Table
 _LOG = logging.getLogger(__name__)
 STEPS = ("normal", "no clips", "every 2nd frame", "every 4th frame", "random stream only")
 _LEAVE_AT = 0.8
+"""Hysteresis: a step back at the limit itself would bring the load back, and the step would alternate."""
 _MAX_READING = 32
-"""Bytes of a temperature."""
+"""Maximum bytes of a temperature file."""
 
 
 class DegradeTable(Table):
-    """When to do less: limits above which the ladder is climbed, and below 80 % of which it is left."""
+    """Configures degradation: above a limit the vehicle does less, below 80 % of it more again."""
 
     enabled: bool = True
     latency_ms: float | None = Field(default=None, gt=0)
@@ -34,7 +35,12 @@ class DegradeTable(Table):
 
 
 class DegradationLadder:
-    """Knows the present step. `strain` is the largest of its inputs over their limits: above 1 it climbs."""
+    """Chooses the step. The strain is the largest ratio of an input to its limit; above 1, the step rises.
+
+    Args:
+        table: the limits.
+        now: returns monotonic seconds.
+    """
 
     def __init__(self, table: DegradeTable, *, now: Callable[[], float] = time.monotonic) -> None:
         self.step = 0
@@ -43,9 +49,11 @@ class DegradationLadder:
         self._changed_s = float("-inf")
 
     def update(self, *, latency_ms: float, queue_fill: float) -> int:
-        """The step after looking at the load; moves at most one step per `hold_s`.
+        """Updates the step by at most one per `hold_s`, and returns it.
 
-        latency_ms: of recent frames.  queue_fill: of the writer, 0..1.
+        Args:
+            latency_ms: mean latency of recent frames.
+            queue_fill: fill of the writer's queue, 0..1.
         """
         if not self.table.enabled:
             return 0
@@ -60,17 +68,17 @@ class DegradationLadder:
 
     @property
     def random_only(self) -> bool:
-        """The last step: triggers rest."""
+        """Returns True at the last step, at which triggers are not evaluated."""
         return self.step == len(STEPS) - 1
 
     def scores(self, index: int) -> bool:
-        """Whether frame `index` of a live source is scored at this step (the random stream always is)."""
+        """Returns True if frame `index` of a live source is scored at this step, even if it is not random."""
         if self.step < 2:
             return True
         return self.step < 4 and index % (2 if self.step == 2 else 4) == 0
 
     def _strain(self, latency_ms: float, queue_fill: float) -> float:
-        strains = [queue_fill / 0.9]
+        strains = [queue_fill / 0.9]  # reacts before the queue is full and drops frames
         if self.table.latency_ms is not None:
             strains.append(latency_ms / self.table.latency_ms)
         if self.table.temperature_c is not None:

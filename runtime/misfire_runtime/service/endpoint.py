@@ -1,4 +1,4 @@
-"""Pages for programs beside a running service: /metrics for Prometheus, /healthz for a supervisor.
+"""Serves a service's HTTP pages for programs: /metrics for Prometheus, /healthz for a supervisor.
 
 GET path -> the page's function -> status, media type, body.  Each request has a thread of its own.
 """
@@ -16,14 +16,14 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.service.worker import Worker
 
 _POLL_S = 0.2
-"""How long `close` waits at most for the server to notice."""
+"""Period at which the server checks for its end, and so the longest wait of `close`."""
 _REQUEST_S = 10
-"""A client that sends nothing for this long is hung up on."""
+"""Seconds after which a silent client is disconnected: each one holds a thread."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What is answered."""
+    """Holds a response."""
 
     body: bytes
     media_type: str = "text/plain; charset=utf-8"
@@ -31,12 +31,13 @@ class Page:
 
 
 class Endpoint:
-    """Listens at once.
+    """Serves pages from its creation until `close`.
 
     Args:
-        pages: by path; each function is called at each request.
-        host, port: where to listen; port 0 takes a free one, which `port` names.
-        name: of its thread, and in errors.
+        pages: functions by path, called at each request.
+        host: address to listen on.
+        port: port to listen on; 0 chooses a free one, see the attribute `port`.
+        name: name of the thread, also used in errors.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -64,7 +65,7 @@ class Endpoint:
 
 
 def metrics_page(registry: CollectorRegistry) -> Page:
-    """Returns what Prometheus scrapes."""
+    """Returns a registry as a page for Prometheus."""
     return Page(generate_latest(registry), CONTENT_TYPE_LATEST)
 
 
@@ -82,7 +83,7 @@ def _handler(pages: Mapping[str, Callable[[], Page]]) -> type[BaseHTTPRequestHan
             self.wfile.write(answer.body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """A scrape every few seconds is not worth a log line."""
+            """Logs nothing: there is a request every few seconds."""
 
     return Handler
 

@@ -1,4 +1,4 @@
-"""Log lines of a service: one JSON object per line for machines, or plain text for people.
+"""Formats a service's log: one JSON object per line for machines, or plain text for people.
 
 An event is a name and fields: `log.warning("source_lost", extra={"fields": {"source": "front"}})`.
 """
@@ -17,14 +17,14 @@ from typing import IO, Any, Literal
 from misfire_runtime.clock import utc_text
 
 _UNITS = ("misfire_runtime", "misfire_fleet")
-"""Packages that run as services; what trains and exports talks to a terminal."""
+"""Packages that run as services; training and export print to a terminal instead."""
 
 
 class JsonLines(logging.Formatter):
-    """at, level, event, logger and the event's fields."""
+    """Formats a record as JSON with at, level, event, logger and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the fields hold."""
+        """Returns one line, whatever the fields contain."""
         line: dict[str, Any] = {
             "at": utc_text(record.created),
             "level": record.levelname.lower(),
@@ -38,10 +38,10 @@ class JsonLines(logging.Formatter):
 
 
 class PlainLines(logging.Formatter):
-    """time level event field=value ..."""
+    """Formats a record as `time level event field=value ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line for a person."""
+        """Returns one line, followed by the traceback if there is one."""
         fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
         text = (
             f"{utc_text(record.created)} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
@@ -50,9 +50,9 @@ class PlainLines(logging.Formatter):
 
 
 class Throttle:
-    """Logs events that may come by the thousand: at most `burst` lines per key and period.
+    """Limits the log lines of frequent events: at most `burst` per key and period. Thread-safe.
 
-    The first line of the next period says in its field `left_out` how many were not written. Thread-safe.
+    The first line of the next period has the number of omitted ones in the field `left_out`.
     """
 
     _MAX_KEYS = 256
@@ -63,7 +63,15 @@ class Throttle:
         self._seen: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
     def log(self, level: int, event: str, fields: Mapping[str, Any], *, key: str = "") -> None:
-        """key: what makes events of one name different, such as the reason; never a sample's id."""
+        """Logs an event, unless its key has used up its lines.
+
+        Args:
+            level: log level.
+            event: name of the event.
+            fields: its fields.
+            key: distinguishes events of one name, such as the reason. Not a sample's id: every sample would
+                get a line.
+        """
         now = time.monotonic()
         with self._lock:
             began, count = self._seen.pop((event, key), (now, 0))
@@ -81,7 +89,7 @@ class Throttle:
 def set_up_logs(
     stream: IO[str], *, form: Literal["json", "plain"], level: int = logging.INFO
 ) -> logging.Handler:
-    """Sends misfire's logs to `stream`; returns the handler, which `take_down_logs` takes away again."""
+    """Sends misfire's logs to `stream`; returns the handler to pass to `take_down_logs`."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines() if form == "json" else PlainLines())
     for logger in map(logging.getLogger, _UNITS):

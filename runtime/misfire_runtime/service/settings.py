@@ -1,4 +1,4 @@
-"""How a vehicle's process is watched: metrics port, heartbeat, and when a silent source is stalled."""
+"""Defines a vehicle's monitoring: metrics port, heartbeat, and time until a source is stalled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends a program in order at SIGTERM or Ctrl-C."""
+"""Ends a program cleanly at SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM and SIGINT set, so that a program drains instead of dying."""
+    """Yields an event that SIGTERM and SIGINT set, so that a program can finish its work first."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)

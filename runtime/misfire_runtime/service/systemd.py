@@ -1,4 +1,4 @@
-"""Telling systemd how the service fares: ready, alive, stopping. The protocol (sd_notify) is one datagram."""
+"""Notifies systemd of a service's state: ready, alive, stopping. The protocol (sd_notify) is one datagram."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from collections.abc import Mapping
 
 
 class ServiceNotifier:
-    """Sends to the socket that systemd names; does nothing where there is none."""
+    """Sends notifications to systemd's socket; does nothing without systemd.
+
+    Args:
+        environment: has NOTIFY_SOCKET and WATCHDOG_USEC; None uses the process's own.
+    """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        """environment: NOTIFY_SOCKET and WATCHDOG_USEC are read from it; None is the process's own."""
         values = os.environ if environment is None else environment
         address = values.get("NOTIFY_SOCKET", "")
+        # systemd writes @ for the zero byte that marks an abstract socket.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         usec = values.get("WATCHDOG_USEC", "")
         self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else None
 
     def ready(self) -> bool:
-        """Start-up is over."""
+        """Reports that the start is complete; returns False if there is no systemd."""
         return self._send("READY=1")
 
     def alive(self, status: str = "") -> bool:
-        """Resets the watchdog; `status` is shown by `systemctl status`."""
+        """Resets the watchdog; `systemctl status` shows the text `status`."""
         return self._send("WATCHDOG=1" + (f"\nSTATUS={status}" if status else ""))
 
     def stopping(self) -> bool:
-        """The service ends on purpose."""
+        """Reports that the service is stopping on purpose."""
         return self._send("STOPPING=1")
 
     def _send(self, text: str) -> bool:

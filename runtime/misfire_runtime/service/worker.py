@@ -1,8 +1,8 @@
-"""A thread that does one job until it is told to end, and that no unforeseen error ends in silence.
+"""Runs one job in a thread until it is stopped; an unforeseen error does not end the thread silently.
 
 start -> work(stop) --returns--> end
             ^  |
-            |__| an exception that nobody foresaw: logged, counted, and the work begins anew after a pause
+            |__| an unforeseen exception: logged, counted, and the work starts again after a pause
 `guard` does the same for one item of the work, so that the next item follows at once.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 _LOG = logging.getLogger(__name__)
 _PAUSE_S = 1.0
-"""Between two attempts: what fails at once, again and again, must not take a processor."""
+"""Seconds between two attempts: work that always fails at once must not use a whole processor."""
 
 
 @contextmanager
@@ -29,11 +29,11 @@ def guarded(name: str, on_failure: Callable[[], object]) -> Iterator[None]:
 
 
 class Worker:
-    """One daemon thread, which its owner starts and closes.
+    """Owns one daemon thread; its owner starts and closes it.
 
     Args:
-        name: of the thread, and in the log.
-        work: gets the stop event, and returns soon after it is set.
+        name: name of the thread, also used in the log.
+        work: is called with the stop event, and returns soon after it is set.
         stop: an event that several threads share; by default the worker has its own.
         wake: called by `close` after the event is set, for work that waits for something else;
             may be called more than once.
@@ -51,22 +51,22 @@ class Worker:
     ) -> None:
         self.name = name
         self.failures = 0
-        """Unforeseen errors so far."""
+        """Number of unforeseen errors."""
         self._work, self._wake, self._on_failure = work, wake, on_failure
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self.run, name=name, daemon=True)
 
     @property
     def alive(self) -> bool:
-        """True from `start` until the work has ended."""
+        """Returns True from `start` until the work has ended."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Begins to work."""
+        """Starts the thread."""
         self._thread.start()
 
     def run(self) -> None:
-        """Does the work on the caller's thread, until it returns by itself or the event is set."""
+        """Runs the work in the caller's thread, until it returns or the event is set."""
         ended = False
         while not ended:
             with self.guard():
@@ -85,13 +85,13 @@ class Worker:
         self._on_failure()
 
     def close(self, *, timeout_s: float | None = 10.0) -> bool:
-        """Lets the work end and waits for it. Idempotent.
+        """Sets the stop event and waits for the thread. Idempotent.
 
         Args:
-            timeout_s: None waits as long as it takes.
+            timeout_s: maximum wait in seconds; None has no limit.
 
         Returns:
-            False if it still runs.
+            False if the thread still runs.
         """
         self._stop.set()
         if self._thread.is_alive():
