@@ -1,1 +1,1 @@
-"""The vehicle's subcommands of `misfire`, one file each."""
+"""Implements the vehicle's subcommands of `misfire`, one file each."""

@@ -1,4 +1,4 @@
-"""`misfire bench BUNDLE`: what a bundle's scores cost on this machine. `latency` measures it."""
+"""Implements `misfire bench BUNDLE`, which measures the cost of a bundle's scores with `latency`."""
 
 from __future__ import annotations
 

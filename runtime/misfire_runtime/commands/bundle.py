@@ -1,4 +1,4 @@
-"""`misfire bundle verify` and `misfire bundle inspect`: is a bundle intact, and what is inside.
+"""Implements `misfire bundle verify` and `misfire bundle inspect`.
 
 Both read the manifest and hash the files; neither loads the graph, so both work without an engine.
 """

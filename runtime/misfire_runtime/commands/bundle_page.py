@@ -1,9 +1,9 @@
-"""One HTML page about a bundle: thresholds, risk by coverage, score histogram, reliability of predicted loss.
+"""Renders a bundle as an HTML page: thresholds, risk by coverage, score histogram, reliability of losses.
 
-manifest --> sections of tables and SVG curves --> one file without scripts, fonts or links to elsewhere
+manifest --> sections of tables and SVG curves --> one file without scripts, fonts or external links
 
-Drawn by hand, so that a vehicle without a plotting library can make it. Every text is escaped: manifests
-come from outside.
+The curves are drawn here, because a vehicle has no plotting library. Every text is escaped, because a
+manifest may come from an unknown source.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ svg text { fill: var(--soft); font-size: 11px; }
 
 @dataclass(frozen=True)
 class Frame:
-    """Maps data to the drawing: x and y spans to the area inside the margins."""
+    """Maps the ranges `x` and `y` of the data to the drawing's area inside the margins."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Pixel position of a data point, kept inside."""
+        """Returns the pixel position of a data point, clipped to the area."""
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1.0)
         up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1.0)
         inner = (WIDTH - MARGIN - 10, HEIGHT - MARGIN - 10)
@@ -61,7 +61,7 @@ class Frame:
 
 
 def render_page(manifest: Manifest) -> str:
-    """The whole page as HTML text."""
+    """Returns the complete page as HTML text."""
     reports = manifest.extra.get("scores")
     known = reports if isinstance(reports, dict) else {}
     ordered = sorted(manifest.scores, key=lambda score: score.name != manifest.default_score)
@@ -99,7 +99,7 @@ def _facts(manifest: Manifest) -> str:
 
 
 def accuracy_text(manifest: Manifest) -> str:
-    """How well the model did on the calibration frames; "" where the exporter does not say."""
+    """Returns the model's accuracy on the calibration frames; "" if the manifest has none."""
     found = _part(manifest.extra, "calibration")
     accuracy, frames, failures = (found.get(key) for key in ("accuracy", "frames", "failures"))
     if not isinstance(accuracy, int | float):
@@ -108,13 +108,13 @@ def accuracy_text(manifest: Manifest) -> str:
 
 
 def origin(manifest: Manifest) -> str:
-    """What the data set of a bundle was for: a model from elsewhere was trained on data that nobody knows."""
+    """Returns what the data set was used for; the training data of a foreign model is unknown."""
     foreign = {"onnx", "torch"} & set(manifest.lineage.config)
     return "calibrated on" if foreign else "trained on"
 
 
 def _held_out(gate: Any) -> str:
-    """The corruptions that the gate held out, and without which of them the head was fitted again."""
+    """Returns the corruptions that the gate held out, and those without which the head was refitted."""
     shifts = gate.get("shifts") if isinstance(gate, dict) else None
     if not isinstance(shifts, list) or not shifts:
         return ""
@@ -154,7 +154,7 @@ def _points(score: ScoreSpec) -> str:
 
 
 def _how(manifest: Manifest) -> str:
-    """On which frames the table above was measured, where the exporter says."""
+    """Returns a sentence about the frames that the table was measured on, if the manifest has them."""
     calibration = manifest.extra.get("calibration")
     folds = calibration.get("cross_fitted") if isinstance(calibration, dict) else None
     if not isinstance(folds, str):
@@ -252,7 +252,7 @@ def _is_bin(found: Any) -> bool:
 
 
 def _numbers(values: Any) -> list[float]:
-    """Finite numbers, or nothing: a manifest's extra part is not validated."""
+    """Returns finite numbers or an empty list, because a manifest's extra part is not validated."""
     if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
         return []
     return [float(value) for value in values]

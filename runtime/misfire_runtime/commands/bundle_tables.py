@@ -1,4 +1,4 @@
-"""A bundle's manifest as tables for a terminal."""
+"""Formats a bundle's manifest as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _parity(manifest: Manifest) -> str:
 
 
 def _part(manifest: Manifest, name: str) -> dict[str, Any]:
-    """A report of the exporter; the manifest may come from elsewhere and have none."""
+    """Returns a report of the exporter; a foreign manifest may have none."""
     found = manifest.extra.get(name)
     return found if isinstance(found, dict) else {}
 

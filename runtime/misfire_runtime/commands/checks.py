@@ -1,6 +1,6 @@
-"""The checks of `misfire doctor`: each looks at one thing that a vehicle needs and says what it found.
+"""Implements the checks of `misfire doctor`: each tests one requirement of a vehicle and returns findings.
 
-Only what is configured is checked: without a broker none is called.
+Only configured parts are checked: without a broker, none is connected to.
 """
 
 from __future__ import annotations
@@ -37,14 +37,18 @@ from misfire_runtime.spool.schema import snapshot
 from misfire_runtime.vehicle.session import broker_config
 
 WARN_DAYS = 30
+"""A certificate that expires earlier is a warning: a month to renew it on all vehicles."""
 _MAX_CERTIFICATES = 1024 * 1024
+"""Bytes of a certificate file; a system's bundle of all authorities has about 200 KiB."""
 _TIMEX_BYTES = 512
+"""Room for the kernel's struct timex, which has 208 bytes on 64-bit Linux."""
 _TIME_ERROR = 5
+"""TIME_ERROR of <sys/timex.h>: the clock is not synchronised."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Holds the result of one check."""
 
     check: str
     status: Literal["ok", "warn", "fail"]
@@ -52,7 +56,11 @@ class Finding:
 
 
 def examine(config: VehicleConfig) -> list[Finding]:
-    """All findings. A check that breaks is a finding, too."""
+    """Runs all checks and returns their findings; an error in a check is a finding, too.
+
+    Args:
+        config: the vehicle's configuration.
+    """
     checks: list[tuple[str, Callable[[VehicleConfig], Iterator[Finding]]]] = [
         ("python", _python),
         ("engine", _engine),
@@ -75,7 +83,7 @@ def examine(config: VehicleConfig) -> list[Finding]:
 
 
 def passed(findings: list[Finding]) -> bool:
-    """Returns whether nothing failed; warnings may be there."""
+    """Returns True if no check failed; warnings are allowed."""
     return all(finding.status != "fail" for finding in findings)
 
 
@@ -85,7 +93,10 @@ def _python(_config: VehicleConfig) -> Iterator[Finding]:
 
 
 def onnxruntime_conflict(installed: Callable[[str], str] = version) -> Finding:
-    """onnxruntime and onnxruntime-gpu share a folder: with both, whichever is removed breaks the other."""
+    """Checks that only one of onnxruntime and onnxruntime-gpu is installed.
+
+    They share a folder, so removing one of the two breaks the other.
+    """
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -153,7 +164,7 @@ def _clock(_config: VehicleConfig) -> Iterator[Finding]:
 
 
 def clock_is_synchronised() -> bool | None:
-    """What the kernel says of the wall clock (ntp_adjtime); None where it cannot be asked."""
+    """Returns whether the kernel (ntp_adjtime) has a synchronised clock; None if it cannot be asked."""
     try:
         state = ctypes.CDLL(None).ntp_adjtime(ctypes.create_string_buffer(_TIMEX_BYTES))
     except (AttributeError, OSError):
@@ -192,7 +203,7 @@ def _certificates(config: VehicleConfig) -> Iterator[Finding]:
     try:
         broker = broker_config(config)
     except ConfigError:
-        return  # said by the check of the broker
+        return  # the check of the broker reports it
     if broker is None:
         return
     for file in (broker.ca_file, broker.cert_file):
@@ -200,12 +211,19 @@ def _certificates(config: VehicleConfig) -> Iterator[Finding]:
             since, until = validity(read_bounded(file, max_bytes=_MAX_CERTIFICATES))
             yield lifetime(file.name, since, until, now=wall_time())
     if broker.cert_file is not None and (problem := name_problem(broker.cert_file, config.vehicle)):
-        # With a client id of its own the broker may tell vehicles by that, as AWS IoT Core does.
+        # With a configured client id, the broker may identify vehicles by that, as AWS IoT Core does.
         yield Finding("certificates", "warn" if broker.client_id else "fail", problem)
 
 
 def lifetime(name: str, since: float, until: float, *, now: float) -> Finding:
-    """Whether a certificate is valid now, and for how long. since, until, now: seconds since 1970."""
+    """Checks whether a certificate is valid now, and for how long.
+
+    Args:
+        name: name of the file, for the finding.
+        since: start of validity, seconds since 1970.
+        until: end of validity, seconds since 1970.
+        now: seconds since 1970.
+    """
     days = (until - now) / 86400
     if now < since:
         text = f"{name} is not valid before {_date(since)}, and this clock says {_date(now)}"
@@ -241,7 +259,7 @@ def _broker(config: VehicleConfig) -> Iterator[Finding]:
 
 
 def _spool(config: VehicleConfig) -> Iterator[Finding]:
-    """Reads the books of a spool, of a running vehicle as well; writes nothing."""
+    """Checks the counters of a spool without writing to it, also while a vehicle uses it."""
     file = config.spool.path / "spool.sqlite"
     if not file.is_file():
         return

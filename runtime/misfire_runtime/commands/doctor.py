@@ -1,7 +1,7 @@
-"""`misfire doctor`: what a vehicle needs of this machine, each with ok, warn or fail and what to do.
+"""Implements `misfire doctor`: checks this machine, and prints ok, warn or fail for each check.
 
-Only what is configured is checked: without a broker none is called. Exit status 1 where anything failed.
-`checks` holds the checks.
+Only configured parts are checked: without a broker, none is connected to. The exit status is 1 if a check
+failed. The checks are in `checks`.
 """
 
 from __future__ import annotations

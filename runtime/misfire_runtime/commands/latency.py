@@ -1,8 +1,9 @@
-"""What a bundle's scores cost on this machine, against the same model without them (`misfire bench`).
+"""Measures the cost of a bundle's scores against the same model without them, for `misfire bench`.
 
-One graph, two sessions: all outputs, and the task's output alone (ONNX Runtime then runs only the nodes that
-this needs). Both run in one process, interleaved frame by frame in changing order, on the same provider, so
-that clock and load hit both alike. Reported are percentiles of each and the ratio of medians.
+One graph runs in two sessions: with all outputs, and with only the task's output, for which ONNX Runtime runs
+only the necessary nodes. Both run in one process and on the same provider, interleaved frame by frame in
+random order, so that clock speed and load affect both equally. The result has percentiles of each and the
+ratio of the medians.
 """
 
 from __future__ import annotations
@@ -37,9 +38,21 @@ def measure(
     rounds: int = 300,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Latencies and memory of the bundle and of its task alone. frames: [1,C,H,W] each, as in the graph."""
+    """Measures latency and memory of a bundle with and without its scores.
+
+    Args:
+        bundle: the bundle.
+        options: provider and threads.
+        frames: inputs of the graph, [1,C,H,W] each.
+        batch: frames per call.
+        rounds: measured calls of each variant.
+        seed: random seed of the order.
+
+    Returns:
+        The object that `misfire bench --json` prints: latencies in milliseconds, memory in bytes.
+    """
     if options.provider != "tensorrt":
-        import onnxruntime  # noqa: F401  (its library is no part of what the bundle takes)
+        import onnxruntime  # noqa: F401  (loaded before: the library's memory is not the bundle's)
     before = resident_bytes()
     engine = load_engine(bundle, options=options)
     with_scores = resident_bytes()
@@ -76,7 +89,7 @@ def measure(
 
 
 def bare_runner(bundle: Bundle, engine: Any, options: EngineOptions) -> tuple[Run | None, str]:
-    """Runs the task's output alone, in its own session on the same provider; None where that cannot be."""
+    """Returns a function that computes only the task's output, in its own session; or None and the reason."""
     if options.provider == "tensorrt":
         return None, "a native TensorRT engine computes all outputs; compare with a bundle without scores"
     import onnxruntime as ort
@@ -85,6 +98,7 @@ def bare_runner(bundle: Bundle, engine: Any, options: EngineOptions) -> tuple[Ru
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads, session_options.inter_op_num_threads = options.threads, 1
     session_options.log_severity_level = 3
+    # Threads that spin while they wait would take the processor from the other session.
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = list(dict.fromkeys([engine.provider, "CPUExecutionProvider"]))
     try:
@@ -97,12 +111,22 @@ def bare_runner(bundle: Bundle, engine: Any, options: EngineOptions) -> tuple[Ru
 def interleave(
     runs: dict[str, Run], inputs: Sequence[NDArray[Any]], *, rounds: int, seed: int
 ) -> dict[str, list[float]]:
-    """Seconds per call, `rounds` of each, every round in another order after a tenth to warm up."""
+    """Times all functions alternately, in random order, after a tenth of the rounds to warm up.
+
+    Args:
+        runs: functions by name.
+        inputs: their inputs, used in turn.
+        rounds: number of measured calls of each.
+        seed: random seed of the order.
+
+    Returns:
+        Seconds per call by name.
+    """
     order, draw = list(runs), random.Random(seed)
     times: dict[str, list[float]] = {name: [] for name in runs}
     warm_up = max(3, rounds // 10)
     collecting = gc.isenabled()
-    gc.disable()
+    gc.disable()  # a collection within a call would be counted as its latency
     try:
         for i in range(rounds + warm_up):
             draw.shuffle(order)
@@ -118,13 +142,21 @@ def interleave(
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99 in milliseconds."""
+    """Returns p50, p95 and p99 in milliseconds."""
     values = np.quantile(np.asarray(seconds) * 1000.0, [0.5, 0.95, 0.99])
     return {name: float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
 
 
 def load_frames(bundle: Bundle, source: Path | None) -> list[NDArray[Any]]:
-    """Frames to run: pictures of a folder, or the golden inputs that came with the bundle."""
+    """Returns inputs of the graph, [1,C,H,W] each.
+
+    Args:
+        bundle: the bundle.
+        source: a folder with pictures, of which the first 64 are used; None uses the bundle's golden inputs.
+
+    Raises:
+        ConfigError: there are no pictures or golden inputs.
+    """
     contract = bundle.manifest.input
     if source is not None:
         files = (
@@ -144,7 +176,7 @@ def load_frames(bundle: Bundle, source: Path | None) -> list[NDArray[Any]]:
 
 
 def task_output(manifest: Manifest) -> str:
-    """The name of the task's own output."""
+    """Returns the name of the task's output."""
     for output in manifest.outputs:
         if output.kind not in ("score", "embedding", "other"):
             return output.name
@@ -152,7 +184,7 @@ def task_output(manifest: Manifest) -> str:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
+    """Returns the resident memory of this process; 0 without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):
@@ -161,5 +193,5 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Returns the largest resident memory of this process so far; Linux reports it in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

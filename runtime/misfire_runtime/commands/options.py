@@ -1,4 +1,4 @@
-"""Options that several of the vehicle's commands share."""
+"""Defines options that several of the vehicle's commands share."""
 
 from __future__ import annotations
 

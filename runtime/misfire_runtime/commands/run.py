@@ -1,9 +1,9 @@
-"""`misfire run`: score frames and upload the informative ones.
+"""Implements `misfire run`: scores frames and uploads the informative ones.
 
-options over file --> VehicleConfig --> session.run_vehicle, with signals, progress, systemd and a result
+options override file --> VehicleConfig --> session.run_vehicle, with signals, progress, systemd and a result
 
-On a terminal a progress line is shown; elsewhere plain log lines are written to standard error, JSON lines
-with --json. The result goes to standard output alone.
+A terminal gets a progress line. Logs go to standard error, as plain lines or, with --json, as JSON lines.
+Only the result goes to standard output.
 """
 
 from __future__ import annotations
@@ -112,7 +112,15 @@ def run(
 
 
 def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
-    """`config` with the options that were given (not None) in place of its own. Raises ConfigError."""
+    """Returns `config` with its values replaced by the given options.
+
+    Args:
+        config: the configuration from the file.
+        options: values by key; None means not given.
+
+    Raises:
+        ConfigError: the result is invalid.
+    """
     from misfire_runtime.config.tables import validated
     from misfire_runtime.triggers.rates import TargetRateTable
 
@@ -134,7 +142,7 @@ def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
 
 
 class _Watcher:
-    """Feeds the watchdog and shows the progress line, about once a second."""
+    """Resets systemd's watchdog and updates the progress line, about once a second."""
 
     def __init__(self, progress: Progress | None) -> None:
         from misfire_runtime.service.systemd import ServiceNotifier
@@ -162,7 +170,11 @@ class _Watcher:
 
 @contextmanager
 def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading.Event, _Watcher]]:
-    """Signals become events, logs go to standard error, a terminal gets a progress line."""
+    """Sets up signals, logs and progress line, and restores everything at the end of the block.
+
+    Yields:
+        The events that SIGTERM or SIGINT (stop) and SIGHUP (reload) set, and the watcher.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -173,7 +185,7 @@ def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading
 
     def end(number: int, _frame: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait; the spool bears it
+            raise KeyboardInterrupt  # a second Ctrl-C ends at once; the spool survives that
         stop.set()
 
     for number, handler in (
@@ -205,12 +217,12 @@ def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading
 
 
 def _camera(item: str, items: list[str] | None) -> str:
-    """A name only where there are several."""
+    """Returns a camera's name, or "" if there is only one."""
     return f"camera{items.index(item)}" if items is not None and len(items) > 1 else ""
 
 
 def broker_options(url: str | None, protocol: str | None, *, insecure: bool) -> dict[str, Any] | None:
-    """Keys of the `[broker]` table that were given as options; None where there are none."""
+    """Returns the keys of the `[broker]` table that were given as options; None if there are none."""
     given = {"url": url, "protocol": protocol, "insecure": insecure or None}
     return {key: value for key, value in given.items() if value is not None} or None
 
@@ -241,7 +253,7 @@ def _print(result: RunResult, *, as_json: bool) -> None:
 
 
 def _raise_for(result: RunResult, *, interrupted: bool) -> None:
-    """A run that could not do its work must not look like one that did."""
+    """Raises the error of a failed run: it must not exit like a successful one."""
     from misfire_runtime.errors import SourceError
 
     if result.failure is not None:

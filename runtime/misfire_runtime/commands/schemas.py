@@ -1,6 +1,6 @@
-"""`misfire schemas`: the JSON Schemas of the bundle and of every message, for programs in other languages.
+"""Implements `misfire schemas`: writes JSON Schemas of bundle and messages for programs in other languages.
 
-docs/schemas/ holds what this writes; a test fails when a contract changes and the files do not.
+docs/schemas/ has its output; a test fails if a contract changes and the files do not.
 """
 
 from __future__ import annotations

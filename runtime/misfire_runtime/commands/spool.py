@@ -1,7 +1,7 @@
-"""`misfire spool ...`: what waits on a vehicle, without its model and its cameras.
+"""Implements `misfire spool ...`: inspects and empties a vehicle's spool without its model and cameras.
 
-list, verify, export --> spool_inspection: read only, also while the vehicle runs, or from its disk elsewhere
-drain, resume --> Spool and Uplink: `drain` needs the vehicle stopped, `resume` asks one that runs
+list, verify, export --> spool/inspection.py: read only, also while the vehicle runs, or on a copy of its disk
+drain, resume --> Spool and Uplink: `drain` needs a stopped vehicle, `resume` sends a request to a running one
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 
 _RESUME_S = 15.0
+"""Seconds to wait for the vehicle, which looks for the request every second while it is connected."""
 Folder = Annotated[
     Path | None,
     typer.Option("--spool", help="Use the spool in this folder. Default: that of --config, else spool."),
@@ -180,7 +181,7 @@ def resume(*, spool: Folder = None, config: Config = None, as_json: AsJson = Fal
 
 
 def _ask(request: Path) -> bool:
-    """Leaves a request for the process that has the spool open; False if it did not take it for a while."""
+    """Leaves a request for the process that uses the spool; returns False if it was not handled in time."""
     try:
         request.touch()
     except OSError as error:
@@ -192,7 +193,7 @@ def _ask(request: Path) -> bool:
 
 
 def _settings(config: Path | None, spool: Path | None, **options: Any) -> VehicleConfig:
-    """The configuration with the options that were given in place of its own. Raises ConfigError."""
+    """Returns the configuration with its values replaced by the given options. Raises ConfigError."""
     from misfire_runtime.config.tables import VehicleConfig, read_config, validated
 
     read = read_config(config) if config is not None else VehicleConfig()
@@ -208,7 +209,7 @@ def _settings(config: Path | None, spool: Path | None, **options: Any) -> Vehicl
 
 @contextmanager
 def _opened(settings: VehicleConfig) -> Iterator[Spool]:
-    """Raises SpoolError where there is no spool yet: it is not made here."""
+    """Opens an existing spool. Raises SpoolError if there is none: a mistyped path must not create one."""
     from misfire_runtime.spool import Spool
 
     table = settings.spool
