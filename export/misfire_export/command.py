@@ -111,7 +111,7 @@ def export(
     from misfire_train.runs import load_run
 
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
-        raise ConfigError("say what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
+        raise ConfigError("name what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
     options = Options(
         name=name,
         version=version,

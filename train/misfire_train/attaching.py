@@ -268,7 +268,7 @@ def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: s
 def _way_out(answer: Tensor) -> str:
     low, high = (float(value) for value in answer.float().aminmax())
     if low >= 0 and high <= 1:
-        return "the answer lies within 0..1: if it is a softmax or sigmoid, return the tensor before that"
+        return "the answer is within 0..1: if it is a softmax or sigmoid, return the tensor before that"
     return "name last_layer"
 
 

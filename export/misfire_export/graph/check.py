@@ -42,7 +42,7 @@ def require_self_contained(model: onnx.ModelProto) -> None:
     outside = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
         raise GraphError(
-            f"weights lie outside the graph ({outside[0]} and {len(outside) - 1} more); save one file"
+            f"weights are outside the graph ({outside[0]} and {len(outside) - 1} more); save one file"
         )
     if model.ByteSize() > MAX_GRAPH_BYTES:
         raise GraphError(
@@ -72,7 +72,7 @@ def require_input(model: onnx.ModelProto, contract: InputContract) -> None:
         raise GraphError(f"the graph has no input {contract.name!r}; it has {', '.join(inputs) or 'none'}")
     if len(inputs) > 1:
         extra = ", ".join(name for name in inputs if name != contract.name)
-        raise GraphError(f"the graph wants more than an image: {extra}")
+        raise GraphError(f"the graph takes more than an image: {extra}")
     tensor = inputs[contract.name].type.tensor_type
     if tensor.elem_type != _TYPES[contract.dtype]:
         found = onnx.TensorProto.DataType.Name(tensor.elem_type)

@@ -66,7 +66,7 @@ def check_conformance(
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise ConformanceError(
                 f"TensorRT ended without an answer (exit status {done.returncode}): "
-                f"{said[-1][:300] if said else 'it said nothing'}"
+                f"{said[-1][:300] if said else 'no output'}"
             )
         report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "refusal" in report:

@@ -216,7 +216,7 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
         return (f"{text}; the order that --classes states was kept",)
     raise LabelError(
         f"{text}. Give the model's class names in the order of its outputs, one a line, with --classes "
-        "names.txt (the same file keeps the given order where that is right after all)"
+        "names.txt (the same file keeps the given order if that is right after all)"
     )
 
 

@@ -106,7 +106,7 @@ def _require_type(name: str, kind: int, contract: InputContract) -> None:
     found = TensorProto.DataType.Name(kind)
     if kind == TensorProto.UINT8 and contract.dtype != "uint8":
         raise GraphError(
-            f"input {name} is UINT8, so the graph normalises by itself: say so with "
+            f"input {name} is UINT8, so the graph normalises by itself: state it with "
             '--image \'{"dtype": "uint8"}\''
         )
     if contract.dtype == "uint8" and kind != TensorProto.UINT8:

@@ -275,10 +275,10 @@ def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
     linear = found.layer is not None and found.activation == "none"
     if found.activation == "sigmoid" or (kind == "sigmoid" and not linear):
         raise GraphError(
-            f"the answer {name} is sigmoids: it lies within 0..1 and its rows do not sum to one, each class "
+            f"the answer {name} is sigmoids: it is within 0..1 and its rows do not sum to one, each class "
             f"stands for itself. {_NOT_LOGITS}. --answer sigmoid takes their log-odds as logits, which is "
-            "right where one class is true and the largest wins. If it is coarsely rounded probabilities or "
-            "logits after all, say --answer probabilities or --answer logits"
+            "right if one class is true and the largest wins. If it is coarsely rounded probabilities or "
+            "logits after all, give --answer probabilities or --answer logits"
         )
     return found
 

@@ -75,7 +75,7 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     if name in _NAMED:
         return _NAMED[name](root)
     if colon and reader in _NAMED:
-        raise DatasetError(f"{reader} takes no path; use --data to say where its files are")
+        raise DatasetError(f"{reader} takes no path; name the folder of its files with --data")
     if name == "dashcam":
         raise DatasetError("dashcam has no labels: it is a source for `misfire run`, not for training")
     known = [entry + (":PATH" if entry in READERS else "") for entry in entries() if entry != "dashcam"]

@@ -225,7 +225,7 @@ def candidate_heads(
     if recipe.kind == "conv":
         return [ConvHead(channels=channels)]
     if task is None or train is None:
-        raise ConfigError(f"{recipe.name} stands on a task and on the training set")
+        raise ConfigError(f"{recipe.name} needs a task and the training set")
     # With many units and few frames, pooled features overfit; the output map is informative enough.
     maps = affordable_maps(signals.features) if recipe.sees_features and task.by_frame else ()
     facts = gather_train(probe, train, task=task, contract=contract, maps=maps, seed=seed)

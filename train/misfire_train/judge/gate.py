@@ -291,7 +291,7 @@ def _verdict(
     if not needed:
         return text, None
     if max(needed) > MOST_FAILURES:
-        alike = "Where no gain is shown, the two are too much alike for more failures to tell them apart."
+        alike = "If no gain is shown, the two are too much alike for more failures to tell them apart."
         return f"{text} {alike}", None
     return (
         f"{text} A gain of this size would need about {max(needed)} held-out failures to show.",

@@ -264,7 +264,7 @@ def _members(groups: ArrayLike, strata: ArrayLike | None) -> tuple[NDArray[np.in
     group_strata = np.empty(count, dtype=np.asarray(strata).dtype)
     group_strata[members] = np.asarray(strata)
     if (group_strata[members] != np.asarray(strata)).any():
-        raise JudgeError("a group lies in more than one stratum")
+        raise JudgeError("a group is in more than one stratum")
     return members, group_strata
 
 

@@ -185,7 +185,7 @@ class Task(ABC):
         if self.answer_decides:
             return self.wrong(outputs, targets)
         if self.failure_threshold is None:
-            raise ConfigError(f"{self.name}: say above which loss a sample has failed (with_threshold)")
+            raise ConfigError(f"{self.name}: state the loss above which a sample has failed (with_threshold)")
         return self.sample_loss(outputs, targets) > self.failure_threshold
 
     @property

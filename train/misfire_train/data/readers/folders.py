@@ -107,7 +107,7 @@ def _words(folder: Path, names: Sequence[str], known: set[str]) -> list[str]:
 def _place(name: str, word: str) -> _Place:
     folders = [nfc(part) for part in name.split("/")[:-1]][1 if word else 0 :]
     if not folders:
-        raise DatasetError(f"{name} lies in no class's folder; expected CLASS/image")
+        raise DatasetError(f"{name} is in no class's folder; expected CLASS/image")
     return _Place(word, folders[0], "/".join(folders[1:]))
 
 

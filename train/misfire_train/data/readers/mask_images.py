@@ -62,7 +62,7 @@ def read_mask(
     if wrong.size:
         raise DatasetError(
             f"{name}: the mask has the label {int(wrong.max())}; expected class numbers "
-            f"from 0 to {known - 1}, and {IGNORE} where nothing is labelled"
+            f"from 0 to {known - 1}, and {IGNORE} for pixels without a label"
         )
     return labels.astype(np.uint8)
 

@@ -50,7 +50,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = tuple(int(n) for n in np.frombuffer(data[4 : 4 + 4 * dimensions], ">u4"))
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
     if values.size != int(np.prod(shape, dtype=np.int64)):
-        raise DatasetError(f"{path}: the header says {shape}, the file holds {values.size} bytes")
+        raise DatasetError(f"{path}: the header states {shape}, the file holds {values.size} bytes")
     return values.reshape(shape)
 
 
