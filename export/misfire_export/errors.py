@@ -21,32 +21,32 @@ class ExportError(MisfireError):
 
 
 class TraceError(ExportError):
-    """A torch model cannot become a graph."""
+    """Is raised if a torch model cannot become a graph."""
 
 
 class GraphError(ExportError):
-    """An ONNX graph cannot be used."""
+    """Is raised if an ONNX graph cannot be used."""
 
 
 class LabelError(ExportError):
-    """The classes of the data are not the model's, or in another order."""
+    """Is raised if the classes of the data are not the model's, or in another order."""
 
 
 class OutputError(ExportError):
-    """An output holds NaN or infinity."""
+    """Is raised if an output holds NaN or infinity."""
 
 
 class ParityError(ExportError):
-    """The graph's answers are not the trained model's."""
+    """Is raised if the graph's answers are not the trained model's."""
 
 
 class CalibrationError(ExportError):
-    """Too few frames to calibrate on."""
+    """Is raised if there are too few frames to calibrate on."""
 
 
 class PrecisionError(ExportError):
-    """A graph cannot be made fp16 or int8."""
+    """Is raised if a graph cannot be made fp16 or int8."""
 
 
 class ConformanceError(ExportError):
-    """TensorRT's parser or builder refuses the graph."""
+    """Is raised if TensorRT's parser or builder refuses the graph."""

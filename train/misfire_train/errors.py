@@ -16,20 +16,20 @@ from misfire_runtime.errors import MisfireError
 
 
 class DatasetError(MisfireError):
-    """A data set is missing, changed, malformed, or too small for what was asked."""
+    """Is raised if a data set is missing, changed, malformed, or too small for its use."""
 
 
 class ScoreError(MisfireError, ValueError):
-    """A score cannot be built, fitted or computed."""
+    """Is raised if a score cannot be built, fitted or computed."""
 
 
 class JudgeError(MisfireError, ValueError):
-    """Scores, losses or labels cannot be judged."""
+    """Is raised if scores, losses or labels cannot be judged."""
 
 
 class SelectionError(MisfireError, ValueError):
-    """The pool, the budget or an option does not fit."""
+    """Is raised if the pool, the budget or an option does not fit."""
 
 
 class HoldoutWarning(UserWarning):
-    """The held-out set carries almost no information for this score."""
+    """Is issued if the held-out set has almost no information for a score."""

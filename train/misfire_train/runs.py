@@ -187,7 +187,11 @@ def read_record(path: Path) -> RunRecord:
 def load_run(path: Path) -> Run:
     """Returns the run, its weights verified by checksum, in eval mode and frozen.
 
-    Raises ConfigError that names what is missing, changed, or does not fit.
+    Args:
+        path: a run's folder.
+
+    Raises:
+        ConfigError: a file is missing, changed, or does not fit; it names the file.
     """
     path = Path(path)
     record = read_record(path)

@@ -221,7 +221,15 @@ def interval(replicates: Floats, *, confidence: float = 0.95) -> tuple[float, fl
 def bootstrap_interval(
     metric: str, score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None, **options: Any
 ) -> Estimate:
-    """Returns one metric of one score with its interval. Options as of `replicate`."""
+    """Returns one metric of one score with its interval.
+
+    Args:
+        metric: a key of ROW_METRICS.
+        score: [N], higher meaning that a failure is likelier.
+        failed: [N] bool.
+        loss: [N] >= 0. Default: the failures as 0/1.
+        options: groups, replicates and seed, as of `replicate`.
+    """
     rows = replicate({"score": score}, failed=failed, loss=loss, metrics=(metric,), **options)
     return estimate(point(score, failed=failed, loss=loss, metric=metric), rows["score"][metric])
 
@@ -236,7 +244,16 @@ def paired_difference(
     confidence: float = 0.95,
     **options: Any,
 ) -> Comparison:
-    """Returns by how much score a is better than score b (above zero: a), with the paired interval."""
+    """Returns by how much score a is better than score b (above zero: a), with the paired interval.
+
+    Args:
+        metric: a key of ROW_METRICS.
+        a, b: [N] scores of the same samples.
+        failed: [N] bool.
+        loss: [N] >= 0. Default: the failures as 0/1.
+        confidence: of the interval.
+        options: groups, replicates and seed, as of `replicate`.
+    """
     rows = replicate({"a": a, "b": b}, failed=failed, loss=loss, metrics=(metric,), **options)
     value = partial(point, failed=failed, loss=loss, metric=metric)
     return compare(metric, value(a) - value(b), rows["a"][metric] - rows["b"][metric], confidence=confidence)

@@ -59,7 +59,14 @@ class Reliability:
 
 
 def loss_reliability(score: ArrayLike, loss: ArrayLike, *, scale: float, bins: int = 10) -> Reliability:
-    """Returns the reliability of c * exp(score) against the true loss; tied predictions stay in one bin."""
+    """Returns the reliability of c * exp(score) against the true loss; tied predictions stay in one bin.
+
+    Args:
+        score: [N], a log-loss up to a constant.
+        loss: [N] >= 0.
+        scale: c, fitted on other frames (`fit_loss_scale`).
+        bins: number of bins of equally many frames.
+    """
     scores = as_scores(score).astype(np.float64)
     with np.errstate(over="ignore"):
         predicted = scale * np.exp(scores)

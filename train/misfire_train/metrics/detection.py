@@ -31,13 +31,26 @@ BUDGETS = (0.001, 0.01, 0.05, 0.10)
 def auroc(score: ArrayLike, failed: ArrayLike) -> float:
     """Returns the chance that a failure scores above a success; a tie is half.
 
-    Raises JudgeError on one kind only.
+    Args:
+        score: [N], higher meaning that a failure is likelier.
+        failed: [N] bool.
+
+    Raises:
+        JudgeError: all samples failed or all succeeded, a score is NaN, or lengths differ.
     """
     return float(auroc_rows(_prepare(score, failed))[0])
 
 
 def average_precision(score: ArrayLike, failed: ArrayLike) -> float:
-    """Returns the sum over thresholds of precision times the recall gained (no interpolation)."""
+    """Returns the sum over thresholds of precision times the recall gained (no interpolation).
+
+    Args:
+        score: [N], higher meaning that a failure is likelier.
+        failed: [N] bool.
+
+    Raises:
+        JudgeError: as `auroc` does.
+    """
     return float(average_precision_rows(_prepare(score, failed))[0])
 
 
@@ -74,7 +87,16 @@ class BudgetRow:
 def budget_table(
     score: ArrayLike, failed: ArrayLike, *, budgets: Sequence[float] = BUDGETS
 ) -> tuple[BudgetRow, ...]:
-    """Returns recall and precision at each upload budget; a budget below one frame is one frame."""
+    """Returns recall and precision at each upload budget; a budget below one frame is one frame.
+
+    Args:
+        score: [N], higher meaning that a failure is likelier.
+        failed: [N] bool.
+        budgets: shares of all frames, in (0, 1].
+
+    Raises:
+        JudgeError: as `auroc` does, or a budget is outside (0, 1].
+    """
     sums, scores = _prepare(score, failed), as_scores(score)
     total, failures = len(scores), float(sums.positive[0, -1])
     rows = []

@@ -33,7 +33,12 @@ from misfire_train.metrics.ranking import (
 def aurc(score: ArrayLike, loss: ArrayLike) -> float:
     """Returns the area under the risk-coverage curve.
 
-    score, loss: [N]; loss >= 0, 0/1 failures are a loss too.
+    Args:
+        score: [N], higher meaning that a failure is likelier.
+        loss: [N] >= 0; 0/1 failures are a loss too.
+
+    Raises:
+        JudgeError: a value is NaN or a loss is negative or infinite, or lengths differ.
     """
     return float(aurc_rows(_prepare(score, loss))[0])
 
@@ -72,7 +77,13 @@ def augrc_references(loss: ArrayLike) -> References:
 
 
 def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200) -> tuple[Floats, Floats]:
-    """Returns (coverage, selective risk), both [points] at most, at the ends of tie groups, for drawing."""
+    """Returns (coverage, selective risk) for drawing.
+
+    Args:
+        score: [N], higher meaning that a failure is likelier.
+        loss: [N] >= 0.
+        points: maximum number of points; they are at the ends of tie groups.
+    """
     sums = _prepare(score, loss)
     covered, lost = sums.covered[0], sums.lost[0]
     keep = np.unique(np.linspace(0, len(covered) - 1, min(points, len(covered))).astype(np.intp))
