@@ -35,7 +35,7 @@ class _Part(BaseModel):
 
 
 class Interval(_Part):
-    """An estimate with its 95 % confidence interval."""
+    """Holds an estimate with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ class Interval(_Part):
 
 
 class OutputSpec(_Part):
-    """One output of the graph. `shape` has -1 where it depends on the batch."""
+    """Describes one output of the graph; a dimension of `shape` that depends on the batch is -1."""
 
     name: str
     kind: Literal["logits", "values", "heatmaps", "segmentation", "score", "embedding", "other"]
@@ -51,7 +51,7 @@ class OutputSpec(_Part):
 
 
 class QuantileTable(_Part):
-    """The distribution of a score on held-out frames: `values[i]` is its `levels[i]` quantile."""
+    """Holds the distribution of a score on held-out frames: `values[i]` is its `levels[i]` quantile."""
 
     levels: tuple[float, ...]
     values: tuple[float, ...]
@@ -71,9 +71,9 @@ class QuantileTable(_Part):
 
 
 class Calibration(_Part):
-    """A score measured on one engine at one precision: another engine needs its own.
+    """Calibrates a score on one engine at one precision; another engine needs its own calibration.
 
-    `loss_scale` is c of predicted loss = c * exp(score); None where the score predicts no loss.
+    `loss_scale` is c in predicted loss = c * exp(score); None if the score predicts no loss.
     """
 
     engine: str
@@ -83,7 +83,7 @@ class Calibration(_Part):
 
 
 class OperatingPoint(_Part):
-    """What a threshold costs and what it finds, on held-out frames."""
+    """Describes a threshold: its upload rate, and recall and precision of failures on held-out frames."""
 
     threshold: float
     upload_rate: float = Field(ge=0, le=1)
@@ -92,7 +92,7 @@ class OperatingPoint(_Part):
 
 
 class ScoreSpec(_Part):
-    """A failure score of the graph: higher means a failure is likelier."""
+    """Describes a failure score of the graph; a higher value means a more likely failure."""
 
     name: str
     definition: str
@@ -116,7 +116,7 @@ class Parity(_Part):
 
 
 class Lineage(_Part):
-    """Where the model comes from, enough to train it again."""
+    """Records the origin of the model, with everything needed to train it again."""
 
     run_id: str
     parent_run_id: str | None = None
@@ -129,14 +129,14 @@ class Lineage(_Part):
 
 
 class FileEntry(_Part):
-    """Size and hash of one file of the bundle."""
+    """Holds size and hash of one file of the bundle."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class Manifest(_Part):
-    """Everything a vehicle must know of a model, without opening the graph."""
+    """Describes a model completely, so that a vehicle need not open the graph."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")

@@ -1,6 +1,6 @@
-"""Time, three ways: wall clock for people, monotonic clock for timers, boot id to tell boots apart.
+"""Provides time: wall clock for people, and the boot id, which monotonic times are relative to.
 
-Everything that waits or measures uses `time.monotonic`; wall time is only ever recorded.
+Everything that waits or measures uses `time.monotonic`; wall time is only recorded.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def wall_time() -> float:
-    """Seconds since 1970 by the wall clock, which may be wrong and may jump."""
+    """Returns seconds since 1970 by the wall clock, which may be wrong and may jump."""
     return time.time()  # noqa: TID251  (the one place)
 
 
 def utc_text(seconds: float) -> str:
-    """ISO 8601 in UTC with milliseconds."""
+    """Returns a time (seconds since 1970) as ISO 8601 in UTC with milliseconds."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
 @cache
 def boot_id() -> str:
-    """Identifies this boot of the machine; of this process where the kernel gives none."""
+    """Returns an id of this boot of the machine, or of this process if the kernel has none."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:

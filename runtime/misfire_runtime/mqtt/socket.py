@@ -95,15 +95,15 @@ class BufferedSocket:
         return not self._behind
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """Returns the socket's file descriptor."""
         return self._inner.fileno()
 
     def setblocking(self, flag: bool) -> None:
-        """Of the socket."""
+        """Sets the socket's blocking mode."""
         self._inner.setblocking(flag)
 
     def setsockopt(self, level: int, name: int, value: int) -> None:
-        """Of the socket."""
+        """Sets an option of the socket."""
         self._inner.setsockopt(level, name, value)
 
     def close(self) -> None:

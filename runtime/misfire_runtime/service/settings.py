@@ -8,7 +8,7 @@ from misfire_runtime.tables import Table
 
 
 class TelemetryTable(Table):
-    """Metrics, heartbeat and logs."""
+    """Configures metrics, heartbeat and stall detection."""
 
     port: int | None = Field(default=None, ge=0, le=65535)
     host: str = "127.0.0.1"

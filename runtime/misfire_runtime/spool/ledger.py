@@ -1,8 +1,8 @@
-"""The spool's books in SQL: pending rows, what became of the others, and the counters that must add up.
+"""Reads and writes the spool's database: pending rows, the outcome of other samples, and the counters.
 
-Nothing here commits: the Spool opens a transaction around one or several calls. Order of offers: the rank of
-a sample is priority * AGEING - seq, so it is overtaken by at most AGEING later ones per level of priority:
-ageing that needs no clock, survives restarts, and is one index.
+Nothing here commits: the Spool opens a transaction around one or several calls. Offers are ordered by rank,
+which is priority * AGEING - seq. So at most AGEING later samples per level of priority overtake a sample.
+This ageing needs no clock, survives restarts, and is one index.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from misfire_runtime import clock
 from misfire_runtime.messages import MAX_TEXT, Declined, Offer, Rejected, Stored
 
 AGEING = 500
+"""Number of later samples that one level of priority is worth; see the module's docstring."""
 MAX_SETTLED = 200_000
-"""Settled ids that are remembered, so that the same bytes are not captured twice."""
+"""Number of settled ids to remember, so that the same bytes are not captured twice."""
 _COUNTER_OF = {"damaged": "rejected"}
 _RETURNS = ("evicted", "damaged")
-"""A sample that ended so may be captured again."""
+"""A sample with one of these outcomes may be captured again."""
 WAVE = 10
-"""So many samples rejected in a row, with none `stored` between, are taken for a fault of the fleet."""
+"""This many consecutive rejections, without a `stored` in between, indicate a fault of the fleet."""
 _STREAK = "rejected_in_a_row"
 _MAX_ACCOUNTS = 500
+"""Lines of the account; further reasons are counted as "other"."""
 
 
 @dataclass(frozen=True)
 class Hold:
-    """Why samples are not offered any more, and since when (seconds since 1970)."""
+    """Holds the reason why samples are no longer offered, and since when (seconds since 1970)."""
 
     reason: str
     since: float
@@ -38,7 +40,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Row:
-    """A pending sample."""
+    """Holds a row of a pending sample; `disk` is the length of its file in bytes."""
 
     id: str
     size: int
@@ -50,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PendingGroup:
-    """Samples that wait, of one priority and trigger."""
+    """Counts pending samples of one priority and trigger."""
 
     priority: int
     trigger: str
@@ -59,7 +61,7 @@ class PendingGroup:
 
 
 class Ledger:
-    """Statements over one connection; callers serialise. `disk_bytes` is the sum over pending rows."""
+    """Runs statements on one connection. Not thread-safe. `disk_bytes` is the sum over pending rows."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
@@ -67,12 +69,12 @@ class Ledger:
         self.disk_bytes = self._sum()
 
     def close(self) -> None:
-        """Folds the WAL into the database and closes."""
+        """Closes the database, which merges its write-ahead log."""
         self._sql.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commits at the end, counters with it; rolls back on any exception."""
+        """Opens a transaction; commits it with the counters at the end, or rolls back on any exception."""
         before = self.disk_bytes
         self._increments.clear()
         self._sql.execute("BEGIN IMMEDIATE")
@@ -87,24 +89,24 @@ class Ledger:
             raise
 
     def begin_session(self) -> int:
-        """Counts openings."""
+        """Increases the number of sessions and returns it."""
         self.increase({"session": 1})
         return self._value("session") + 1
 
     def knows(self, sample: str) -> bool:
-        """True for what is pending, or was settled in a way that lasts."""
+        """Returns True if a sample is pending, or has an outcome that excludes another capture."""
         if self.size_of(sample) is not None:
             return True
         verdict = self.verdict_of(sample)
         return verdict is not None and verdict not in _RETURNS
 
     def size_of(self, sample: str) -> int | None:
-        """Of the payload of a pending sample."""
+        """Returns the bytes of a pending sample's payload; None if it is not pending."""
         row = self._sql.execute("SELECT size FROM samples WHERE id = ?", (sample,)).fetchone()
         return None if row is None else int(row[0])
 
     def insert(self, offer: Offer, *, disk: int, priority: int, value: float, text: bytes) -> bool:
-        """Books a captured sample; False where it is known."""
+        """Inserts a captured sample; returns False if it is known."""
         if self.knows(offer.id):
             return False
         self._sql.execute("DELETE FROM settled WHERE id = ?", (offer.id,))
@@ -113,9 +115,9 @@ class Ledger:
         return True
 
     def offer_again(self, offer: Offer, *, disk: int, value: float, text: bytes) -> bool:
-        """Makes a rejected sample pending again; False if it is not booked as rejected.
+        """Makes a rejected sample pending again; returns False if its outcome is not `rejected`.
 
-        Its old verdict is remembered: a sample that is rejected again does not count towards a wave.
+        The old verdict is kept: a sample that is rejected again does not count towards WAVE.
         """
         if self.size_of(offer.id) is not None or self.verdict_of(offer.id) != "rejected":
             return False
@@ -133,17 +135,17 @@ class Ledger:
         self.disk_bytes += disk
 
     def refuse(self, offer: Offer, *, reason: str) -> None:
-        """Books a newcomer that found no room."""
+        """Counts a new sample that did not fit into the spool as captured and evicted."""
         self.increase({"captured": 1})
         self._end_many([(offer.id, offer.size, "evicted", reason)])
 
     def settle_many(
         self, verdicts: Sequence[Stored | Declined | Rejected]
     ) -> list[Stored | Declined | Rejected]:
-        """Books verdicts of the fleet, in few statements; returns those that were news.
+        """Records verdicts of the fleet in few statements; returns those that changed something.
 
         `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all. After
-        a wave of rejections no further one counts, and the samples stay pending (see Hold).
+        WAVE consecutive rejections, further ones do not count, and their samples stay pending (see Hold).
         """
         of = self._before_wave({verdict.id: verdict for verdict in reversed(verdicts)})
         rows = self._sql.execute(
@@ -163,7 +165,7 @@ class Ledger:
     def _before_wave(
         self, verdicts: dict[str, Stored | Declined | Rejected]
     ) -> dict[str, Stored | Declined | Rejected]:
-        """The verdicts without rejections that come after a wave of them, which begins a hold."""
+        """Returns the verdicts without the rejections after a wave of them; a wave begins a hold."""
         streak = before = self._value(_STREAK)
         if not streak and not any(isinstance(verdict, Rejected) for verdict in verdicts.values()):
             return verdicts
@@ -187,27 +189,27 @@ class Ledger:
         self._sql.execute("INSERT INTO hold VALUES (?, ?)", (reason[:MAX_TEXT], clock.wall_time()))
 
     def hold(self) -> Hold | None:
-        """Why nothing is offered; None while samples are offered."""
+        """Returns why nothing is offered; None while samples are offered."""
         row = self._sql.execute("SELECT reason, since FROM hold").fetchone()
         return None if row is None else Hold(*row)
 
     def lift(self) -> None:
-        """Ends the hold; rejections are counted anew."""
+        """Ends the hold and resets the count of consecutive rejections."""
         self._sql.execute("DELETE FROM hold")
         self.increase({_STREAK: -self._value(_STREAK)})
 
     def verdict_of(self, sample: str) -> str | None:
-        """How a sample ended last; "damaged" if its file was."""
+        """Returns the last outcome of a sample ("damaged" if its file was); None if unknown."""
         row = self._sql.execute("SELECT verdict FROM settled WHERE id = ?", (sample,)).fetchone()
         return None if row is None else str(row[0])
 
     def reason_of(self, sample: str) -> str:
-        """Why a sample was declined, rejected or evicted last; empty if unknown."""
+        """Returns why a sample was last declined, rejected or evicted; empty if unknown."""
         row = self._sql.execute("SELECT reason FROM settled WHERE id = ?", (sample,)).fetchone()
         return "" if row is None else str(row[0])
 
     def lose(self, lost: Mapping[str, int]) -> None:
-        """Adds to the counts of chosen frames that never became samples, by reason."""
+        """Adds to the counts of selected frames that never became samples, by reason."""
         self._sql.executemany(
             "INSERT INTO account VALUES ('lost', ?, ?, 0) ON CONFLICT (verdict, reason) "
             "DO UPDATE SET samples = samples + excluded.samples",
@@ -215,7 +217,7 @@ class Ledger:
         )
 
     def lost(self) -> dict[str, int]:
-        """Chosen frames that never became samples, by reason."""
+        """Returns the counts of selected frames that never became samples, by reason."""
         return dict(self._sql.execute("SELECT reason, samples FROM account WHERE verdict = 'lost'"))
 
     def _corrects(self, verdict: Stored | Declined | Rejected) -> bool:
@@ -230,7 +232,7 @@ class Ledger:
         return True
 
     def drop(self, sample: str, *, verdict: str, reason: str) -> bool:
-        """A pending sample ends."""
+        """Removes a pending sample with this outcome; returns False if it is not pending."""
         row = self._sql.execute("DELETE FROM samples WHERE id = ? RETURNING size, disk", (sample,)).fetchone()
         if row is None:
             return False
@@ -239,7 +241,7 @@ class Ledger:
         return True
 
     def first(self, limit: int, *, skip: Collection[str], min_priority: int) -> list[Row]:
-        """By rank, at most `limit`, without those in `skip`."""
+        """Returns the first `limit` rows by rank, without those in `skip`."""
         query = (
             "SELECT id, size, disk, priority, value, offer FROM samples "
             "WHERE priority >= ? ORDER BY rank DESC, seq"
@@ -253,7 +255,7 @@ class Ledger:
         return found
 
     def worth_less(self, need: int, *, priority: int, value: float) -> list[Row] | None:
-        """The least worthy rows that free `need` bytes; None where not enough is worth as little as this."""
+        """Returns the least valuable rows that free `need` bytes; None if better ones had to go, too."""
         query = (
             "SELECT id, size, disk, priority, value, '' FROM samples "
             "WHERE (priority, value) <= (?, ?) ORDER BY priority, value, seq"
@@ -267,7 +269,7 @@ class Ledger:
         return victims if need <= 0 else None
 
     def pending(self) -> list[PendingGroup]:
-        """What waits, the first to go first."""
+        """Returns the pending samples by priority and trigger, the highest priority first."""
         rows = self._sql.execute(
             "SELECT priority, coalesce(json_extract(offer, '$.trigger.name'), ''), count(*), sum(size) "
             "FROM samples GROUP BY 1, 2 ORDER BY 1 DESC, 2"
@@ -275,38 +277,38 @@ class Ledger:
         return [PendingGroup(*row) for row in rows]
 
     def sizes(self) -> list[tuple[str, int]]:
-        """(id, bytes of the payload) of every pending row."""
+        """Returns (id, bytes of the payload) of every pending row."""
         return self._sql.execute("SELECT id, size FROM samples").fetchall()
 
     def lengths(self) -> Iterator[tuple[str, int]]:
-        """(id, length of its file) of every pending row."""
+        """Returns (id, length of the file in bytes) of every pending row."""
         return iter(self._sql.execute("SELECT id, disk FROM samples").fetchall())
 
     def increase(self, increments: Mapping[str, int]) -> None:
-        """Adds to counters; written once, at the end of the transaction."""
+        """Adds to counters, which are written once, at the end of the transaction."""
         for name, value in increments.items():
             self._increments[name] = self._increments.get(name, 0) + value
 
     def counters(self) -> dict[str, int]:
-        """All, with `pending` from the rows."""
+        """Returns all counters; `pending` is the number of rows."""
         own = ("session", _STREAK)
         values = dict(self._sql.execute("SELECT name, value FROM counters WHERE name NOT IN (?, ?)", own))
         values["pending"] = int(self._sql.execute("SELECT count(*) FROM samples").fetchone()[0])
         return values
 
     def account(self) -> list[tuple[str, str, int, int]]:
-        """(verdict, reason, samples, bytes)."""
+        """Returns (verdict, reason, samples, bytes) of every line of the account."""
         return self._sql.execute(
             "SELECT verdict, reason, samples, bytes FROM account ORDER BY 1, 2"
         ).fetchall()
 
     def reuse_log(self) -> None:
-        """Folds the WAL into the database, so that the next commit overwrites it and needs no room."""
+        """Merges the write-ahead log, so that the next commit overwrites it and needs no room on the disk."""
         with suppress(sqlite3.OperationalError):
             self._sql.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
     def empty(self) -> bool:
-        """True where nothing is pending."""
+        """Returns True if nothing is pending."""
         return self._sql.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is None
 
     def _write_increments(self) -> None:
@@ -317,7 +319,7 @@ class Ledger:
         )
 
     def _end_many(self, ends: Sequence[tuple[str, int, str, str]]) -> None:
-        """(id, size, verdict, reason) of samples that are pending no more."""
+        """Records samples that are no longer pending, as (id, size, verdict, reason)."""
         if not ends:
             return
         cursor = self._sql.execute(
@@ -326,6 +328,7 @@ class Ledger:
             "FROM json_each(?)",
             (json.dumps(ends),),
         )
+        # Old ids are deleted once per thousand: a DELETE in each commit would write more pages.
         last = cursor.lastrowid or 0
         if last // 1000 != (last - len(ends)) // 1000:
             self._sql.execute("DELETE FROM settled WHERE n <= ?", (last - MAX_SETTLED,))
@@ -337,7 +340,7 @@ class Ledger:
                 self._book(verdict, reason, size)
 
     def _book(self, verdict: str, reason: str, size: int) -> None:
-        """Adds to an account. A reason may name sizes or ids, so of their endless number some are kept."""
+        """Adds to a line of the account. Reasons may contain sizes or ids, so their number is bounded."""
         known = self._sql.execute("SELECT 1 FROM account WHERE (verdict, reason) = (?, ?)", (verdict, reason))
         if known.fetchone() is None:
             (lines,) = self._sql.execute("SELECT count(*) FROM account").fetchone()

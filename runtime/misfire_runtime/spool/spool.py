@@ -51,7 +51,7 @@ Terminal = Stored | Declined | Rejected
 
 
 class SpoolTable(Table):
-    """Where samples wait."""
+    """Configures the spool: its folder and its bounds."""
 
     path: RelativePath = Path("spool")
     max_bytes: int = Field(default=2 * 1024**3, gt=0)

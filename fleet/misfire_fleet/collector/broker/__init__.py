@@ -1,1 +1,1 @@
-"""The collector's connection to the broker, its replies, and the sweep of retained messages."""
+"""Connects the collector to the broker, sends its replies, and clears retained messages."""

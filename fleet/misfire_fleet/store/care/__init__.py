@@ -1,1 +1,1 @@
-"""Checks, backups and rebuilds of a store."""
+"""Checks, backs up and rebuilds a store."""
