@@ -22,7 +22,7 @@ from misfire_runtime.errors import MisfireError, MissingExtraError
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives: `target` is "module:attribute", a function or a typer.Typer."""
+    """Locates a command: `target` is "module:attribute", a function or a typer.Typer."""
 
     target: str
     extra: str
@@ -100,22 +100,22 @@ class LazyGroup(TyperGroup):
             raise missing_extra(ctx.invoked_subcommand, error) from error
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All names, installed or not: what is missing says so when called."""
+        """Returns all names, also of commands whose extra is missing: those fail with a hint when called."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, or None for an unknown name."""
+        """Returns the command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         return load(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Help without importing anything."""
+        """Writes the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Plain help: rich's panel would import every command to list it."""
+        """Writes plain help, because rich's panel would import every command to list it."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         self.format_options(ctx, formatter)
@@ -146,7 +146,7 @@ def root(
 
 
 def main() -> None:
-    """Entry point: errors that misfire raises on purpose become one line and exit status 1."""
+    """Runs the command line. A MisfireError becomes one line on standard error, and exit status 1 or 2."""
     try:
         app()
     except MisfireError as error:

@@ -1,8 +1,8 @@
-"""Encoded pictures, read without decoding them: their format, where they end, and their Exif block.
+"""Finds format, end and Exif block of encoded pictures without decoding them.
 
-Cameras pad pictures to a block size, driver buffers are larger than the picture in them, and phones append
-previews and short videos. So the end of a picture is found by walking its segments, never by looking for an
-end marker near the last byte.
+Cameras pad pictures to a block size, driver buffers are larger than their pictures, and phones append
+previews and short videos. So the end of a picture is found by following its segments, not by searching for an
+end marker.
 """
 
 from __future__ import annotations
@@ -22,22 +22,27 @@ _MAGIC = (
     ("image/gif", re.compile(rb"GIF8[79]a")),
     ("image/x-portable-anymap", re.compile(rb"P[1-6]\s")),
 )
-# A marker with a length behind it, or the end. Left out are stuffed bytes and markers that stand alone:
-# FF 00, TEM, RST0 to RST7, SOI, and fill bytes.
+# Matches a marker that is followed by a length, or the end marker. Excluded are stuffed bytes and markers
+# without a length: FF 00, TEM, RST0 to RST7, SOI, and fill bytes.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _JPEG_END, _JPEG_APP1 = b"\xd9", b"\xe1"
 _EXIF = b"Exif\0\0"
 
 
 def picture_format(data: bytes) -> str:
-    """Returns the media type of an encoded picture by its first bytes, "" if they are of none known."""
+    """Returns the media type of an encoded picture by its first bytes; "" if the format is unknown."""
     return next((media_type for media_type, magic in _MAGIC if magic.match(data)), "")
 
 
 def without_trailer(data: bytes, *, name: str = "image") -> bytes:
-    """Returns the picture without the bytes behind its end; formats that mark no end stay as they are.
+    """Returns the picture without the bytes after its end; formats without an end mark are unchanged.
 
-    Raises ImageError if a JPEG, PNG or WebP ends before its own end.
+    Args:
+        data: the encoded picture.
+        name: name of the picture, for errors.
+
+    Raises:
+        ImageError: a JPEG, PNG or WebP is truncated.
     """
     media_type = picture_format(data)
     end = None
@@ -73,9 +78,9 @@ def exif_block(data: bytes) -> bytes:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """marker, start and end of the payload of every segment, across all scans, up to the end marker.
+    """Yields marker, start and end of the payload of every segment, across all scans, up to the end marker.
 
-    Stray bytes between segments are stepped over, as decoders do.
+    Stray bytes between segments are skipped, as decoders do.
     """
     at = 2
     while (found := _JPEG_MARKER.search(data, at)) is not None:
@@ -89,7 +94,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """kind, start of the payload and end (behind the checksum) of every chunk."""
+    """Yields kind, start of the payload and end (after the checksum) of every chunk."""
     at = len(PNG_MAGIC)
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -98,7 +103,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """kind, start and end of the payload of every chunk."""
+    """Yields kind, start and end of the payload of every chunk."""
     at = 12
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")

@@ -1,13 +1,13 @@
-"""Everything that misfire raises on purpose.
+"""Defines the errors that misfire raises on purpose.
 
-MisfireError                 catch this at a program's edge; its text is fit for a user
-├── ConfigError              a configuration file or option is wrong: says file, key, expected value
+MisfireError                 catch this in a command; its text is meant for users
+├── ConfigError              a configuration file or option is wrong: has file, key, expected value
 ├── BundleError              a bundle is missing, changed, of an unknown schema, or does not fit
 ├── EngineError              the inference engine did not load, or gave an unusable answer
 ├── SourceError              a frame source cannot be opened or went away for good
-├── ImageError               an image cannot be read: says which, and why
-├── PrivacyError             a picture could not be made private, so it does not leave
-├── MessageError             a message from the wire is malformed, too large, or of an unknown version
+├── ImageError               an image cannot be read: has its name and the reason
+├── PrivacyError             a picture could not be anonymised, so it must not be written
+├── MessageError             a received message is malformed, too large, or of an unknown version
 ├── SpoolError               the spool cannot be opened or written
 │   ├── DiskFullError        there is no room; nothing was half-written
 │   └── SpoolInUseError      another process has the spool open
@@ -18,48 +18,48 @@ from __future__ import annotations
 
 
 class MisfireError(Exception):
-    """Base of all; its text says what was wrong, where, and what to do."""
+    """Base class of all errors; the text says what is wrong, where, and what to do."""
 
 
 class ConfigError(MisfireError):
-    """A configuration file or option is wrong."""
+    """Reports that a configuration file or option is wrong."""
 
 
 class BundleError(MisfireError):
-    """A bundle is missing, changed, of an unknown schema, or does not fit this use."""
+    """Reports that a bundle is missing, changed, of an unknown schema, or does not fit this use."""
 
 
 class EngineError(MisfireError):
-    """The inference engine did not load, or gave an unusable answer."""
+    """Reports that the inference engine did not load, or gave an unusable answer."""
 
 
 class SourceError(MisfireError):
-    """A frame source cannot be opened, or went away for good."""
+    """Reports that a frame source cannot be opened, or has ended unexpectedly for good."""
 
 
 class ImageError(MisfireError):
-    """An image cannot be read."""
+    """Reports that an image cannot be read."""
 
 
 class PrivacyError(MisfireError):
-    """A picture could not be made private as configured; it must not be written anywhere."""
+    """Reports that a picture could not be anonymised as configured; it must not be written anywhere."""
 
 
 class MessageError(MisfireError):
-    """A message from the wire is malformed, too large, or of an unknown version."""
+    """Reports that a received message is malformed, too large, or of an unknown version."""
 
 
 class SpoolError(MisfireError):
-    """The spool cannot be opened or written."""
+    """Reports that the spool cannot be opened or written."""
 
 
 class DiskFullError(SpoolError):
-    """No room on the disk; the sample was not kept and nothing was half-written."""
+    """Reports a full disk; the sample was not kept, and nothing was written in part."""
 
 
 class SpoolInUseError(SpoolError):
-    """Another process has the spool open."""
+    """Reports that another process has the spool open."""
 
 
 class MissingExtraError(MisfireError):
-    """A command needs an extra that is not installed."""
+    """Reports that a command needs an extra that is not installed."""
