@@ -49,6 +49,7 @@ class RunningVehicle:
         }
         for option, value in options.items():
             command += [option, str(value)]
+        # A file, not a pipe: nobody reads a pipe during the drive, and a full one would block the vehicle.
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL

@@ -95,7 +95,7 @@ def set_up_logs(
     for logger in map(logging.getLogger, _UNITS):
         logger.addHandler(handler)
         logger.setLevel(level)
-        logger.propagate = False
+        logger.propagate = False  # otherwise a handler of the root logger would print every line again
     return handler
 
 

@@ -54,6 +54,7 @@ class Worker:
         """Number of unforeseen errors."""
         self._work, self._wake, self._on_failure = work, wake, on_failure
         self._stop = stop or threading.Event()
+        # A daemon: a worker that is stuck must not keep the process from ending.
         self._thread = threading.Thread(target=self.run, name=name, daemon=True)
 
     @property

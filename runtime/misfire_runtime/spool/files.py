@@ -81,7 +81,7 @@ class SampleFiles:
         try:
             write_through(temporary, payload, trailer, mode=0o600)
             temporary.rename(self.samples / sample)
-            os.fsync(self._folder)
+            os.fsync(self._folder)  # a power cut could otherwise undo the rename
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise self._explain(error, sample) from error

@@ -153,6 +153,8 @@ class Spool:
             # Reserves the bytes, so that other threads count them while the file is written without the lock.
             self._writing += need
         try:
+            # The file before the row: a file without a row is removed at the next start, while a row without
+            # a file would be a lost sample.
             disk = self._files.write(offer.id, payload, text)
             with self._lock, self._commit():
                 added = self._ledger.insert(offer, disk=disk, priority=rank, value=_worth(offer), text=text)
@@ -396,6 +398,7 @@ class Spool:
             rebuilt = False
         except DamagedDatabaseError as error:
             _LOG.error("%s; it goes to quarantine and is rebuilt from the samples", error)
+            # With its side files: a new database must not find the log of the damaged one.
             for part in (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm"))):
                 if part.exists():
                     part.rename(self._files.quarantine / f"{part.name}.{os.urandom(4).hex()}")

@@ -109,6 +109,7 @@ class Uplink:
             bundle=bundle,
             software=__version__,
         )
+        # Unique per process: a broker ends the older of two connections with one client id.
         self._client_id = f"{vehicle}-{self._identity.boot_id[:8]}-{secrets.token_hex(4)}"
         self._desired = DesiredWorker(on_desired, self.publish_reported) if on_desired else None
         self._often = Throttle(_LOG)
@@ -256,6 +257,7 @@ class Uplink:
             self._up(connection)
             while not self._stop.is_set():
                 self._step(connection)
+            # After a DISCONNECT the broker publishes no last will, so the vehicle reports its end itself.
             farewell = encode(self._birth.model_copy(update={"online": False}))
             last = connection.publish(self._topics.state, farewell, retain=True)
         finally:

@@ -180,6 +180,7 @@ class Link:
 
     def _take(self, connection: Connection, message: Arrived) -> None:
         parts = message.topic.split("/")
+        # Only states are retained on purpose: a retained offer or chunk would come back at each connect.
         if len(parts) < 5 or (message.retained and parts[4] != "state"):
             self._handlers.malformed("topic")
             return
