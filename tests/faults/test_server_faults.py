@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import obstore
 import pytest
 
 from proving_ground.faults.ground import ProvingGround
@@ -17,6 +18,20 @@ def _down_and_up(servers: Servers, part: str) -> tuple[Callable[[], None], Calla
     if part == "database":
         return servers.kill_database, servers.database.start
     return servers.blobs.kill, servers.blobs.start
+
+
+def test_the_stand_in_for_s3_remembers_what_came_in_parts(running: Servers) -> None:
+    """A blob of several parts, whose upload ids are random, must not keep it from coming back."""
+    blob = bytes(range(256)) * (48 * 1024)
+    bucket = obstore.store.from_url(
+        "s3://misfire",
+        config=running.blobs.options,
+        client_options={"allow_http": True},  # type: ignore[arg-type]
+    )
+    obstore.put(bucket, "in-parts", blob, chunk_size=5 * 1024**2, use_multipart=True)
+    running.blobs.kill()
+    running.blobs.start()
+    assert bytes(obstore.get(bucket, "in-parts").bytes()) == blob
 
 
 @pytest.mark.parametrize("part", ["database", "blobs"])

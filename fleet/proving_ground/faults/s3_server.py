@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -48,16 +49,17 @@ class Remembering:
 
         answer = list(self._app(environ, start))
         if status[0].startswith("2"):
-            self._remember(environ, body)
+            self._remember(environ, body, b"".join(answer))
         return answer
 
-    def _remember(self, environ: dict[str, Any], body: bytes) -> None:
+    def _remember(self, environ: dict[str, Any], body: bytes, answer: bytes) -> None:
         entry = {
             "method": environ["REQUEST_METHOD"],
             "path": environ["PATH_INFO"],
             "query": environ.get("QUERY_STRING", ""),
             "headers": {name: environ[name] for name in _HEADERS if name in environ},
             "body": base64.b64encode(body).decode(),
+            "upload": _upload_id(answer),
         }
         line = json.dumps(entry).encode() + b"\n"
         with self._lock:
@@ -65,16 +67,32 @@ class Remembering:
 
     def _repeat(self, file: Path) -> None:
         client = Client(self._app)
-        for line in file.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):  # the last one may be half: its answer never left
-                entry = json.loads(line)
-                client.open(
-                    path=entry["path"],
-                    query_string=entry["query"],
-                    method=entry["method"],
-                    data=base64.b64decode(entry["body"]),
-                    environ_overrides=entry["headers"],
-                )
+        lines = file.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # half of one: its answer never left
+            file.write_bytes(b"".join(lines := lines[:-1]))
+        uploads: dict[str, str] = {}
+        for line in lines:
+            entry = json.loads(line)
+            query = entry["query"]
+            for before, now in uploads.items():
+                query = query.replace(before, now)
+            response = client.open(
+                path=entry["path"],
+                query_string=query,
+                method=entry["method"],
+                data=base64.b64decode(entry["body"]),
+                environ_overrides=entry["headers"],
+            )
+            if response.status_code >= 300:
+                raise RuntimeError(f"{entry['method']} {entry['path']} repeated: {response.status}")
+            if entry["upload"] and (now := _upload_id(response.data)):
+                uploads[entry["upload"]] = now  # moto deals the ids of multipart uploads at random
+
+
+def _upload_id(answer: bytes) -> str:
+    """Returns the id in an answer that begins a multipart upload, "" for any other answer."""
+    found = re.search(rb"<InitiateMultipartUploadResult.*<UploadId>([^<]+)</UploadId>", answer, re.DOTALL)
+    return found.group(1).decode() if found else ""
 
 
 def main(port: int, file: Path) -> None:
