@@ -24,11 +24,14 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
         OSError: it cannot be read.
         ValueError: it is not a regular file, or has more than `max_bytes`.
     """
+    # O_NONBLOCK: opening a pipe without a writer would wait for ever.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        # Of the open file, not of the path: the name could be another file a moment later.
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ValueError(f"{path}: not a regular file")
         data = b""
+        # One byte more than allowed: only so is a file of exactly the limit told from a larger one.
         while len(data) <= max_bytes and (block := os.read(handle, min(max_bytes + 1 - len(data), 1 << 20))):
             data += block
     finally:
@@ -52,6 +55,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o666, temporary: Path
     Raises:
         OSError: the disk refuses; the old content is left, and no temporary file.
     """
+    # Beside the target: a rename between file systems is a copy, and not atomic.
     part = temporary or path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     if temporary is not None:
         part.unlink(missing_ok=True)  # of a process that was killed
@@ -77,6 +81,7 @@ def write_through(name: str | Path, *parts: bytes, mode: int = 0o666, folder: in
     Raises:
         OSError: the file exists, or the disk refuses; what was written is then the caller's to remove.
     """
+    # O_EXCL: an existing file, or a link that somebody put there, is never written through.
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
     try:
         for part in parts:
@@ -90,6 +95,7 @@ def write_through(name: str | Path, *parts: bytes, mode: int = 0o666, folder: in
 
 def replace_durably(temporary: Path, path: Path) -> None:
     """Gives a finished file its name, in the same folder: content first, then the name. Raises OSError."""
+    # Before the rename: otherwise a power cut may leave the new name with an empty file.
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
@@ -122,9 +128,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         work, old = Path(around) / "new", Path(around) / "old"
         work.mkdir()
         yield work
+        # "." is the folder itself, whose names must be durable, too.
         for folder, _folders, files in os.walk(work):
             for name in (*files, "."):
                 sync(Path(folder) / name)
+        # A folder with content cannot be replaced by a rename, so the old one steps aside first.
         if path.exists():
             path.rename(old)
         try:
@@ -134,4 +142,5 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
             raise
         sync(path.parent)
+        # Last: until the new folder is durable, the old one is the only copy.
         shutil.rmtree(old, ignore_errors=True)

@@ -11,6 +11,7 @@ import ssl
 from datetime import datetime, timezone
 from pathlib import Path
 
+# DER tags (X.690); BMP strings are two bytes per character.
 _SEQUENCE, _SET, _VERSION, _UTC_TIME, _GENERALIZED, _BMP = 0x30, 0x31, 0xA0, 0x17, 0x18, 0x1E
 _COMMON_NAME = bytes.fromhex("550403")
 """Object identifier 2.5.4.3."""
@@ -83,6 +84,7 @@ def _validity_at(der: bytes) -> int:
     """Returns the offset of the element `validity`, which the subject follows."""
     certificate = _expect(der, 0, _SEQUENCE)
     at, _end = _expect(der, certificate[0], _SEQUENCE)
+    # The version is optional: certificates of version 1 leave it out.
     if der[at] == _VERSION:
         at = _element(der, at)[2]
     for _field in ("serial", "algorithm", "issuer"):
@@ -91,6 +93,7 @@ def _validity_at(der: bytes) -> int:
 
 
 def _der(data: bytes) -> bytes:
+    # latin-1 decodes any byte, and so DER as well.
     text = data.decode("latin-1")
     if _BEGIN not in text:
         return data
@@ -98,12 +101,14 @@ def _der(data: bytes) -> bytes:
     end = text.find(_END, start)
     if end < 0:
         raise ValueError("not a certificate: its PEM has no end")
+    # Only the first: a file may be a chain, and the client's own certificate comes first.
     return ssl.PEM_cert_to_DER_cert(text[start : end + len(_END)])
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
     """Returns content start, tag, and end of the element at `at`. Raises IndexError if it is cut off."""
     tag, size, start = der[at], der[at + 1], at + 2
+    # The long form: the low seven bits are the number of length bytes that follow.
     if size & 0x80:
         count = size & 0x7F
         size = int.from_bytes(der[start : start + count], "big")

@@ -89,6 +89,7 @@ class BrokerConfig(BaseModel):
                 it: an address is shown without what precedes its last `@`, and causes that quote it are
                     removed.
         """
+        # First: from here on, every error may quote it.
         shown = _without_credentials(url)
         try:
             parts = urlsplit(url if "://" in url else f"mqtt://{url}")
@@ -104,6 +105,7 @@ class BrokerConfig(BaseModel):
         ):
             raise ConfigError(f"broker {shown!r}: {_EXPECTED}")
         tls = scheme == "mqtts"
+        # The ports that IANA registered for MQTT.
         usual = 8883 if tls else 1883
         fields: dict[str, object] = {"host": host, "port": usual if port is None else port, "tls": tls}
         if parts.username:
@@ -148,6 +150,7 @@ def _without_credentials(url: str) -> str:
     scheme, found, rest = url.partition("://")
     if not found or not _SCHEME.fullmatch(scheme):
         scheme, found, rest = "", "", url
+    # The last @: a password may have one that was not escaped.
     place = rest.rpartition("@")[2]
     match = _PLACE.match(place)
     shown = match.group() if match else ""
@@ -158,6 +161,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
+        # Names below localhost are loopback by definition (RFC 6761); other names are not resolved.
         return host == "localhost" or host.endswith(".localhost")
 
 
@@ -179,6 +183,7 @@ def make_client(
         CallbackAPIVersion.VERSION2,
         client_id=broker.client_id or client_id,
         protocol=paho.MQTTv5 if v5 else paho.MQTTv311,
+        # paho refuses `clean_session` with MQTT 5, which has a flag of the connect call instead.
         clean_session=None if v5 else True,
     )
     # Above MAX_HANDED, so that paho sends every message at once and never queues one.
@@ -214,6 +219,7 @@ def _password(broker: BrokerConfig) -> str | None:
     if broker.password_file is None:
         return broker.password
     try:
+        # Editors end a file with a line break, which is not part of the password.
         return broker.password_file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"password file {broker.password_file}: {error}") from error
@@ -227,5 +233,6 @@ def _context(broker: BrokerConfig) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         files = ", ".join(str(f) for f in (broker.ca_file, broker.cert_file, broker.key_file) if f)
         raise ConfigError(f"TLS to {broker.url} with {files or 'the system authorities'}: {error}") from error
+    # TLS 1.0 and 1.1 are deprecated (RFC 8996).
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

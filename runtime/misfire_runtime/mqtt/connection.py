@@ -115,6 +115,7 @@ class Connection:
             )
         except (OSError, ValueError) as error:
             raise LinkError(f"{self._broker.url}: {in_words(error, self._broker)}") from error
+        # CONNACK and SUBACK need a round trip each; TCP and TLS have had their own timeout.
         until = time.monotonic() + 2 * self._broker.connect_timeout_s
         while not self._granted:
             left = until - time.monotonic()
@@ -142,12 +143,14 @@ class Connection:
             timeout_s = 0.0
         reading = [sock] if wake is None else [sock, wake]
         try:
+            # A socket that can be written is always ready: select would return at once, without end.
             writing = [] if sock.flush() and not self._client.want_write() else [sock]
             readable, writable, _ = select.select(reading, writing, [], timeout_s)
             if sock in readable or timeout_s == 0.0:
                 self._read()
             if (sock in writable or self._client.want_write()) and self._client.socket() is not None:
                 self._client.loop_write()
+            # Sends the keep-alive pings and notices their missing answers.
             self._client.loop_misc()
             if self._client.socket() is not None:
                 sock.flush()
@@ -168,6 +171,7 @@ class Connection:
             if sock is None or not sock.pending():
                 break
             self._client.loop_read()
+        # After the last read, because a read switches it off again.
         acknowledge_at_once(self._client.socket())
 
     def publish(
@@ -219,6 +223,7 @@ class Connection:
         if not in_order:
             sock: Any = self._client.socket()
             if sock is not None:
+                # Without a DISCONNECT, so that the broker publishes the last will.
                 sock.close()
             return
         until = time.monotonic() + timeout_s

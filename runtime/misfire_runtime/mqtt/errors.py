@@ -57,12 +57,14 @@ def in_words(error: BaseException, broker: BrokerConfig, *, answered: bool = Fal
         broker: the broker's configuration.
         answered: whether the broker had answered on this connection.
     """
+    # Before SSLError, of which it is a subclass.
     if isinstance(error, ssl.SSLCertVerificationError):
         return _unverified(error, broker)
     if isinstance(error, ssl.SSLError):
         return _tls_failed(error, broker) + own_certificate(broker)
     known: tuple[tuple[type[OSError], str], ...] = (
         (socket.gaierror, f"host {broker.host} not found: check the name, and whether this machine has DNS"),
+        # Before ConnectionError, of which it is a subclass; the first match counts.
         (ConnectionRefusedError, f"connection refused: nothing listens on port {broker.port} there"),
         (TimeoutError, f"no answer within {broker.connect_timeout_s:g} s"),
         (ConnectionError, closed(broker, answered=answered)),
@@ -116,10 +118,12 @@ def _unverified(error: ssl.SSLCertVerificationError, broker: BrokerConfig) -> st
 
 
 def _tls_failed(error: ssl.SSLError, broker: BrokerConfig) -> str:
+    # The alert's name is in `reason` with underscores, or only in the text, with spaces.
     text = f"{error.reason or ''} {error}".upper().replace(" ", "_")
     for name, words in _ALERTS.items():
         if name in text:
             return words
+    # Closed without an alert, so the cause can only be guessed.
     if "EOF" in text:
         hint = "" if broker.cert_file else "; if it requires a client certificate, set cert_file and key_file"
         return f"the broker closed the connection during the TLS handshake{hint}"

@@ -20,6 +20,7 @@ _READ_AHEAD = 128 * 1024
 """Bytes per read: room for one chunk of the largest size, or a hundred offers."""
 _SMALL = 8 * 1024
 """Larger packets are sent directly, without a copy."""
+# Bounds the buffer: above it, a slow socket must be noticed by paho.
 _WRITE_BEHIND = 64 * 1024
 _PUBLISH_HEADS = frozenset(0x30 | dup | qos | retain for dup in (0, 8) for qos in (0, 2) for retain in (0, 1))
 """First bytes of messages of QoS 0 and 1."""
@@ -68,6 +69,7 @@ class BufferedSocket:
         if start == end or buffer[start] not in _PUBLISH_HEADS:
             return None
         length, at = _varint(buffer, start + 1, end)
+        # Incomplete: paho reads it piece by piece, because the rest may be larger than the buffer.
         if at == 0 or at + length > end:
             return None
         found = _parse(buffer, at, at + length, head=buffer[start], v5=v5)
@@ -124,6 +126,7 @@ class BufferedSocket:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except OSError as error:
+            # The first error is the cause; later ones only follow from it.
             self.error = self.error or error
             raise
 
@@ -133,6 +136,7 @@ def _parse(buffer: memoryview, at: int, stop: int, *, head: int, v5: bool) -> Pu
     name_at = at + 2
     name_end = at = name_at + int.from_bytes(buffer[at:name_at], "big")
     mid = None
+    # Bit 1 is QoS 1 here, because QoS 2 is excluded; QoS 0 has no message id.
     if head & 0x02:
         mid = int.from_bytes(buffer[at : at + 2], "big")
         at += 2
@@ -150,6 +154,7 @@ def _parse(buffer: memoryview, at: int, stop: int, *, head: int, v5: bool) -> Pu
 def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
     """Returns MQTT's variable byte integer at `at` and the offset after it; (0, 0) if it is incomplete."""
     value = shift = 0
+    # MQTT allows four bytes of seven bits; more is malformed and left to paho to report.
     while at < end and shift < 28:
         byte = buffer[at]
         at += 1
@@ -172,6 +177,7 @@ class BufferedClient(paho.Client):
         Returns None if there is none, or if paho has read a part of a packet, which `loop_read` must finish.
         """
         sock = self.buffered
+        # paho sets `command` when it has read a packet's first byte.
         if sock is None or self._in_packet["command"] != 0:
             return None
         return sock.take_publish(v5=self.protocol == paho.MQTTv5)

@@ -13,6 +13,7 @@ class Waking:
     def __init__(self) -> None:
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
+        # A full pair must not block the waking thread; the reader is awake then anyway.
         self._write.setblocking(False)
         self._awake = False
 

@@ -12,11 +12,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+# Eight steps: a commit that frees room may be repeated that often on a full disk.
 BALLAST_BYTES = 2 * 1024 * 1024
 _STEP = 256 * 1024
 """Bytes freed at a time: another program that writes continually takes everything that a commit leaves."""
 _BESIDE = 1024 * 1024
 """Bytes that must stay free in addition, or the ballast itself would fill a small disk."""
+# Every settled group asks for a refill; a look at the disk for each one would be wasted.
 _PERIOD_S = 10.0
 
 
@@ -43,6 +45,7 @@ class Ballast:
 
         Does nothing within ten seconds of the last call. A disk that is full after all is no error.
         """
+        # Monotonic: a wall clock that jumps must not stop the refill.
         now = time.monotonic()
         if now < self._next_fill:
             return
@@ -50,14 +53,17 @@ class Ballast:
         missing = BALLAST_BYTES - self._size()
         if missing <= 0:
             return
+        # Another program may take the room between the question and the write; the next call tries again.
         with suppress(OSError):
             disk = os.statvfs(self._path.parent)
             if disk.f_bavail * disk.f_frsize < missing + max(reserve_bytes, _BESIDE):
                 return
+            # Appends, because `give` cuts from the end: what is left of the ballast stays reserved.
             with self._path.open("ab") as file:
                 # Not zeros: file systems that compress would store none of them.
                 file.write(os.urandom(missing))
                 file.flush()
+                # With delayed allocation, blocks are reserved for good only when they are written.
                 os.fsync(file.fileno())
 
     def _size(self) -> int:

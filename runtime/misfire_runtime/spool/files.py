@@ -24,12 +24,15 @@ from misfire_runtime.errors import DiskFullError, MessageError, SpoolError
 from misfire_runtime.files import write_through
 from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode
 
+# Ends every file, so that a file that was cut short is recognised without its hash.
 MAGIC = b"mfs1"
 _TRAILER = struct.Struct("<I4s")
 """Length of the offer in bytes, MAGIC."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used up quota, and a file above the process's or the file system's limit."""
+# Bounds the memory of a check: a sample may be a video of many MiB.
 _BLOCK = 1024 * 1024
+# Both folders are outside of the spool's `max_bytes`, so they have bounds of their own.
 MAX_QUARANTINE_FILES = 100
 MAX_QUARANTINE_BYTES = 64 * 1024 * 1024
 MAX_REJECTED_FILES = 1000
@@ -76,9 +79,12 @@ class SampleFiles:
             DiskFullError: the disk is full; nothing is left of the file.
             SpoolError: it cannot be written; nothing is left of it.
         """
+        # Unique: two threads may write the same sample at the same time.
         temporary = self.tmp / f"{sample}.{secrets.token_hex(4)}"
+        # The length comes after the offer, because the file is read from its end.
         trailer = offer + _TRAILER.pack(len(offer), MAGIC)
         try:
+            # Only the vehicle's user may read pictures of other people.
             write_through(temporary, payload, trailer, mode=0o600)
             temporary.rename(self.samples / sample)
             os.fsync(self._folder)  # a power cut could otherwise undo the rename
@@ -104,8 +110,10 @@ class SampleFiles:
                 handle = self._handle(sample, total)
                 if handle is None:
                     return None
+                # pread has no file position, so reads of several chunks do not disturb each other.
                 data = os.pread(handle, max(0, min(size, total - offset)), offset)
         except OSError as error:
+            # EIO: the disk cannot read the sectors any more; for the caller the file is damaged.
             if error.errno in (errno.ENOENT, errno.EIO):
                 return None
             raise SpoolError(f"spool file {self.samples / sample}: {error.strerror}") from error
@@ -127,12 +135,14 @@ class SampleFiles:
     def recover(self, name: str) -> Offer | None:
         """Returns the offer in a file; None if the file is damaged."""
         offer = _offer_behind(self.samples / name)
+        # The cheap check first: the hash needs the whole file.
         return offer if offer is not None and self._intact_file(name, offer.size) else None
 
     def remove(self, sample: str) -> None:
         """Deletes a file if it exists."""
         self._release(sample)
         with suppress(FileNotFoundError):
+            # No fsync: if a power cut brings the file back, the next start removes it, for it has no row.
             os.unlink(sample, dir_fd=self._folder)
 
     def isolate(self, name: str) -> None:
@@ -190,6 +200,7 @@ class SampleFiles:
     def _take_back(self, room: int) -> dict[str, tuple[Offer, int]]:
         taken = {}
         for sample, size in list(self._rejected.items()):
+            # Stops at the first that does not fit, so that the oldest come back first.
             if size > room:
                 break
             with suppress(FileNotFoundError):
@@ -220,6 +231,7 @@ class SampleFiles:
         """Closes all files. Idempotent."""
         for sample in list(self._open):
             self._release(sample)
+        # -1 first: a second `close` must not close a number that another file has by now.
         folder, self._folder = self._folder, -1
         if folder >= 0:
             os.close(folder)
@@ -236,6 +248,7 @@ class SampleFiles:
         if not _intact(handle, sample, total):
             os.close(handle)
             return None
+        # Bounds the open files: a process has a limit of descriptors, often 1024.
         while len(self._open) >= self._max_open:
             self._release(next(iter(self._open)))
         self._open[sample] = handle
@@ -279,6 +292,7 @@ def _offer_behind(file_path: Path) -> Offer | None:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - _TRAILER.size))
             length, magic = _TRAILER.unpack(file.read(_TRAILER.size))
+            # Checked before the read: a damaged length must not ask for gigabytes of memory.
             if magic != MAGIC or length > min(MAX_JSON_BYTES, end - _TRAILER.size):
                 return None
             file.seek(end - _TRAILER.size - length)

@@ -20,6 +20,7 @@ from misfire_runtime.spool.files import kept_offers
 from misfire_runtime.spool.ledger import Hold, Ledger, PendingGroup
 from misfire_runtime.spool.schema import snapshot
 
+# Bounds the memory: `export` copies videos on machines with little of it.
 _BLOCK = 1024 * 1024
 
 
@@ -137,8 +138,10 @@ def _is_whole(file: Path, size: int) -> bool:
 
 def _copy(file: Path, offer: Offer, out: Path) -> bool:
     """Copies one sample; returns False, and copies nothing, if its bytes are not those of the offer."""
+    # The hash comes first: a damaged sample must not leave a half copy behind.
     if not _is_whole(file, offer.size):
         return False
+    # A media type without a known suffix is still worth exporting.
     suffix = mimetypes.guess_extension(offer.media_type) or ".bin"
     with (out / f"{offer.id}{suffix}").open("wb") as target:
         for block in _blocks(file, offer.size):

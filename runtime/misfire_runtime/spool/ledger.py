@@ -20,6 +20,7 @@ AGEING = 500
 """Number of later samples that one level of priority is worth; see the module's docstring."""
 MAX_SETTLED = 200_000
 """Number of settled ids to remember, so that the same bytes are not captured twice."""
+# The heartbeat has no counter of damaged samples: they count as rejected.
 _COUNTER_OF = {"damaged": "rejected"}
 _RETURNS = ("evicted", "damaged")
 """A sample with one of these outcomes may be captured again."""
@@ -66,6 +67,7 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._sql = connection
         self._increments: dict[str, int] = {}
+        # Kept in memory: a sum over all rows for each new sample would read the whole table.
         self.disk_bytes = self._sum()
 
     def close(self) -> None:
@@ -77,13 +79,16 @@ class Ledger:
         """Opens a transaction; commits it with the counters at the end, or rolls back on any exception."""
         before = self.disk_bytes
         self._increments.clear()
+        # IMMEDIATE takes the write lock now; a read lock that is upgraded later may fail as busy.
         self._sql.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._write_increments()
             self._sql.execute("COMMIT")
         except BaseException:
+            # The sum in memory is not part of the transaction, so a rollback must restore it here.
             self.disk_bytes = before
+            # SQLite rolls some errors back itself (a full disk); a second ROLLBACK would be an error.
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
             raise
@@ -109,6 +114,7 @@ class Ledger:
         """Inserts a captured sample; returns False if it is known."""
         if self.knows(offer.id):
             return False
+        # A pending sample has no outcome: its old one (evicted, damaged) no longer holds.
         self._sql.execute("DELETE FROM settled WHERE id = ?", (offer.id,))
         self._insert(offer, disk=disk, priority=priority, value=value, text=text)
         self.increase({"captured": 1})
@@ -131,6 +137,7 @@ class Ledger:
             "INSERT INTO samples (id, size, disk, priority, value, rank, offer) VALUES (?, ?, ?, ?, ?, 0, ?)",
             (offer.id, offer.size, disk, priority, value, text.decode()),
         )
+        # After the INSERT, because `seq` exists only then.
         self._sql.execute("UPDATE samples SET rank = priority * ? - seq WHERE id = ?", (AGEING, offer.id))
         self.disk_bytes += disk
 
@@ -147,8 +154,10 @@ class Ledger:
         `stored` corrects an earlier eviction or refusal of the same sample: the fleet has it after all. After
         WAVE consecutive rejections, further ones do not count, and their samples stay pending (see Hold).
         """
+        # Reversed, so that the first verdict of an id is the one that counts.
         of = self._before_wave({verdict.id: verdict for verdict in reversed(verdicts)})
         rows = self._sql.execute(
+            # json_each: one statement for any number of ids, which SQLite's limit of variables would bound.
             "DELETE FROM samples WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, size, disk",
             (json.dumps(list(of)),),
         ).fetchall()
@@ -171,6 +180,7 @@ class Ledger:
             return verdicts
         held = self.hold() is not None
         kept = dict(verdicts)
+        # Back in the order of arrival, which decides which rejections are consecutive.
         for verdict in reversed(verdicts.values()):
             if self.size_of(verdict.id) is None:
                 continue
@@ -224,6 +234,7 @@ class Ledger:
         if not isinstance(verdict, Stored):
             return False
         row = self._sql.execute("SELECT verdict, size FROM settled WHERE id = ?", (verdict.id,)).fetchone()
+        # A verdict that is repeated must not be counted twice.
         if row is None or row[0] == "stored":
             return False
         self.increase({_COUNTER_OF.get(row[0], row[0]): -1, "stored": 1, "bytes_stored": int(row[1])})
@@ -247,6 +258,7 @@ class Ledger:
             "WHERE priority >= ? ORDER BY rank DESC, seq"
         )
         found: list[Row] = []
+        # Skips here: the ids in the window are few, and the query stays one prepared statement.
         for row in self._sql.execute(query, (min_priority,)):
             if len(found) >= limit:
                 break
@@ -258,6 +270,7 @@ class Ledger:
         """Returns the least valuable rows that free `need` bytes; None if better ones had to go, too."""
         query = (
             "SELECT id, size, disk, priority, value, '' FROM samples "
+            # Row values, so that the index samples_by_worth answers the query.
             "WHERE (priority, value) <= (?, ?) ORDER BY priority, value, seq"
         )
         victims: list[Row] = []
@@ -344,6 +357,7 @@ class Ledger:
         known = self._sql.execute("SELECT 1 FROM account WHERE (verdict, reason) = (?, ?)", (verdict, reason))
         if known.fetchone() is None:
             (lines,) = self._sql.execute("SELECT count(*) FROM account").fetchone()
+            # Only a new line is checked: a known reason is counted exactly for ever.
             reason = reason if lines < _MAX_ACCOUNTS else "other"
         self._sql.execute(
             "INSERT INTO account VALUES (?, ?, 1, ?) ON CONFLICT (verdict, reason) "

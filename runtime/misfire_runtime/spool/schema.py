@@ -71,17 +71,22 @@ def connect(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Co
         SpoolError: a newer version created it, or it cannot be opened.
     """
     try:
+        # isolation_level=None: Python's module must not open transactions by itself.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
     except sqlite3.Error as error:
         raise SpoolError(f"spool database {path}: {error}") from error
     try:
+        # WAL: `misfire spool` reads while a vehicle writes, and a commit syncs one file.
         connection.execute("PRAGMA journal_mode=WAL")
+        # FULL: in WAL mode, NORMAL may lose the last commits at a power cut.
         connection.execute("PRAGMA synchronous=FULL")
+        # Temporary tables on a disk that is full would make reads fail, too.
         connection.execute("PRAGMA temp_store=MEMORY")
         _check(connection, path)
         _migrate(connection, path, migrations)
     except sqlite3.DatabaseError as error:
         connection.close()
+        # OperationalError is a subclass, and means the disk or a lock, not a damaged file.
         if isinstance(error, sqlite3.OperationalError):
             raise explained(error, path) from error
         raise DamagedDatabaseError(f"spool database {path}: {error}") from error
@@ -106,6 +111,7 @@ def snapshot(path: Path) -> sqlite3.Connection:
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)
         ) as opened:
             _check(opened, path)
+            # A copy in memory can be migrated without touching the vehicle's file.
             opened.backup(copy)
         _migrate(copy, path, MIGRATIONS)
     except sqlite3.Error as error:
@@ -130,6 +136,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
+    # quick_check leaves out the indices' content, and (1) stops at the first problem: the start is short.
     (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if answer != "ok":
         raise DamagedDatabaseError(f"spool database {path}: {answer}")
@@ -137,6 +144,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    # A newer schema may have columns whose meaning this version would break.
     if version > len(migrations):
         raise SpoolError(
             f"spool {path.parent} has schema {version}, this version knows {len(migrations)}: "

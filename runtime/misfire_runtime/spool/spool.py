@@ -106,6 +106,7 @@ class Spool:
         self._flushed_at = time.monotonic()
         self._writing = 0
         self._closed = False
+        # A lock of its own: a waiting thread must not hold up those that use the database.
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
         self._version = 0
@@ -138,10 +139,12 @@ class Spool:
             DiskFullError: the disk is full; nothing was kept or counted.
             SpoolError: payload and offer do not match, or the spool cannot be written.
         """
+        # Checked outside of the lock: the hash of a large sample takes milliseconds.
         if len(payload) != offer.size or hashlib.sha256(payload).hexdigest() != offer.id:
             raise SpoolError(f"sample {offer.id}: the payload's size or hash is not the offer's")
         text = encode(offer)
         rank = offer.priority if priority is None else priority
+        # 8 is the size of the file's trailer.
         need = len(payload) + len(text) + 8
         with self._lock:
             self._usable()
@@ -358,6 +361,7 @@ class Spool:
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
+                # Quarantined samples are not announced, so this looks again each second.
                 self._changed.wait(min(left, 1.0))
         return True
 
@@ -460,6 +464,7 @@ class Spool:
         if over <= 0 and short <= 0:
             return True
         victims = self._ledger.worth_less(max(over, short), priority=priority, value=_worth(offer))
+        # Before `refuse`: on a full disk nothing is counted, and the caller counts the frame as lost.
         if victims is None and short > 0:
             raise DiskFullError(
                 f"no room for sample {offer.id}: {need} bytes beside a reserve of {self.reserve_bytes} "
@@ -538,6 +543,7 @@ class Spool:
                     self._ledger.increase(self._volatile)
                 if self._lost_unwritten:
                     self._ledger.lose(self._lost_unwritten)
+            # Cleared only after the commit: a failed one keeps them for the next.
             self._volatile, self._lost_unwritten = {}, Counter()
             self._flushed_at = time.monotonic()
         except sqlite3.OperationalError as error:
@@ -573,6 +579,7 @@ def _worth(offer: Offer) -> float:
     """
     if offer.trigger.random:
         return 1.0
+    # Without percentiles nothing is known, so the sample is of middle worth.
     return max(offer.percentiles.values(), default=0.5)
 
 
@@ -588,6 +595,7 @@ def _own(folder: Path) -> int:
     except OSError as error:
         raise SpoolError(f"spool {folder}: {error.strerror}") from error
     try:
+        # LOCK_NB: to wait for another vehicle to end would look like a hang.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)

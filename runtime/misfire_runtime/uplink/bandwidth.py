@@ -33,6 +33,7 @@ class Window(BaseModel):
 
     def holds(self, moment: datetime) -> bool:
         """Returns True if a moment is within the window; after midnight, the day before must be in `days`."""
+        # As text: with leading zeros, the order of texts is the order of times.
         clock = moment.strftime("%H:%M")
         today, before = _DAYS[moment.weekday()], _DAYS[moment.weekday() - 1]
         if self.since <= self.until:
@@ -78,6 +79,7 @@ def _moment(wall: float, zone: tzinfo | None) -> datetime:
     try:
         return datetime.fromtimestamp(wall, zone) if zone else datetime.fromtimestamp(wall).astimezone()
     except (OverflowError, OSError, ValueError):
+        # A wall clock outside of the calendar must not stop the uplink: any line of the schedule will do.
         return datetime(1970, 1, 1, tzinfo=zone).astimezone()
 
 
@@ -90,6 +92,7 @@ class TokenBucket:
     def __init__(self, *, rate: float = math.inf, burst: float = 256 * 1024, now: float = 0.0) -> None:
         self._rate = rate
         self._burst = burst
+        # Full at the start, so that the first offers go out at once.
         self._level = burst
         self._at = now
 
@@ -109,6 +112,7 @@ class TokenBucket:
         if math.isinf(self._rate):
             return True
         self._fill(now)
+        # At most the burst: a larger message only needs a full bucket.
         if self._level < min(size, self._burst):
             return False
         self._level -= size
@@ -125,6 +129,7 @@ class TokenBucket:
         return now + missing / self._rate if self._rate > 0 else math.inf
 
     def _fill(self, now: float) -> None:
+        # Callers read the clock before they call, so `now` may be older than the last one.
         elapsed = max(0.0, now - self._at)
         self._at = max(self._at, now)
         if not math.isinf(self._rate):

@@ -74,6 +74,7 @@ class LinkHealth:
     def receipt(self, receipt: Receipt) -> None:
         """Notes that the broker accepted or refused a message."""
         if receipt.accepted:
+            # The broker took a message, so its access rules are not the cause.
             self._problem, self._brief = None, 0
             return
         self._problem = self._with_cause(

@@ -36,6 +36,7 @@ _REPEAT_S = 0.8
 """The same `send` within this time is a repetition; a collector requests a gap at most once per second."""
 _GROW_AFTER = 32
 """Acknowledged chunks until the chunk size is doubled again, after it was halved."""
+# A broker with a full queue drops offers that it has acknowledged: see `first_reoffer_s`.
 _EARLY_REOFFERS = 2
 _EARLY_WAITING = 8
 """With more unanswered offers, no collector is running: all vehicles would repeat all their offers early."""
@@ -136,6 +137,7 @@ class Machine:
         self._token = 0
         self._connected = False
         self._packet_limit: int | None = None
+        # Starts large and is halved only after trouble: each chunk costs a topic and an acknowledgement.
         self._chunk_limit = MAX_CHUNK_BYTES
         self._acked_chunks = 0
         self._token_wait = math.inf
@@ -160,6 +162,7 @@ class Machine:
         if not self._connected or not self.offering or self._bucket.rate <= 0:
             return 0
         flying = [f for f in self._flights.values() if f.phase is not Phase.SETTLING]
+        # Twice: while one window is being sent, the samples of the next are offered.
         if sum(f.size for f in flying) >= 2 * self._byte_window():
             return 0
         return max(0, self._settings.max_samples - len(flying))
@@ -170,6 +173,7 @@ class Machine:
             return math.inf
         times = [f.deadline for f in self._flights.values()]
         if self._in_flight:
+            # The oldest decides: one missing acknowledgement is enough to doubt the connection.
             times.append(min(h.at for h in self._in_flight.values()) + self._settings.ack_timeout_s)
         return min([*times, self._token_wait], default=math.inf)
 
@@ -188,6 +192,7 @@ class Machine:
             # large. A bad link looks the same, and smaller chunks help there, too.
             self._chunk_limit = max(MIN_CHUNK_BYTES, self._chunk_limit // 2)
         self._connected = False
+        # Acknowledgements of the old connection cannot arrive on a new one.
         self._in_flight.clear()
         for flight in self._flights.values():
             flight.unacked = 0
@@ -267,6 +272,7 @@ class Machine:
         self._expire(now)
         todo: list[Action] = []
         if self._verdicts:
+            # Verdicts first, and offline too: they free the spool and need no network.
             todo.append(Settle(tuple(self._verdicts.values())))
             self._verdicts.clear()
         if not self._connected:
@@ -275,6 +281,7 @@ class Machine:
         if now - oldest > self._settings.ack_timeout_s:
             return [*todo, Reconnect(f"no acknowledgement for {now - oldest:.0f} s")]
         self._admit(now)
+        # Offers before chunks: they are small, and their answers arrive while chunks are sent.
         todo.extend(self._offers(now))
         todo.extend(self._chunks(now))
         return todo
@@ -328,6 +335,7 @@ class Machine:
         """Starts READY uploads while the byte window has room; at least one."""
         active = sum(f.size for f in self._flights.values() if f.phase in (Phase.SENDING, Phase.SENT))
         for flight in self._flights.values():
+            # Without "active == 0", a sample larger than the window would wait for ever.
             if flight.phase is Phase.READY and (active == 0 or active + flight.size <= self._byte_window()):
                 active += flight.size
                 flight.phase = Phase.SENDING
@@ -348,9 +356,11 @@ class Machine:
         flight = self._flights.get(verdict.id)
         if flight is not None:
             flight.phase, flight.deadline = Phase.SETTLING, math.inf
+        # The first verdict counts: a repeated one must not replace it.
         self._verdicts.setdefault(verdict.id, verdict)
 
     def _send(self, flight: Flight, verdict: Send, now: float) -> None:
+        # A late `send` must not undo a final verdict, nor read beyond the end.
         if flight.phase is Phase.SETTLING or verdict.offset > flight.size or not self._connected:
             self.ignored += 1
             return
@@ -375,6 +385,7 @@ class Machine:
     def _is_news(self, flight: Flight, verdict: Send, now: float) -> bool:
         """Returns True if another `send` is no repetition: it reports a gap, or a new collector took over."""
         if verdict.collector != flight.collector:
+            # Two collectors may answer one offer: the first keeps the upload as long as it progresses.
             return now - flight.touched_at > self._settings.reoffer_s
         return verdict.offset != flight.asked_offset or now - flight.asked_at > _REPEAT_S
 
@@ -382,6 +393,7 @@ class Machine:
         if flight.phase is Phase.SETTLING and flight.id in self._verdicts:
             return
         flight.phase = Phase.RESTING
+        # Never earlier than asked; the jitter keeps a fleet from coming back at once.
         flight.deadline = now + seconds * self._rng.uniform(1.0, 1.5)
 
     def _few_wait(self) -> bool:
@@ -398,4 +410,5 @@ class Machine:
     def _chunk_room(self) -> int:
         if self._packet_limit is None:
             return self._chunk_limit
+        # The broker's limit is for the whole packet, topic and header included.
         return max(1, min(self._chunk_limit, self._packet_limit - _TOPIC_BYTES))

@@ -14,6 +14,7 @@ from misfire_runtime.messages import Desired, Reported, State
 from misfire_runtime.service.worker import Worker
 
 _LOG = logging.getLogger(__name__)
+# Bounds memory and answers if new boot ids come without end.
 _MAX_CLONES = 16
 _OFFER_ROOM = 512
 """Bytes of a packet for topic, header and properties of an offer."""
@@ -84,6 +85,7 @@ class DesiredWorker:
         """Replaces the waiting configuration."""
         with self._lock:
             with contextlib.suppress(queue.Empty):
+                # An older configuration that still waits is obsolete.
                 self._waiting.get_nowait()
             self._waiting.put_nowait(desired)
 
@@ -113,6 +115,7 @@ def fit_offer(offer: bytes, packet_limit: int | None) -> bytes:
     fields = json.loads(offer)
     for name in _OPTIONAL:
         fields.pop(name, None)
+        # Without spaces, like `encode`: the aim is the size.
         smaller = json.dumps(fields, separators=(",", ":")).encode()
         if len(smaller) + _OFFER_ROOM <= packet_limit:
             return smaller

@@ -50,6 +50,7 @@ from misfire_runtime.uplink.verdict_writer import VerdictWriter
 __all__ = ["BrokerConfig", "Uplink", "make_client"]
 
 _LOG = logging.getLogger(__name__)
+# Also the period of checks that no event announces: the schedule, the clock, the file `resume`.
 _MAX_WAIT_S = 1.0
 _MAX_MESSAGE_BYTES = 128 * 1024
 """Largest message that a vehicle accepts."""
@@ -114,6 +115,7 @@ class Uplink:
         self._desired = DesiredWorker(on_desired, self.publish_reported) if on_desired else None
         self._often = Throttle(_LOG)
         self._rejections = Throttle(_LOG, burst=20)
+        # Bounded: if the loop is slow, the oldest messages are dropped.
         self._outbox: deque[tuple[str, bytes, int, bool]] = deque(maxlen=64)
         self._tokens: dict[int, int] = {}
         self._offers: dict[str, bytes] = {}
@@ -248,6 +250,7 @@ class Uplink:
             self._broker,
             client_id=self._client_id,
             will=Will(self._topics.state, death),
+            # Its own state too: another machine of the same name shows itself there.
             subscriptions=(self._topics.reply, self._topics.desired, self._topics.state),
             max_message_bytes=_MAX_MESSAGE_BYTES,
         )
@@ -261,7 +264,9 @@ class Uplink:
             farewell = encode(self._birth.model_copy(update={"online": False}))
             last = connection.publish(self._topics.state, farewell, retain=True)
         finally:
+            # First: other threads must not queue messages for a connection that ends.
             self._online.clear()
+            # Without the farewell the session broke, and the broker must publish the last will.
             connection.close(in_order=last is not None, last=last)
             self._machine.disconnected(now := time.monotonic())
             for action in self._machine.actions(now):  # only verdicts are left to be booked
@@ -288,6 +293,7 @@ class Uplink:
         for action in self._machine.actions(now):
             self._perform(connection, action, now)
         connection.poll(self._timeout(time.monotonic()), wake=self._waking.handle)
+        # Before the queues are read, so that a wake in between is not lost.
         self._waking.clear()
         self._booked()
         now = time.monotonic()

@@ -69,16 +69,19 @@ class VerdictWriter:
             while order is not None:
                 verdicts.extend(order.verdicts)
                 sent += order.bytes_sent
+                # Everything that waits shares one sync of the disk.
                 if self._orders.empty() or len(verdicts) >= _MAX_GROUP:
                     break
                 order = self._orders.get()
             if verdicts:
                 self._book(tuple(verdicts), sent)
+            # After the commit: what was queued before the end is recorded.
             if order is None:
                 return
 
     def _book(self, verdicts: tuple[Terminal, ...], sent: int) -> None:
         try:
+            # Before the commit of the verdicts, which writes this count along.
             self._spool.count(bytes_sent=sent)
             news = self._spool.settle_many(verdicts)
         except SpoolError as error:
@@ -90,4 +93,5 @@ class VerdictWriter:
             self._results.put(Booked(verdicts, None))
         else:
             self._results.put(Booked(verdicts, tuple(news)))
+        # After the results are queued, so that the uplink finds them when it wakes.
         self._wake()
