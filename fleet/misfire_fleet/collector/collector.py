@@ -67,6 +67,7 @@ class Collector:
         self.transfers = Transfers(
             max_transfers=self.settings.max_transfers, max_bytes=self.settings.max_transfer_bytes
         )
+        # MQTT 3.1.1 has no message in which a broker announces its packet limit, so chunks stay small.
         self._largest_chunk = self.settings.chunk_bytes if broker.protocol == "5" else 64 * 1024
         quotas = QuotaBook(self.settings.quotas)
         near = self.settings.near_duplicates
@@ -123,6 +124,7 @@ class Collector:
         """
         # Before the first offer arrives: quotas and near-duplicates are judged by the store's content.
         self._housekeeping.prepare()
+        # From the end of a sample's way to its start: nothing arrives before somebody can take it.
         self.committer.start()
         self.offers.start()
         self.link.start(self._handlers())
@@ -143,6 +145,7 @@ class Collector:
         self.link.stop_offers()
         until = time.monotonic() + self.settings.drain_s
         waiting = threading.Event()
+        # Without the broker no chunk can come, and waiting would be in vain.
         while len(self.transfers) and time.monotonic() < until and self.link.ready.is_set():
             waiting.wait(0.02)
         self.offers.close()
@@ -159,6 +162,7 @@ class Collector:
             found.append("the broker does not deliver to this collector")
         found += self.breaker.problems()
         now = time.monotonic()
+        # The same limits as in the alerts of docs/fleet.md.
         for what, since, limit_s in (
             ("the check of a sample has been running", self.committer.busy_s("check", now), 30.0),
             ("whole samples wait, and none has been stored", self.committer.stuck_s(now), 60.0),

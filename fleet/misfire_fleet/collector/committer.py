@@ -144,6 +144,7 @@ class Committer:
         # The workers first: they pass samples that turn out to be costly to the large workers.
         for worker in (*self._workers, *self._large_workers):
             worker.close(timeout_s=until - time.monotonic())
+        # After the workers, which still decode; the committer does not need it.
         self._decoder.close()
         self._last.close(timeout_s=_END_S)
 
@@ -205,6 +206,7 @@ class Committer:
             self._spoiled(transfer, data, error)
             return None
         except ImageError as error:
+            # A damaged upload, too, proves that the checks work.
             self._breaker.succeeded("check")
             self._reject(transfer, "image", f"image: {error}")
             return None
@@ -313,6 +315,7 @@ class Committer:
             following = None
             while len(group) < self._settings.group_samples and size < self._settings.group_bytes:
                 try:
+                    # Without waiting: a group is what came while the previous one was committed.
                     following = source.get_nowait()
                 except queue.Empty:
                     following = None

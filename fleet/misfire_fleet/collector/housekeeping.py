@@ -24,14 +24,18 @@ from misfire_runtime.service.worker import Worker
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
+# One commit holds all notes of half a second: a commit per heartbeat would be an fsync per heartbeat.
 _NOTES_S = 0.5
+# For this long a collector does not know what others stored, so each may take a scene's copies.
 _REFRESH_S = 5.0
+# Hourly is often enough: the limit that it applies is in days.
 _FORGET_S = 3600.0
 _DAY_S = 86_400.0
 _CLOCK_TOLERANCE_S = 300.0
 """If the newest sample is dated further in the future, this machine's clock is wrong, and so is its "day"."""
 _OVERLAP = 1_000
 """Rows read again at each refresh: a row may be committed after one with a higher number."""
+# The default of `near_duplicates.remembered`: one refresh fills the memory of one bundle.
 _PAGE = 20_000
 _END_S = 35.0
 """Seconds to wait for the thread at the end: a store that is away needs 30 s until it raises an error."""
@@ -86,6 +90,7 @@ class Housekeeping:
                 if time.monotonic() > due[work]:
                     due[work] = time.monotonic() + period
                     self._guarded(work)
+        # Twice: the first call may only repeat notes that an earlier one could not write.
         for _ in ("what is left", "the last"):
             self._guarded(self._write_notes)
 
@@ -112,6 +117,7 @@ class Housekeeping:
         vehicles = self._store.vehicles
         if notes.states:
             self._note("states", lambda: vehicles.record_states(notes.states))
+            # Cleared after the write: if the store is away, that raises, and the same notes are tried again.
             notes.states.clear()
         if notes.beats:
             self._note("heartbeats", lambda: vehicles.record_telemetry(notes.beats))

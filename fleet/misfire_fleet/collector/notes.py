@@ -65,6 +65,7 @@ class Notebook:
             old = self._states.get(vehicle)
             few = old is not None or len(self._states) < _MAX_NAMES
             if payload and few and self._fits("state", len(payload) - len(old or b"")):
+                # Only the newest state counts, so a long failure of the store costs one payload per vehicle.
                 self._states[vehicle] = payload
 
     def heartbeat(self, vehicle: str, payload: bytes, now: float) -> None:

@@ -100,6 +100,7 @@ class OfferHandler:
         )
         rate = settings.quotas.offers_per_s
         self._rates = None if rate is None else Rates(rate)
+        # A second bucket bounds the answers: up to twice the rate they are `busy`, above it there are none.
         self._refusals = None if rate is None else Rates(rate)
         self._batch_at: float | None = None
         self._often = Throttle(log)
@@ -229,10 +230,12 @@ class OfferHandler:
         self._replies.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason[:256]), cause)
 
     def _decide(self, offer: Offer, known: set[str], buried: set[str]) -> None:
+        # First, even while draining or out of order: with `stored` a vehicle can free its disk.
         if offer.id in known:
             self._replies.answer(offer.vehicle, Stored(id=offer.id), "again")
         elif offer.id in buried:
             self._decline(offer, "deleted", "the fleet deleted this sample")
+        # Size and media type come before every `busy`: waiting would not change them.
         elif offer.size > (limit := self._settings.largest_sample):
             self._reject(offer, "size", f"{offer.size} bytes is above the limit of {limit}")
         elif offer.media_type not in IMAGES | VIDEOS:
@@ -249,6 +252,7 @@ class OfferHandler:
             self._consider(offer)
 
     def _consider(self, offer: Offer) -> None:
+        # A sample under way was accepted before: a refusal now would waste the bytes that have come.
         underway = self._rules.transfers.find(offer.vehicle, offer.id) is not None
         if not underway and (refusal := self._rules.quotas.refusal(offer, time.monotonic())) is not None:
             self._not_wanted(offer, "quota", refusal)
@@ -290,6 +294,7 @@ class OfferHandler:
         elif transfer == "share":
             self._busy(offer, "share", "this vehicle holds its share of all transfers")
         elif not transfer.finishing:
+            # Counted when requested, not when stored: offers at the same time must not all pass.
             self._rules.quotas.accept(offer)
             if self._rules.novelty is not None and offer.embedding is not None:
                 embedding = unpack_embedding(offer.embedding)
@@ -306,6 +311,7 @@ class OfferHandler:
         """Answers `busy`; without `retry_s`, the wait grows with the number of open transfers."""
         if retry_s is None:
             load = len(self._rules.transfers) / self._settings.max_transfers
+            # From 1 s when idle to 5 s when full: the fuller, the later vehicles come back.
             retry_s = 1.0 + 4.0 * load
         self._say_busy(offer.vehicle, offer.id, cause, reason, retry_s=retry_s)
 

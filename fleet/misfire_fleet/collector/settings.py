@@ -48,6 +48,7 @@ class CollectorSettings(BaseModel):
     coefficients of a progressive JPEG."""
     max_decode_s: float = Field(default=10.0, gt=0, le=600)
     """Processor time for decoding one sample."""
+    # At least 2: a process stays free for small pictures while costly ones occupy the others.
     decoders: int | None = Field(default=None, ge=2, le=64)
     """Number of decoding processes. Default: one per processor, at least 2 and at most 8."""
     max_transfers: int = Field(default=256, ge=1)

@@ -182,6 +182,7 @@ class Pages:
     def vehicles(self, after: Text = "") -> Response:
         """Renders one page of vehicles, sorted by name, starting after the name `after`."""
         book = self._store.vehicles
+        # One name more than shown, as in the gallery.
         names = book.names(after=readable("after", after), limit=_VEHICLES + 1)
         found, rest = book.summaries(names[:_VEHICLES]), names[_VEHICLES:]
         now, compared = wall_time(), self._books.of(found)
@@ -242,6 +243,7 @@ class Pages:
         """Answers the HTTP errors that routes raise (404, 405, 422) as a page or as JSON."""
         title = {404: "Not here", 422: "The address cannot be read"}.get(error.status_code, "Not possible")
         answer = self._refuse(request, error.status_code, title, str(error.detail))
+        # A 405 has to name the allowed methods, which Starlette passes in the error's headers.
         answer.headers.update(error.headers or {})
         return answer
 

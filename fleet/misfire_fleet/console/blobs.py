@@ -66,6 +66,7 @@ def _part(data: bytes, wanted: str | None, media_type: str, headers: dict[str, s
     start = int(first) if first else max(0, len(data) - int(last))
     end = min(int(last) + 1, len(data)) if first and last else len(data)
     if start >= end:
+        # HTTP wants the real size with 416, so that a player can ask again.
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{len(data)}"})
     headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
     return Response(data[start:end], 206, media_type=media_type, headers=headers)

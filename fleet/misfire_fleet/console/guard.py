@@ -55,6 +55,7 @@ def _with_headers(send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers.update(_ALWAYS)
+            # setdefault: pictures have their own rule, which lets browsers keep them for minutes.
             headers.setdefault("Cache-Control", PRIVATE)
         await send(message)
 

@@ -117,9 +117,11 @@ def _first_frame(data: bytes | bytearray, media_type: str, limits: Limits) -> It
             codec = stream.codec_context.codec.canonical_name
             if codec not in _CODECS:
                 raise ImageError(f"clips of codec {codec} are not taken")
+            # Before the first frame is decoded: a large one costs memory.
             check_pixels(stream.width, stream.height, limits)
             stream.codec_context.thread_count = 1  # one decoder per process; the pool uses the other cores
             for frame in container.decode(stream):
+                # The stream's header may say less than its frames have.
                 check_pixels(frame.width, frame.height, limits)
                 yield frame
                 return

@@ -144,6 +144,7 @@ class Decoder:
         process, sound = self._idle.get(), False
         try:
             if process is not None and not process.alive:
+                # It has ended; this closes our end of its socket.
                 process.kill()
                 process = None
             if process is None:
@@ -184,6 +185,7 @@ class _Process:
         # for the machine, and says nothing about the upload.
         patience_s = max(30.0, 3 * limits.max_seconds)
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        # Safe path: with -m, Python would first import from the current folder.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-m", "misfire_fleet.decoding.worker", json.dumps(asdict(limits))]
         with ExitStack() as opened:

@@ -41,6 +41,7 @@ _SEGMENT_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
 """Brands of AVIF and HEIF images, which are stored in the container format of MP4."""
 _EBML = b"\x1aE\xdf\xa3"
+# 192: the M2TS form of recorders has a timestamp of 4 bytes before each packet.
 _TS_PACKETS = (188, 192)
 
 

@@ -72,6 +72,7 @@ class Memory:
         """Limits the process to `size` bytes more than it uses. Raises MemoryError if they are not free."""
         if self._statm < 0:
             return
+        # The first number is the address space in pages, which RLIMIT_AS limits.
         used = int(os.pread(self._statm, 64, 0).split()[0]) * mmap.PAGESIZE
         _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         try:
@@ -166,6 +167,7 @@ def _confine() -> None:
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    # A limit of 0 refuses new descriptors; the open ones (socket, pipe, statm) still work.
     limits = (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),

@@ -42,6 +42,7 @@ class Picture:
             # A COM segment (FF FE) directly after the SOI marker; its length field counts itself.
             return self.data[:2] + b"\xff\xfe" + struct.pack(">H", len(note) + 2) + note + self.data[2:]
         body = b"tEXt" + b"Comment\0" + note
+        # A PNG chunk's length leaves out its name; its checksum includes it.
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
         return self.data[:_PNG_HEADER] + chunk + self.data[_PNG_HEADER:]
 

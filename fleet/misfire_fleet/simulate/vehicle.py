@@ -164,6 +164,7 @@ class SimulatedVehicle:
         birth = State(online=True, boot_id="simulated", session=1, software="simulation")
         client.publish(self._topics.state, encode(birth), qos=1, retain=True)
         now = time.monotonic()
+        # The session is clean: replies to offers of the previous connection are lost.
         for pending in self._offered.values():
             self._offer(pending, now)
         self._work(now)
@@ -184,6 +185,7 @@ class SimulatedVehicle:
         if pending is None:  # a repeated reply, or one to an offer that is settled already
             return
         if isinstance(verdict, Send):
+            # `send` is an answer: the timeout starts again for the upload.
             pending.due_at = now + pending.reply_timeout_s
             self._send(pending, verdict)
         elif isinstance(verdict, Busy):

@@ -167,6 +167,7 @@ class FolderBlobs:
         try:
             gone = [blob.sample for blob in staged if not self._named(blob)]
             os.fsync(self._folder)
+            # After the blobs' names are durable: no document may name a blob that a power cut took.
             if document is not None:
                 self._keep(document)
         except OSError as error:
@@ -289,6 +290,7 @@ class FolderBlobs:
 
 def _checked(sample: str) -> str:
     """Returns an id that is safe as a file name. Raises SampleGoneError for any other text."""
+    # Letters and digits only: without a separator or a dot, no name leads out of the folder.
     if len(sample) != 64 or not sample.isalnum():
         raise SampleGoneError(f"sample {sample[:64]!r}: this is no SHA-256")
     return sample

@@ -84,6 +84,7 @@ class Database:
         with _translated("database"), writer.connect() as connection:
             with connection.begin():
                 yield connection
+            # After the commit: one into a file that was replaced meanwhile must not count as durable.
             _check_in_place(connection)
 
     def insert_statement(self, table: Table) -> Any:
@@ -162,6 +163,7 @@ class Database:
         with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
             if self.dialect == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            # A process that waited for the lock finds the schema migrated; alembic then changes nothing.
             upgrade(connection)
 
 
@@ -189,6 +191,8 @@ def _create(url: str) -> Engine:
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "postgresql+psycopg":
+        # pre_ping: after a restart of the server, all pooled connections are dead. Without a timeout, libpq
+        # waits for a server as long as the kernel does.
         return create_engine(
             parsed, pool_size=8, max_overflow=8, pool_pre_ping=True, connect_args={"connect_timeout": 5}
         )
@@ -207,6 +211,7 @@ def _create(url: str) -> Engine:
     # The file is created above, never by a connection (mode=rw). If the fleet's file was moved away, a
     # connection that created a new one would take over the old write-ahead log and empty it.
     def connect() -> sqlite3.Connection:
+        # The pool passes connections from thread to thread, one at a time; hence check_same_thread=False.
         address = f"file:{quote(str(path))}?mode=rw"
         return sqlite3.connect(address, uri=True, timeout=_BUSY_S, check_same_thread=False)
 
@@ -229,6 +234,7 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.text_factory = lambda raw: raw.decode("utf-8", "backslashreplace")
     connection.execute(f"PRAGMA busy_timeout={1000 * _BUSY_S}").close()
     _switch_to_wal(connection)
+    # With NORMAL, a power cut could undo commits in the log. A negative cache size is in KiB: 1 MiB each.
     for pragma in ("synchronous=FULL", "cache_size=-1024"):
         connection.execute(f"PRAGMA {pragma}").close()
     path = Path(connection.execute("PRAGMA database_list").fetchone()[2])
@@ -311,6 +317,7 @@ def _is_about_values(error: DBAPIError) -> bool:
     if not isinstance(error, IntegrityError):
         return False
     state = getattr(error.orig, "sqlstate", None)
+    # Only psycopg has the SQLSTATE. sqlite3 has no error code before Python 3.11, so its text decides.
     if state is not None:
         return state in {_NOT_NULL, _CHECK}
     return str(error.orig).startswith(("NOT NULL constraint", "CHECK constraint"))

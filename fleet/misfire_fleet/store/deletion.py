@@ -82,6 +82,7 @@ class Deletions:
     ) -> Deletion:
         """Deletes samples stored more than `max_age_days` ago, then the oldest ones above `max_bytes`."""
         done = Deletion(0, 0, 0, dry_run=dry_run)
+        # By age first: what that deletes already counts towards the limit in bytes.
         if max_age_days is not None:
             old = samples.c.stored_at < wall_time() - max_age_days * _DAY_S
             reason = f"retention of {max_age_days:g} days"
@@ -147,6 +148,7 @@ class Deletions:
                 break
             # The tombstones first: after a crash here, a rebuild must not bring deleted samples back.
             self.ledger.note(action="tombstones", tombstones=buried)
+            # The marks go last: after a crash before that, the removal is repeated, which changes nothing.
             removed += self._blobs.delete_many(group)
             with self._database.write() as connection:
                 connection.execute(delete(doomed_blobs).where(doomed_blobs.c.id.in_(group)))

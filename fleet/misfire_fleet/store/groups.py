@@ -61,6 +61,7 @@ class OfferGroups:
         for start in range(0, len(names), _FILES):
             some = names[start : start + _FILES]
             with self.alone() as connection:
+                # In the transaction of the rewriting: if that fails, the documents stay marked.
                 connection.execute(delete(stale_offers).where(stale_offers.c.name.in_(some)))
                 for name in some:
                     self._tidy(connection, name)

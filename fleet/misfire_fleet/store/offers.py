@@ -26,6 +26,7 @@ from misfire_runtime.toml import explain
 
 log = logging.getLogger(__name__)
 
+# Earlier clocks were never set: they count from 1970.
 _YEAR_2000 = 946_684_800.0
 _DAY_S = 86_400.0
 

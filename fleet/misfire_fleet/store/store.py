@@ -124,10 +124,13 @@ class Store:
         for key in self.blobs.publish(staged, group):
             # Temporary files that waited for more than an hour were removed by another process at its start.
             self.blobs.publish([self.blobs.stage(key, wanted[key].data)])
+        # The rows last: a visible row has its blob and the record of its offer.
         with self.database.write() as connection:
             gone, inserted = self._insert(connection, new, records, group.name)
+        # They were deleted while they were on their way: the blobs that were just published go again.
         if gone:
             self.blobs.delete_many(gone)
+        # The group's document still has records of the samples that were not inserted.
         if len(inserted) < len(wanted):
             self.deletion.groups.tidy()
         outcomes: list[Outcome] = []

@@ -38,6 +38,7 @@ _MAX_CANARY_BYTES = 512
 """A canary has two short fields; anybody can publish under its topic, so longer payloads are not parsed."""
 _TOPIC_ROOM = 512
 """Bytes of a packet that are not payload: the MQTT header and a topic of three names and a hash."""
+# Bounds how late the timers are; messages and new verdicts end the wait at once.
 _TICK_S = 0.2
 _RECONNECT_S, _RECONNECT_MAX_S = 1.0, 30.0
 
@@ -152,6 +153,7 @@ class Link:
         finally:
             self.ready.clear()
             connection.close(in_order=orderly)
+            # After the close: from here on no acknowledgement can come, so what is in flight is sent again.
             self.outbox.lost()
 
     def _step(self, connection: Connection) -> None:
@@ -198,11 +200,13 @@ class Link:
             self._handlers.telemetry(vehicle, payload)
 
     def _on_data(self, vehicle: str, parts: list[str], payload: bytes) -> None:
+        # isascii: isdigit accepts superscripts, on which int() raises. 12 digits exceed every sample's size.
         if len(parts) != 8 or not (parts[7].isascii() and parts[7].isdigit() and len(parts[7]) <= 12):
             self._handlers.malformed("data")
         elif vehicle != CANARY:
             self._handlers.chunk(vehicle, parts[6], int(parts[7]), payload)
         elif self._canary.back(payload, time.monotonic()):
+            # Only a canary proves that the link works: without one, the waits must keep growing.
             self._failures = 0
             if not self.ready.is_set():
                 kind = "shared" if self.shared else "plain"

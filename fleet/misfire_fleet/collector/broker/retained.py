@@ -124,6 +124,7 @@ class RetainedSweep:
         if message.topic == COUNT:
             self._counted(connection, message.payload)
         elif message.retained and message.payload:
+            # QoS 0 needs no acknowledgement, and the next sweep finds what was lost.
             connection.publish(message.topic, b"", qos=0, retain=True)
             self._cleared(message.topic.split("/")[3])
 

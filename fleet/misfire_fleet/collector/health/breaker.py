@@ -59,11 +59,13 @@ class Breaker:
             self._tried_at = time.monotonic()
             if vehicle is None:
                 streak.ours += 1
+            # More names than open the breaker add nothing but memory.
             elif len(streak.vehicles) < self._failures:
                 streak.vehicles.add(vehicle)
 
     def succeeded(self, part: Part) -> None:
         """Resets the failures of a part."""
+        # Looked up without the lock: this runs for every sample, and usually there is nothing to reset.
         if part in self._streaks:
             with self._lock:
                 self._streaks.pop(part, None)

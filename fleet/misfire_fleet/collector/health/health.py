@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 _SLICE_S, _SLICES = 30.0, 10
 """Ten slices of 30 s make the five minutes; old verdicts are dropped slice by slice."""
+# Bounds memory: the names are foreign. Each slice counts its own.
 _MAX_VEHICLES = 10_000
 _FEW = 10
 """Fewer verdicts than this are no reason for an alarm."""
+# The majority, both of all answers and of the last ones: a past problem raises no alarm.
 _MOST = 0.5
 OURS = frozenset({"store", "room", "failed"})
 """Causes of `busy` for which the collector is responsible; a vehicle's own rate or share is not one."""

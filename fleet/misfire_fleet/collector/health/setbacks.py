@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from misfire_fleet.collector.transfers import Key
 
+# Doubled from 10 s to an hour, the longest wait that a `busy` may ask for.
 _FIRST_S, _LONGEST_S = 10.0, 3600.0
 _LENIENT = 2
 """So many failures may be chance: an early offer is then tried all the same."""
@@ -53,6 +54,7 @@ class Setbacks:
 
     def forget(self, key: Key) -> None:
         """Forgets a sample that was stored or rejected."""
+        # Looked up without the lock: this runs for every sample, and few have failed before.
         if key in self._of:
             with self._lock:
                 self._of.pop(key, None)

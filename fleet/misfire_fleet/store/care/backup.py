@@ -30,6 +30,7 @@ def backup(database: str | Path, file: Path) -> int:
         StoreError: the backup failed; `file` is unchanged.
     """
     source = sqlite_file(database)
+    # Beside the file: a rename is atomic only within one file system.
     part = file.with_name(file.name + ".part")
     if not file.parent.is_dir():
         raise StoreError(f"{file.parent}: there is no such folder")
@@ -57,6 +58,7 @@ def _copy(source: Path, part: Path, file: Path) -> None:
         with closing(_opened(source)) as connection:
             # VACUUM INTO reads one snapshot. A copied file would lack what is still in the -wal file.
             connection.execute("VACUUM INTO ?", (str(part),))
+        # Checked before it replaces an older backup.
         with closing(_opened(part)) as connection:
             (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:

@@ -87,6 +87,7 @@ def check(store: Store, *, deep: bool = False) -> Check:
     found.problems["database_damaged"] += problems
     blobs, young = _blobs(store, found)
     try:
+        # A damaged database ends the comparison somewhere; what was found until then is still reported.
         _compare(store, found, blobs, young)
         _compare_ledger(store, found)
     except StoreUnavailableError as error:
@@ -228,6 +229,7 @@ def _write_offers(store: Store, ids: Sequence[str]) -> int:
             if not rows:
                 continue
             group = group_of(map(_record_of, rows))
+            # The document before the rows that name it.
             store.blobs.keep(group)
             keys = [row.id for row in rows]
             connection.execute(update(samples).where(samples.c.id.in_(keys)).values(offers=group.name))
@@ -267,10 +269,12 @@ def add_rows(store: Store, wanted: set[str] | None = None) -> int:
         rows = [
             row_of(record, offers=name)
             for record in _records(store, name, wanted)
+            # A row must never be visible without its blob.
             if store.blobs.exists(record.offer.id)
         ]
         with store.database.write() as connection:
             ids = store.database.ids([row["id"] for row in rows])
+            # In the transaction of the insert: a deletion at the same time must not be undone.
             gone = set(connection.scalars(store.database.among(tombstones), ids))
             fresh = [row for row in rows if row["id"] not in gone]
             added += len(store.database.insert_new(connection, samples, fresh))

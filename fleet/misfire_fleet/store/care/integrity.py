@@ -24,6 +24,7 @@ START_CHECK_S = 10.0
 """Bounds the delay of a daemon's start; enough for some gigabytes."""
 _MAX_MESSAGES = 20
 """Messages per SQLite check; the first few show what is damaged."""
+# Rows per fetch, so that a large table is not held in memory.
 _PAGE = 1000
 
 
@@ -97,6 +98,7 @@ def _pragma(path: Path, check: str, *, limit_s: float | None) -> list[str] | Non
                 timer.cancel()
                 timer.join()
             connection.close()
+    # A damaged file raises DatabaseError itself; OperationalError, its subclass, is about access.
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error):
             return found or None

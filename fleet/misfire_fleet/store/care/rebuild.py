@@ -83,6 +83,7 @@ def rebuild(
     try:
         with Store.open(fresh, blobs, blob_options=blob_options) as store:
             done = _restore(store)
+        # Only after the new one is complete and closed: until here, a failure changes nothing.
         kept = _set_aside(path)
         replace_durably(fresh, path)
     except OSError as error:
@@ -103,6 +104,7 @@ def _into_server(url: str, blobs: str | Path, options: Mapping[str, str] | None)
 
 
 def _restore(store: Store) -> Rebuilt:
+    # The tombstones first: add_rows gives no row to a sample that has one.
     _restore_ledger(store)
     add_rows(store)
     with store.database.read() as connection:
