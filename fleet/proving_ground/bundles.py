@@ -28,7 +28,7 @@ CLASSES = ("road", "sky", "tree", "car")
 
 
 def small_graph(*, size: int, seed: int = 0, poison: str | None = None) -> onnx.ModelProto:
-    """image [N,3,size,size] -> logits [N,4], score.entropy, score.msp [N], embedding [N,8].
+    """Makes a graph: image [N,3,size,size] -> logits [N,4], score.entropy, score.msp [N], embedding [N,8].
 
     poison: name of a score that gives NaN for every image brighter than half on average.
     """
@@ -90,7 +90,7 @@ def small_graph(*, size: int, seed: int = 0, poison: str | None = None) -> onnx.
 def write_bundle(
     path: Path, *, size: int = 64, seed: int = 0, version: str = "1.0.0", **options: Any
 ) -> Bundle:
-    """A bundle calibrated on photographs through ONNX Runtime."""
+    """Writes a bundle calibrated on photographs through ONNX Runtime."""
     import onnxruntime as ort
 
     path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A bare MQTT vehicle: it sends exactly what it is told to send and hands every verdict to its caller."""
+"""Implements a bare MQTT vehicle: it sends exactly what its caller wants and returns every verdict."""
 
 from __future__ import annotations
 

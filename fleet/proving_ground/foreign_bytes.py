@@ -24,7 +24,7 @@ PLAYLISTS = {
 
 
 def scene(width: int = 320, height: int = 240) -> np.ndarray:
-    """[H,W,3] uint8: shapes and some noise."""
+    """Returns shapes and some noise, [H,W,3] uint8."""
     image = np.random.default_rng(0).integers(60, 120, (height, width, 3), np.uint8)
     cv2.rectangle(image, (width // 8, height // 8), (width // 2, height // 2), (20, 180, 240), -1)
     cv2.circle(image, (width // 2, height // 2), height // 4, (250, 40, 90), 5)
@@ -32,17 +32,17 @@ def scene(width: int = 320, height: int = 240) -> np.ndarray:
 
 
 def encoded(suffix: str, *, width: int = 320, height: int = 240, options: tuple[int, ...] = ()) -> bytes:
-    """The scene as a file."""
+    """Returns the scene as a file."""
     return bytes(cv2.imencode(suffix, scene(width, height), list(options))[1])
 
 
 def progressive(*, width: int = 320, height: int = 240) -> bytes:
-    """The scene as a progressive JPEG."""
+    """Returns the scene as a progressive JPEG."""
     return encoded(".jpg", width=width, height=height, options=(cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
 
 
 def png(width: int, height: int, *, colour: int = 2, depth: int = 8, name: bytes = b"") -> bytes:
-    """A black PNG of any size, at little cost. colour: 0 grey, 2 RGB, 6 RGBA."""
+    """Returns a black PNG of any size, at little cost. colour: 0 grey, 2 RGB, 6 RGBA."""
     row = bytes((width * {0: 1, 2: 3, 6: 4}[colour] * depth + 7) // 8 + 1)
     packer = zlib.compressobj(1)
     rows = [packer.compress(row) for _ in range(height)]
@@ -52,12 +52,12 @@ def png(width: int, height: int, *, colour: int = 2, depth: int = 8, name: bytes
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """Length, kind, data, checksum."""
+    """Returns a chunk: length, kind, data, checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def many_scans(scans: int, *, side: int = 2000) -> bytes:
-    """A progressive JPEG of a grey square whose last scan, which changes nothing, comes `scans` times."""
+    """Returns a progressive JPEG whose last scan, which changes nothing, is there `scans` times."""
     flat = np.full((side, side), 128, np.uint8)
     data = bytes(cv2.imencode(".jpg", flat, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1])
     last = data[data.rindex(b"\xff\xda") : -2]
@@ -65,7 +65,7 @@ def many_scans(scans: int, *, side: int = 2000) -> bytes:
 
 
 def clip(container: str, codec: str, *, width: int = 320, height: int = 240) -> bytes:
-    """Five frames."""
+    """Returns a clip of five frames."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=10)
@@ -81,6 +81,6 @@ def clip(container: str, codec: str, *, width: int = 320, height: int = 240) -> 
 
 
 def numbered(jpeg: bytes, number: int) -> bytes:
-    """The same picture as another file."""
+    """Returns the same picture as another file."""
     note = str(number).encode()
     return jpeg[:2] + b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note + jpeg[2:]

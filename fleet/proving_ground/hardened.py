@@ -1,4 +1,4 @@
-"""The shipped broker configuration in a real Mosquitto: certificates, passwords, and two listeners."""
+"""Runs the shipped broker configuration in a real Mosquitto: certificates, passwords, and two listeners."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASSWORDS = {"collector": "a password", "operator": "another password"}
 
 @dataclass
 class Authority:
-    """A certificate authority in a folder, as docs/fleet.md makes one with openssl."""
+    """Holds a certificate authority in a folder, as docs/fleet.md makes one with openssl."""
 
     folder: Path
 
@@ -35,13 +35,13 @@ class Authority:
         self._write("ca", self._signed(self._name, self._key, ca=True), self._key)
 
     def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of a common name."""
+        """Makes certificate and key of a common name."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         return self._write(name, self._signed(subject, key, ca=False), key)
 
     def revoke(self, certificate: Path) -> Path:
-        """A list of revoked certificates with this one."""
+        """Makes a list of revoked certificates with this one."""
         now = datetime.datetime.now(datetime.timezone.utc)
         serial = x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
@@ -75,7 +75,7 @@ class Authority:
 
 @dataclass
 class Hardened:
-    """The running broker and how to enter it."""
+    """Holds the running broker and how to connect to it."""
 
     inside_port: int
     tls_port: int
@@ -102,7 +102,7 @@ class Hardened:
 
 
 def shipped_config(folder: Path, *, inside_port: int, tls_port: int) -> str:
-    """mosquitto.conf with this folder for the container's, and these ports on loopback."""
+    """Returns mosquitto.conf with this folder for the container's, and these ports on loopback."""
     text = (FLEET_DIR / "mosquitto" / "mosquitto.conf").read_text().replace("/mosquitto/", f"{folder}/")
     text = text.replace("listener 8883", f"listener {tls_port} 127.0.0.1")
     return "user root\n" + text.replace("listener 1883", f"listener {inside_port} 127.0.0.1")

@@ -1,4 +1,4 @@
-"""Pictures for tests that need no particular one: views of the two photographs that scikit-learn bundles.
+"""Makes pictures for tests that need no particular one: views of the two photographs in scikit-learn.
 
 view(3) is always the same pixels; `write_stills` and `write_clip` make folders and films of such views, so
 that tests run where no real data is. A test that is about real data asks `proving_ground.services.data_root`.
@@ -27,7 +27,7 @@ Picture = NDArray[np.uint8]
 
 @cache
 def _photographs() -> tuple[Picture, ...]:
-    """Two RGB photographs, 640x427, read without importing scikit-learn, which takes seconds."""
+    """Returns two RGB photographs, 640x427, without importing scikit-learn, which takes seconds."""
     found = importlib.util.find_spec("sklearn")
     assert found is not None and found.submodule_search_locations is not None
     folder = Path(found.submodule_search_locations[0]) / "datasets" / "images"
@@ -36,7 +36,7 @@ def _photographs() -> tuple[Picture, ...]:
 
 
 def view(number: int = 0, *, width: int = 1280, height: int = 720) -> Picture:
-    """A part of a photograph in its own light, [height, width, 3] RGB; the number decides it wholly."""
+    """Returns a part of a photograph in its own light, [height, width, 3] RGB, decided by the number."""
     rng = np.random.default_rng(number)
     photograph = _photographs()[number % 2]
     zoom = rng.uniform(0.5, 0.9)
@@ -49,7 +49,7 @@ def view(number: int = 0, *, width: int = 1280, height: int = 720) -> Picture:
 
 
 def jpeg(number: int = 0, *, width: int = 1280, height: int = 720) -> bytes:
-    """The view as a JPEG file."""
+    """Returns the view as a JPEG file."""
     return encode_jpeg(view(number, width=width, height=height))
 
 
@@ -83,7 +83,7 @@ def write_clip(path: Path, *, frames: int = 221, width: int = 960, height: int =
 
 
 def drawn_figures(**options: Any) -> Dataset:
-    """The `figures` data sets with views as their backgrounds; options as of `load_figures`."""
+    """Returns the `figures` data sets with views as their backgrounds; options as of `load_figures`."""
     from misfire_train.data.drawn.figures import Photo, load_figures
 
     photos = [Photo(f"view-{number}", view(number, width=640, height=360)) for number in range(30)]

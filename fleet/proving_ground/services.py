@@ -25,7 +25,7 @@ from typing import NoReturn
 
 
 class MissingServiceError(Exception):
-    """Something that a test or benchmark runs against is not installed here."""
+    """Reports that something that a test or benchmark runs against is not installed here."""
 
 
 def missing(what: str, remedy: str) -> NoReturn:
@@ -40,7 +40,7 @@ def need_root(what: str) -> None:
 
 
 def find_program(name: str, *, install: str) -> str:
-    """Path of a program, on PATH or where distributions put servers beside it."""
+    """Returns the path of a program, on PATH or where distributions put servers beside it."""
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(_server_folders()))
     if found is None:
         missing(name, install)
@@ -48,10 +48,11 @@ def find_program(name: str, *, install: str) -> str:
 
 
 def _server_folders() -> list[str]:
-    """Beside each `bin` of PATH: `sbin` and `lib/postgresql/VERSION/bin`, which Debian leaves off PATH."""
+    """Returns `sbin` and `lib/postgresql/VERSION/bin` beside each `bin`; Debian leaves them off PATH."""
     prefixes = [Path(folder).parent for folder in os.get_exec_path() if Path(folder).name == "bin"]
     found = [prefix / "sbin" for prefix in prefixes]
     for prefix in prefixes:
+        # The newest version first.
         found += sorted(prefix.glob("lib/postgresql/*/bin"), reverse=True)
     return [str(folder) for folder in found]
 
@@ -69,7 +70,7 @@ def data_root() -> Path:
 
 
 def free_port() -> int:
-    """A loopback port that is free, and stays so while a test takes its server away and brings it back.
+    """Returns a free loopback port, which stays free while a test takes its server away and brings it back.
 
     It is below those that the kernel gives to outgoing connections (32768 and above on Linux), one of which
     could be made just then.
@@ -107,7 +108,7 @@ def stop_process(process: subprocess.Popen[bytes], *, timeout_s: float = 10.0) -
 
 @dataclass
 class Mosquitto:
-    """A running broker; `kill` and `start` let a test take it away and bring it back on the same port."""
+    """Holds a running broker; `kill` and `start` let a test take it away and bring it back on its port."""
 
     program: str
     config: Path
@@ -116,7 +117,7 @@ class Mosquitto:
 
     @property
     def url(self) -> str:
-        """As `--broker` takes it."""
+        """Returns the address as `--broker` takes it."""
         return f"mqtt://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -127,7 +128,7 @@ class Mosquitto:
         wait_for_port(self.port)
 
     def kill(self) -> None:
-        """kill -9: sessions and queued messages are gone."""
+        """Sends SIGKILL: sessions and queued messages are gone."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
@@ -140,11 +141,12 @@ class Mosquitto:
 
 @contextmanager
 def mosquitto(folder: Path, *, options: str = "") -> Iterator[Mosquitto]:
-    """A real Mosquitto on a free port. `options` are further lines of its configuration."""
+    """Runs a real Mosquitto on a free port. `options` are further lines of its configuration."""
     program = find_program("mosquitto", install="apt-get install mosquitto")
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"mosquitto-{port}.conf"
+    # Without persistence: a kill must lose sessions and queues, as the tests expect.
     config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{options}\n")
     broker = Mosquitto(program, config, port)
     broker.start()
@@ -155,7 +157,7 @@ def mosquitto(folder: Path, *, options: str = "") -> Iterator[Mosquitto]:
 
 
 def chromium() -> str:
-    """Path of a Chromium for playwright's `executable_path`."""
+    """Returns the path of a Chromium for playwright's `executable_path`."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         found = shutil.which(name)
         if found:
@@ -175,7 +177,7 @@ CHROMIUM_FLAGS = [
 
 @dataclass
 class Postgres:
-    """A running PostgreSQL of its own; `stop` and `start` let a test take it away and bring it back."""
+    """Holds a PostgreSQL of its own; `stop` and `start` let a test take it away and bring it back."""
 
     folder: Path
     port: int
@@ -184,7 +186,7 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """As `--database` takes it."""
+        """Returns the URL as `--database` takes it."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
     def control(self, *arguments: str) -> None:
@@ -202,14 +204,14 @@ class Postgres:
         self.control("-o", options, "start")
 
     def stop(self) -> None:
-        """Ends it at once, where it runs; clients lose their connections."""
+        """Ends it at once if it runs; clients lose their connections."""
         if (self.folder / "data" / "postmaster.pid").exists():
             self.control("-m", "immediate", "stop")
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """A real PostgreSQL on a free port with an empty database, as another user where this one is root."""
+    """Runs a real PostgreSQL on a free port with an empty database, as another user if this one is root."""
     initdb = find_program("initdb", install="apt-get install postgresql")
     folder = Path(tempfile.mkdtemp(prefix="misfire-postgres-"))
     user: list[str] = []
@@ -217,6 +219,7 @@ def postgres() -> Iterator[Postgres]:
         shutil.chown(folder, "postgres", "postgres")
         user = [find_program("runuser", install="apt-get install util-linux"), "-u", "postgres", "--"]
     server = Postgres(folder, free_port(), user)
+    # No sync: the database is thrown away after the test.
     command = [*user, initdb, "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "--no-sync"]
     try:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
@@ -230,7 +233,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def object_store_options(port: int) -> dict[str, str]:
-    """What obstore needs to reach the S3 stand-in."""
+    """Returns what obstore needs to reach the S3 stand-in."""
     return {
         "aws_endpoint": f"http://127.0.0.1:{port}",
         "aws_access_key_id": "test",
@@ -241,7 +244,7 @@ def object_store_options(port: int) -> dict[str, str]:
 
 @dataclass
 class ObjectStore:
-    """A running S3 stand-in with one bucket."""
+    """Holds a running S3 stand-in with one bucket."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -249,13 +252,13 @@ class ObjectStore:
 
     @property
     def options(self) -> dict[str, str]:
-        """What obstore needs to reach it."""
+        """Returns what obstore needs to reach it."""
         return object_store_options(self.port)
 
 
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """moto's server as S3, on a free port, with the bucket `misfire`."""
+    """Runs moto's server as S3, on a free port, with the bucket `misfire`."""
     if importlib.util.find_spec("moto") is None:
         missing("moto", "pip install 'moto[s3,server]'")
     port = free_port()

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and its broker that makes the troubles of networks and brokers, and counts.
+"""Proxies TCP between a client and its broker, and makes and counts the faults of networks and brokers.
 
 Bytes: cut (reset), half-open (nothing passes any more, nobody is told), delay, slow.  Messages, by reading
 the MQTT packets that pass: lost although acknowledged, repeated, overtaken, a flipped bit in a chunk. A lost
@@ -20,6 +20,7 @@ _PUBLISH, _PUBACK = 3, 4
 SAMPLES = ("offer", "data", "reply")
 BESIDE = ("state", "telemetry", "desired", "reported")
 """Kinds of topics: what carries samples, and what travels beside them."""
+# SO_LINGER with zero seconds: closing sends a reset instead of an orderly end.
 _RESET = struct.pack("ii", 1, 0)
 _HOLD_S = 0.05
 
@@ -42,13 +43,13 @@ class Trouble:
 
     @property
     def active(self) -> bool:
-        """True where messages suffer."""
+        """Returns True if messages suffer."""
         return self.lose + self.repeat + self.reorder + self.spoil > 0
 
 
 @dataclass
 class Packet:
-    """One MQTT control packet as it passed."""
+    """Holds one MQTT control packet as it passed."""
 
     raw: bytes
     body: int
@@ -74,7 +75,7 @@ class Packet:
 
 @dataclass
 class _Pipe:
-    """One direction of one connection."""
+    """Holds one direction of one connection."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -111,11 +112,11 @@ class ChaosProxy:
         self._thread.join(10)
 
     def cut(self) -> int:
-        """Resets every connection now; how many there were."""
+        """Resets every connection now; returns their number."""
         return asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(10)
 
     def total(self) -> int:
-        """Faults so far."""
+        """Returns the number of faults so far."""
         return sum(self.faults.values())
 
     def _run(self) -> None:
@@ -174,13 +175,14 @@ class ChaosProxy:
         await self._stand_still()
 
     async def _stand_still(self) -> None:
-        """While half-open nothing passes, the end of a connection neither."""
+        """Waits while the link is half-open: nothing passes then, not even the end of a connection."""
         while self.trouble.half_open:
             await asyncio.sleep(0.02)
 
     async def _carry(self, pipe: _Pipe, way: str) -> None:
         while True:
             try:
+                # A message that waits to be overtaken must not wait for ever if no other comes.
                 timeout = _HOLD_S if pipe.held else None
                 data = await asyncio.wait_for(pipe.reader.read(65536), timeout)
             except asyncio.TimeoutError:
@@ -227,6 +229,7 @@ class ChaosProxy:
             self.faults[f"repeated {name}"] += 1
             pipe.writer.write(raw)
             if packet.qos:
+                # The DUP flag, which MQTT requires of a repeated packet with QoS 1.
                 raw = bytes((raw[0] | 8,)) + raw[1:]
         elif name == "data" and chance - trouble.repeat < trouble.spoil:
             self.faults["spoiled data"] += 1
@@ -249,6 +252,7 @@ def _packets(buffer: bytearray) -> list[Packet]:
     found = []
     while len(buffer) >= 2:
         length, shift, at = 0, 0, 1
+        # MQTT writes a length in at most four bytes of seven bits; the eighth bit announces another.
         while at < len(buffer) and at < 5:
             length |= (buffer[at] & 127) << shift
             shift, at = shift + 7, at + 1

@@ -1,4 +1,4 @@
-"""A collector as a process to be killed, at random or at a named step of its own work.
+"""Runs a collector as a process to be killed, at random or at a named step of its own work.
 
 die_at names one of STEPS: the process kills itself with SIGKILL there, when it has passed `die_after` times.
 """
@@ -65,21 +65,22 @@ def run_collector(config: dict[str, Any]) -> None:
 
 
 def set_clock(config: dict[str, Any]) -> None:
-    """The wall clock of this process is wrong by `clock_offset_s`."""
+    """Makes the wall clock of this process wrong by `clock_offset_s`."""
     offset, right = float(config.get("clock_offset_s", 0.0)), time.time
     time.time = lambda: right() + offset
 
 
 def _hurry(store: Store, milliseconds: int) -> None:
-    """SQLite waits so long for another writer, and no longer."""
+    """Limits how long SQLite waits for another writer."""
     engine = store.database.engine
     pragma = f"PRAGMA busy_timeout={milliseconds}"
     event.listen(engine, "connect", lambda connection, _record: connection.execute(pragma).close())
+    # Connections from before keep the old setting.
     engine.dispose()
 
 
 def _disturb(store: Store, *, part: str, what: str, seconds: float) -> None:
-    """From the first write on, the blob store or the database fails, or is slow, for some seconds.
+    """Makes the blob store or the database fail, or slow, for some seconds from the first write on.
 
     "full" fails every second blob, or after half of a group's rows, as a disk without room does; "down" as a
     server that is away.

@@ -1,4 +1,4 @@
-"""A fleet to be mistreated: a real broker; collectors and vehicles, each a process behind its own proxy.
+"""Runs a fleet to be mistreated: a real broker; collectors and vehicles, each a process behind its own proxy.
 
 add_collector, add_vehicle -> kill, revive, cut, restart_broker, troubles of links -> settle -> audit
 """
@@ -48,7 +48,7 @@ BROKER_OPTIONS = "max_queued_messages 0\nmax_inflight_messages 0"
 
 @dataclass
 class Member:
-    """A vehicle or collector: how to start it, its link, and the process while there is one."""
+    """Holds a vehicle or collector: how to start it, its link, and the process while there is one."""
 
     kind: str
     config: dict[str, Any]
@@ -66,7 +66,7 @@ class Member:
 
 @dataclass
 class ProvingGround:
-    """Use as a context; everything that was started ends with it."""
+    """Runs broker, collectors and vehicles as a context; everything that was started ends with it."""
 
     folder: Path
     seed: int = 0
@@ -134,7 +134,7 @@ class ProvingGround:
             time.sleep(0.01)
 
     def kill(self, member: Member) -> None:
-        """kill -9."""
+        """Sends SIGKILL."""
         assert member.child is not None
         self.faults[f"{member.kind} killed"] += member.alive
         member.child.kill()
@@ -144,22 +144,23 @@ class ProvingGround:
         self.faults["link cut"] += member.proxy.cut() > 0
 
     def abandon_link(self, member: Member) -> None:
-        """kill -9 with the link half-open: the broker is not told. The next start uses another link."""
+        """Sends SIGKILL with the link half-open: the broker is not told. The next start uses another link."""
         member.proxy.trouble = Trouble(half_open=True)
         self.kill(member)
+        # The old link must stay half-open: a restarted process needs another one.
         fresh = self._stack.enter_context(ChaosProxy(self.broker.port, seed=self.rng.randrange(1 << 20)))
         fresh.faults += member.proxy.faults
         member.proxy, member.config["broker"]["port"] = fresh, fresh.port
 
     def restart_broker(self, *, down_s: float = 0.0) -> None:
-        """kill -9 of the broker: sessions, queues and retained messages are gone."""
+        """Kills and restarts the broker: sessions, queues and retained messages are gone."""
         self.broker.kill()
         time.sleep(down_s)
         self.broker.start()
         self.faults["broker killed"] += 1
 
     def message_faults(self) -> Counter[str]:
-        """What the proxies did to messages, and counted."""
+        """Returns what the proxies did to messages, counted."""
         total: Counter[str] = Counter()
         for member in [*self.vehicles, *self.collectors]:
             total += member.proxy.faults
@@ -167,12 +168,12 @@ class ProvingGround:
         return total
 
     def calm(self) -> None:
-        """No more trouble on any link."""
+        """Ends the trouble on all links."""
         for member in [*self.vehicles, *self.collectors]:
             member.proxy.trouble = Trouble()
 
     def pending(self, member: Member) -> int:
-        """Samples in the vehicle's spool, read beside its process."""
+        """Returns the number of samples in the vehicle's spool, read beside its process."""
         database = member.folder / "spool" / "spool.sqlite"
         if not database.exists():
             return -1
@@ -185,7 +186,7 @@ class ProvingGround:
             connection.close()
 
     def reasons(self, member: Member) -> list[str]:
-        """Why samples were refused, as the vehicle's account tells it."""
+        """Returns why samples were refused, from the vehicle's account."""
         connection = sqlite3.connect(member.folder / "spool" / "spool.sqlite", timeout=10)
         try:
             query = "SELECT reason FROM account WHERE verdict IN ('declined', 'rejected')"
@@ -194,7 +195,7 @@ class ProvingGround:
             connection.close()
 
     def captured(self, member: Member) -> int:
-        """Samples that the vehicle has captured, by its journal."""
+        """Returns the number of samples that the vehicle has captured, from its journal."""
         journal = member.folder / "journal"
         return (
             sum(line.startswith("d ") for line in journal.read_text().splitlines()) if journal.exists() else 0
@@ -210,7 +211,7 @@ class ProvingGround:
         return True
 
     def at_rest(self, member: Member) -> bool:
-        """The vehicle has captured all it shall, and nothing is pending."""
+        """Returns True if the vehicle has captured all its samples and nothing is pending."""
         return self.captured(member) >= int(member.config["count"]) and self.pending(member) == 0
 
     def settle(self, *, timeout_s: float = 120.0) -> bool:
@@ -224,19 +225,19 @@ class ProvingGround:
         return self.at_rest(member) or not member.alive
 
     def store(self) -> Store:
-        """The fleet's store, opened once more."""
+        """Returns the fleet's store, opened once more."""
         assert self.home is not None
         return self.home.open()
 
     def online(self, member: Member) -> bool:
-        """What the fleet believes of the vehicle."""
+        """Returns True if the fleet believes the vehicle to be online."""
         return any(
             found.online for found in self.console.vehicles.summaries() if found.name == member.folder.name
         )
 
     @cached_property
     def console(self) -> Store:
-        """The fleet's store, open as long as the ground is."""
+        """Returns the fleet's store, open as long as the ground is."""
         return self._stack.enter_context(self.store())
 
     def audit(self) -> Audit:

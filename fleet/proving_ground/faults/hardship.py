@@ -27,7 +27,7 @@ WAITING = (
 
 
 def starve(pid: int, want: Want) -> None:
-    """From now on the process gets no more memory, or no more file descriptors, than it has."""
+    """Limits the process to the memory, or the file descriptors, that it has now."""
     kind = _KINDS[want]
     _soft, hard = resource.prlimit(pid, kind)
     resource.prlimit(pid, kind, (_mapped(pid) if want == "memory" else _open_files(pid), hard))

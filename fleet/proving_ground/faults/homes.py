@@ -1,4 +1,4 @@
-"""Where a fleet under test lives: SQLite and a folder, or PostgreSQL and S3 servers that can be mistreated.
+"""Provides places for a fleet under test: SQLite and a folder, or PostgreSQL and S3 servers to mistreat.
 
     with servers(folder) as running: home = ServerHome(running, "a-test");  home = FolderHome(folder)
 
@@ -41,23 +41,23 @@ _DATABASE_MIB = 128
 
 
 class Home(Protocol):
-    """A place for one fleet's store."""
+    """Provides a place for one fleet's store."""
 
     kind: str
 
     @property
     def config(self) -> dict[str, Any]:
-        """For a collector process: database, blobs, blob_options."""
+        """Returns a collector process's configuration: database, blobs, blob_options."""
         ...
 
     def open(self) -> Store:
-        """The store, as the audit and the console see it."""
+        """Opens the store, as the audit and the console see it."""
         ...
 
 
 @dataclass
 class FolderHome:
-    """`fleet.sqlite` and `blobs/` in a folder."""
+    """Keeps `fleet.sqlite` and `blobs/` in a folder."""
 
     folder: Path
     kind: str = "folder"
@@ -66,7 +66,7 @@ class FolderHome:
 
     @property
     def config(self) -> dict[str, Any]:
-        """See Home."""
+        """Does as in Home."""
         return {
             "database": str(self.folder / "fleet.sqlite"),
             "blobs": str(self.folder / "blobs"),
@@ -74,13 +74,13 @@ class FolderHome:
         }
 
     def open(self) -> Store:
-        """See Home."""
+        """Does as in Home."""
         return Store.open_folder(self.folder)
 
 
 @dataclass
 class S3:
-    """proving_ground.faults.s3_server as a process; `kill` and `start` keep what it had acknowledged."""
+    """Runs proving_ground.faults.s3_server as a process; `kill` and `start` keep what it had acknowledged."""
 
     file: Path
     port: int = field(default_factory=free_port)
@@ -88,7 +88,7 @@ class S3:
 
     @property
     def options(self) -> dict[str, str]:
-        """What obstore needs to reach it."""
+        """Returns what obstore needs to reach it."""
         return object_store_options(self.port)
 
     def start(self) -> None:
@@ -99,12 +99,12 @@ class S3:
         wait_for_port(self.port, timeout_s=60)
 
     def make_bucket(self) -> None:
-        """The bucket `misfire`."""
+        """Makes the bucket `misfire`."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/misfire", method="PUT")
         urllib.request.urlopen(request, timeout=20).close()
 
     def kill(self) -> None:
-        """kill -9."""
+        """Sends SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
@@ -112,7 +112,7 @@ class S3:
 
 @dataclass
 class Servers:
-    """A PostgreSQL and an S3 that several homes share, one database and one prefix each."""
+    """Holds a PostgreSQL and an S3 that several homes share, one database and one prefix each."""
 
     database: Postgres
     blobs: S3
@@ -135,7 +135,7 @@ class Servers:
                 os.kill(pid, signal.SIGCONT)
 
     def database_runs(self) -> bool:
-        """False where it ended itself, as it does when its log finds no room."""
+        """Returns False if it ended itself, as it does when its log finds no room."""
         url = f"host=127.0.0.1 port={self.database.port} user=postgres dbname=postgres connect_timeout=2"
         try:
             psycopg.connect(url).close()
@@ -153,7 +153,7 @@ class Servers:
 
 @contextmanager
 def servers(folder: Path, *, on_small_disk: bool = False) -> Iterator[Servers]:
-    """Real servers on free ports.
+    """Runs real servers on free ports.
 
     on_small_disk: the database's files lie on one, where it can be mounted; enough for some hundred samples.
     """
@@ -169,8 +169,9 @@ def servers(folder: Path, *, on_small_disk: bool = False) -> Iterator[Servers]:
 
 @contextmanager
 def _moved(database: Postgres) -> Iterator[SmallDisk | None]:
-    """The database's files on a small disk while this lasts; it must have stopped when that goes."""
+    """Moves the database's files to a small disk, and stops the database before the disk goes."""
     data = database.folder / "data"
+    # Stopped while its files move: they must be consistent.
     database.control("-m", "fast", "stop")
     aside = data.rename(database.folder / "aside")
     with small_disk(data, mib=_DATABASE_MIB) as disk:
@@ -187,7 +188,7 @@ def _moved(database: Postgres) -> Iterator[SmallDisk | None]:
 
 @dataclass
 class ServerHome:
-    """One database and one prefix of the bucket."""
+    """Holds one database and one prefix of the bucket."""
 
     servers: Servers
     name: str
@@ -201,7 +202,7 @@ class ServerHome:
 
     @property
     def config(self) -> dict[str, Any]:
-        """See Home."""
+        """Does as in Home."""
         return {
             "database": self._address(self.name, user=self.user),
             "blobs": f"s3://misfire/{self.name}",
@@ -209,12 +210,12 @@ class ServerHome:
         }
 
     def open(self) -> Store:
-        """See Home."""
+        """Does as in Home."""
         config = self.config
         return Store.open(self._address(self.name), config["blobs"], blob_options=config["blob_options"])
 
     def set_synchronous(self, names: str) -> None:
-        """Which standbys a commit waits for."""
+        """Sets the standbys that a commit waits for."""
         with psycopg.connect(self._address("postgres"), autocommit=True) as connection:
             connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
             connection.execute(b"SELECT pg_reload_conf()")
@@ -230,18 +231,18 @@ class ServerHome:
 
 @dataclass
 class Standby:
-    """A second PostgreSQL that follows the first and answers readers until it is promoted."""
+    """Holds a second PostgreSQL that follows the first and answers readers until it is promoted."""
 
     server: Postgres
 
     def promote(self) -> None:
-        """From now on it takes rows."""
+        """Makes it the primary, which takes rows."""
         self.server.control("promote")
 
 
 @contextmanager
 def standby(home: ServerHome) -> Iterator[Standby]:
-    """A hot standby; the primary acknowledges a commit only when the standby has it on its disk."""
+    """Runs a hot standby; the primary acknowledges a commit only when the standby has it on its disk."""
     primary = home.servers.database
     folder = Path(tempfile.mkdtemp(prefix="misfire-standby-"))
     if primary.user:
@@ -262,7 +263,7 @@ def standby(home: ServerHome) -> Iterator[Standby]:
 
 @dataclass
 class StandbyHome:
-    """The same database, first at the primary, and at the standby where the primary does not answer."""
+    """Names the same database at the primary, and at the standby if the primary does not answer."""
 
     home: ServerHome
     standby: Standby
@@ -270,12 +271,12 @@ class StandbyHome:
 
     @property
     def config(self) -> dict[str, Any]:
-        """See Home."""
+        """Does as in Home."""
         ports = (self.home.servers.database.port, self.standby.server.port)
         hosts = "&".join(f"host=127.0.0.1:{port}" for port in ports)
         return {**self.home.config, "database": f"postgresql://postgres@/{self.home.name}?{hosts}"}
 
     def open(self) -> Store:
-        """See Home."""
+        """Does as in Home."""
         config = self.config
         return Store.open(config["database"], config["blobs"], blob_options=config["blob_options"])

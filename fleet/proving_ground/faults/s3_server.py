@@ -27,7 +27,7 @@ _HEADERS = ("HTTP_AUTHORIZATION", "HTTP_HOST", "CONTENT_TYPE", "HTTP_X_AMZ_CONTE
 
 
 class Remembering:
-    """A WSGI application around moto's."""
+    """Wraps moto's WSGI application."""
 
     def __init__(self, app: Any, file: Path) -> None:
         self._app = app

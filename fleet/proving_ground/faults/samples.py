@@ -19,7 +19,7 @@ def _picture(width: int) -> bytes:
 
 
 def make_payload(name: str, number: int, *, size: int = 6000, width: int = 128) -> bytes:
-    """A JPEG of a photograph, filled up to `size` bytes with comments that make it unique."""
+    """Returns a JPEG of a photograph, filled up to `size` bytes with comments that make it unique."""
     picture = _picture(width)
     filler = random.Random(f"{name} {number}").randbytes(max(16, size - len(picture)))
     comments = b"".join(
@@ -49,7 +49,7 @@ def make_trick(kind: str | None, payload: bytes) -> tuple[bytes, dict[str, objec
 
 
 def _bomb(name: bytes, side: int = 32_000) -> bytes:
-    """One bit per pixel, all alike: 128 MB of rows, 3 GB as RGB."""
+    """Returns a PNG of one bit per pixel, all alike: 128 MB of rows, 3 GB as RGB."""
     header = side.to_bytes(4, "big") * 2 + bytes((1, 0, 0, 0, 0))
     parts = ((b"IHDR", header), (b"tEXt", b"name\0" + name), (b"IDAT", _rows(side)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -1,4 +1,4 @@
-"""A file system of a few MiB that can really be full: a tmpfs, where this process may mount one."""
+"""Mounts a file system of a few MiB that can really be full: a tmpfs, if this process may mount one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 4096
 
 @dataclass
 class SmallDisk:
-    """A mounted one; `fill` leaves not a byte, `free` takes the filler away again."""
+    """Holds a mounted one; `fill` leaves not a byte, `free` takes the filler away again."""
 
     mount: Path
 

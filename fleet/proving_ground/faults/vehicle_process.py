@@ -1,4 +1,4 @@
-"""A vehicle as a process to be killed: captures numbered samples, uploads them, and writes down what it did.
+"""Runs a vehicle as a process to be killed: it captures numbered samples, uploads them, and keeps a journal.
 
 The journal holds `i N ID` before a sample is given to the spool, `d N ID` after the spool took it, `b N ID`
 for a sample that the fleet must refuse, `w VERSION` where a wish of the fleet came into force, `f WHAT` for a
@@ -37,7 +37,7 @@ TEN_YEARS_S = 10 * 365.25 * 86400
 
 
 class Journal:
-    """Append-only lines; what the kernel took survives a kill -9."""
+    """Appends lines to a file; what the kernel took survives a kill -9."""
 
     def __init__(self, path: Path) -> None:
         self.next_number = 0
@@ -170,7 +170,7 @@ def _is_at_fault(number: int, config: dict[str, Any]) -> bool:
 
 
 def _jump(journal: Journal, config: dict[str, Any], rng: random.Random) -> None:
-    """The wall clock goes ten years forth or back."""
+    """Moves the wall clock ten years forth or back."""
     if rng.random() < float(config.get("jump", 0.0)):
         journal.write("f clock jump")
         offset = rng.choice((-TEN_YEARS_S, TEN_YEARS_S))
@@ -178,7 +178,7 @@ def _jump(journal: Journal, config: dict[str, Any], rng: random.Random) -> None:
 
 
 class _Full:
-    """For one write, the disk is full after some bytes."""
+    """Makes the disk full after some bytes, for one write."""
 
     def __init__(self, journal: Journal, active: bool) -> None:
         self._journal, self._active = journal, active
@@ -193,7 +193,7 @@ class _Full:
 
 
 class _FullDisk:
-    """The module `os`, with a disk that takes 1000 bytes more."""
+    """Stands in for the module `os`, with a disk that takes 1000 bytes more."""
 
     def __init__(self) -> None:
         self._left = 1000

@@ -48,7 +48,7 @@ class Wishes:
         self._client.loop_stop()
 
     def desire(self, vehicle: str, version: int, **config: Any) -> None:
-        """From now on the vehicle shall run this version, which must be above the last."""
+        """Publishes this version for the vehicle, which must be above the last one."""
         self._wanted[vehicle] = Desired(version=version, config=config)
         self._publish(vehicle, self._wanted[vehicle])
 
@@ -60,11 +60,11 @@ class Wishes:
 
     @property
     def connected(self) -> bool:
-        """False while the broker is away."""
+        """Returns False while the broker is away."""
         return bool(self._client.is_connected())
 
     def in_force(self, vehicle: str) -> int:
-        """The version that the vehicle reported last as its own; -1 before any word."""
+        """Returns the version that the vehicle reported last as its own; -1 before any report."""
         word = self.reported.get(vehicle)
         return -1 if word is None else word.version
 

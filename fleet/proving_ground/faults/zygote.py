@@ -1,4 +1,4 @@
-"""Processes to be killed by the thousand: one parent has imported everything, children are forked from it.
+"""Forks processes to be killed by the thousand: one parent imports everything, children are its forks.
 
 Zygote.spawn(kind, config) -> Child;  Child.kill() is kill -9.  Run as a program it is the parent: JSON lines
 in (kind, config), process ids out. It has one thread, so that forking is sound.
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass
 class Child:
-    """A forked process."""
+    """Holds a forked process."""
 
     pid: int
     kind: str
@@ -39,11 +39,11 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """kill -9, and waits until it is gone."""
+        """Sends SIGKILL, and waits until it is gone."""
         self._end(signal.SIGKILL, 10.0)
 
     def stop(self, *, timeout_s: float = 30.0) -> None:
-        """SIGTERM, and waits; kill -9 where that does not help."""
+        """Sends SIGTERM and waits; sends SIGKILL if that does not help."""
         if not self._end(signal.SIGTERM, timeout_s):
             self.kill()
 
@@ -59,7 +59,7 @@ class Child:
 
 
 class Zygote:
-    """The parent process, seen from the test. Children that are left are killed at the end."""
+    """Controls the parent process from the test. Children that are left are killed at the end."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -108,9 +108,11 @@ def _serve() -> None:
     from proving_ground.faults.vehicle_process import run_vehicle
 
     kinds: dict[str, Callable[[dict[str, Any]], None]] = {"vehicle": run_vehicle, "collector": run_collector}
+    # The kernel then removes dead children: zombies would look alive to `Child.alive`.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    # What children print must not get between the answers.
     os.dup2(2, 1)
     while line := sys.stdin.buffer.readline():
         kind, config = json.loads(line)
@@ -123,6 +125,7 @@ def _serve() -> None:
 def _live(run: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
     status = 0
     try:
+        # The child may start processes of its own and wait for them.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         run(config)
     except BaseException:  # noqa: BLE001  (whatever it was, the child must not become a second parent)
@@ -130,6 +133,7 @@ def _live(run: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None
         status = 1
     finally:
         sys.stderr.flush()
+        # Without the parent's exit handlers.
         os._exit(status)
 
 
