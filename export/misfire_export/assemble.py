@@ -114,6 +114,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     require_options(options, [score.name for score in source.scores])
     check_graph(source.graph, source.contract, outputs=[source.output, *_score_outputs(source)])
     session = open_session(source.graph)
+    # Of the graph as traced: a lower precision differs from torch on purpose.
     parity = _parity(source, session, calibration, options)
     graph, reports = source.graph, dict(source.extra)
     if options.precision != "fp32":
@@ -128,9 +129,11 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
         )
         # Failures of both are by the threshold of the full graph: else a shifted loss would hide itself.
         full = _measure(source, session, calibration, threshold=options.failure_threshold)
+        # From here on everything is measured on the graph that ships.
         session = open_session(graph)
         lowered = _measure(source, session, calibration, threshold=full.threshold)
         reports["precision"] = compare(full, lowered, precision=options.precision, target=options.target)
+    # Before the scores are judged: a graph that is refused needs no numbers.
     if options.target == "tensorrt":
         reports["tensorrt"] = check_conformance(graph)
     measured = _measure(source, session, calibration, threshold=options.failure_threshold)

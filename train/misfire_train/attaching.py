@@ -304,6 +304,7 @@ def _as_set(given: Any, *, name: str) -> Examples | TensorSet:
 def require_apart(train: Examples | TensorSet, holdout: Examples | TensorSet) -> None:
     """Raises ConfigError if held-out images are training images too: their losses show no failures."""
     if isinstance(train, TensorSet) and isinstance(holdout, TensorSet):
+        # Digests, not images: comparing every pair would take the product of both sizes.
         seen = {_digest(image) for image in train.images}
         shared = sum(_digest(image) in seen for image in holdout.images)
     else:

@@ -119,6 +119,7 @@ def parts_with(run: Run, uploads: Examples, dataset: Dataset) -> Parts:
     Raises ConfigError if the data set is another, or an upload is a test example.
     """
     own = run_splits(run, dataset)
+    # Before any training: accuracy on a test half that was trained on would mean nothing.
     overlap = set(uploads.ids) & set(own["test"].ids)
     if overlap:
         raise ConfigError(
@@ -157,6 +158,7 @@ def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples
 
     By id if one side would be empty.
     """
+    # By the name's hash: an upload stays on its side when later retraining has more of them.
     for names in (uploads.groups, uploads.ids):
         held = np.array([fraction_of(name) < share for name in names])
         if held.any() and not held.all():

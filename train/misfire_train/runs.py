@@ -199,6 +199,7 @@ def load_run(path: Path) -> Run:
         file = path / name
         if not file.is_file():
             raise ConfigError(f"{path}: {name} is missing")
+        # Before any weight is read: changed weights would otherwise only show as worse scores.
         if sha256_file(file) != expected:
             raise ConfigError(f"{file} is not what {RECORD} says (sha256 differs); the run was changed")
     built = rebuild_model(record)
@@ -288,6 +289,7 @@ def write_run(
         json.dumps([files, record.config, record.parent_run_id], sort_keys=True).encode()
     )
     finished = record.model_copy(update={"files": files, "run_id": identity.hexdigest()[:16]})
+    # Last: a folder without this file is no finished run.
     write_durably(path / RECORD, (finished.model_dump_json(indent=2) + "\n").encode())
     return finished
 

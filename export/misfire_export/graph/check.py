@@ -32,6 +32,7 @@ def check_graph(model: onnx.ModelProto, contract: InputContract, *, outputs: Seq
     if missing:
         raise GraphError(f"the graph has no output {', '.join(missing)}; it has {', '.join(sorted(present))}")
     try:
+        # Last: its message is about ONNX, those above are about the bundle.
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise GraphError(f"not a valid ONNX graph: {str(error).strip().splitlines()[0]}") from error
@@ -111,6 +112,7 @@ def require_operators(model: onnx.ModelProto) -> None:
     versions = {item.domain: item.version for item in model.opset_import}
     unknown: dict[str, str] = {}
     for node in model.graph.node:
+        # "ai.onnx" and the empty name are the same domain.
         domain = "" if node.domain == "ai.onnx" else node.domain
         if (node.domain, node.op_type) in local or domain == "com.microsoft":
             continue

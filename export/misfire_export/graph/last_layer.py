@@ -141,6 +141,7 @@ def _gemm(node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> LastLayer
     if weight is None or options.get("transA", 0):
         return None
     if not options.get("transB", 0):
+        # Here weights are [K,C], as in torch; Gemm without transB has [C,K].
         weight = weight.T
     weight = weight * options.get("alpha", 1.0)
     bias = constants.get(node.input[2]) if len(node.input) > 2 else None

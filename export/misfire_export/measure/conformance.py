@@ -52,6 +52,7 @@ def check_conformance(
     with tempfile.TemporaryDirectory() as folder:
         graph, answer = Path(folder) / "model.onnx", Path(folder) / "answer.json"
         graph.write_bytes(model.SerializeToString())
+        # In a process of its own: a crash, or a build without end, must not end the export.
         command = [sys.executable, "-m", __name__, str(graph), str(answer), str(max_batch), capability]
         try:
             done = subprocess.run(
@@ -89,6 +90,7 @@ def parse_and_build(graph: bytes, *, max_batch: int, capability: str) -> dict[st
 
     logger = _Log(trt)
     builder = trt.Builder(logger)
+    # Strongly typed: the precisions are the graph's own, and the builder does not choose others.
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
@@ -159,6 +161,7 @@ def _parse_errors(parser: Any) -> str:
 def _add_profile(builder: Any, network: Any, config: Any, *, max_batch: int) -> None:
     """Adds a profile for batches 1 to max_batch if the batch is dynamic."""
     profile, dynamic = builder.create_optimization_profile(), False
+    # TensorRT refuses a dynamic dimension without a range for it.
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         shape = tuple(tensor.shape)

@@ -31,6 +31,7 @@ def write_golden(
     # A graph with a fixed batch takes exactly that many frames.
     fixed = session.get_inputs()[0].shape[0]
     count = min(fixed if isinstance(fixed, int) else FRAMES, len(examples))
+    # Sorted: frames in the order of the set, whatever the order of the draw.
     chosen = np.sort(np.random.default_rng(seed).choice(len(examples), count, replace=False))
     image = examples.batch(chosen, contract).numpy()
     names = [output.name for output in session.get_outputs()]

@@ -75,6 +75,7 @@ def answers(
     Raises OutputError on NaN or infinity, naming the image; GraphError if rows and frames differ in number.
     """
     wanted = list(names) if names is not None else [output.name for output in session.get_outputs()]
+    # An input's dynamic dimension is a name or None in ONNX Runtime, a fixed one is a number.
     fixed = session.get_inputs()[0].shape[0]
     batch = fixed if isinstance(fixed, int) else batch
     for start in range(0, len(examples), batch):

@@ -17,7 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from misfire_export.errors import PrecisionError
 from misfire_export.graph.regions import name_nodes, task_nodes
 
+# The largest finite number of half precision.
 LARGEST = 65504.0
+# Suffix of a tensor's half-precision twin; both exist if an fp32 node reads it, too.
 _HALF = "/fp16"
 _KEEP_FLOAT = {"Resize": (1, 2), "Upsample": (1,)}
 """Inputs that ONNX defines as fp32 whatever the data are: regions and scales."""

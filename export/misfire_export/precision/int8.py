@@ -33,6 +33,7 @@ from misfire_train.scores.fitting import spread
 
 FRAMES = 256
 """Number of frames from which activation ranges are read."""
+# Of no influence on the ranges: MinMax takes the extremes of all frames.
 _BATCH = 16
 
 

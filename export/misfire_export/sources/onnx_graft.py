@@ -145,6 +145,7 @@ def append_scores(
     version = opset_of(joined)
     # All operators of one graph must be of one version.
     if version > OPSET:
+        # Ours is raised to theirs: an older version may lack operators of the foreign graph.
         small = version_converter.convert_version(small, version)
     fixed = joined.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     _set_shape(joined.graph, output, [fixed or "batch", *answer.shape[1:]])

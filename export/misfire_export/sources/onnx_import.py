@@ -137,6 +137,7 @@ def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.M
         for i in range(2):
             alone = session.run(names, {contract.name: frames[i : i + 1]})
             for name, whole, part in zip(names, together, alone, strict=True):
+                # Not exact: ONNX Runtime may sum in another order for another batch.
                 if not np.allclose(whole[i], part[0], rtol=1e-3, atol=1e-5, equal_nan=True):
                     gap = float(np.abs(np.asarray(whole[i], np.float64) - part[0]).max())
                     return None, f"output {own_name(name)} changes by {gap:.2g} with a frame's neighbours"
@@ -146,6 +147,7 @@ def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.M
 
 
 def _random_frames(contract: InputContract) -> NDArray[np.generic]:
+    # Two frames that differ: equal ones would hide a graph that mixes them.
     rng = np.random.default_rng(0)
     shape = (2, contract.channels, contract.height, contract.width)
     if contract.dtype == "uint8":

@@ -140,6 +140,7 @@ def fit_network(
             )
             if saving is not None and accelerator.is_main_process:
                 _save(saving, model, optimizer, joint=joint, state=state, best=best)
+    # The best epoch, not the last one: the last ones are those that brought nothing.
     model.load_state_dict(best)
     model.eval()
     return state
@@ -247,6 +248,7 @@ def _save(
     best: Mapping[str, Tensor],
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    # The best weights as well: after a resume, the best epoch may be one from before.
     tensors.update({f"best.{name}": value for name, value in best.items()})
     for index, moments in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in moments.items()})

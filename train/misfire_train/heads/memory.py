@@ -17,6 +17,7 @@ from misfire_train.scores.neighbours import squared_distances
 from misfire_train.tasks.softmax import Softmax
 
 NEIGHBOURS = 10
+# A vehicle reads all of them for every frame: that is most of what a head costs.
 BANK_ROWS = 2048
 WHOLE = 128
 """Embeddings up to this width are kept as they are,"""
@@ -89,6 +90,7 @@ class Memory(nn.Module):
         memory.prototypes.copy_(memory.components(means))
         # A sample suffices for one mean.
         near = memory.distances(embeddings[chosen[:256]], memory.bank)
+        # Without the first: the nearest to a member of the bank is the member itself.
         nearest = near.topk(min(NEIGHBOURS + 1, len(chosen)), dim=1, largest=False).values[:, 1:]
         if nearest.numel():
             memory.temperature.copy_(nearest.mean().clamp_min(1e-4))
@@ -142,5 +144,6 @@ class Memory(nn.Module):
 def principal_axes(embeddings: Tensor, count: int) -> Tensor:
     """Returns the `count` orthogonal directions [C,count] of largest variance of [N,C], the largest last."""
     moved = (embeddings - embeddings.mean(0)).double()
+    # eigh sorts its eigenvalues in ascending order, so the last columns have the largest variance.
     axes: Tensor = torch.linalg.eigh(moved.T @ moved).eigenvectors[:, -count:]
     return axes.to(embeddings.dtype)

@@ -44,6 +44,7 @@ class SecondOpinion(nn.Module):
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=3e-3, weight_decay=0.1)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         self.train()
+        # Its caller, `candidate_heads`, runs without gradients.
         with torch.enable_grad():
             for _ in range(STEPS):
                 rows = torch.randint(len(z), (min(256, len(z)),), generator=generator)

@@ -188,6 +188,7 @@ def failures_needed(*, auroc: float = 0.85, half_width: float = 0.05) -> int:
 
     Hanley & McNeil 1982: the variance per failure is AUROC / (2 - AUROC) - AUROC^2.
     """
+    # 1.96 deviations to each side hold 95 % of a normal distribution.
     variance = auroc / (2 - auroc) - auroc**2
     return math.ceil(1.96**2 * variance / half_width**2)
 

@@ -80,6 +80,7 @@ class Neighbours(nn.Module):
         count = bank.shape[0]
         if bank.ndim != 2 or count < 3:
             raise ScoreError(f"a bank is [M,D] with at least 3 rows, got {tuple(bank.shape)}")
+        # 20 is the published code's.
         perplexity = perplexity if perplexity is not None else min(20.0, count / 3)
         nats = math.log(perplexity) / math.log(2) if reference_compat else math.log(perplexity)
         if perplexity <= 1 or nats >= math.log(count) - 1e-9:
@@ -100,6 +101,7 @@ class Neighbours(nn.Module):
         """Returns the median of the sigmas that give each member of the bank its perplexity."""
         some = self.bank[torch.linspace(0, len(self.bank) - 1, min(512, len(self.bank))).long()]
         distances = squared_distances(some, self.bank)
+        # One more, without the first: the nearest to a member of the bank is the member itself.
         near = distances.topk(min(self.candidates + 1, len(self.bank)), dim=1, largest=False).values[:, 1:]
         log_variance = bandwidth(near - near[:, :1], entropy_nats=self.entropy_nats)
         return math.sqrt(math.exp(float(log_variance.median())))

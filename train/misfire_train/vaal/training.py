@@ -35,6 +35,7 @@ class VaalConfig:
     latent: int = 16
     size: int = 32
     width: int = 16
+    # Adam's rate in the published code, for both networks.
     learning_rate: float = 5e-4
     beta: float = 0.05
     adversary: float = 1.0
@@ -106,6 +107,7 @@ def train_vaal(
     """
     config = config or VaalConfig()
     _check(labelled, unlabelled, ranks)
+    # Layers draw their weights from the global generator, which is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with_ranks = ranks is not None
