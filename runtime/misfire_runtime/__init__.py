@@ -1,11 +1,11 @@
-"""misfire on the vehicle: score live frames, keep the informative ones, hand them to the fleet.
+"""Runs misfire on the vehicle: scores live frames, keeps the informative ones, and uploads them.
 
     run_vehicle(config, stop=...)       the whole vehicle, as `misfire run`
     read_config("vehicle.toml")         its configuration
     Scorer.load(Bundle.open(folder))    a bundle's task and scores for your own loop of frames
     open_source("rtsp://...")           frames from a file, a camera or a stream
 
-Also the ground floor of the house: the contracts that every unit shares are here (`bundle`, `messages`,
+The contracts that every unit shares are here, too (`bundle`, `messages`,
 `preprocess`). Nothing in this package imports torch or another misfire unit.
 """
 

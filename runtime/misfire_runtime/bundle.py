@@ -228,6 +228,7 @@ def read_manifest(path: Path) -> Manifest:
     """Reads `path/manifest.json` and validates its schema, but not the files. Raises BundleError."""
     file = path / MANIFEST
     try:
+        # Before the read: a bundle may come from elsewhere.
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes")
         return Manifest.model_validate_json(file.read_bytes())
@@ -245,6 +246,7 @@ def verify_files(path: Path, manifest: Manifest) -> list[str]:
         # A link could lead out of the bundle, to a file that changes after this check.
         if file.is_symlink() or not file.is_file():
             problems.append(f"{name} is missing")
+        # The size first: it needs no read.
         elif file.stat().st_size != entry.bytes or sha256_file(file) != entry.sha256:
             problems.append(f"{name} is not what the manifest says (sha256 differs)")
     return problems + [f"{name} is not listed in the manifest" for name in sorted(_unlisted(path, manifest))]
@@ -267,6 +269,7 @@ def sha256_file(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
+        # 1 MiB at a time: a graph may be larger than the memory that is free.
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Choices that the command line, configuration files and bundles share, as types that `--help` prints.
+"""Defines the choices that command line, configuration and bundles share, as types that `--help` prints.
 
 This module imports nothing of misfire, so that a command's help need not load what the command uses.
 """

@@ -1,4 +1,4 @@
-"""The `misfire` command. Subcommands are found lazily: a vehicle never imports what only a server has.
+"""Runs the `misfire` command. Subcommands are loaded lazily: a vehicle never imports what only a server has.
 
 Each row of COMMANDS names where a command lives and which extra it needs; it is imported when it is called.
 The modules of commands import what they use inside their functions, so that `--help` is there at once.

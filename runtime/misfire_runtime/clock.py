@@ -24,6 +24,7 @@ def utc_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
+# Read once: it cannot change while the process runs.
 @cache
 def boot_id() -> str:
     """Returns an id of this boot of the machine, or of this process if the kernel has none."""

@@ -53,6 +53,7 @@ def without_trailer(data: bytes, *, name: str = "image") -> bytes:
         end = next((end for kind, _at, end in _png_chunks(data) if kind == b"IEND"), None)
         missing = "PNG (no IEND chunk)"
     elif media_type == "image/webp":
+        # RIFF's length leaves out its own first eight bytes.
         end, missing = 8 + int.from_bytes(data[4:8], "little"), "WebP"
     else:
         return data
@@ -88,6 +89,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if found[1] == _JPEG_END:
             yield found[1], at, at
             return
+        # The length includes its own two bytes; less is damage, and would go backwards.
         end = at + max(2, int.from_bytes(data[at : at + 2], "big"))
         yield found[1], at + 2, end
         at = end
@@ -96,6 +98,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yields kind, start of the payload and end (after the checksum) of every chunk."""
     at = len(PNG_MAGIC)
+    # A chunk is its length, kind and checksum, four bytes each, and the payload.
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         yield data[at + 4 : at + 8], at + 8, end
@@ -108,6 +111,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
         yield data[at : at + 4], at + 8, end
+        # Chunks of RIFF begin at even offsets.
         at = end + (end & 1)
 
 

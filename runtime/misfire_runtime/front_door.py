@@ -1,4 +1,4 @@
-"""A package's front door: the few names a user imports, each loaded when it is first asked for.
+"""Makes a package's front door: the few names that a user imports, each loaded at its first use.
 
     if TYPE_CHECKING:                      # what type checkers and editors see
         from misfire_train.attaching import attach

@@ -1,4 +1,4 @@
-"""Image to tensor: the one implementation that training, export parity and the vehicle share.
+"""Turns images into tensors: the one implementation that training, export parity and the vehicle share.
 
 bytes --decode_image--> uint8 [H,W,3] RGB --resize by the contract's rule--> normalise --> float32 [1,C,H,W]
 
@@ -73,11 +73,13 @@ def decode_image(data: bytes, *, name: str = "image") -> Image:
     if not data:
         raise ImageError(f"{name}: empty file")
     data = without_trailer(data, name=name)
+    # A PNG of some KB can decode to gigabytes, so its size is read from the header first.
     if data.startswith(PNG_MAGIC):
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
         if width * height > MAX_PIXELS:
             raise ImageError(f"{name}: {width}x{height} is above the limit of {MAX_PIXELS} pixels")
     try:
+        # COLOR: three channels of 8 bits, whatever the file has; OpenCV also applies the Exif orientation.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise ImageError(f"{name}: cannot be decoded ({error.err or error})") from error
@@ -100,6 +102,7 @@ def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
     Raises:
         ImageError: the picture has no pixels, or is too large for JPEG.
     """
+    # OpenCV takes BGR.
     ok, data = cv2.imencode(
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
@@ -117,6 +120,7 @@ def encode_png(image: Image) -> bytes:
     Raises:
         ImageError: the picture has no pixels.
     """
+    # OpenCV takes BGR.
     ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not ok:
         raise ImageError(f"PNG encoding failed for shape {image.shape}")
@@ -148,8 +152,10 @@ def resize_image(image: Image, contract: InputContract) -> Image:
         return _scale(image, target_h, target_w)
     if contract.resize == "letterbox":
         factor = min(target_h / height, target_w / width)
+        # At least one pixel: a very wide picture would otherwise have no height.
         inner = _scale(image, max(1, round(height * factor)), max(1, round(width * factor)))
         top, left = (target_h - inner.shape[0]) // 2, (target_w - inner.shape[1]) // 2
+        # Centred on black: a privacy detector undoes exactly this for its boxes.
         canvas = np.zeros((target_h, target_w, 3), np.uint8)
         canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
         return canvas

@@ -1,6 +1,6 @@
-"""What all settings tables share: unknown keys are errors, and paths are relative to their file.
+"""Provides what all settings tables share: unknown keys are errors, and paths are relative to their file.
 
-Every table stands beside the class it configures; `config/tables.py` assembles them into `VehicleConfig`.
+Every table is beside the class it configures; `config/tables.py` assembles them into `VehicleConfig`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Table(BaseModel):
-    """Base of all tables: a key that is not known is an error, not silence."""
+    """Base of all tables: an unknown key is an error, and is not ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

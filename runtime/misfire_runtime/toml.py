@@ -41,7 +41,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class TomlFile:
-    """The tables of a TOML text.
+    """Holds the tables of a TOML text.
 
     name: what errors call it. folder: what relative paths in it are relative to; None is the working folder.
     """
@@ -120,7 +120,7 @@ def explain(
 
 
 def _keys(loc: Sequence[str | int], values: object, kind: str) -> tuple[str | int, ...]:
-    """The parts of pydantic's location that are keys: it names the members of unions in between."""
+    """Returns the keys of pydantic's location, which also names the members of unions in between."""
     keys: list[str | int] = []
     inside: Any = values
     for depth, part in enumerate(loc):
@@ -172,7 +172,7 @@ def _index(text: str) -> dict[_Place, int]:
 
 
 def _table(header: re.Match[str], arrays: dict[_Place, int]) -> _Place:
-    """The path of a header, with the index of the newest element of every array of tables on the way."""
+    """Returns the path of a header, with the index of the newest element of every array of tables in it."""
     path: _Place = ()
     parts = _parts(header.group(2))
     for depth, part in enumerate(parts):

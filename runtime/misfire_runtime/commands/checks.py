@@ -134,6 +134,7 @@ def _engine(config: VehicleConfig) -> Iterator[Finding]:
 
 def _disk(config: VehicleConfig) -> Iterator[Finding]:
     folder = config.spool.path
+    # The spool is made at the first run; its disk is that of the nearest folder.
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -166,6 +167,7 @@ def _clock(_config: VehicleConfig) -> Iterator[Finding]:
 def clock_is_synchronised() -> bool | None:
     """Returns whether the kernel (ntp_adjtime) has a synchronised clock; None if it cannot be asked."""
     try:
+        # A buffer of zeros asks for the state and changes nothing.
         state = ctypes.CDLL(None).ntp_adjtime(ctypes.create_string_buffer(_TIMEX_BYTES))
     except (AttributeError, OSError):
         return None
@@ -245,7 +247,9 @@ def _broker(config: VehicleConfig) -> Iterator[Finding]:
     if not broker.tls and not is_loopback(broker.host):
         text = "is not encrypted: anybody on the way can read pictures, and forge verdicts that delete them"
         yield Finding("broker", "warn", f"{broker.url} {text}")
+    # The vehicle's own topic, so that the broker's access rules are tested, too.
     replies = Topics(config.fleet, config.vehicle).reply
+    # Not the vehicle's own: the broker would end the connection of a running vehicle.
     client_id = f"misfire-doctor-{socket.gethostname()[:32]}"
     connection = Connection(broker, client_id=client_id, subscriptions=(replies,))
     try:

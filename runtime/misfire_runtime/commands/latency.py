@@ -124,11 +124,13 @@ def interleave(
     """
     order, draw = list(runs), random.Random(seed)
     times: dict[str, list[float]] = {name: [] for name in runs}
+    # At least three: the first calls allocate memory and choose kernels.
     warm_up = max(3, rounds // 10)
     collecting = gc.isenabled()
     gc.disable()  # a collection within a call would be counted as its latency
     try:
         for i in range(rounds + warm_up):
+            # Shuffled each time: the second of two calls finds warm caches.
             draw.shuffle(order)
             for name in order:
                 started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the fleet may change of a vehicle: these fields within these bounds, and nothing else.
+"""Defines what the fleet may change of a vehicle: these fields within these bounds, and nothing else.
 
 Desired.config --DesiredConfig (names and bounds)--> with_desired: the fleet's fields over the vehicle's own
 

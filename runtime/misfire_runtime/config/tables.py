@@ -1,4 +1,4 @@
-"""A vehicle's configuration: TOML checked by pydantic, every error with file, line and what was expected.
+"""Defines a vehicle's configuration: TOML checked by pydantic; errors name file, line and expectation.
 
 file --read_config--> VehicleConfig;  desired.py puts in place of its tables what the fleet may change
 

@@ -1,1 +1,1 @@
-"""Inference engines behind one protocol, and the frame's way through one to its scores."""
+"""Provides inference engines behind one protocol, and computes a frame's scores with one."""

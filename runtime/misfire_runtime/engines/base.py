@@ -1,4 +1,4 @@
-"""The protocol of inference engines, what chooses one, and the folder for what they compile."""
+"""Defines the protocol of inference engines, their options, and the folder for what they compile."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The few calls of NVIDIA's CUDA runtime that an engine needs, through ctypes: memory, copies, a stream.
+"""Calls the few functions of NVIDIA's CUDA runtime that an engine needs: memory, copies, a stream.
 
-libcudart comes with every CUDA installation and every JetPack; a Python package for six calls would be one
+They are called through ctypes: libcudart comes with CUDA and JetPack; a package for six calls would be one
 more thing to match. Each call that fails raises EngineError with CUDA's own words.
 """
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from misfire_runtime.errors import EngineError
 
+# Values of cudaMemcpyKind.
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
+# The plain name exists only with the developer package; JetPack 5 has 11, JetPack 6 has 12.
 _NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 
 
@@ -24,6 +26,7 @@ class Cuda:
 
     def __init__(self, *, device: int = 0) -> None:
         self._library = _load()
+        # Without it, ctypes would take the pointer for an int and cut it to 32 bits.
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
         self._call("cudaSetDevice", ctypes.c_int(device))
         stream = ctypes.c_void_p()
@@ -33,6 +36,7 @@ class Cuda:
     def allocate(self, size: int) -> int:
         """Reserves `size` bytes on the device, at least one, and returns their address."""
         pointer = ctypes.c_void_p()
+        # At least one byte: cudaMalloc gives no address for none.
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
         return int(pointer.value or 0)
 
@@ -81,6 +85,7 @@ def host_buffer(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 
 def _load() -> Any:
+    # The system's choice first; the names are for machines without ldconfig's cache.
     found = ctypes.util.find_library("cudart")
     for name in (*([found] if found else []), *_NAMES):
         try:

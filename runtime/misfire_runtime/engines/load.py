@@ -1,4 +1,4 @@
-"""From a bundle to a warm engine: bundle --load_engine--> Engine --infer--> {output name: array}
+"""Loads a bundle into a warm engine: bundle --load_engine--> Engine --infer--> {output name: array}
 
 Every engine is warmed up before it is handed out, so that a swap never shows the first frame's
 compilation.

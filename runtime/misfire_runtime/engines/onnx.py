@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine, on the CPU, CUDA or TensorRT provider.
+"""Runs a graph with ONNX Runtime, on the CPU, CUDA or TensorRT provider.
 
 A provider that a package lists is not a provider that works: after creation the session is asked what it
 really runs on, and a provider that was asked for and does not work is an error.
@@ -22,6 +22,7 @@ _ORT_PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt-provider": "TensorrtExecutionProvider",
 }
+# Not TensorRT's provider: it first compiles an engine, which takes minutes.
 _AUTO_ORDER = ("cuda", "cpu")
 
 
@@ -50,6 +51,7 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Frees the session."""
+        # The session has no close method: its memory goes with the last reference.
         self._session = None
 
     def _create(self) -> Any:
@@ -57,6 +59,7 @@ class OnnxRuntimeEngine:
             raise EngineError("ONNX Runtime is not installed: pip install 'misfire[cpu]' or 'misfire[gpu]'")
         import onnxruntime as ort
 
+        # What is left of the shared folder after one of the two was uninstalled.
         if not hasattr(ort, "InferenceSession"):
             raise EngineError(
                 "onnxruntime is broken: onnxruntime and onnxruntime-gpu overwrite each other; keep one"
@@ -78,17 +81,22 @@ class OnnxRuntimeEngine:
         """Returns a session that verifiably runs on `provider`, or None and why not."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._options.threads
+        # The graph runs node by node; `threads` are for the inside of a node.
         options.inter_op_num_threads = 1
+        # 3 is errors only: warnings about the graph would fill a vehicle's log.
         options.log_severity_level = 3
+        # Threads that spin while they wait would take the processor from decoding and the uplink.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         chain: list[Any] = [(provider, self._provider_options(ort, provider))]
         if provider != "CPUExecutionProvider":
+            # For nodes that the GPU's provider lacks; ONNX Runtime would add it anyway.
             chain.append("CPUExecutionProvider")
         try:
             session = ort.InferenceSession(str(self._bundle.model_path), options, providers=chain)
         except Exception as error:  # noqa: BLE001  (a provider raises types of its own)
             return None, _first_line(error)
         running = session.get_providers()
+        # ONNX Runtime falls back to the CPU with no more than a warning.
         if not running or running[0] != provider:
             return None, f"{provider} did not load; the session fell back to {', '.join(running)}"
         return session, ""
@@ -138,4 +146,5 @@ def _check_outputs(session: Any, wanted: Sequence[str]) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
+    # Some errors of ONNX Runtime have hundreds of lines.
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""From a frame to its scores: preprocess, one forward pass, and what the rest of the vehicle may ask of it.
+"""Computes a frame's scores: preprocessing, one forward pass, and what the vehicle may ask of its outputs.
 
 image --to_tensor--> engine --> Scored{scores, percentiles, prediction, embedding}
 
@@ -48,6 +48,7 @@ class Scored:
         refused = []
         for name, output in scorer.score_outputs:
             values = outputs[output]
+            # A score per pixel or per batch would otherwise be taken for that of the frame.
             if values.size != 1:
                 shape = list(values.shape)
                 raise EngineError(f"{scorer.label}: {output} has shape {shape} for one frame; expected [1]")
@@ -105,6 +106,7 @@ class Scorer:
         self.classes = manifest.classes
         self.score_outputs = tuple((score.name, score.output) for score in manifest.scores)
         self.tables = {score.name: score.calibration.quantiles for score in manifest.scores}
+        # Reversed, so that the first output of a kind wins.
         kinds = {output.kind: output.name for output in reversed(manifest.outputs)}
         self.embedding_output = kinds.get("embedding")
         self._kinds = kinds
@@ -194,6 +196,7 @@ def _brief_class(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, An
     if flat.size == 0:
         return {}
     best = int(flat.argmax())
+    # The softmax of the largest; the subtraction keeps exp from overflowing.
     confidence = 1.0 / float(np.exp(flat - flat[best]).sum())
     return {"class": _class_name(best, classes), "confidence": round(confidence, 4)}
 

@@ -1,4 +1,4 @@
-"""Native TensorRT: builds an engine from a bundle's graph once, caches it under its key, and runs it.
+"""Builds a TensorRT engine from a bundle's graph once, caches it under its key, and runs it.
 
 model.onnx --parser, builder, timing cache--> engine/<key>/model.plan --runtime--> context --infer--> outputs
 
@@ -86,11 +86,13 @@ class TensorRTEngine:
             shape = tuple(self._context.get_tensor_shape(output.name))
             results[output.name] = host_buffer(shape, self._dtype(output.name))
             self._cuda.download(results[output.name], self._buffers[output.name])
+        # The copies are asynchronous: before this, the results are not filled.
         self._cuda.wait()
         return results
 
     def close(self) -> None:
         """Frees device memory."""
+        # The context before the engine, and both before the memory that they use.
         self._context = self._engine = None
         for pointer in self._buffers.values():
             self._cuda.free(pointer)
@@ -102,6 +104,7 @@ class TensorRTEngine:
             self._bundle, runtime=f"tensorrt-{self._trt.__version__}", device=device_key(options.device)
         )
         plan = folder / PLAN
+        # Complete if it is there: `keep` writes it durably.
         if plan.is_file():
             return plan.read_bytes()
         data = build_plan(
@@ -119,6 +122,7 @@ class TensorRTEngine:
         buffers = {}
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
+            # -1 is a dimension that depends on the batch.
             shape = [self._max_batch if size < 0 else size for size in self._engine.get_tensor_shape(name)]
             size = int(np.prod(shape, dtype=np.int64)) * np.dtype(self._dtype(name)).itemsize
             buffers[name] = self._cuda.allocate(size)
@@ -171,6 +175,7 @@ def build_plan(trt: Any, bundle: Bundle, *, logger: Any, timing: Path, max_batch
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     _set_precision(trt, config, bundle.manifest.precision)
     cache = config.create_timing_cache(timing.read_bytes() if timing.is_file() else b"")
+    # False: a cache of another GPU is refused, not used.
     config.set_timing_cache(cache, False)
     _add_profile(builder, network, config, max_batch=max_batch)
     plan = builder.build_serialized_network(network, config)

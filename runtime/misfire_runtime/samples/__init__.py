@@ -1,1 +1,1 @@
-"""From a chosen frame to the bytes and the offer of a sample: privacy, encoding, clips."""
+"""Turns a chosen frame into the bytes and the offer of a sample: privacy, encoding, clips."""

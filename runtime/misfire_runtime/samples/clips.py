@@ -1,4 +1,4 @@
-"""Frames before and after a chosen one, from a ring of encoded frames.
+"""Collects the frames before and after a chosen one, from a ring of encoded frames.
 
 every frame (thinned to `fps`) --encoded--> ring of `before_s`, bounded in bytes
 a chosen frame --> the ring is emptied into its clip, and the next `after_s` are added
@@ -98,6 +98,7 @@ class ClipRecorder:
         if choice is not None and not choice.trigger.random and sample is not None:
             pieces += self._chosen(lane, entry, sample)
             lane.next_s = now + self._period_s
+        # 1e-6: frames at exactly `fps` must not be left out by a rounding error.
         elif now + 1e-6 >= lane.next_s:
             lane.next_s = now + self._period_s
             pieces += self._passing(lane, entry)
@@ -109,6 +110,7 @@ class ClipRecorder:
 
     def _advance(self, lane: _Lane, now: float) -> list[Encoded]:
         """Ends a clip whose time is over, and everything if the recording's time went backwards."""
+        # A replay began again, or a camera's clock jumped: the frames before do not belong to it.
         if now < lane.last_s:
             pieces = self._finish(lane)
             lane.ring.clear()
@@ -149,6 +151,7 @@ class ClipRecorder:
             lane.ring_bytes -= lane.ring.popleft().memory_bytes
 
     def _open(self, lane: _Lane, entry: Encoded, sample: str) -> list[Encoded]:
+        # 16 hexadecimal digits are 64 bits: enough to tell clips apart.
         lane.clip, lane.key = sample[:16], entry
         lane.key_s = entry.time_s
         before = [e for e in lane.ring if 0 <= lane.key_s - e.time_s <= self._before_s]
@@ -171,6 +174,7 @@ class ClipRecorder:
             return []
         # One size per video: a folder may mix pictures of several.
         frames = [entry for entry in frames if entry.frame.image.shape == key.frame.image.shape]
+        # One frame is no video, and it is a sample of its own already.
         if len(frames) < 2:
             return []
         privacy = sorted({label for entry in frames for label in entry.privacy})
@@ -202,7 +206,9 @@ def mux_mjpeg(frames: list[Encoded]) -> bytes:
     buffer = io.BytesIO()
     first_s = frames[0].frame.time_s
     with av.open(buffer, "w", format="mp4") as container:
+        # A nominal rate: each packet has its own time.
         stream = container.add_stream("mjpeg", rate=25)
+        # yuvj420p: JPEG's full range of values.
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
         stream.time_base = _TIME_BASE
         for encoded in frames:
@@ -210,6 +216,7 @@ def mux_mjpeg(frames: list[Encoded]) -> bytes:
             packet.stream = stream
             packet.time_base = _TIME_BASE
             packet.pts = packet.dts = round((encoded.time_s - first_s) * 1000)
+            # Each JPEG stands for itself, so a player may begin anywhere.
             packet.is_keyframe = True
             container.mux(packet)
     return buffer.getvalue()

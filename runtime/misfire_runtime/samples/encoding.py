@@ -1,4 +1,4 @@
-"""From a scored frame to the bytes that may leave the vehicle: privacy first, then one encoding at most."""
+"""Encodes a scored frame as bytes that may leave the vehicle: privacy first, then at most one encoding."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def encode(
     image, changed, labels = frame.image, False, list[str]()
     if privacy is not None:
         image, labels, changed = privacy.apply(frame.image, source=frame.source)
+    # Original bytes lose nothing; a changed picture must never leave in its original bytes.
     if frame.original is not None and frame.media_type and not changed and keep_original:
         return Encoded(frame.original, frame.media_type, labels, scored)
     return Encoded(encode_jpeg(image, quality=jpeg_quality), "image/jpeg", labels, scored)

@@ -1,4 +1,4 @@
-"""What happens to a picture before any disk or network sees it: masks, blurred detections, crops.
+"""Changes a picture before any disk or network sees it: masks, blurred detections, crops.
 
 image --masks--> --each detector's boxes blurred--> --crop--> image + what was done (for the offer)
 
@@ -100,6 +100,7 @@ class Privacy:
         Raises:
             PrivacyError: the stage cannot do its work.
         """
+        # First of all: it fails closed.
         if self.problem is not None:
             raise PrivacyError(self.problem)
         labels: list[str] = []
@@ -116,6 +117,7 @@ class Privacy:
         for detector, found in zip(self._detectors, boxes, strict=True):
             _blur(result, found)
             labels.append(f"blur:{detector.label}:{len(found)}")
+        # Last, because boxes and masks are in coordinates of the whole picture.
         for crop in self._table.crops:
             if crop.source in ("", source):
                 x0, y0, x1, y1 = _pixels(crop.box, image)
@@ -152,6 +154,7 @@ class Detector:
         try:
             self._contract = _contract(self._input, table)
             blank = np.zeros((self._contract.height, self._contract.width, 3), np.uint8)
+            # One run now: a model that fails does so at the start, not at the first face.
             self.find(blank)
         except (MisfireError, ValueError) as error:
             raise PrivacyError(f"blur model {table.model}: {error}") from error
@@ -273,11 +276,13 @@ def _blur(image: Image, boxes: Boxes) -> None:
     """Replaces each box by at most 8x8 averages, in place: nothing finer is left to restore."""
     height, width = image.shape[:2]
     for box in boxes:
+        # Outwards: a pixel that is partly inside is blurred.
         x0, y0 = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
         x1, y1 = min(width, int(np.ceil(box[2]))), min(height, int(np.ceil(box[3])))
         if x1 <= x0 or y1 <= y0:
             continue
         region = image[y0:y1, x0:x1]
+        # INTER_AREA averages all pixels; other kinds would keep single ones.
         coarse = cv2.resize(region, (min(8, x1 - x0), min(8, y1 - y0)), interpolation=cv2.INTER_AREA)
         image[y0:y1, x0:x1] = cv2.resize(coarse, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
 
@@ -287,4 +292,5 @@ def _pixels(box: tuple[float, float, float, float], image: Image) -> tuple[int, 
     height, width = image.shape[:2]
     x, y, w, h = box
     x1, y1 = min(width, int(np.ceil((x + w) * width))), min(height, int(np.ceil((y + h) * height)))
+    # int() rounds down, which is outwards at the top left.
     return int(x * width), int(y * height), x1, y1

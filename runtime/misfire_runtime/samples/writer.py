@@ -1,4 +1,4 @@
-"""From a chosen frame to a sample in the spool, on one thread beside the frame path.
+"""Writes chosen frames as samples into the spool, on one thread beside the frame path.
 
 pipeline --bounded queue--> privacy --> encode --> budget --> spool.add --> budget booked, progress marked
 
@@ -107,6 +107,7 @@ class SampleWriter:
         self._statistics = statistics
         self._progress = progress
         self._privacy = privacy
+        # Bounded: pictures in it keep their pixels in memory.
         self._queue: queue.Queue[ScoredFrame | Mark | Change | None] = queue.Queue(capacity)
         self._counted_lost: Counter[str] = Counter()
         self._often = Throttle(_LOG)
@@ -137,6 +138,7 @@ class SampleWriter:
         """
         while True:
             try:
+                # Short waits, so that `stop` ends them.
                 self._queue.put(frame, block=wait, timeout=0.2)
                 return True
             except queue.Full:
@@ -146,6 +148,7 @@ class SampleWriter:
 
     def offer_to_ring(self, frame: ScoredFrame) -> None:
         """Hands in a frame for the clip ring; drops it if the queue is half full."""
+        # The other half is for chosen frames: a clip's surroundings are worth less.
         if self.fill < 0.5:
             try:
                 self._queue.put_nowait(frame)
@@ -179,17 +182,20 @@ class SampleWriter:
         """Waits until everything handed in before is in the spool."""
         done = threading.Event()
         self._queue.put(Mark(counts, positions, done))
+        # Looks at the thread in between: if it died, nobody would set the event.
         while not done.wait(0.5):
             if not self._worker.alive:
                 return
 
     def close(self) -> None:
         """Writes what is waiting and ends the thread."""
+        # No limit: what waits is chosen, and a slow disk must not lose it.
         self._worker.close(timeout_s=None)
 
     def _run(self, _stop: threading.Event) -> None:
         while True:
             item = self._queue.get()
+            # Queued last by `close`, so everything before it is written.
             if item is None:
                 self._guard(self._end_clips)
                 self._guard(self._count_lost)
@@ -208,6 +214,7 @@ class SampleWriter:
             work()
         except PrivacyError as error:
             self._lose("privacy", error)
+        # Before MisfireError, of which it is a subclass; so are the others above it.
         except DiskFullError as error:
             self._lose("disk full", error)
             self._fail(error)
@@ -233,10 +240,12 @@ class SampleWriter:
     def _settle(self, mark: Mark) -> None:
         try:
             self._count_lost()
+            # Kept until the store has taken them: see `_uncounted`.
             self._uncounted.update({name: value for name, value in mark.counts.items() if value})
             if self._uncounted:
                 self._store.count(**self._uncounted)
                 self._uncounted.clear()
+            # After the counts: a crash in between reads frames again, and does not lose them.
             if mark.positions:
                 self._progress.save(mark.positions)
             if mark.then is not None:
@@ -294,6 +303,7 @@ class SampleWriter:
         self._statistics.spooled += 1
         self._statistics.chosen[offer.trigger.name] += 1
         if budgeted and self.budget is not None:
+            # After the sample is durable: a crash in between spends too little, not for nothing.
             self.budget.spend(offer.id, len(data))
 
     def _keep_all(self, parts: Sequence[Encoded]) -> None:
@@ -320,6 +330,7 @@ class SampleWriter:
             embedding=None
             if embedding is None or embedding.size > MAX_EMBEDDING
             else pack_embedding(embedding),
+            # 64 is the limit of an offer.
             context=dict(list(whole.context.items())[:64]),
             privacy=list(encoded.privacy),
             source=(f"{frame.source}/{frame.name}" if named else frame.name)[:256],

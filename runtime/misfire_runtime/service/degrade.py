@@ -59,6 +59,7 @@ class DegradationLadder:
             return 0
         strain = self._strain(latency_ms, queue_fill)
         now = self._now()
+        # A step needs time to show its effect before the next one.
         if now - self._changed_s >= self.table.hold_s:
             if strain > 1.0 and self.step < len(STEPS) - 1:
                 self._move(self.step + 1, strain, now)
@@ -75,6 +76,7 @@ class DegradationLadder:
         """Returns True if frame `index` of a live source is scored at this step, even if it is not random."""
         if self.step < 2:
             return True
+        # By index, so that the choice does not depend on when the step changed.
         return self.step < 4 and index % (2 if self.step == 2 else 4) == 0
 
     def _strain(self, latency_ms: float, queue_fill: float) -> float:
@@ -97,6 +99,7 @@ class DegradationLadder:
 def read_temperature_c(file: Path) -> float | None:
     """Returns a Linux thermal zone in degrees Celsius; None if there is none, or it is not a regular file."""
     try:
+        # The kernel writes thousandths of a degree.
         return int(read_bounded(file, max_bytes=_MAX_READING)) / 1000.0
     except (OSError, ValueError):
         return None

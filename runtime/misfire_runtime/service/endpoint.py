@@ -50,6 +50,7 @@ class Endpoint:
             self._server = ThreadingHTTPServer((host, port), _handler(pages))
         except OSError as error:
             raise ConfigError(f"{name}: cannot listen on {host}:{port}: {error.strerror}") from error
+        # A client that reads slowly must not keep the process from ending.
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._worker = Worker(name, self._serve, wake=self._server.shutdown)
@@ -57,6 +58,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Stops listening."""
+        # Stopped before the socket is closed, which the server still polls.
         self._worker.close(timeout_s=5.0)
         self._server.server_close()
 

@@ -34,6 +34,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        # default=str: a log line must never fail, whatever is in its fields.
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
@@ -55,6 +56,7 @@ class Throttle:
     The first line of the next period has the number of omitted ones in the field `left_out`.
     """
 
+    # Keys may come from outside (reasons, topics), so their number is bounded.
     _MAX_KEYS = 256
 
     def __init__(self, logger: logging.Logger, *, burst: int = 1, period_s: float = 60.0) -> None:
@@ -78,9 +80,11 @@ class Throttle:
             left_out = 0
             if now - began >= self._period_s:
                 left_out, began, count = max(0, count - self._burst), now, 0
+            # Popped and set again: the order is by last use, and the oldest goes first.
             self._seen[event, key] = (began, count + 1)
             while len(self._seen) > self._MAX_KEYS:
                 self._seen.popitem(last=False)
+        # Outside of the lock: a handler may block, and only the count needs it.
         if count < self._burst:
             more = {"left_out": left_out} if left_out else {}
             self._logger.log(level, event, extra={"fields": {**fields, **more}})

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM and SIGINT set, so that a program can finish its work first."""
     stop = threading.Event()
+    # The earlier handlers come back, because a program may embed the vehicle.
     before = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
     }

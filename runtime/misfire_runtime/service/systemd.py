@@ -19,6 +19,7 @@ class ServiceNotifier:
         address = values.get("NOTIFY_SOCKET", "")
         # systemd writes @ for the zero byte that marks an abstract socket.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        # In microseconds; unset if the unit has no WatchdogSec.
         usec = values.get("WATCHDOG_USEC", "")
         self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else None
 
@@ -38,6 +39,7 @@ class ServiceNotifier:
         if not self._address:
             return False
         try:
+            # A new socket each time: systemd may have restarted since the last notification.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
                 sock.connect(self._address)
                 sock.sendall(text.encode())

@@ -73,6 +73,7 @@ class Worker:
             with self.guard():
                 self._work(self._stop)
                 ended = True
+            # Waits on the event, so that a stop ends the pause.
             ended = ended or self._stop.wait(_PAUSE_S)
 
     @contextmanager
@@ -94,7 +95,9 @@ class Worker:
         Returns:
             False if the thread still runs.
         """
+        # The event before `wake`: the work looks at the event when it wakes.
         self._stop.set()
+        # `wake` only if it runs: it may put something into a queue that nobody reads any more.
         if self._thread.is_alive():
             self._wake()
             self._thread.join(None if timeout_s is None else max(0.0, timeout_s))

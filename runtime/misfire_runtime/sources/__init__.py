@@ -1,4 +1,4 @@
-"""Frame sources: `open_source` turns what a user writes into the class that reads it.
+"""Provides frame sources: `open_source` turns what a user writes into the class that reads it.
 
 folder, image or video file  -> files.RecordedFiles      recorded: every frame, then the end
 drive.mcap, rosbag2 folder   -> replay.McapReplay         recorded (extra `replay`)

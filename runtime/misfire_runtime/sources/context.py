@@ -1,4 +1,4 @@
-"""Signals of the vehicle beside the picture: GPS, speed, gear, anything that is a key and a value.
+"""Receives signals of the vehicle beside the picture: GPS, speed, gear, anything that is a key and a value.
 
 sender --Unix socket, UDP, or a file that is rewritten--> Context --snapshot--> triggers, offers
 
@@ -60,7 +60,7 @@ class Context:
         self._values: dict[str, tuple[float, Value]] = {}
 
     def update(self, text: str) -> int:
-        """Takes one or more lines of signals; how many were understood."""
+        """Takes one or more lines of signals; returns how many signals were understood."""
         taken = 0
         for line in text.splitlines():
             if not line.strip() or line.lstrip().startswith("#"):
@@ -74,7 +74,7 @@ class Context:
         return taken
 
     def snapshot(self) -> dict[str, Value]:
-        """All signals that are not too old."""
+        """Returns all signals that are not too old."""
         if not self._values:
             return {}
         oldest = self._now() - self._max_age_s
@@ -85,6 +85,7 @@ class Context:
         now, taken = self._now(), 0
         with self._lock:
             for key, value in signals.items():
+                # Known keys are always taken, so a flood of new ones cannot stop the speed.
                 if key not in self._values and len(self._values) >= MAX_KEYS:
                     self.refused += 1
                     continue
@@ -103,6 +104,7 @@ class ContextListener:
         self._stop = threading.Event()
         self._sockets = _open_sockets(table)
         self._stamp: tuple[int, int] | None = None
+        # One thread per input: a silent socket must not delay the file.
         works = [partial(self._receive, sock) for sock in self._sockets]
         if table.file is not None:
             works.append(partial(self._watch, table.file))
@@ -112,7 +114,7 @@ class ContextListener:
 
     @property
     def udp_port(self) -> int | None:
-        """The port bound, where UDP is configured (0 in the configuration lets the system choose)."""
+        """Returns the bound UDP port; None without UDP (0 in the configuration lets the system choose)."""
         for sock in self._sockets:
             if sock.family != socket.AF_UNIX:
                 return int(sock.getsockname()[1])
@@ -138,9 +140,11 @@ class ContextListener:
             self._context.update(data.decode("utf-8", "replace"))
 
     def _watch(self, file: Path, stop: threading.Event) -> None:
+        # Polled: a rename over the file would end a watch of its inode.
         while not stop.wait(0.2):
             try:
                 stat = file.stat()
+                # Before the read: what is written meanwhile has another stamp, and is read the next time.
                 stamp = (stat.st_mtime_ns, stat.st_size)
                 if stamp == self._stamp:
                     continue
@@ -152,7 +156,7 @@ class ContextListener:
 
 
 def parse_signals(line: str) -> dict[str, Value]:
-    """One line: a JSON object, or key=value pairs. Raises ValueError where it is neither.
+    """Parses one line: a JSON object, or key=value pairs. Raises ValueError if it is neither.
 
     Nested objects become dotted keys; numbers, true, false and text are values, anything else is refused.
     """
@@ -172,6 +176,7 @@ def parse_signals(line: str) -> dict[str, Value]:
 
 
 def _flat(tree: dict[str, object], prefix: str, depth: int) -> list[tuple[str, object]]:
+    # Bounds the recursion: anybody who may send could nest without end.
     if depth > 4:
         raise ValueError("nested too deeply")
     found: list[tuple[str, object]] = []
@@ -188,6 +193,7 @@ def _key(key: str) -> str:
 
 
 def _json_value(value: object) -> Value:
+    # Before the numbers: in Python a bool is an int.
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -203,6 +209,7 @@ def _text_value(text: str) -> Value:
     try:
         return _finite(float(text))
     except ValueError:
+        # float() takes these words, and `_finite` refused them: they are not text either.
         if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
             raise
         return text[:MAX_TEXT]
@@ -218,11 +225,13 @@ def _open_sockets(table: ContextTable) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         if table.socket is not None:
+            # Left by a process that was killed; a bind to an existing name fails.
             if table.socket.is_socket():
                 table.socket.unlink()
             unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             sockets.append(unix)
             unix.bind(str(table.socket))
+            # Members of the vehicle's group may send, too, and nobody else.
             table.socket.chmod(0o660)
         if table.udp is not None:
             host, _, port = table.udp.rpartition(":")
@@ -235,5 +244,6 @@ def _open_sockets(table: ContextTable) -> list[socket.socket]:
             sock.close()
         raise ConfigError(f"context: cannot listen: {error}") from error
     for sock in sockets:
+        # So that `stop` is seen within 0.3 s on a silent socket.
         sock.settimeout(0.3)
     return sockets

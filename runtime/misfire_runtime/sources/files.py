@@ -1,4 +1,4 @@
-"""Recorded frames: an image, a video, or a folder of either, in natural order.
+"""Reads recorded frames: an image, a video, or a folder of either, in natural order.
 
 paths --one after another--> decoded frames. A file that cannot be read is skipped, counted and named; so are
 frames of a video that are damaged or missing, and files of a folder that are neither. Nothing here ends a run
@@ -75,6 +75,7 @@ class RecordedFiles(SourceKind):
             if stop.is_set():
                 return
             if kind == "video":
+                # A video counts its frames itself, so it returns the index that follows.
                 index = yield from self._video(file, index, start, stop)
                 continue
             if index >= start:
@@ -93,6 +94,7 @@ class RecordedFiles(SourceKind):
     def _image(self, file: Path, index: int) -> Frame | None:
         label = self._relative(file)
         try:
+            # Before the file is read into memory.
             if file.stat().st_size > MAX_IMAGE_BYTES:
                 raise ImageError(f"{label}: above the limit of {MAX_IMAGE_BYTES} bytes")
             data = without_trailer(file.read_bytes(), name=label)
@@ -190,6 +192,7 @@ def _list(path: Path) -> tuple[list[tuple[Path, Kind]], list[str]]:
         raise SourceError(f"{shown(path)}: no such file or folder")
     found: list[tuple[Path, Kind]] = []
     passed: list[str] = []
+    # Links are listed too, so that one that leads nowhere is named and not just missing.
     files = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
     for file in sorted(files, key=lambda file: natural_order(file.relative_to(path).as_posix())):
         relative = file.relative_to(path)
@@ -223,11 +226,13 @@ def _identity(path: Path, files: list[Path]) -> str:
     digest = hashlib.sha256(os.fsencode(path.resolve()))
     for file in files:
         stat = file.stat()
+        # Names, sizes and times: to hash the content would read a whole drive before the first frame.
         digest.update(os.fsencode(file.name) + f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
 def natural_order(text: str) -> list[tuple[int, int, str]]:
     """Returns a sort key that puts 2.png before 10.png."""
+    # The group keeps the digits; the tuples never compare a number with text.
     parts = re.split(r"(\d+)", text)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

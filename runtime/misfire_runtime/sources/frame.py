@@ -1,4 +1,4 @@
-"""A frame, what a source is, and what a source counts.
+"""Defines a frame, what a source is, and what a source counts.
 
 Recorded sources (files, replays) give every frame and end; live sources (cameras, streams) may stall, go
 away and come back, and only their newest frame is of interest.
@@ -21,6 +21,7 @@ MAX_NAMED_PROBLEMS = 100
 """Of a source: a folder of damaged files must not fill the memory. All are counted."""
 MAX_POSITION_S = 1e9
 """What an offer takes: 30 years."""
+# The pictures that collectors take; others are encoded anew.
 _UPLOADED = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 

@@ -1,4 +1,4 @@
-"""A GStreamer pipeline as a source: what a Jetson's CSI camera needs.
+"""Reads frames from a GStreamer pipeline: what a Jetson's CSI camera needs.
 
 gst-launch-1.0 (a process of its own) --raw RGB through a pipe--> frames; its words --> size, errors
 
@@ -32,9 +32,11 @@ from misfire_runtime.sources.registry import SourceKind, SourceTable, register
 
 _LOG = logging.getLogger(__name__)
 
+# A process, not a library: a camera driver that crashes ends it, not the vehicle.
 PROGRAM = "gst-launch-1.0"
 _PREFIX = "gst:"
 _SINK = "misfire-frames"
+# With -v, gst-launch prints the negotiated format of each pad.
 _CAPS = re.compile(
     rf"GstFdSink:{_SINK}\.GstPad:sink: caps = video/x-raw.*?width=\(int\)(\d+), height=\(int\)(\d+)"
 )
@@ -82,6 +84,7 @@ class GStreamerPipeline(SourceKind):
         if program is None:
             raise SourceError(f"{PROGRAM} is not here; install GStreamer: apt-get install gstreamer1.0-tools")
         try:
+            # A list, not a shell: nothing in a configuration can start another program.
             self._command = [program, "-v", *shlex.split(_APPSINK.sub("", pipeline))]
         except ValueError as error:
             raise SourceError(f"GStreamer pipeline {pipeline!r}: {error}") from error
@@ -110,6 +113,7 @@ class GStreamerPipeline(SourceKind):
                 running.close()
             if stop.is_set():
                 return
+            # One frame proves that the pipeline works, so the waits begin anew.
             failures = 1 if index > before else failures + 1
             self.counts.reconnects += 1
             self.counts.problems.append(f"{self.name}: {running.problem}")
@@ -126,17 +130,20 @@ class _Running:
     def __init__(self, command: list[str], *, silence_s: float) -> None:
         self._silence_s = silence_s
         self._frames, into = os.pipe()
+        # sync=false: frames are written when they arrive, not when they are due.
         tail = f"! videoconvert ! video/x-raw,format=RGB ! fdsink name={_SINK} fd={into} sync=false"
         try:
             self._process = subprocess.Popen(
                 [*command, *tail.split()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
+                # GStreamer prints errors on one and the format on the other; one pipe keeps them in order.
                 stderr=subprocess.STDOUT,
                 pass_fds=(into,),
                 start_new_session=True,  # Ctrl-C is for the vehicle, which then ends the pipeline
             )
         finally:
+            # Only the child writes: otherwise its end would never be seen as the end of the pipe.
             os.close(into)
         assert self._process.stdout is not None
         self._words = self._process.stdout.fileno()
@@ -174,6 +181,7 @@ class _Running:
 
     def close(self) -> None:
         """Ends the process: asked first, so that the driver can release the camera."""
+        # gst-launch shuts a pipeline down in order at SIGINT, as at Ctrl-C.
         for number in (signal.SIGINT, signal.SIGKILL):
             self._process.send_signal(number)
             try:
@@ -192,6 +200,7 @@ class _Running:
         stride = (3 * width + 3) // 4 * 4  # rows begin at multiples of four bytes
         if not self._filled:
             self._picture = bytearray(stride * height)
+        # readv fills the picture in place: no copy of several MB per frame.
         count = os.readv(self._frames, [memoryview(self._picture)[self._filled :]])
         self._filled += count
         if count == 0:
@@ -201,11 +210,13 @@ class _Running:
             return None
         self._filled = 0
         rows = np.frombuffer(self._picture, np.uint8).reshape(height, stride)
+        # Without the padding at the ends of rows.
         return np.ascontiguousarray(rows[:, : 3 * width]).reshape(height, width, 3)
 
     def _listen(self) -> None:
         """Reads what the pipeline prints: the size of its pictures, and what is wrong."""
         while select.select([self._words], [], [], 0)[0]:
+            # 65536 is the size of a pipe on Linux: all that waits, in one read.
             data = os.read(self._words, 65536)
             if not data:
                 return

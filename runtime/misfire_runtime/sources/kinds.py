@@ -1,4 +1,4 @@
-"""What a file is, by its suffix or else by its first bytes, and whether it is whole."""
+"""Finds out what a file is, by its suffix or else by its first bytes, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _SYSTEM_FOLDERS = frozenset({"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volum
 
 def kind_of(file: Path) -> Kind:
     """Returns what a file is; "" for anything that is no image, video or recording. Raises OSError."""
+    # The suffix first: it needs no read, and a folder may hold a hundred thousand files.
     suffix = file.suffix.lower()
     if suffix in _IMAGES:
         return "image"
@@ -58,10 +59,12 @@ def ends_early(file: Path) -> bool:
             return (_matroska_end(stream) or 0) > size
         at = 0
         while at + 8 <= size:
+            # Only headers are read, so the check takes as long for a large file.
             stream.seek(at)
             length = _box_length(stream.read(16))
             if length is None:
                 return False
+            # Lengths are at least 8, so this ends.
             at += length
     return at > size
 
@@ -73,6 +76,7 @@ def _box_length(head: bytes) -> int | None:
     if not re.fullmatch(rb"[\x20-\x7e\xa9]{4}", head[4:8]):
         return None
     length = int.from_bytes(head[:4], "big")
+    # 1 announces a length of 64 bits, for boxes above 4 GiB.
     if length == 1:
         length = int.from_bytes(head[8:16], "big")
     return length if length >= 8 else None
@@ -81,6 +85,7 @@ def _box_length(head: bytes) -> int | None:
 def _matroska_end(stream: BinaryIO) -> int | None:
     """Returns where the segment of a Matroska file ends; None if its length is open (live)."""
     stream.seek(0)
+    # The EBML header is some dozen bytes long; the segment follows it.
     head = stream.read(4096)
     size, at = _ebml_length(head, 4)
     if size is None or head[at + size : at + size + 4] != b"\x18\x53\x80\x67":
@@ -93,6 +98,7 @@ def _ebml_length(data: bytes, at: int) -> tuple[int | None, int]:
     """Reads a number whose first byte says its length; returns it (None: all bits set) and where it ends."""
     if at >= len(data) or data[at] == 0:
         return None, at
+    # The number of leading zero bits is the number of bytes that follow.
     width = 9 - data[at].bit_length()
     value = int.from_bytes(data[at : at + width], "big") - (1 << 7 * width)
     return (None if value == (1 << 7 * width) - 1 else value), at + width

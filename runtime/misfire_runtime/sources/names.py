@@ -1,4 +1,4 @@
-"""Names of files as text that can be shown, logged, hashed and sent.
+"""Turns names of files into text that can be shown, logged, hashed and sent.
 
 Names on a disk are bytes. Python keeps those that are not UTF-8 as lone surrogates, which no encoder, JSON
 parser or message takes.

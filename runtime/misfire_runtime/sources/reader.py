@@ -1,4 +1,4 @@
-"""One stream of frames from one or several sources.
+"""Merges the frames of one or several sources into one stream.
 
 source --own thread--> feed --> `FrameReader.next` (taken by the pipeline, in turn)
 
@@ -63,6 +63,7 @@ class _Feed:
         with self._ready:
             self.last_s = time.monotonic()
             self.stalled = False
+            # A vehicle wants the newest frame: an old one would only delay the next decision.
             if self.source.live:
                 self.source.counts.dropped += len(self.frames)
                 self.frames.clear()
@@ -192,8 +193,10 @@ class FrameReader:
         for step in range(len(self._feeds)):
             feed = self._feeds[(self._turn + step) % len(self._feeds)]
             if feed.frames:
+                # The next source has the next turn: a fast one must not starve the others.
                 self._turn = (self._turn + step + 1) % len(self._feeds)
                 frame = feed.frames.popleft()
+                # Only a feed that was full has a thread that waits for room.
                 if not feed.source.live and len(feed.frames) == AHEAD - 1:
                     self._ready.notify_all()
                 return frame

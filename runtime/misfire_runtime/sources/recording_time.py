@@ -1,4 +1,4 @@
-"""When a frame was recorded, as far as its file says so.
+"""Finds out when a frame was recorded, as far as its file says so.
 
 MCAP log time, a video's creation time and the position in it, or the Exif block of a picture. The time of the
 file itself is never used: copying, unpacking and editing change it.
@@ -51,6 +51,7 @@ def parse_moment(text: str) -> float | None:
 
 def container_time(*metadata: Mapping[str, str]) -> float | None:
     """Returns when a video began by the metadata of its container and stream; None if they do not say."""
+    # Apple's key first: it names the zone.
     for key in ("com.apple.quicktime.creationdate", "creation_time"):
         for tags in metadata:
             moment = parse_moment(tags.get(key, ""))
@@ -85,6 +86,7 @@ def _tags(block: bytes) -> dict[int, str | int]:
     """Returns the texts and single numbers of the first directory and of the Exif directory behind it."""
     if block[:4] not in (b"II*\0", b"MM\0*"):
         return {}
+    # II is Intel's byte order, MM is Motorola's.
     order = "<" if block[:1] == b"I" else ">"
     tags: dict[int, str | int] = {}
     try:
@@ -101,7 +103,9 @@ def _directory(block: bytes, order: str, at: int) -> dict[int, str | int]:
     for number in range(count):
         entry = at + 2 + 12 * number
         tag, kind, length = struct.unpack_from(f"{order}HHI", block, entry)
+        # Kind 2 is text, 3 and 4 are whole numbers (TIFF 6.0); dates are far below 64 bytes.
         if kind == 2 and length <= 64:
+            # TIFF stores values of up to four bytes in place of their offset.
             start = entry + 8 if length <= 4 else struct.unpack_from(f"{order}I", block, entry + 8)[0]
             found[tag] = block[start : start + length].split(b"\0")[0].decode("ascii", "replace")
         elif kind in (3, 4) and length == 1:

@@ -1,4 +1,4 @@
-"""Which class reads what a user writes as `input`: a path, a URL, a device, or `gst:` and a pipeline.
+"""Finds the class that reads a user's `input`: a path, a URL, a device, or `gst:` and a pipeline.
 
 input --`prefixes` of the kinds--> LiveStream, GStreamerPipeline
 path  --`reads` of the kinds--> McapReplay, RecordedFiles

@@ -1,4 +1,4 @@
-"""Recorded drives as sources: MCAP files, and the rosbag2 folders that hold them (extra `replay`).
+"""Reads recorded drives: MCAP files, and the rosbag2 folders that hold them (extra `replay`).
 
 message --by its schema--> encoded image --> Frame. Understood are foxglove.CompressedImage (protobuf, JSON)
 and sensor_msgs/CompressedImage (CDR, ROS 1 and ROS 2). The few fields are read straight off the wire, so no

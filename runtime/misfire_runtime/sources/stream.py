@@ -1,4 +1,4 @@
-"""Live video through FFmpeg: network streams (RTSP and others) and V4L2 cameras, opened again when they go.
+"""Reads live video through FFmpeg: network streams and V4L2 cameras, opened again when they are lost.
 
 open --decode--> frames; on an error, an end or a silence longer than `silence_s`: wait (full jitter, doubling
 up to a cap), open again, count it. FFmpeg's own timeout turns a silent peer into an error.
@@ -56,6 +56,7 @@ class LiveStream(SourceKind):
             max_wait_s: longest wait before it is opened again.
         """
         self.url = url
+        # Without what precedes the @: it may be a password, and names appear in logs and offers.
         self.name = name or url.rsplit("@", 1)[-1]
         self.counts = SourceCounts()
         self._format = format_name
@@ -89,16 +90,19 @@ class LiveStream(SourceKind):
                 problem = str(error.strerror or error)
             if stop.is_set():
                 return
+            # One frame proves that the stream works, so the waits begin anew.
             failures = 1 if index > before else failures + 1
             self.counts.reconnects += 1
             self.counts.problems.append(f"{self.name}: {problem}")
             _LOG.warning("source_lost", extra={"fields": {"source": self.name, "problem": problem}})
+            # Full jitter: cameras behind one switch must not all come back at once.
             stop.wait(random.uniform(0, min(self._max_wait_s, 0.5 * 2 ** min(failures, 16))))
 
     def close(self) -> None:
         """Does nothing: its own thread closes the container, at the latest after `silence_s`."""
 
     def _session(self, index: int, stop: threading.Event) -> Iterator[Frame]:
+        # PyAV's two timeouts: to open, and to read; without them FFmpeg may wait for ever.
         timeout = (self._silence_s, self._silence_s)
         with av.open(
             self.url, format=self._format, options=dict(self._options), timeout=timeout

@@ -1,4 +1,4 @@
-"""Pictures of a video as they are to be shown: upright, and without those that are damaged.
+"""Decodes a video into pictures as they are to be shown: upright, and without damaged ones.
 
 packet --decode--> pictures; those behind a damaged one may be built on it, up to the next key frame
 """
@@ -66,6 +66,7 @@ def upright(picture: av.VideoFrame) -> Image:
     # x' = a x + c y, y' = b x + d y with y downwards, as 16.16 fixed point in rows of three
     a, b, _u, c, d = struct.unpack_from("=5i", bytes(matrix))
     if abs(b) > abs(a):
+        # A turn by 90 degrees: rows and columns change places.
         image, a, d = image.swapaxes(0, 1), c, b
     return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
@@ -90,10 +91,12 @@ class VideoFile:
 
         Raises ImageError if it has no video or one that is too large, av's errors if it cannot be opened.
         """
+        # "replace": cameras write titles in other encodings, which would end the read.
         with av.open(str(self._file), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise ImageError("no video stream")
+            # Before the first picture is decoded, which needs the memory.
             if stream.width * stream.height > MAX_PIXELS:
                 size = f"{stream.width}x{stream.height}"
                 raise ImageError(f"{size} is above the limit of {MAX_PIXELS} pixels")
@@ -103,6 +106,7 @@ class VideoFile:
             for packet in container.demux(stream):
                 if stop.is_set():
                     return
+                # `demux` ends with an empty packet, which makes the decoder give its last pictures.
                 packets += packet.size > 0
                 yield from decoder.pictures(packet)
             self.missing = self._count_missing(container, stream, packets)
@@ -135,4 +139,5 @@ class VideoFile:
         expected = stream.frames
         if not expected and container.duration and stream.average_rate:
             expected = round(container.duration / av.time_base * stream.average_rate)
+        # At least one: the file ends early, even if its header does not give the count.
         return max(1, expected - packets)

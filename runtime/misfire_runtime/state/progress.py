@@ -41,6 +41,7 @@ class Progress:
         before = dict(self._next)
         self._next.update(positions)
         self._next = {key: value for key, value in self._next.items() if value > 0}
+        # Without a change no write: this is called every second.
         if self._next == before:
             return
         try:

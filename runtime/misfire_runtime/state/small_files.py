@@ -63,6 +63,7 @@ def read_state(path: Path, parse: Callable[[Any], T], *, missing: T, damaged: T,
 
 
 def _set_aside(path: Path, error: Exception, assume: str) -> None:
+    # One name per file: a file that is damaged at each start must not fill the disk.
     aside = path.with_suffix(".damaged")
     fields = {"file": str(path), "problem": f"{type(error).__name__}: {error}"[:500], "assume": assume}
     try:

@@ -57,6 +57,7 @@ class Statistics:
             self.frames += 1
             self.last_frame_s = time.monotonic()
             self._latency.add(latency_s * 1000.0)
+            # An exponential average: it needs no memory of single frames.
             self.recent_latency_ms += (latency_s * 1000.0 - self.recent_latency_ms) / _RECENT_FRAMES
             for name, value in scores.items():
                 if name not in self._scores:
@@ -116,6 +117,7 @@ def unpack_sketch(text: str, *, accuracy: float) -> BaseDDSketch:
     # DDSketch's gamma is (1 + accuracy) / (1 - accuracy).
     if abs(proto.mapping.gamma * (1 - accuracy) / (1 + accuracy) - 1) > 1e-9:
         raise ValueError(f"not a sketch of relative accuracy {accuracy}")
+    # A sketch may come from another machine; a negative count would break every quantile.
     counts = [*proto.positiveValues.contiguousBinCounts, *proto.negativeValues.contiguousBinCounts]
     if not all(0 <= count < float("inf") for count in (*counts, proto.zeroCount)):
         raise ValueError("not a sketch: a count is negative or not finite")

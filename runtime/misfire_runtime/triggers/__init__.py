@@ -1,4 +1,4 @@
-"""Triggers: which frames are worth a human's time.
+"""Provides triggers: they choose the frames that are worth a human's time.
 
 scored frame --every trigger looks--> events --novelty, budget--> Choice;  beside them the random stream.
 

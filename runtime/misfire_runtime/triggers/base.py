@@ -1,4 +1,4 @@
-"""What a trigger is: its settings table, how it is built, what it sees of a frame, and what it may answer.
+"""Defines a trigger: its settings table, how it is built, what it sees of a frame, and what it may answer.
 
 table --Trigger.build--> trigger;  every frame --look--> TriggerEvent or None;  kept --taken--> trigger
 

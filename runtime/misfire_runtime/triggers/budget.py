@@ -1,4 +1,4 @@
-"""Budgets of samples and bytes per hour and per day, over a sliding window that survives restarts.
+"""Limits samples and bytes per hour and per day, over a sliding window that survives restarts.
 
 The window slides along the budget's own clock, which goes on by monotonic time while the machine is up and,
 across a reboot, by the wall clock as far as that can be trusted (never backwards, never beyond one window).
@@ -56,7 +56,7 @@ class _Spent:
 
 @dataclass(frozen=True)
 class Times:
-    """One reading of all clocks."""
+    """Holds one reading of all clocks."""
 
     wall: float
     monotonic: float
@@ -119,6 +119,7 @@ class Budget:
 
     def spend(self, sample: str, size: int) -> None:
         """Books a sample that was taken and writes the book."""
+        # Without limits there is nothing to keep, and no write per sample.
         if not self.limits.any:
             return
         with self._lock:
@@ -174,6 +175,7 @@ class Budget:
         """Writes the book. The frame path asks for refusals meanwhile, and must not wait for the disk."""
         with self._writing:
             with self._lock:
+                # Copied under the lock, written without it.
                 state, self._credited = self._state(), False
             try:
                 write_state(self._path, json.dumps(state).encode())
@@ -210,6 +212,8 @@ def _book(state: Any) -> _Book:
 
 def _elapsed(before: Times, now: Times) -> float:
     """Returns seconds between two readings: monotonic within a boot, else wall time, within [0, one day]."""
+    # Monotonic times of two boots cannot be compared.
     if before.boot == now.boot and now.monotonic >= before.monotonic:
         return now.monotonic - before.monotonic
+    # A clock that was set back counts as 0, one that was set far ahead as one day.
     return min(max(now.wall - before.wall, 0.0), DAY_S)

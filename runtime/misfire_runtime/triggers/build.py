@@ -1,4 +1,4 @@
-"""From the `[triggers.NAME]` tables to triggers. Those that no group names stand for themselves."""
+"""Builds triggers from the `[triggers.NAME]` tables. Those that no group names stand alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triggers made of triggers: any of several, all of several, and a cool-down around one."""
+"""Combines triggers: any of several, all of several, and a cool-down around one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules over scores and context, such as: entropy > 0.9 and prediction == "yellow" and context.speed > 10
+"""Compiles rules over scores and context: entropy > 0.9 and prediction == "yellow" and context.speed > 10
 
 text --ast.parse--> whitelist --> closures. Nothing but what is listed here can be written: no calls but abs,
 min, max and has, no attributes but score., percentile. and context., no names but the scores of the bundle,
@@ -28,6 +28,7 @@ from misfire_runtime.triggers.scored_frame import ScoredFrame
 MAX_LENGTH = 1000
 MAX_NODES = 200
 """A rule is evaluated on every frame, and may come from the fleet: it must not cost more than scoring."""
+# An object of its own: None, 0 and "" are values that a signal may have.
 _UNKNOWN = object()
 Getter = Callable[[ScoredFrame], Any]
 
@@ -46,6 +47,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    # Without **: a power of large numbers takes minutes and gigabytes.
     ast.Mod: operator.mod,
 }
 _FUNCTIONS: dict[str, Callable[..., float]] = {"abs": abs, "min": min, "max": max}
@@ -97,10 +99,12 @@ def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[ScoredFrame
     Raises:
         ConfigError: the text is no expression, or says something that is not allowed.
     """
+    # Before the parser, whose time and memory grow with the text.
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"rule of {len(text)} characters; at most {MAX_LENGTH}")
     try:
         tree = ast.parse(text.strip(), mode="eval")
+    # ast.parse raises ValueError for zero bytes, MemoryError for deep nesting.
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         at = getattr(error, "offset", None)
         raise ConfigError(
@@ -118,6 +122,7 @@ class _Compiler:
         self._scores = frozenset(scores)
 
     def build(self, node: ast.expr) -> Getter:
+        # A node without a method here is not allowed: the whitelist is this class.
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
         if method is None:
             raise self._error(node, f"{type(node).__name__} is not allowed")
@@ -252,6 +257,7 @@ def _chain(frame: ScoredFrame, first: Getter, links: list[tuple[Callable[[Any, A
         try:
             if not compare(left, right):
                 return False
+        # Text is compared with a number: neither is larger.
         except TypeError:
             return False
         left = right

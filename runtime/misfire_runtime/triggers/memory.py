@@ -1,4 +1,4 @@
-"""What triggers have learned, kept on disk, so that a restarted vehicle need not learn it again.
+"""Keeps on disk what triggers have learned, so that a restarted vehicle need not learn it again.
 
 Selector.learned --TriggerMemory.save (durably)--> triggers.json --load, at the next start--> relearn
 

@@ -1,4 +1,4 @@
-"""Near-duplicates: a frame whose embedding is close to one just taken is not informative."""
+"""Finds near-duplicates: a frame whose embedding is close to one just taken is not informative."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Novelty:
         Args:
             embedding: [D], any length.
         """
+        # Another width is another bundle's embedding: they cannot be compared.
         if self._ring is None or self._count == 0 or self._ring.shape[1] != embedding.size:
             return -1.0
         filled = min(self._count, self._memory)
@@ -55,4 +56,5 @@ class Novelty:
 
 
 def _unit(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    # 1e-12: an embedding of zeros has no direction, and must not become NaN.
     return embedding / np.float32(max(float(np.linalg.norm(embedding)), 1e-12))

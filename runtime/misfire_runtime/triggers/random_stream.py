@@ -1,4 +1,4 @@
-"""The unbiased stream: every frame with the same small probability, whatever its scores.
+"""Draws the unbiased stream: every frame with the same small probability, whatever its scores.
 
 seed (durable) + identity of the frame --keyed hash--> in the stream, or not
 
@@ -24,6 +24,7 @@ from misfire_runtime.state.small_files import read_state, write_state
 from misfire_runtime.tables import Rate, Table
 
 _LOG = logging.getLogger(__name__)
+# The digest has 8 bytes; this maps it to 0..1.
 _SCALE = 1.0 / 2**64
 _ROWS = 4
 """Of a decoded picture that are hashed, beside its time: the whole could cost more than scoring it."""
@@ -52,6 +53,7 @@ class RandomStream:
         """Returns whether the frame of that identity is in the stream."""
         if self.rate <= 0:
             return False
+        # A keyed hash: vehicles with different seeds draw different frames.
         digest = hashlib.blake2b(identity.encode(), digest_size=8, key=self._key).digest()
         return int.from_bytes(digest, "little") * _SCALE < self.rate
 
@@ -90,6 +92,7 @@ def kept_seed(path: Path) -> int:
     )
     if seed is not None:
         return seed
+    # 63 bits: a seed in a configuration is a signed number of 64.
     seed = secrets.randbits(63)
     try:
         write_state(path, json.dumps({"version": _VERSION, "seed": seed}).encode())

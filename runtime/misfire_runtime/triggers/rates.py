@@ -1,4 +1,4 @@
-"""Triggers on one score: an absolute threshold, a calibrated percentile, and a target rate.
+"""Defines triggers on one score: an absolute threshold, a calibrated percentile, and a target rate.
 
 TargetRate keeps the share of frames it takes near `rate` wherever the score's distribution moves: its
 threshold is the (1 - rate) quantile of the last `window/2` to `window` frames, from a DDSketch; until it has
@@ -154,6 +154,7 @@ class TargetRate(TriggerKind):
         self._score = score
         self._rate = rate
         self._warm_up = max(2, warm_up)
+        # Two sketches take turns, because a sketch cannot forget single frames.
         self._half = max(self._warm_up, window // 2)
         self._priority = priority
         self._older: BaseDDSketch = _sketch()
@@ -178,7 +179,7 @@ class TargetRate(TriggerKind):
 
     @property
     def threshold(self) -> float:
-        """The score at which it fires now; infinite before it knows one."""
+        """Returns the score at which it fires now; infinite before it knows one."""
         return self._threshold
 
     def look(self, frame: ScoredFrame) -> TriggerEvent | None:
@@ -189,6 +190,7 @@ class TargetRate(TriggerKind):
         value = 0.0 if abs(value) < _TINY else value
         fires = value >= self._threshold and self._tokens >= 1.0
         reason = f"{self._score} {value:.4g} in the top {self._rate:.3g} of recent frames" if fires else ""
+        # After the comparison: a frame must not raise the threshold that it is compared with.
         self._learn(value)
         return TriggerEvent(self.name, reason, self._priority) if fires else None
 
@@ -209,6 +211,7 @@ class TargetRate(TriggerKind):
 
     def relearn(self, learned: Mapping[str, Any]) -> bool:
         """See Trigger. What was learned with another score, rate, window or warm-up is not taken over."""
+        # A list, because JSON has no tuples.
         if list(learned["terms"]) != self._terms:
             return False
         older, newer = (unpack_sketch(learned[name], accuracy=_ACCURACY) for name in ("older", "newer"))

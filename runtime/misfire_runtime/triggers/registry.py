@@ -1,4 +1,4 @@
-"""Which trigger classes there are, by the `kind` of their tables.
+"""Registers the trigger classes by the `kind` of their tables.
 
 `@register` above a class adds it; a configuration's `[triggers.NAME]` tables are then checked against the
 settings of the class that their `kind` names. So a new kind needs no change anywhere else.

@@ -1,4 +1,4 @@
-"""A frame on its way through the vehicle, once the engine has scored it."""
+"""Defines a frame on its way through the vehicle, once the engine has scored it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decision on one frame: triggers, then near-duplicates, then the budget; the random stream beside them.
+"""Decides on one frame: triggers, then near-duplicates, then the budget; the random stream is independent.
 
 A frame of the random stream is taken whatever the triggers say, and is marked so even if a trigger wanted
 it too: the stream is only unbiased if it is complete.
@@ -49,6 +49,7 @@ class Selector:
         """
         fired: list[tuple[Trigger, TriggerEvent]] = []
         for trigger in self.triggers:
+            # Every trigger looks, even after one has fired: they learn from each frame.
             event = trigger.look(frame)
             if event is not None:
                 fired.append((trigger, event))
@@ -59,7 +60,7 @@ class Selector:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Current thresholds of the triggers that move theirs."""
+        """Returns the current thresholds of the triggers that adapt theirs."""
         found = {trigger.name: trigger.threshold for trigger in self.triggers}
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
@@ -94,6 +95,7 @@ class Selector:
         self, frame: ScoredFrame, fired: list[tuple[Trigger, TriggerEvent]], *, in_stream: bool
     ) -> Choice:
         for trigger, _event in fired:
+            # Only now: a trigger pays and cools down for what is taken, not for what was suppressed.
             trigger.taken(frame)
         if self._novelty is not None:
             self._novelty.remember(frame.scored.embedding)

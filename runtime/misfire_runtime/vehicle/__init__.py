@@ -1,1 +1,1 @@
-"""A running vehicle: frames in, scores, choices, samples out."""
+"""Runs a vehicle: frames in; scores, choices and samples out."""

@@ -1,4 +1,4 @@
-"""Changing a running vehicle: a rewritten configuration file, or what the fleet desires.
+"""Changes a running vehicle: to a rewritten configuration file, or to what the fleet desires.
 
 file changed / SIGHUP  --validate--> version above the last? hot tables only? --> Vehicle.apply
 Desired (MQTT)  --version? validate--> kept on trial --> Vehicle.apply or switch --> Reported
@@ -28,6 +28,7 @@ from misfire_runtime.vehicle.pipeline import Vehicle
 from misfire_runtime.vehicle.probation import MAX_VERSION, DesiredStore, Probation, Vitals, harm
 
 _LOG = logging.getLogger(__name__)
+# Far above milliseconds since 1970 (about 2**41).
 MAX_FIRST_VERSION = 2**48
 MAX_RISE = 2**32
 """Of a version in one message, so that an absurdly high one cannot lock out all later ones. Enough for a
@@ -116,6 +117,7 @@ class LiveConfig:
         if self._file is None:
             return False
         with self._lock:
+            # Before the read: a change during the read is noticed the next time.
             self._stamp = _stamp(self._file)
             try:
                 fresh = self._overlay(read_config(self._file))
@@ -138,6 +140,7 @@ class LiveConfig:
         """
         with self._lock:
             highest = self._kept.version
+            # First: the broker delivers a retained message again at every connection.
             if desired.version <= highest:
                 return self._answer_known(desired)
             most = min(MAX_VERSION, highest + MAX_RISE if highest >= 0 else MAX_FIRST_VERSION)
@@ -179,6 +182,7 @@ class LiveConfig:
         earlier = self._kept.trial
         try:
             self._merged(self._local, desired)
+            # Kept before it is applied: if it crashes the vehicle, the next start knows which one it was.
             begin()
             self._put_in_force(desired)
         except OSError as error:
@@ -203,6 +207,7 @@ class LiveConfig:
         self._desired = desired
 
     def _take_over(self, config: VehicleConfig, bundle: str | None) -> None:
+        # Loaded before anything changes: it may fail, and takes seconds.
         scorer = self._load(bundle)
         if scorer is None:
             self._vehicle.apply(config)
@@ -210,6 +215,7 @@ class LiveConfig:
         try:
             self._vehicle.switch(config, scorer)
         except Exception:
+            # Nobody else would close it, and it holds memory.
             scorer.close()
             raise
 

@@ -1,4 +1,4 @@
-"""The vehicle: frames in, scores, choices, samples out.
+"""Runs the frame path: frames in; scores, choices and samples out.
 
 sources --FrameReader--> Scorer --> Selector --> SampleWriter (its own thread) --> spool
 
@@ -179,6 +179,7 @@ class Vehicle:
             for source in self.sources:
                 if reader.finished(source.name) and self._identities[source.name] and self._finished:
                     self._positions[self._identities[source.name]] = 0
+            # Before the memory is saved or forgotten: only then are the chosen frames in the spool.
             self.writer.flush(self._new_counts(), self._positions)
             if self._finished:
                 self._memory.forget()
@@ -190,6 +191,7 @@ class Vehicle:
     def report(self) -> Report:
         """Returns the counts so far."""
         stats, (p50, p99) = self.statistics, self.statistics.latency_ms()
+        # Never 0: a run of one frame would divide by it.
         elapsed = max(1e-9, stats.last_frame_s - stats.started_s)
         return Report(
             frames=stats.frames,
@@ -277,6 +279,7 @@ class Vehicle:
             now = self._pending or (self.config, self.scorer, self.selector)
             config, kept = config or now[0], scorer or now[1]
             selector = self._make_selector(config, kept)
+            # A scorer that was prepared and never used has no other owner.
             if scorer is not None and now[1] is not self.scorer:
                 now[1].close()
             self._pending = (config, kept, selector)
@@ -289,6 +292,7 @@ class Vehicle:
         """Writes what waits, ends the threads, frees the engine."""
         if self._reader is not None:
             self._reader.close()
+        # Before the budget is kept: the frames that wait still spend.
         self.writer.close()
         with suppress(SpoolError):  # a lost credit errs on the safe side
             self.budget.keep()
@@ -296,6 +300,7 @@ class Vehicle:
 
     def _next_frame(self, reader: FrameReader, stop: threading.Event) -> bool:
         """Takes and processes one frame, and keeps nothing of it: its memory serves the next."""
+        # 0.2 s: how late `stop` and the next tick are noticed while no frame comes.
         frame = reader.next(0.2)
         if frame is None:
             return False
@@ -308,6 +313,7 @@ class Vehicle:
         if self._pending is not None:
             self._take_over()
         live = self._live[frame.source]
+        # Before the ladder, which may skip a frame: the random stream must be complete.
         in_stream = self._in_stream(frame, live=live)
         if live and not self.ladder.scores(frame.index) and not in_stream:
             self.statistics.skip()
@@ -325,6 +331,7 @@ class Vehicle:
         self.statistics.frame(scored.scores, latency_s=time.perf_counter() - began)
         if choice is not None:
             self.writer.put(replace(seen, choice=choice), wait=not live, stop=stop)
+        # Clips are the first thing that the ladder leaves out.
         elif self.writer.clips is not None and self.ladder.step == 0:
             self.writer.offer_to_ring(seen)
         identity = self._identities[frame.source]
@@ -361,8 +368,10 @@ class Vehicle:
             assert self._pending is not None
             config, scorer, selector = self._pending
             self._pending = None
+        # Counts go on; they are those of the process, not of a configuration.
         selector.suppressed = self.selector.suppressed
         old = self.scorer
+        # Thresholds learned from one bundle's scores mean nothing for another's.
         if scorer is old:
             selector.relearn(self.selector.learned())
         if (config.clips, config.encode) != (self.config.clips, self.config.encode):
@@ -398,8 +407,10 @@ class Vehicle:
         if time.monotonic() >= self._remember_at_s:
             self._remember_at_s = time.monotonic() + REMEMBER_S
             keep = partial(self._remember, self.scorer.label, self.selector.learned())
+        # A copy of the positions: the frame path goes on while the writer writes them.
         if not self.writer.mark(counts, dict(self._positions), keep):
             for name, value in counts.items():
+                # The queue is full: these counts are handed in with the next tick.
                 self._counted[name] -= value
         if self._on_tick is not None:
             self._on_tick(self)

@@ -1,4 +1,4 @@
-"""A desired configuration on trial: kept before it is applied, confirmed once the vehicle has run with it.
+"""Keeps a desired configuration on trial: before it is applied, until the vehicle has run with it.
 
 begin (trial.json) --applied, frames go on for a while--> confirm (desired.json)
       |--the process ends otherwise than in order, again and again--> refused at the next start
@@ -109,6 +109,7 @@ class DesiredStore:
     def confirm(self) -> None:
         """Makes the one on trial the last confirmed one. Raises OSError."""
         assert self.trial is not None
+        # Confirmed first: a crash before the trial's end leaves both, and `_floor` then drops the trial.
         write_state(self._confirmed_file, self.trial.desired.model_dump_json().encode())
         self.confirmed = self.trial.desired
         self.withdraw()
@@ -126,6 +127,7 @@ class DesiredStore:
 def memory_bytes() -> int:
     """Returns the resident memory of this process; 0 if the system does not say."""
     try:
+        # The second number is the resident set, in pages (proc(5)).
         pages = int(_STATM.read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
         return 0

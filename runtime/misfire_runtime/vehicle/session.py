@@ -1,4 +1,4 @@
-"""One run of a vehicle from its configuration: opens what it needs, runs, uploads, closes in order.
+"""Runs a vehicle once from its configuration: opens what it needs, runs, uploads, closes in order.
 
 config --> spool, uplink --> bundle, engine, sources --> Vehicle.run --> (until empty: wait) --> result
 
@@ -131,6 +131,7 @@ class _Session:
         self._spool = Spool(
             config.spool.path, max_bytes=config.spool.max_bytes, reserve_bytes=config.spool.reserve_bytes
         )
+        # First on the stack, so closed last: writer and uplink need the spool until they end.
         stack.callback(self._spool.close)
         if broker is not None:
             self._uplink = self._start_uplink(broker)
@@ -170,6 +171,7 @@ class _Session:
         )
         stack.push(lambda _kind, error, _trace: live.close(error))
         self._hang_up = hang_up
+        # Before `_started`: what the fleet sends now is compared with what was kept.
         live.restore()
         self._started.set()
         self._serve()
@@ -180,9 +182,11 @@ class _Session:
         vehicle = self._vehicle
         assert vehicle is not None
         vehicle.run(stop)
+        # Before the books are read: the writer may still add samples.
         vehicle.writer.close()
         if until_empty:
             self._drain(stop)
+        # Once more: verdicts may have come since the last tick.
         self._credit(vehicle)
         hold = self._spool.hold
         failure = vehicle.writer.failure
@@ -242,6 +246,7 @@ class _Session:
 
     def _credit(self, vehicle: Vehicle) -> None:
         """Gives back the budget of declined samples, also of those from before there was a vehicle."""
+        # A queue: declined samples arrive on the uplink's thread.
         while not self._declined.empty():
             vehicle.credit(self._declined.get())
 
@@ -251,8 +256,10 @@ class _Session:
         if uplink is None or vehicle is None:
             return
         bundle, bandwidth = vehicle.scorer.label, vehicle.config.bandwidth
+        # "is True": a text such as "no" must not count as metered.
         metered = vehicle.context.snapshot().get("metered", bandwidth.metered) is True
         told = (bundle, bandwidth, metered)
+        # Only changes: a new bandwidth makes the uplink look at its limits at once.
         if told == self._told:
             return
         uplink.set_bandwidth(bandwidth)

@@ -1,4 +1,4 @@
-"""What the outside may ask a vehicle: Prometheus metrics, a health page, and the heartbeat's message.
+"""Reports a vehicle's condition: Prometheus metrics, a health page, and the heartbeat's message.
 
 Statistics + Counters --at scrape time--> /metrics;  liveness of the frame path --> /healthz (200 or 503)
 Nothing is measured for the metrics' sake on the frame path: they are read off what is counted anyway.
@@ -29,7 +29,7 @@ _LEVELS = (0.5, 0.9, 0.99)
 
 
 def heartbeat(vehicle: Vehicle | None, counters: Counters, *, disk: Path, hold: str = "") -> Telemetry:
-    """The telemetry message: counters since the spool was made, sketches since the last heartbeat.
+    """Returns the telemetry message: counters since the spool was made, sketches since the last heartbeat.
 
     vehicle: None if it could not be started, and only uploads what waits. hold: why it offers nothing.
     """
@@ -115,11 +115,11 @@ class VehicleMetrics(Collector):
         self._uplink_counts = uplink_counts
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing in advance: the vehicle need not be ready when it is registered."""
+        """Describes nothing in advance: the vehicle need not be ready when it is registered."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Yields all metric families."""
         counters = self._counters()
         yield from _books(counters)
         yield GaugeMetricFamily("misfire_uploads_held", "1 after a wave of rejections", bool(self._hold()))
@@ -155,6 +155,7 @@ def _frames(vehicle: Vehicle) -> Iterator[Metric]:
 
 def _books(counters: Counters) -> Iterator[Metric]:
     for name, value in counters.model_dump(exclude={"lost"}).items():
+        # Pending samples become fewer; the others only count up.
         kind = GaugeMetricFamily if name == "pending" else CounterMetricFamily
         yield kind(f"misfire_{name}", f"{name} since the spool was made", value)
     lost = CounterMetricFamily("misfire_lost", "Chosen frames lost since the spool was made", labels=["kind"])
