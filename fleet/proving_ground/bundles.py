@@ -50,6 +50,7 @@ def small_graph(*, size: int, seed: int = 0, poison: str | None = None) -> onnx.
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("MatMul", ["flat", "head"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["p"], axis=1),
+        # The logarithm of zero would be minus infinity, and 0 * -inf is NaN.
         helper.make_node("Add", ["p", "tiny"], ["p_safe"]),
         helper.make_node("Log", ["p_safe"], ["log_p"]),
         helper.make_node("Mul", ["p", "log_p"], ["p_log_p"]),

@@ -1,4 +1,4 @@
-"""Pictures, clips, and files that pretend to be one, as bytes; drawn here, so that no data is needed."""
+"""Makes pictures, clips, and files that pretend to be one, as bytes; drawn, so that no data is needed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def progressive(*, width: int = 320, height: int = 240) -> bytes:
 
 def png(width: int, height: int, *, colour: int = 2, depth: int = 8, name: bytes = b"") -> bytes:
     """Returns a black PNG of any size, at little cost. colour: 0 grey, 2 RGB, 6 RGBA."""
+    # One byte more: each row of a PNG begins with the number of its filter, here 0.
     row = bytes((width * {0: 1, 2: 3, 6: 4}[colour] * depth + 7) // 8 + 1)
     packer = zlib.compressobj(1)
     rows = [packer.compress(row) for _ in range(height)]
@@ -60,6 +61,7 @@ def many_scans(scans: int, *, side: int = 2000) -> bytes:
     """Returns a progressive JPEG whose last scan, which changes nothing, is there `scans` times."""
     flat = np.full((side, side), 128, np.uint8)
     data = bytes(cv2.imencode(".jpg", flat, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1])
+    # From the last SOS marker up to the end marker.
     last = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last * scans + data[-2:]
 
@@ -76,6 +78,7 @@ def clip(container: str, codec: str, *, width: int = 320, height: int = 240) -> 
         for shade in range(5):
             pixels = np.full((height, width, 3), 40 * shade, np.uint8)
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))  # type: ignore[attr-defined]
+        # Without a frame: the encoder gives out what it still holds.
         output.mux(stream.encode())  # type: ignore[attr-defined]
     return buffer.getvalue()
 

@@ -105,6 +105,7 @@ def shipped_config(folder: Path, *, inside_port: int, tls_port: int) -> str:
     """Returns mosquitto.conf with this folder for the container's, and these ports on loopback."""
     text = (FLEET_DIR / "mosquitto" / "mosquitto.conf").read_text().replace("/mosquitto/", f"{folder}/")
     text = text.replace("listener 8883", f"listener {tls_port} 127.0.0.1")
+    # Started as root, Mosquitto changes to another user, who may not read the test's folder.
     return "user root\n" + text.replace("listener 1883", f"listener {inside_port} 127.0.0.1")
 
 

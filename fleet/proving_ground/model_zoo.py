@@ -31,6 +31,7 @@ def draw_weights(name: str, path: Path) -> Path:
     uses = _uses(model.graph)
     kept = []
     for node in model.graph.node:
+        # The package replaces weights by nodes that make constants of their shape.
         if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
             kept.append(node)
             continue
@@ -44,7 +45,7 @@ def draw_weights(name: str, path: Path) -> Path:
 
 
 def _uses(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
-    """(operator, which of its inputs) that reads each tensor, looking through reshapes."""
+    """Returns the (operator, which of its inputs) that reads each tensor, looking through reshapes."""
     uses: dict[str, tuple[str, int]] = {}
     for node in graph.node:
         for position, name in enumerate(node.input):
@@ -58,17 +59,18 @@ def _uses(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
 def _draw(
     rng: np.random.Generator, shape: tuple[int, ...], use: tuple[str, int], *, gain: float
 ) -> NDArray[np.float64]:
-    """Scales and variances near 1, kernels with the gain that keeps a signal alive, the rest near 0."""
+    """Draws scales and variances near 1, kernels with the gain that keeps a signal alive, the rest near 0."""
     operator, position = use
     if operator == "Mul" or (operator == "BatchNormalization" and position in (1, 4)):
         return rng.uniform(0.8, 1.2, shape)
     if len(shape) > 1 and operator != "Add":
+        # Divided by the number of inputs: signals keep their size from layer to layer.
         return rng.normal(0, np.sqrt(gain / np.prod(shape[1:])), shape)
     return rng.normal(0, 0.05, shape)
 
 
 def photographs(count: int, *, seed: int) -> Examples:
-    """Crops of two real photographs, one after the other; their labels are drawn."""
+    """Returns crops of two real photographs in turn; their labels are drawn."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(seed)

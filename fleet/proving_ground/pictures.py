@@ -32,6 +32,7 @@ def _photographs() -> tuple[Picture, ...]:
     assert found is not None and found.submodule_search_locations is not None
     folder = Path(found.submodule_search_locations[0]) / "datasets" / "images"
     images = [cv2.imread(str(folder / name)) for name in ("china.jpg", "flower.jpg")]
+    # OpenCV reads BGR.
     return tuple(cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in images)
 
 
@@ -78,6 +79,7 @@ def write_clip(path: Path, *, frames: int = 221, width: int = 960, height: int =
             left = sway + int(sway * np.sin(number / 3))
             picture = cv2.convertScaleAbs(wide[:, left : left + width], alpha=light[number])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        # Without a frame: the encoder gives out what it still holds.
         container.mux(stream.encode(None))
     return path
 

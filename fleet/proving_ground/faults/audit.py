@@ -1,4 +1,4 @@
-"""What everything here ends with: what vehicles chose against what the fleet has, sample by sample."""
+"""Compares what vehicles chose with what the fleet has, sample by sample: every test here ends with it."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def audit(store: Store, folders: Iterable[Path]) -> Audit:
 
 
 def _vehicle(folder: Path, rows: set[str], result: Audit, booked: set[str], ended: set[str]) -> None:
+    # So large that opening it evicts nothing.
     with Spool(folder / "spool", max_bytes=1 << 40, reserve_bytes=0) as spool:
         books = spool.counters()
     settled = dict(
@@ -97,6 +98,7 @@ def _vehicle(folder: Path, rows: set[str], result: Audit, booked: set[str], ende
     result.evicted += books.evicted
     explained = books.stored + books.pending + books.declined + books.rejected + books.evicted
     result.lost += max(0, books.captured - explained)
+    # A vehicle takes only newer versions, so the journal must be in their order.
     versions = [int(line[2:]) for line in lines if line.startswith("w ")]
     if versions != sorted(versions):
         result.problems.append(f"{folder.name}: an older wish replaced a newer one: {versions}")

@@ -1,4 +1,4 @@
-"""What a running collector or its database can be made to lack, and be given back."""
+"""Takes from a running collector or its database what it needs, and gives it back."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ WAITING = (
 def starve(pid: int, want: Want) -> None:
     """Limits the process to the memory, or the file descriptors, that it has now."""
     kind = _KINDS[want]
+    # Only the soft limit moves: raising a hard one again needs rights.
     _soft, hard = resource.prlimit(pid, kind)
     resource.prlimit(pid, kind, (_mapped(pid) if want == "memory" else _open_files(pid), hard))
 

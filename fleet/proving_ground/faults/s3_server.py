@@ -1,4 +1,4 @@
-"""moto's S3 with a memory: what it answered with success survives a kill -9, as an object store's word must.
+"""Gives moto's S3 a memory: what it answered with success survives a kill -9, as in an object store.
 
     python -m proving_ground.faults.s3_server PORT FILE
 
@@ -34,6 +34,7 @@ class Remembering:
         self._lock = threading.Lock()
         if file.exists():
             self._repeat(file)
+        # After the repetition, which may cut off half a line. Unbuffered, so that a kill loses no answer.
         self._file = file.open("ab", buffering=0)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -47,6 +48,7 @@ class Remembering:
             status.append(line)
             return start_response(line, headers, *rest)
 
+        # The whole answer first: it must be known to be a success before it is written down.
         answer = list(self._app(environ, start))
         if status[0].startswith("2"):
             self._remember(environ, body, b"".join(answer))

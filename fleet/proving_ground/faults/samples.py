@@ -22,6 +22,7 @@ def make_payload(name: str, number: int, *, size: int = 6000, width: int = 128) 
     """Returns a JPEG of a photograph, filled up to `size` bytes with comments that make it unique."""
     picture = _picture(width)
     filler = random.Random(f"{name} {number}").randbytes(max(16, size - len(picture)))
+    # A JPEG segment has at most 65,533 bytes of content: its length of two bytes counts itself.
     comments = b"".join(
         b"\xff\xfe" + (len(part) + 2).to_bytes(2, "big") + part
         for part in (filler[at : at + 60000] for at in range(0, len(filler), 60000))
@@ -30,7 +31,7 @@ def make_payload(name: str, number: int, *, size: int = 6000, width: int = 128) 
 
 
 def make_trick(kind: str | None, payload: bytes) -> tuple[bytes, dict[str, object]]:
-    """A sample that no fleet must take, and what its offer claims of it; None: as it is.
+    """Returns a sample that no fleet must take, and what its offer claims of it; None: as it is.
 
     bomb: a PNG of some hundred KiB that unpacks to a gigapixel. large: more bytes than are taken.
     lie: another kind than its bytes. impostor: offered in another vehicle's name. noise: no picture.

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# The size of tmpfs's pages, in which the kernel gives out its room.
 _BLOCK = 4096
 
 
@@ -25,6 +26,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Writes until the kernel says that there is no space left."""
+        # Unbuffered: a buffer would keep the last bytes and raise only at the close.
         with contextlib.suppress(OSError), self._filler.open("ab", buffering=0) as filler:
             while True:
                 filler.write(b"\0" * _BLOCK)
@@ -36,7 +38,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(mount: Path, *, mib: int) -> Iterator[SmallDisk | None]:
-    """Mounts one on an empty or new folder; None where that needs rights that this process has not."""
+    """Mounts one on an empty or new folder; yields None if that needs rights that this process has not."""
     mount.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0755", "misfire-test", str(mount)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:

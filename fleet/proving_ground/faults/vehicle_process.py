@@ -46,6 +46,7 @@ class Journal:
             begun = [int(line.split()[1]) for line in lines if line.startswith("i ")]
             done = {int(line.split()[1]) for line in lines if line.startswith("d ")}
             self.next_number = max(begun, default=-1) + 1
+            # Killed in between: the spool may or may not have it, so the same number comes once more.
             if begun and begun[-1] not in done:
                 self.next_number = begun[-1]
         self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -92,7 +93,7 @@ def run_vehicle(config: dict[str, Any]) -> None:
 
 
 class _Wishes:
-    """The real rules for the fleet's wishes, around a vehicle that has nothing but its configuration."""
+    """Applies the real rules for the fleet's wishes to a vehicle that has only a configuration."""
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         self._journal = journal
@@ -113,7 +114,7 @@ class _Wishes:
 
 
 class _Bare:
-    """What LiveConfig asks of a vehicle where no bundle is desired."""
+    """Provides what LiveConfig asks of a vehicle if no bundle is desired."""
 
     class scorer:  # noqa: N801
         label = "lights@1.0.0"
@@ -137,6 +138,7 @@ def _capture(
     vehicle, sizes = str(config["vehicle"]), config.get("size", [3000, 12000])
     number = journal.next_number
     while number < int(config["count"]) and not stop.is_set():
+        # Decided by the number: after a kill, the same number must give the same bytes.
         size = random.Random(number).randint(*sizes)
         payload = make_payload(vehicle, number, size=size)
         if config.get("broken") and number % int(config["broken"]) == 0:

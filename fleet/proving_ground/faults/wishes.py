@@ -1,4 +1,4 @@
-"""The fleet's end of what travels beside samples: repeats wishes until they are reported, hears states."""
+"""Acts as the fleet for what travels beside samples: repeats wishes until reported, receives states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AGAIN_S = 0.3
 
 
 class Wishes:
-    """Use as a context. `reported` holds each vehicle's last word, `states` all that it said of itself."""
+    """Runs as a context. `reported` holds each vehicle's last word, `states` all that it said of itself."""
 
     def __init__(self, port: int) -> None:
         self.reported: dict[str, Reported] = {}
@@ -26,6 +26,7 @@ class Wishes:
         self._heard = threading.Event()
         self._port = port
         self._client = make_client(BrokerConfig(port=port), client_id="console")
+        # One second each time: by default paho doubles its waits up to two minutes.
         self._client.reconnect_delay_set(1, 1)
         self._client.on_message = self._on_message
         self._client.on_connect = self._on_connect
@@ -33,6 +34,7 @@ class Wishes:
         self._thread = threading.Thread(target=self._repeat, name="wishes", daemon=True)
 
     def __enter__(self) -> Wishes:
+        # Asynchronous: the broker may be away when the test begins, and paho goes on trying.
         self._client.connect_async("127.0.0.1", self._port)
         self._client.loop_start()
         self._thread.start()
@@ -53,7 +55,7 @@ class Wishes:
         self._publish(vehicle, self._wanted[vehicle])
 
     def leave(self, vehicle: str, version: int) -> None:
-        """A wish that stays with the broker and that nobody repeats; what was heard before is forgotten."""
+        """Leaves a wish with the broker that nobody repeats; what was heard before is forgotten."""
         self._wanted.pop(vehicle, None)
         self.reported.pop(vehicle, None)
         self._publish(vehicle, Desired(version=version))
@@ -79,6 +81,7 @@ class Wishes:
                     self._publish(vehicle, desired)
 
     def _on_connect(self, client: Any, *_: Any) -> None:
+        # At each connect: the session is clean, so the broker forgets subscriptions.
         client.subscribe([(f"misfire/v1/{FLEET}/+/{kind}", 1) for kind in ("reported", "state")])
 
     def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
@@ -86,6 +89,7 @@ class Wishes:
         try:
             if kind == "reported":
                 self.reported[vehicle] = decode(Reported, bytes(message.payload))
+            # A retained state is an old one; only those that vehicles send now are counted.
             elif not message.retain:
                 self.states[vehicle].append(decode(State, bytes(message.payload)))
         except MessageError:
