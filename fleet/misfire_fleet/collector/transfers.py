@@ -165,6 +165,7 @@ class Transfers:
             transfer.chunks += 1
             if transfer.chunks > transfer.max_chunks:
                 return "flood"
+            # Repeated: QoS 1 delivers a message at least once.
             if offset + len(payload) <= transfer.received:
                 return None
             if offset > transfer.received:

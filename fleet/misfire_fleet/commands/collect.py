@@ -70,6 +70,7 @@ def collect(
         stop_on_signals() as stop,
     ):
         collector = Collector(store, broker=broker, fleet=at.fleet, name=name, settings=settings)
+        # Before the collector runs, so that /healthz answers while it still connects.
         endpoint = None
         if metrics_port is not None:
             endpoint = MetricsEndpoint(collector, host=metrics_host, port=metrics_port)
@@ -104,6 +105,7 @@ def summary(collector: Collector) -> dict[str, Any]:
     verdicts: dict[str, int] = {}
     for metric in collector.metrics.verdicts.collect():
         for sample in metric.samples:
+            # prometheus_client adds a sample `_created` to each counter.
             if sample.name.endswith("_total"):
                 kind = sample.labels["verdict"]
                 verdicts[kind] = verdicts.get(kind, 0) + int(sample.value)

@@ -39,6 +39,7 @@ def serve(
     from misfire_fleet.console.app import create_app
     from misfire_runtime.service.logs import logs_to
 
+    # Before the store is opened and checked, which takes seconds: a port in use is reported at once.
     listener = listen(host, port)
     with (
         logs_to(sys.stderr, form="json" if json_logs else "plain"),

@@ -30,6 +30,7 @@ class VehicleTopics:
         self.reported: Reported | None = None
         self.state: State | None = None
         listened = (self._names.desired, self._names.reported, self._names.state)
+        # A random id: a broker ends a connection when another one with the same id begins.
         self._connection = Connection(
             broker, client_id=f"misfire-configure-{secrets.token_hex(8)}", subscriptions=listened
         )

@@ -55,6 +55,7 @@ class Thumbnails:
 
     def __init__(self, store: Store, *, decoder: Decoder | None = None) -> None:
         self._store = store
+        # Two: one for small pictures, which must not wait for a costly one.
         self._decoder = decoder or Decoder(workers=2, limits=Limits(max_seconds=_MAX_SECONDS))
         self._small = anyio.CapacityLimiter(_SMALL_AT_ONCE)
         self._costly = anyio.CapacityLimiter(_COSTLY_AT_ONCE)

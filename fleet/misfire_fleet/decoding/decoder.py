@@ -97,6 +97,7 @@ class Decoder:
         with suppress(queue.Empty):
             while True:
                 resting.append(self._idle.get_nowait())
+        # Given back after the queue was emptied: each leaves an empty place, which the loop would take again.
         for process in resting:
             self._give_back(process)
 

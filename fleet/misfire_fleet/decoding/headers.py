@@ -40,6 +40,7 @@ _SEGMENT_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Matches the first marker after coded data: neither a stuffed zero byte nor a restart marker."""
 _STILL_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"})
 """Brands of AVIF and HEIF images, which are stored in the container format of MP4."""
+# The first bytes of EBML, the format beneath Matroska and WebM.
 _EBML = b"\x1aE\xdf\xa3"
 # 192: the M2TS form of recorders has a timestamp of 4 bytes before each packet.
 _TS_PACKETS = (188, 192)
@@ -154,11 +155,13 @@ def _one_jpeg(data: bytes | bytearray, start: int, limits: Limits) -> tuple[Head
             return _jpeg_header(data, frame, scans), at
         if marker in _WITHOUT_LENGTH:
             continue
+        # The length counts its own two bytes.
         following = at + _number(data, at, 2)
         if following < at + 2 or following > len(data):
             raise ImageError("truncated JPEG (no end marker)")
         if marker in _SOF and not frame:
             frame = at - 1
+            # After the length: precision (one byte), height, width.
             check_pixels(_number(data, at + 5, 2), _number(data, at + 3, 2), limits)
         if marker == _SOS:
             scans += 1
@@ -206,6 +209,7 @@ def _png(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
     check_pixels(header.width, header.height, limits)
     at = len(_PNG)
     for _ in range(MAX_PARTS):
+        # A chunk's length counts its content; length, name and checksum are 12 bytes more.
         kind, following = bytes(data[at + 4 : at + 8]), at + 12 + _number(data, at, 4)
         if following > len(data) or len(kind) < 4:
             raise ImageError("truncated PNG")
@@ -231,14 +235,17 @@ def _webp(data: bytes | bytearray, limits: Limits) -> tuple[Header, int]:
         raise ImageError("truncated WebP")
     kind = data[12:16]
     if kind == b"VP8X":
+        # The flag of an animation.
         if data[20] & 2:
             raise ImageError("an animated WebP; one picture is taken, or a clip as video")
         width = int.from_bytes(data[24:27], "little") + 1
         height = int.from_bytes(data[27:30], "little") + 1
     elif kind == b"VP8L":
+        # Two numbers of 14 bits: width and height, less one.
         packed = int.from_bytes(data[21:25], "little")
         width, height = (packed & 0x3FFF) + 1, ((packed >> 14) & 0x3FFF) + 1
     elif kind == b"VP8 ":
+        # 14 bits each; the other two are a hint for scaling.
         width = int.from_bytes(data[26:28], "little") & 0x3FFF
         height = int.from_bytes(data[28:30], "little") & 0x3FFF
     else:

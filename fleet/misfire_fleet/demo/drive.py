@@ -44,6 +44,7 @@ def write_drive(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     dry = min(frames // 2, len(examples))
+    # Each image once in dry weather; in bad weather it may come again, under another corruption.
     order = np.concatenate(
         [rng.permutation(len(examples))[:dry], rng.integers(0, len(examples), frames - dry)]
     )

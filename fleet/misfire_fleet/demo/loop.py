@@ -99,6 +99,7 @@ class Demo:
     def running(self) -> Iterator[Result]:
         """Runs the loop; broker, collector and console keep running until the block ends."""
         with ExitStack() as stack:
+            # The broker first, so that it ends last: the others still disconnect in order.
             broker = stack.enter_context(embedded_broker(self.out / "broker", mosquitto=self.mosquitto))
             store = stack.enter_context(Store.open_folder(self.out / "fleet"))
             self.say(f"broker: {broker.name} on port {broker.port}, MQTT {broker.protocol}")

@@ -108,6 +108,7 @@ class SimulatedVehicle:
         self.client.on_connect = self._on_connect
         self.client.on_subscribe = self._on_subscribe
         self.client.on_message = self._on_message
+        # Before the connection: the will is part of MQTT's CONNECT.
         self.client.will_set(self._topics.state, encode(State(online=False)), qos=1, retain=True)
 
     @property

@@ -34,6 +34,7 @@ class Ledger:
         for name in sorted(self._blobs.documents("ledger")):
             try:
                 entry = json.loads(self._blobs.document("ledger", name))
+            # One damaged file must not make all others unreadable.
             except (SampleGoneError, ValueError):
                 continue
             if isinstance(entry, dict) and {"at", "action"} <= set(entry):

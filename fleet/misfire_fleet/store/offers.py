@@ -68,6 +68,7 @@ def split_group(data: bytes) -> dict[str, bytes]:
     """Returns the lines of a document by sample id, without damaged lines."""
     lines = {}
     for line in data.splitlines(keepends=True):
+        # A damaged line must not hide the others.
         with suppress(StoreError):
             lines[parse_record(line).offer.id] = line
     return lines

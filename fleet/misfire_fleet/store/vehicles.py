@@ -16,6 +16,7 @@ from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import State, Telemetry, encode
 
 _UNPROVEN = ~exists().where(samples.c.vehicle == vehicles.c.name)
+# Names per statement: SQLite before 3.32 allows 999 parameters.
 _SLICE = 500
 
 
@@ -36,6 +37,7 @@ class VehicleBook:
                 "state": encode(state).decode(),
                 "state_at": now,
             }
+            # Sorted: PostgreSQL locks rows in this order; two collectors with other orders would deadlock.
             for name, state in sorted(states.items())
         ]
         with self._database.write() as connection:
@@ -63,6 +65,7 @@ class VehicleBook:
                     }
                     for name, payload in sorted(last.items(), key=lambda item: str(item[0]))
                 ],
+                # Only a state changes `online`: a heartbeat may be recorded after the state that ends it.
                 keep=("first_seen", "online"),
             )
 

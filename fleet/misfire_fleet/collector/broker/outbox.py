@@ -38,6 +38,7 @@ class Outbox:
         self._wake = wake
         self._max_per_vehicle = max_per_vehicle
         self._max_verdicts = max_verdicts
+        # Any thread appends, the link's thread empties: a deque allows that without a lock.
         self._new: deque[tuple[str, Verdict]] = deque()
         self._waiting: OrderedDict[str, OrderedDict[str, Verdict]] = OrderedDict()
         self._count = 0

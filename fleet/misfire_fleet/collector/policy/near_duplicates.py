@@ -82,6 +82,7 @@ class _Ring:
 
     def __init__(self, capacity: int, width: int) -> None:
         self._capacity = capacity
+        # Grown on demand: a bundle with few samples needs little memory.
         self._rows: NDArray[np.float32] = np.zeros((min(capacity, 256), width), np.float32)
         self._ids: list[str | None] = []
         self._at: dict[str, int] = {}
@@ -126,5 +127,6 @@ class _Ring:
 
 
 def _unit(embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    # A zero vector stays zero, and is similar to nothing.
     length = float(np.linalg.norm(embedding))
     return embedding / length if length > 0 else embedding

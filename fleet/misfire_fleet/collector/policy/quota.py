@@ -77,6 +77,7 @@ class QuotaBook:
             return None
         with self._lock:
             count, size = self._stored.get(offer.vehicle, (0, 0))
+            # Without the offered sample itself: offered again, it must not stand in its own way.
             fresh = [each for key, each in self._since.get(offer.vehicle, {}).items() if key != offer.id]
             current = self._refreshed_at is not None and now - self._refreshed_at < _STALE_S
         stored = [each for each in fresh if each.stored]
@@ -99,6 +100,7 @@ class QuotaBook:
         if self.daily:
             with self._lock:
                 mine = self._since.setdefault(offer.vehicle, {})
+                # setdefault: a repeated offer of a sample counts once.
                 mine.setdefault(offer.id, _Accepted(0 if offer.trigger.random else 1, offer.size))
 
     def confirm(self, vehicle: str, sample: str) -> None:
