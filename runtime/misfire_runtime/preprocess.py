@@ -44,7 +44,7 @@ class InputContract(BaseModel):
 
     @property
     def channels(self) -> int:
-        """1 for grey, else 3."""
+        """Returns 1 for grey, else 3."""
         return _CHANNELS[self.color]
 
     @model_validator(mode="after")

@@ -288,5 +288,5 @@ class MemoryStore:
 
     @property
     def offers(self) -> list[Offer]:
-        """The offers of all samples in the order of their frames."""
+        """Returns the offers of all samples in the order of their frames."""
         return sorted((offer for _payload, offer in self.samples.values()), key=lambda offer: offer.frame)

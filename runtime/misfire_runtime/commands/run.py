@@ -124,6 +124,7 @@ def overlay(config: VehicleConfig, options: dict[str, Any]) -> VehicleConfig:
     from misfire_runtime.config.tables import validated
     from misfire_runtime.triggers.rates import TargetRateTable
 
+    # exclude_unset: an option must not turn defaults into values that were set.
     data = config.model_dump(mode="python", exclude_unset=True, by_alias=True)
     for key, value in options.items():
         if value is None:
@@ -211,6 +212,7 @@ def _surroundings(*, as_json: bool) -> Iterator[tuple[threading.Event, threading
         watcher.close()
         if progress is not None:
             progress.stop()
+        # After the progress line, which shares the terminal with the logs.
         take_down_logs(log_handler)
         for number, old in previous.items():
             signal.signal(number, old)

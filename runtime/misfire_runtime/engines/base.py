@@ -55,7 +55,7 @@ class EngineTable(Table):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """provider: "auto" takes the fastest that works. threads: intra-op threads on the CPU."""
+    """Chooses what runs the graph: "auto" takes the fastest that works; `threads` are those of the CPU."""
 
     provider: Provider = "auto"
     threads: int = 1

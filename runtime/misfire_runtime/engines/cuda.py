@@ -22,7 +22,7 @@ _NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11
 
 
 class Cuda:
-    """A device with one stream. Raises EngineError if there is no CUDA runtime or no such device."""
+    """Holds a device with one stream. Raises EngineError if there is no CUDA runtime or no such device."""
 
     def __init__(self, *, device: int = 0) -> None:
         self._library = _load()

@@ -27,7 +27,7 @@ _AUTO_ORDER = ("cuda", "cpu")
 
 
 class OnnxRuntimeEngine:
-    """A session of ONNX Runtime on the CPU, CUDA or TensorRT provider."""
+    """Runs a session of ONNX Runtime on the CPU, CUDA or TensorRT provider."""
 
     def __init__(self, bundle: Bundle, *, options: EngineOptions | None = None) -> None:
         """Raises EngineError where ONNX Runtime is missing, or refuses the graph or the provider."""

@@ -27,7 +27,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 
 class Scored:
-    """The answer to one frame. `scores` holds the finite ones, `refused` the names of the others."""
+    """Holds the answer to one frame. `scores` holds the finite ones, `refused` the names of the others."""
 
     __slots__ = ("_outputs", "_prediction", "_scorer", "refused", "scores")
 
@@ -69,24 +69,24 @@ class Scored:
 
     @property
     def percentiles(self) -> dict[str, float]:
-        """The levels of all scores in their calibration, 0..1."""
+        """Returns the levels of all scores in their calibration, 0..1."""
         return {name: self.percentile(name) for name in self.scores}
 
     @property
     def nbytes(self) -> int:
-        """Memory of the outputs that it keeps alive."""
+        """Returns the bytes of the outputs that it keeps alive."""
         return sum(values.nbytes for values in self._outputs.values())
 
     @property
     def prediction(self) -> dict[str, Any]:
-        """The task's answer in a few numbers."""
+        """Returns the task's answer in a few numbers."""
         if self._prediction is None:
             self._prediction = self._scorer.brief(self._outputs)
         return self._prediction
 
     @property
     def embedding(self) -> NDArray[np.float32] | None:
-        """[D], L2-normalised; None if the graph has none, or it is not finite."""
+        """Returns the embedding [D], L2-normalised; None if there is none, or it is not finite."""
         name = self._scorer.embedding_output
         if name is None:
             return None
@@ -95,7 +95,7 @@ class Scored:
 
 
 class Scorer:
-    """A bundle and the engine that runs it."""
+    """Scores frames with a bundle and the engine that runs it."""
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         manifest = bundle.manifest

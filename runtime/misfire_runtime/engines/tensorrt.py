@@ -31,7 +31,7 @@ WORKSPACE_BYTES = 1 << 30
 
 
 class TensorRTEngine:
-    """A bundle on TensorRT. Fixed memory: buffers for the largest batch are allocated once."""
+    """Runs a bundle on TensorRT, in fixed memory: buffers for the largest batch are allocated once."""
 
     name = "tensorrt"
 

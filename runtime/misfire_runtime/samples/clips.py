@@ -45,7 +45,7 @@ class ClipsTable(Table):
 
 @dataclass(slots=True)
 class _Lane:
-    """The ring and the open clip of one source."""
+    """Holds the ring and the open clip of one source."""
 
     ring: deque[Encoded] = field(default_factory=deque)
     ring_bytes: int = 0
@@ -59,7 +59,7 @@ class _Lane:
 
 
 class ClipRecorder:
-    """Rings and open clips of all sources; used by one thread."""
+    """Manages rings and open clips of all sources; used by one thread."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class ClipRecorder:
         return pieces
 
     def _chosen(self, lane: _Lane, entry: Encoded, sample: str) -> list[Encoded]:
-        """A chosen frame opens a clip, or prolongs the one that is open."""
+        """Opens a clip for a chosen frame, or prolongs the one that is open."""
         if lane.key is None:
             return self._open(lane, entry, sample)
         lane.key_s = entry.time_s

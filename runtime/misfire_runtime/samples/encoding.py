@@ -22,7 +22,7 @@ class EncodeTable(Table):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A picture or video that may leave the vehicle.
+    """Holds a picture or video that may leave the vehicle.
 
     privacy: what was done to it, for its offer.  frame: what it was made of; of a video, its chosen frame.
     """
@@ -34,12 +34,12 @@ class Encoded:
 
     @property
     def time_s(self) -> float:
-        """Time of its frame."""
+        """Returns the time of its frame."""
         return self.frame.time_s
 
     @property
     def memory_bytes(self) -> int:
-        """What it keeps alive: the encoded picture, its pixels, and the graph's outputs."""
+        """Returns the bytes that it keeps alive: the encoded picture, its pixels, and the graph's outputs."""
         return len(self.data) + self.frame.image.nbytes + self.frame.scored.nbytes
 
 

@@ -73,7 +73,7 @@ class PrivacyTable(Table):
 
 
 class Privacy:
-    """The configured stage. `problem` says why nothing leaves, or is None."""
+    """Applies the configured stage. `problem` says why nothing leaves, or is None."""
 
     def __init__(self, table: PrivacyTable) -> None:
         """Loads all detectors. Never raises for them: a stage that cannot work refuses every picture."""
@@ -132,7 +132,7 @@ class Privacy:
 
 
 class Detector:
-    """An ONNX detector of things to blur, in one of three output layouts.
+    """Runs an ONNX detector of things to blur, in one of three output layouts.
 
     detections: one output [N,5+] or [1,N,5+] of rows x0, y0, x1, y1, score, class, ...
     boxes+scores: [1,N,4] corners and [1,N] or [1,N,2] scores (the last column counts).

@@ -38,7 +38,7 @@ MAX_EMBEDDING = 3000
 
 
 class SampleStore(Protocol):
-    """What the writer needs of a spool."""
+    """Defines what the writer needs of a spool."""
 
     def add(self, payload: bytes, offer: Offer, *, priority: int) -> bool:
         """Keeps a sample, durably on return; returns False if it is known already."""
@@ -59,7 +59,7 @@ class SampleStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Everything before it has been handed in: counts to add, positions to write, and what else is to be."""
+    """Marks a point in the queue: what to count and write once everything before it is handled."""
 
     counts: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From here on, other options and another clip recorder."""
+    """Switches to other options and another clip recorder from here on."""
 
     options: WriterOptions
     clips: ClipRecorder | None
@@ -77,7 +77,7 @@ class Change:
 
 @dataclass(frozen=True)
 class WriterOptions:
-    """How pictures are written."""
+    """Specifies how pictures are written."""
 
     vehicle: str
     jpeg_quality: int = 90
@@ -122,7 +122,7 @@ class SampleWriter:
 
     @property
     def fill(self) -> float:
-        """How full the queue is, 0..1."""
+        """Returns how full the queue is, 0..1."""
         return self._queue.qsize() / self._queue.maxsize
 
     def put(self, frame: ScoredFrame, *, wait: bool, stop: threading.Event) -> bool:

@@ -50,7 +50,7 @@ class ContextTable(Table):
 
 
 class Context:
-    """The newest value of every signal. Safe to call from several threads."""
+    """Holds the newest value of every signal. Thread-safe."""
 
     def __init__(self, *, max_age_s: float = 10.0, now: Callable[[], float] = time.monotonic) -> None:
         self.refused = 0

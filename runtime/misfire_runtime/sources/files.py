@@ -37,7 +37,7 @@ _NAMED_AT_MOST = 5
 
 @register
 class RecordedFiles(SourceKind):
-    """Every frame of an image, a video, or a folder of them (searched to the bottom)."""
+    """Yields every frame of an image, a video, or a folder of them with all its subfolders."""
 
     live = False
 

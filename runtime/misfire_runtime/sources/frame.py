@@ -27,7 +27,7 @@ _UPLOADED = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture on its way through the vehicle.
+    """Holds one picture on its way through the vehicle.
 
     image: [H,W,3] uint8 RGB.  index: counted per source from 0.  name: file or topic it was read from.
     pts_s: position in a recording, seconds from its start; None if the source has no times.
@@ -49,18 +49,18 @@ class Frame:
 
     @property
     def time_s(self) -> float:
-        """Time for cool-downs: the recording's own if it has one (a replay repeats), else monotonic."""
+        """Returns the time for cool-downs: that of the recording if it has one, else monotonic."""
         return self.monotonic if self.pts_s is None else self.pts_s
 
     @property
     def position_s(self) -> float | None:
-        """`pts_s` as offers carry it; None for times that run before the start of the recording."""
+        """Returns `pts_s` as offers carry it; None for times before the start of the recording."""
         return self.pts_s if self.pts_s is not None and 0 <= self.pts_s <= MAX_POSITION_S else None
 
 
 @dataclass
 class SourceCounts:
-    """What happened at a source; written only by its reader."""
+    """Counts what happened at a source; written only by its reader."""
 
     read: int = 0
     unreadable: int = 0
@@ -76,7 +76,7 @@ class SourceCounts:
 
 
 class Source(Protocol):
-    """Where frames come from.
+    """Defines where frames come from.
 
     name: what offers call it.  live: never ends by itself, and only its newest frame counts.
     identity: of a recording and its content, so that an interrupted run goes on where it stopped;

@@ -54,7 +54,7 @@ _END_S = 3.0
 
 @register
 class GStreamerPipeline(SourceKind):
-    """Frames of a GStreamer pipeline; started again when it ends, fails, or gives nothing for `silence_s`."""
+    """Yields frames of a pipeline; restarts it when it ends, fails, or gives nothing for `silence_s`."""
 
     prefixes = (_PREFIX,)
     live = True
@@ -125,7 +125,7 @@ class GStreamerPipeline(SourceKind):
 
 
 class _Running:
-    """One start of the pipeline. `problem` says why it is over."""
+    """Runs the pipeline once. `problem` says why it is over."""
 
     def __init__(self, command: list[str], *, silence_s: float) -> None:
         self._silence_s = silence_s

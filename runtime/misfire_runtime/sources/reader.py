@@ -27,7 +27,7 @@ AHEAD = 4
 
 
 class _Feed:
-    """The thread of one source and what it read last."""
+    """Owns the thread of one source, and holds what it read last."""
 
     def __init__(
         self, source: Source, *, ready: threading.Condition, stop: threading.Event, start: int
@@ -75,7 +75,7 @@ class _Feed:
 
 
 class _Inline:
-    """A recorded source, read by whoever asks for its frames."""
+    """Reads a recorded source in the thread that asks for its frames."""
 
     def __init__(self, source: Source, *, stop: threading.Event, start: int) -> None:
         self.source = source
@@ -97,7 +97,7 @@ class _Inline:
 
 
 class FrameReader:
-    """Frames of all sources, taken in turn. Frames of one source keep their order."""
+    """Reads the frames of all sources in turn. Frames of one source keep their order."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class FrameReader:
 
     @property
     def ended(self) -> bool:
-        """True if all sources ended and every frame was taken."""
+        """Returns True if all sources ended and every frame was taken."""
         if self._inline is not None:
             return self._inline.ended
         with self._ready:
@@ -169,14 +169,14 @@ class FrameReader:
 
     @property
     def stalled(self) -> tuple[str, ...]:
-        """Names of live sources that have given nothing for `stall_s`."""
+        """Returns the names of live sources that have given nothing for `stall_s`."""
         with self._ready:
             self._watch()
             return tuple(feed.source.name for feed in self._feeds if feed.stalled)
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Names of sources that ended by an error; the others go on."""
+        """Returns the names of sources that ended by an error; the others go on."""
         return tuple(reader.source.name for reader in self._readers() if reader.error is not None)
 
     def close(self) -> None:

@@ -56,12 +56,12 @@ class SourceTable(Table):
 
     @property
     def path(self) -> Path:
-        """The input as a path, for kinds that read files."""
+        """Returns the input as a path, for kinds that read files."""
         return Path(self.input.removeprefix(_FILE))
 
 
 class SourceKind(ABC):
-    """A source that a configuration can ask for; see `Source` for what the pipeline needs of it.
+    """Defines a source that a configuration can name; see `Source` for what the pipeline needs of it.
 
     prefixes: inputs that begin with one of these are its own.
     suffixes: paths that end in one of these are its own, in lower case.
@@ -166,12 +166,12 @@ def _kinds() -> list[type[SourceKind]]:
 
 
 def _by_text(where: str) -> type[SourceKind] | None:
-    """The kind that an input names by its beginning."""
+    """Returns the kind that an input names by its beginning."""
     return next((kind for kind in _kinds() if where.startswith(kind.prefixes)), None)
 
 
 def _is_address(text: str) -> bool:
-    """True for an input that is no path: it must not be taken as relative to a file."""
+    """Returns True for an input that is no path: it must not be taken as relative to a file."""
     return "://" in text or _by_text(text) is not None
 
 
@@ -185,7 +185,7 @@ def _by_input(value: Any, handler: ValidatorFunctionWrapHandler, info: Validatio
 
 
 def _settings_for(where: str) -> type[SourceTable]:
-    """The settings that an input may have, without a look at the file: it may come later."""
+    """Returns the settings that an input may have, without a look at the file: it may come later."""
     kind = _by_text(where)
     if kind is None:
         kind = next((kind for kind in _kinds() if Path(where).suffix.lower() in kind.suffixes), None)

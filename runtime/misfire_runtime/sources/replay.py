@@ -39,7 +39,7 @@ _NOT_COLOUR = re.compile(r"compressedDepth|^\s*(mono16|(16|32|64)[USF]C\d)")
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """What a message carries: the encoded picture, and how it calls its format ("bgr8; jpeg compressed")."""
+    """Holds a message's encoded picture, and how it names its format ("bgr8; jpeg compressed")."""
 
     data: bytes
     format: str = ""
@@ -50,7 +50,7 @@ Extract = Callable[[bytes], Compressed]
 
 @register
 class McapReplay(SourceKind):
-    """The images of one topic of a recording, in log order."""
+    """Yields the images of one topic of a recording, in log order."""
 
     suffixes = (".mcap",)
     live = False
@@ -168,6 +168,7 @@ class McapReplay(SourceKind):
         for channel, extract, message in self._messages(file):
             if channel.topic != self._topic:
                 continue
+            # Counted and skipped: one absurd message must not end the replay.
             if len(message.data) > MAX_MESSAGE_BYTES:
                 self.counts.skip(
                     f"{shown(file.name)}: a message of {len(message.data)} bytes is above the limit"
@@ -275,6 +276,7 @@ def from_protobuf(message: bytes) -> Compressed:
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
         elif wire == 2:
+            # Wire type 2 is a length and so many bytes: text, bytes, and messages inside.
             size, at = _varint(message, at)
             if at + size > len(message):
                 raise ValueError("a field ends beyond the message")
@@ -295,6 +297,7 @@ def from_cdr(message: bytes) -> Compressed:
     """
     if len(message) < 4:
         raise ValueError("shorter than a CDR header")
+    # The lowest bit of CDR's second byte means little-endian.
     order = "<" if message[1] & 1 else ">"
     return _ros(memoryview(message)[4:], 8, order=order, align=4)
 
@@ -312,6 +315,7 @@ def _ros(body: memoryview, at: int, *, order: str, align: int) -> Compressed:
     """Reads frame_id, format and data, each behind its length; CDR aligns the lengths."""
     fields = []
     for _field in ("frame_id", "format", "data"):
+        # CDR counts the alignment from the end of its header, which `body` leaves out.
         at += -at % align
         (size,) = struct.unpack_from(f"{order}I", body, at)
         at += 4
@@ -329,6 +333,7 @@ def _text(data: bytes) -> str:
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        # Protobuf's numbers have at most 64 bits.
         if at >= len(message) or shift > 63:
             raise ValueError("a number ends beyond the message")
         byte = message[at]

@@ -30,7 +30,7 @@ _LOW_DELAY = {"fflags": "nobuffer", "flags": "low_delay"}
 
 @register
 class LiveStream(SourceKind):
-    """A stream or camera that FFmpeg can open. It never ends by itself; `stop` ends it."""
+    """Reads a stream or camera that FFmpeg can open. It never ends by itself; `stop` ends it."""
 
     prefixes = (*_CAMERAS, *(f"{scheme}://" for scheme in NETWORK_SCHEMES))
     live = True

@@ -83,7 +83,7 @@ class VideoFile:
 
     @property
     def damaged(self) -> int:
-        """Pictures that were left out because they are damaged, or may be built on damaged ones."""
+        """Returns how many pictures were left out: damaged, or perhaps built on damaged ones."""
         return 0 if self._decoder is None else self._decoder.damaged
 
     def pictures(self, stop: threading.Event) -> Iterator[av.VideoFrame | None]:

@@ -33,13 +33,13 @@ class TriggerTable(Table):
 
     @property
     def part_names(self) -> Sequence[str]:
-        """Names of the triggers that this one is made of; a trigger that others name is not asked itself."""
+        """Returns the names of the triggers that this one is made of; those are not asked by themselves."""
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class TriggerEvent:
-    """A trigger wants this frame, and says why in one line."""
+    """Reports that a trigger wants this frame, and why, in one line."""
 
     name: str
     reason: str
@@ -48,7 +48,7 @@ class TriggerEvent:
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a trigger may use while it is built: its name, the bundle's scores, and other triggers.
+    """Provides what a trigger may use while it is built: its name, the bundle's scores, and other triggers.
 
     part: builds another trigger of the configuration by its name.
     """
@@ -90,12 +90,12 @@ class Trigger(ABC):
 
     @property
     def parts(self) -> Sequence[Trigger]:
-        """Triggers that this one is made of."""
+        """Returns the triggers that this one is made of."""
         return ()
 
     @property
     def threshold(self) -> float | None:
-        """The present threshold of a trigger that moves it, for telemetry; None for all others."""
+        """Returns the current threshold of a trigger that adapts it, for telemetry; None for all others."""
         return None
 
     def learned(self) -> Mapping[str, Any] | None:
@@ -115,7 +115,7 @@ class Trigger(ABC):
 
 
 class TriggerKind(Trigger):
-    """A trigger that a configuration can ask for."""
+    """Defines a trigger that a configuration can name."""
 
     Settings: ClassVar[type[TriggerTable]]
 

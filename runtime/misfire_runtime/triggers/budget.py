@@ -44,7 +44,7 @@ class Limits(Table):
 
     @property
     def any(self) -> bool:
-        """Whether there is a limit at all."""
+        """Returns True if there is any limit."""
         return any(value is not None for _name, value in self)
 
 
@@ -65,7 +65,7 @@ class Times:
 
 @dataclass(frozen=True)
 class _Book:
-    """What the file holds.
+    """Holds the content of the file.
 
     clock_s: the budget's clock at `times`.  lost_at_s: when a damaged book was found, by that clock.
     """

@@ -76,7 +76,9 @@ class AnyOf(_Group):
 
     def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger. Every part looks at every frame."""
+        # Every part looks, even after one has fired: parts may learn from each frame.
         events = [(part, part.look(frame)) for part in self._parts]
+        # Only these pay for the frame: the others did not ask for it.
         self._fired = [part for part, event in events if event is not None]
         found = [event for _part, event in events if event is not None]
         if not found:
@@ -129,11 +131,13 @@ class CoolDown(Trigger):
 
     def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger. The inner trigger goes on learning while it is quiet."""
+        # Before the pause is checked: the inner trigger learns from every frame.
         event = self.inner.look(frame)
         if event is None or frame.source not in self._last:
             return event
         time_s, count = self._last[frame.source]
         elapsed = frame.time_s - time_s
+        # Below 0 a recording began again, and its pause is over.
         if 0 <= elapsed < self._seconds or frame.count - count <= self._frames:
             return None
         return event
@@ -150,5 +154,5 @@ class CoolDown(Trigger):
 
     @property
     def threshold(self) -> float | None:
-        """That of the inner trigger."""
+        """Returns the threshold of the inner trigger."""
         return self.inner.threshold

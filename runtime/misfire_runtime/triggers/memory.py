@@ -25,7 +25,7 @@ Learned = Mapping[str, Mapping[str, Any]]
 
 
 class TriggerMemory:
-    """One JSON file beside the budgets."""
+    """Manages one JSON file beside the budgets."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

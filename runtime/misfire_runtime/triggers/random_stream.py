@@ -39,7 +39,7 @@ class RandomTable(Table):
 
 
 class RandomStream:
-    """Bernoulli sampling at `rate`."""
+    """Samples frames independently of each other with probability `rate`."""
 
     name = "random"
 

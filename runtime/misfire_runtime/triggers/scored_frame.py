@@ -15,7 +15,7 @@ Value = float | str | bool
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Why a frame is kept. `budgeted` ones are paid for by the budget, the random stream is not."""
+    """Says why a frame is kept. `budgeted` ones are paid for by the budget, the random stream is not."""
 
     trigger: TriggerMessage
     priority: int
@@ -24,7 +24,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ScoredFrame:
-    """One frame with its scores and its context: what triggers look at, and what a sample is made of.
+    """Holds a frame, its scores and its context: what triggers look at, and what a sample is made of.
 
     bundle: label of the bundle that scored it.  context: signals of the vehicle at that moment.
     count: frames scored before it.  choice: None if it is not kept, or not yet decided on.
@@ -39,15 +39,15 @@ class ScoredFrame:
 
     @property
     def image(self) -> Image:
-        """[H,W,3] uint8 RGB."""
+        """Returns the picture, [H,W,3] uint8 RGB."""
         return self.frame.image
 
     @property
     def source(self) -> str:
-        """Name of the source it came from."""
+        """Returns the name of the source it came from."""
         return self.frame.source
 
     @property
     def time_s(self) -> float:
-        """The recording's time, or monotonic: what cool-downs and clips are measured in."""
+        """Returns the recording's time, or monotonic: what cool-downs and clips are measured in."""
         return self.frame.time_s

@@ -76,7 +76,7 @@ class LiveConfig:
 
     @property
     def desired_version(self) -> int:
-        """Version of the desired configuration in force; -1 without one."""
+        """Returns the version of the desired configuration in force; -1 without one."""
         return -1 if self._desired is None else self._desired.version
 
     def restore(self) -> Reported | None:

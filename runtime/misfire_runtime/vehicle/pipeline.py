@@ -56,7 +56,7 @@ COMING_S = 5.0
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. `frames` were scored; `unreadable` and `dropped` were not."""
+    """Reports what a run did. `frames` were scored; `unreadable` and `dropped` were not."""
 
     frames: int
     unreadable: int
@@ -82,7 +82,7 @@ class Report:
 
 
 class Vehicle:
-    """One process's pipeline. `run` may be called once; `close` is safe at any time after it."""
+    """Runs one process's pipeline. `run` may be called once; `close` is safe at any time after it."""
 
     def __init__(
         self,
@@ -215,28 +215,28 @@ class Vehicle:
 
     @property
     def finished(self) -> bool:
-        """True if every source came to its end; what is left to do is uploading."""
+        """Returns True if every source came to its end; what is left to do is uploading."""
         return self._finished
 
     @property
     def stalled(self) -> tuple[str, ...]:
-        """Live sources that give nothing."""
+        """Returns the live sources that give nothing."""
         return self._reader.stalled if self._reader is not None else ()
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Sources that ended by an error."""
+        """Returns the sources that ended by an error."""
         return self._reader.lost if self._reader is not None else ()
 
     @property
     def standing_s(self) -> float:
-        """How long the frame path has been at one frame (or tick); 0 while it waits for the next."""
+        """Returns the seconds spent at the current frame (or tick); 0 while waiting for the next."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
     def unscored_s(self) -> float:
-        """How long frames have come without one being scored; 0 while none come."""
+        """Returns for how many seconds frames have come and none was scored; 0 while none come."""
         now = time.monotonic()
         silent = now - self.statistics.last_frame_s
         coming = now - self._taken_s < COMING_S or self.standing_s > 0

@@ -27,7 +27,7 @@ _STATM = Path("/proc/self/statm")
 
 @dataclass(frozen=True)
 class Probation:
-    """Limits of a trial: its length, growth of memory, silence, and starts that ended badly."""
+    """Sets the limits of a trial: its length, growth of memory, silence, and starts that ended badly."""
 
     seconds: float = 300.0
     frames: int = 100
@@ -39,7 +39,7 @@ class Probation:
 
 @dataclass(frozen=True)
 class Vitals:
-    """How a vehicle does: frames handled, how long frames have come without one being handled, and memory."""
+    """Holds a vehicle's vital signs: frames handled, seconds of frames without one scored, and memory."""
 
     frames: int
     unscored_s: float
@@ -48,7 +48,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Trial:
-    """A desired configuration that is not confirmed.
+    """Holds a desired configuration that is not confirmed.
 
     starts: of the process with it, that have not ended in order.  refused: why it is not tried any more.
     """
@@ -59,7 +59,7 @@ class Trial:
 
 
 class DesiredStore:
-    """The last confirmed configuration, and the one on trial or refused after it. Not thread-safe."""
+    """Keeps the last confirmed configuration, and the one on trial or refused after it. Not thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._confirmed_file = folder / "desired.json"
@@ -72,7 +72,7 @@ class DesiredStore:
 
     @property
     def version(self) -> int:
-        """The highest version that was taken; -1 before any."""
+        """Returns the highest version that was taken; -1 before any."""
         return self.trial.desired.version if self.trial is not None else self._floor()
 
     def begin(self, desired: Desired) -> None:

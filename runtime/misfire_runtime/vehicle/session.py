@@ -45,7 +45,7 @@ UPLOAD_GRACE_S = 60.0
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did, the spool's books after it, whether all was delivered, and what went wrong for good."""
+    """Reports what a run did, the counters after it, whether all was delivered, and what failed for good."""
 
     report: Report
     counters: Counters
@@ -107,7 +107,7 @@ def run_vehicle(
 
 
 class _Session:
-    """What is open during a run. Everything is closed by the stack, the newest first.
+    """Owns what is open during a run. Everything is closed by the stack, the newest first.
 
     Spool and uplink are there before the model and the cameras, so that what waits is uploaded without them.
     """
@@ -196,7 +196,7 @@ class _Session:
         return RunResult(vehicle.report(), counters, counters.pending == 0, failure)
 
     def upload_what_waits(self, error: MisfireError, stop: threading.Event, *, until_empty: bool) -> None:
-        """After an error that ends the run, uploads what is pending before it is raised.
+        """Uploads what is pending after an error that ends the run, before it is raised.
 
         It stays as long as uploads go forward, and a minute beyond, so that the service manager may try
         again; with `until_empty` until nothing is pending. Meanwhile /healthz says what is wrong.

@@ -99,7 +99,7 @@ def health(
 
 
 class VehicleMetrics(Collector):
-    """A Prometheus collector that reads the vehicle when it is scraped."""
+    """Collects metrics for Prometheus: reads the vehicle when it is scraped."""
 
     def __init__(
         self,
