@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 ENGINE_CACHE = "engine"
 SCHEMA_VERSION: Literal[1] = 1
+# A bundle may come from elsewhere: its manifest must not fill the memory.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 
@@ -228,7 +229,6 @@ def read_manifest(path: Path) -> Manifest:
     """Reads `path/manifest.json` and validates its schema, but not the files. Raises BundleError."""
     file = path / MANIFEST
     try:
-        # Before the read: a bundle may come from elsewhere.
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file}: larger than {MAX_MANIFEST_BYTES} bytes")
         return Manifest.model_validate_json(file.read_bytes())

@@ -137,6 +137,7 @@ def with_desired(config: VehicleConfig, fields: dict[str, Any]) -> VehicleConfig
     Raises:
         ConfigError: the fleet may not set a key, or not to that value; the message names it.
     """
+    # First: its message names what the fleet may set, while pydantic's says "unknown key".
     _refuse_foreign(fields)
     try:
         desired = DesiredConfig.model_validate(fields)

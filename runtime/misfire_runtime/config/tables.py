@@ -69,6 +69,7 @@ class VehicleConfig(Table):
     @model_validator(mode="after")
     def _names_are_unique(self) -> VehicleConfig:
         names = [source.name for source in self.source]
+        # The pipeline tells sources apart by their names.
         if len(names) > 1 and ("" in names or len(set(names)) < len(names)):
             raise ValueError("several sources need a `name` each, all different")
         return self

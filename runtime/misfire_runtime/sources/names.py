@@ -12,4 +12,5 @@ from pathlib import Path
 
 def shown(name: str | Path) -> str:
     r"""Returns the name with every byte that is not UTF-8 written as \xNN."""
+    # fsencode gives the very bytes on the disk, surrogates included.
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -187,6 +187,7 @@ class FrameReader:
         for source in self.sources:
             source.close()
         for feed in self._feeds:
+            # A driver may hang in a read; its thread is a daemon and does not keep the process.
             feed.worker.close(timeout_s=5.0)
 
     def _take(self) -> Frame | None:

@@ -31,6 +31,7 @@ from misfire_runtime.errors import SourceError
 from misfire_runtime.sources.frame import Frame, Source, SourceCounts
 from misfire_runtime.tables import Table, beside_file
 
+# The last one is asked first (see `register`), so "files", which reads any path, comes last.
 _BUILT_IN = ("files", "replay", "stream", "gstreamer")
 _FILE = "file://"
 
@@ -125,6 +126,7 @@ def open_table(table: SourceTable) -> Source:
     kind = _by_text(table.input)
     if kind is None:
         scheme, separator, _path = table.input.partition("://")
+        # Before the paths are tried: a mistyped scheme would be reported as a missing file.
         if separator and scheme != "file":
             known = ", ".join(prefix for kind in _kinds() for prefix in kind.prefixes)
             raise SourceError(f"{table.input}: unknown scheme {scheme!r}; known are a path, {known}")

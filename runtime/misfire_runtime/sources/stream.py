@@ -95,7 +95,7 @@ class LiveStream(SourceKind):
             self.counts.reconnects += 1
             self.counts.problems.append(f"{self.name}: {problem}")
             _LOG.warning("source_lost", extra={"fields": {"source": self.name, "problem": problem}})
-            # Full jitter: cameras behind one switch must not all come back at once.
+            # Full jitter: streams that were lost together must not all come back at once.
             stop.wait(random.uniform(0, min(self._max_wait_s, 0.5 * 2 ** min(failures, 16))))
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from misfire_runtime.errors import MisfireError
 from misfire_runtime.files import read_bounded, write_durably
 
 _LOG = logging.getLogger(__name__)
+# A damaged or exchanged file must not fill the memory at the start.
 MAX_STATE_BYTES = 64 * 1024 * 1024
 _UNREADABLE = (
     OSError,

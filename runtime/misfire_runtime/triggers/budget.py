@@ -30,6 +30,7 @@ from misfire_runtime.state.small_files import read_state, write_state
 from misfire_runtime.tables import Table
 
 HOUR_S = 3600.0
+# The longest window: older entries are forgotten.
 DAY_S = 86400.0
 _VERSION = 1
 

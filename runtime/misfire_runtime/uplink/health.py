@@ -16,6 +16,7 @@ from misfire_runtime.mqtt.connection import Receipt
 from misfire_runtime.service.logs import Throttle
 
 _LOG = logging.getLogger(__name__)
+# A broker that refuses topics disconnects right after the first messages.
 _BRIEF_S = 5.0
 _BRIEF_CONNECTIONS = 3
 """After this many consecutive connections that end within seconds, without any acknowledgement, a cause is

@@ -22,6 +22,7 @@ from misfire_runtime.messages import Clock, Counters, Telemetry
 from misfire_runtime.service.endpoint import Endpoint, Page, metrics_page
 from misfire_runtime.vehicle.pipeline import Vehicle
 
+# Longer than the default `stall_s`: a stalled source is reported first, by its name.
 SILENCE_S = 30.0
 STANDING_S = 5.0
 """After a frame has taken this long, or frames have come this long and none was scored."""
