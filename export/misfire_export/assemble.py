@@ -75,8 +75,7 @@ class Source:
     Attributes:
         output: the task's output.
         reference: the trained module that returns {output: tensor} for a batch in the contract's form; None
-            if
-            there is none to compare with.
+            if there is none to compare with.
         refit: how to fit the learned head again, for the gate.
         ranges: frames for int8's activation ranges; None takes the calibration frames.
         precision: of the graph as it came.

@@ -87,6 +87,7 @@ class Augmentation:
         names = list(FAMILIES)
         chosen = np.flatnonzero(generator.random(len(positions)) < self.corrupt)
         for row in chosen:
+            # Severities are 1 to 5: numpy leaves out the upper end.
             family, severity = names[generator.integers(len(names))], int(generator.integers(1, 6))
             seed = int(generator.integers(2**62))
             worse = corrupt(examples.images[int(positions[row])], family, severity=severity, seed=seed)

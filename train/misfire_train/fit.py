@@ -256,6 +256,7 @@ def split_dataset(dataset: Dataset, config: TrainConfig) -> dict[str, Examples]:
     examples = dataset.train
     limit = config.split.limit
     if limit is not None and limit < len(examples):
+        # The 7 keeps this draw apart from others of the same seed.
         chosen = np.random.default_rng([config.seed, 7]).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
     grouped = config.split.by_group

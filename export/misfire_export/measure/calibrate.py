@@ -86,10 +86,8 @@ def operating_points(
     """Returns thresholds for these upload rates, with recall, precision and 95 % bootstrap intervals.
 
     The threshold is set on all frames. upload_rate, recall and precision are of frames judged by thresholds
-    that
-    the other folds set. Whole groups are resampled if there are enough of them. Rates finer than one frame
-    are
-    left out. Without failures, or without successes, recall means nothing and there are no points.
+    that the other folds set. Whole groups are resampled if there are enough of them. Rates finer than one
+    frame are left out. Without failures, or without successes, recall means nothing and there are no points.
     """
     values, failed = measured.scores[name], measured.failed
     if failed.all() or not failed.any():

@@ -26,6 +26,7 @@ import onnx
 from misfire_export.errors import ConformanceError
 from misfire_runtime.errors import MissingExtraError
 
+# As in the vehicle's own TensorRT engine: one frame at a time there, small batches in `misfire bench`.
 MAX_BATCH = 8
 # Ampere, the generation of Jetson Orin (SM87), for which TensorRT-RTX has no target of its own.
 CAPABILITY = "SM86"
@@ -45,8 +46,7 @@ def check_conformance(
     """Parses and builds the graph for batches 1..max_batch; returns a report for the manifest.
 
     Raises ConformanceError that names the refused nodes, or after `time_limit_s`, and MissingExtraError
-    without
-    TensorRT-RTX.
+    without TensorRT-RTX.
     """
     require_tensorrt()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,6 +168,7 @@ def _add_profile(builder: Any, network: Any, config: Any, *, max_batch: int) -> 
         if -1 not in shape:
             continue
         dynamic = True
+        # Tuned for one frame, which is what a vehicle scores at a time.
         low, best, high = (tuple(size if d < 0 else d for d in shape) for size in (1, 1, max_batch))
         profile.set_shape(tensor.name, low, best, high)
     if dynamic:

@@ -130,8 +130,7 @@ def class_names(model: onnx.ModelProto) -> tuple[str, ...]:
     """Returns class names in the graph's own order, from its metadata, or ().
 
     The key is `names`, as Ultralytics writes it. The text is a list of names or a mapping of 0..K-1 to names,
-    as
-    JSON or as Python writes it.
+    as JSON or as Python writes it.
     """
     text = {item.key: item.value for item in model.metadata_props}.get("names", "")
     found: object = None

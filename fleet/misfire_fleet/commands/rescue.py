@@ -43,6 +43,7 @@ def check(
     try:
         with open_store(fleet_dir, database, blobs) as store:
             found = check_store(store, deep=deep)
+            # Nothing is written into a damaged database: that makes the damage worse.
             if mend and not found.problems["database_damaged"]:
                 mended = repair(store, found)
                 found = check_store(store, deep=deep)

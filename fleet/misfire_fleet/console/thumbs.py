@@ -82,6 +82,7 @@ class Thumbnails:
             for places, make in ((self._small, self._make_small), (self._costly, self._make_costly)):
                 if (picture := self._kept.get(key)) is not None:
                     return picture
+                # The place is taken before the blob is read, so waiting requests hold no upload in memory.
                 async with places:
                     if (picture := await anyio.to_thread.run_sync(self._made, make, sample, key)) is not None:
                         return picture

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `store_database.upgrade` brings; there is no other way in."""
+"""Runs migrations on the connection that `store.database.upgrade` brings; there is no other way in."""
 
 from alembic import context
 

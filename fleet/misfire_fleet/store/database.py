@@ -3,8 +3,7 @@
 All access goes through `read()` and `write()`. A write on SQLite takes the write lock at its start (BEGIN
 IMMEDIATE), so two collectors wait for each other instead of failing half-way; `synchronous=FULL` makes a
 commit durable. An error about the values of a row becomes RowRefusedError. All others are problems of the
-store and become
-StoreUnavailableError: worth a retry, and no proof about what was to be written.
+store and become StoreUnavailableError: worth a retry, and no proof about what was to be written.
 """
 
 from __future__ import annotations

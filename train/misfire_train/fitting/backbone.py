@@ -102,8 +102,7 @@ def fit_network(
     """Trains `probe.model` in place and leaves it in eval mode with the weights of its best epoch.
 
     Raises ConfigError if the loss becomes NaN (the learning rate is too high), or if `saving` has a
-    checkpoint of
-    something else.
+    checkpoint of something else.
     """
     reporter = reporter or Reporter(quiet=True)
     accelerator = Accelerator()

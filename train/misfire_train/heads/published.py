@@ -58,12 +58,9 @@ class ConvHead(LossHead):
     """Is the head of LearningLoss++, slimmed.
 
     From the finest map down, it halves by a strided convolution and adds the next map. Maps finer than `side`
-    are
-    first averaged to it, and every map is reduced to `width` channels by a 1x1 convolution, so that it costs
-    a few
-    per cent of the network; the published one costs more than many networks. The skip is added after the
-    ReLU,
-    as in the reference.
+    are first averaged to it, and every map is reduced to `width` channels by a 1x1 convolution, so that it
+    costs a few per cent of the network; the published one costs more than many networks. The skip is added
+    after the ReLU, as in the reference.
     """
 
     recipe = "learning-loss-pp-paper"

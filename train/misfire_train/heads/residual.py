@@ -202,9 +202,8 @@ def unit_statistics(
     """Returns the input of the correction, [N,U,D].
 
     It has own statistics of each unit; their mean over units if there are several; a one-hot of the unit
-    (joints,
-    values); distances to the training set; on request the embedding, statistics of feature maps, and what
-    second opinions make of them.
+    (joints, values); distances to the training set; on request the embedding, statistics of feature maps, and
+    what second opinions make of them.
     """
     outputs, embedding = signals.outputs, signals.embedding
     flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)

@@ -65,8 +65,7 @@ class Stacked(Score):
         """Builds it on the holdout.
 
         Options: components (names or scores), task (a Task, of a run its own), penalty, clip. A task without
-        a
-        failure threshold fails on the worst fifth of the holdout.
+        a failure threshold fails on the worst fifth of the holdout.
         """
         options = dict(recipe.options)
         options.pop("components", None)
@@ -99,8 +98,7 @@ class Stacked(Score):
 
         Raises:
             ScoreError: there are no components, scores are not finite, or there are fewer than 10 failures or
-                10
-                successes.
+                10 successes.
         """
         if not components:
             raise ScoreError("stacked needs at least one component score")

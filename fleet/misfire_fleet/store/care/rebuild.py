@@ -153,6 +153,7 @@ def _in_use(path: Path) -> bool:
     closes any descriptor of that file.
     """
     try:
+        # For writing, although nothing is written: POSIX gives an exclusive lock only to such a descriptor.
         handle = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
