@@ -55,8 +55,7 @@ def pair_up(predicted: Tensor, true: Tensor, *, pairs: Pairs = "halves") -> tupl
     """Returns score differences and both true losses of every pair: [P], [P], [P].
 
     Raises ValueError on shapes that differ, fewer than two samples, an odd batch under "halves", and losses
-    that
-    are negative or not finite.
+    that are negative or not finite.
     """
     losses = check_losses(true).to(predicted.dtype)
     if predicted.shape != losses.shape:

@@ -189,10 +189,8 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
 
     The likeliest order is read off one half of the frames and judged on the other, so that chance explains no
     gain. Uninformative answers show no order either: always the same one, or an order that is worse than
-    always
-    the commonest class. Raises LabelError that names the likeliest order if it explains far more than the
-    given
-    one and the user did not state that.
+    always the commonest class. Raises LabelError that names the likeliest order if it explains far more than
+    the given one and the user did not state that.
     """
     if len(seen.truth) < 2 or seen.outputs < 2 or len(np.unique(seen.answer[seen.known])) < 2:
         return ()

@@ -107,8 +107,7 @@ def settle_classes(
     """Returns the order of the classes, and notes on it and on normalisation.
 
     stated: names in the module's order. Raises ExportError if the classes do not fit, or if the module does
-    not
-    return logits.
+    not return logits.
     """
     outputs = int(probe(frames.calibration.batch([0], contract)).outputs.shape[1])
     order = order_classes(frames.classes, outputs, stated=stated)

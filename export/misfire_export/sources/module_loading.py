@@ -46,8 +46,7 @@ def load_weights(model: nn.Module, path: Path, *, target: str) -> None:
     """Loads a safetensors file, or a state dict that torch.save wrote, into a module.
 
     Only tensors are unpickled. Prefixes of DataParallel and torch.compile are left out. Raises ExportError
-    that
-    names missing and unexpected weights, and those of another shape.
+    that names missing and unexpected weights, and those of another shape.
     """
     tensors = _read_weights(path)
     own = model.state_dict()

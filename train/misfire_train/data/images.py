@@ -64,8 +64,7 @@ class DecodedImages(Sequence[Image]):
     """Decodes images on access: `decode(i)` for i in 0..count-1, which must always return the same image.
 
     Results are cached for the next epoch if all of them fit in `max_cache_bytes`: the images themselves if
-    all
-    have one `shape`, else what the network sees of them under the last contract used.
+    all have one `shape`, else what the network sees of them under the last contract used.
     """
 
     def __init__(

@@ -280,8 +280,7 @@ def run(
         done: rows of an earlier run of the same protocol, taken as they are.
         progress: called with a line after each method.
         finished: called with the result so far after each method, so that a long run that is stopped loses
-            one
-            method at most.
+            one method at most.
 
     Returns:
         protocol, methods (name -> wrong_mean, wrong_std, accuracy_mean, accuracy_std, wrong; means and

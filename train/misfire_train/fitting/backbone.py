@@ -68,8 +68,7 @@ class Saving:
     """Specifies how a fit is saved after every epoch.
 
     resume: start from the file, if there is one. key: identifies what is trained; a checkpoint of something
-    else
-    is refused.
+    else is refused.
     """
 
     path: Path

@@ -3,10 +3,10 @@
 held-out frames --corrupted by every family but one--> head --torch--> its scores on frames of that one
 
 A head is trained on a library of corruptions. On a family of that library only a head that never saw it can
-be
-judged; else "held-out corruption" would be a corruption that it knows. A head that was cross-fitted is fitted
-again on the losses of the same folds' networks: the run's own network has been trained on those frames, and
-its losses there would be training losses. `misfire evaluate` and `misfire export` share this file.
+be judged; else "held-out corruption" would be a corruption that it knows. A head that was cross-fitted is
+fitted again on the losses of the same folds' networks: the run's own network has been trained on those
+frames, and its losses there would be training losses. `misfire evaluate` and `misfire export` share this
+file.
 """
 
 from __future__ import annotations

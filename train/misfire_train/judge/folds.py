@@ -126,8 +126,7 @@ class Table:
         """Returns the score with the best failure-weighted mean over folds; the first on a tie.
 
         without: a fold that must not count. beside: a table whose folds count too. If that leaves no fold at
-        all,
-        the only fold nominates for itself.
+        all, the only fold nominates for itself.
         """
         keep = np.arange(len(self.folds)) != (-1 if without is None else without)
         if beside is None and not keep.any():

@@ -92,8 +92,7 @@ def resample_weights(
         replicates: number of resamples.
         seed: the same seed gives the same resamples.
         strata: [N] labels; the number of groups drawn from each stratum stays as it was. A group must be in
-            one
-            stratum.
+            one stratum.
     """
     members, group_strata = _members(groups, strata)
     count = int(members.max()) + 1

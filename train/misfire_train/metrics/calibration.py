@@ -1,8 +1,7 @@
 """Measures whether a predicted loss comes true.
 
 predicted = c * exp(score), with c fitted on one set and judged on another. LearningLoss++ fixes only ratios
-of
-losses, so its score is a log-loss up to a constant, which is c.
+of losses, so its score is a log-loss up to a constant, which is c.
 """
 
 from __future__ import annotations

@@ -105,8 +105,7 @@ class EglEnsemble(Score):
     """Scores ||phi~||^2 / C * mean_k sum_j [ sigma_kj^2 + (mu_kj - f_j)^2 ].
 
     It is the spread within and between members: Shukla 2022 (EGL++), ensemble form, for l = (1/2)||f - y||^2
-    with
-    y drawn from the members' Gaussians. With f = mean_k mu_k the bracket is the law of total variance.
+    with y drawn from the members' Gaussians. With f = mean_k mu_k the bracket is the law of total variance.
     """
 
     name = "egl_ensemble"

@@ -24,8 +24,7 @@ class FlipConsistency(PassScore):
     classification, segmentation: Jensen-Shannon divergence in nats, 0 to ln 2, averaged over pixels.
     keypoints: mean distance of the decoded joints, in cells. swap: pairs of joints that change places (left
     and right). regression: mean squared difference; it needs signs, [J] of +1 or -1, the factor of each
-    output
-    under mirroring.
+    output under mirroring.
     """
 
     name = "flip_consistency"

@@ -158,8 +158,8 @@ class SelfResidual(OutputScore):
     """Scores the mean squared difference between heatmaps and Gaussians at their own decoded joints.
 
     It is what the training loss would be if the decoded joints were the truth: a map that is no clean peak
-    has
-    a residual whatever the truth is. Two separable exponentials per joint, so it exports as plain arithmetic.
+    has a residual whatever the truth is. Two separable exponentials per joint, so it exports as plain
+    arithmetic.
     sigma: of the rendered Gaussian, in heatmap cells. peak: its height. `rescale` renders it at the map's
     own maximum instead, so that a merely low peak is not counted.
     """

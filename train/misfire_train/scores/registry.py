@@ -233,8 +233,7 @@ def build(
 
     Raises:
         ScoreError: a name or the task is unknown, a score does not serve the task, options are for a score
-            that
-            is not built, or a fit set is missing or unusable.
+            that is not built, or a fit set is missing or unusable.
 
     >>> [score.name for score in build(["msp", "energy"], task="classification")]
     ['msp', 'energy']

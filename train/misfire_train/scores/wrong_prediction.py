@@ -73,8 +73,7 @@ class WrongPrediction(Score):
     """Scores S for logits [N,K] of a last linear layer: change of the summed held-out loss after SGD steps.
 
     probability: of the held-out samples [V,K]; features: phi~ / sqrt(C) [V,C+1]; labels: one-hot [V,K]; eta:
-    step
-    size. Cross-entropy changes by log(1 + sum_k p_k (e^delta_k - 1)) - delta_y: no difference of large
+    step size. Cross-entropy changes by log(1 + sum_k p_k (e^delta_k - 1)) - delta_y: no difference of large
     numbers.
     """
 
@@ -175,8 +174,7 @@ class ErrorReduction(Score):
     """Scores the expected error on a pool after a pseudo-label step on this frame, negated.
 
     Roy & McCallum 2001. -mean_u H(p_u after the step): the highest is the frame whose pseudo-label makes the
-    pool
-    most certain. It chooses what to label; as a failure detector it is weak, and the judge shows it.
+    pool most certain. It chooses what to label; as a failure detector it is weak, and the judge shows it.
     logits: of the pool [U,K]; features: phi~ / sqrt(C) [U,C+1].
     """
 

@@ -71,8 +71,7 @@ def select(
 
     Raises:
         SelectionError: the method is unknown, an input is missing or NaN (named by id), the pool is empty, or
-            k
-            exceeds the pool.
+            k exceeds the pool.
 
     >>> import numpy as np
     >>> pool = np.array([[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [0.0, 9.0]])

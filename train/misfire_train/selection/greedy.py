@@ -53,10 +53,8 @@ class LookAhead:
     """Computes distance columns of the likely next choices together: one pass over the pool for many steps.
 
     A new centre rarely changes who is farthest, so the next maxima are mostly among the present ones. The
-    guesses
-    do not change which point is chosen; if they are wrong, fewer are made. The columns take at most a tenth
-    of
-    the pool's memory.
+    guesses do not change which point is chosen; if they are wrong, fewer are made. The columns take at most a
+    tenth of the pool's memory.
     """
 
     def __init__(self, points: EuclideanPoints) -> None:
@@ -149,10 +147,8 @@ def score_diversity(
     """Maximises rank(score)^power x squared distance greedily.
 
     The result is informative frames that are unlike one another. The rank (a share in (0, 1]) makes it the
-    same
-    under any rising transform of the score. The first choice is the highest score. power 0 is k-center; a
-    large
-    power is top-k.
+    same under any rising transform of the score. The first choice is the highest score. power 0 is k-center;
+    a large power is top-k.
     """
     if power < 0:
         raise SelectionError(f"power must be at least 0, got {power}")

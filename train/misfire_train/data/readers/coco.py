@@ -93,10 +93,8 @@ def load_coco_keypoints(path: Path, options: Options) -> Dataset:
     """Returns the persons of one COCO document, or of one per half.
 
     Images are searched for beside the JSON, in `images`, in the folders of the half (`train2017`, `train`),
-    or
-    below `images=FOLDER`. Crowds, boxes below 12 pixels and annotations without a visible keypoint are left
-    out
-    and counted. Annotations whose image is missing are counted separately.
+    or below `images=FOLDER`. Crowds, boxes below 12 pixels and annotations without a visible keypoint are
+    left out and counted. Annotations whose image is missing are counted separately.
 
     Args:
         path: the JSON, or a folder with one JSON or one per half.

@@ -47,8 +47,7 @@ def read_mask(
 
     Raises:
         DatasetError: names the file if it is unreadable, lossy, in colours, of another size, or has a label
-            of
-            no class.
+            of no class.
     """
     name = printable(path)
     stored = _stored(path, name)

@@ -51,8 +51,7 @@ def load_masks(folder: Path, options: Options) -> Dataset:
     """Returns images with masks, resized by the nearest label to the network's input size.
 
     Images without a mask and masks without an image are left out and counted. Raises DatasetError if nothing
-    is
-    left, a mask is invalid (see read_mask), or a label is beyond the listed classes.
+    is left, a mask is invalid (see read_mask), or a label is beyond the listed classes.
     """
     found = find_images(folder)
     listed = find_class_list(folder, options)

@@ -63,10 +63,8 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
     Every column but image, group and split is a value to predict, in its own unit.
 
     Rows whose image is missing or unreadable are skipped, counted and named. A column without a name (an
-    index
-    that pandas wrote) is left out with a note. Raises DatasetError, with the line, on a missing column, a
-    value
-    that is not a finite number, an unknown split word, or an image that is listed twice.
+    index that pandas wrote) is left out with a note. Raises DatasetError, with the line, on a missing column,
+    a value that is not a finite number, an unknown split word, or an image that is listed twice.
     """
     table = _read_table(path)
     base = path.parent
