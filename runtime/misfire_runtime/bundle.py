@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from misfire_runtime.boxes import BoxRule
 from misfire_runtime.choices import Precision, TaskName
 from misfire_runtime.errors import BundleError
 from misfire_runtime.files import write_durably
@@ -27,6 +28,9 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 ENGINE_CACHE = "engine"
 SCHEMA_VERSION: Literal[1] = 1
+OutputKind = Literal[
+    "logits", "values", "heatmaps", "segmentation", "boxes", "box", "score", "embedding", "other"
+]
 # A bundle may come from elsewhere: its manifest must not fill the memory.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
@@ -44,10 +48,16 @@ class Interval(_Part):
 
 
 class OutputSpec(_Part):
-    """Describes one output of the graph; a dimension of `shape` that depends on the batch is -1."""
+    """Describes one output of the graph; a dimension of `shape` that depends on the batch is -1.
+
+    `boxes` are detections [N,M,6] in network pixels (x0 y0 x1 y1 score class, best first, padded with zeros);
+    `box` is a value per row of them, [N,M], such as `box.p_tp`.
+    """
 
     name: str
-    kind: Literal["logits", "values", "heatmaps", "segmentation", "score", "embedding", "other"]
+    kind: Literal[
+        "logits", "values", "heatmaps", "segmentation", "boxes", "box", "score", "embedding", "other"
+    ]
     shape: tuple[int, ...]
 
 
@@ -148,6 +158,8 @@ class Manifest(_Part):
     input: InputContract
     outputs: tuple[OutputSpec, ...]
     classes: tuple[str, ...] = ()
+    detection: BoxRule | None = None
+    """How a detector's boxes were chosen, and when they count as right; None for other tasks."""
     scores: tuple[ScoreSpec, ...]
     default_score: str
     parity: Parity | None = None

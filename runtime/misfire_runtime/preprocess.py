@@ -7,15 +7,24 @@ Two implementations of a resize differ by more than a failure score's threshold 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from misfire_runtime.encoded import PNG_MAGIC, without_trailer
 from misfire_runtime.errors import ImageError
+from misfire_runtime.placement import Placement
 
 Image = NDArray[np.uint8]
 """[H,W,3] uint8, RGB."""
@@ -24,11 +33,17 @@ MAX_PIXELS = 64_000_000
 """Above every camera of a vehicle; a small file that decodes to more is an attack or a mistake."""
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 
+Resize = Literal["stretch", "letterbox", "letterbox-center", "letterbox-topleft", "center-crop"]
+"""`letterbox-center` is another name for `letterbox`."""
+SizeInput = Literal["size-wh", "size-hw"]
+"""A second input with the size of the original picture, int64 [N,2]: width and height, or the reverse."""
+
 
 class InputContract(BaseModel):
     """What a graph expects of an image.
 
     `mean` and `std` are per channel, in units of the 0..1 range; a uint8 input is normalised in the graph.
+    A network that wants pixels of 0..255 as floats has `std` 1/255.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,12 +55,35 @@ class InputContract(BaseModel):
     dtype: Literal["float32", "uint8"] = "float32"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    resize: Literal["stretch", "letterbox", "center-crop"] = "stretch"
+    resize: Resize = "stretch"
+    pad: int = Field(default=0, ge=0, le=255)
+    """Grey value around a letterboxed picture."""
+    inputs: dict[Annotated[str, Field(min_length=1, max_length=128)], SizeInput] = Field(
+        default={}, max_length=8
+    )
+    """Further inputs of the graph, by name."""
 
     @property
     def channels(self) -> int:
         """Returns 1 for grey, else 3."""
         return _CHANNELS[self.color]
+
+    @field_validator("resize")
+    @classmethod
+    def _one_name_per_rule(cls, resize: Resize) -> Resize:
+        return "letterbox" if resize == "letterbox-center" else resize
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Released vehicles refuse fields that they do not know: a bundle has these only if it needs them.
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) not in (("pad", 0), ("inputs", {}))}
+
+    @model_validator(mode="after")
+    def _inputs_have_own_names(self) -> InputContract:
+        if self.name in self.inputs:
+            raise ValueError(f"inputs: {self.name!r} is the picture itself")
+        return self
 
     @model_validator(mode="after")
     def _normalisation_fits(self) -> InputContract:
@@ -132,13 +170,13 @@ def resize_image(image: Image, contract: InputContract) -> Image:
 
     Args:
         image: [H,W,3] uint8 RGB.
-        contract: names the size, and the rule: stretch, letterbox or centre crop.
+        contract: names the size, and the rule: stretch, letterbox (centred or top left) or centre crop.
 
     Returns:
         [contract.height, contract.width, 3] uint8 RGB.
 
     Raises:
-        ImageError: the picture has no pixels, or another shape or type.
+        ImageError: the picture has no pixels, another shape or type, or is too narrow to be cropped.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ImageError(f"expected uint8 [H,W,3], got {image.dtype} {image.shape}")
@@ -148,21 +186,16 @@ def resize_image(image: Image, contract: InputContract) -> Image:
     target_h, target_w = contract.height, contract.width
     if (height, width) == (target_h, target_w):
         return image
-    if contract.resize == "stretch":
-        return _scale(image, target_h, target_w)
-    if contract.resize == "letterbox":
-        factor = min(target_h / height, target_w / width)
-        # At least one pixel: a very wide picture would otherwise have no height.
-        inner = _scale(image, max(1, round(height * factor)), max(1, round(width * factor)))
-        top, left = (target_h - inner.shape[0]) // 2, (target_w - inner.shape[1]) // 2
-        # Centred on black: a privacy detector undoes exactly this for its boxes.
-        canvas = np.zeros((target_h, target_w, 3), np.uint8)
-        canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-        return canvas
-    factor = max(target_h / height, target_w / width)
-    outer = _scale(image, max(target_h, round(height * factor)), max(target_w, round(width * factor)))
-    top, left = (outer.shape[0] - target_h) // 2, (outer.shape[1] - target_w) // 2
-    return outer[top : top + target_h, left : left + target_w]
+    place = Placement.of(width, height, contract)
+    # A strip one pixel wide would be scaled to gigabytes before it is cropped.
+    if place.inner_width * place.inner_height > MAX_PIXELS:
+        raise ImageError(f"an image of {width}x{height} cannot be cropped to {target_w}x{target_h}")
+    scaled = _scale(image, place.inner_height, place.inner_width)
+    if place.inner_height >= target_h and place.inner_width >= target_w:
+        return scaled[-place.top : target_h - place.top, -place.left : target_w - place.left]
+    canvas = np.full((target_h, target_w, 3), contract.pad, np.uint8)
+    canvas[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width] = scaled
+    return canvas
 
 
 def to_tensor(image: Image, contract: InputContract) -> NDArray[np.float32] | NDArray[np.uint8]:
@@ -187,6 +220,18 @@ def to_tensor(image: Image, contract: InputContract) -> NDArray[np.float32] | ND
     if contract.dtype == "uint8":
         return planes
     return normalise(planes, contract)
+
+
+def size_inputs(width: int, height: int, contract: InputContract) -> dict[str, NDArray[np.int64]]:
+    """Returns the further inputs of the graph for one picture, by name; int64 [1,2] each.
+
+    Args:
+        width: of the original picture.
+        height: of the original picture.
+        contract: names the inputs.
+    """
+    orders = {"size-wh": (width, height), "size-hw": (height, width)}
+    return {name: np.array([orders[kind]], np.int64) for name, kind in contract.inputs.items()}
 
 
 def normalise(planes: NDArray[np.uint8], contract: InputContract) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from misfire_runtime.errors import MisfireError, PrivacyError
+from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import Image, InputContract, to_tensor
 from misfire_runtime.tables import Rate, RelativePath, Table
 
@@ -54,7 +55,8 @@ class BlurTable(Table):
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    resize: Literal["stretch", "letterbox"] = "stretch"
+    resize: Literal["stretch", "letterbox", "letterbox-center", "letterbox-topleft"] = "stretch"
+    pad: int = Field(default=0, ge=0, le=255, description="grey value around a letterboxed picture")
 
 
 class CropsTable(Table):
@@ -185,17 +187,10 @@ class Detector:
 
     def _to_image(self, boxes: Boxes, image: Image) -> Boxes:
         """Undoes the resize rule."""
-        height, width = image.shape[:2]
         contract = self._contract
         if self._table.normalised:
             boxes = boxes * np.asarray([contract.width, contract.height] * 2, np.float32)
-        if contract.resize == "stretch":
-            return boxes * np.asarray([width / contract.width, height / contract.height] * 2, np.float32)
-        factor = min(contract.height / height, contract.width / width)
-        inner_w, inner_h = max(1, round(width * factor)), max(1, round(height * factor))
-        left, top = (contract.width - inner_w) // 2, (contract.height - inner_h) // 2
-        shifted = boxes - np.asarray([left, top] * 2, np.float32)
-        return shifted * np.asarray([width / inner_w, height / inner_h] * 2, np.float32)
+        return Placement.of(image.shape[1], image.shape[0], contract).to_image(boxes)
 
     def _grow(self, boxes: Boxes) -> Boxes:
         size = (boxes[:, 2:] - boxes[:, :2]) * np.float32(self._table.grow)
@@ -237,6 +232,7 @@ def _contract(graph_input: Any, table: BlurTable) -> InputContract:
         mean=table.mean,
         std=table.std,
         resize=table.resize,
+        pad=table.pad,
     )
 
 
