@@ -50,6 +50,7 @@ from misfire_train.tasks.base import OutputKind
 
 ENGINE = "onnxruntime-cpu"
 """The engine that calibration runs on, by the name that the vehicle's engine reports."""
+NO_LABELS = "no labels were given, so no score could be judged"
 LEARNED_LOSS = ("learning_loss_pp",)
 """Scores that predict the logarithm of the loss up to a constant."""
 
@@ -79,6 +80,7 @@ class Source:
         refit: how to fit the learned head again, for the gate.
         ranges: frames for int8's activation ranges; None takes the calibration frames.
         precision: of the graph as it came.
+        labelled: the calibration frames have labels. Without, nothing is judged.
     """
 
     graph: onnx.ModelProto
@@ -92,6 +94,7 @@ class Source:
     reference: nn.Module | None = None
     refit: Refit | None = None
     ranges: Examples | None = None
+    labelled: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,7 +103,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
 
     Args:
         source: the graph.
-        calibration: labelled frames that nothing was fitted on.
+        calibration: frames that nothing was fitted on, labelled if `source.labelled`.
         out: folder of the bundle. An older bundle there is replaced; any other folder is not touched.
         options: how to make it.
 
@@ -146,9 +149,10 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     reports["calibration"] = {
         "frames": len(measured),
         "cross_fitted": folds.about,
-        "failures": int(measured.failed.sum()),
+        "labelled": measured.labelled,
+        "failures": int(measured.failed.sum()) if measured.labelled else None,
         "failure_threshold": measured.threshold,
-        "accuracy": measured.accuracy,
+        "accuracy": measured.accuracy if measured.labelled else None,
         "target": options.target,
     }
     with whole_folder(out) as work:
@@ -231,6 +235,9 @@ def _default_score(
     if not free:
         return names[0], {"verdict": f"no free score in the bundle to compare with: trigger on {names[0]}"}
     preferred = source.task.default_free_score
+    if not measured.labelled:
+        chosen = preferred if preferred in free else next(name for name in names if name in free)
+        return chosen, {"verdict": f"{NO_LABELS}: trigger on the free score {chosen}"}
     return choose_trigger(
         measured,
         calibration,
@@ -252,6 +259,7 @@ def _measure(source: Source, session: Any, frames: Examples, *, threshold: float
         output=source.output,
         scores=[score.name for score in source.scores],
         threshold=threshold,
+        labelled=source.labelled,
     )
 
 

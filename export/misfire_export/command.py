@@ -52,7 +52,11 @@ def export(
         ),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help="With --torch or --onnx: calibrate on this labelled data set.")
+        str,
+        typer.Option(
+            help="With --torch or --onnx: calibrate on this labelled data set, or on pictures without labels "
+            "(images:PATH, a folder or a video)."
+        ),
     ] = "",
     task: Annotated[
         TaskName | None,
@@ -139,12 +143,14 @@ def export(
         bundle = export_run(loaded, frames, out=out, options=named(source))
     else:
         if not dataset:
-            raise ConfigError("--torch and --onnx need --dataset: labelled frames to calibrate on")
+            raise ConfigError("--torch and --onnx need --dataset: frames to calibrate on")
         # Whatever needs no data is checked first: reading data can take minutes.
         require_free(out)
         module = load_module(torch, weights=weights) if torch else None
         size = own_size(open_graph(onnx, output=output, task=task or "")) if onnx is not None else None
         frames, contract = frames_of_dataset(dataset, data=data, image=image, size=size)
+        if not (task or frames.task):
+            raise ConfigError("pictures without labels do not tell the model's task: state it with --task")
         facts = ModelFacts(
             contract,
             task=task or frames.task,
@@ -219,8 +225,7 @@ def describe(bundle: Bundle) -> str:
     lines = [
         f"{bundle.path}: {bundle.manifest.label}, {found['task']}, {found['precision']}, "
         f"{found['onnx_bytes'] / 1e6:.2f} MB",
-        f"calibrated on {calibration['frames']} frames: accuracy {calibration['accuracy']:.3f}, "
-        f"{calibration['failures']} failures",
+        _calibrated(calibration),
     ]
     if found["parity_max_abs"] is not None:
         worst = max(found["parity_max_abs"], key=found["parity_max_abs"].__getitem__)
@@ -230,3 +235,12 @@ def describe(bundle: Bundle) -> str:
         )
     lines.append(f"trigger score: {found['default_score']}. {found['verdict']}")
     return "\n".join([*lines, *found["notes"]])
+
+
+def _calibrated(found: dict[str, Any]) -> str:
+    if not found.get("labelled", True):
+        return f"calibrated on {found['frames']} frames without labels: upload rates only"
+    return (
+        f"calibrated on {found['frames']} frames: accuracy {found['accuracy']:.3f}, "
+        f"{found['failures']} failures"
+    )

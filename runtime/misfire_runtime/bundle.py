@@ -94,12 +94,15 @@ class Calibration(_Part):
 
 
 class OperatingPoint(_Part):
-    """Describes a threshold: its upload rate, and recall and precision of failures on held-out frames."""
+    """Describes a threshold: its upload rate, and recall and precision of failures on held-out frames.
+
+    Recall and precision are None if the frames had no labels.
+    """
 
     threshold: float
     upload_rate: float = Field(ge=0, le=1)
-    failure_recall: Interval
-    failure_precision: Interval
+    failure_recall: Interval | None = None
+    failure_precision: Interval | None = None
 
 
 class ScoreSpec(_Part):

@@ -65,6 +65,7 @@ def calibrate(
 ) -> Calibration:
     """Returns the calibration of one score. predicts_loss: the score is a log-loss up to a constant."""
     values = measured.scores[name]
+    # Without labels the mean loss is NaN, which is not above zero either.
     scale = fit_loss_scale(values, measured.loss) if predicts_loss and measured.loss.mean() > 0 else None
     return Calibration(
         engine=engine,
@@ -88,9 +89,10 @@ def operating_points(
     The threshold is set on all frames. upload_rate, recall and precision are of frames judged by thresholds
     that the other folds set. Whole groups are resampled if there are enough of them. Rates finer than one
     frame are left out. Without failures, or without successes, recall means nothing and there are no points.
+    Without labels there are thresholds and upload rates, but neither recall nor precision.
     """
     values, failed = measured.scores[name], measured.failed
-    if failed.all() or not failed.any():
+    if measured.labelled and (failed.all() or not failed.any()):
         return ()
     # The smallest set from which a threshold is read.
     least = min(int(others.sum()) for _, others in folds)
@@ -99,6 +101,11 @@ def operating_points(
     flagged = np.zeros((len(usable), len(values)), bool)
     for inside, others in folds:
         flagged[:, inside] = values[None, inside] >= _thresholds(values[others], usable)[:, None]
+    if not measured.labelled:
+        return tuple(
+            OperatingPoint(threshold=float(threshold), upload_rate=float(row.mean()))
+            for threshold, row in zip(thresholds, flagged, strict=True)
+        )
     counts = _counts(flagged, failed, np.ones((1, len(values))))
     drawn = [
         _counts(flagged, failed, weights)
@@ -128,9 +135,12 @@ def _thresholds(values: NDArray[np.float64], rates: Sequence[float]) -> NDArray[
 def report(name: str, measured: Measurement, *, folds: Folds, predicts_loss: bool) -> dict[str, Any]:
     """Returns AUROC, risk by coverage, a histogram and the reliability of a score's loss, for a report."""
     values, failed = measured.scores[name], measured.failed
+    edges = np.linspace(*_span(values), _HISTOGRAM_BINS + 1)
+    if not measured.labelled:
+        counts = np.histogram(values, edges)[0].tolist()
+        return {"auroc": None, "histogram": {"edges": _plain(edges), "frames": counts}}
     both = bool(failed.any() and not failed.all())
     coverage, risk = risk_coverage_curve(values, measured.loss, points=_CURVE_POINTS)
-    edges = np.linspace(*_span(values), _HISTOGRAM_BINS + 1)
     result: dict[str, Any] = {
         "auroc": auroc(values, failed) if both else None,
         "risk_coverage": {"coverage": _plain(coverage), "risk": _plain(risk)},

@@ -32,7 +32,12 @@ FAILED_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Measurement:
-    """Holds one graph over N frames. threshold: loss above which a frame failed, None if the task decides."""
+    """Holds one graph over N frames.
+
+    Attributes:
+        threshold: loss above which a frame failed, None if the task decides.
+        labelled: without labels losses and accuracy are NaN, and no frame counts as failed.
+    """
 
     scores: Mapping[str, NDArray[np.float64]]
     loss: NDArray[np.float64]
@@ -41,6 +46,7 @@ class Measurement:
     ids: tuple[str, ...]
     accuracy: float
     threshold: float | None
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,31 +140,38 @@ def measure(
     output: str,
     scores: Sequence[str],
     threshold: float | None = None,
+    labelled: bool = True,
 ) -> Measurement:
-    """Returns scores, losses and failures of labelled frames through the graph.
+    """Returns scores, losses and failures of frames through the graph.
 
     Args:
         session: of the graph.
-        examples: labelled frames.
+        examples: frames.
         contract: the graph's input.
         task: computes losses and failures.
         output: the task's output in the graph.
         scores: names without "score.".
         threshold: the loss above which a frame failed. Default: the task's, else the worst fifth of the
             frames.
+        labelled: the frames have labels; if not, only scores are read.
     """
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in scores}
     losses, failures, right = [], [], 0.0
-    wanted = [output, *(f"score.{name}" for name in scores)]
+    wanted = [*([output] if labelled else ()), *(f"score.{name}" for name in scores)]
     for part, values in answers(session, examples, contract=contract, names=wanted):
+        for name in scores:
+            columns[name].append(values[f"score.{name}"].astype(np.float64))
+        if not labelled:
+            continue
         outputs, targets = torch.from_numpy(values[output]).float(), task.collate(examples.targets[part])
         losses.append(task.sample_loss(outputs, targets).numpy().astype(np.float64))
         # Weighted by frames, because the last batch may be smaller.
         right += float(task.accuracy(outputs, targets)) * len(targets)
         if task.knows_failures and threshold is None:
             failures.append(task.failed(outputs, targets).numpy())
-        for name in scores:
-            columns[name].append(values[f"score.{name}"].astype(np.float64))
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+    if not labelled:
+        return _without_labels(joined, examples)
     loss = np.concatenate(losses)
     used = threshold if threshold is not None else task.failure_threshold
     if failures:
@@ -167,11 +180,25 @@ def measure(
         used = used if used is not None else float(np.quantile(loss, 1 - FAILED_SHARE))
         failed = loss > used
     return Measurement(
-        scores={name: np.concatenate(parts) for name, parts in columns.items()},
+        scores=joined,
         loss=loss,
         failed=failed.astype(bool),
         groups=examples.groups,
         ids=examples.ids,
         accuracy=right / len(examples),
         threshold=used,
+    )
+
+
+def _without_labels(scores: Mapping[str, NDArray[np.float64]], examples: Examples) -> Measurement:
+    count = len(examples)
+    return Measurement(
+        scores=scores,
+        loss=np.full(count, np.nan),
+        failed=np.zeros(count, bool),
+        groups=examples.groups,
+        ids=examples.ids,
+        accuracy=float("nan"),
+        threshold=None,
+        labelled=False,
     )

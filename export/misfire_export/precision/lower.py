@@ -65,9 +65,9 @@ def compare(before: Measurement, after: Measurement, *, precision: str, target: 
         "precision": precision,
         "target": target,
         "goal": goal,
-        "accuracy_before": before.accuracy,
-        "accuracy_after": after.accuracy,
-        "same_failures": float(np.mean(before.failed == after.failed)),
+        "accuracy_before": before.accuracy if before.labelled else None,
+        "accuracy_after": after.accuracy if after.labelled else None,
+        "same_failures": float(np.mean(before.failed == after.failed)) if before.labelled else None,
         "scores": rows,
     }
 

@@ -2,6 +2,7 @@
 
 run, data set --frames_of_run--> the run's own training, holdout and calibration parts
 data set --frames_of_dataset--> training half, and a holdout and calibration part of the test half
+images:PATH --frames_of_pictures--> pictures without labels, all of them for calibration
 
 A model from elsewhere has presumably been trained on the data set's training half, so its holdout and its
 calibration frames come from the test half.
@@ -16,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from misfire_export.sources.pictures import PREFIX, read_pictures
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_runtime.toml import explain
@@ -30,7 +32,7 @@ _SIZED = ("masks:", "coco-keypoints:")
 
 @dataclass(frozen=True)
 class Frames:
-    """Holds labelled frames by use, and what is known of them.
+    """Holds frames by use, and what is known of them.
 
     Args:
         calibration: Frames that nothing was trained on: quantiles, thresholds and the gate.
@@ -40,6 +42,8 @@ class Frames:
         contract: How the data set itself provides its images. None: as the model expects them.
         task: Task of the data set, "" if unknown.
         dataset: Name and sha256 of their source.
+        labelled: Whether they have labels; without, `targets` are empty and nothing may read them.
+        notes: What must be reported of them, one sentence each.
     """
 
     calibration: Examples
@@ -49,9 +53,13 @@ class Frames:
     contract: InputContract | None = None
     task: str = ""
     dataset: tuple[str, str] = ("unknown", "0" * 64)
+    labelled: bool = True
+    notes: tuple[str, ...] = ()
 
     def relabelled(self, change: Callable[[Examples], Examples]) -> Frames:
         """Returns the same frames with targets that count the model's outputs."""
+        if not self.labelled:
+            return self
         fit, holdout = (None if part is None else change(part) for part in (self.fit, self.holdout))
         return replace(self, calibration=change(self.calibration), fit=fit, holdout=holdout)
 
@@ -94,6 +102,8 @@ def frames_of_dataset(
         ConfigError: `image` is another text, or does not describe an input.
     """
     given = _read_image(image)
+    if name.startswith(PREFIX):
+        return frames_of_pictures(Path(name.removeprefix(PREFIX)), given, size=size)
     dataset = load_dataset(_with_size(name, given, size), root=data)
     contract = laid_over(dataset.contract, _sized(name, given, size))
     parts = split(
@@ -109,6 +119,34 @@ def frames_of_dataset(
         dataset=(dataset.name, dataset.sha256),
     )
     return frames, contract
+
+
+def frames_of_pictures(
+    path: Path, given: Mapping[str, Any], *, size: tuple[int, int, int] | None = None
+) -> tuple[Frames, InputContract]:
+    """Returns pictures without labels, and what the model's input expects: 0..1 where nothing is stated.
+
+    given: fields of the contract. size: channels, height and width that the graph takes. Raises ConfigError
+    if the size is unknown.
+    """
+    stated = _sized("", given, size)
+    if not {"height", "width"} <= set(stated):
+        raise ConfigError(
+            f"{PREFIX}{path}: pictures do not tell the input's size; state it with --image "
+            '\'{"height": 224, "width": 224}\''
+        )
+    frames, sha256, notes = read_pictures(path)
+    base = InputContract(height=int(stated["height"]), width=int(stated["width"]))
+    contract = laid_over(base, stated)
+    assumed = ()
+    if not {"mean", "std"} & set(given) and contract.dtype == "float32":
+        assumed = (
+            "no data set states a normalisation, so pixels from 0 to 1 were assumed: if the model was "
+            "trained with another, state mean and std with --image",
+        )
+    name = f"{PREFIX}{path}"
+    found = Frames(frames, dataset=(name, sha256), labelled=False, notes=(*notes, *assumed))
+    return found, contract
 
 
 def _read_image(text: str) -> dict[str, Any]:

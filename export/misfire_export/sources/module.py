@@ -43,7 +43,8 @@ def export_module_bundle(
 
     Args:
         model: The module, in eval mode.
-        frames: Labelled frames. With `facts.features` a head is fitted on `holdout` and knows `fit`.
+        frames: Frames, without labels for upload rates only. With `facts.features` a head is fitted on
+            `holdout` and knows `fit`.
         facts: What is known of the module.
         out: Folder of the bundle.
         options: How to make it. Scores: by default the free scores of the task, and the head if there are
@@ -63,8 +64,8 @@ def export_module_bundle(
     plain = contract.model_copy(update={"dtype": "float32"})
     probe = probe_of(model, plain, last_layer=facts.last_layer, features=facts.features, output=facts.output)
     notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain)]
-    classes = frames.classes
-    if kind.by_class:
+    classes = frames.classes or tuple(facts.classes)
+    if kind.by_class and frames.labelled:
         order, told = settle_classes(probe, frames, contract=plain, task=kind, stated=facts.classes)
         classes, notes, frames = order.names, [*notes, *told], frames.relabelled(order.of)
     if frames.holdout is not None:
@@ -95,7 +96,8 @@ def export_module_bundle(
         reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,
         refit=refit if facts.features else None,
         ranges=frames.fit,
-        extra={"notes": notes},
+        labelled=frames.labelled,
+        extra={"notes": [*notes, *frames.notes]},
     )
     return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
 

@@ -44,7 +44,15 @@ from misfire_export.sources.labels import (
 from misfire_export.sources.onnx_graft import ScoreHead, append_scores, expose, hide
 from misfire_export.sources.onnx_import import adapt
 from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
-from misfire_export.sources.onnx_proof import Seen, as_logits, fit_frames, look, read_answers, session_of
+from misfire_export.sources.onnx_proof import (
+    Seen,
+    as_logits,
+    fit_frames,
+    look,
+    read_answers,
+    read_kind,
+    session_of,
+)
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_runtime.preprocess import InputContract
 from misfire_train import scores as scoring
@@ -85,7 +93,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
 
     Args:
         path: The .onnx file.
-        frames: Labelled frames: `fit` for banks, `holdout` for gradients.
+        frames: Frames: `fit` for banks, `holdout` for gradients. Without labels only upload rates are set.
         facts: What is known of the graph. Its input may have any name.
         out: Folder of the bundle.
         options: How to make it. Scores: by default all that can be computed from what was found.
@@ -112,7 +120,8 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
     order = order_classes(frames.classes, seen.outputs, stated=facts.classes, metadata=class_names(given))
     # From here on targets count the model's outputs.
     frames = frames.relabelled(order.of)
-    require_targets(frames.calibration, seen.outputs)
+    if frames.labelled:
+        require_targets(frames.calibration, seen.outputs)
     found, told = _settle(graph, seen, frames, facts, task=task, order=order)
     seen = replace(seen, found=found)
     exposed = expose(graph, seen, output=task.output_name)
@@ -146,7 +155,11 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
         reference=ForeignReference(session, head, output=task.output_name, image=contract.name),
         ranges=frames.fit,
         precision=precision_of(given),
-        extra={"notes": [*notes, *found.notes, *_told(found), *told], "surgery": _report(found)},
+        labelled=frames.labelled,
+        extra={
+            "notes": [*notes, *found.notes, *_told(found), *told, *frames.notes],
+            "surgery": _report(found),
+        },
     )
     return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
 
@@ -177,6 +190,9 @@ def _settle(
     """Returns (what the answer is, notes on classes and normalisation), from its numbers on some frames."""
     shown = fit_frames(frames.calibration, outputs=seen.outputs, task=task)
     session, contract = session_of(graph, seen), facts.contract
+    if not frames.labelled:
+        kind = read_kind(session, shown, contract=contract, task=task, output=seen.found.output)
+        return as_logits(seen.found, kind, facts.answer), ((order.note,) if order.note else ())
 
     def read(some: Examples, under: InputContract) -> tuple[Kind, Answered]:
         return read_answers(session, some, contract=under, task=task, output=seen.found.output)

@@ -229,6 +229,21 @@ def read_answers(
     )
 
 
+def read_kind(
+    session: ort.InferenceSession,
+    frames: Examples,
+    *,
+    contract: InputContract,
+    task: Task,
+    output: str,
+) -> Kind:
+    """Returns the kind of the answer's numbers on frames without labels."""
+    numbers = Numbers()
+    for _, values in answers(session, frames, contract=contract, names=[output], batch=16):
+        numbers.add(_plain(values[output], flat=task.by_frame and values[output].ndim == 4))
+    return numbers.kind
+
+
 def fold(
     parts: Iterable[tuple[slice, NDArray[np.float32]]], frames: Examples, *, task: Task
 ) -> tuple[Kind, Answered]:

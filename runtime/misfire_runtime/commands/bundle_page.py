@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from misfire_runtime.bundle import Manifest, ScoreSpec
+from misfire_runtime.bundle import Interval, Manifest, ScoreSpec
 
 WIDTH, HEIGHT, MARGIN = 360, 220, 44
 _STYLE = """
@@ -102,9 +102,18 @@ def accuracy_text(manifest: Manifest) -> str:
     """Returns the model's accuracy on the calibration frames; "" if the manifest has none."""
     found = _part(manifest.extra, "calibration")
     accuracy, frames, failures = (found.get(key) for key in ("accuracy", "frames", "failures"))
+    if found.get("labelled") is False:
+        return f"unknown: the {frames} calibration frames have no labels"
     if not isinstance(accuracy, int | float):
         return ""
     return f"{accuracy:.3f} on {frames} calibration frames, {failures} failures"
+
+
+def share_text(share: Interval | None) -> str:
+    """Returns a share with its interval in percent; "no labels" if it could not be measured."""
+    if share is None:
+        return "no labels"
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def origin(manifest: Manifest) -> str:
@@ -143,11 +152,10 @@ def _points(score: ScoreSpec) -> str:
         return "<p>No operating points: the calibration frames hold no failures, or nothing else.</p>"
     rows = ""
     for point in score.operating_points:
-        recall, precision = point.failure_recall, point.failure_precision
         rows += (
             f"<tr><td class=n>{point.upload_rate:.1%}</td><td class=n>{point.threshold:.4g}</td>"
-            f"<td class=n>{recall.value:.0%} [{recall.low:.0%}, {recall.high:.0%}]</td>"
-            f"<td class=n>{precision.value:.0%} [{precision.low:.0%}, {precision.high:.0%}]</td></tr>"
+            f"<td class=n>{share_text(point.failure_recall)}</td>"
+            f"<td class=n>{share_text(point.failure_precision)}</td></tr>"
         )
     head = "<tr><th>uploads</th><th>threshold</th><th>failures found</th><th>precision</th></tr>"
     return f"<table>{head}{rows}</table>"

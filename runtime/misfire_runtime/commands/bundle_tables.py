@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from misfire_runtime.bundle import MODEL, Manifest
-from misfire_runtime.commands.bundle_page import accuracy_text, origin
+from misfire_runtime.commands.bundle_page import accuracy_text, origin, share_text
 
 
 def tables(manifest: Manifest) -> list[Table]:
@@ -75,12 +75,11 @@ def _points(manifest: Manifest) -> Table:
     title = f"Thresholds of {score.name} on {calibration.quantiles.count} frames ({engine}){how}"
     table = Table("uploads", "threshold", "failures found", "precision", title=title, title_justify="left")
     for point in score.operating_points:
-        recall, precision = point.failure_recall, point.failure_precision
         table.add_row(
             f"{point.upload_rate:.1%}",
             f"{point.threshold:.4g}",
-            f"{recall.value:.0%} [{recall.low:.0%}, {recall.high:.0%}]",
-            f"{precision.value:.0%} [{precision.low:.0%}, {precision.high:.0%}]",
+            share_text(point.failure_recall),
+            share_text(point.failure_precision),
         )
     return table
 

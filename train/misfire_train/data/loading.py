@@ -78,6 +78,8 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
         raise DatasetError(f"{reader} takes no path; name the folder of its files with --data")
     if name == "dashcam":
         raise DatasetError("dashcam has no labels: it is a source for `misfire run`, not for training")
+    if reader == "images":
+        raise DatasetError("images:PATH has no labels: only `misfire export` can calibrate on it")
     known = [entry + (":PATH" if entry in READERS else "") for entry in entries() if entry != "dashcam"]
     close = difflib.get_close_matches(reader, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
