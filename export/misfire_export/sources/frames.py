@@ -138,7 +138,7 @@ def frames_of_pictures(
     frames, sha256, notes = read_pictures(path)
     base = InputContract(height=int(stated["height"]), width=int(stated["width"]))
     contract = laid_over(base, stated)
-    assumed = ()
+    assumed: tuple[str, ...] = ()
     if not {"mean", "std"} & set(given) and contract.dtype == "float32":
         assumed = (
             "no data set states a normalisation, so pixels from 0 to 1 were assumed: if the model was "
