@@ -54,10 +54,14 @@ Sketch = Annotated[str, Field(max_length=MAX_JSON_BYTES)]
 _Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 _Scalar = Text | bool | _Integer | float | None
 _Row = Annotated[list[_Scalar], Field(max_length=64)]
-_Rows = Annotated[list[_Scalar | _Row], Field(max_length=64)]
+_Record = Annotated[dict[Key, _Scalar | Annotated[list[_Scalar], Field(max_length=8)]], Field(max_length=8)]
+_Rows = Annotated[list[_Scalar | _Row | _Record], Field(max_length=64)]
 _Shares = Annotated[dict[Text, _Scalar], Field(max_length=64)]
 Answer = _Scalar | _Rows | _Shares
-"""A value of a prediction: a scalar, a list of at most 64 numbers or points, or shares by class."""
+"""A value of a prediction: a scalar, shares by class, or a list of at most 64 numbers, points or boxes.
+
+A box is a record of at most 8 fields: {"class": "car", "score": 0.91, "p": 0.8, "box": [x0, y0, x1, y1]}.
+"""
 
 
 def _bounded(value: Any, depth: int = 0) -> None:

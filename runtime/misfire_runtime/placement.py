@@ -45,6 +45,8 @@ class Placement:
     inner_height: int
     left: int
     top: int
+    network_width: int
+    network_height: int
 
     @classmethod
     def of(cls, width: int, height: int, contract: NetworkInput) -> Placement:
@@ -60,25 +62,24 @@ class Placement:
         """
         if width < 1 or height < 1:
             raise ValueError(f"a picture of {width}x{height} has no pixels")
-        network_w, network_h, rule = contract.width, contract.height, contract.resize
-        if (width, height) == (network_w, network_h) or rule == "stretch":
-            return cls(width, height, network_w, network_h, 0, 0)
+        network = network_w, network_h = contract.width, contract.height
+        rule = contract.resize
+        if (width, height) == network or rule == "stretch":
+            return cls(width, height, *network, 0, 0, *network)
         if rule in ("letterbox", "letterbox-center", "letterbox-topleft"):
             factor = min(network_h / height, network_w / width)
             # At least one pixel: a very wide picture would otherwise have no height.
-            inner_w, inner_h = max(1, round(width * factor)), max(1, round(height * factor))
+            inner = max(1, round(width * factor)), max(1, round(height * factor))
             if rule == "letterbox-topleft":
-                return cls(width, height, inner_w, inner_h, 0, 0)
-            return cls(
-                width, height, inner_w, inner_h, (network_w - inner_w) // 2, (network_h - inner_h) // 2
-            )
-        if rule != "center-crop":
+                return cls(width, height, *inner, 0, 0, *network)
+        elif rule == "center-crop":
+            factor = max(network_h / height, network_w / width)
+            inner = max(network_w, round(width * factor)), max(network_h, round(height * factor))
+        else:
             raise ValueError(f"unknown resize rule {rule!r}")
-        factor = max(network_h / height, network_w / width)
-        outer_w, outer_h = max(network_w, round(width * factor)), max(network_h, round(height * factor))
-        return cls(
-            width, height, outer_w, outer_h, -((outer_w - network_w) // 2), -((outer_h - network_h) // 2)
-        )
+        # Towards zero: the odd pixel of a crop is cut off at the right and at the bottom, as ever.
+        left, top = int((network_w - inner[0]) / 2), int((network_h - inner[1]) / 2)
+        return cls(width, height, *inner, left, top, *network)
 
     def to_network(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """Converts points [..,2] or boxes [..,4] from pixels of the picture to network pixels.
@@ -105,6 +106,12 @@ class Placement:
         """
         pairs = _pairs(points)
         return ((pairs - self._origin) / self._scale).reshape(points.shape).astype(np.float32)
+
+    def shares_to_image(self, points: NDArray[Any]) -> NDArray[np.float32]:
+        """Converts points [..,2], 0..1 of the network's input, to 0..1 of the picture, and clips them."""
+        pixels = _pairs(points) * [self.network_width, self.network_height]
+        limits = np.array([self.width, self.height], np.float32)
+        return np.asarray(self.clip(self.to_image(pixels)) / limits, np.float32)
 
     def clip(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """Moves points [..,2] or boxes [..,4] of the picture that lie outside of it to its border."""

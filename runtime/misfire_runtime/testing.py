@@ -177,7 +177,9 @@ class FakeEngine:
         """While set, `infer` raises EngineError with this text."""
         self.closed = False
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def infer(
+        self, image: NDArray[Any], *, inputs: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Returns `logits` [1,K] and a `score.NAME` [1] per score. Raises EngineError if told to fail."""
         self.calls += 1
         if self.failure is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vehicle_support import scored_frame
 
+from misfire_runtime.engines.answers import Boxes
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.expression import compile_rule
 
@@ -18,7 +20,10 @@ SCORES = {"entropy": 0.8, "msp": 0.3}
 
 def holds(rule: str, **context: Any) -> bool:
     scored: Any = SimpleNamespace(
-        scores=SCORES, percentile=lambda name: 0.95, prediction={"class": "yellow", "confidence": 0.7}
+        scores=SCORES,
+        percentile=lambda name: 0.95,
+        prediction={"class": "yellow", "confidence": 0.7},
+        boxes=None,
     )
     return compile_rule(rule, scores=(*SCORES, "absent"))(scored_frame(scored, context=context))
 
@@ -98,6 +103,47 @@ def test_what_is_unknown_or_senseless_is_not_true(rule: str) -> None:
 def test_nothing_else_gets_in_and_the_place_is_shown(rule: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         holds(rule)
+
+
+def seen(rule: str, *names: str) -> bool:
+    """Whether a rule holds for a detector that found these."""
+    classes = ("car", "truck", "traffic light")
+    labels = np.array([classes.index(name) for name in names], np.int64)
+    found = Boxes(np.zeros((len(names), 4), np.float32), np.linspace(0.9, 0.5, len(names)), labels)
+    scored: Any = SimpleNamespace(scores=SCORES, prediction={"boxes": []}, boxes=found, classes=classes)
+    return compile_rule(rule, scores=SCORES, classes=classes)(scored_frame(scored))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "boxes == 3 and boxes.car == 2 and boxes.truck == 1",
+        "boxes['traffic light'] < 1",
+        "prediction == 'truck' and prediction != 'traffic light'",
+        "'truck' in prediction and 'traffic light' not in prediction",
+        "prediction in ('truck', 'bus') and prediction not in ('bus',)",
+        "confidence > 0.89",
+        "entropy > 0.5 and boxes.car > boxes.truck",
+        "has(boxes, boxes.truck)",
+    ],
+)
+def test_a_rule_counts_boxes_and_names_their_classes(rule: str) -> None:
+    assert seen(rule, "car", "car", "truck")
+
+
+def test_without_boxes_nothing_is_present_and_the_count_is_zero() -> None:
+    assert seen("boxes == 0 and boxes.car == 0 and not has(confidence)")
+    assert seen("prediction != 'car' and not prediction == 'car' and prediction not in ('car', 'truck')")
+    assert not seen("prediction in ('car', 'truck') or confidence >= 0")
+
+
+def test_other_tasks_have_no_boxes_to_count() -> None:
+    assert not holds("boxes >= 0 or boxes.car >= 0")
+
+
+def test_a_class_that_the_bundle_lacks_is_named_when_the_rule_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="no class 'bus'; there are car, truck, traffic light"):
+        seen("boxes.bus > 0")
 
 
 @given(st.text(max_size=60))

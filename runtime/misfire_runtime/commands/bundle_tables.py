@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
+from misfire_runtime.boxes import BoxRule
 from misfire_runtime.bundle import MODEL, Manifest
 from misfire_runtime.commands.bundle_page import accuracy_text, origin, share_text
+from misfire_runtime.preprocess import InputContract
 
 
 def tables(manifest: Manifest) -> list[Table]:
@@ -23,7 +25,9 @@ def _facts(manifest: Manifest) -> Table:
         "task": f"{manifest.task}, {len(manifest.classes)} classes" if manifest.classes else manifest.task,
         "created": manifest.created_at,
         "precision": manifest.precision,
-        "input": f"{image.name} {shape} {image.dtype} {image.color}, {image.resize}",
+        "input": f"{image.name} {shape} {image.dtype} {image.color}, {image.resize}{_padding(image)}",
+        "further inputs": ", ".join(f"{name} ({kind})" for name, kind in image.inputs.items()),
+        "boxes": _boxes(manifest.detection),
         "trigger score": manifest.default_score,
         "why": str(gate.get("verdict", "")),
         "held out": ", ".join(map(str, gate.get("shifts") or ())),
@@ -37,6 +41,19 @@ def _facts(manifest: Manifest) -> Table:
         if value:
             table.add_row(name, value)
     return table
+
+
+def _padding(image: InputContract) -> str:
+    return f" on grey {image.pad}" if image.resize.startswith("letterbox") and image.pad else ""
+
+
+def _boxes(rule: BoxRule | None) -> str:
+    if rule is None:
+        return ""
+    return (
+        f"score from {rule.score_threshold:g}, suppressed above IoU {rule.suppression:g}, at most "
+        f"{rule.max_boxes}; right from IoU {rule.matching:g}"
+    )
 
 
 def _outputs(manifest: Manifest) -> Table:

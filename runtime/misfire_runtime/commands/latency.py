@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle, Manifest
-from misfire_runtime.engines.base import EngineOptions
+from misfire_runtime.engines.base import EngineOptions, all_inputs
 from misfire_runtime.engines.load import load_engine
 from misfire_runtime.errors import ConfigError, EngineError
 from misfire_runtime.preprocess import decode_image, to_tensor
@@ -94,7 +94,7 @@ def bare_runner(bundle: Bundle, engine: Any, options: EngineOptions) -> tuple[Ru
         return None, "a native TensorRT engine computes all outputs; compare with a bundle without scores"
     import onnxruntime as ort
 
-    output, name = task_output(bundle.manifest), bundle.manifest.input.name
+    output, contract = task_output(bundle.manifest), bundle.manifest.input
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads, session_options.inter_op_num_threads = options.threads, 1
     session_options.log_severity_level = 3
@@ -105,7 +105,7 @@ def bare_runner(bundle: Bundle, engine: Any, options: EngineOptions) -> tuple[Ru
         session = ort.InferenceSession(str(bundle.model_path), session_options, providers=providers)
     except Exception as error:
         raise EngineError(f"{bundle.model_path}: {str(error).strip().splitlines()[0][:300]}") from error
-    return lambda image: session.run([output], {name: image}), ""
+    return lambda image: session.run([output], all_inputs(contract, image, None)), ""
 
 
 def interleave(
@@ -180,7 +180,7 @@ def load_frames(bundle: Bundle, source: Path | None) -> list[NDArray[Any]]:
 def task_output(manifest: Manifest) -> str:
     """Returns the name of the task's output."""
     for output in manifest.outputs:
-        if output.kind not in ("score", "embedding", "other"):
+        if output.kind not in ("score", "embedding", "box", "other"):
             return output.name
     return manifest.outputs[0].name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from pydantic import Field
 from misfire_runtime.bundle import ENGINE_CACHE, Bundle
 from misfire_runtime.choices import Provider
 from misfire_runtime.errors import EngineError
+from misfire_runtime.preprocess import InputContract, size_inputs
 from misfire_runtime.tables import Table
 
 
@@ -26,11 +28,15 @@ class Engine(Protocol):
     name: str
     provider: str
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def infer(
+        self, image: NDArray[Any], *, inputs: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Runs the graph.
 
         Args:
             image: [N,C,H,W] as the input contract says.
+            inputs: the further inputs that the contract names, by name. One that is not given is filled as
+                for pictures of the network's own size.
 
         Returns:
             Every output of the manifest, by its name.
@@ -60,6 +66,18 @@ class EngineOptions:
     provider: Provider = "auto"
     threads: int = 1
     device: int = 0
+
+
+def all_inputs(
+    contract: InputContract, image: NDArray[Any], inputs: Mapping[str, NDArray[Any]] | None
+) -> dict[str, NDArray[Any]]:
+    """Returns every input of the graph by name; see `Engine.infer` for the arguments."""
+    whole = {contract.name: image}
+    if contract.inputs:
+        for name, size in size_inputs(contract.width, contract.height, contract).items():
+            whole[name] = size.repeat(len(image), axis=0)
+        whole.update({name: value for name, value in (inputs or {}).items() if name in contract.inputs})
+    return whole
 
 
 def engine_cache(bundle: Bundle, *, runtime: str, device: str) -> Path:

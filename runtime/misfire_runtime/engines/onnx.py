@@ -6,14 +6,14 @@ really runs on, and a provider that was asked for and does not work is an error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.engines.base import EngineOptions, engine_cache
+from misfire_runtime.engines.base import EngineOptions, all_inputs, engine_cache
 from misfire_runtime.errors import EngineError
 from misfire_runtime.preprocess import InputContract
 
@@ -36,13 +36,16 @@ class OnnxRuntimeEngine:
         self._session = self._create()
         self.provider = str(self._session.get_providers()[0])
         self.name = "onnxruntime-" + _short_name(self.provider)
-        self._input = _check_input(self._session, bundle.manifest.input)
+        self._contract = bundle.manifest.input
+        _check_inputs(self._session, self._contract)
         self._outputs = _check_outputs(self._session, [output.name for output in bundle.manifest.outputs])
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def infer(
+        self, image: NDArray[Any], *, inputs: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """See Engine."""
         try:
-            values = self._session.run(self._outputs, {self._input: image})
+            values = self._session.run(self._outputs, all_inputs(self._contract, image, inputs))
         except Exception as error:
             raise EngineError(
                 f"{self._bundle.manifest.label} on {self.provider}: {_first_line(error)}"
@@ -124,15 +127,18 @@ def _short_name(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider").lower()
 
 
-def _check_input(session: Any, contract: InputContract) -> str:
+def _check_inputs(session: Any, contract: InputContract) -> None:
     inputs = {item.name: item for item in session.get_inputs()}
-    if contract.name not in inputs:
-        raise EngineError(f"the graph has no input {contract.name!r}; it has {', '.join(inputs)}")
-    expected = "tensor(uint8)" if contract.dtype == "uint8" else "tensor(float)"
-    found = inputs[contract.name].type
-    if found != expected:
-        raise EngineError(f"input {contract.name!r} is {found}; the manifest says {expected}")
-    return contract.name
+    image = "tensor(uint8)" if contract.dtype == "uint8" else "tensor(float)"
+    for name, expected in {contract.name: image, **dict.fromkeys(contract.inputs, "tensor(int64)")}.items():
+        if name not in inputs:
+            raise EngineError(f"the graph has no input {name!r}; it has {', '.join(inputs)}")
+        found = inputs[name].type
+        if found != expected:
+            raise EngineError(f"input {name!r} is {found}; the manifest says {expected}")
+    unknown = [name for name in inputs if name != contract.name and name not in contract.inputs]
+    if unknown:
+        raise EngineError(f"the graph needs {', '.join(unknown)}, too, which the manifest does not name")
 
 
 def _check_outputs(session: Any, wanted: Sequence[str]) -> list[str]:

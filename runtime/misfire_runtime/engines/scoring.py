@@ -10,39 +10,50 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle, QuantileTable
+from misfire_runtime.engines.answers import (
+    KINDS,
+    P_TP,
+    Boxes,
+    Outputs,
+    brief_boxes,
+    brief_of,
+    check_detections,
+    find_boxes,
+    mask_of,
+)
 from misfire_runtime.engines.base import Engine, EngineOptions
 from misfire_runtime.engines.load import load_engine
 from misfire_runtime.errors import EngineError
-from misfire_runtime.messages import MAX_TEXT
-from misfire_runtime.preprocess import Image, to_tensor
-
-Outputs = Mapping[str, NDArray[Any]]
+from misfire_runtime.placement import Placement
+from misfire_runtime.preprocess import Image, size_inputs, to_tensor
 
 
 class Scored:
     """Holds the answer to one frame. `scores` holds the finite ones, `refused` the names of the others."""
 
-    __slots__ = ("_outputs", "_prediction", "_scorer", "refused", "scores")
+    __slots__ = ("_boxes", "_outputs", "_prediction", "_scorer", "place", "refused", "scores")
 
-    def __init__(self, scorer: Scorer, outputs: Outputs) -> None:
+    def __init__(self, scorer: Scorer, outputs: Outputs, place: Placement | None = None) -> None:
         """Reads the scores.
 
         Args:
             scorer: whose bundle names the outputs.
             outputs: of the engine, for a batch of one.
+            place: of the picture in the network's input; None takes it for one of the network's size.
 
         Raises:
-            EngineError: a score has another shape than [1].
+            EngineError: a score has another shape than [1], or the detections another than [1,M,6].
         """
         self._scorer = scorer
         self._outputs = outputs
+        self.place = place
+        self._boxes: Boxes | None = None
         self._prediction: dict[str, Any] | None = None
         self.scores: dict[str, float] = {}
         refused = []
@@ -58,6 +69,9 @@ class Scored:
             else:
                 refused.append(name)
         self.refused = tuple(refused)
+        detections = scorer.output_of("boxes")
+        if detections is not None:
+            check_detections(outputs[detections].shape, name=f"{scorer.label}: {detections}")
 
     def percentile(self, name: str) -> float:
         """Returns the level of a score in its calibration, 0..1.
@@ -81,8 +95,34 @@ class Scored:
     def prediction(self) -> dict[str, Any]:
         """Returns the task's answer in a few numbers."""
         if self._prediction is None:
-            self._prediction = self._scorer.brief(self._outputs)
+            boxes = self.boxes
+            if boxes is None:
+                self._prediction = self._scorer.brief(self._outputs, self.place)
+            else:
+                self._prediction = brief_boxes(boxes, self._scorer.classes)
         return self._prediction
+
+    @property
+    def boxes(self) -> Boxes | None:
+        """Returns a detector's boxes in pixels of the picture; None for other tasks."""
+        if self._boxes is None:
+            self._boxes = self._scorer.boxes(self._outputs, self.place)
+        return self._boxes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Returns the names of the bundle's classes."""
+        return self._scorer.classes
+
+    @property
+    def mask(self) -> NDArray[np.uint8] | None:
+        """Returns the class of every pixel of the picture, [H,W], 255 where none; None for other tasks."""
+        name = self._scorer.output_of("segmentation")
+        if name is None:
+            return None
+        contract = self._scorer.bundle.manifest.input
+        place = self.place or Placement.of(contract.width, contract.height, contract)
+        return mask_of(self._outputs[name], place, network=(contract.width, contract.height))
 
     @property
     def embedding(self) -> NDArray[np.float32] | None:
@@ -107,7 +147,7 @@ class Scorer:
         self.score_outputs = tuple((score.name, score.output) for score in manifest.scores)
         self.tables = {score.name: score.calibration.quantiles for score in manifest.scores}
         # Reversed, so that the first output of a kind wins.
-        kinds = {output.kind: output.name for output in reversed(manifest.outputs)}
+        kinds: dict[str, str] = {output.kind: output.name for output in reversed(manifest.outputs)}
         self.embedding_output = kinds.get("embedding")
         self._kinds = kinds
         self._contract = manifest.input
@@ -139,23 +179,43 @@ class Scorer:
             EngineError: the engine failed.
             ImageError: the picture has no pixels.
         """
-        return Scored(self, self.engine.infer(to_tensor(image, self._contract)))
+        contract = self._contract
+        tensor = to_tensor(image, contract)
+        height, width = image.shape[:2]
+        # Engines of few inputs, such as doubles in tests, need not know of a second one.
+        more = {"inputs": size_inputs(width, height, contract)} if contract.inputs else {}
+        return Scored(self, self.engine.infer(tensor, **more), Placement.of(width, height, contract))
 
     def close(self) -> None:
         """Frees the engine."""
         self.engine.close()
 
-    def brief(self, outputs: Outputs) -> dict[str, Any]:
+    def output_of(self, kind: str) -> str | None:
+        """Returns the name of the graph's first output of a kind; None if there is none."""
+        return self._kinds.get(kind)
+
+    def boxes(self, outputs: Outputs, place: Placement | None = None) -> Boxes | None:
+        """Returns a detector's boxes, in pixels of the picture if `place` is given; None for other tasks."""
+        name = self._kinds.get("boxes")
+        if name is None:
+            return None
+        return find_boxes(outputs[name], place, p_tp=outputs.get(P_TP))
+
+    def brief(self, outputs: Outputs, place: Placement | None = None) -> dict[str, Any]:
         """Returns the task's answer in a few numbers, by the kind of output the manifest names.
 
-        An answer with NaN or infinite values is none: {"not_finite": how many} is returned instead.
+        An answer with NaN or infinite values is none: {"not_finite": how many} is returned instead. Of a
+        detector's boxes only the broken ones are left out, and counted.
+
+        Args:
+            outputs: of the engine, for a batch of one.
+            place: of the picture in the network's input; None leaves places in the network's input.
         """
-        kind = next((kind for kind in _ANSWERS if kind in self._kinds), None)
-        if kind is None:
-            return {}
-        values = outputs[self._kinds[kind]]
-        not_finite = values.size - int(np.isfinite(values).sum())
-        return {"not_finite": not_finite} if not_finite else _ANSWERS[kind](values, self.classes)
+        boxes = self.boxes(outputs, place)
+        if boxes is not None:
+            return brief_boxes(boxes, self.classes)
+        kind = next((kind for kind in KINDS if kind in self._kinds), None)
+        return {} if kind is None else brief_of(kind, outputs[self._kinds[kind]], self.classes, place)
 
 
 def percentile(table: QuantileTable, value: float) -> float:
@@ -188,55 +248,3 @@ def quantile(table: QuantileTable, level: float) -> float:
         level: 0..1.
     """
     return float(np.interp(level, table.levels, table.values))
-
-
-def _brief_class(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the likeliest class and its probability. logits: [1,K]."""
-    flat = np.asarray(logits[0], np.float64).reshape(-1)
-    if flat.size == 0:
-        return {}
-    best = int(flat.argmax())
-    # The softmax of the largest; the subtraction keeps exp from overflowing.
-    confidence = 1.0 / float(np.exp(flat - flat[best]).sum())
-    return {"class": _class_name(best, classes), "confidence": round(confidence, 4)}
-
-
-def _brief_values(values: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the first 64 values. values: [1,...]."""
-    return {"values": [round(float(value), 5) for value in values.reshape(-1)[:64]]}
-
-
-def _brief_keypoints(heatmaps: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the peaks of the first 64 joints, in 0..1 of width and height. heatmaps: [1,J,H,W]."""
-    _batch, joints, height, width = heatmaps.shape
-    flat = heatmaps[0].reshape(joints, -1)[:64]
-    points = [
-        [
-            round((int(p) % width + 0.5) / width, 4),
-            round((int(p) // width + 0.5) / height, 4),
-            round(float(row[p]), 5),
-        ]
-        for row, p in zip(flat, flat.argmax(1), strict=True)
-    ]
-    return {"points": points}
-
-
-def _brief_segmentation(logits: NDArray[Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the share of pixels of the eight largest classes. logits: [1,K,H,W]."""
-    shares = np.bincount(logits[0].argmax(0).reshape(-1), minlength=logits.shape[1]) / logits[0, 0].size
-    largest = [int(k) for k in np.argsort(-shares)[:8] if shares[k] > 0]
-    return {"shares": {_class_name(k, classes): round(float(shares[k]), 4) for k in largest}}
-
-
-def _class_name(index: int, classes: tuple[str, ...]) -> str:
-    """Returns a class name as far as it fits an offer."""
-    return classes[index][:MAX_TEXT] if index < len(classes) else str(index)
-
-
-_ANSWERS: dict[str, Callable[[NDArray[Any], tuple[str, ...]], dict[str, Any]]] = {
-    "logits": _brief_class,
-    "values": _brief_values,
-    "heatmaps": _brief_keypoints,
-    "segmentation": _brief_segmentation,
-}
-"""By kind of output; of several the first."""

@@ -10,6 +10,7 @@ by the project, which has no GPU to test on; its graphs are parsed and built in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.engines.base import EngineOptions, engine_cache
+from misfire_runtime.engines.base import EngineOptions, all_inputs, engine_cache
 from misfire_runtime.engines.cuda import Cuda, host_buffer
 from misfire_runtime.errors import EngineError
 from misfire_runtime.files import write_durably
@@ -66,17 +67,23 @@ class TensorRTEngine:
             raise EngineError(f"{bundle.manifest.label}: no memory for a TensorRT context")
         self._buffers = self._allocate()
 
-    def infer(self, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def infer(
+        self, image: NDArray[Any], *, inputs: Mapping[str, NDArray[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """See Engine. Batches above max_batch are refused."""
         if len(image) > self._max_batch:
             raise EngineError(f"a batch of {len(image)} is above this engine's largest, {self._max_batch}")
-        name = self._bundle.manifest.input.name
-        array = np.ascontiguousarray(image)
-        if not self._context.set_input_shape(name, array.shape):
-            raise EngineError(
-                f"{self._bundle.manifest.label}: input {list(array.shape)} does not fit the engine"
-            )
-        self._cuda.upload(self._buffers[name], array)
+        held = []
+        for name, value in all_inputs(self._bundle.manifest.input, image, inputs).items():
+            # The engine's own type: TensorRT may have read int64 as int32.
+            array = np.ascontiguousarray(value, self._dtype(name))
+            # Until the copies are done: they are asynchronous.
+            held.append(array)
+            if not self._context.set_input_shape(name, array.shape):
+                raise EngineError(
+                    f"{self._bundle.manifest.label}: {name} {list(array.shape)} does not fit the engine"
+                )
+            self._cuda.upload(self._buffers[name], array)
         for tensor, pointer in self._buffers.items():
             self._context.set_tensor_address(tensor, pointer)
         if not self._context.execute_async_v3(self._cuda.stream):

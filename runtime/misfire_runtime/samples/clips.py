@@ -178,7 +178,7 @@ class ClipRecorder:
         if len(frames) < 2:
             return []
         privacy = sorted({label for entry in frames for label in entry.privacy})
-        video = Encoded(mux_mjpeg(frames), "video/mp4", privacy, key.frame)
+        video = Encoded(mux_mjpeg(frames), "video/mp4", privacy, key.frame, key.region)
         why = f"{len(frames)} frames around a frame of {_trigger_of(key)}"
         return [_part_of_clip(video, why, clip=lane.clip, clip_frames=len(frames))]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 
+from misfire_runtime.engines.answers import within
 from misfire_runtime.preprocess import encode_jpeg
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.tables import Table
@@ -25,12 +27,23 @@ class Encoded:
     """Holds a picture or video that may leave the vehicle.
 
     privacy: what was done to it, for its offer.  frame: what it was made of; of a video, its chosen frame.
+    region: x0, y0, x1, y1 of what is left of the frame's picture, in its pixels; None if it is whole.
     """
 
     data: bytes
     media_type: str
     privacy: Sequence[str]
     frame: ScoredFrame
+    region: tuple[int, int, int, int] | None = None
+
+    @property
+    def prediction(self) -> dict[str, Any]:
+        """Returns the frame's prediction, with its places in the picture that is left."""
+        prediction = self.frame.scored.prediction
+        if self.region is None:
+            return prediction
+        height, width = self.frame.image.shape[:2]
+        return within(prediction, self.region, size=(width, height))
 
     @property
     def time_s(self) -> float:
@@ -59,10 +72,11 @@ def encode(
         ImageError: the picture cannot be encoded.
     """
     frame = scored.frame
-    image, changed, labels = frame.image, False, list[str]()
+    image, changed, labels, region = frame.image, False, list[str](), None
     if privacy is not None:
         image, labels, changed = privacy.apply(frame.image, source=frame.source)
+        region = privacy.region(frame.image, source=frame.source)
     # Original bytes lose nothing; a changed picture must never leave in its original bytes.
     if frame.original is not None and frame.media_type and not changed and keep_original:
         return Encoded(frame.original, frame.media_type, labels, scored)
-    return Encoded(encode_jpeg(image, quality=jpeg_quality), "image/jpeg", labels, scored)
+    return Encoded(encode_jpeg(image, quality=jpeg_quality), "image/jpeg", labels, scored, region)

@@ -120,6 +120,19 @@ class Privacy:
             _blur(result, found)
             labels.append(f"blur:{detector.label}:{len(found)}")
         # Last, because boxes and masks are in coordinates of the whole picture.
+        region = self.region(image, source=source)
+        if region is not None:
+            x0, y0, x1, y1 = region
+            result = np.ascontiguousarray(result[y0:y1, x0:x1])
+            labels.append("crop")
+        return result, labels, result is not image
+
+    def region(self, image: Image, *, source: str) -> tuple[int, int, int, int] | None:
+        """Returns the part of a picture that `apply` keeps, x0, y0, x1, y1 in pixels; None if it is whole.
+
+        Raises:
+            PrivacyError: nothing of the picture is kept.
+        """
         for crop in self._table.crops:
             if crop.source in ("", source):
                 x0, y0, x1, y1 = _pixels(crop.box, image)
@@ -127,10 +140,8 @@ class Privacy:
                     raise PrivacyError(
                         f"crop {crop.box} keeps nothing of a picture of {image.shape[1]}x{image.shape[0]}"
                     )
-                result = np.ascontiguousarray(result[y0:y1, x0:x1])
-                labels.append("crop")
-                break
-        return result, labels, result is not image
+                return x0, y0, x1, y1
+        return None
 
 
 class Detector:

@@ -326,7 +326,7 @@ class SampleWriter:
             scores=scored.scores,
             percentiles=scored.percentiles,
             trigger=choice.trigger,
-            prediction=scored.prediction,
+            prediction=encoded.prediction,
             embedding=None
             if embedding is None or embedding.size > MAX_EMBEDDING
             else pack_embedding(embedding),

@@ -1,9 +1,12 @@
 """Compiles rules over scores and context: entropy > 0.9 and prediction == "yellow" and context.speed > 10
 
 text --ast.parse--> whitelist --> closures. Nothing but what is listed here can be written: no calls but abs,
-min, max and has, no attributes but score., percentile. and context., no names but the scores of the bundle,
-`prediction`, `confidence`, `source`. A value that is not there (a context signal not yet received) is
-unknown: a comparison with it is false, so `not` of it is true; `has(context.speed)` asks for it.
+min, max and has, no attributes but score., percentile., boxes. and context., no names but the scores of the
+bundle, `prediction`, `confidence`, `boxes`, `source`. A value that is not there (a context signal not yet
+received) is unknown: a comparison with it is false, so `not` of it is true; `has(context.speed)` asks for it.
+
+Of a detector, `boxes` is the number of boxes and `boxes.car` that of one class; `prediction == "car"` holds
+if there is a car, and `confidence` is the best score.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+from misfire_runtime.engines.answers import class_name
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.base import (
     BuildContext,
@@ -39,8 +43,8 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.GtE: operator.ge,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
+    ast.In: lambda a, b: _among(a, b),  # noqa: PLW0108  (defined below, with what it needs)
+    ast.NotIn: lambda a, b: not _among(a, b),
 }
 _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -66,19 +70,32 @@ class Rule(TriggerKind):
 
     Settings = RuleTable
 
-    def __init__(self, name: str, *, when: str, scores: Collection[str], priority: int = 5) -> None:
-        """scores: the names the bundle has. Raises ConfigError that shows the place in `when`."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        when: str,
+        scores: Collection[str],
+        classes: Collection[str] = (),
+        priority: int = 5,
+    ) -> None:
+        """scores, classes: the names the bundle has. Raises ConfigError that shows the place in `when`."""
         self.name = name
         self._when = when
         self._priority = priority
-        self._test = compile_rule(when, scores=scores)
+        self._test = compile_rule(when, scores=scores, classes=classes)
 
     @classmethod
     def build(cls, settings: RuleTable, context: BuildContext) -> Trigger:
         """See TriggerKind."""
         try:
-            scores = context.scorer.tables
-            return cls(context.name, when=settings.when, scores=scores, priority=settings.priority)
+            return cls(
+                context.name,
+                when=settings.when,
+                scores=context.scorer.tables,
+                classes=context.scorer.classes,
+                priority=settings.priority,
+            )
         except ConfigError as error:
             raise ConfigError(f"triggers.{context.name}.when: {error}") from error
 
@@ -89,12 +106,15 @@ class Rule(TriggerKind):
         return TriggerEvent(self.name, self._when[:200], self._priority)
 
 
-def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[ScoredFrame], bool]:
+def compile_rule(
+    text: str, *, scores: Collection[str], classes: Collection[str] = ()
+) -> Callable[[ScoredFrame], bool]:
     """Returns a function from a frame to whether the rule holds; it never raises.
 
     Args:
         text: the expression.
         scores: the names the bundle has.
+        classes: the names of its classes; none: any name may follow `boxes.`.
 
     Raises:
         ConfigError: the text is no expression, or says something that is not allowed.
@@ -112,14 +132,15 @@ def compile_rule(text: str, *, scores: Collection[str]) -> Callable[[ScoredFrame
         ) from error
     if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
         raise ConfigError(f"rule {text[:60]!r}...: too long")
-    getter = _Compiler(text, scores).build(tree.body)
+    getter = _Compiler(text, scores, classes).build(tree.body)
     return lambda frame: _true(getter(frame))
 
 
 class _Compiler:
-    def __init__(self, text: str, scores: Collection[str]) -> None:
+    def __init__(self, text: str, scores: Collection[str], classes: Collection[str]) -> None:
         self._text = text
         self._scores = frozenset(scores)
+        self._classes = tuple(classes)
 
     def build(self, node: ast.expr) -> Getter:
         # A node without a method here is not allowed: the whitelist is this class.
@@ -152,14 +173,17 @@ class _Compiler:
         if name in self._scores:
             return lambda o: o.scored.scores.get(name, _UNKNOWN)
         if name == "prediction":
-            return lambda o: o.scored.prediction.get("class", _UNKNOWN)
+            return _prediction
         if name == "confidence":
-            return lambda o: o.scored.prediction.get("confidence", _UNKNOWN)
+            return _confidence
+        if name == "boxes":
+            return lambda o: _UNKNOWN if o.scored.boxes is None else len(o.scored.boxes)
         if name == "source":
             return lambda o: o.source
         known = ", ".join(sorted(self._scores))
         raise self._error(
-            node, f"unknown name {name!r}; there are prediction, confidence, source, context.* and {known}"
+            node,
+            f"unknown name {name!r}; there are prediction, confidence, boxes, source, context.* and {known}",
         )
 
     def _attribute(self, node: ast.Attribute) -> Getter:
@@ -185,7 +209,11 @@ class _Compiler:
             if root == "score":
                 return lambda o: o.scored.scores.get(key, _UNKNOWN)
             return lambda o: o.scored.percentile(key) if key in o.scored.scores else _UNKNOWN
-        raise self._error(node, f"{root}.{key}: only score., percentile. and context. have members")
+        if root == "boxes":
+            if self._classes and key not in self._classes:
+                raise self._error(node, f"no class {key!r}; there are {', '.join(self._classes[:20])}")
+            return lambda o: _count(o, key)
+        raise self._error(node, f"{root}.{key}: only score., percentile., boxes. and context. have members")
 
     def _boolop(self, node: ast.BoolOp) -> Getter:
         parts = [self.build(value) for value in node.values]
@@ -231,6 +259,48 @@ class _Compiler:
             raise self._error(node, "abs takes one value, min and max several")
         apply = _FUNCTIONS[name]
         return lambda o: _numeric(apply, *(argument(o) for argument in arguments))
+
+
+class _Present(tuple[str, ...]):
+    """Holds the classes of a detector's boxes; equal to a name that is among them."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return other in tuple(self)
+
+    def __ne__(self, other: object) -> bool:
+        return other not in tuple(self)
+
+
+def _among(value: Any, many: Any) -> bool:
+    """Returns whether a value, or one of the classes of a detector's boxes, is in a list or text."""
+    return any(one in many for one in tuple(value)) if isinstance(value, _Present) else value in many
+
+
+def _prediction(frame: ScoredFrame) -> Any:
+    """Returns the class of the answer; of a detector, the classes of its boxes."""
+    boxes = frame.scored.boxes
+    if boxes is None:
+        return frame.scored.prediction.get("class", _UNKNOWN)
+    return _Present(class_name(int(label), frame.scored.classes) for label in set(boxes.labels.tolist()))
+
+
+def _confidence(frame: ScoredFrame) -> Any:
+    boxes = frame.scored.boxes
+    if boxes is None:
+        return frame.scored.prediction.get("confidence", _UNKNOWN)
+    return float(boxes.scores[0]) if len(boxes) else _UNKNOWN
+
+
+def _count(frame: ScoredFrame, name: str) -> Any:
+    """Returns the number of boxes of a class."""
+    boxes = frame.scored.boxes
+    if boxes is None:
+        return _UNKNOWN
+    classes = frame.scored.classes
+    return sum(1 for label in boxes.labels.tolist() if class_name(label, classes) == name)
 
 
 def _true(value: Any) -> bool:
