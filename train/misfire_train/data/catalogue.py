@@ -6,10 +6,12 @@ puts it. A file whose checksum differs is refused.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +34,8 @@ class Entry:
     """Describes a data set of the catalogue.
 
     argument: what readers of folders take after the name and a colon.
+    listing: a file beside this one with names and checksums as `sha256sum` writes them, for many files
+    that have no address.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Entry:
     files: tuple[DataFile, ...] = ()
     argument: str = ""
     size_bytes: int = 0
+    listing: str = ""
 
     @property
     def sha256(self) -> str:
@@ -241,6 +246,14 @@ _ENTRIES = (
         size_bytes=2_563_104,
     ),
     Entry(
+        "carla-detection",
+        "detection",
+        "MIT (Carla-Object-Detection-Dataset, Copyright (c) 2019 Daniel)",
+        "779 + 249 rendered road scenes 640x380 with boxes of 5 classes; the test half is an unseen town",
+        size_bytes=62_579_680,
+        listing="carla_detection.sha256",
+    ),
+    Entry(
         "dashcam",
         "none",
         "MIT (Udacity)",
@@ -254,12 +267,25 @@ _ENTRIES = (
     Entry("coco-keypoints", "keypoints", "yours", "a COCO keypoint JSON beside its images", argument="PATH"),
     Entry("masks", "segmentation", "yours", "PATH/images and PATH/masks, Cityscapes-like", argument="PATH"),
     Entry("csv-regression", "regression", "yours", "a CSV of image path and values", argument="PATH"),
+    Entry("coco-boxes", "detection", "yours", "COCO instances JSON beside its images", argument="PATH"),
+    Entry("yolo", "detection", "yours", "a data.yaml, images and labels in text files", argument="PATH"),
+    Entry("voc", "detection", "yours", "Annotations, JPEGImages, ImageSets/Main", argument="PATH"),
+    Entry("kitti", "detection", "yours", "training/image_2 and training/label_2", argument="PATH"),
 )
 
 
 def entries() -> dict[str, Entry]:
     """Returns the catalogue by name, in the order of `misfire data list`."""
-    return {entry.name: entry for entry in _ENTRIES}
+    return {
+        entry.name: replace(entry, files=_listed_files(entry.listing)) if entry.listing else entry
+        for entry in _ENTRIES
+    }
+
+
+@functools.cache
+def _listed_files(listing: str) -> tuple[DataFile, ...]:
+    lines = (resources.files("misfire_train.data") / listing).read_text(encoding="utf-8").splitlines()
+    return tuple(DataFile(path, checksum) for checksum, path in (line.split("  ", 1) for line in lines))
 
 
 def find_entry(name: str) -> Entry:

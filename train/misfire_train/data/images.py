@@ -63,6 +63,8 @@ class ImageArray(Sequence[Image]):
 class DecodedImages(Sequence[Image]):
     """Decodes images on access: `decode(i)` for i in 0..count-1, which must always return the same image.
 
+    sizes: int64 [count,2], width and height of each image, if they are known without decoding it.
+
     Results are cached for the next epoch if all of them fit in `max_cache_bytes`: the images themselves if
     all have one `shape`, else what the network sees of them under the last contract used.
     """
@@ -73,9 +75,11 @@ class DecodedImages(Sequence[Image]):
         *,
         count: int,
         shape: tuple[int, int, int] | None = None,
+        sizes: NDArray[np.int64] | None = None,
         max_cache_bytes: int = MAX_CACHE_BYTES,
     ) -> None:
         self._decode = decode
+        self.sizes = sizes
         self._count = count
         self._max_cache_bytes = max_cache_bytes
         self._images = self._room(shape) if shape is not None else None
@@ -162,6 +166,17 @@ def planes(images: Sequence[Image], indices: Indices, contract: InputContract) -
     if isinstance(images, ImageArray | DecodedImages | ImageSubset):
         return images.planes(chosen, contract)
     return _one_by_one(images, chosen, contract)
+
+
+def sizes_of(images: Sequence[Image]) -> NDArray[np.int64]:
+    """Returns width and height of each image, int64 [n,2]; decodes only images whose size is not known."""
+    if isinstance(images, ImageSubset):
+        known = images.base
+        if isinstance(known, DecodedImages) and known.sizes is not None:
+            return np.asarray(known.sizes[images.indices])
+    if isinstance(images, DecodedImages) and images.sizes is not None:
+        return images.sizes
+    return np.array([image.shape[1::-1] for image in images], np.int64).reshape(-1, 2)
 
 
 def _pixels_of(contract: InputContract) -> InputContract:

@@ -10,8 +10,11 @@ from pathlib import Path
 from misfire_train.data.catalogue import entries
 from misfire_train.data.drawn.figures import load_figures
 from misfire_train.data.examples import Dataset
+from misfire_train.data.readers.carla_detection import load_carla_detection
 from misfire_train.data.readers.coco import load_coco_keypoints, load_coco_pose_ccby
+from misfire_train.data.readers.coco_boxes import load_coco_boxes
 from misfire_train.data.readers.folders import load_image_folder
+from misfire_train.data.readers.kitti import load_kitti
 from misfire_train.data.readers.masks import load_masks
 from misfire_train.data.readers.options import Options, parse_argument, printable
 from misfire_train.data.readers.published import (
@@ -22,6 +25,8 @@ from misfire_train.data.readers.published import (
     load_traffic_lights,
 )
 from misfire_train.data.readers.tables import load_csv_regression
+from misfire_train.data.readers.voc import load_voc
+from misfire_train.data.readers.yolo import load_yolo
 from misfire_train.errors import DatasetError
 
 _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
@@ -34,6 +39,7 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "figure-parts": lambda root: load_figures(root, labels="parts"),
     "figure-boxes": lambda root: load_figures(root, labels="boxes"),
     "coco-pose-ccby": load_coco_pose_ccby,
+    "carla-detection": load_carla_detection,
 }
 _ALL_TAKE = ("size", "group", "test")
 READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] = {
@@ -41,6 +47,10 @@ READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] =
     "coco-keypoints": (load_coco_keypoints, (*_ALL_TAKE, "images")),
     "masks": (load_masks, (*_ALL_TAKE, "classes", "ignore")),
     "csv-regression": (load_csv_regression, _ALL_TAKE),
+    "coco-boxes": (load_coco_boxes, (*_ALL_TAKE, "classes", "images")),
+    "yolo": (load_yolo, (*_ALL_TAKE, "classes")),
+    "voc": (load_voc, (*_ALL_TAKE, "classes")),
+    "kitti": (load_kitti, (*_ALL_TAKE, "classes")),
 }
 """The readers of one's own data, and the options that each takes."""
 

@@ -103,8 +103,8 @@ def load_coco_keypoints(path: Path, options: Options) -> Dataset:
     Raises:
         DatasetError: a document is malformed, keypoints are not triples, or nothing is left.
     """
-    sources = find_sources(path, options)
-    root = data_root(sources[0].path)
+    sources = find_sources(path, options, kind="keypoints")
+    root = data_root(sources[0])
     documents = [read_document(source.path) for source in sources]
     names = joint_names(documents, sources)
     side = _square(options, sources[0].path)

@@ -1,7 +1,7 @@
 """Finds and reads COCO documents: which JSON files a data set has, their content, and where their images are.
 
 A folder has one JSON, or one per half with a split word in its name: `person_keypoints_train2017.json`,
-`person_keypoints_val2017.json`. `test=FILE.json` names that of the test half.
+`instances_val2017.json`; or one in the folder of each half. `test=FILE.json` names that of the test half.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path, PureWindowsPath
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from misfire_runtime.toml import explain
+from misfire_train.data.readers.class_lists import JSON_NAME
 from misfire_train.data.readers.halves import SPLIT_WORDS, split_word
 from misfire_train.data.readers.options import Options, beside
 from misfire_train.errors import DatasetError
@@ -25,14 +26,19 @@ class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _Picture(_Read):
+class Picture(_Read):
+    """Is one image. group: a drive, a town or a vehicle, if the document names one."""
+
     id: int
     file_name: str = Field(min_length=1)
+    width: float | None = None
+    height: float | None = None
+    group: str | int | None = None
 
 
 class _Category(_Read):
     id: int
-    name: str
+    name: str = Field(min_length=1)
     keypoints: tuple[str, ...] = ()
 
 
@@ -44,10 +50,11 @@ class Annotation(_Read):
     keypoints: tuple[float, ...] = ()
     num_keypoints: int = 0
     iscrowd: int = 0
+    ignore: int = 0
 
 
 class Document(_Read):
-    images: tuple[_Picture, ...]
+    images: tuple[Picture, ...]
     annotations: tuple[Annotation, ...]
     categories: tuple[_Category, ...]
 
@@ -69,9 +76,19 @@ def names_a_document(options: Options) -> bool:
     return options.test is not None and options.test.suffix.lower() == ".json"
 
 
-def find_sources(path: Path, options: Options) -> list[Source]:
-    """Finds the documents of a data set. Raises DatasetError if it is not clear which they are."""
-    found = [path] if path.is_file() else _documents_in(path)
+def find_sources(path: Path, options: Options, *, kind: str) -> list[Source]:
+    """Finds the documents of a data set.
+
+    Args:
+        path: the document, or a folder.
+        options: `test` may name the document of the test half.
+        kind: a word in the names of the official documents, keypoints or instances, which tells them from
+            others beside them.
+
+    Raises:
+        DatasetError: it is not clear which they are.
+    """
+    found = [path] if path.is_file() else _documents_in(path, kind)
     if options.test is not None and names_a_document(options):
         test = beside(options.test, path if path.is_dir() else path.parent)
         rest = [each for each in found if each.resolve() != test.resolve()]
@@ -81,19 +98,25 @@ def find_sources(path: Path, options: Options) -> list[Source]:
         return [Source(found[0])]
     else:
         parts = {each: half_part(each) for each in found}
+        if not all(parts.values()):
+            parts = {each: split_word(each.parent.name) and each.parent.name for each in found}
         if found and all(parts.values()):
             return [Source(each, split_word(_word(part)), part) for each, part in parts.items()]
     which = ", ".join(each.name for each in found) or "none"
     raise DatasetError(
-        f"{path}: expected one JSON of keypoints, or one per half with its split word in the name "
+        f"{path}: expected one JSON of {kind}, or one per half with its split word in the name "
         f"({SPLIT_WORDS}), found {which}; name the file itself, and that of the test half with test=FILE.json"
     )
 
 
-def _documents_in(folder: Path) -> list[Path]:
-    """Lists JSON files of a folder; the official archives hold captions and boxes beside the keypoints."""
+def _documents_in(folder: Path, kind: str) -> list[Path]:
+    """Lists JSON files of a folder; the official archives hold captions, boxes and keypoints together."""
     found = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
-    return [each for each in found if "keypoints" in each.stem.casefold()] or found
+    # Lists of classes are no documents.
+    found = [each for each in found if each.name != JSON_NAME]
+    if not found:
+        found = sorted(each for each in folder.glob("*/*.json") if split_word(each.parent.name))
+    return [each for each in found if kind in each.stem.casefold()] or found
 
 
 def half_part(path: Path) -> str:
@@ -106,10 +129,10 @@ def _word(part: str) -> str:
     return part.rstrip("0123456789")
 
 
-def data_root(document: Path) -> Path:
-    """Returns the data set's folder: the one with the JSON, or the one with `annotations`."""
-    folder = document.parent
-    return folder.parent if folder.name == "annotations" else folder
+def data_root(source: Source) -> Path:
+    """Returns the data set's folder: that of the JSON, or the one above `annotations` or a half's folder."""
+    folder = source.path.parent
+    return folder.parent if folder.name in ("annotations", source.part) else folder
 
 
 def image_folders(source: Source, root: Path, options: Options) -> list[Path]:

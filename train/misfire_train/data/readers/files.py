@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from misfire_runtime.errors import ImageError
-from misfire_runtime.preprocess import Image, InputContract, decode_image
+from misfire_runtime.preprocess import Image, InputContract, Resize, decode_image
 from misfire_train.data.catalogue import digest_of
 from misfire_train.data.images import DecodedImages
 from misfire_train.data.readers.class_lists import JSON_NAME, TEXT_NAME
@@ -116,6 +116,13 @@ def first_of(sentences: Sequence[str]) -> str:
     return f"{'; '.join(sentences[:_NAMED_AT_MOST])}{more}"
 
 
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Returns the images directly in a folder by their names without the ending; none if it is not there."""
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS}
+
+
 def named_file(text: str, folders: Sequence[Path]) -> Path | None:
     """Finds a file that a document names, in the first folder with it; Windows' separators are fine."""
     for name in dict.fromkeys((text, PureWindowsPath(text).as_posix())):
@@ -137,7 +144,8 @@ def decoded(files: Sequence[ImageFile]) -> DecodedImages:
     def decode(index: int) -> Image:
         return decode_image(files[index].path.read_bytes(), name=files[index].name)
 
-    return DecodedImages(decode, count=len(files))
+    sizes = np.array([(file.width, file.height) for file in files], np.int64).reshape(-1, 2)
+    return DecodedImages(decode, count=len(files), sizes=sizes)
 
 
 def digest_files(files: Iterable[ImageFile], *, more: Mapping[str, str] | None = None) -> str:
@@ -145,20 +153,35 @@ def digest_files(files: Iterable[ImageFile], *, more: Mapping[str, str] | None =
     return digest_of([*((file.name, file.sha256) for file in files), *(more or {}).items()])
 
 
-def natural_contract(files: Sequence[ImageFile], size: tuple[int, int] | None) -> InputContract:
+def natural_contract(
+    files: Sequence[ImageFile],
+    size: tuple[int, int] | None,
+    *,
+    longest: int = _LONGEST_SIDE,
+    multiple: int = 8,
+    resize: Resize = "stretch",
+) -> InputContract:
     """Returns an input contract of the requested size.
 
-    size: width and height. None takes the files' median size in multiples of 8, at most 128 on the longer
-    side.
+    Args:
+        files: the images.
+        size: width and height. None takes the files' median size.
+        longest: limit of the median size's longer side.
+        multiple: of which width and height of the median size are multiples.
+        resize: how images of another shape are fitted in.
     """
     if size is not None:
         width, height = size
     else:
         median_h = float(np.median([file.height for file in files]))
         median_w = float(np.median([file.width for file in files]))
-        scale = min(1.0, _LONGEST_SIDE / max(median_h, median_w))
-        height, width = (max(8, 8 * round(side * scale / 8)) for side in (median_h, median_w))
-    return InputContract(height=height, width=width, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
+        scale = min(1.0, longest / max(median_h, median_w))
+        height, width = (
+            max(multiple, multiple * round(side * scale / multiple)) for side in (median_h, median_w)
+        )
+    return InputContract(
+        height=height, width=width, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25), resize=resize
+    )
 
 
 def _read_one(path: Path, base: Path) -> ImageFile | str:

@@ -51,6 +51,11 @@ def split_word(text: str) -> str:
     return word if word in _TEST_WORDS else ""
 
 
+def is_test(word: str) -> bool:
+    """Returns whether a split word in its plain form, or "", means the test half."""
+    return _TEST_WORDS.get(word, False)
+
+
 def require_words(folder: Path, names: Sequence[str], words: Sequence[str]) -> None:
     """Raises DatasetError if only some images are below a folder with a split word."""
     if any(words) and not all(words):
