@@ -167,6 +167,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             input=source.contract,
             outputs=_outputs(graph, source),
             classes=source.classes,
+            detection=source.task.box_rule,
             scores=specs,
             default_score=default,
             parity=parity,
@@ -265,7 +266,7 @@ def _measure(source: Source, session: Any, frames: Examples, *, threshold: float
 
 def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:
     specs = []
-    kind: OutputKind | Literal["score", "embedding"]
+    kind: OutputKind | Literal["score", "box", "embedding"]
     for value in graph.graph.output:
         dims = value.type.tensor_type.shape.dim
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
@@ -275,6 +276,8 @@ def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:
             kind = "score"
         else:
             kind = "embedding" if value.name == "embedding" else "other"
+            if value.name.startswith("box."):
+                kind = "box"
         specs.append(OutputSpec(name=value.name, kind=kind, shape=shape))
     return tuple(specs)
 

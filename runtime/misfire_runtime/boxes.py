@@ -26,7 +26,7 @@ class BoxRule(BaseModel):
     """A candidate with at least this score becomes a box (s*)."""
     suppression: _PositiveShare = 0.6
     """Of two boxes of one class with a larger IoU, the one with the lower score is dropped (t)."""
-    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 300
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 100
     """Number of best candidates that the graph considers (K)."""
     max_boxes: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 100
     """Rows of `detections`; the answer is padded with zeros (M)."""

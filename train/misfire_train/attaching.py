@@ -168,7 +168,8 @@ class Attached:
 
     def scored_model(self) -> ScoredModel:
         """Returns network and score as one module, ready for export."""
-        return ScoredModel(self.probe, [self.score], output_name=self.task.output_name)
+        task = self.task
+        return ScoredModel(self.probe, [self.score], output_name=task.output_name, answer=task.answer)
 
 
 def attach(

@@ -293,7 +293,7 @@ def _fit(
     # Cross-fitted losses need no holdout, so the network may have those images too.
     pool, repeats = _pool(parts, folds=bool(folds))
     data = FitData(pool, parts.validation, dataset.contract, repeats)
-    task = get_task(dataset.task) if parent is None else parent.task
+    task = _task_of(config, dataset) if parent is None else parent.task
     state = fit_network(
         probe,
         data,
@@ -336,6 +336,10 @@ def _fit(
             reporter=reporter,
         )
     return Trained(built, state, fitted, networks, failure)
+
+
+def _task_of(config: TrainConfig, dataset: Dataset) -> Task:
+    return get_task(dataset.task).configured(config, dataset.classes)
 
 
 def new_model(config: TrainConfig, dataset: Dataset) -> BuiltModel:
@@ -424,7 +428,7 @@ def measure(
     trained: Trained, dataset: Dataset, parts: Parts, config: TrainConfig, *, reporter: Reporter
 ) -> dict[str, Any]:
     """Returns accuracy on parts that the network was not fitted on, and what the head's training showed."""
-    model, contract, task = trained.built.module, dataset.contract, get_task(dataset.task)
+    model, contract, task = trained.built.module, dataset.contract, _task_of(config, dataset)
     metrics: dict[str, Any] = {"epochs": trained.state.epoch, "best_epoch": trained.state.best_epoch + 1}
     unseen = {"calibration": parts.calibration, "test": dataset.test}
     if not config.head.folds:

@@ -137,7 +137,9 @@ class Run:
     @property
     def task(self) -> Task:
         """Returns its task, with the run's own failure threshold if it has one."""
-        task, failure = get_task(self.record.task), self.record.failure
+        record = self.record
+        task = get_task(record.task).configured(self.config, record.classes)
+        failure = record.failure
         return task if failure is None else task.with_threshold(failure.threshold)
 
     @property

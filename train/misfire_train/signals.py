@@ -8,9 +8,9 @@ traces, so pool scoring in torch and the vehicle's graph are the same object.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put in front of a layer's name."""
 # A message stays readable; networks have hundreds of layers.
 _LAYERS_SHOWN = 12
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Signals:
     """Holds what one forward pass exposes.
 
     Attributes:
-        outputs: the task's answer: logits [N,K], values [N,J], heatmaps [N,J,H,W] or pixel logits [N,K,H,W].
+        outputs: the task's answer: logits [N,K], values [N,J], heatmaps [N,J,H,W], pixel logits [N,K,H,W] or
+            candidates of a detector [N,P,K+8].
         last_input: the input of the last linear or 1x1-conv layer, [N,C] or [N,C,H,W].
         features: named intermediate maps [N,C_i,H_i,W_i].
         weight, bias: parameters of the last layer, [K,C] (1x1 kernels flattened) and [K].
@@ -39,6 +41,16 @@ class Signals:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     bias: Tensor | None = None
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Returns what `make` gives, computed once for all scores of this pass.
+
+        A graph then holds it once, too.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        return cast(T, self._derived[key])
 
     @property
     def embedding(self) -> Tensor:
@@ -79,6 +91,10 @@ class Score(nn.Module):
     def forward(self, signals: Signals) -> Tensor:
         """Returns scores [N] from one forward pass."""
         raise NotImplementedError
+
+    def details(self, signals: Signals) -> Mapping[str, Tensor]:
+        """Returns further outputs of a graph, {name: [N,...]}, such as a probability of each box."""
+        return {}
 
 
 class Probe(nn.Module):
@@ -195,20 +211,38 @@ def _without_wrappers(name: str) -> str:
 
 
 class ScoredModel(nn.Module):
-    """Combines a probe and its scores in one module: image -> {output_name, score.<name>..., embedding}."""
+    """Combines a probe and its scores in one module: image -> {output_name, score.<name>..., embedding}.
 
-    def __init__(self, probe: Probe, scores: Iterable[Score], *, output_name: str = "logits") -> None:
+    Args:
+        probe: runs the network.
+        scores: one output each, and their details; of two with a detail of one name, the first gives it.
+        output_name: of the task's answer.
+        answer: makes the answer of the signals. Default: the network's outputs as they are.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        scores: Iterable[Score],
+        *,
+        output_name: str = "logits",
+        answer: Callable[[Signals], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.probe = probe
         self.scores = nn.ModuleList(scores)
         self.output_name = output_name
+        self.answer = answer
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Returns all outputs from one forward pass; each score is [N] float32."""
         signals = self.probe(image)
-        result, whole = {self.output_name: signals.outputs}, signals.float()
+        whole = signals.float()
+        result = {self.output_name: signals.outputs if self.answer is None else self.answer(whole)}
         for score in self.scores:
             assert isinstance(score, Score)
             result[f"score.{score.name}"] = score(whole).float()
+            for name, value in score.details(whole).items():
+                result.setdefault(name, value.float())
         result["embedding"] = whole.embedding.float()
         return result

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from misfire_runtime.boxes import BoxRule
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.tables import RelativePath, Table
 from misfire_runtime.toml import TomlFile, read_toml
@@ -123,6 +124,7 @@ class TrainConfig(Table):
     split: SplitTable = SplitTable()
     training: TrainingTable = TrainingTable()
     failure: FailureTable = FailureTable()
+    detection: BoxRule = BoxRule()
     head: HeadTable = HeadTable()
 
     @model_validator(mode="after")

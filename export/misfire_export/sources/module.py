@@ -83,7 +83,7 @@ def export_module_bundle(
     )
     built = _build_scores(refit, facts.features, options)
     require_small_scores(built)
-    scored = ScoredModel(probe, built, output_name=kind.output_name).eval()
+    scored = ScoredModel(probe, built, output_name=kind.output_name, answer=kind.answer).eval()
     source = Source(
         graph=trace(scored, contract=contract),
         contract=contract,

@@ -51,7 +51,7 @@ def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bund
     require_options(options, names)
     built = build_scores(names, run, frames, task=task, options=options.score_options)
     require_small_scores(built)
-    model = ScoredModel(run.probe, built, output_name=task.output_name).eval()
+    model = ScoredModel(run.probe, built, output_name=task.output_name, answer=task.answer).eval()
     graph = trace(model, contract=run.contract)
     source = Source(
         graph=graph,

@@ -156,7 +156,8 @@ def evaluate(
     try:
         for start in range(0, len(examples), batch):
             positions = np.arange(start, min(start + batch, len(examples)))
-            outputs.append(model(examples.batch(positions, contract).to(device)).float().cpu())
+            answer = model(examples.batch(positions, contract).to(device))
+            outputs.append(task.condense(answer.float().cpu()))
     finally:
         model.train(training)
     joined, truth = torch.cat(outputs), task.collate(examples.targets)

@@ -67,7 +67,10 @@ def clean_losses(probe: Probe, task: Task, examples: LabelledSet, *, contract: I
     """
     device = next(probe.parameters()).device
     with evaluating(probe):
-        outputs = [on_cpu(probe(images.to(device))).outputs for images in image_batches(examples, contract)]
+        outputs = [
+            task.condense(on_cpu(probe(images.to(device))).outputs)
+            for images in image_batches(examples, contract)
+        ]
     if not outputs:
         return torch.empty(0)
     return checked_losses(task, torch.cat(outputs), task.collate(examples.targets), ids=examples.ids)

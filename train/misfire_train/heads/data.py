@@ -152,7 +152,7 @@ def collect(
         for images in image_batches(examples, contract):
             signals = on_cpu(probe(images.to(device)))
             parts.append(head.extract(signals))
-            outputs.append(signals.outputs)
+            outputs.append(task.condense(signals.outputs))
     joined, targets = torch.cat(outputs), task.collate(examples.targets)
     frame = checked_losses(task, joined, targets, ids=examples.ids)
     # A head that answers for the frame learns the frame's loss; one that answers for units, theirs.

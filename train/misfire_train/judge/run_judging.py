@@ -190,7 +190,7 @@ def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Tas
     knows = task.answer_decides
     with evaluating(run.probe), torch.no_grad():
         for rows, image in batches(examples, contract=run.contract, size=256):
-            outputs = run.probe(image).outputs
+            outputs = task.condense(run.probe(image).outputs)
             targets = task.collate(examples.targets[rows])
             losses.append(task.sample_loss(outputs, targets).double().numpy())
             if knows:

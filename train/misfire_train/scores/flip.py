@@ -66,7 +66,7 @@ class FlipScoredModel(ScoredModel):
         """Returns the outputs of ScoredModel, from two passes."""
         signals: Signals = self.probe(image)
         mirrored: Signals = self.probe(image.flip(3))
-        result = {self.output_name: signals.outputs}
+        result = {self.output_name: signals.outputs if self.answer is None else self.answer(signals)}
         for score in self.scores:
             if isinstance(score, FlipConsistency):
                 result[f"score.{score.name}"] = score.combine(signals, mirrored).float()

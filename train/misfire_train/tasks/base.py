@@ -30,15 +30,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from misfire_runtime.boxes import BoxRule
 from misfire_runtime.choices import TaskName
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
 from misfire_train.drawing import Drawing, Legend, data_url
-from misfire_train.signals import Score
+from misfire_train.signals import Score, Signals
+from misfire_train.train_config import TrainConfig
 
 Base = Callable[[Tensor], Tensor]
 """Outputs to a free score of each unit, [N,U], on the scale of a log-loss."""
-OutputKind = Literal["logits", "values", "heatmaps", "segmentation", "other"]
+OutputKind = Literal["logits", "values", "heatmaps", "segmentation", "boxes", "other"]
 """Kinds of answers that a vehicle can summarise in an offer (`misfire_runtime.engines.scoring`)."""
 # A share, because the losses of different tasks have no common scale; `failure.share` of a run changes it.
 FAILED_SHARE = 0.2
@@ -123,6 +125,10 @@ class Task(ABC):
     score_batch: int = 256
     failure_threshold: float | None = None
 
+    def configured(self: T, config: TrainConfig, classes: Sequence[str]) -> T:
+        """Returns the task as a run's configuration has it, for data with these classes."""
+        return self
+
     # Labels and targets
 
     def parse_label(self, text: str, place: LabelPlace) -> NDArray[Any]:
@@ -165,6 +171,14 @@ class Task(ABC):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns a scalar in 0..1 for reports; high is good."""
         return 1 / (1 + self.sample_loss(outputs, targets).mean())
+
+    def condense(self, outputs: Tensor) -> Tensor:
+        """Returns what losses need of outputs [N,...], if that is less than all of it."""
+        return outputs
+
+    def counts(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Returns numbers of things in each frame, {name: [N]}, of which a report gives shares."""
+        return {}
 
     # Failures
 
@@ -275,6 +289,15 @@ class Task(ABC):
         return None
 
     # Export
+
+    def answer(self, signals: Signals) -> Tensor:
+        """Returns the answer that a graph gives to a vehicle, [N,...]; by default the network's outputs."""
+        return signals.outputs
+
+    @property
+    def box_rule(self) -> BoxRule | None:
+        """Returns the rule by which candidates become boxes, for the manifest; None without boxes."""
+        return None
 
     @property
     def bundle_task(self) -> TaskName:

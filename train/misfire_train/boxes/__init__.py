@@ -1,0 +1,1 @@
+"""Computes with boxes: candidates of a detector, matching with labelled objects, losses."""

@@ -1,0 +1,44 @@
+"""Computes areas and overlaps of boxes (x0, y0, x1, y1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Smaller than any area in pixels: two boxes without area overlap by 0, not by 0/0.
+TINY = 1e-9
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """Returns the areas [...] of boxes [...,4]; 0 if a side is not positive.
+
+    >>> areas(torch.tensor([[0.0, 0.0, 2.0, 3.0], [5.0, 0.0, 4.0, 1.0]])).tolist()
+    [6.0, 0.0]
+    """
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp_min(0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def intersections(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the common areas [...,A,B] of boxes [...,A,4] and [...,B,4]."""
+    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    sides = (high - low).clamp_min(0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """Returns intersection over union, [...,A,B], of boxes [...,A,4] and [...,B,4].
+
+    >>> a = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    >>> iou_matrix(a, torch.tensor([[0.0, 0.0, 2.0, 1.0], [3.0, 3.0, 4.0, 4.0]])).tolist()
+    [[0.5, 0.0]]
+    """
+    common = intersections(first, second)
+    union = areas(first)[..., :, None] + areas(second)[..., None, :] - common
+    return common / union.clamp_min(TINY)
+
+
+def covered(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the share of each first box that a second one covers, [...,A,B]."""
+    return intersections(first, second) / areas(first)[..., :, None].clamp_min(TINY)
