@@ -1,4 +1,4 @@
-"""A console over a store, as a server on a free port."""
+"""A console over a store, as a server on a free port, and a browser to look at it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
+from playwright.sync_api import Page, Request, sync_playwright
 from tests.fleet.conftest import eventually
 
 from misfire_fleet.commands.serve import listen
@@ -14,6 +15,7 @@ from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.testing import make_offer
+from proving_ground.services import CHROMIUM_FLAGS, chromium
 
 
 @contextmanager
@@ -38,3 +40,25 @@ def add(store: Store, data: bytes, *, width: int = 1280, height: int = 720, **fi
     offer = make_offer(data, **fields)
     assert store.add_many([NewSample(offer, data, width, height, "collector-1")]) == ["stored"]
     return offer.id
+
+
+@contextmanager
+def browsing() -> Iterator[Page]:
+    """A blank page in a real Chromium; anything the browser complains of fails the test."""
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.extend(_unanswered(request)))
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def _unanswered(request: Request) -> list[str]:
+    """The request, unless the browser dropped it itself: on leaving a page it aborts what still loads."""
+    return [] if request.failure == "net::ERR_ABORTED" else [f"{request.url}: {request.failure}"]

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, Request, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from tests.fleet.conftest import eventually
-from tests.fleet.consoles import add, serving
+from tests.fleet.consoles import add, browsing, serving
 
 from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Clock, State, Trigger
-from proving_ground.services import CHROMIUM_FLAGS, chromium
 
 Numbered = Callable[[int], bytes]
 
@@ -26,26 +25,11 @@ def console(store: Store) -> Iterator[str]:
         yield address
 
 
-def unanswered(request: Request) -> list[str]:
-    """The request, unless the browser dropped it itself: on leaving a page it aborts what still loads."""
-    return [] if request.failure == "net::ERR_ABORTED" else [f"{request.url}: {request.failure}"]
-
-
 @pytest.fixture
 def page() -> Iterator[Page]:
     """A blank page; anything the browser complains of fails the test."""
-    complaints: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.extend(unanswered(request)))
-        yield page
-        browser.close()
-    assert complaints == []
+    with browsing() as opened:
+        yield opened
 
 
 def pictures_shown(page: Page) -> int:

@@ -82,14 +82,15 @@ def test_rows_that_cannot_be_boxes_are_dropped_and_counted(tmp_path: Path) -> No
     assert scored.prediction == {
         "boxes": [{"class": "lamp", "score": 0.9, "p": 0.5, "box": [16.0, 0.0, 48.0, 32.0]}],
         "more": 0,
+        "size": [192, 96],
         "dropped": 9,
         "not_finite": 3,
     }
 
 
 def test_no_box_at_all_is_an_answer(finder: Scorer) -> None:
-    assert finder.score(lamps()).prediction == {"boxes": [], "more": 0}
-    assert finder.score(np.zeros((1, 1, 3), np.uint8)).prediction == {"boxes": [], "more": 0}
+    assert finder.score(lamps()).prediction == {"boxes": [], "more": 0, "size": [192, 96]}
+    assert finder.score(np.zeros((1, 1, 3), np.uint8)).prediction["boxes"] == []
 
 
 def test_a_chance_that_is_no_number_is_left_out(tmp_path: Path) -> None:
@@ -182,9 +183,10 @@ def test_a_crop_moves_the_boxes_with_the_picture() -> None:
     boxes = [{"class": "lamp", "score": 0.9, "box": [100.0, 30.0, 124.0, 54.0]}]
     outside = {"class": "lamp", "score": 0.8, "box": [0.0, 0.0, 20.0, 20.0]}
     prediction = {"boxes": [*boxes, outside], "more": 2, "points": [[0.5, 0.5, 1.0], [0.0, 0.0, 0.5]]}
+    prediction["size"] = [192, 96]
     moved = within(prediction, (90, 20, 192, 96), size=(192, 96))
     assert moved["boxes"] == [{"class": "lamp", "score": 0.9, "box": [10.0, 10.0, 34.0, 34.0]}]
-    assert moved["more"] == 2
+    assert moved["more"] == 2 and moved["size"] == [102, 76]
     assert moved["points"] == [[round(6 / 102, 4), round(28 / 76, 4), 1.0], [None, None, 0.5]]
 
 

@@ -43,6 +43,7 @@ from misfire_fleet.console.format import (
 from misfire_fleet.console.guard import Guard
 from misfire_fleet.console.health import Health
 from misfire_fleet.console.metrics import FleetMetrics
+from misfire_fleet.console.overlay import answer_of
 from misfire_fleet.console.recent import Recent
 from misfire_fleet.console.thumbs import WIDTHS, Thumbnails
 from misfire_fleet.errors import CheckFailedError, SampleGoneError, StoreError, StoreUnavailableError
@@ -159,7 +160,13 @@ class Pages:
         if len(rows) > query.limit:
             rows = rows[: query.limit]
             more = "/?" + urlencode(query.values | {"before": str(rows[-1].seq)})
-        shown: dict[str, Any] = {"samples": rows, "more": more, "query": query, "score_rows": score_rows}
+        shown: dict[str, Any] = {
+            "samples": rows,
+            "more": more,
+            "query": query,
+            "score_rows": score_rows,
+            "answer_of": answer_of,
+        }
         if request.headers.get("HX-Request"):
             return self._render("cards.html", **shown)
         return self._render(
@@ -177,7 +184,7 @@ class Pages:
     def sample(self, sample: str) -> Response:
         """Renders one sample with every field of its offer."""
         row = self._store.get(sample_id(sample))
-        return self._render("sample.html", sample=row, score_rows=score_rows)
+        return self._render("sample.html", sample=row, score_rows=score_rows, answer_of=answer_of)
 
     def vehicles(self, after: Text = "") -> Response:
         """Renders one page of vehicles, sorted by name, starting after the name `after`."""
@@ -213,6 +220,7 @@ class Pages:
             causes=self._store.vehicles.causes(name),
             samples=self._store.newest(24, SampleFilter(vehicle=name)),
             score_rows=score_rows,
+            answer_of=answer_of,
             more=None,
         )
 

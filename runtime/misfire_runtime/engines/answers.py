@@ -147,11 +147,11 @@ def brief_of(
     return {"not_finite": not_finite} if not_finite else _ANSWERS[kind](values, classes, place)
 
 
-def brief_boxes(boxes: Boxes, classes: tuple[str, ...]) -> dict[str, Any]:
+def brief_boxes(boxes: Boxes, classes: tuple[str, ...], place: Placement | None = None) -> dict[str, Any]:
     """Returns the best 64 boxes as an offer carries them, and how many more there are.
 
-    {"boxes": [{"class", "score", "p" if known, "box": [x0, y0, x1, y1]}], "more": n}, and `dropped` and
-    `not_finite` if rows of the answer could not be boxes.
+    {"boxes": [{"class", "score", "p" if known, "box": [x0, y0, x1, y1]}], "more": n, "size": [width, height]
+    of the picture}, and `dropped` and `not_finite` if rows of the answer could not be boxes.
     """
     found = []
     for i in range(min(len(boxes), MAX_BOXES)):
@@ -159,7 +159,7 @@ def brief_boxes(boxes: Boxes, classes: tuple[str, ...]) -> dict[str, Any]:
         if boxes.p_tp is not None and np.isfinite(boxes.p_tp[i]):
             box["p"] = round(float(boxes.p_tp[i]), 4)
         found.append({**box, "box": [round(float(side), 1) for side in boxes.corners[i]]})
-    brief: dict[str, Any] = {"boxes": found, "more": len(boxes) - len(found)}
+    brief: dict[str, Any] = {"boxes": found, "more": len(boxes) - len(found), **_size(place)}
     problems = (("dropped", boxes.dropped), ("not_finite", boxes.not_finite))
     return brief | {name: count for name, count in problems if count}
 
@@ -176,6 +176,8 @@ def within(
     """
     x0, y0, x1, y1 = region
     moved = dict(prediction)
+    if "size" in moved:
+        moved["size"] = [x1 - x0, y1 - y0]
     if "boxes" in moved:
         limits = ((x0, x1), (y0, y1), (x0, x1), (y0, y1))
         boxes = [
@@ -236,8 +238,14 @@ def _brief_keypoints(
         "points": [
             [round(float(x), 4), round(float(y), 4), round(float(row[peak]), 5)]
             for row, peak, (x, y) in zip(flat, peaks, points, strict=True)
-        ]
+        ],
+        **_size(place),
     }
+
+
+def _size(place: Placement | None) -> dict[str, list[int]]:
+    """Returns the size of the picture: that in a file's header is another if Exif turns it upright."""
+    return {} if place is None else {"size": [place.width, place.height]}
 
 
 def _brief_segmentation(

@@ -99,7 +99,7 @@ class Scored:
             if boxes is None:
                 self._prediction = self._scorer.brief(self._outputs, self.place)
             else:
-                self._prediction = brief_boxes(boxes, self._scorer.classes)
+                self._prediction = brief_boxes(boxes, self._scorer.classes, self.place)
         return self._prediction
 
     @property
@@ -213,7 +213,7 @@ class Scorer:
         """
         boxes = self.boxes(outputs, place)
         if boxes is not None:
-            return brief_boxes(boxes, self.classes)
+            return brief_boxes(boxes, self.classes, place)
         kind = next((kind for kind in KINDS if kind in self._kinds), None)
         return {} if kind is None else brief_of(kind, outputs[self._kinds[kind]], self.classes, place)
 
