@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER, ROW_METRICS, resample_weights
-from misfire_train.metrics.ranking import Floats, Ranking, Sums, rank_scores
+from misfire_train.metrics.ranking import Floats, Ranked, rank_scores
 
 MIN_PER_FOLD = 5
 """A fold with fewer failures (or successes) shows nothing by itself and is left out."""
@@ -164,11 +164,13 @@ def tabulate(
     rows = {
         name: {m: np.full((replicates, len(usable)), np.nan) for m in metrics} for name in evidence.scores
     }
-    rankings = [_rank_fold(fold, evidence, refitted.get(fold.name, {})) for fold in usable]
+    ranked = [_rank_fold(fold, evidence, refitted.get(fold.name, {})) for fold in usable]
     for index, name in product(range(len(usable)), evidence.scores):
-        sums = _sums(rankings[index][name], usable[index], evidence, None)
+        sums = ranked[index][name].sums()
         for metric in metrics:
             values[name][metric][index] = ROW_METRICS[metric](sums)[0]
+    if not usable:
+        return Table(usable, values, rows)
     clusters, _ = evidence.clusters()
     start = 0
     for weights in resample_weights(clusters, replicates=replicates, seed=seed):
@@ -180,17 +182,15 @@ def tabulate(
             # A resample that drew no row of the fold has no value there; it stays NaN.
             drawn = inner.any(axis=1)
             for name in evidence.scores:
-                sums = _sums(rankings[index][name], fold, evidence, inner[drawn])
+                sums = ranked[index][name].sums(inner[drawn])
                 for metric in metrics:
                     rows[name][metric][block, index][drawn] = ROW_METRICS[metric](sums)
     return Table(usable, values, rows)
 
 
-def _rank_fold(fold: Fold, evidence: Evidence, refitted: Mapping[str, NDArray[Any]]) -> dict[str, Ranking]:
+def _rank_fold(fold: Fold, evidence: Evidence, refitted: Mapping[str, NDArray[Any]]) -> dict[str, Ranked]:
+    failed, loss = evidence.failed[fold.rows], evidence.risk[fold.rows]
     return {
-        name: rank_scores(refitted.get(name, score)[fold.rows]) for name, score in evidence.scores.items()
+        name: Ranked(rank_scores(refitted.get(name, score)[fold.rows]), failed=failed, loss=loss)
+        for name, score in evidence.scores.items()
     }
-
-
-def _sums(ranking: Ranking, fold: Fold, evidence: Evidence, weights: Floats | None) -> Sums:
-    return Sums(ranking, failed=evidence.failed[fold.rows], loss=evidence.risk[fold.rows], weights=weights)

@@ -23,6 +23,7 @@ from misfire_train.errors import JudgeError
 from misfire_train.metrics import detection, risk
 from misfire_train.metrics.ranking import (
     Floats,
+    Ranked,
     Sums,
     as_failures,
     as_losses,
@@ -147,15 +148,17 @@ def replicate(
     losses = failures.astype(np.float64) if loss is None else as_losses(loss)
     arrays = {name: as_scores(values, what=f"score {name!r}") for name, values in scores.items()}
     same_length(failed=failures, loss=losses, **arrays)
-    rankings = {name: rank_scores(values) for name, values in arrays.items()}
+    ranked = {
+        name: Ranked(rank_scores(values), failed=failures, loss=losses) for name, values in arrays.items()
+    }
     labels = np.arange(len(failures)) if groups is None else np.asarray(groups)
-    by_loss = rank_scores(losses)
+    by_loss = Ranked(rank_scores(losses), loss=losses)
     collected: dict[str, dict[str, list[Floats]]] = {name: {m: [] for m in metrics} for name in arrays}
     for weights in resample_weights(labels, replicates=replicates, seed=seed):
         # Computed once per block, because it is the same for all scores.
-        oracle = risk.aurc_rows(Sums(by_loss, loss=losses, weights=weights)) if "e_aurc" in metrics else None
-        for name, ranking in rankings.items():
-            sums = Sums(ranking, failed=failures, loss=losses, weights=weights, oracle=oracle)
+        oracle = risk.aurc_rows(by_loss.sums(weights)) if "e_aurc" in metrics else None
+        for name, data in ranked.items():
+            sums = data.sums(weights, oracle=oracle)
             for metric in metrics:
                 collected[name][metric].append(ROW_METRICS[metric](sums))
     return {name: {m: np.concatenate(rows) for m, rows in per.items()} for name, per in collected.items()}
@@ -165,7 +168,7 @@ def point(score: ArrayLike, *, failed: ArrayLike, loss: ArrayLike | None = None,
     """Returns the metric on the data as they are; NaN if it is undefined."""
     failures = as_failures(failed)
     losses = failures.astype(np.float64) if loss is None else as_losses(loss)
-    sums = Sums(rank_scores(as_scores(score)), failed=failures, loss=losses)
+    sums = Ranked(rank_scores(as_scores(score)), failed=failures, loss=losses).sums()
     return float(ROW_METRICS[metric](sums)[0])
 
 

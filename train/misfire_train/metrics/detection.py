@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from misfire_train.errors import JudgeError
 from misfire_train.metrics.ranking import (
     Floats,
+    Marks,
+    Ranked,
+    Steps,
     Sums,
     as_failures,
     as_scores,
-    before,
     rank_scores,
     same_length,
 )
@@ -98,7 +99,7 @@ def budget_table(
         JudgeError: as `auroc` does, or a budget is outside (0, 1].
     """
     sums, scores = _prepare(score, failed), as_scores(score)
-    total, failures = len(scores), float(sums.positive[0, -1])
+    total, failures = len(scores), float(sums.failures.total[0])
     rows = []
     for budget in budgets:
         if not 0 < budget <= 1:
@@ -112,34 +113,36 @@ def budget_table(
 
 def auroc_rows(sums: Sums) -> Floats:
     """Returns the AUROC of each row of weights, [B]; NaN in rows that hold only one kind."""
-    negative = sums.covered - sums.positive
-    earlier = before(negative)
-    added = sums.positive - before(sums.positive)
-    wins = (added * (earlier + negative)).sum(axis=1) / 2
-    pairs = sums.positive[:, -1] * negative[:, -1]
+    failures = sums.failures.total
+    # Each failure beats the samples below it, half of those it ties with, and by this count half of all pairs
+    # of failures too, which are taken off.
+    wins = sums.failures.halfway - failures**2 / 2
+    pairs = failures * (sums.samples - failures)
     return _ratio(wins, pairs, pairs > 0)
 
 
 def average_precision_rows(sums: Sums) -> Floats:
     """Returns the average precision of each row of weights, [B]; NaN in rows without failures."""
-    total = sums.positive[:, -1:]
-    earlier = before(sums.positive)
-    flagged = sums.covered[:, -1:] - before(sums.covered)
-    precision = np.divide(total - earlier, flagged, out=np.zeros_like(flagged), where=flagged > 0)
-    area = ((sums.positive - earlier) * precision).sum(axis=1)
-    return _ratio(area, total[:, 0], total[:, 0] > 0)
+    steps = sums.failures
+    flagged = sums.samples[:, None] - steps.start
+    found = steps.total[:, None] - steps.earlier
+    precision = np.divide(found, flagged, out=np.zeros_like(flagged), where=flagged > 0)
+    return _ratio(np.einsum("bt,bt->b", steps.added, precision), steps.total, steps.total > 0)
 
 
 def fpr_at_tpr_rows(sums: Sums, *, tpr: float = 0.95) -> Floats:
     """Returns the FPR at that TPR of each row of weights, [B]; NaN in rows that hold only one kind."""
-    negative = sums.covered - sums.positive
-    total, successes = sums.positive[:, -1:], negative[:, -1]
+    steps = sums.failures
+    total, successes = steps.total, sums.samples - steps.total
+    if not steps.added.shape[1]:
+        return np.full(len(total), np.nan)
     # The tolerance keeps the rounding of tpr * total from asking for one failure more.
-    enough = total - before(sums.positive) >= tpr * total - 1e-9 * total
-    # argmax finds the first True, so the row is reversed to find the last.
-    cut = enough.shape[1] - 1 - np.argmax(enough[:, ::-1], axis=1)
-    flagged = successes - before(negative)[np.arange(len(cut)), cut]
-    return _ratio(flagged, successes, (successes > 0) & (total[:, 0] > 0))
+    enough = total[:, None] - steps.earlier >= (tpr - 1e-9) * total[:, None]
+    # The highest threshold that flags enough is at a failure. argmax finds the first True, so the row is
+    # reversed to find the last.
+    cut = (np.arange(len(total)), enough.shape[1] - 1 - np.argmax(enough[:, ::-1], axis=1))
+    flagged = successes - (steps.start[cut] - steps.earlier[cut])
+    return _ratio(flagged, successes, (successes > 0) & (total > 0))
 
 
 def found_rows(sums: Sums, *, frames: int) -> Floats:
@@ -147,19 +150,33 @@ def found_rows(sums: Sums, *, frames: int) -> Floats:
 
     Ties at the cut are drawn fairly.
     """
-    kept = sums.covered[:, -1:] - frames
-    cut = np.minimum((sums.covered < kept).sum(axis=1, keepdims=True), sums.covered.shape[1] - 1)
-    pick = partial(np.take_along_axis, indices=cut, axis=1)
-    start, stop = pick(before(sums.covered)), pick(sums.covered)
-    positive_start, positive_stop = pick(before(sums.positive)), pick(sums.positive)
+    return found_values(sums, sums.failures, sums.data.failures, frames=frames)
+
+
+def found_values(sums: Sums, steps: Steps, marks: Marks, *, frames: int) -> Floats:
+    """Returns how much of a value (failures, missed objects) the `frames` highest scores hold, [B].
+
+    It is the expectation over a fair draw among ties at the cut.
+    """
+    kept = sums.samples - frames
+    cut = sums.cut(kept)
+    rows = np.arange(len(kept))
+    stop = sums.covered[rows, cut]
+    start = np.where(cut > 0, sums.covered[rows, cut - 1], 0.0)
     share = np.divide(kept - start, stop - start, out=np.zeros_like(start), where=stop > start)
-    below = positive_start + share * (positive_stop - positive_start)
-    return np.asarray((sums.positive[:, -1:] - below)[:, 0])
+    # The marked group at the cut, or the next one above it.
+    place = np.searchsorted(marks.groups, cut)
+    padded = np.concatenate([steps.earlier, steps.total[:, None]], axis=1)
+    at_cut = np.append(marks.groups, -1)[place] == cut
+    inside = np.where(
+        at_cut, padded[rows, np.minimum(place + 1, padded.shape[1] - 1)] - padded[rows, place], 0
+    )
+    return np.asarray(steps.total - padded[rows, place] - share * inside)
 
 
 def recall_at_budget_rows(sums: Sums, *, budget: float) -> Floats:
     """Returns the share of all failures among the top `budget` share of frames, [B]; NaN without failures."""
-    total = sums.positive[:, -1]
+    total = sums.failures.total
     return _ratio(found_rows(sums, frames=_frames(budget, sums)), total, total > 0)
 
 
@@ -185,4 +202,4 @@ def _prepare(score: ArrayLike, failed: ArrayLike) -> Sums:
     if failures.all() or not failures.any():
         kind = "failed" if failures.all() else "succeeded"
         raise JudgeError(f"all {len(failures)} samples {kind}: a detector cannot be judged on one kind")
-    return Sums(rank_scores(scores), failed=failures)
+    return Ranked(rank_scores(scores), failed=failures).sums()

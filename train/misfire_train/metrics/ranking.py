@@ -1,10 +1,11 @@
 """Sorts a score once, exactly and fast, and cumulates values along that order.
 
 score [N] --rank_scores--> Ranking (ascending order, ends of tie groups)
-failures, losses [N], weights [B,N] --Sums--> [B,G] sums up to the end of every tie group
+failures, losses [N] --Ranked--> the few places along it that hold one, worked out once
+weights [B,N] --Ranked.sums--> Sums: samples [B,G] up to the end of every tie group, and what those places add
 
-Every metric of the judge is a formula on such cumulated sums. So a point estimate (one row of ones) and a
-thousand bootstrap replicates (rows of counts) share one code, and tied scores are always one step.
+Every metric of the judge is a formula on such sums. So a point estimate (one row of ones) and a thousand
+bootstrap replicates (rows of counts) share one code, and tied scores are always one step.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _PACKED_FROM = 4096
 """Below this many scores a plain argsort is as fast as packing keys."""
 _PACKED_BELOW = 1 << 29
 """A float32 leaves this many index values free in the bit pattern of a float64."""
+_SEARCH_FROM = 32
+"""With this many tie groups a row, a binary search in each row is quicker than a comparison of all."""
 
 
 @dataclass(frozen=True)
@@ -148,48 +151,113 @@ def _resort_runs(
     order[places], ordered[places] = order[inner], ordered[inner]
 
 
-class Sums:
-    """Holds cumulated counts, failures and losses along a ranking, for each row of weights [B,N].
+@dataclass(frozen=True)
+class Marks:
+    """Holds where along a ranking a value is not zero: failures are few, and most metrics need only those.
 
-    Each made once.
+    places: [M], along the order.  values: [M].  groups: [T], the tie groups that hold such a place.
+    starts: [T], the first place of each group among the M; None if no scores are tied.
+    """
+
+    places: NDArray[np.intp]
+    values: Floats
+    groups: NDArray[np.intp]
+    starts: NDArray[np.intp] | None
+
+    @classmethod
+    def of(cls, ranking: Ranking, values: NDArray[Any]) -> Marks:
+        """Returns the marks of values [N], given in the order of the scores."""
+        ordered = values.take(ranking.order).astype(np.float64, copy=False)
+        places = np.flatnonzero(ordered)
+        if ranking.distinct:
+            return cls(places, ordered[places], places, None)
+        groups = np.searchsorted(ranking.ends, places)
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        return cls(places, ordered[places], groups[starts], starts)
+
+
+class Steps:
+    """Holds what the marked tie groups add, for each of B rows of weights. Each made when asked for."""
+
+    def __init__(self, sums: Sums, marks: Marks) -> None:
+        self._sums, self._marks = sums, marks
+
+    @cached_property
+    def added(self) -> Floats:
+        """Returns the summed values in each group, [B,T]."""
+        weights, marks = self._sums.ordered_weights, self._marks
+        if weights is None:
+            added = marks.values[None]
+        else:
+            every = len(marks.places) == weights.shape[1]
+            added = (weights if every else weights.take(marks.places, axis=1)) * marks.values
+        # reduceat takes no empty list of starts.
+        if marks.starts is None or not marks.starts.size:
+            return added
+        return np.asarray(np.add.reduceat(added, marks.starts, axis=1))
+
+    @cached_property
+    def start(self) -> Floats:
+        """Returns the samples before each group, [B,T]."""
+        covered, groups = self._sums.covered, self._marks.groups
+        if len(groups) == covered.shape[1]:
+            return before(covered)
+        start = covered.take(groups - 1, axis=1)
+        start[:, groups == 0] = 0
+        return start
+
+    @cached_property
+    def stop(self) -> Floats:
+        """Returns the samples up to the end of each group, [B,T]."""
+        covered, groups = self._sums.covered, self._marks.groups
+        return covered if len(groups) == covered.shape[1] else covered.take(groups, axis=1)
+
+    @cached_property
+    def total(self) -> Floats:
+        """Returns the sum of all values, [B]."""
+        weights, marks = self._sums.ordered_weights, self._marks
+        if weights is not None and len(marks.places) == weights.shape[1]:
+            return np.asarray(weights @ marks.values)
+        return np.asarray(self.added.sum(axis=1))
+
+    @cached_property
+    def earlier(self) -> Floats:
+        """Returns what was there before each group, [B,T]."""
+        return before(np.cumsum(self.added, axis=1))
+
+    @cached_property
+    def halfway(self) -> Floats:
+        """Returns the sum over groups of what each adds, times the samples up to its middle, [B]."""
+        return np.asarray(np.einsum("bt,bt->b", self.added, self.start + self.stop) / 2)
+
+
+class Ranked:
+    """Holds failures and losses along a ranking: what no resample changes is worked out once.
 
     Args:
         ranking: of the score.
         failed: [N] bool.
         loss: [N].
-        weights: whole counts [B,N], one row per resample; None is one row of ones.
-        oracle: AURC of a perfect score on the same rows [B], for E-AURC.
     """
 
     def __init__(
-        self,
-        ranking: Ranking,
-        *,
-        failed: NDArray[np.bool_] | None = None,
-        loss: Floats | None = None,
-        weights: Floats | None = None,
-        oracle: Floats | None = None,
+        self, ranking: Ranking, *, failed: NDArray[np.bool_] | None = None, loss: Floats | None = None
     ) -> None:
-        self.ranking, self.weights, self.oracle = ranking, weights, oracle
-        self._failed, self._loss = failed, loss
+        self.ranking, self._failed, self._loss = ranking, failed, loss
 
     @cached_property
-    def covered(self) -> Floats:
-        """Returns the samples up to the end of each tie group, [B,G]."""
-        if self._ordered_weights is None:
-            return (self.ranking.ends + 1).astype(np.float64)[None]
-        return self._at_ends(self._ordered_weights)
-
-    @cached_property
-    def positive(self) -> Floats:
-        """Returns the failures up to the end of each tie group, [B,G]."""
+    def failures(self) -> Marks:
+        """Returns where the failures are."""
         assert self._failed is not None
-        return self._cumulated(self._failed)
+        return Marks.of(self.ranking, self._failed)
 
     @cached_property
-    def lost(self) -> Floats:
-        """Returns the summed loss up to the end of each tie group, [B,G]."""
-        return self._cumulated(self.loss)
+    def losses(self) -> Marks:
+        """Returns where the losses above zero are."""
+        # Failures as losses of 0 and 1 are common: their sums are then computed once.
+        if self._failed is not None and np.array_equal(self._failed, self.loss):
+            return self.failures
+        return Marks.of(self.ranking, self.loss)
 
     @property
     def loss(self) -> Floats:
@@ -197,17 +265,60 @@ class Sums:
         assert self._loss is not None
         return self._loss
 
+    def sums(self, weights: Floats | None = None, *, oracle: Floats | None = None) -> Sums:
+        """Returns the sums of resamples, one row of whole counts [B,N] each; without weights, of the data.
+
+        oracle: AURC of a perfect score on the same rows [B], for E-AURC.
+        """
+        return Sums(self, weights=weights, oracle=oracle)
+
+
+class Sums:
+    """Holds cumulated counts, failures and losses along a ranking, for each row of weights [B,N].
+
+    Each made once. `Ranked.sums` makes it.
+    """
+
+    def __init__(self, data: Ranked, *, weights: Floats | None = None, oracle: Floats | None = None) -> None:
+        self.data, self.ranking, self.weights, self.oracle = data, data.ranking, weights, oracle
+
     @cached_property
-    def _ordered_weights(self) -> Floats | None:
-        return None if self.weights is None else self.weights.take(self.ranking.order, axis=1)
-
-    def _cumulated(self, values: NDArray[Any]) -> Floats:
-        ordered = values.take(self.ranking.order)[None].astype(np.float64, copy=False)
-        return self._at_ends(ordered if self._ordered_weights is None else self._ordered_weights * ordered)
-
-    def _at_ends(self, ordered: Floats) -> Floats:
-        sums = np.cumsum(ordered, axis=1)
+    def covered(self) -> Floats:
+        """Returns the samples up to the end of each tie group, [B,G]."""
+        if self.ordered_weights is None:
+            return (self.ranking.ends + 1).astype(np.float64)[None]
+        sums = np.cumsum(self.ordered_weights, axis=1)
         return sums if self.ranking.distinct else sums[:, self.ranking.ends]
+
+    @property
+    def samples(self) -> Floats:
+        """Returns the number of samples, [B]."""
+        return self.covered[:, -1]
+
+    @cached_property
+    def failures(self) -> Steps:
+        """Returns what the tie groups with failures add."""
+        return Steps(self, self.data.failures)
+
+    @cached_property
+    def losses(self) -> Steps:
+        """Returns what the tie groups with losses add."""
+        same = self.data.losses is self.data.__dict__.get("failures")
+        return self.failures if same else Steps(self, self.data.losses)
+
+    def cut(self, kept: Floats) -> NDArray[np.intp]:
+        """Returns the tie group in which the first `kept` [B] samples end, [B,1]."""
+        rows, groups = self.covered.shape
+        if _SEARCH_FROM * rows > groups:
+            found = (self.covered < kept[:, None]).sum(axis=1)
+        else:
+            found = np.array([np.searchsorted(row, k) for row, k in zip(self.covered, kept, strict=True)])
+        return np.asarray(np.minimum(found, groups - 1))
+
+    @cached_property
+    def ordered_weights(self) -> Floats | None:
+        """Returns the weights along the order, [B,N]; None is one row of ones."""
+        return None if self.weights is None else self.weights.take(self.ranking.order, axis=1)
 
 
 def before(sums: Floats) -> Floats:

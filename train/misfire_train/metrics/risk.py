@@ -14,17 +14,18 @@ For 0/1 losses with error rate e: AUGRC = e (1 - e) (1 - AUROC) + e^2 / 2. Lower
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from misfire_train.metrics.ranking import (
     Floats,
+    Ranked,
     Ranking,
     Sums,
     as_losses,
     as_scores,
-    before,
     rank_scores,
     same_length,
 )
@@ -85,7 +86,7 @@ def risk_coverage_curve(score: ArrayLike, loss: ArrayLike, *, points: int = 200)
         points: maximum number of points; they are at the ends of tie groups.
     """
     sums = _prepare(score, loss)
-    covered, lost = sums.covered[0], sums.lost[0]
+    covered, lost = sums.covered[0], np.cumsum(sums.data.loss.take(sums.ranking.order))[sums.ranking.ends]
     keep = np.unique(np.linspace(0, len(covered) - 1, min(points, len(covered))).astype(np.intp))
     return covered[keep] / covered[-1], lost[keep] / covered[keep]
 
@@ -94,32 +95,41 @@ def aurc_rows(sums: Sums) -> Floats:
     """Returns the AURC of each row of weights (whole counts), [B]."""
     # Without weights the sum runs over single samples, in place.
     if sums.weights is None:
-        risk = sums.loss.take(sums.ranking.order)
+        risk = sums.data.loss.take(sums.ranking.order)
         _share_ties(risk, sums.ranking)
         np.cumsum(risk, out=risk)
         risk /= np.arange(1.0, len(risk) + 1)
         return np.array([risk.mean()])
-    # Within a tie group of mean loss m after n samples with loss S: sum_k (S + (k - n) m) / k.
-    earlier, lost_earlier = before(sums.covered), before(sums.lost)
-    added, lost_added = sums.covered - earlier, sums.lost - lost_earlier
-    mean = np.divide(lost_added, added, out=np.zeros_like(added), where=added > 0)
-    harmonic = _harmonic(int(sums.covered[:, -1].max()))[sums.covered.astype(np.intp)]
-    area = lost_added + (lost_earlier - earlier * mean) * (harmonic - before(harmonic))
-    return np.asarray(area.sum(axis=1) / sums.covered[:, -1])
+    # Within a tie group of mean loss m after n samples with loss S: sum_k (S + (k - n) m) / k. By parts, over
+    # all groups, with F(n) = n H(n): S (1 + H(N)) - sum_groups m (F(n') - F(n)), n' at its end.
+    most = int(sums.samples.max())
+    # A power of two, so that resamples of one set share a table.
+    table = _count_times_harmonic(1 << most.bit_length())
+    steps, marks = sums.losses, sums.data.losses
+    total = steps.total * (1 + table[sums.samples.astype(np.intp)] / sums.samples)
+    if sums.ranking.distinct and len(marks.groups) == sums.covered.shape[1]:
+        falls = marks.values - np.append(marks.values[1:], 0.0)
+        return np.asarray((total - table[sums.covered.astype(np.intp)] @ falls) / sums.samples)
+    lengths = table[steps.stop.astype(np.intp)] - table[steps.start.astype(np.intp)]
+    if sums.ranking.distinct:
+        return np.asarray((total - lengths @ marks.values) / sums.samples)
+    size = steps.stop - steps.start
+    mean = np.divide(steps.added, size, out=np.zeros_like(size), where=size > 0)
+    return np.asarray((total - np.einsum("bt,bt->b", lengths, mean)) / sums.samples)
 
 
 def e_aurc_rows(sums: Sums) -> Floats:
     """Returns the E-AURC of each row of weights, [B]. The oracle is resampled with the data."""
     if sums.oracle is not None:
         return aurc_rows(sums) - sums.oracle
-    return aurc_rows(sums) - aurc_rows(Sums(rank_scores(sums.loss), loss=sums.loss, weights=sums.weights))
+    loss = sums.data.loss
+    return aurc_rows(sums) - aurc_rows(Ranked(rank_scores(loss), loss=loss).sums(sums.weights))
 
 
 def augrc_rows(sums: Sums) -> Floats:
     """Returns the AUGRC of each row of weights, [B]."""
-    added = sums.covered - before(sums.covered)
-    area = (added * (before(sums.lost) + sums.lost)).sum(axis=1) / 2
-    return np.asarray(area / sums.covered[:, -1] ** 2)
+    area = sums.losses.total * sums.samples - sums.losses.halfway
+    return np.asarray(area / sums.samples**2)
 
 
 def _share_ties(ordered: Floats, ranking: Ranking) -> None:
@@ -134,12 +144,14 @@ def _share_ties(ordered: Floats, ranking: Ranking) -> None:
     ordered[places] = np.repeat(np.add.reduceat(ordered[places], offsets) / sizes, sizes)
 
 
-def _harmonic(count: int) -> Floats:
-    """Returns the harmonic numbers H(0..count)."""
-    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))])
+@lru_cache(maxsize=4)
+def _count_times_harmonic(count: int) -> Floats:
+    """Returns n H(n) of n = 0..count, with the harmonic numbers H."""
+    numbers = np.arange(1.0, count + 1)
+    return np.concatenate([[0.0], numbers * np.cumsum(1.0 / numbers)])
 
 
 def _prepare(score: ArrayLike, loss: ArrayLike) -> Sums:
     scores, losses = as_scores(score), as_losses(loss)
     same_length(score=scores, loss=losses)
-    return Sums(rank_scores(scores), loss=losses)
+    return Ranked(rank_scores(scores), loss=losses).sums()
