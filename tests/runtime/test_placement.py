@@ -132,7 +132,7 @@ def test_second_inputs_are_the_size_of_the_picture() -> None:
 
 def test_a_rule_of_boxes_has_sound_defaults_and_bounds() -> None:
     rule = BoxRule()
-    assert (rule.score_threshold, rule.suppression, rule.candidates, rule.max_boxes) == (0.3, 0.6, 300, 100)
+    assert (rule.score_threshold, rule.suppression, rule.candidates, rule.max_boxes) == (0.3, 0.6, 100, 100)
     assert (rule.matching, rule.min_side, rule.alarm, rule.classes) == (0.5, 8.0, 0.5, ())
     for bad in ({"suppression": 0}, {"matching": 1.5}, {"candidates": 0}, {"classes": ["car", "car"]}):
         with pytest.raises(ValidationError):
