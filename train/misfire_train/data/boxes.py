@@ -20,6 +20,8 @@ from misfire_train.data.images import sizes_of
 
 Boxes = NDArray[np.float32]
 """[G,6]: x0 y0 x1 y1 class ignore (0 or 1)."""
+ANY_CLASS = -1
+"""Class of a region in which every class is ignored."""
 
 
 def clip_boxes(boxes: Boxes, *, width: float, height: float) -> tuple[Boxes, NDArray[np.bool_]]:

@@ -34,7 +34,7 @@ from misfire_runtime.boxes import BoxRule
 from misfire_runtime.choices import TaskName
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
-from misfire_train.drawing import Drawing, Legend, data_url
+from misfire_train.drawing import SIDE, Drawing, Legend, data_url, enlarged
 from misfire_train.signals import Score, Signals
 from misfire_train.train_config import TrainConfig
 
@@ -283,6 +283,30 @@ class Task(ABC):
         image: uint8 RGB [H,W,3].  outputs: [1,...].  target: of one example.
         """
         return Drawing(data_url(image))
+
+    def draw_label(
+        self,
+        image: Image,
+        target: NDArray[Any],
+        *,
+        classes: Sequence[str],
+        contract: InputContract,
+        side: int = SIDE,
+    ) -> tuple[Image, str]:
+        """Returns a frame for a contact sheet of a data set, and its label in words.
+
+        Args:
+            image: uint8 RGB [H,W,3], as it is stored.
+            target: of this example.
+            classes: names of classes, joints or values.
+            contract: the network's input, in whose pixels places are given.
+            side: longer side of the result in pixels.
+        """
+        return enlarged(image, side)[0], ""
+
+    def class_colours(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Returns the colours in which `draw_label` draws the classes, "#rrggbb"; () if it draws none."""
+        return ()
 
     def legend(self, classes: Sequence[str]) -> Legend | None:
         """Returns what the lines and colours of `draw` mean, None if nothing is drawn."""

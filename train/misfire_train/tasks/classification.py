@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
-from misfire_train.drawing import Drawing, data_url
+from misfire_train.drawing import SIDE, Drawing, data_url, enlarged
 from misfire_train.tasks.base import Base, LabelPlace, Task
 from misfire_train.tasks.shapes import require_classes
 from misfire_train.tasks.softmax import jensen_shannon, softmax_entropy
@@ -112,6 +112,18 @@ class Classification(Task):
     ) -> Drawing:
         """Returns the picture as it is; both classes are words under it."""
         return Drawing(data_url(image), truth=classes[int(target)], predicted=classes[int(outputs.argmax(1))])
+
+    def draw_label(
+        self,
+        image: Image,
+        target: NDArray[Any],
+        *,
+        classes: Sequence[str],
+        contract: InputContract,
+        side: int = SIDE,
+    ) -> tuple[Image, str]:
+        """Returns the picture as it is, and its class."""
+        return enlarged(image, side)[0], classes[int(target)]
 
     def labels_and_answers(
         self, outputs: Tensor, targets: Tensor

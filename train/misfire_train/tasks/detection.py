@@ -26,7 +26,19 @@ from misfire_train.boxes.columns import BOX, CELL_X, CLASS, FINAL, IGNORE, STRID
 from misfire_train.boxes.geometry import areas, iou_matrix
 from misfire_train.boxes.losses import f1, frame_errors, frame_failed, frame_loss
 from misfire_train.boxes.matching import Match, match_frames
-from misfire_train.drawing import RIGHT, TRUE, WRONG, Drawing, Legend, data_url, enlarged, pixel
+from misfire_train.drawing import (
+    RIGHT,
+    SIDE,
+    TRUE,
+    WRONG,
+    Drawing,
+    Legend,
+    box_colour,
+    data_url,
+    enlarged,
+    labelled_boxes,
+    pixel,
+)
 from misfire_train.signals import Signals
 from misfire_train.tasks.base import LabelPlace, Task, Variation
 from misfire_train.train_config import TrainConfig
@@ -263,6 +275,25 @@ class Detection(Task):
             truth=_words(match.classes[match.real], classes) or "nothing",
             predicted=f"{int(match.right.sum())} of {real} found, {int(match.false.sum())} false",
         )
+
+    def draw_label(
+        self,
+        image: Image,
+        target: NDArray[Any],
+        *,
+        classes: Sequence[str],
+        contract: InputContract,
+        side: int = SIDE,
+    ) -> tuple[Image, str]:
+        """Returns the stored picture with the boxes of the target, and their counts."""
+        boxes = np.asarray(target, np.float32).copy()
+        place = Placement.of(image.shape[1], image.shape[0], contract)
+        boxes[:, :BOX] = place.to_image(boxes[:, :BOX])
+        return labelled_boxes(image, boxes, classes=classes, side=side)
+
+    def class_colours(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Returns the colour of the boxes of each class."""
+        return tuple(box_colour(number) for number in range(len(classes)))
 
     def legend(self, classes: Sequence[str]) -> Legend | None:
         """Returns what the boxes are."""

@@ -17,7 +17,19 @@ from torch import Tensor
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract, resize_image
-from misfire_train.drawing import RIGHT, TRUE, WRONG, Drawing, Legend, data_url, enlarged, pixel
+from misfire_train.drawing import (
+    RIGHT,
+    SIDE,
+    TRUE,
+    WRONG,
+    Drawing,
+    Legend,
+    colour_of,
+    data_url,
+    enlarged,
+    pixel,
+    rgb,
+)
 from misfire_train.tasks.base import Base, LabelPlace, Task, Variation, mean_of_units, parse_numbers
 from misfire_train.tasks.heatmaps import decode_heatmaps, peak_cells, render_targets
 from misfire_train.tasks.statistics import joint_residual, joint_statistics
@@ -116,6 +128,28 @@ class Keypoints(Task):
             cv2.circle(canvas, start, 4, TRUE, 1, cv2.LINE_AA)
             cv2.circle(canvas, end, 3, colour, -1, cv2.LINE_AA)
         return Drawing(data_url(canvas), predicted=f"{int(found.sum())} of {int(visible.sum())} joints found")
+
+    def draw_label(
+        self,
+        image: Image,
+        target: NDArray[Any],
+        *,
+        classes: Sequence[str],
+        contract: InputContract,
+        side: int = SIDE,
+    ) -> tuple[Image, str]:
+        """Returns what the network sees with a disc in the colour of each visible joint."""
+        canvas, factor = enlarged(resize_image(image, contract), side)
+        shown = [joint for joint, place in enumerate(target) if place[2] > 0]
+        for joint in shown:
+            place = pixel(target[joint, :2], factor)
+            cv2.circle(canvas, place, 4, TRUE, -1, cv2.LINE_AA)
+            cv2.circle(canvas, place, 3, rgb(colour_of(joint)), -1, cv2.LINE_AA)
+        return canvas, f"{len(shown)} of {len(target)} joints visible"
+
+    def class_colours(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Returns one colour for each name."""
+        return tuple(colour_of(number) for number in range(len(classes)))
 
     def legend(self, classes: Sequence[str]) -> Legend | None:
         """Returns what the rings and lines are."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misfire_runtime.preprocess import Image, InputContract
-from misfire_train.drawing import Drawing, Legend, data_url
+from misfire_train.drawing import SIDE, Drawing, Legend, data_url, enlarged
 from misfire_train.tasks.base import Base, Task
 
 
@@ -81,6 +81,20 @@ class Regression(Task):
         return Drawing(
             data_url(image), truth=f"{truth[worst]:.3g}", predicted=f"{classes[worst]} {answer[worst]:.3g}"
         )
+
+    def draw_label(
+        self,
+        image: Image,
+        target: NDArray[Any],
+        *,
+        classes: Sequence[str],
+        contract: InputContract,
+        side: int = SIDE,
+    ) -> tuple[Image, str]:
+        """Returns the picture as it is, and its values."""
+        values = np.asarray(target, np.float64).reshape(-1)
+        words = (f"{name} {value:.3g}" for name, value in zip(classes, values, strict=False))
+        return enlarged(image, side)[0], ", ".join(words)
 
     def legend(self, classes: Sequence[str]) -> Legend | None:
         """Returns what the words under a picture are."""

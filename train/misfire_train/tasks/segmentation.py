@@ -20,7 +20,7 @@ from torch.nn import functional
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract, resize_image
 from misfire_train.data.readers.mask_images import IGNORE, read_mask, resize_mask
-from misfire_train.drawing import TRUE, Drawing, Legend, colour_of, data_url, enlarged, rgb
+from misfire_train.drawing import SIDE, TRUE, Drawing, Legend, colour_of, data_url, enlarged, rgb
 from misfire_train.errors import DatasetError
 from misfire_train.tasks.base import Base, LabelPlace, Task, Variation
 from misfire_train.tasks.planes import shift_planes
@@ -144,6 +144,31 @@ class Segmentation(Task):
             cv2.drawContours(canvas, outlines, -1, TRUE, 1)
         share = 1 - wrong.sum() / max(1, int((labels != IGNORE).sum()))
         return Drawing(data_url(canvas), predicted=f"{100 * share:.0f} % of pixels right")
+
+    def draw_label(
+        self,
+        image: Image,
+        target: NDArray[Any],
+        *,
+        classes: Sequence[str],
+        contract: InputContract,
+        side: int = SIDE,
+    ) -> tuple[Image, str]:
+        """Returns what the network sees, tinted by class; pixels without a label stay as they are."""
+        labels = np.asarray(target)
+        canvas, _ = enlarged(resize_image(image, contract), side)
+        palette = np.array([rgb(colour_of(k)) for k in range(IGNORE + 1)], np.uint8)
+        large = cv2.resize(
+            labels.astype(np.uint8), (canvas.shape[1], canvas.shape[0]), interpolation=cv2.INTER_NEAREST
+        )
+        tinted = (0.5 * canvas + 0.5 * palette[large]).astype(np.uint8)
+        known = (labels != IGNORE).mean()
+        words = "" if known == 1 else f"{100 * known:.0f} % of pixels labelled"
+        return np.where((large != IGNORE)[:, :, None], tinted, canvas), words
+
+    def class_colours(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Returns one colour for each name."""
+        return tuple(colour_of(number) for number in range(len(classes)))
 
     def legend(self, classes: Sequence[str]) -> Legend | None:
         """Returns the colours of the classes."""

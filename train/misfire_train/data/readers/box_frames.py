@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import sha256_file
-from misfire_train.data.boxes import Boxes, clip_boxes, stack_boxes, to_targets
+from misfire_train.data.boxes import ANY_CLASS, Boxes, clip_boxes, stack_boxes, to_targets
 from misfire_train.data.examples import Dataset
 from misfire_train.data.readers.class_lists import ClassList, find_class_list, nfc
 from misfire_train.data.readers.files import (
@@ -257,16 +257,9 @@ def _classes(
 
 
 def _numbered(frame: BoxFrame, file: ImageFile, classes: Sequence[str], cut: _Cut) -> Boxes:
-    """Returns the boxes [G,6] of one picture in its pixels; a region without a class is one of each class.
-
-    So every way of matching by class ignores what it covers.
-    """
-    number = {name: at for at, name in enumerate(classes)}
-    rows = [
-        (box.x0, box.y0, box.x1, box.y1, label, box.ignore)
-        for box in frame.boxes
-        for label in ((number[box.label],) if box.label else range(len(classes)))
-    ]
+    """Returns the boxes [G,6] of one picture in its pixels; a region of any class has the class -1."""
+    number = {name: at for at, name in enumerate(classes)} | {"": ANY_CLASS}
+    rows = [(box.x0, box.y0, box.x1, box.y1, number[box.label], box.ignore) for box in frame.boxes]
     boxes: Boxes = np.array(rows, np.float64).reshape(-1, 6).astype(np.float32)
     if frame.relative:
         boxes[:, :4] *= np.array([file.width, file.height] * 2, np.float32)

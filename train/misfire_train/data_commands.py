@@ -97,6 +97,11 @@ def show(
     name: Annotated[
         str, typer.Argument(help="Load this data set, or a reader and its path, such as image-folder:PATH.")
     ],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Draw pictures with their labels into this PNG or JPEG file."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Draw this many pictures.", min=1, max=1000)] = 20,
     data: DataFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,6 +109,10 @@ def show(
     from misfire_train.data.loading import load_dataset
 
     dataset = load_dataset(name, root=data)
+    if sheet is not None:
+        from misfire_train.contact_sheet import write_sheet
+
+        write_sheet(dataset, sheet, count=count)
     found: dict[str, Any] = {
         "name": dataset.name,
         "task": dataset.task,
@@ -117,6 +126,8 @@ def show(
         "licence": dataset.licence,
         "notes": list(dataset.notes),
     }
+    if sheet is not None:
+        found["sheet"] = str(sheet)
     if as_json:
         typer.echo(json.dumps(found))
         return
