@@ -142,4 +142,4 @@ def test_a_custom_loss_that_is_no_loss_is_refused() -> None:
     with pytest.raises(ConfigError, match="with_threshold"):
         custom_task(lambda out, true: out.sum(1)).failed(outputs, targets)
     with pytest.raises(ConfigError, match="there is no task"):
-        get_task("detection")
+        get_task("tracking")

@@ -120,16 +120,19 @@ def outline(
     # The last pixel inside, and at least one.
     x1, y1 = max(x0, round(float(box[2])) - 1), max(y0, round(float(box[3])) - 1)
     if not dashed:
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), colour, width)
+        # Inside of the edge: lines of two boxes side by side do not cover each other.
+        for inset in range(width):
+            far = max(x0, x1 - inset), max(y0, y1 - inset)
+            cv2.rectangle(canvas, (min(x0 + inset, far[0]), min(y0 + inset, far[1])), far, colour, 1)
         return
     for start in range(x0, x1 + 1, 2 * _DASH):
         end = min(start + _DASH - 1, x1)
-        cv2.line(canvas, (start, y0), (end, y0), colour, width)
-        cv2.line(canvas, (start, y1), (end, y1), colour, width)
+        for y in (y0, y1):
+            cv2.line(canvas, (start, y), (end, y), colour, width)
     for start in range(y0, y1 + 1, 2 * _DASH):
         end = min(start + _DASH - 1, y1)
-        cv2.line(canvas, (x0, start), (x0, end), colour, width)
-        cv2.line(canvas, (x1, start), (x1, end), colour, width)
+        for x in (x0, x1):
+            cv2.line(canvas, (x, start), (x, end), colour, width)
 
 
 def written(canvas: Image, words: Sequence[Words]) -> Image:
