@@ -20,8 +20,8 @@ from misfire_fleet.collector.endpoint import MetricsEndpoint
 from misfire_fleet.collector.health.health import Answers
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.housekeeping import Housekeeping
-from misfire_fleet.collector.notes import Notebook
-from misfire_fleet.collector.policy.quota import QuotaBook
+from misfire_fleet.collector.notes import NoteBuffer
+from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.queue import Incoming, OfferQueue
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.decoding.decoder import Verified
@@ -250,7 +250,7 @@ def test_a_thread_that_meets_the_unforeseen_goes_on(
     collector = start_collector()
     car = vehicle()
     with monkeypatch.context() as patch:
-        patch.setattr(store, "known_and_buried", fail)
+        patch.setattr(store, "known_and_tombstoned", fail)
         assert isinstance(car.upload(jpeg(1)), Busy)
     with monkeypatch.context() as patch:
         patch.setattr(collector.transfers, "open", fail)
@@ -317,19 +317,19 @@ def test_vehicles_without_a_sample_are_forgotten_with_all_that_they_said(store: 
     assert book.heartbeats("made-up") == [] and book.causes("made-up") == []
 
 
-def housekeeping_of(store: Store) -> tuple[Housekeeping, Notebook]:
+def housekeeping_of(store: Store) -> tuple[Housekeeping, NoteBuffer]:
     settings, metrics = CollectorSettings(), CollectorMetrics()
-    notebook = Notebook(metrics)
+    buffer = NoteBuffer(metrics)
     housekeeping = Housekeeping(
         store,
-        quotas=QuotaBook(settings.quotas),
+        quotas=QuotaTracker(settings.quotas),
         novelty=None,
         settings=settings,
         metrics=metrics,
-        notebook=notebook,
+        notes=buffer,
         tick=lambda _now: None,
     )
-    return housekeeping, notebook
+    return housekeeping, buffer
 
 
 def test_a_store_that_is_away_does_not_fill_the_log(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -356,10 +356,10 @@ def test_notes_that_the_database_refuses_for_their_values_hold_up_no_others(
         record(beats)
 
     monkeypatch.setattr(store.vehicles, "record_telemetry", refuse_one)
-    housekeeping, notebook = housekeeping_of(store)
-    notebook.heartbeat("odd", encode(beat()), now=0.0)
+    housekeeping, buffer = housekeeping_of(store)
+    buffer.heartbeat("odd", encode(beat()), now=0.0)
     housekeeping._write_notes()
-    notebook.heartbeat("car-1", encode(beat()), now=1.0)
+    buffer.heartbeat("car-1", encode(beat()), now=1.0)
     housekeeping._write_notes()
     assert len(store.vehicles.heartbeats("car-1")) == 1
 
@@ -372,15 +372,15 @@ def test_chunks_that_vehicles_would_ignore_cannot_be_asked_for(size: int) -> Non
 
 
 def test_notes_are_bounded_in_names_bytes_and_rate() -> None:
-    notebook = Notebook(CollectorMetrics())
+    buffer = NoteBuffer(CollectorMetrics())
     for number in range(30_000):
-        notebook.state(f"car-{number}", encode(State(online=True)))
-        notebook.refused(f"car-{number}", "rejected", "malformed")
+        buffer.state(f"car-{number}", encode(State(online=True)))
+        buffer.refused(f"car-{number}", "rejected", "malformed")
     for number in range(100):
-        notebook.heartbeat("car-1", encode(beat()), now=number / 100)
-    notes = notebook.take()
+        buffer.heartbeat("car-1", encode(beat()), now=number / 100)
+    notes = buffer.take()
     assert (len(notes.states), len(notes.refused), len(notes.beats)) == (20_000, 20_000, 10)
     for number in range(1000):
-        notebook.heartbeat(f"car-{number}", b"x" * 60_000, now=100.0)
-    assert notebook.take().beats == []
-    assert notebook.take().vehicles() == []
+        buffer.heartbeat(f"car-{number}", b"x" * 60_000, now=100.0)
+    assert buffer.take().beats == []
+    assert buffer.take().vehicles() == []

@@ -11,7 +11,7 @@ import pytest
 from tests.fleet.conftest import CollectorMaker, eventually
 
 from misfire_fleet.collector.policy.near_duplicates import Novelty
-from misfire_fleet.collector.policy.quota import QuotaBook, Refusal
+from misfire_fleet.collector.policy.quota import QuotaTracker, Refusal
 from misfire_fleet.collector.policy.rates import Rates
 from misfire_fleet.collector.settings import CollectorSettings, NearDuplicates, Quotas
 from misfire_fleet.commands.collect import read_settings
@@ -267,7 +267,7 @@ def test_novelty_agrees_with_a_search_through_everything(remembered: int) -> Non
 
 
 def test_the_quota_book_counts_a_sample_once_between_store_and_memory() -> None:
-    book = QuotaBook(Quotas(samples_per_day=2))
+    book = QuotaTracker(Quotas(samples_per_day=2))
     first, second, third = (make_offer(bytes([n])) for n in range(3))
     book.refresh({}, counted=set(), now=0.0)
     book.accept(first)
@@ -286,7 +286,7 @@ def test_the_quota_book_counts_a_sample_once_between_store_and_memory() -> None:
     assert book.refusal(third, 1.0) is None
 
 
-def refused(book: QuotaBook, offer: Offer, now: float) -> Refusal:
+def refused(book: QuotaTracker, offer: Offer, now: float) -> Refusal:
     refusal = book.refusal(offer, now)
     assert refusal is not None
     return refusal

@@ -209,7 +209,7 @@ def test_known_buried_and_usage(anywhere: Store) -> None:
     anywhere.add_many([sample(1), sample(2), sample(3, trigger=Trigger(name="random", random=True))])
     ids = [sample(number).offer.id for number in (1, 2, 99)]
     assert anywhere.known(ids) == set(ids[:2])
-    assert anywhere.buried(ids) == set()
+    assert anywhere.tombstoned(ids) == set()
     assert anywhere.known([f"{number:064x}" for number in range(2000)]) == set()
     sizes = sum(sample(number).offer.size for number in (1, 2, 3))
     assert anywhere.usage_since(0.0) == {"car-1": (2, sizes)}
@@ -266,7 +266,7 @@ def test_deletion_by_vehicle_and_time_leaves_tombstones_and_no_blob(anywhere: St
     done = anywhere.deletion.delete(vehicle="car-1", captured_to=NOON + 6, reason="asked for", actor="keeper")
     assert (done.deleted, done.bytes, done.blobs_removed) == (3, planned.bytes, 3)
     gone = [sample(n).offer.id for n in (1, 3, 5)]
-    assert anywhere.buried(gone) == set(gone)
+    assert anywhere.tombstoned(gone) == set(gone)
     assert anywhere.add_many([sample(1), sample(11)]) == ["deleted", "stored"]
     assert {row.id for row in anywhere.newest(99)} == set(anywhere.blobs.names())
     with pytest.raises(SampleGoneError, match="not in this store"):

@@ -24,10 +24,10 @@ from misfire_fleet.collector.health.breaker import Breaker
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.health.setbacks import Setbacks
 from misfire_fleet.collector.housekeeping import Housekeeping
-from misfire_fleet.collector.notes import Notebook
+from misfire_fleet.collector.notes import NoteBuffer
 from misfire_fleet.collector.offers import OfferHandler, OfferRules
 from misfire_fleet.collector.policy.near_duplicates import Novelty
-from misfire_fleet.collector.policy.quota import QuotaBook
+from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.replies import Replies
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.collector.transfers import Ask, Transfers
@@ -69,13 +69,13 @@ class Collector:
         )
         # MQTT 3.1.1 has no message in which a broker announces its packet limit, so chunks stay small.
         self._largest_chunk = self.settings.chunk_bytes if broker.protocol == "5" else 64 * 1024
-        quotas = QuotaBook(self.settings.quotas)
+        quotas = QuotaTracker(self.settings.quotas)
         near = self.settings.near_duplicates
         novelty = None if near is None else Novelty(near)
         self.breaker = Breaker(probe_s=self.settings.probe_s)
         setbacks = Setbacks()
         self._draining = threading.Event()
-        self._notebook = Notebook(self.metrics)
+        self._notes = NoteBuffer(self.metrics)
         self._looked_at = 0.0
         self._dropped = 0
         self.link = Link(broker, fleet=fleet, name=self.name, settings=self.settings)
@@ -85,7 +85,7 @@ class Collector:
             chunk_bytes=self._chunk_bytes,
             quotas=quotas,
             novelty=novelty,
-            notebook=self._notebook,
+            notes=self._notes,
             metrics=self.metrics,
         )
         self.committer = Committer(
@@ -112,7 +112,7 @@ class Collector:
             novelty=novelty,
             settings=self.settings,
             metrics=self.metrics,
-            notebook=self._notebook,
+            notes=self._notes,
             tick=self._tick,
         )
 
@@ -182,8 +182,8 @@ class Collector:
         return Handlers(
             chunk=self._on_chunk,
             offer=self.offers.put,
-            state=self._notebook.state,
-            telemetry=lambda vehicle, payload: self._notebook.heartbeat(vehicle, payload, time.monotonic()),
+            state=self._notes.state,
+            telemetry=lambda vehicle, payload: self._notes.heartbeat(vehicle, payload, time.monotonic()),
             malformed=lambda kind: self.metrics.malformed.labels(kind).inc(),
         )
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 from misfire_fleet.collector.health.metrics import CollectorMetrics
-from misfire_fleet.collector.notes import Notebook, Notes
+from misfire_fleet.collector.notes import NoteBuffer, Notes
 from misfire_fleet.collector.policy.near_duplicates import Novelty
-from misfire_fleet.collector.policy.quota import QuotaBook
+from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.settings import CollectorSettings
 from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
@@ -48,15 +48,15 @@ class Housekeeping:
         self,
         store: Store,
         *,
-        quotas: QuotaBook,
+        quotas: QuotaTracker,
         novelty: Novelty | None,
         settings: CollectorSettings,
         metrics: CollectorMetrics,
-        notebook: Notebook,
+        notes: NoteBuffer,
         tick: Callable[[float], None],
     ) -> None:
         self._store, self._quotas, self._novelty, self._settings = store, quotas, novelty, settings
-        self._metrics, self._notebook, self._tick = metrics, notebook, tick
+        self._metrics, self._notes, self._tick = metrics, notes, tick
         self._seen_seq = 0
         self._unwritten = Notes()
         self._often = Throttle(log)
@@ -112,7 +112,7 @@ class Housekeeping:
     def _write_notes(self) -> None:
         """Writes the notes to the store. Notes that the store did not take are retried before newer ones."""
         if not self._unwritten.vehicles():
-            self._unwritten = self._notebook.take()
+            self._unwritten = self._notes.take()
         notes = self._unwritten = self._admitted(self._unwritten)
         vehicles = self._store.vehicles
         if notes.states:

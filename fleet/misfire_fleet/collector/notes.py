@@ -47,7 +47,7 @@ class Notes:
         )
 
 
-class Notebook:
+class NoteBuffer:
     """Collects notes. Thread-safe. Notes that do not fit are dropped and counted: vehicles repeat them."""
 
     def __init__(self, metrics: CollectorMetrics) -> None:

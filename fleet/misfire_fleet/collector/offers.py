@@ -22,7 +22,7 @@ from misfire_fleet.collector.health.breaker import Breaker
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.health.setbacks import Setbacks
 from misfire_fleet.collector.policy.near_duplicates import Novelty
-from misfire_fleet.collector.policy.quota import QuotaBook, Refusal
+from misfire_fleet.collector.policy.quota import QuotaTracker, Refusal
 from misfire_fleet.collector.policy.rates import Rates
 from misfire_fleet.collector.queue import Incoming, OfferQueue
 from misfire_fleet.collector.replies import Replies
@@ -66,7 +66,7 @@ class OfferRules:
     """Holds everything besides the store that decides about an offer. All parts are thread-safe."""
 
     transfers: Transfers
-    quotas: QuotaBook
+    quotas: QuotaTracker
     novelty: Novelty | None
     breaker: Breaker
     setbacks: Setbacks
@@ -165,7 +165,9 @@ class OfferHandler:
         self._metrics.offers.inc(len(offers))
         ids = [offer.id for offer in offers]
         try:
-            known, buried = self._store.known_and_buried(ids, vehicles=[each.vehicle for each in offers])
+            known, tombstoned = self._store.known_and_tombstoned(
+                ids, vehicles=[each.vehicle for each in offers]
+            )
         except Exception as error:  # whatever failed, the offers are not the cause: all get `busy`
             if isinstance(error, MisfireError):
                 self._often.log(
@@ -180,7 +182,7 @@ class OfferHandler:
         self._rules.breaker.succeeded("look-up")
         for offer in offers:
             try:
-                self._decide(offer, known, buried)
+                self._decide(offer, known, tombstoned)
             except Exception:
                 self._metrics.failures.labels("desk").inc()
                 log.exception("offer_not_judged", extra={"fields": {"sample": offer.id}})
@@ -229,11 +231,11 @@ class OfferHandler:
         wait = self._rules.setbacks.add((vehicle, sample), time.monotonic())
         self._replies.answer(vehicle, Busy(id=sample, retry_after_s=wait, reason=reason[:256]), cause)
 
-    def _decide(self, offer: Offer, known: set[str], buried: set[str]) -> None:
+    def _decide(self, offer: Offer, known: set[str], tombstoned: set[str]) -> None:
         # First, even while draining or out of order: with `stored` a vehicle can free its disk.
         if offer.id in known:
             self._replies.answer(offer.vehicle, Stored(id=offer.id), "again")
-        elif offer.id in buried:
+        elif offer.id in tombstoned:
             self._decline(offer, "deleted", "the fleet deleted this sample")
         # Size and media type come before every `busy`: waiting would not change them.
         elif offer.size > (limit := self._settings.largest_sample):

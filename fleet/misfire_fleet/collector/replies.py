@@ -13,9 +13,9 @@ from collections.abc import Callable
 from misfire_fleet.collector.broker.outbox import Outbox
 from misfire_fleet.collector.health.health import Answers
 from misfire_fleet.collector.health.metrics import CollectorMetrics
-from misfire_fleet.collector.notes import Notebook
+from misfire_fleet.collector.notes import NoteBuffer
 from misfire_fleet.collector.policy.near_duplicates import Novelty
-from misfire_fleet.collector.policy.quota import QuotaBook
+from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.transfers import Ask
 from misfire_runtime.messages import Send, Verdict
 
@@ -29,7 +29,7 @@ class Replies:
         chunk_bytes: returns the current chunk size in bytes.
         quotas: updated when a sample is stored or given up.
         novelty: updated in the same cases; None if near-duplicates are not declined.
-        notebook: stores final refusals for the vehicle's page.
+        notes: stores final refusals for the vehicle's page.
         metrics: counts the verdicts.
     """
 
@@ -39,14 +39,14 @@ class Replies:
         *,
         name: str,
         chunk_bytes: Callable[[], int],
-        quotas: QuotaBook,
+        quotas: QuotaTracker,
         novelty: Novelty | None,
-        notebook: Notebook,
+        notes: NoteBuffer,
         metrics: CollectorMetrics,
     ) -> None:
         self._outbox, self._name, self._chunk_bytes = outbox, name, chunk_bytes
         self._quotas, self._novelty = quotas, novelty
-        self._notebook, self._metrics = notebook, metrics
+        self._notes, self._metrics = notes, metrics
         self.given = Answers()
         """Counts recent verdicts for the collector's health."""
 
@@ -55,7 +55,7 @@ class Replies:
         self._metrics.verdicts.labels(verdict.verdict, cause).inc()
         self.given.count(vehicle, verdict.verdict, cause, time.monotonic())
         if verdict.verdict in {"declined", "rejected"}:
-            self._notebook.refused(vehicle, verdict.verdict, cause)
+            self._notes.refused(vehicle, verdict.verdict, cause)
         self._outbox.put(vehicle, verdict)
 
     def send(self, vehicle: str, sample: str, *, offset: int, cause: str = "") -> None:

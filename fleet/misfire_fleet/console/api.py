@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
-from misfire_fleet.console.books import Books, concerns
 from misfire_fleet.console.filters import GalleryQuery, Text, gallery_query, readable, sample_id
+from misfire_fleet.console.reconciliation import Reconciliation, concerns
 from misfire_fleet.store import Store
-from misfire_fleet.store.books import VehicleBooks
+from misfire_fleet.store.counts import VehicleCounts
 from misfire_fleet.store.records import StoredSample, Totals, VehicleSummary
 from misfire_runtime.clock import wall_time
 
@@ -85,12 +85,12 @@ class TotalsJson(BaseModel):
     deleted: int
 
 
-def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIRouter:
+def api_router(store: Store, reconciliation: Reconciliation, totals: Callable[[], Totals]) -> APIRouter:
     """Returns the routes /api/samples, /api/samples/{id}, /api/vehicles and /api/totals.
 
     Args:
         store: the open store to read from.
-        books: compares the vehicles' counters with the store.
+        reconciliation: compares the vehicles' counters with the store.
         totals: returns the store's totals; the console passes a cached count.
     """
     router = APIRouter()
@@ -112,7 +112,7 @@ def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIR
     ) -> list[VehicleJson]:
         """Lists vehicles by name; `after` is the last name of the previous answer."""
         found = store.vehicles.summaries(store.vehicles.names(after=readable("after", after), limit=limit))
-        compared = books.of(found)
+        compared = reconciliation.of(found)
         return [_vehicle_json(each, compared.get(each.name)) for each in found]
 
     @router.get("/api/totals")
@@ -122,7 +122,7 @@ def api_router(store: Store, books: Books, totals: Callable[[], Totals]) -> APIR
     return router
 
 
-def _vehicle_json(each: VehicleSummary, book: VehicleBooks | None) -> VehicleJson:
+def _vehicle_json(each: VehicleSummary, counts: VehicleCounts | None) -> VehicleJson:
     return VehicleJson(
         name=each.name,
         online=each.online and not each.silent,
@@ -133,8 +133,8 @@ def _vehicle_json(each: VehicleSummary, book: VehicleBooks | None) -> VehicleJso
         rejected=each.rejected,
         pending=each.telemetry.counters.pending if each.telemetry else None,
         last_stored_at=each.last_stored_at,
-        missing=book.missing if book is not None else 0,
-        concerns=concerns(each, book, wall_time()),
+        missing=counts.missing if counts is not None else 0,
+        concerns=concerns(each, counts, wall_time()),
     )
 
 

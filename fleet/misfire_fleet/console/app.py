@@ -26,7 +26,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from misfire_fleet.console.api import api_router
 from misfire_fleet.console.blobs import PRIVATE_MINUTES, blob_response
-from misfire_fleet.console.books import Books, accounted_for, concerns
 from misfire_fleet.console.filters import GalleryQuery, Text, gallery_query, readable, sample_id
 from misfire_fleet.console.format import (
     age,
@@ -45,6 +44,7 @@ from misfire_fleet.console.health import Health
 from misfire_fleet.console.metrics import FleetMetrics
 from misfire_fleet.console.overlay import answer_of
 from misfire_fleet.console.recent import Recent
+from misfire_fleet.console.reconciliation import Reconciliation, accounted_for, concerns
 from misfire_fleet.console.thumbs import WIDTHS, Thumbnails
 from misfire_fleet.errors import CheckFailedError, SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
@@ -69,8 +69,8 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
         store: the open store. The caller closes it, after the application has shut down.
         allowed_hosts: host names that requests may use, besides localhost and every IP address.
     """
-    thumbnails, health, books = Thumbnails(store), Health(store), Books(store)
-    pages = Pages(store, thumbnails, books)
+    thumbnails, health, reconciliation = Thumbnails(store), Health(store), Reconciliation(store)
+    pages = Pages(store, thumbnails, reconciliation)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -86,7 +86,7 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
     for kind, answer in pages.answers.items():
         app.add_exception_handler(kind, answer)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    app.include_router(api_router(store, books, pages.count_all))
+    app.include_router(api_router(store, reconciliation, pages.count_all))
     html: dict[str, Callable[..., Any]] = {
         "/": pages.gallery,
         "/fragments/totals": pages.totals,
@@ -99,7 +99,7 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
         app.get(path, response_class=HTMLResponse, include_in_schema=False)(page)
     app.get("/blobs/{sample}", include_in_schema=False)(pages.blob)
     app.get("/thumbs/{sample}", include_in_schema=False)(pages.thumbnail)
-    metrics = FleetMetrics(books.difference, pages.count_all)
+    metrics = FleetMetrics(reconciliation.difference, pages.count_all)
 
     @app.get("/metrics", include_in_schema=False)
     def read_metrics() -> Response:
@@ -116,8 +116,8 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
 class Pages:
     """Renders the console's pages, one method per page."""
 
-    def __init__(self, store: Store, thumbnails: Thumbnails, books: Books) -> None:
-        self._store, self._thumbnails, self._books = store, thumbnails, books
+    def __init__(self, store: Store, thumbnails: Thumbnails, reconciliation: Reconciliation) -> None:
+        self._store, self._thumbnails, self._reconciliation = store, thumbnails, reconciliation
         self.count_all = Recent(store.totals, max_age_s=_TOTALS_S)
         self._choices = Recent(store.distinct, max_age_s=_CHOICES_S)
         self._count_vehicles = Recent(store.vehicles.count, max_age_s=_CHOICES_S)
@@ -188,11 +188,11 @@ class Pages:
 
     def vehicles(self, after: Text = "") -> Response:
         """Renders one page of vehicles, sorted by name, starting after the name `after`."""
-        book = self._store.vehicles
+        vehicles = self._store.vehicles
         # One name more than shown, as in the gallery.
-        names = book.names(after=readable("after", after), limit=_VEHICLES + 1)
-        found, rest = book.summaries(names[:_VEHICLES]), names[_VEHICLES:]
-        now, compared = wall_time(), self._books.of(found)
+        names = vehicles.names(after=readable("after", after), limit=_VEHICLES + 1)
+        found, rest = vehicles.summaries(names[:_VEHICLES]), names[_VEHICLES:]
+        now, compared = wall_time(), self._reconciliation.of(found)
         return self._render(
             "vehicles.html",
             vehicles=[(each, concerns(each, compared.get(each.name), now)) for each in found],
@@ -200,7 +200,7 @@ class Pages:
             after=after,
             more="/vehicles?" + urlencode({"after": names[_VEHICLES - 1]}) if rest else None,
             totals=self.count_all(),
-            difference=self._books.difference(),
+            difference=self._reconciliation.difference(),
         )
 
     def vehicle_asked(self, name: Text) -> Response:
@@ -215,7 +215,7 @@ class Pages:
         return self._render(
             "vehicle.html",
             vehicle=found[0],
-            concerns=concerns(found[0], self._books.of(found).get(name), wall_time()),
+            concerns=concerns(found[0], self._reconciliation.of(found).get(name), wall_time()),
             accounted_for=accounted_for,
             causes=self._store.vehicles.causes(name),
             samples=self._store.newest(24, SampleFilter(vehicle=name)),

@@ -44,11 +44,11 @@ class Health:
         self._threads.shutdown(wait=False)
 
     def _check(self) -> str:
-        book = self._store.vehicles
+        vehicles = self._store.vehicles
         questions: dict[str, Callable[[], object]] = {
             "newest uploads": lambda: self._store.newest(1),
             "totals": self._store.totals,
-            "vehicles": lambda: book.summaries(book.names(limit=1)),
+            "vehicles": lambda: vehicles.summaries(vehicles.names(limit=1)),
         }
         for what, ask in questions.items():
             try:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from misfire_fleet.console.books import Difference
+from misfire_fleet.console.reconciliation import Difference
 from misfire_fleet.store.records import Totals
 
 
@@ -26,24 +26,24 @@ class FleetMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yields one gauge per number. Raises what the store raises."""
-        books, totals = self._difference(), self._totals()
+        difference, totals = self._difference(), self._totals()
         for name, text, value in (
             (
                 "misfire_books_difference",
                 "Samples that vehicles count as stored and the fleet never had.",
-                books.missing,
+                difference.missing,
             ),
             (
                 "misfire_books_vehicles_missing",
                 "Vehicles with such samples.",
-                books.vehicles_missing,
+                difference.vehicles_missing,
             ),
             (
                 "misfire_books_vehicles_unbalanced",
                 "Vehicles whose own counts do not add up.",
-                books.vehicles_unbalanced,
+                difference.vehicles_unbalanced,
             ),
-            ("misfire_frames_lost", "Chosen frames that never became a sample.", books.lost),
+            ("misfire_frames_lost", "Chosen frames that never became a sample.", difference.lost),
             ("misfire_samples", "Samples stored.", totals.samples),
             ("misfire_vehicles", "Vehicles heard of.", totals.vehicles),
             ("misfire_vehicles_online", "Vehicles online, with heartbeats in time.", totals.online),

@@ -66,19 +66,19 @@ def demo(
                 Console().print(_table(result))
             if keep:
                 progress.print("the console stays up; Ctrl-C ends it")
-                _until_told_to_end()
+                _wait_for_signal()
 
 
-def _until_told_to_end() -> None:
+def _wait_for_signal() -> None:
     """Waits for SIGINT or SIGTERM.
 
     Handlers are set for both: a shell starts background jobs with SIGINT ignored, and Python then raises no
     KeyboardInterrupt.
     """
-    told = threading.Event()
+    ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: told.set())
-    told.wait()
+        signal.signal(number, lambda _number, _frame: ended.set())
+    ended.wait()
 
 
 def _folder(out: Path) -> Path:

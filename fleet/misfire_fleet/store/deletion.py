@@ -143,11 +143,11 @@ class Deletions:
             with self._database.read() as connection:
                 group = list(connection.scalars(select(doomed_blobs.c.id).limit(_GROUP)))
                 graves = connection.execute(select(tombstones).where(tombstones.c.id.in_(group))).mappings()
-                buried = [dict(row) for row in graves]
+                tombstoned = [dict(row) for row in graves]
             if not group:
                 break
             # The tombstones first: after a crash here, a rebuild must not bring deleted samples back.
-            self.ledger.note(action="tombstones", tombstones=buried)
+            self.ledger.note(action="tombstones", tombstones=tombstoned)
             # The marks go last: after a crash before that, the removal is repeated, which changes nothing.
             removed += self._blobs.delete_many(group)
             with self._database.write() as connection:

@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store.blobs import Blobs, Staged, open_blobs
-from misfire_fleet.store.books import VehicleBooks, foreign, note_copies, vehicle_books
+from misfire_fleet.store.counts import VehicleCounts, foreign, note_copies, vehicle_counts
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.deletion import Deletions
 from misfire_fleet.store.offers import OfferRecord, group_of, offer_record, row_of
@@ -38,7 +38,7 @@ from misfire_fleet.store.presence import present
 from misfire_fleet.store.records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
 from misfire_fleet.store.rows import sample_of, whole
 from misfire_fleet.store.schema import refusals, samples, tombstones, vehicles
-from misfire_fleet.store.vehicles import VehicleBook
+from misfire_fleet.store.vehicles import VehicleRegistry
 from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Clock, Offer, Trigger
@@ -54,13 +54,13 @@ class Store:
     def __init__(self, database: Database, blobs: Blobs) -> None:
         self.database = database
         self.blobs = blobs
-        self.vehicles = VehicleBook(database)
+        self.vehicles = VehicleRegistry(database)
         self.deletion = Deletions(database, blobs)
-        self._buried = database.among(tombstones)
+        self._tombstoned = database.among(tombstones)
         self._owners = database.among(samples).add_columns(samples.c.vehicle)
         self._met = union_all(
-            self._owners.add_columns(false().label("buried")),
-            database.among(tombstones).add_columns(tombstones.c.vehicle, true().label("buried")),
+            self._owners.add_columns(false().label("tombstoned")),
+            database.among(tombstones).add_columns(tombstones.c.vehicle, true().label("tombstoned")),
         )
 
     @classmethod
@@ -145,15 +145,15 @@ class Store:
     ) -> tuple[set[str], set[str]]:
         """Inserts rows; returns the ids with a tombstone and the inserted ids. `group`: their document."""
         asked = self.database.ids(list(records))
-        gone = set(connection.scalars(self._buried, asked))
+        gone = set(connection.scalars(self._tombstoned, asked))
         rows = [row_of(record, offers=group) for key, record in records.items() if key not in gone]
         inserted = self.database.insert_new(connection, samples, rows)
         if len(inserted) < len(records):
             self.deletion.groups.mark_stale(connection, [group])
         if len(inserted) < len(new):
             owners = {row.id: row.vehicle for row in connection.execute(self._owners, asked)}
-            told = [(sample.offer.id, sample.offer.vehicle) for sample in new]
-            note_copies(self.database, connection, foreign(told, owners))
+            offered = [(sample.offer.id, sample.offer.vehicle) for sample in new]
+            note_copies(self.database, connection, foreign(offered, owners))
         return gone, inserted
 
     def takes_rows(self) -> bool:
@@ -178,13 +178,13 @@ class Store:
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Returns the ids that are stored."""
-        return self.known_and_buried(ids)[0]
+        return self.known_and_tombstoned(ids)[0]
 
-    def buried(self, ids: Sequence[str]) -> set[str]:
+    def tombstoned(self, ids: Sequence[str]) -> set[str]:
         """Returns the ids that were deleted and must not be stored again."""
-        return self.known_and_buried(ids)[1]
+        return self.known_and_tombstoned(ids)[1]
 
-    def known_and_buried(
+    def known_and_tombstoned(
         self, ids: Sequence[str], *, vehicles: Sequence[str] = ()
     ) -> tuple[set[str], set[str]]:
         """Returns the ids that are stored and the ids that were deleted, from one query.
@@ -198,16 +198,16 @@ class Store:
             return set(), set()
         with self.database.read() as connection:
             met = connection.execute(self._met, self.database.ids(ids)).all()
-        owners = {row.id: row.vehicle for row in met if not row.buried}
+        owners = {row.id: row.vehicle for row in met if not row.tombstoned}
         copied = foreign(zip(ids, vehicles, strict=False), owners)
         if copied:
             with self.database.write() as connection:
                 note_copies(self.database, connection, copied)
-        return set(owners), {row.id for row in met if row.buried}
+        return set(owners), {row.id for row in met if row.tombstoned}
 
-    def vehicle_books(self, names: Sequence[str] | None = None) -> list[VehicleBooks]:
-        """Returns the counts of these vehicles, or of all, sorted by name; see `books.py`."""
-        return vehicle_books(self.database, names)
+    def vehicle_counts(self, names: Sequence[str] | None = None) -> list[VehicleCounts]:
+        """Returns the counts of these vehicles, or of all, sorted by name; see `counts.py`."""
+        return vehicle_counts(self.database, names)
 
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
         """Returns up to `limit` matching samples, the last stored first."""

@@ -20,7 +20,7 @@ _UNPROVEN = ~exists().where(samples.c.vehicle == vehicles.c.name)
 _SLICE = 500
 
 
-class VehicleBook:
+class VehicleRegistry:
     """Reads and writes the rows of vehicles, heartbeats and refusals."""
 
     def __init__(self, database: Database) -> None:

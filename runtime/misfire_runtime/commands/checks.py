@@ -280,7 +280,7 @@ def _books(ledger: Ledger, folder: Path) -> Iterator[Finding]:
         yield Finding("spool", "ok", f"{folder}: {text}")
     else:
         text = text.replace(" = ", " is not ")
-        yield Finding("spool", "fail", f"{folder}: the books do not add up: {text}")
+        yield Finding("spool", "fail", f"{folder}: the counters do not add up: {text}")
     gone = sum(not (folder / "samples" / sample).is_file() for sample, _size in ledger.lengths())
     if gone:
         yield Finding("spool", "warn", f"{gone} pending samples have no file in {folder / 'samples'}")

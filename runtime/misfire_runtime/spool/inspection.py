@@ -68,7 +68,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     problems = []
     ended = books.stored + books.pending + books.declined + books.rejected + books.evicted
     if books.captured != ended:
-        problems.append(f"the books do not add up: {books.captured} captured, but {ended} accounted for")
+        problems.append(f"the counters do not add up: {books.captured} captured, but {ended} accounted for")
     suspects = [sample for sample, size in pending if not _is_whole(folder / "samples" / sample, size)]
     if suspects:
         # A second copy: a suspect that is no longer pending was uploaded, and its file removed, meanwhile.

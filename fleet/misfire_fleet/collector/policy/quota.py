@@ -35,7 +35,7 @@ class Refusal:
     reason: str
 
 
-class QuotaBook:
+class QuotaTracker:
     """Counts the usage per vehicle. Thread-safe. Times are monotonic seconds, passed by the caller."""
 
     def __init__(self, quotas: Quotas) -> None:

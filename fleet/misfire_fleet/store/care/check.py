@@ -141,9 +141,9 @@ def _compare(store: Store, found: Check, blobs: dict[bytes, int], young: set[byt
 
 def _judge_rest(store: Store, found: Check, rest: list[str], young: set[bytes]) -> None:
     """Classifies the blobs without a row: being committed, deleted, or orphans with or without an offer."""
-    known, buried = _met(store, rest)
-    found.problems["not_removed"] += sorted(buried)
-    orphans = {key for key in rest if key not in known | buried and bytes.fromhex(key) not in young}
+    known, tombstoned = _met(store, rest)
+    found.problems["not_removed"] += sorted(tombstoned)
+    orphans = {key for key in rest if key not in known | tombstoned and bytes.fromhex(key) not in young}
     if orphans:
         offered = {key for name in store.blobs.documents("offers") for key in _lines(store, name)}
         found.problems["blobs_without_row"] += sorted(orphans & offered)
@@ -153,12 +153,12 @@ def _judge_rest(store: Store, found: Check, rest: list[str], young: set[bytes]) 
 def _met(store: Store, ids: Sequence[str]) -> tuple[set[str], set[str]]:
     """Returns the ids that are stored and the ids that are deleted."""
     known: set[str] = set()
-    buried: set[str] = set()
+    tombstoned: set[str] = set()
     for start in range(0, len(ids), _GROUP):
-        here, gone = store.known_and_buried(ids[start : start + _GROUP])
+        here, gone = store.known_and_tombstoned(ids[start : start + _GROUP])
         known |= here
-        buried |= gone
-    return known, buried
+        tombstoned |= gone
+    return known, tombstoned
 
 
 def _unrecorded(store: Store, owned: set[str]) -> list[str]:
@@ -175,8 +175,8 @@ def _unrecorded(store: Store, owned: set[str]) -> list[str]:
 def _compare_ledger(store: Store, found: Check) -> None:
     noted, held = store.deletion.ledger.noted()
     with store.database.read() as connection:
-        buried = connection.scalars(select(tombstones.c.id).execution_options(yield_per=_GROUP))
-        found.problems["not_in_ledger"] += [key for key in buried if key not in noted]
+        tombstoned = connection.scalars(select(tombstones.c.id).execution_options(yield_per=_GROUP))
+        found.problems["not_in_ledger"] += [key for key in tombstoned if key not in noted]
         names = connection.scalars(select(holds.c.name))
         found.problems["not_in_ledger"] += [f"hold {name}" for name in names if name not in held]
 

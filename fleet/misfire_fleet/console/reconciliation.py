@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from misfire_fleet.console.format import duration, number
 from misfire_fleet.console.recent import Recent
 from misfire_fleet.store import Store
-from misfire_fleet.store.books import VehicleBooks
+from misfire_fleet.store.counts import VehicleCounts
 from misfire_fleet.store.records import VehicleSummary
 from misfire_runtime.messages import Counters
 
@@ -32,24 +32,24 @@ class Difference:
     """Selected frames that never became a sample, as counted by the vehicles."""
 
 
-class Books:
+class Reconciliation:
     """Compares vehicles with the store; `difference` covers all of them, and is reused for 30 s."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.difference = Recent(self._difference, max_age_s=_COUNT_S)
 
-    def of(self, vehicles: list[VehicleSummary]) -> dict[str, VehicleBooks]:
+    def of(self, vehicles: list[VehicleSummary]) -> dict[str, VehicleCounts]:
         """Returns the stored counts of these vehicles by name."""
         names = [each.name for each in vehicles]
-        return {book.vehicle: book for book in self._store.vehicle_books(names)} if names else {}
+        return {each.vehicle: each for each in self._store.vehicle_counts(names)} if names else {}
 
     def _difference(self) -> Difference:
-        books = self._store.vehicle_books()
-        counted = [book.counters for book in books if book.counters is not None]
+        found = self._store.vehicle_counts()
+        counted = [each.counters for each in found if each.counters is not None]
         return Difference(
-            missing=sum(book.missing for book in books),
-            vehicles_missing=sum(book.missing > 0 for book in books),
+            missing=sum(each.missing for each in found),
+            vehicles_missing=sum(each.missing > 0 for each in found),
             vehicles_unbalanced=sum(accounted_for(each) != each.captured for each in counted),
             lost=sum(sum(each.lost.values()) for each in counted),
         )
@@ -60,26 +60,29 @@ def accounted_for(counted: Counters) -> int:
     return counted.stored + counted.pending + counted.declined + counted.rejected + counted.evicted
 
 
-def concerns(vehicle: VehicleSummary, book: VehicleBooks | None, now: float) -> list[str]:
+def concerns(vehicle: VehicleSummary, counts: VehicleCounts | None, now: float) -> list[str]:
     """Returns the problems that an operator should look at, the worst first.
 
     Args:
         vehicle: the vehicle's row.
-        book: its comparison with the store, None if there is none.
+        counts: its comparison with the store, None if there is none.
         now: seconds since 1970.
     """
     found = []
-    if book is not None and book.missing:
-        kept = f"{number(book.stored)} stored, {number(book.deleted)} deleted, {number(book.copies)} copies"
-        told = number(book.counters.stored if book.counters is not None else 0)
-        found.append(f"{number(book.missing)} missing: vehicle says {told} stored, fleet holds {kept}")
+    if counts is not None and counts.missing:
+        kept = (
+            f"{number(counts.stored)} stored, {number(counts.deleted)} deleted, "
+            f"{number(counts.copies)} copies"
+        )
+        claimed = number(counts.counters.stored if counts.counters is not None else 0)
+        found.append(f"{number(counts.missing)} missing: vehicle says {claimed} stored, fleet holds {kept}")
     beat = vehicle.telemetry
     if beat is not None:
         captured, ended = beat.counters.captured, accounted_for(beat.counters)
         if captured != ended:
             found.append(
-                f"its books do not add up: {number(captured)} captured, but {number(ended)} stored, pending, "
-                "declined, rejected or evicted"
+                f"its counters do not add up: {number(captured)} captured, but {number(ended)} stored, "
+                "pending, declined, rejected or evicted"
             )
         if beat.hold:
             found.append(f"uploads are held: {beat.hold}")

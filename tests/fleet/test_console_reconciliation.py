@@ -91,7 +91,7 @@ def test_books_that_do_not_add_up_losses_and_holds_are_said(console: str, store:
     found = {name: each["concerns"] for name, each in listed(console).items()}
     assert found == {
         "odd": [
-            "its books do not add up: 300 captured, but 255 stored, pending, declined, rejected or evicted"
+            "its counters do not add up: 300 captured, but 255 stored, pending, declined, rejected or evicted"
         ],
         "full": ["3 frames lost: disk full", "2 frames lost: queue full"],
         "holding": ["uploads are held: 20 samples in a row were rejected"],

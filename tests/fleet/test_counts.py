@@ -9,7 +9,7 @@ from tests.fleet.conftest import CollectorMaker
 from tests.fleet.stores import again, at, sample
 
 from misfire_fleet.store import Store
-from misfire_fleet.store.books import VehicleBooks
+from misfire_fleet.store.counts import VehicleCounts
 from misfire_runtime.messages import Counters, Stored, Telemetry
 from proving_ground.client import Vehicle
 
@@ -19,8 +19,8 @@ def beat(store: Store, vehicle: str, **counters: object) -> None:
     store.vehicles.record_telemetry([(vehicle, Telemetry(at=at(0), bundle="x@1", counters=counted))])
 
 
-def books(store: Store) -> dict[str, VehicleBooks]:
-    return {each.vehicle: each for each in store.vehicle_books()}
+def books(store: Store) -> dict[str, VehicleCounts]:
+    return {each.vehicle: each for each in store.vehicle_counts()}
 
 
 def missing(store: Store) -> dict[str, int]:
@@ -69,7 +69,7 @@ def test_a_sample_of_two_vehicles_counts_for_both(anywhere: Store) -> None:
         ]
     offered = [sample(n).offer.id for n in (1, 2, 3)]
     for _ in range(2):
-        known, _ = anywhere.known_and_buried(offered, vehicles=["car-d", "car-c", "car-d"])
+        known, _ = anywhere.known_and_tombstoned(offered, vehicles=["car-d", "car-c", "car-d"])
         assert known == set(offered[:2])
     for vehicle, told in (("car-a", 1), ("car-b", 1), ("car-c", 2), ("car-d", 1)):
         beat(anywhere, vehicle, captured=told, stored=told)

@@ -21,7 +21,7 @@ from misfire_runtime.messages import Counters, Telemetry
 
 
 @dataclass(frozen=True)
-class VehicleBooks:
+class VehicleCounts:
     """Holds a vehicle's counters in its last heartbeat, and the store's counts."""
 
     vehicle: str
@@ -39,14 +39,14 @@ class VehicleBooks:
     @property
     def missing(self) -> int:
         """Returns the number of samples that the vehicle counts as stored and the fleet never had."""
-        told = 0 if self.counters is None else self.counters.stored
-        return max(0, told - self.stored - self.deleted - self.copies)
+        claimed = 0 if self.counters is None else self.counters.stored
+        return max(0, claimed - self.stored - self.deleted - self.copies)
 
 
-def vehicle_books(database: Database, names: Sequence[str] | None = None) -> list[VehicleBooks]:
+def vehicle_counts(database: Database, names: Sequence[str] | None = None) -> list[VehicleCounts]:
     """Returns the counts of these vehicles, or of all if `names` is None, sorted by name."""
     counted = [
-        select(literal(name).label("book"), table.c.vehicle, func.count())
+        select(literal(name).label("what"), table.c.vehicle, func.count())
         .where(true() if names is None else table.c.vehicle.in_(names))
         .group_by(table.c.vehicle)
         for name, table in (("stored", samples), ("deleted", tombstones), ("copies", copies))
@@ -61,12 +61,12 @@ def vehicle_books(database: Database, names: Sequence[str] | None = None) -> lis
             row.name: (_counters(row.name, row.telemetry), row.telemetry_at)
             for row in connection.execute(query)
         }
-        numbers = {(book, vehicle): int(n) for book, vehicle, n in connection.execute(union_all(*counted))}
+        numbers = {(what, vehicle): int(n) for what, vehicle, n in connection.execute(union_all(*counted))}
     return [
-        VehicleBooks(
+        VehicleCounts(
             name,
             *beats.get(name, (None, None)),
-            *(numbers.get((book, name), 0) for book in ("stored", "deleted", "copies")),
+            *(numbers.get((what, name), 0) for what in ("stored", "deleted", "copies")),
         )
         for name in sorted({vehicle for _, vehicle in numbers} | set(beats), key=str)
     ]
@@ -78,9 +78,9 @@ def _counters(name: str, telemetry: str) -> Counters | None:
     return None if beat is None else beat.counters
 
 
-def foreign(told: Iterable[tuple[str, str]], owners: Mapping[str, str]) -> set[tuple[str, str]]:
-    """Returns the (sample, vehicle) of `told` whose sample has another owner; owners: sample to vehicle."""
-    return {(key, vehicle) for key, vehicle in told if key in owners and owners[key] != vehicle}
+def foreign(offered: Iterable[tuple[str, str]], owners: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Returns the (sample, vehicle) of `offered` whose sample has another owner; owners: vehicle by id."""
+    return {(key, vehicle) for key, vehicle in offered if key in owners and owners[key] != vehicle}
 
 
 def note_copies(database: Database, connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
