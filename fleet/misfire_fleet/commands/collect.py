@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from misfire_fleet.commands.options import (
-    DEFAULT_DIR,
-    BlobsUrl,
     BrokerOptions,
-    DatabaseUrl,
-    FleetDir,
     JsonLogs,
-    open_store,
-    with_broker_options,
+    StoreOptions,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -25,13 +21,11 @@ if TYPE_CHECKING:
     from misfire_fleet.collector.settings import CollectorSettings
 
 
-@with_broker_options
+@with_options(at=BrokerOptions, place=StoreOptions)
 def collect(
     *,
     at: BrokerOptions,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
+    place: StoreOptions,
     name: Annotated[
         str | None, typer.Option(help="Use this name, unique among collectors. Default: generated.")
     ] = None,
@@ -66,7 +60,7 @@ def collect(
     broker = at.connection()
     with (
         logs_to(sys.stderr, form="json" if json_logs else "plain"),
-        open_store(fleet_dir, database, blobs, checked=True) as store,
+        place.open(checked=True) as store,
         stop_on_signals() as stop,
     ):
         collector = Collector(store, broker=broker, fleet=at.fleet, name=name, settings=settings)

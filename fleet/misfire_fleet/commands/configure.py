@@ -18,7 +18,7 @@ from misfire_fleet.commands.options import (
     AsJson,
     BrokerOptions,
     show,
-    with_broker_options,
+    with_options,
 )
 from misfire_runtime.errors import ConfigError
 
@@ -29,7 +29,7 @@ VehicleName = Annotated[str, typer.Argument(help="Configure the vehicle of this 
 Wait = Annotated[float, typer.Option(min=0, help="Wait this many seconds for the vehicle's answer.")]
 
 
-@with_broker_options
+@with_options(at=BrokerOptions)
 def configure(
     vehicle: VehicleName,
     *,

@@ -12,7 +12,7 @@ from misfire_fleet.commands.options import (
     AsJson,
     BrokerOptions,
     show,
-    with_broker_options,
+    with_options,
 )
 from misfire_runtime.errors import ConfigError
 
@@ -23,7 +23,7 @@ _ANSWER_S = 5.0
 """Seconds to wait for the broker, which answers within milliseconds unless the network is bad."""
 
 
-@with_broker_options
+@with_options(at=BrokerOptions)
 def offer_again(
     vehicle: Annotated[str, typer.Argument(help="Tell this vehicle.")],
     *,

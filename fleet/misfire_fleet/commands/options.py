@@ -1,4 +1,4 @@
-"""Defines the options that several fleet commands share, and opens the store that they name."""
+"""Defines the options that several fleet commands share: those of the broker, and those of the store."""
 
 from __future__ import annotations
 
@@ -92,51 +92,84 @@ class BrokerOptions:
         return BrokerConfig.from_url(self.broker, **options)
 
 
-def with_broker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds every option of BrokerOptions to a command; they are passed together as the parameter `at`."""
-    hints = get_type_hints(BrokerOptions, include_extras=True)
-    shared = [
-        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
-        for each in fields(BrokerOptions)
-    ]
-    names = {each.name for each in shared}
-    own = signature(command, eval_str=True)
-    parameters = [each for each in own.parameters.values() if each.name != "at"] + shared
+@dataclass(frozen=True)
+class StoreOptions:
+    """Holds the options that name the fleet's store."""
 
-    @wraps(command)
-    def called(*arguments: Any, **given: Any) -> None:
-        at = BrokerOptions(**{name: given.pop(name) for name in names & given.keys()})
-        command(*arguments, at=at, **given)
+    fleet_dir: FleetDir = DEFAULT_DIR
+    database: DatabaseUrl = None
+    blobs: BlobsUrl = None
 
-    # typer reads the options from the signature and the annotations, not from the function itself.
-    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {each.name: each.annotation for each in parameters}
-    return called
+    @property
+    def database_or_file(self) -> str | Path:
+        """Returns the database's URL, or the path of fleet.sqlite."""
+        return self.database or self.fleet_dir / "fleet.sqlite"
+
+    @property
+    def blobs_or_folder(self) -> str | Path:
+        """Returns the URL or folder of the blobs."""
+        return self.blobs or self.fleet_dir / "blobs"
+
+    def open(self, *, checked: bool = False) -> Store:
+        """Opens the store.
+
+        Args:
+            checked: for daemons: checks the SQLite file for damage, and creates what does not exist.
+
+        Raises:
+            StoreError: the database is damaged (`checked`) or does not exist (otherwise: a query of a new,
+                empty database would give a wrong answer).
+        """
+        from misfire_fleet.errors import StoreError
+        from misfire_fleet.store import Store
+        from misfire_fleet.store.care.integrity import refuse_damaged
+
+        file = self.fleet_dir / "fleet.sqlite"
+        if checked:
+            refuse_damaged(self.database_or_file)
+        elif self.database is None and not file.exists():
+            raise StoreError(f"{file}: no such database; name the fleet's folder with --fleet-dir")
+        return Store.open(self.database_or_file, self.blobs_or_folder)
 
 
-def open_store(fleet_dir: Path, database: str | None, blobs: str | None, *, checked: bool = False) -> Store:
-    """Opens the store that the options name.
+def with_options(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the options of dataclasses to a command.
 
     Args:
-        fleet_dir: folder with fleet.sqlite and blobs/, used for what the other options do not name.
-        database: URL of the database, or None.
-        blobs: folder or URL of the blob store, or None.
-        checked: for daemons: checks the SQLite file for damage, and creates what does not exist.
+        groups: a dataclass by the parameter of the command that takes it, such as `at=BrokerOptions`. Each
+            field is an option.
 
-    Raises:
-        StoreError: the database is damaged (`checked`) or does not exist (otherwise: a query of a new, empty
-            database would give a wrong answer).
+    Returns:
+        A decorator.
     """
-    from misfire_fleet.errors import StoreError
-    from misfire_fleet.store import Store
-    from misfire_fleet.store.care.integrity import refuse_damaged
+    options = {name: _options_of(group) for name, group in groups.items()}
 
-    file = fleet_dir / "fleet.sqlite"
-    if checked:
-        refuse_damaged(database or file)
-    elif database is None and not file.exists():
-        raise StoreError(f"{file}: no such database; name the fleet's folder with --fleet-dir")
-    return Store.open(database or file, blobs or fleet_dir / "blobs")
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = signature(command, eval_str=True)
+        parameters = [each for each in own.parameters.values() if each.name not in groups]
+        parameters += [each for of_group in options.values() for each in of_group]
+
+        @wraps(command)
+        def called(*arguments: Any, **given: Any) -> None:
+            for name, group in groups.items():
+                of_group = [each.name for each in options[name] if each.name in given]
+                given[name] = group(**{option: given.pop(option) for option in of_group})
+            command(*arguments, **given)
+
+        # typer reads the options from the signature and the annotations, not from the function itself.
+        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
+
+    return decorate
+
+
+def _options_of(group: type) -> list[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name])
+        for each in fields(group)
+    ]
 
 
 def moment(option: str, text: str | None) -> float | None:

@@ -11,26 +11,25 @@ import typer
 from misfire_fleet.commands.options import (
     DEFAULT_DIR,
     AsJson,
-    BlobsUrl,
     DatabaseUrl,
     FleetDir,
-    open_store,
+    StoreOptions,
     show,
+    with_options,
 )
 
 if TYPE_CHECKING:
     from misfire_fleet.store.care.check import Check
 
 
+@with_options(place=StoreOptions)
 def check(
     *,
+    place: StoreOptions,
     deep: Annotated[bool, typer.Option("--deep", help="Read and hash every blob, too.")] = False,
     mend: Annotated[
         bool, typer.Option("--repair", help="Add missing rows, offers and ledger entries.")
     ] = False,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare database, blobs and offers. Exit with 1 if something is wrong."""
@@ -41,7 +40,7 @@ def check(
 
     mended: dict[str, int] = {}
     try:
-        with open_store(fleet_dir, database, blobs) as store:
+        with place.open() as store:
             found = check_store(store, deep=deep)
             # Nothing is written into a damaged database: that makes the damage worse.
             if mend and not found.problems["database_damaged"]:
@@ -49,7 +48,7 @@ def check(
                 found = check_store(store, deep=deep)
     except StoreUnavailableError:
         # A badly damaged file cannot even be opened as a store: check the file itself.
-        path = sqlite_file(database or fleet_dir / "fleet.sqlite")
+        path = sqlite_file(place.database_or_file)
         damage = [] if path is None else file_damage(path)
         if not damage:
             raise
@@ -80,18 +79,18 @@ def backup(
     show({"file": str(file), "bytes": size}, as_json=as_json, text=text)
 
 
+@with_options(place=StoreOptions)
 def rebuild(
+    *,
+    place: StoreOptions,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even a database that is sound.")] = False,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Build the database from the offers and the ledger beside the blobs."""
     from misfire_fleet.store.care.rebuild import NOT_RESTORED
     from misfire_fleet.store.care.rebuild import rebuild as rebuild_store
 
-    done = rebuild_store(database or fleet_dir / "fleet.sqlite", blobs or fleet_dir / "blobs", force=force)
+    done = rebuild_store(place.database_or_file, place.blobs_or_folder, force=force)
     text = (
         f"restored: {done.rows} rows, {done.tombstones} deletions, {done.holds} holds, "
         f"{done.audit} audit lines\n"

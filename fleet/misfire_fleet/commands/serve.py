@@ -8,15 +8,14 @@ from typing import Annotated
 
 import typer
 
-from misfire_fleet.commands.options import DEFAULT_DIR, BlobsUrl, DatabaseUrl, FleetDir, JsonLogs, open_store
+from misfire_fleet.commands.options import JsonLogs, StoreOptions, with_options
 from misfire_runtime.errors import ConfigError
 
 
+@with_options(place=StoreOptions)
 def serve(
     *,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
+    place: StoreOptions,
     host: Annotated[
         str, typer.Option(help="Listen on this address; the console has no accounts of its own.")
     ] = "127.0.0.1",
@@ -43,7 +42,7 @@ def serve(
     listener = listen(host, port)
     with (
         logs_to(sys.stderr, form="json" if json_logs else "plain"),
-        open_store(fleet_dir, database, blobs, checked=True) as store,
+        place.open(checked=True) as store,
         listener,
     ):
         typer.echo(f"console at http://{host}:{listener.getsockname()[1]}/")

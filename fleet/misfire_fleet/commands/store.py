@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import getpass
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from misfire_fleet.commands.options import (
-    DEFAULT_DIR,
     AsJson,
-    BlobsUrl,
-    DatabaseUrl,
     DryRun,
-    FleetDir,
+    StoreOptions,
     moment,
-    open_store,
     show,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -39,16 +36,36 @@ Reason = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Holds the options that select samples: those that match all of them."""
+
+    vehicle: Vehicle = None
+    sample: Sample = None
+    since: Since = None
+    until: Until = None
+
+    @property
+    def captured_from(self) -> float | None:
+        """Returns `--from` as seconds since 1970. Raises ConfigError."""
+        return moment("--from", self.since)
+
+    @property
+    def captured_to(self) -> float | None:
+        """Returns `--to` as seconds since 1970. Raises ConfigError."""
+        return moment("--to", self.until)
+
+
+@with_options(place=StoreOptions)
 def status(
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
+    *,
+    place: StoreOptions,
     as_json: AsJson = False,
 ) -> None:
     """Print how many samples, bytes and vehicles the store holds."""
     from misfire_fleet.console.format import byte_count
 
-    with open_store(fleet_dir, database, blobs) as store:
+    with place.open() as store:
         totals = store.totals()
     text = (
         f"{totals.samples} samples ({totals.random} random), {byte_count(totals.bytes)}, "
@@ -58,26 +75,22 @@ def status(
     show(asdict(totals), as_json=as_json, text=text)
 
 
+@with_options(which=Selection, place=StoreOptions)
 def delete(
     *,
+    place: StoreOptions,
+    which: Selection,
     reason: Reason,
-    vehicle: Vehicle = None,
-    sample: Sample = None,
-    since: Since = None,
-    until: Until = None,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete samples for good: what matches all that is given and is under no hold."""
-    with open_store(fleet_dir, database, blobs) as store:
+    with place.open() as store:
         done = store.deletion.delete(
-            vehicle=vehicle,
-            sample=sample,
-            captured_from=moment("--from", since),
-            captured_to=moment("--to", until),
+            vehicle=which.vehicle,
+            sample=which.sample,
+            captured_from=which.captured_from,
+            captured_to=which.captured_to,
             reason=reason,
             actor=getpass.getuser(),
             dry_run=dry_run,
@@ -85,8 +98,10 @@ def delete(
     show(asdict(done), as_json=as_json, text=_said(done))
 
 
+@with_options(place=StoreOptions)
 def retention(
     *,
+    place: StoreOptions,
     days: Annotated[float | None, typer.Option(help="Delete what was stored more days ago.", min=0)] = None,
     max_bytes: Annotated[
         int | None, typer.Option(help="Delete the oldest above this many bytes.", min=0)
@@ -94,16 +109,13 @@ def retention(
     telemetry_days: Annotated[
         float | None, typer.Option(help="Forget heartbeats of more days ago.", min=0)
     ] = None,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Apply a retention rule once; run it from a timer. Holds are respected."""
     from misfire_runtime.clock import wall_time
 
-    with open_store(fleet_dir, database, blobs) as store:
+    with place.open() as store:
         done = store.deletion.apply_retention(max_age_days=days, max_bytes=max_bytes, dry_run=dry_run)
         heartbeats = 0
         if telemetry_days is not None and not dry_run:
@@ -112,46 +124,41 @@ def retention(
     show(asdict(done) | {"heartbeats_forgotten": heartbeats}, as_json=as_json, text=text)
 
 
+@with_options(which=Selection, place=StoreOptions)
 def hold(
     name: HoldName,
     *,
+    place: StoreOptions,
+    which: Selection,
     reason: Reason,
-    vehicle: Vehicle = None,
-    sample: Sample = None,
-    since: Since = None,
-    until: Until = None,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
 ) -> None:
     """Keep samples from any deletion until `release NAME`; with no condition, all of them."""
     from misfire_fleet.store.records import Hold
 
-    covered = Hold(name, reason, sample, vehicle, moment("--from", since), moment("--to", until))
-    with open_store(fleet_dir, database, blobs) as store:
+    covered = Hold(name, reason, which.sample, which.vehicle, which.captured_from, which.captured_to)
+    with place.open() as store:
         store.deletion.hold(covered, actor=getpass.getuser())
     typer.echo(f"hold {name!r} is open")
 
 
-def release(
-    name: HoldName, fleet_dir: FleetDir = DEFAULT_DIR, database: DatabaseUrl = None, blobs: BlobsUrl = None
-) -> None:
+@with_options(place=StoreOptions)
+def release(name: HoldName, *, place: StoreOptions) -> None:
     """End a hold."""
-    with open_store(fleet_dir, database, blobs) as store:
+    with place.open() as store:
         store.deletion.release(name, actor=getpass.getuser())
     typer.echo(f"hold {name!r} is released")
 
 
+@with_options(place=StoreOptions)
 def holds(
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
+    *,
+    place: StoreOptions,
     as_json: AsJson = False,
 ) -> None:
     """List holds, open and released."""
     from misfire_fleet.console.format import utc
 
-    with open_store(fleet_dir, database, blobs) as store:
+    with place.open() as store:
         listed = store.deletion.holds()
     lines = [
         f"{each.name}: {'released ' + utc(each.released_at) if each.released_at else 'open'}; {each.reason}"
@@ -160,17 +167,17 @@ def holds(
     show({"holds": [asdict(each) for each in listed]}, as_json=as_json, text="\n".join(lines) or "no holds")
 
 
+@with_options(place=StoreOptions)
 def audit(
+    *,
+    place: StoreOptions,
     limit: Annotated[int, typer.Option(min=1, help="List this many entries at most.")] = 50,
-    fleet_dir: FleetDir = DEFAULT_DIR,
-    database: DatabaseUrl = None,
-    blobs: BlobsUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """List who deleted, held or released what, newest first."""
     from misfire_fleet.console.format import utc
 
-    with open_store(fleet_dir, database, blobs) as store:
+    with place.open() as store:
         entries = store.deletion.audit(limit=limit)
     listed = [{"at": at, "actor": actor, "action": action, **detail} for at, actor, action, detail in entries]
     lines = [f"{utc(at)} {actor} {action} {json.dumps(detail)}" for at, actor, action, detail in entries]
