@@ -11,6 +11,7 @@ from torch import nn
 
 from misfire_runtime.errors import ConfigError
 from misfire_train.models.built import BuiltModel
+from misfire_train.models.detector import detector_small
 from misfire_train.models.foreign import build_timm
 from misfire_train.models.maps import keypoint_small, unet_small
 from misfire_train.models.mobilenet import mobilenet_small
@@ -52,6 +53,13 @@ MODELS: dict[str, Architecture] = {
     ),
     "keypoint-small": Architecture(
         keypoint_small, ("keypoints", "custom"), "head", ("down2", "down3", "up2"), "heatmaps, quarter size"
+    ),
+    "detector-small": Architecture(
+        detector_small,
+        ("detection", "custom"),
+        "head",
+        ("down2", "down3", "down4", "up2"),
+        "boxes; sides that are multiples of 32",
     ),
 }
 
