@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -34,6 +34,7 @@ class Signals:
         last_input: the input of the last linear or 1x1-conv layer, [N,C] or [N,C,H,W].
         features: named intermediate maps [N,C_i,H_i,W_i].
         weight, bias: parameters of the last layer, [K,C] (1x1 kernels flattened) and [K].
+        pooled: the mean of `last_input` over its places, [N,C], if places were left out (`Task.lighten`).
     """
 
     outputs: Tensor
@@ -41,6 +42,7 @@ class Signals:
     features: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     bias: Tensor | None = None
+    pooled: Tensor | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -55,17 +57,38 @@ class Signals:
     @property
     def embedding(self) -> Tensor:
         """Returns the last layer's input, averaged over pixels if it has any, L2-normalised: [N,C]."""
-        flat = self.last_input if self.last_input.ndim == 2 else self.last_input.flatten(2).mean(2)
+        flat = self.flat
         # The floor is for frames without any active feature.
         return flat / flat.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+
+    @property
+    def flat(self) -> Tensor:
+        """Returns the last layer's input, averaged over pixels if it has any, [N,C]."""
+        if self.pooled is not None:
+            return self.pooled
+        return self.last_input if self.last_input.ndim == 2 else self.last_input.flatten(2).mean(2)
 
     def float(self) -> Signals:
         """Returns the same in fp32, in which scores compute; itself if it is fp32 already."""
         if self.outputs.dtype == self.last_input.dtype == torch.float32:
             return self
-        weight, bias = (None if value is None else value.float() for value in (self.weight, self.bias))
-        maps = {name: value.float() for name, value in self.features.items()}
-        return Signals(self.outputs.float(), self.last_input.float(), maps, weight, bias)
+        return self._with(lambda value: value.float())
+
+    def cpu(self) -> Signals:
+        """Returns the same on the CPU, where scores and heads are fitted."""
+        return self._with(lambda value: value.cpu())
+
+    def take(self, rows: Tensor) -> Signals:
+        """Returns the samples at these positions."""
+        bare = replace(self, weight=None, bias=None)
+        return replace(bare._with(lambda value: value[rows]), weight=self.weight, bias=self.bias)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Signals:
+        weight, bias, pooled = (
+            None if value is None else change(value) for value in (self.weight, self.bias, self.pooled)
+        )
+        maps = {name: change(value) for name, value in self.features.items()}
+        return Signals(change(self.outputs), change(self.last_input), maps, weight, bias, pooled)
 
 
 class Score(nn.Module):

@@ -146,5 +146,10 @@ def _gather(refit: Refit, part: Examples | None) -> scoring.FitSet | None:
     part, task = scoring.spread(part, scoring.MAX_FIT), refit.task
     with torch.no_grad():
         return scoring.gather(
-            refit.probe, part, task.collate(part.targets), contract=refit.contract, batch=64
+            refit.probe,
+            part,
+            task.collate(part.targets),
+            contract=refit.contract,
+            batch=64,
+            lighten=task.lighten,
         )

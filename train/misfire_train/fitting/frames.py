@@ -50,4 +50,12 @@ def signals_to_fit(run: Run, examples: Examples | None) -> FitSet | None:
     # Of tasks whose targets are numbers, the outputs themselves are counted.
     classes = len(run.record.classes) if run.task.by_class else None
     targets = run.task.collate(chosen.targets)
-    return gather(run.probe, chosen, targets, classes=classes, contract=run.contract, batch=BATCH)
+    return gather(
+        run.probe,
+        chosen,
+        targets,
+        classes=classes,
+        contract=run.contract,
+        batch=BATCH,
+        lighten=run.task.lighten,
+    )

@@ -168,11 +168,8 @@ def collect(
 
 
 def on_cpu(signals: Signals) -> Signals:
-    """Returns the same signals on the CPU, where heads are trained."""
-    features = {name: maps.cpu() for name, maps in signals.features.items()}
-    weight = None if signals.weight is None else signals.weight.cpu()
-    bias = None if signals.bias is None else signals.bias.cpu()
-    return Signals(signals.outputs.cpu(), signals.last_input.cpu(), features, weight, bias).float()
+    """Returns the same signals on the CPU in fp32, where heads are trained."""
+    return signals.cpu().float()
 
 
 def checked_losses(task: Task, outputs: Tensor, targets: Tensor, *, ids: Sequence[str]) -> Tensor:

@@ -206,8 +206,10 @@ def unit_statistics(
     what second opinions make of them.
     """
     outputs, embedding = signals.outputs, signals.embedding
-    flat = signals.last_input if signals.last_input.ndim == 2 else signals.last_input.flatten(2).mean(2)
-    frame = [memory(embedding, outputs), torch.log(flat.square().sum(1, keepdim=True).clamp_min(1e-12))]
+    frame = [
+        memory(embedding, outputs),
+        torch.log(signals.flat.square().sum(1, keepdim=True).clamp_min(1e-12)),
+    ]
     if sees_embedding:
         frame.append(memory.components(embedding))
     if maps:

@@ -167,7 +167,7 @@ def _build_scores(
             continue
         try:
             options = {"stacked": {"task": task}} if name == "stacked" else {}
-            modules.extend(build([name], task=run.record.task, fit=fit, holdout=holdout, **options))
+            modules.extend(build([name], task=run.task, fit=fit, holdout=holdout, **options))
         except ScoreError as error:
             if name in judging.scores:  # asked for by name, not as one of many
                 raise

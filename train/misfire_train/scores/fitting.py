@@ -9,7 +9,7 @@ input suffice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -71,10 +71,7 @@ class FitSet:
     def take(self, indices: Sequence[int] | Tensor) -> FitSet:
         """Returns the samples at these positions."""
         index = torch.as_tensor(indices)
-        old = self.signals
-        features = {name: maps[index] for name, maps in old.features.items()}
-        signals = Signals(old.outputs[index], old.last_input[index], features, old.weight, old.bias)
-        return FitSet(signals, self.targets[index], self.classes)
+        return FitSet(self.signals.take(index), self.targets[index], self.classes)
 
 
 class Takable(Protocol):
@@ -144,6 +141,7 @@ def gather(
     contract: InputContract | None = None,
     batch: int = 256,
     features: bool = False,
+    lighten: Callable[[Signals], Signals] | None = None,
 ) -> FitSet:
     """Runs the probe over a set in eval mode and keeps what scores are fitted on.
 
@@ -155,6 +153,7 @@ def gather(
         contract: the model's input.
         batch: images at a time.
         features: keep the feature maps too, which learned heads need inside a stacked score.
+        lighten: leaves out what scores of the task do not read (`Task.lighten`).
 
     Raises:
         ScoreError: the set is empty.
@@ -166,19 +165,22 @@ def gather(
     >>> len(fit), fit.classes, tuple(fit.signals.last_input.shape)
     (10, 3, (10, 4))
     """
-    outputs, inputs = [], []
+    outputs, inputs, pooled = [], [], []
     maps: dict[str, list[Tensor]] = {name: [] for name in probe.feature_names} if features else {}
     with evaluating(probe), torch.no_grad():
         for _, part in batches(images, contract=contract, size=batch):
-            signals = probe(part)
+            signals = probe(part) if lighten is None else lighten(probe(part))
             outputs.append(signals.outputs)
             inputs.append(signals.last_input)
+            if signals.pooled is not None:
+                pooled.append(signals.pooled)
             for name, kept in maps.items():
                 kept.append(signals.features[name])
     weight = None if signals.weight is None else signals.weight.detach()
     bias = None if signals.bias is None else signals.bias.detach()
     joined = {name: torch.cat(kept) for name, kept in maps.items()}
-    merged = Signals(torch.cat(outputs), torch.cat(inputs), joined, weight, bias)
+    means = torch.cat(pooled) if pooled else None
+    merged = Signals(torch.cat(outputs), torch.cat(inputs), joined, weight, bias, means)
     result = FitSet(merged, torch.as_tensor(targets), classes or int(merged.outputs.shape[1]))
     result.require(name="fit set")
     return result

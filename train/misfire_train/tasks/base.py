@@ -247,6 +247,10 @@ class Task(ABC):
 
     # Scores
 
+    def lighten(self, signals: Signals) -> Signals:
+        """Returns signals without what no score of this task reads: they are kept for thousands of frames."""
+        return signals
+
     def unmirror(
         self, outputs: Tensor, *, swap: Sequence[tuple[int, int]] = (), signs: Sequence[float] = ()
     ) -> Tensor:

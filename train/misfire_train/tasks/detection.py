@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -210,6 +211,22 @@ class Detection(Task):
         """Returns the candidates of a pass, found once for all scores."""
         return signals.once(("candidates", self.rule), lambda: find_candidates(signals.outputs, self.rule))
 
+    def final(self, signals: Signals) -> tuple[Tensor, Tensor]:
+        """Returns the final boxes of a pass [N,M,6], and their places among the candidates, [N,M]."""
+        return signals.once(("final", self.rule), lambda: final_boxes(self.candidates(signals), self.rule))
+
+    def lighten(self, signals: Signals) -> Signals:
+        """Returns the signals of the best candidates alone."""
+        index = self.candidates(signals).index
+        rows = index[..., None].expand(-1, -1, signals.outputs.shape[2])
+        phi = signals.last_input
+        pooled = signals.flat
+        if phi.ndim > 2:
+            places = index[:, None].expand(-1, phi.shape[1], -1)
+            phi = torch.gather(phi.flatten(2), 2, places)[..., None]
+        outputs = torch.gather(signals.outputs, 1, rows)
+        return replace(signals, outputs=outputs, last_input=phi, pooled=pooled, _derived={})
+
     def unmirror(
         self, outputs: Tensor, *, swap: Sequence[tuple[int, int]] = (), signs: Sequence[float] = ()
     ) -> Tensor:
@@ -306,7 +323,7 @@ class Detection(Task):
 
     def answer(self, signals: Signals) -> Tensor:
         """Returns the final boxes [N,M,6]."""
-        return final_boxes(self.candidates(signals), self.rule)[0]
+        return self.final(signals)[0]
 
 
 def _parsed(word: str, classes: Sequence[str]) -> tuple[float, float, float, float, int]:
