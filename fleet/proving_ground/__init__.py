@@ -5,6 +5,7 @@ hardened     runs Mosquitto with the shipped configuration, certificates and pas
 client       a bare MQTT vehicle that sends exactly what it is told to send
 bundles      writes a small real bundle
 pictures     makes pictures, folders and clips from two bundled photographs
+street_video, erring_detector  render drives with exact boxes, and answer as a detector that errs on request
 foreign_bytes  files that a collector must refuse
 faults/      a whole fleet of processes that can be killed, cut off and starved
 
