@@ -205,6 +205,7 @@ class ListSource:
         period_s: float = 0.0,
         silent_s: float = 0.0,
         failure: Exception | None = None,
+        rate: float | None = None,
     ) -> None:
         """Keeps what to give.
 
@@ -215,6 +216,7 @@ class ListSource:
             period_s: Pause after each frame.
             silent_s: How long it gives nothing after the last image, as a stalled camera does.
             failure: Is raised after the last image, as by a camera that was unplugged.
+            rate: Frames per second of a recording, whose frames have times; None: they have none.
         """
         self.name = name
         self.live = live
@@ -225,11 +227,13 @@ class ListSource:
         self._images = images
         self._period_s, self._silent_s = period_s, silent_s
         self._failure = failure
+        self._rate = rate
 
     def frames(self, stop: threading.Event, *, start: int = 0) -> Iterator[Frame]:
         """Yields the frames from index `start` until the last or `stop`; raises `failure` after the last."""
         for index, image in enumerate(islice(self._images, start, None), start):
-            yield Frame(image, self.name, index, self.name)
+            pts_s = None if self._rate is None else index / self._rate
+            yield Frame(image, self.name, index, self.name, pts_s=pts_s)
             if stop.wait(self._period_s) if self._period_s else stop.is_set():
                 return
         self.exhausted.set()

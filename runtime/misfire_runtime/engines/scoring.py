@@ -37,7 +37,7 @@ from misfire_runtime.preprocess import Image, size_inputs, to_tensor
 class Scored:
     """Holds the answer to one frame. `scores` holds the finite ones, `refused` the names of the others."""
 
-    __slots__ = ("_boxes", "_outputs", "_prediction", "_scorer", "place", "refused", "scores")
+    __slots__ = ("_boxes", "_levels", "_outputs", "_prediction", "_scorer", "place", "refused", "scores")
 
     def __init__(self, scorer: Scorer, outputs: Outputs, place: Placement | None = None) -> None:
         """Reads the scores.
@@ -55,6 +55,7 @@ class Scored:
         self.place = place
         self._boxes: Boxes | None = None
         self._prediction: dict[str, Any] | None = None
+        self._levels: dict[str, float] = {}
         self.scores: dict[str, float] = {}
         refused = []
         for name, output in scorer.score_outputs:
@@ -73,12 +74,30 @@ class Scored:
         if detections is not None:
             check_detections(outputs[detections].shape, name=f"{scorer.label}: {detections}")
 
+    def add(self, name: str, value: float, *, level: float) -> None:
+        """Adds a score that the graph does not have.
+
+        Args:
+            name: differs from those of the graph's scores.
+            value: finite.
+            level: its percentile, 0..1.
+        """
+        self.scores[name] = value
+        self._levels[name] = level
+
+    def answer(self, kind: str) -> NDArray[Any] | None:
+        """Returns the first output of a kind, of a batch of one, unchecked; None if there is none."""
+        name = self._scorer.output_of(kind)
+        return None if name is None else self._outputs[name]
+
     def percentile(self, name: str) -> float:
         """Returns the level of a score in its calibration, 0..1.
 
         Raises:
             KeyError: the score is unknown, or was refused because it is not finite.
         """
+        if name in self._levels:
+            return self._levels[name]
         return percentile(self._scorer.tables[name], self.scores[name])
 
     @property

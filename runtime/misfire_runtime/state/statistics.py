@@ -60,9 +60,17 @@ class Statistics:
             # An exponential average: it needs no memory of single frames.
             self.recent_latency_ms += (latency_s * 1000.0 - self.recent_latency_ms) / _RECENT_FRAMES
             for name, value in scores.items():
-                if name not in self._scores:
-                    self._scores[name] = _sketch()
-                self._scores[name].add(value)
+                self._add(name, value)
+
+    def late_score(self, name: str, value: float) -> None:
+        """Adds a score of a frame that was counted before the score was known."""
+        with self._lock:
+            self._add(name, value)
+
+    def _add(self, name: str, value: float) -> None:
+        if name not in self._scores:
+            self._scores[name] = _sketch()
+        self._scores[name].add(value)
 
     def skip(self) -> None:
         """Counts a frame of a live source that the degradation ladder skips."""

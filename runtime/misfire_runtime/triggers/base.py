@@ -8,16 +8,19 @@ them, and `@register` (registry.py) above it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from misfire_runtime.engines.scoring import Scorer
+from misfire_runtime.engines.scoring import Scorer, quantile
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.tables import Table
+from misfire_runtime.temporal.base import NAME as TEMPORAL
+from misfire_runtime.temporal.registry import comparison_of
 from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 Priority = Annotated[int, Field(ge=0, le=9)]
@@ -50,12 +53,20 @@ class TriggerEvent:
 class BuildContext:
     """Provides what a trigger may use while it is built: its name, the bundle's scores, and other triggers.
 
-    part: builds another trigger of the configuration by its name.
+    part: builds another trigger of the configuration by its name.  used: collects the names of the scores
+    that triggers look at.
     """
 
     name: str
     scorer: Scorer
     part: Callable[[str], Trigger]
+    used: set[str] = field(default_factory=set)
+
+    @property
+    def scores(self) -> Collection[str]:
+        """Returns the names of the bundle's scores, and `temporal` if its answers can be compared in time."""
+        compared = comparison_of(self.scorer) is not None
+        return (*self.scorer.tables, TEMPORAL) if compared else tuple(self.scorer.tables)
 
     def score(self, wanted: str | None) -> str:
         """Returns the score to look at: the wanted one, or the bundle's default.
@@ -64,12 +75,22 @@ class BuildContext:
             ConfigError: the bundle has no score of that name.
         """
         score = wanted or self.scorer.default_score
-        if score not in self.scorer.tables:
-            known = ", ".join(self.scorer.tables)
+        if score not in self.scores:
+            known = ", ".join(self.scores)
             raise ConfigError(
                 f"triggers.{self.name}.score: {self.scorer.label} has no score {score!r}; it has {known}"
             )
+        self.used.add(score)
         return score
+
+    def prior(self, score: str, level: float) -> float | None:
+        """Returns a quantile of the score's calibration; None if only the vehicle itself can learn it."""
+        table = self.scorer.tables.get(score)
+        return None if table is None else quantile(table, level)
+
+    def nothing(self, score: str) -> float:
+        """Returns the score that means that nothing was found; -infinity if no score of it does."""
+        return -math.inf if score in self.scorer.tables else 0.0
 
 
 class Trigger(ABC):

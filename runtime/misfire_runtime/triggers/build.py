@@ -14,13 +14,20 @@ MAX_BUILT = 256
 """Triggers with those inside groups, each time that one is named: groups of groups multiply."""
 
 
-def build_triggers(tables: Mapping[str, TriggerTable], *, scorer: Scorer) -> list[Trigger]:
+def build_triggers(
+    tables: Mapping[str, TriggerTable], *, scorer: Scorer, used: set[str] | None = None
+) -> list[Trigger]:
     """Returns the top-level triggers, in the order of the file.
+
+    Args:
+        tables: `[triggers.NAME]` by name.
+        scorer: whose scores they look at.
+        used: the names of those scores are added to it.
 
     Raises:
         ConfigError: a table names a score the bundle lacks, a trigger that is not there, or itself.
     """
-    builder = _Builder(tables, scorer)
+    builder = _Builder(tables, scorer, set() if used is None else used)
     grouped = {part for table in tables.values() for part in table.part_names}
     built = [builder.build(name, ()) for name in tables if name not in grouped]
     if tables and not built:
@@ -29,8 +36,9 @@ def build_triggers(tables: Mapping[str, TriggerTable], *, scorer: Scorer) -> lis
 
 
 class _Builder:
-    def __init__(self, tables: Mapping[str, TriggerTable], scorer: Scorer) -> None:
+    def __init__(self, tables: Mapping[str, TriggerTable], scorer: Scorer, used: set[str]) -> None:
         self._tables = tables
+        self._used = used
         self._scorer = scorer
         self._built = 0
 
@@ -45,7 +53,9 @@ class _Builder:
             raise ConfigError(
                 f"triggers.{above[-1]}.of: no trigger {name!r}; there are {', '.join(self._tables)}"
             )
-        context = BuildContext(name, self._scorer, part=lambda part: self.build(part, (*above, name)))
+        context = BuildContext(
+            name, self._scorer, part=lambda part: self.build(part, (*above, name)), used=self._used
+        )
         trigger = class_of(table).build(table, context)
         if table.cool_down_s > 0 or table.cool_down_frames > 0:
             return CoolDown(trigger, seconds=table.cool_down_s, frames=table.cool_down_frames)

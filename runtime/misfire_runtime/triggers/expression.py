@@ -89,15 +89,17 @@ class Rule(TriggerKind):
     def build(cls, settings: RuleTable, context: BuildContext) -> Trigger:
         """See TriggerKind."""
         try:
-            return cls(
+            rule = cls(
                 context.name,
                 when=settings.when,
-                scores=context.scorer.tables,
+                scores=context.scores,
                 classes=context.scorer.classes,
                 priority=settings.priority,
             )
         except ConfigError as error:
             raise ConfigError(f"triggers.{context.name}.when: {error}") from error
+        context.used.update(scores_named(settings.when, scores=context.scores))
+        return rule
 
     def look(self, frame: ScoredFrame) -> TriggerEvent | None:
         """See Trigger."""
@@ -134,6 +136,19 @@ def compile_rule(
         raise ConfigError(f"rule {text[:60]!r}...: too long")
     getter = _Compiler(text, scores, classes).build(tree.body)
     return lambda frame: _true(getter(frame))
+
+
+def scores_named(text: str, *, scores: Collection[str]) -> set[str]:
+    """Returns the scores that a rule names, by value or by percentile; `text` compiles."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text.strip(), mode="eval")):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant):
+            found.add(str(node.value))
+    return found & set(scores)
 
 
 class _Compiler:

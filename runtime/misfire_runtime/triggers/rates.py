@@ -15,7 +15,6 @@ from ddsketch import LogCollapsingLowestDenseDDSketch
 from ddsketch.ddsketch import BaseDDSketch
 from pydantic import Field
 
-from misfire_runtime.engines.scoring import quantile
 from misfire_runtime.state.statistics import pack_sketch, unpack_sketch
 from misfire_runtime.tables import Rate
 from misfire_runtime.triggers.base import (
@@ -134,6 +133,7 @@ class TargetRate(TriggerKind):
         score: str,
         rate: float,
         prior: float | None = None,
+        nothing: float = -math.inf,
         window: int = 2000,
         warm_up: int = 50,
         priority: int = 5,
@@ -145,6 +145,7 @@ class TargetRate(TriggerKind):
             score: what it looks at.
             rate: share of frames to take, 0..1.
             prior: threshold until `warm_up` frames were seen: the calibration's quantile.
+            nothing: a score that is not above it never fires, however rare higher ones are.
             window: frames that the threshold looks back on.
             warm_up: frames before the threshold is its own.
             priority: of what it takes, 0..9.
@@ -152,6 +153,7 @@ class TargetRate(TriggerKind):
         self.name = name
         self._threshold = prior if prior is not None else float("inf")
         self._score = score
+        self._nothing = nothing
         self._rate = rate
         self._warm_up = max(2, warm_up)
         # Two sketches take turns, because a sketch cannot forget single frames.
@@ -171,7 +173,8 @@ class TargetRate(TriggerKind):
             context.name,
             score=score,
             rate=settings.rate,
-            prior=quantile(context.scorer.tables[score], 1.0 - settings.rate),
+            prior=context.prior(score, 1.0 - settings.rate),
+            nothing=context.nothing(score),
             window=settings.window,
             warm_up=settings.warm_up,
             priority=settings.priority,
@@ -188,7 +191,7 @@ class TargetRate(TriggerKind):
         if value is None:
             return None
         value = 0.0 if abs(value) < _TINY else value
-        fires = value >= self._threshold and self._tokens >= 1.0
+        fires = value >= self._threshold and value > self._nothing and self._tokens >= 1.0
         reason = f"{self._score} {value:.4g} in the top {self._rate:.3g} of recent frames" if fires else ""
         # After the comparison: a frame must not raise the threshold that it is compared with.
         self._learn(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from misfire_runtime.messages import Trigger as TriggerMessage
 from misfire_runtime.triggers.base import Trigger, TriggerEvent, every
@@ -34,8 +34,11 @@ class Selector:
         random: RandomStream,
         novelty: Novelty | None = None,
         budget: Budget | None = None,
+        used: Collection[str] = (),
     ) -> None:
+        """Takes the triggers. used: names of the scores they look at."""
         self.triggers = tuple(triggers)
+        self.used = frozenset(used)
         self.random = random
         self.budget = budget
         self.suppressed: Counter[str] = Counter()

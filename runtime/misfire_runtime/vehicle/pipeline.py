@@ -1,6 +1,6 @@
 """Runs the frame path: frames in; scores, choices and samples out.
 
-sources --FrameReader--> Scorer --> Selector --> SampleWriter (its own thread) --> spool
+sources --FrameReader--> Scorer --> (DelayLine) --> Selector --> SampleWriter (its own thread) --> spool
 
 `Vehicle.run` is the frame path and the only place that takes frames. What other threads want of it (a new
 bundle, a new configuration) is prepared by them completely and taken over between two frames; the old is
@@ -31,6 +31,7 @@ from misfire_runtime.sources import Frame, FrameReader, Source
 from misfire_runtime.sources.context import Context
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
+from misfire_runtime.temporal.base import NAME as TEMPORAL
 from misfire_runtime.triggers import ScoredFrame, Selector, build_triggers
 from misfire_runtime.triggers.budget import Budget
 from misfire_runtime.triggers.memory import Learned, TriggerMemory
@@ -41,6 +42,7 @@ from misfire_runtime.triggers.random_stream import (
     live_identity,
     recorded_identity,
 )
+from misfire_runtime.vehicle.delay import DelayLine, Held
 from misfire_runtime.vehicle.probation import Vitals, memory_bytes
 
 _LOG = logging.getLogger(__name__)
@@ -127,8 +129,9 @@ class Vehicle:
         self._progress = Progress(state_dir / "progress.json")
         self._memory = TriggerMemory(state_dir / "triggers.json")
         self._resume = resume
+        self._delay = self._make_delay()
         if resume:
-            self.selector.relearn(self._memory.load(scorer.label))
+            self._relearn(self._memory.load(scorer.label))
         self._on_tick = on_tick
         self._pending_lock = threading.Lock()
         self._pending: tuple[VehicleConfig, Scorer, Selector] | None = None
@@ -171,9 +174,12 @@ class Vehicle:
             while not stop.is_set():
                 if not self._next_frame(reader, stop) and reader.ended:
                     break
+                if self._delay is not None:
+                    self._keep([self._select(held) for held in self._delay.overdue()], stop)
                 if time.monotonic() >= self._next_tick_s:
                     self._tick()
         finally:
+            self._decide_all(stop)
             self._busy_since = None
             self._finished = reader.ended and not stop.is_set()
             for source in self.sources:
@@ -184,7 +190,7 @@ class Vehicle:
             if self._finished:
                 self._memory.forget()
             else:
-                self._memory.save(self.scorer.label, self.selector.learned())
+                self._memory.save(self.scorer.label, self._learned())
             reader.close()
         return self.report()
 
@@ -209,7 +215,10 @@ class Vehicle:
             frames_per_s=round(stats.frames / elapsed, 2),
             latency_ms_p50=round(p50, 3),
             latency_ms_p99=round(p99, 3),
-            problems=[problem for source in self.sources for problem in source.counts.problems],
+            problems=[
+                *(problem for source in self.sources for problem in source.counts.problems),
+                *self.not_available,
+            ],
             finished=self._finished,
         )
 
@@ -241,6 +250,11 @@ class Vehicle:
         silent = now - self.statistics.last_frame_s
         coming = now - self._taken_s < COMING_S or self.standing_s > 0
         return silent if coming and not self._finished else 0.0
+
+    @property
+    def not_available(self) -> list[str]:
+        """Returns a sentence per source and score that triggers look at and that cannot be computed."""
+        return [] if self._delay is None else self._delay.problems
 
     def vitals(self) -> Vitals:
         """Returns how it does, for the judgement of a desired configuration on trial."""
@@ -311,6 +325,8 @@ class Vehicle:
 
     def _process(self, frame: Frame, stop: threading.Event) -> None:
         if self._pending is not None:
+            # By the triggers that they were scored for: another bundle's scores are other scores.
+            self._decide_all(stop)
             self._take_over()
         live = self._live[frame.source]
         # Before the ladder, which may skip a frame: the random stream must be complete.
@@ -325,18 +341,38 @@ class Vehicle:
         for name in scored.refused:
             self.statistics.refused_scores[name] += 1
         seen = ScoredFrame(frame, scored, self.scorer.label, self.context.snapshot(), self.statistics.frames)
-        choice = self.selector.select(
-            seen, in_stream=in_stream, triggered=not (live and self.ladder.random_only)
-        )
+        held = Held(seen, in_stream)
+        settled = [held] if self._delay is None else self._delay.add(held, live=live)
+        chosen = [self._select(held) for held in settled]
         self.statistics.frame(scored.scores, latency_s=time.perf_counter() - began)
-        if choice is not None:
-            self.writer.put(replace(seen, choice=choice), wait=not live, stop=stop)
-        # Clips are the first thing that the ladder leaves out.
-        elif self.writer.clips is not None and self.ladder.step == 0:
-            self.writer.offer_to_ring(seen)
-        identity = self._identities[frame.source]
-        if identity:
-            self._positions[identity] = frame.index + 1
+        self._keep(chosen, stop)
+
+    def _decide_all(self, stop: threading.Event) -> None:
+        """Decides on the frames that wait, without what would have been known of them later."""
+        if self._delay is not None:
+            self._keep([self._select(held) for held in self._delay.flush()], stop)
+
+    def _select(self, held: Held) -> ScoredFrame:
+        """Returns the frame with the choice on it, if it is kept."""
+        frame = held.frame
+        if self._delay is not None and TEMPORAL in frame.scored.scores:
+            self.statistics.late_score(TEMPORAL, frame.scored.scores[TEMPORAL])
+        triggered = not (self._live[frame.source] and self.ladder.random_only)
+        choice = self.selector.select(frame, in_stream=held.in_stream, triggered=triggered)
+        return frame if choice is None else replace(frame, choice=choice)
+
+    def _keep(self, decided: Sequence[ScoredFrame], stop: threading.Event) -> None:
+        """Hands in the frames that are kept; the others at most to the clips' ring."""
+        for seen in decided:
+            if seen.choice is not None:
+                self.writer.put(seen, wait=not self._live[seen.source], stop=stop)
+            # Clips are the first thing that the ladder leaves out.
+            elif self.writer.clips is not None and self.ladder.step == 0:
+                self.writer.offer_to_ring(seen)
+            # Only of frames that are decided on: a restart reads those that waited again.
+            identity = self._identities[seen.source]
+            if identity:
+                self._positions[identity] = seen.frame.index + 1
 
     def _in_stream(self, frame: Frame, *, live: bool) -> bool:
         if self._random.rate <= 0:
@@ -372,13 +408,14 @@ class Vehicle:
         selector.suppressed = self.selector.suppressed
         old = self.scorer
         # Thresholds learned from one bundle's scores mean nothing for another's.
-        if scorer is old:
-            selector.relearn(self.selector.learned())
+        learned = self._learned() if scorer is old else {}
         if (config.clips, config.encode) != (self.config.clips, self.config.encode):
             self.writer.change(_writer_options(config), _clips(config))
         self.ladder.table = config.degrade
         self.config, self.scorer, self.selector, self._random = config, scorer, selector, selector.random
         self.budget.limits = config.limits
+        self._delay = self._make_delay()
+        self._relearn(learned)
         if scorer is not old:
             old.close()
             _LOG.info("bundle_switched", extra={"fields": {"from": old.label, "to": scorer.label}})
@@ -387,12 +424,30 @@ class Vehicle:
         random = self._random
         if config.random != self.config.random:
             random = self._make_random(config)
+        used: set[str] = set()
         return Selector(
-            build_triggers(config.triggers, scorer=scorer),
+            build_triggers(config.triggers, scorer=scorer, used=used),
+            used=used,
             random=random,
             novelty=Novelty(**config.novelty.model_dump()) if config.novelty is not None else None,
             budget=self.budget,
         )
+
+    def _make_delay(self) -> DelayLine | None:
+        """Returns a place for frames to wait, if a trigger looks at what is known only later."""
+        # A bundle may have a score of that name: then it is known at once.
+        if TEMPORAL not in self.selector.used or TEMPORAL in self.scorer.tables:
+            return None
+        return DelayLine(self.scorer)
+
+    def _learned(self) -> Learned:
+        late = {} if self._delay is None else self._delay.learned()
+        return {**self.selector.learned(), **late}
+
+    def _relearn(self, learned: Learned) -> None:
+        self.selector.relearn(learned)
+        if self._delay is not None:
+            self._delay.relearn(learned)
 
     def _make_random(self, config: VehicleConfig) -> RandomStream:
         seed = config.random.seed
@@ -406,7 +461,7 @@ class Vehicle:
         keep: Callable[[], None] = self.budget.keep
         if time.monotonic() >= self._remember_at_s:
             self._remember_at_s = time.monotonic() + REMEMBER_S
-            keep = partial(self._remember, self.scorer.label, self.selector.learned())
+            keep = partial(self._remember, self.scorer.label, self._learned())
         # A copy of the positions: the frame path goes on while the writer writes them.
         if not self.writer.mark(counts, dict(self._positions), keep):
             for name, value in counts.items():

@@ -69,7 +69,7 @@ def health(
     """Returns `ok` and what is wrong; others: problems that the vehicle itself does not know of.
 
     uplink: why nothing gets through to the fleet. It is shown, but a vehicle without a connection is well:
-    its samples wait.
+    its samples wait. So is one whose frames are too rare for a score that a trigger names (`not_available`).
     A vehicle is ill if a source stalls or fails, nothing may leave for privacy's sake, the spool fails, the
     frame path stands still, frames come and none is scored, or there was no frame for `silence_s`.
     """
@@ -95,6 +95,7 @@ def health(
         "provider": vehicle.scorer.engine.provider,
         "step": vehicle.ladder.step,
         "frames": vehicle.statistics.frames,
+        "not_available": vehicle.not_available,
         "uplink": uplink,
     }
 
