@@ -27,6 +27,7 @@ from misfire_train.boxes.columns import BOX, CELL_X, CLASS, FINAL, IGNORE, STRID
 from misfire_train.boxes.geometry import areas, iou_matrix
 from misfire_train.boxes.losses import f1, frame_errors, frame_failed, frame_loss
 from misfire_train.boxes.matching import Match, match_frames
+from misfire_train.boxes.training_loss import training_loss
 from misfire_train.drawing import (
     RIGHT,
     SIDE,
@@ -170,6 +171,10 @@ class Detection(Task):
         """Returns the smoothed LRP of each frame at the deployed threshold, [N], in 0..1."""
         losses = [frame_loss(match, self.rule) for match in self._matches(outputs, targets)]
         return torch.tensor(losses, dtype=torch.float32)
+
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Returns the loss of classes, boxes and spread of a dense answer whose cells are known."""
+        return training_loss(outputs, targets, self.rule)
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns F1 at the deployed threshold, over all frames together."""
