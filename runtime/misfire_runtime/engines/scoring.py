@@ -106,6 +106,11 @@ class Scored:
         return {name: self.percentile(name) for name in self.scores}
 
     @property
+    def outputs(self) -> Outputs:
+        """Returns every output of the graph, by its name."""
+        return self._outputs
+
+    @property
     def nbytes(self) -> int:
         """Returns the bytes of the outputs that it keeps alive."""
         return sum(values.nbytes for values in self._outputs.values())

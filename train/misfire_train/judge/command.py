@@ -1,35 +1,56 @@
-"""Implements `misfire evaluate`: judges the failure scores of a run on data that it never saw."""
+"""Implements `misfire evaluate`: judges failure scores on data that nothing was fitted on.
+
+    misfire evaluate RUN                            the scores of a training run
+    misfire evaluate --bundle BUNDLE --dataset D    the scores of a bundle, by the vehicle's engine
+    misfire evaluate --scores table.parquet         scores that were computed elsewhere
+
+All three give the same report, page, JSON and gate.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from misfire_train.errors import JudgeError
 from misfire_train.options import AsJson, CorruptionName, DataFolder, JudgedPart
 
+if TYPE_CHECKING:
+    from misfire_train.judge.evidence import Evidence
+    from misfire_train.judge.report import Report
+    from misfire_train.judge.run_judging import Judging
+    from misfire_train.judge.tables import TableJudging
+
 
 def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="Judge the training run in this folder.")] = None,
     *,
-    run: Annotated[Path, typer.Argument(help="Judge the training run in this folder.")],
     out: Annotated[Path, typer.Option(help="Write report.json and report.html to this folder.")],
-    data: DataFolder = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Judge on this data set. Default: the run's own.")
+    bundle: Annotated[
+        Path | None, typer.Option(help="Judge the bundle in this folder on --dataset, instead of a run.")
     ] = None,
     scores: Annotated[
         str,
         typer.Option(
             help="Judge these scores, comma-separated: all, free (scores of the outputs), learning_loss_pp, "
-            "or other names."
+            "or other names. Or judge the table of scores in this file, instead of a run: .parquet, .csv or "
+            ".npz with columns id, failed or loss, group, and any scores."
         ),
     ] = "all",
+    data: DataFolder = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Judge on this data set. Default: the run's own; a bundle needs one."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="With --bundle: the task of a custom bundle, as module:task.")
+    ] = "",
     shift: Annotated[
         str,
         typer.Option(
@@ -49,11 +70,37 @@ def evaluate(
         bool, typer.Option(help="Fit the head again without each corruption that it is judged on.")
     ] = True,
     failure_threshold: Annotated[
-        float | None, typer.Option(help="Count a loss above this as a failure. Default: the run's own.")
+        float | None,
+        typer.Option(
+            help="Count a loss above this as a failure. Default: the run's or bundle's own; of a table, its "
+            "column failed."
+        ),
     ] = None,
     slices: Annotated[
         Path | None, typer.Option(help="Compare slices by this CSV: a column id, and one per kind of slice.")
     ] = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="With a table: name columns by role, such as failed=wrong,group=drive. Roles: id, failed, "
+            "loss, group, shift, and the counts errors, missed, false, objects. Default: named as their role."
+        ),
+    ] = "",
+    score_columns: Annotated[
+        str,
+        typer.Option(help="With a table: judge these columns, comma-separated. Default: all other numbers."),
+    ] = "",
+    free: Annotated[
+        str,
+        typer.Option(
+            help="With a table: name the scores that cost nothing, comma-separated. Default: those that "
+            "misfire knows as free, such as msp and entropy."
+        ),
+    ] = "",
+    slice_columns: Annotated[
+        str,
+        typer.Option(help="With a table: compare the values of these columns, comma-separated, as slices."),
+    ] = "",
     max_gap: Annotated[
         float | None,
         typer.Option(
@@ -68,34 +115,138 @@ def evaluate(
     """Judge every failure score on held-out data, and name the one to trigger on."""
     from rich.console import Console
 
+    from misfire_train.judge.run_judging import Judging
+    from misfire_train.judge.tables import TABLES, TableJudging, is_table
+
+    _require_one(run, bundle, scores, tables=TABLES)
+    labels = _read_slices(slices) if slices else {}
+    for_tables = {"columns": columns, "score-columns": score_columns, "free": free}
+    if is_table(scores):
+        # Silence would suggest that an option took effect.
+        _refuse(
+            {"dataset": dataset, "task": task, "shift": shift, "limit": limit}, "a table holds no pictures"
+        )
+        judging = TableJudging(
+            columns=_pairs(columns),
+            scores=_names(score_columns),
+            free=_names(free) or None,
+            slices=_names(slice_columns),
+            slice_labels=labels,
+            failure_threshold=failure_threshold,
+            replicates=replicates,
+            seed=seed,
+        )
+        report, evidence = _judge_table(Path(scores), judging)
+    else:
+        _refuse(for_tables | {"slice-columns": slice_columns}, "it is for --scores TABLE")
+        shifts = get_args(CorruptionName) if shift == "all" else _names(shift)
+        _check_shifts(shifts)
+        wanted = Judging(
+            scores=_names(scores),
+            shifts=shifts,
+            severity=severity,
+            part=part,
+            limit=limit,
+            refit=refit,
+            failure_threshold=failure_threshold,
+            slices=labels or None,
+            replicates=replicates,
+            seed=seed,
+        )
+        console = Console(stderr=True)
+
+        def progress(text: str) -> None:
+            console.print(text, style="dim", markup=False)
+
+        if run is not None:
+            report, evidence = _judge_run(run, wanted, dataset=dataset, data=data, progress=progress)
+        else:
+            assert bundle is not None
+            if dataset is None:
+                raise JudgeError("--bundle needs --dataset: labelled frames that it has not seen")
+            report, evidence = _judge_bundle(
+                bundle, wanted, dataset=dataset, task=task, data=data, progress=progress
+            )
+    _publish(report, evidence, out, as_json=as_json)
+    _check_gaps(report, max_gap)
+
+
+def _require_one(run: Path | None, bundle: Path | None, scores: str, *, tables: Sequence[str]) -> None:
+    """Raises JudgeError unless one thing to judge is named, and named by the option that takes it."""
+    from misfire_runtime.bundle import MANIFEST
+    from misfire_train.runs import RECORD
+
+    table = scores if Path(scores).suffix.lower() in tables else ""
+    if run is not None and run.suffix.lower() in tables and not run.is_dir():
+        raise JudgeError(f"{run} is a table of scores, not a run: misfire evaluate --scores {run} --out ...")
+    if run is not None and (run / MANIFEST).is_file() and not (run / RECORD).is_file():
+        raise JudgeError(
+            f"{run} is a bundle, not a run: misfire evaluate --bundle {run} --dataset DATA --out ..."
+        )
+    if bundle is not None and (bundle / RECORD).is_file() and not (bundle / MANIFEST).is_file():
+        raise JudgeError(f"{bundle} is a run, not a bundle: misfire evaluate {bundle} --out ...")
+    if sum((run is not None, bundle is not None, bool(table))) != 1:
+        raise JudgeError(
+            "name what to judge: a run's folder, --bundle FOLDER --dataset DATA, or --scores TABLE"
+            + (f" ({', '.join(tables)})" if run is None and bundle is None else "; one of them")
+        )
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises JudgeError if one of these options is given."""
+    given = next((name for name, value in options.items() if value), None)
+    if given is not None:
+        raise JudgeError(f"--{given} does not fit here: {why}")
+
+
+def _judge_table(path: Path, judging: TableJudging) -> tuple[Report, Evidence]:
+    from misfire_train.judge.tables import judge_table
+
+    return judge_table(path, judging)
+
+
+def _judge_run(
+    path: Path,
+    judging: Judging,
+    *,
+    dataset: str | None,
+    data: Path | None,
+    progress: Callable[[str], None],
+) -> tuple[Report, Evidence]:
     from misfire_train.data import load_dataset
-    from misfire_train.judge.report import print_report
-    from misfire_train.judge.report.page import write_page
-    from misfire_train.judge.run_judging import Judging, judge_run
+    from misfire_train.judge.run_judging import judge_run
     from misfire_train.judge.score_names import chosen_scores
     from misfire_train.runs import load_run, read_record
 
-    wanted, shifts = _names(scores), get_args(CorruptionName) if shift == "all" else _names(shift)
-    chosen_scores(wanted, read_record(run))  # a wrong name is refused before the data are read
-    _check_shifts(shifts)
-    loaded = load_run(run)
-    source = load_dataset(dataset or loaded.record.dataset.name, root=data)
-    judging = Judging(
-        scores=wanted,
-        shifts=shifts,
-        severity=severity,
-        part=part,
-        limit=limit,
-        refit=refit,
-        failure_threshold=failure_threshold,
-        slices=_read_slices(slices) if slices else None,
-        replicates=replicates,
-        seed=seed,
-    )
-    console = Console(stderr=True)
-    report, evidence = judge_run(
-        loaded, source, judging, progress=lambda text: console.print(text, style="dim", markup=False)
-    )
+    chosen_scores(judging.scores, read_record(path))  # a wrong name is refused before the data are read
+    run = load_run(path)
+    source = load_dataset(dataset or run.record.dataset.name, root=data)
+    return judge_run(run, source, judging, progress=progress)
+
+
+def _judge_bundle(
+    path: Path,
+    judging: Judging,
+    *,
+    dataset: str,
+    task: str,
+    data: Path | None,
+    progress: Callable[[str], None],
+) -> tuple[Report, Evidence]:
+    from misfire_train.judge.bundle_judging import judge_bundle, load_frames, open_bundle
+
+    subject = open_bundle(path, task=task)
+    try:
+        frames = load_frames(subject, dataset, data=data)
+        return judge_bundle(subject, frames, judging, progress=progress)
+    finally:
+        subject.close()
+
+
+def _publish(report: Report, evidence: Evidence, out: Path, *, as_json: bool) -> None:
+    from misfire_train.judge.report import print_report
+    from misfire_train.judge.report.page import write_page
+
     out.mkdir(parents=True, exist_ok=True)
     report.write_json(out / "report.json")
     write_page(report, evidence, out / "report.html")
@@ -104,6 +255,10 @@ def evaluate(
     else:
         print_report(report)
         typer.echo(f"{out / 'report.html'}")
+
+
+def _check_gaps(report: Report, max_gap: float | None) -> None:
+    """Exits with 1 if errors of two slices differ by more; the report, which shows them, is written."""
     wide = [
         f"{slice_.name}: error differs by {gap.gap.value:.3f} between {gap.smallest} and {gap.largest}"
         for slice_ in report.slices
@@ -112,12 +267,22 @@ def evaluate(
     ]
     if wide:
         typer.echo("\n".join(wide), err=True)
-        # After the report was written, which shows the slices that differ.
         sys.exit(1)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Returns {role: column}."""
+    found = {}
+    for pair in _names(text):
+        role, equals, column = pair.partition("=")
+        if not equals:
+            raise JudgeError(f"--columns is {text!r}; expected ROLE=COLUMN, such as failed=wrong,group=drive")
+        found[role.strip()] = column.strip()
+    return found
 
 
 def _check_shifts(names: Sequence[str]) -> None:

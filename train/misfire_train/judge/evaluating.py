@@ -21,6 +21,7 @@ from misfire_train.judge.slices import MIN_FRAMES, slice_report
 from misfire_train.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
 from misfire_train.metrics.calibration import fit_loss_scale, loss_reliability
 from misfire_train.metrics.correlation import kendall, pair_accuracy, spearman
+from misfire_train.metrics.counts import CountTable, count_table
 from misfire_train.metrics.detection import BUDGETS, budget_table
 from misfire_train.metrics.risk import augrc_references, aurc_references, risk_coverage_curve
 
@@ -82,6 +83,7 @@ def evaluate(
             where,
             rules.free,
             refitted={f"{s} without {name}": np.asarray(v) for s, v in rules.refitted.get(name, {}).items()},
+            against=gate.best_free,
             replicates=replicates,
             seed=seed,
         )
@@ -122,6 +124,7 @@ def _condition(
     free: Collection[str],
     *,
     refitted: Mapping[str, NDArray[Any]],
+    against: str,
     replicates: int,
     seed: int,
 ) -> Condition:
@@ -164,6 +167,28 @@ def _condition(
         aurc=aurc_references(risk),
         augrc=augrc_references(risk),
         scores=scores,
+        counts=_counts(evidence, rows, parts, against=against, replicates=replicates, seed=seed),
+    )
+
+
+def _counts(
+    evidence: Evidence,
+    rows: NDArray[np.intp],
+    scores: Mapping[str, NDArray[Any]],
+    *,
+    against: str,
+    replicates: int,
+    seed: int,
+) -> CountTable | None:
+    if not evidence.counts:
+        return None
+    return count_table(
+        scores,
+        {name: values[rows] for name, values in evidence.counts.items()},
+        against=against,
+        groups=evidence.clusters()[0][rows],
+        replicates=replicates,
+        seed=seed,
     )
 
 

@@ -7,13 +7,14 @@ share it), `groups` the drive, vehicle or track, `shifts` the corruption family,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_train.errors import JudgeError
+from misfire_train.metrics.counts import as_counts
 from misfire_train.metrics.ranking import Floats, as_failures, as_losses, as_scores, same_length
 
 CLEAN = "clean"
@@ -32,6 +33,7 @@ class Evidence:
         risk: [N] what risk curves add up: the loss if a failure is a loss above a threshold, else failures.
         groups, frames, shifts: [N] labels.
         failure_threshold: that threshold, None if failures were given.
+        counts: {name: [N]} of things in each frame: errors, missed, false, objects; those that are known.
     """
 
     scores: Mapping[str, NDArray[Any]]
@@ -42,6 +44,7 @@ class Evidence:
     frames: NDArray[Any]
     shifts: NDArray[Any]
     failure_threshold: float | None = None
+    counts: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.failed)
@@ -57,6 +60,7 @@ class Evidence:
         groups: ArrayLike | None = None,
         frames: ArrayLike | None = None,
         shifts: ArrayLike | None = None,
+        counts: Mapping[str, ArrayLike] | None = None,
     ) -> Evidence:
         """Checks and fills in: failures from the loss, the loss from failures, a frame as its own group.
 
@@ -68,6 +72,7 @@ class Evidence:
             groups: [N] drive, vehicle or track, never split between folds.
             frames: [N] the photo that a row shows; its corrupted copies share it.
             shifts: [N] corruption family, "clean" for none.
+            counts: {name: [N]} of errors, missed and false boxes and objects, as far as they are known.
 
         Raises:
             JudgeError: NaN (named by frame), lengths that differ, or neither failures nor a thresholded loss.
@@ -95,9 +100,10 @@ class Evidence:
             frames=frame_labels,
             shifts=np.full(count, CLEAN) if shifts is None else np.asarray(shifts),
             failure_threshold=failure_threshold,
+            counts=as_counts(counts or {}),
         )
         columns = {name: getattr(evidence, name) for name in ("failed", "loss", "groups", "frames", "shifts")}
-        same_length(**columns, **arrays)
+        same_length(**columns, **arrays, **{f"count {n!r}": v for n, v in evidence.counts.items()})
         return evidence
 
     @property

@@ -24,6 +24,7 @@ from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.frames import frames_to_fit, signals_to_fit
 from misfire_train.fitting.refit import refit_of_run
 from misfire_train.heads import recipe_named
+from misfire_train.judge.columns import Column, LossColumns, slices_of, some_of, stack
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import GateRules
@@ -38,8 +39,6 @@ from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable
 
 _PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
-# A table of more groups is no longer read.
-_MAX_GROUPS_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,6 @@ class Judging:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class _Column:
-    """Holds one condition: scores {name: [N]}, loss [N], and failures [N] if the answer itself decides."""
-
-    scores: Mapping[str, NDArray[Any]]
-    loss: NDArray[np.float64]
-    failed: NDArray[np.bool_] | None
-
-
 def judge_run(
     run: Run, dataset: Dataset, judging: Judging, *, progress: Callable[[str], None] = lambda _text: None
 ) -> tuple[Report, Evidence]:
@@ -97,31 +87,20 @@ def judge_run(
         columns[name] = _column(run, rows, modules, task=task, seed=judging.seed)
     refitted, known, notes = _refit(run, task, parts, images, judging, progress=progress)
     progress("judging")
-    stacked = {
-        m.name: np.concatenate([column.scores[m.name] for column in columns.values()]) for m in modules
-    }
-    loss = np.concatenate([column.loss for column in columns.values()])
-    count = len(columns)
-    evidence = Evidence.of(
-        stacked,
-        loss=loss,
-        **_truth(columns, task),
-        # Rows go condition by condition, each over the same frames.
-        frames=np.tile(np.array(examples.ids), count),
-        groups=np.tile(np.array(examples.groups), count),
-        shifts=np.repeat(np.array(list(columns)), len(examples)),
-    )
+    evidence = stack(columns, examples, task)
     rules = GateRules(
         free=set(_free_names(run)),
         fallback=task.default_free_score,
-        refitted=_stack_refits(refitted, columns, stacked),
+        refitted=_stack_refits(refitted, columns, evidence.scores),
         known=known,
         seed=judging.seed,
     )
     report = evaluate(
         evidence,
         rules,
-        slices=_slices(run, examples, judging, count),
+        slices=slices_of(
+            run.task, examples, run.record.classes, stated=judging.slices or {}, repeats=len(columns)
+        ),
         loss_scales=_loss_scales(run, parts, modules),
         loss_scales_from="the run's calibration part",
         replicates=judging.replicates,
@@ -142,11 +121,7 @@ def _part(parts: Mapping[str, Examples], judging: Judging) -> Examples:
         raise JudgeError(f"the run has no part {judging.part!r}; there are {', '.join(parts)}")
     if judging.part in ("train", "validation", "holdout"):
         raise JudgeError(f"model or scores were fitted on the {judging.part} part; judge on test or field")
-    examples = parts[judging.part]
-    if judging.limit is None or judging.limit >= len(examples):
-        return examples
-    rng = np.random.default_rng(judging.seed)
-    return examples.take(np.sort(rng.choice(len(examples), judging.limit, replace=False)))
+    return some_of(parts[judging.part], limit=judging.limit, seed=judging.seed)
 
 
 def _shifted(examples: Examples, family: str, judging: Judging) -> Examples:
@@ -184,18 +159,13 @@ def _free_names(run: Run) -> list[str]:
     return names_for(run.task, free=True)
 
 
-def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> _Column:
+def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> Column:
     scores = compute(run, examples, modules, batch=task.score_batch, seed=seed) if modules else {}
-    losses, failed = [], []
-    knows = task.answer_decides
+    losses = LossColumns(task)
     with evaluating(run.probe), torch.no_grad():
-        for rows, image in batches(examples, contract=run.contract, size=256):
-            outputs = task.condense(run.probe(image).outputs)
-            targets = task.collate(examples.targets[rows])
-            losses.append(task.sample_loss(outputs, targets).double().numpy())
-            if knows:
-                failed.append(task.failed(outputs, targets).numpy())
-    return _Column(scores, np.concatenate(losses), np.concatenate(failed) if knows else None)
+        for rows, image in batches(examples, contract=run.contract, size=task.score_batch):
+            losses.add(run.probe(image).outputs, task.collate(examples.targets[rows]))
+    return losses.column({module.name: scores[module.name] for module in modules})
 
 
 def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tuple[Task, str]:
@@ -217,15 +187,6 @@ def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tupl
     if settled is None:
         return task, "the answer is wrong"
     return task, f"loss above {settled.threshold:.4g}: {settled.source}"
-
-
-def _truth(columns: Mapping[str, _Column], task: Task) -> dict[str, Any]:
-    """Returns failed and failure_threshold, one of them None."""
-    known = [column.failed for column in columns.values() if column.failed is not None]
-    return {
-        "failed": np.concatenate(known) if known else None,
-        "failure_threshold": task.failure_threshold,
-    }
 
 
 def _refit(
@@ -259,7 +220,7 @@ def _refit(
 
 def _stack_refits(
     refitted: Mapping[str, Mapping[str, NDArray[Any]]],
-    columns: Mapping[str, _Column],
+    columns: Mapping[str, Column],
     stacked: Mapping[str, NDArray[Any]],
 ) -> dict[str, dict[str, NDArray[Any]]]:
     result: dict[str, dict[str, NDArray[Any]]] = {}
@@ -285,21 +246,6 @@ def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Scor
     # The judged frames must not set the scale that is judged on them.
     column = _column(run, parts["calibration"], [run.head], task=run.task, seed=0)
     return {run.head.name: fit_loss_scale(column.scores[run.head.name], column.loss)}
-
-
-def _slices(run: Run, examples: Examples, judging: Judging, repeats: int) -> dict[str, NDArray[Any]]:
-    found = run.task.slices(examples.targets, run.record.classes)
-    groups = np.unique(examples.groups)
-    if 1 < len(groups) <= _MAX_GROUPS_SHOWN:
-        found["group"] = np.array(examples.groups)
-    for name, labels in (judging.slices or {}).items():
-        missing = [identity for identity in examples.ids if identity not in labels]
-        if missing:
-            raise JudgeError(
-                f"slice {name!r} has no label for {missing[0]!r} ({len(missing)} frames without one)"
-            )
-        found[name] = np.array([labels[identity] for identity in examples.ids])
-    return {name: np.tile(labels, repeats) for name, labels in found.items()}
 
 
 def _settings(

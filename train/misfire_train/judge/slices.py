@@ -20,6 +20,8 @@ from misfire_train.metrics.detection import auroc
 from misfire_train.metrics.ranking import Floats, as_failures, as_scores, same_length
 
 MIN_FRAMES = 30
+MAX_GROUPS_SHOWN = 40
+"""Groups above which no slice shows them: such a table is not read."""
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,18 @@ class Task(ABC):
         """Returns the targets of several examples as the array that `Examples` holds."""
         return np.stack(list(targets))
 
+    def renumber(self, targets: NDArray[Any], index: Sequence[int]) -> NDArray[Any]:
+        """Returns the targets of several examples for a network whose classes are in another order.
+
+        index: the network's number of each class of the data.
+        """
+        if not self.by_class or tuple(index) == tuple(range(len(index))):
+            return targets
+        # 255 marks pixels without a label, which stay.
+        table = np.arange(max(256, len(index)))
+        table[: len(index)] = index
+        return np.asarray(table[targets], targets.dtype)
+
     def collate(self, targets: Any) -> Tensor:
         """Returns the targets [N,...] of several examples as one tensor, padded if they are ragged."""
         return torch.as_tensor(targets)

@@ -120,6 +120,15 @@ class Detection(Task):
             stacked[position] = np.asarray(rows, np.float32).reshape(-1, FINAL)
         return stacked
 
+    def renumber(self, targets: NDArray[Any], index: Sequence[int]) -> NDArray[Any]:
+        """Returns boxes that count the classes of another network; regions of no class stay."""
+        numbers = np.asarray(index, np.float32)
+        rows = [np.array(each, np.float32) for each in targets]
+        for boxes in rows:
+            of_class = boxes[:, CLASS] >= 0
+            boxes[of_class, CLASS] = numbers[boxes[of_class, CLASS].astype(int)]
+        return self.stack(rows)
+
     def collate(self, targets: Any) -> Tensor:
         """Returns [N,G,6], padded with rows of class -1 to the most objects of a frame, at least one."""
         if isinstance(targets, Tensor):

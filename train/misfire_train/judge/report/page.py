@@ -16,8 +16,9 @@ from misfire_runtime import __version__
 from misfire_runtime.files import write_durably
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.report import plots
-from misfire_train.judge.report.report import ALL, Report, by_auroc
+from misfire_train.judge.report.report import ALL, COUNTED, Report, by_auroc
 from misfire_train.metrics.bootstrap import Comparison, Estimate
+from misfire_train.metrics.counts import CountTable
 
 _CURVES_SHOWN = 5
 _KINDS = {
@@ -42,7 +43,14 @@ def render(report: Report, evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "estimate": estimate_text, "difference": difference_text}
+    environment.filters |= {
+        "number": number,
+        "estimate": estimate_text,
+        "difference": difference_text,
+        "amount": amount_text,
+        "measure": measure_text,
+        "points": lambda found: difference_text(found, 1, factor=100),
+    }
     return environment.get_template("report.html.j2").render(
         report=report,
         version=__version__,
@@ -50,6 +58,8 @@ def render(report: Report, evidence: Evidence) -> str:
         ranked={condition.name: by_auroc(condition) for condition in report.conditions},
         plots=_plots(report, evidence),
         kinds=_KINDS,
+        counted=COUNTED,
+        count_measures=count_measures,
     )
 
 
@@ -67,11 +77,26 @@ def estimate_text(found: Estimate, digits: int = 3, *, percent: bool = False) ->
     return Markup("{}{} <small>{}–{}</small>").format(value, " %" if percent else "", low, high)
 
 
-def difference_text(found: Comparison, digits: int = 4) -> Markup:
+def difference_text(found: Comparison, digits: int = 4, *, factor: float = 1) -> Markup:
     """Returns the signed difference and interval, coloured if the interval excludes zero."""
     kind = "better" if found.a_wins else "worse" if found.b_wins else "open"
-    value, low, high = (f"{v:+.{digits}f}" for v in (found.difference, found.low, found.high))
+    value, low, high = (f"{factor * v:+.{digits}f}" for v in (found.difference, found.low, found.high))
     return Markup('<span class="{}">{}</span> <small>{} … {}</small>').format(kind, value, low, high)
+
+
+def count_measures(table: CountTable) -> list[str]:
+    """Returns the measures that the page has a column for: all but those of false boxes."""
+    return [measure for measure in table.random if not measure.startswith("false")]
+
+
+def measure_text(measure: str) -> str:
+    """Returns the words of a measure: "missed_at_5%" is "missed at 5 %"."""
+    return measure.replace("_", " ").replace("%", " %")
+
+
+def amount_text(found: Estimate, measure: str) -> Markup:
+    """Returns a share in percent, and a number for each upload or label as it is."""
+    return estimate_text(found, 2) if "_per_" in measure else estimate_text(found, 0, percent=True)
 
 
 def _plots(report: Report, evidence: Evidence) -> dict[str, Any]:

@@ -22,10 +22,13 @@ from misfire_train.judge.plain import json_value
 from misfire_train.judge.slices import SliceReport
 from misfire_train.metrics.bootstrap import Estimate
 from misfire_train.metrics.calibration import Reliability
+from misfire_train.metrics.counts import COUNT_BUDGETS, CountTable
 from misfire_train.metrics.detection import BudgetRow
 from misfire_train.metrics.risk import References
 
 ALL = "all conditions"
+COUNTED = {"errors": "errors", "missed": "missed objects", "false": "false boxes", "objects": "objects"}
+"""What is counted, in words."""
 _WIDE = 110
 
 
@@ -46,7 +49,10 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Condition:
-    """Holds all scores on the rows of one shift, or of all. aurc, augrc: what the oracle and chance reach."""
+    """Holds all scores on the rows of one shift, or of all.
+
+    aurc, augrc: what the oracle and chance reach.  counts: what uploads find of things that are counted.
+    """
 
     name: str
     samples: int
@@ -55,6 +61,7 @@ class Condition:
     aurc: References
     augrc: References
     scores: tuple[ScoreRow, ...]
+    counts: CountTable | None = None
 
     @property
     def error(self) -> float:
@@ -147,6 +154,8 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         out.print(f"a failure: {report.settings['failure']}", markup=False, highlight=False)
     for condition in report.conditions:
         out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
+        if condition.counts is not None:
+            out.print(count_rows(condition, winner=report.gate.winner))
     for name, reason in (report.skipped or {}).items():
         out.print(f"left out: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for note in report.gate.notes:
@@ -181,6 +190,24 @@ def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
     for row in by_auroc(condition):
         style = "bold" if row.name == winner else None
         table.add_row(*(cell(row) for cell in columns.values()), style=style)
+    return table
+
+
+def count_rows(condition: Condition, *, winner: str) -> Table:
+    """Returns shares of missed objects and of errors in the uploaded 1, 5 and 10 % of frames."""
+    found = condition.counts
+    assert found is not None
+    kinds = [kind for kind in ("missed", "errors") if kind in found.totals]
+    totals = ", ".join(f"{found.totals[kind]} {COUNTED[kind]}" for kind in kinds)
+    table = Table(title=f"of {totals}, found in uploads", title_justify="left", box=None, pad_edge=False)
+    table.add_column("score", no_wrap=True)
+    measures = [f"{kind}_at_{budget:.0%}" for kind in kinds for budget in COUNT_BUDGETS]
+    for measure in measures:
+        table.add_column(measure.replace("_at_", " at "), justify="right", no_wrap=True)
+    rows = {row.name: found.scores[row.name] for row in by_auroc(condition)}
+    for name, values in {**rows, "oracle": found.oracle}.items():
+        cells = (f"{100 * values[m].value:.0f} %" for m in measures)
+        table.add_row(name, *cells, style="bold" if name == winner else None)
     return table
 
 
