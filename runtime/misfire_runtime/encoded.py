@@ -26,6 +26,8 @@ _MAGIC = (
 # without a length: FF 00, TEM, RST0 to RST7, SOI, and fill bytes.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _JPEG_END, _JPEG_APP1 = b"\xd9", b"\xe1"
+# Start of frame, for every way of coding. C4, C8 and CC in between are other things.
+_JPEG_FRAMES = frozenset(bytes([code]) for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC))
 _EXIF = b"Exif\0\0"
 
 
@@ -60,6 +62,20 @@ def without_trailer(data: bytes, *, name: str = "image") -> bytes:
     if end is None or end > len(data):
         raise ImageError(f"{name}: truncated {missing}")
     return data if end == len(data) else data[:end]
+
+
+def stated_size(data: bytes) -> tuple[int, int] | None:
+    """Returns width and height as the header of a JPEG or PNG states them; None if it does not."""
+    media_type = picture_format(data)
+    if media_type == "image/png" and len(data) >= 24:
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if media_type != "image/jpeg":
+        return None
+    at = next((at for marker, at, _end in _jpeg_segments(data) if marker in _JPEG_FRAMES), None)
+    if at is None or len(data) < at + 5:
+        return None
+    # Bits per sample, height, width.
+    return int.from_bytes(data[at + 3 : at + 5], "big"), int.from_bytes(data[at + 1 : at + 3], "big")
 
 
 def exif_block(data: bytes) -> bytes:

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from misfire_runtime.encoded import PNG_MAGIC, without_trailer
+from misfire_runtime.encoded import stated_size, without_trailer
 from misfire_runtime.errors import ImageError
 from misfire_runtime.placement import Placement
 
@@ -111,11 +111,10 @@ def decode_image(data: bytes, *, name: str = "image") -> Image:
     if not data:
         raise ImageError(f"{name}: empty file")
     data = without_trailer(data, name=name)
-    # A PNG of some KB can decode to gigabytes, so its size is read from the header first.
-    if data.startswith(PNG_MAGIC):
-        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"{name}: {width}x{height} is above the limit of {MAX_PIXELS} pixels")
+    # A file of some KB can decode to gigabytes, so its size is read from the header first.
+    width, height = stated_size(data) or (0, 0)
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width}x{height} is above the limit of {MAX_PIXELS} pixels")
     try:
         # COLOR: three channels of 8 bits, whatever the file has; OpenCV also applies the Exif orientation.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -11,7 +11,7 @@ from drawn_files import exif, jpeg_with_exif, png_with_exif, scene
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misfire_runtime.encoded import exif_block, picture_format, without_trailer
+from misfire_runtime.encoded import exif_block, picture_format, stated_size, without_trailer
 from misfire_runtime.errors import ImageError
 from misfire_runtime.preprocess import decode_image, encode_jpeg
 
@@ -107,3 +107,23 @@ def test_no_bytes_break_the_walk(data: bytes, head: bytes) -> None:
         assert (head + data).startswith(without_trailer(head + data))
     except ImageError as error:
         assert "truncated" in str(error)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_size_is_read_from_the_header(progressive: bool) -> None:
+    picture = np.zeros((7, 300, 3), np.uint8)
+    ways = [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
+    for ending, options in ((".jpg", ways), (".png", [])):
+        data = cv2.imencode(ending, picture, options)[1].tobytes()
+        assert stated_size(data) == (300, 7)
+        # Never an exception, wherever the file ends.
+        assert all(stated_size(data[:end]) in (None, (300, 7)) for end in range(len(data)))
+    assert stated_size(cv2.imencode(".bmp", picture)[1].tobytes()) is None
+
+
+def test_a_large_jpeg_is_refused_before_it_is_decoded() -> None:
+    data = bytearray(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (20_000).to_bytes(2, "big") * 2
+    with pytest.raises(ImageError, match=r"x.jpg: 20000x20000 is above the limit of 64000000 pixels"):
+        decode_image(bytes(data), name="x.jpg")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.train.box_labels import CLASSES, Frame, boxes_of, coco, draw, kitti, voc, voc_xml, yolo
 
-from misfire_runtime.preprocess import InputContract
+from misfire_runtime.preprocess import InputContract, encode_jpeg
 from misfire_train.data import load_dataset
 from misfire_train.data.boxes import with_contract
 from misfire_train.errors import DatasetError
@@ -191,6 +191,17 @@ def test_pictures_of_one_pixel_and_of_20000_are_read(tmp_path: Path, reader: str
         assert pixels.shape == (len(half), 3, dataset.contract.height, dataset.contract.width)
     half = dataset.train if any("wide" in each for each in dataset.train.ids) else dataset.test
     np.testing.assert_allclose(boxes_of(half, dataset, "wide.png")[0][:4], [10_000, 0, 20_000, 4], rtol=1e-4)
+
+
+def test_a_picture_of_400_megapixels_is_left_out_with_its_name(tmp_path: Path) -> None:
+    name = written(tmp_path, "coco-boxes", some())
+    data = bytearray(encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (20_000).to_bytes(2, "big") * 2
+    (tmp_path / "images/000.png").write_bytes(bytes(data))
+    assert load_dataset(name).notes[0] == (
+        "1 unreadable images skipped: images/000.png: 20000x20000 is above the limit of 64000000 pixels"
+    )
 
 
 def test_the_same_set_is_placed_anew_for_a_network_with_another_input(tmp_path: Path) -> None:
