@@ -122,7 +122,7 @@ class ScoreSpec(_Part):
 
 
 class Parity(_Part):
-    """Largest absolute difference between the trained model and this graph, per output, on real images."""
+    """Holds the largest absolute difference from the trained model, per output, on real images."""
 
     images: int = Field(gt=0)
     tolerance: float

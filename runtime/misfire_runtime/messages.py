@@ -91,13 +91,13 @@ JsonTable = Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_boun
 
 
 class Message(BaseModel):
-    """Base class of all payloads."""
+    """Ignores unknown fields and refuses numbers that are not finite; the base class of all payloads."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Clock(Message):
-    """A moment by two clocks: wall seconds since 1970, and monotonic seconds of the boot `boot_id`."""
+    """Gives a moment by two clocks: wall seconds since 1970, and monotonic seconds of the boot `boot_id`."""
 
     wall: WallTime
     monotonic: float
@@ -105,7 +105,7 @@ class Clock(Message):
 
 
 class Trigger(Message):
-    """Why a sample was selected. `random` marks the unbiased stream, which statistics are computed from."""
+    """Says why a sample was selected. Statistics are computed from the unbiased stream (`random`)."""
 
     name: Annotated[str, Field(max_length=64)]
     random: bool = False
@@ -204,7 +204,7 @@ class Reply(Message):
 
 
 class Counters(Message):
-    """Counts since the spool was created; captured = stored + pending + declined + rejected + evicted."""
+    """Counts frames and samples of a spool; captured = stored + pending + declined + rejected + evicted."""
 
     frames: Count = 0
     frames_dropped: Count = 0
@@ -233,7 +233,7 @@ class State(Message):
 
 
 class Telemetry(Message):
-    """Heartbeat. `sketches` has a mergeable DDSketch of each score on all frames (protobuf, base64)."""
+    """Reports health. `sketches` has a mergeable DDSketch of each score on all frames (protobuf, base64)."""
 
     v: Literal[1] = PROTOCOL_VERSION
     at: Clock
@@ -249,7 +249,7 @@ class Telemetry(Message):
 
 
 class Desired(Message):
-    """Desired configuration of a vehicle (retained); applied only if `version` is higher than before."""
+    """Requests a configuration (retained); a vehicle applies it if `version` is higher than before."""
 
     v: Literal[1] = PROTOCOL_VERSION
     version: Count
@@ -258,7 +258,7 @@ class Desired(Message):
 
 
 class Reported(Message):
-    """A vehicle's answer to the desired version (retained)."""
+    """Answers the desired version (retained)."""
 
     v: Literal[1] = PROTOCOL_VERSION
     version: Count

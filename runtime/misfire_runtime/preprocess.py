@@ -40,7 +40,7 @@ SizeInput = Literal["size-wh", "size-hw"]
 
 
 class InputContract(BaseModel):
-    """What a graph expects of an image.
+    """Describes the image that a graph expects.
 
     `mean` and `std` are per channel, in units of the 0..1 range; a uint8 input is normalised in the graph.
     A network that wants pixels of 0..255 as floats has `std` 1/255.
