@@ -220,6 +220,19 @@ class Counters(Message):
     lost: Annotated[dict[Key, Count], Field(max_length=64)] = {}
     """Selected frames that never became a sample, by reason ("disk full"); not part of `captured`."""
 
+    @property
+    def accounted(self) -> int:
+        """Returns the number of samples with a known outcome; equals `captured` if the counters add up."""
+        return self.stored + self.pending + self.declined + self.rejected + self.evicted
+
+    @property
+    def balance(self) -> str:
+        """Returns the numbers behind `captured` as text."""
+        return (
+            f"{self.captured} captured = {self.stored} stored + {self.pending} pending + "
+            f"{self.declined} declined + {self.rejected} rejected + {self.evicted} evicted"
+        )
+
 
 class State(Message):
     """Reports the start of a vehicle's session (retained) and its end (last will, retained)."""

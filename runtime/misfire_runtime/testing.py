@@ -288,7 +288,7 @@ class MemoryStore:
         self.lost[reason] += samples
 
     def counters(self) -> Counters:
-        """Returns the books: all kept samples are pending."""
+        """Returns the counters: all kept samples are pending."""
         kept = len(self.samples)
         return Counters(captured=kept, pending=kept, lost=dict(self.lost), **self.counted)
 

@@ -191,7 +191,7 @@ def test_without_resume_an_interrupted_recording_starts_over(
     assert run(make(bundle, store, tmp_path, folder, resume=False)).frames == 30
 
 
-def test_unreadable_files_are_counted_in_the_books(bundle: Bundle, store: Any, tmp_path: Path) -> None:
+def test_unreadable_files_are_counted(bundle: Bundle, store: Any, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "in", 3)
     (folder / "0001.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     report = run(make(bundle, store, tmp_path, folder))

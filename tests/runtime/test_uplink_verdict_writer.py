@@ -12,7 +12,7 @@ from misfire_runtime.errors import DiskFullError
 from misfire_runtime.messages import Declined, Stored
 from misfire_runtime.spool import Spool
 from misfire_runtime.testing import make_offer
-from misfire_runtime.uplink.verdict_writer import Booked, VerdictWriter
+from misfire_runtime.uplink.verdict_writer import Recorded, VerdictWriter
 from proving_ground.faults.samples import make_payload
 
 
@@ -62,7 +62,7 @@ def test_a_failure_is_told_and_the_next_verdicts_are_booked(
         patch.setattr(spool, "settle_many", fail)
         writer.put([Stored(id=first)])
         assert awake.wait(10)
-        assert writer.results() == [Booked((Stored(id=first),), None)]
+        assert writer.results() == [Recorded((Stored(id=first),), None)]
     writer.put([Stored(id=second)])
     writer.close()
     assert [booked.news for booked in writer.results()] == [(Stored(id=second),)]

@@ -44,7 +44,7 @@ from misfire_fleet.console.health import Health
 from misfire_fleet.console.metrics import FleetMetrics
 from misfire_fleet.console.overlay import answer_of
 from misfire_fleet.console.recent import Recent
-from misfire_fleet.console.reconciliation import Reconciliation, accounted_for, concerns
+from misfire_fleet.console.reconciliation import Reconciliation, concerns
 from misfire_fleet.console.thumbs import WIDTHS, Thumbnails
 from misfire_fleet.errors import CheckFailedError, SampleGoneError, StoreError, StoreUnavailableError
 from misfire_fleet.store import Store
@@ -216,7 +216,6 @@ class Pages:
             "vehicle.html",
             vehicle=found[0],
             concerns=concerns(found[0], self._reconciliation.of(found).get(name), wall_time()),
-            accounted_for=accounted_for,
             causes=self._store.vehicles.causes(name),
             samples=self._store.newest(24, SampleFilter(vehicle=name)),
             score_rows=score_rows,

@@ -14,7 +14,6 @@ from misfire_fleet.console.recent import Recent
 from misfire_fleet.store import Store
 from misfire_fleet.store.counts import VehicleCounts
 from misfire_fleet.store.records import VehicleSummary
-from misfire_runtime.messages import Counters
 
 _COUNT_S = 30.0
 """Seconds that a comparison is reused. Comparing 20,000 vehicles takes half a second."""
@@ -50,14 +49,9 @@ class Reconciliation:
         return Difference(
             missing=sum(each.missing for each in found),
             vehicles_missing=sum(each.missing > 0 for each in found),
-            vehicles_unbalanced=sum(accounted_for(each) != each.captured for each in counted),
+            vehicles_unbalanced=sum(each.accounted != each.captured for each in counted),
             lost=sum(sum(each.lost.values()) for each in counted),
         )
-
-
-def accounted_for(counted: Counters) -> int:
-    """Returns the number of samples with a reported outcome; equals `captured` if the counters add up."""
-    return counted.stored + counted.pending + counted.declined + counted.rejected + counted.evicted
 
 
 def concerns(vehicle: VehicleSummary, counts: VehicleCounts | None, now: float) -> list[str]:
@@ -78,7 +72,7 @@ def concerns(vehicle: VehicleSummary, counts: VehicleCounts | None, now: float) 
         found.append(f"{number(counts.missing)} missing: vehicle says {claimed} stored, fleet holds {kept}")
     beat = vehicle.telemetry
     if beat is not None:
-        captured, ended = beat.counters.captured, accounted_for(beat.counters)
+        captured, ended = beat.counters.captured, beat.counters.accounted
         if captured != ended:
             found.append(
                 f"its counters do not add up: {number(captured)} captured, but {number(ended)} stored, "

@@ -67,9 +67,9 @@ def run_vehicle(config: dict[str, Any]) -> None:
     rng = random.Random(os.getpid())
     set_clock(config)
     spool = Spool(folder / "spool", **config.get("spool", {}))
-    books = spool.counters()
-    if books.captured != books.stored + books.pending + books.declined + books.rejected + books.evicted:
-        (folder / "violation").write_text(f"books after start: {books}\n")
+    counters = spool.counters()
+    if counters.captured != counters.accounted:
+        (folder / "violation").write_text(f"counters after start: {counters}\n")
     journal = Journal(folder / "journal")
     wishes = _Wishes(folder, journal)
     uplink = Uplink(

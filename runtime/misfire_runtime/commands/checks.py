@@ -268,13 +268,13 @@ def _spool(config: VehicleConfig) -> Iterator[Finding]:
     if not file.is_file():
         return
     with closing(snapshot(file)) as copy:
-        yield from _books(Ledger(copy), config.spool.path)
+        yield from _counters(Ledger(copy), config.spool.path)
 
 
-def _books(ledger: Ledger, folder: Path) -> Iterator[Finding]:
-    books = ledger.counters()
-    ended = {name: books.get(name, 0) for name in ("stored", "pending", "declined", "rejected", "evicted")}
-    captured = books.get("captured", 0)
+def _counters(ledger: Ledger, folder: Path) -> Iterator[Finding]:
+    counters = ledger.counters()
+    ended = {name: counters.get(name, 0) for name in ("stored", "pending", "declined", "rejected", "evicted")}
+    captured = counters.get("captured", 0)
     text = f"{captured} captured = " + " + ".join(f"{count} {name}" for name, count in ended.items())
     if captured == sum(ended.values()):
         yield Finding("spool", "ok", f"{folder}: {text}")

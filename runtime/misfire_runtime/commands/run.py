@@ -233,7 +233,7 @@ def _print(result: RunResult, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
         return
-    report, books = result.report, result.counters
+    report = result.report
     typer.echo(
         f"{report.bundle} on {report.provider}: {report.frames} frames, {report.frames_per_s:.1f} per second"
     )
@@ -248,10 +248,7 @@ def _print(result: RunResult, *, as_json: bool) -> None:
         typer.echo(f"unreadable: {report.unreadable}, dropped: {report.dropped}")
     for problem in report.problems:
         typer.echo(f"  {problem}")
-    typer.echo(
-        f"spool: {books.captured} captured = {books.stored} stored + {books.pending} pending + "
-        f"{books.declined} declined + {books.rejected} rejected + {books.evicted} evicted"
-    )
+    typer.echo(f"spool: {result.counters.balance}")
 
 
 def _raise_for(result: RunResult, *, interrupted: bool) -> None:

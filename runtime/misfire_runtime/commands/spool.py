@@ -80,7 +80,7 @@ def list_samples(
 
 @app.command()
 def verify(*, spool: Folder = None, config: Config = None, as_json: AsJson = False) -> None:
-    """Check the hash of every pending sample, and the books; exit 1 on any problem."""
+    """Check the hash of every pending sample, and the counters; exit 1 on any problem."""
     from misfire_runtime.spool import inspection as spool_inspection
 
     whole, problems = spool_inspection.verify(_settings(config, spool).spool.path)
@@ -153,12 +153,12 @@ def drain(
             pass
         problem = uplink.problem
         uplink.close()
-        books, hold = opened.counters(), opened.hold
-    text = f"{books.stored} stored, {books.pending} pending"
-    typer.echo(json.dumps({"counters": books.model_dump()}) if as_json else text)
-    if books.pending:
+        counters, hold = opened.counters(), opened.hold
+    text = f"{counters.stored} stored, {counters.pending} pending"
+    typer.echo(json.dumps({"counters": counters.model_dump()}) if as_json else text)
+    if counters.pending:
         reason = hold.reason if hold is not None else problem or "stopped"
-        raise SpoolError(f"{books.pending} samples are left in {settings.spool.path}: {reason}")
+        raise SpoolError(f"{counters.pending} samples are left in {settings.spool.path}: {reason}")
 
 
 @app.command()
@@ -220,11 +220,7 @@ def _opened(settings: VehicleConfig) -> Iterator[Spool]:
 
 
 def _page(found: Inspection) -> Iterator[str]:
-    books = found.counters
-    yield (
-        f"{books.captured} captured = {books.stored} stored + {books.pending} pending + "
-        f"{books.declined} declined + {books.rejected} rejected + {books.evicted} evicted"
-    )
+    yield found.counters.balance
     if found.hold is not None:
         since = clock.utc_text(found.hold.since)
         yield f"uploads are held since {since}: {found.hold.reason}; `misfire spool resume` ends that"

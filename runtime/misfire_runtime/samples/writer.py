@@ -112,7 +112,7 @@ class SampleWriter:
         self._counted_lost: Counter[str] = Counter()
         self._often = Throttle(_LOG)
         self._uncounted: Counter[str] = Counter()
-        """What the store could not take yet: a full disk must not make the books forget frames."""
+        """What the store could not take yet: a full disk must not make the counters forget frames."""
         self.failure: MisfireError | None = None
         """The last that the run ends with, whether or not it is over."""
         self.trouble: MisfireError | None = None

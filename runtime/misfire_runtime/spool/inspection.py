@@ -64,11 +64,11 @@ def verify(folder: Path) -> tuple[int, list[str]]:
         SpoolError: there is no spool, or its database is damaged.
     """
     with _ledger(folder) as ledger:
-        books, pending = Counters(**ledger.counters()), ledger.sizes()
+        counters, pending = Counters(**ledger.counters()), ledger.sizes()
     problems = []
-    ended = books.stored + books.pending + books.declined + books.rejected + books.evicted
-    if books.captured != ended:
-        problems.append(f"the counters do not add up: {books.captured} captured, but {ended} accounted for")
+    if counters.captured != counters.accounted:
+        found = f"{counters.captured} captured, but {counters.accounted} accounted for"
+        problems.append(f"the counters do not add up: {found}")
     suspects = [sample for sample, size in pending if not _is_whole(folder / "samples" / sample, size)]
     if suspects:
         # A second copy: a suspect that is no longer pending was uploaded, and its file removed, meanwhile.

@@ -129,7 +129,7 @@ class Ledger:
             return False
         self._insert(offer, disk=disk, priority=offer.priority, value=value, text=text)
         self.increase({"rejected": -1})
-        self._book("offered again", "was rejected", offer.size)
+        self._add_to_account("offered again", "was rejected", offer.size)
         return True
 
     def _insert(self, offer: Offer, *, disk: int, priority: int, value: float, text: bytes) -> None:
@@ -239,7 +239,7 @@ class Ledger:
             return False
         self.increase({_COUNTER_OF.get(row[0], row[0]): -1, "stored": 1, "bytes_stored": int(row[1])})
         self._sql.execute("UPDATE settled SET verdict = 'stored' WHERE id = ?", (verdict.id,))
-        self._book("stored", "corrected: was " + row[0], int(row[1]))
+        self._add_to_account("stored", "corrected: was " + row[0], int(row[1]))
         return True
 
     def drop(self, sample: str, *, verdict: str, reason: str) -> bool:
@@ -350,9 +350,9 @@ class Ledger:
             if verdict == "stored":
                 self.increase({"bytes_stored": size})
             else:
-                self._book(verdict, reason, size)
+                self._add_to_account(verdict, reason, size)
 
-    def _book(self, verdict: str, reason: str, size: int) -> None:
+    def _add_to_account(self, verdict: str, reason: str, size: int) -> None:
         """Adds to a line of the account. Reasons may contain sizes or ids, so their number is bounded."""
         known = self._sql.execute("SELECT 1 FROM account WHERE (verdict, reason) = (?, ?)", (verdict, reason))
         if known.fetchone() is None:

@@ -233,7 +233,7 @@ class Spool:
         """
         with self._lock:
             self._usable()
-            news = self._book(lambda: self._ledger.settle_many(verdicts))
+            news = self._commit_freeing(lambda: self._ledger.settle_many(verdicts))
             self._hold = self._ledger.hold()
         # Without the lock: a settled sample is not captured again, so no other thread uses these files.
         for verdict in news:
@@ -264,7 +264,7 @@ class Spool:
             room = self.max_bytes - self._ledger.disk_bytes - self._writing
             taken = self._files.take_back(room)
             try:
-                again = self._book(lambda: self._lift(taken))
+                again = self._commit_freeing(lambda: self._lift(taken))
             except SpoolError:
                 for sample in taken:
                     self._discard(sample, rejected=True)
@@ -411,7 +411,7 @@ class Spool:
             self._files.take_back(self.max_bytes)  # the record of their rejection is lost
         try:
             self._repair(adopt=rebuilt)
-            self._session = self._book(self._ledger.begin_session)
+            self._session = self._commit_freeing(self._ledger.begin_session)
             self._hold, self._lost = self._ledger.hold(), Counter(self._ledger.lost())
             self._ballast.fill(reserve_bytes=self.reserve_bytes)
             with suppress(SpoolError):  # no room for it now: repeated while the uplink runs
@@ -451,7 +451,7 @@ class Spool:
 
     def _isolate(self, sample: str, reason: str) -> None:
         _LOG.error("sample %s: %s; quarantined", sample, reason)
-        self._book(lambda: self._ledger.drop(sample, verdict="damaged", reason=reason))
+        self._commit_freeing(lambda: self._ledger.drop(sample, verdict="damaged", reason=reason))
         self._files.isolate(sample)
 
     def _make_room(self, offer: Offer, need: int, priority: int) -> bool:
@@ -472,9 +472,9 @@ class Spool:
             )
         if victims is None:
             reason = "larger than the spool" if need > self.max_bytes else "spool full, worth least"
-            self._book(lambda: self._ledger.refuse(offer, reason=reason))
+            self._commit_freeing(lambda: self._ledger.refuse(offer, reason=reason))
             return False
-        self._book(lambda: self._evict(victims))
+        self._commit_freeing(lambda: self._evict(victims))
         for victim in victims:
             self._discard(victim.id)
         return True
@@ -511,7 +511,7 @@ class Spool:
         disk = os.statvfs(self.path)
         return disk.f_bavail * disk.f_frsize
 
-    def _book(self, work: Callable[[], T]) -> T:
+    def _commit_freeing(self, work: Callable[[], T]) -> T:
         """Commits `work`, which frees room. On a full disk, reuses the WAL file, then frees the ballast."""
 
         def commit() -> T:

@@ -5,7 +5,7 @@ across a reboot, by the wall clock as far as that can be trusted (never backward
 So no window of an hour or a day ever holds more than its budget, whatever the wall clock does. A sample that
 the fleet declines gives back what it cost.
 
-A book that is damaged does not say what was spent, so everything counts as spent: an hour's limits for an
+A file that is damaged does not say what was spent, so everything counts as spent: an hour's limits for an
 hour, a day's for a day. To assume that nothing was spent would let a vehicle pay twice for its link.
 """
 
@@ -65,10 +65,10 @@ class Times:
 
 
 @dataclass(frozen=True)
-class _Book:
+class _Record:
     """Holds the content of the file.
 
-    clock_s: the budget's clock at `times`.  lost_at_s: when a damaged book was found, by that clock.
+    clock_s: the budget's clock at `times`.  lost_at_s: when a damaged file was found, by that clock.
     """
 
     spent: OrderedDict[str, _Spent]
@@ -91,21 +91,21 @@ class Budget:
         self._now = now
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        """Taken before `_lock`, so that the newer book is not overwritten by an older one."""
+        """Taken before `_lock`, so that the newer file is not overwritten by an older one."""
         times = now()
-        empty, lost = (_Book(OrderedDict(), 0.0, times, lost_at_s) for lost_at_s in (None, 0.0))
-        book = read_state(
+        empty, lost = (_Record(OrderedDict(), 0.0, times, lost_at_s) for lost_at_s in (None, 0.0))
+        record = read_state(
             path,
-            _book,
-            # With a damaged book set aside and none in its place, the new one found no room on the disk.
+            _record,
+            # With a damaged file set aside and none in its place, the new one found no room on the disk.
             missing=lost if path.with_suffix(".damaged").exists() else empty,
             damaged=lost,
             assume="the limits of the last hour and day count as spent",
         )
-        self._spent = book.spent
-        self._clock = book.clock_s
-        self._times = book.times
-        self._lost_at_s = book.lost_at_s
+        self._spent = record.spent
+        self._clock = record.clock_s
+        self._times = record.times
+        self._lost_at_s = record.lost_at_s
         self._credited = False
         self._advance()
         if self._lost_at_s is not None:
@@ -119,7 +119,7 @@ class Budget:
             return self._refusal(size)
 
     def spend(self, sample: str, size: int) -> None:
-        """Books a sample that was taken and writes the book."""
+        """Counts a sample that was taken and writes the file."""
         # Without limits there is nothing to keep, and no write per sample.
         if not self.limits.any:
             return
@@ -129,7 +129,7 @@ class Budget:
         self._save()
 
     def credit(self, sample: str) -> bool:
-        """Gives back what a declined sample cost; returns False if it is not in the book."""
+        """Gives back what a declined sample cost; returns False if it is not in the file."""
         with self._lock:
             if self._spent.pop(sample, None) is None:
                 return False
@@ -173,7 +173,7 @@ class Budget:
             self._lost_at_s = None
 
     def _save(self) -> None:
-        """Writes the book. The frame path asks for refusals meanwhile, and must not wait for the disk."""
+        """Writes the file. The frame path asks for refusals meanwhile, and must not wait for the disk."""
         with self._writing:
             with self._lock:
                 # Copied under the lock, written without it.
@@ -195,20 +195,20 @@ class Budget:
         }
 
 
-def _book(state: Any) -> _Book:
+def _record(state: Any) -> _Record:
     """Raises ValueError, KeyError or TypeError if a value makes no sense."""
     times = Times(float(state["wall"]), float(state["monotonic"]), str(state["boot"]))
     spent = OrderedDict((str(sample), _Spent(float(at), int(size))) for sample, at, size in state["spent"])
     lost_at = state.get("lost_at")
-    book = _Book(spent, float(state["clock"]), times, None if lost_at is None else float(lost_at))
-    if not all(math.isfinite(value) for value in (times.wall, times.monotonic, book.clock_s)):
+    record = _Record(spent, float(state["clock"]), times, None if lost_at is None else float(lost_at))
+    if not all(math.isfinite(value) for value in (times.wall, times.monotonic, record.clock_s)):
         raise ValueError("a clock is not finite")
-    moments = [book.lost_at_s or 0.0, *(entry.at_s for entry in spent.values())]
-    if not all(0 <= at <= book.clock_s for at in moments):
+    moments = [record.lost_at_s or 0.0, *(entry.at_s for entry in spent.values())]
+    if not all(0 <= at <= record.clock_s for at in moments):
         raise ValueError("a time is not before the time of writing")
     if any(entry.size < 0 for entry in spent.values()):
         raise ValueError("a size is negative")
-    return book
+    return record
 
 
 def _elapsed(before: Times, now: Times) -> float:

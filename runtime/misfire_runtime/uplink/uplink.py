@@ -241,7 +241,7 @@ class Uplink:
                 self._failures += 1
                 stop.wait(wait_s)
         self._writer.close()
-        self._booked()
+        self._handle_recorded()
         self._waking.close()
 
     def _session(self) -> None:
@@ -295,7 +295,7 @@ class Uplink:
         connection.poll(self._timeout(time.monotonic()), wake=self._waking.handle)
         # Before the queues are read, so that a wake in between is not lost.
         self._waking.clear()
-        self._booked()
+        self._handle_recorded()
         now = time.monotonic()
         for receipt in connection.receipts:
             token = self._tokens.pop(receipt.mid, None)
@@ -383,16 +383,16 @@ class Uplink:
         self._tokens[connection.publish(topic, data)] = action.token
         self._bytes_sent += len(data) + len(topic)
 
-    def _booked(self) -> None:
+    def _handle_recorded(self) -> None:
         """Handles the verdicts that the spool has recorded, or could not record."""
-        for booked in self._writer.results():
-            ids = [verdict.id for verdict in booked.verdicts]
-            if booked.news is None:
+        for recorded in self._writer.results():
+            ids = [verdict.id for verdict in recorded.verdicts]
+            if recorded.news is None:
                 self._machine.unsettled(ids, time.monotonic())
                 continue
             self._machine.settled(ids)
             offers = {sample: self._offers.pop(sample, b"") for sample in ids}
-            for verdict in booked.news:
+            for verdict in recorded.news:
                 if isinstance(verdict, Rejected):
                     self._log_rejection(verdict, offers[verdict.id])
                 if isinstance(verdict, Declined) and self._on_declined is not None:

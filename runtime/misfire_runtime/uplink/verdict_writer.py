@@ -22,7 +22,7 @@ _MAX_GROUP = 256
 
 
 @dataclass(frozen=True)
-class Booked:
+class Recorded:
     """Reports recorded verdicts. `news`: those that changed something; None if the spool failed."""
 
     verdicts: tuple[Terminal, ...]
@@ -42,7 +42,7 @@ class VerdictWriter:
         self._spool, self._wake = spool, wake
         self._often = Throttle(_LOG)
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Booked] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Recorded] = queue.SimpleQueue()
         self._worker = Worker("verdicts", self._run, wake=lambda: self._orders.put(None))
         self._worker.start()
 
@@ -50,7 +50,7 @@ class VerdictWriter:
         """Queues verdicts, and a number of sent bytes, to be recorded."""
         self._orders.put(_Order(tuple(verdicts), bytes_sent))
 
-    def results(self) -> list[Booked]:
+    def results(self) -> list[Recorded]:
         """Returns the results since the last call."""
         found = []
         while not self._results.empty():
@@ -74,12 +74,12 @@ class VerdictWriter:
                     break
                 order = self._orders.get()
             if verdicts:
-                self._book(tuple(verdicts), sent)
+                self._record(tuple(verdicts), sent)
             # After the commit: what was queued before the end is recorded.
             if order is None:
                 return
 
-    def _book(self, verdicts: tuple[Terminal, ...], sent: int) -> None:
+    def _record(self, verdicts: tuple[Terminal, ...], sent: int) -> None:
         try:
             # Before the commit of the verdicts, which writes this count along.
             self._spool.count(bytes_sent=sent)
@@ -87,11 +87,11 @@ class VerdictWriter:
         except SpoolError as error:
             fields = {"count": len(verdicts), "problem": str(error)}
             self._often.log(logging.ERROR, "verdicts_not_booked", fields, key=type(error).__name__)
-            self._results.put(Booked(verdicts, None))
-        except Exception:  # noqa: BLE001  (a dead thread would leave every later verdict unbooked)
+            self._results.put(Recorded(verdicts, None))
+        except Exception:  # noqa: BLE001  (a dead thread would leave every later verdict unrecorded)
             _LOG.exception("verdicts_not_booked", extra={"fields": {"count": len(verdicts)}})
-            self._results.put(Booked(verdicts, None))
+            self._results.put(Recorded(verdicts, None))
         else:
-            self._results.put(Booked(verdicts, tuple(news)))
+            self._results.put(Recorded(verdicts, tuple(news)))
         # After the results are queued, so that the uplink finds them when it wakes.
         self._wake()

@@ -53,7 +53,7 @@ class RunResult:
     failure: MisfireError | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report's fields for JSON, with the spool's books under `counters`."""
+        """Returns the report's fields for JSON, with the spool's counters under `counters`."""
         return {
             **self.report.as_dict(),
             "counters": self.counters.model_dump(),
@@ -89,7 +89,7 @@ def run_vehicle(
         hang_up: set to have the file read again.
 
     Returns:
-        What the run did, and the spool's books after it.
+        What the run did, and the spool's counters after it.
 
     Raises:
         MisfireError: something cannot be opened or fails for good; what waits was uploaded first, if it
@@ -126,7 +126,7 @@ class _Session:
         self._started = threading.Event()
         self._declined: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._uplink: Uplink | None = None
-        self._told: tuple[str, Bandwidth, bool] | None = None
+        self._passed: tuple[str, Bandwidth, bool] | None = None
         broker = broker_config(config)
         self._spool = Spool(
             config.spool.path, max_bytes=config.spool.max_bytes, reserve_bytes=config.spool.reserve_bytes
@@ -182,7 +182,7 @@ class _Session:
         vehicle = self._vehicle
         assert vehicle is not None
         vehicle.run(stop)
-        # Before the books are read: the writer may still add samples.
+        # Before the counters are read: the writer may still add samples.
         vehicle.writer.close()
         if until_empty:
             self._drain(stop)
@@ -258,15 +258,15 @@ class _Session:
         bundle, bandwidth = vehicle.scorer.label, vehicle.config.bandwidth
         # "is True": a text such as "no" must not count as metered.
         metered = vehicle.context.snapshot().get("metered", bandwidth.metered) is True
-        told = (bundle, bandwidth, metered)
+        passed = (bundle, bandwidth, metered)
         # Only changes: a new bandwidth makes the uplink look at its limits at once.
-        if told == self._told:
+        if passed == self._passed:
             return
         uplink.set_bandwidth(bandwidth)
         uplink.set_metered(metered)
-        if self._told is None or self._told[0] != bundle:
+        if self._passed is None or self._passed[0] != bundle:
             uplink.set_bundle(bundle)
-        self._told = told
+        self._passed = passed
 
     def _take_desired(self, desired: Desired) -> Reported:
         """Applies what the fleet desires once there is a vehicle. Raises ConfigError if there is none."""

@@ -123,7 +123,7 @@ class VehicleMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yields all metric families."""
         counters = self._counters()
-        yield from _books(counters)
+        yield from _sample_counters(counters)
         yield GaugeMetricFamily("misfire_uploads_held", "1 after a wave of rejections", bool(self._hold()))
         events = CounterMetricFamily("misfire_uplink", "Events of the uplink", labels=["event"])
         for event, count in self._uplink_counts().items():
@@ -155,7 +155,7 @@ def _frames(vehicle: Vehicle) -> Iterator[Metric]:
     )
 
 
-def _books(counters: Counters) -> Iterator[Metric]:
+def _sample_counters(counters: Counters) -> Iterator[Metric]:
     for name, value in counters.model_dump(exclude={"lost"}).items():
         # Pending samples become fewer; the others only count up.
         kind = GaugeMetricFamily if name == "pending" else CounterMetricFamily
