@@ -89,16 +89,19 @@ def require_layout(dims: Sequence[int], contract: InputContract, *, shown: str =
     name, wanted = shown or contract.name, (contract.channels, contract.height, contract.width)
     if len(dims) != 4:
         raise GraphError(f"input {name} has {len(dims)} dimensions; expected [N,C,H,W]")
-    # A message of its own, because a Transpose in front mends it.
-    if dims[3] in (1, 3) and dims[1] != contract.channels:
-        raise GraphError(
-            f"input {name} is [N,H,W,C] {list(dims)}; a bundle takes [N,C,H,W], so transpose it "
-            "(a Transpose node with perm 0,2,3,1 in front)"
-        )
     if any(found not in (0, want) for found, want in zip(dims[1:], wanted, strict=True)):
         raise GraphError(f"input {name} is {list(dims)}; the input contract says {['N', *wanted]}")
     if dims[0] not in (0, 1):
         raise GraphError(f"input {name} takes batches of {dims[0]} only; make the batch dynamic, or 1")
+
+
+def channels_last(dims: Sequence[int], channels: int) -> bool:
+    """Returns whether an input is [N,H,W,C]. dims: 0 for an open axis. channels: of the image.
+
+    >>> channels_last([0, 224, 224, 3], 3), channels_last([1, 3, 224, 224], 3)
+    (True, False)
+    """
+    return len(dims) == 4 and dims[3] == channels and dims[1] != channels
 
 
 def opset_of(model: onnx.ModelProto) -> int:

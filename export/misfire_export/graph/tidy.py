@@ -7,6 +7,7 @@ the blocked layout of ONNX Runtime's convolutions, while ReduceMean makes it cop
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _folds(node: onnx.NodeProto) -> bool:
 def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
     """Returns a constant's values in another order or of another type."""
     if node.op_type == "DequantizeLinear":
-        return _dequantized(node, inputs)
+        return dequantized(inputs, axis={a.name: a.i for a in node.attribute}.get("axis", 1))
     if node.op_type == "Cast":
         to = next(a.i for a in node.attribute if a.name == "to")
         return inputs[0].astype(helper.tensor_dtype_to_np_dtype(to))
@@ -122,15 +123,17 @@ def _moved(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
     return inputs[0]
 
 
-def _dequantized(node: onnx.NodeProto, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-    """Returns (x - zero point) * scale, one scale for all or for each slice of an axis."""
-    axis = {a.name: a.i for a in node.attribute}.get("axis", 1)
+def dequantized(inputs: Sequence[NDArray[Any]], *, axis: int) -> NDArray[Any]:
+    """Returns (x - zero point) * scale, one scale for all or for each slice of an axis.
+
+    inputs: x, scale and perhaps the zero point.
+    """
     value, scale = inputs[0].astype(np.float32), inputs[1]
     zero = inputs[2].astype(np.float32) if len(inputs) > 2 else np.zeros_like(scale, np.float32)
     if scale.size > 1:
         shape = [1] * value.ndim
         shape[axis] = -1
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
+        scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero
     return np.asarray((value - zero) * scale)
 
 

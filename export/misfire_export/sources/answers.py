@@ -92,15 +92,13 @@ def require_shape(shape: Sequence[int], *, output: str, task: Task) -> None:
     name, rank = own_name(output), len(shape)
     start = f"the answer {name} has shape {list(shape)}"
     per_pixel = not task.by_frame
-    wanted = "[N,K,H,W] with K >= 2" if per_pixel else "[N,K] with K >= 2"
+    wanted = "[N,K,H,W]" if per_pixel else "[N,K]"
     # A 1x1 convolution behind a global pooling answers for the frame.
-    if rank == 4 and not per_pixel and tuple(shape[2:]) == (1, 1):
+    if rank == 4 and not per_pixel and (tuple(shape[2:]) == (1, 1) or tuple(shape[1:3]) == (1, 1)):
         rank = 2
-    if rank == 4 and shape[1] == 1 and (shape[2] != 1 or shape[3] != 1):
-        raise GraphError(
-            f"{start}: one map, as of one sigmoid. Two classes need two channels: append "
-            "Concat(1 - p, p, axis=1), so that it is [N,2,H,W]"
-        )
+    # One number for each place or frame is the second of two classes.
+    if (rank == 3 and per_pixel) or (rank == 1 and not per_pixel):
+        return
     if rank == 3:
         raise GraphError(
             f"{start}: several answers for each frame, as of a detector (boxes) or a sequence model; "
@@ -117,20 +115,25 @@ def require_shape(shape: Sequence[int], *, output: str, task: Task) -> None:
         )
     if rank not in (2, 4):
         raise GraphError(f"{start}; expected {wanted}")
-    if shape[1] == 1:
-        raise GraphError(
-            f"{start}: one number for each frame. Two classes need two outputs: append "
-            "Concat(1 - p, p, axis=1)"
-        )
 
 
-def require_channels_first(shape: Sequence[int], *, output: str, classes: int) -> None:
-    """Raises GraphError if an answer [N,H,W,K] is taken for [N,K,H,W]. classes: 0 if unknown."""
-    if len(shape) == 4 and classes and shape[1] != classes and shape[3] == classes:
-        raise GraphError(
-            f"the answer {own_name(output)} has shape {list(shape)}, which is [N,H,W,K]; expected [N,K,H,W]: "
-            "append a Transpose with perm 0,3,1,2"
-        )
+def classes_last(shape: Sequence[int], *, classes: int, size: tuple[int, int]) -> bool:
+    """Returns whether an answer is [N,H,W,K] and not [N,K,H,W].
+
+    classes: 0 if unknown. size: height and width of the input, which the answer then must have.
+
+    >>> classes_last([2, 16, 20, 4], classes=4, size=(16, 20))
+    True
+    >>> classes_last([2, 4, 16, 4], classes=4, size=(16, 4))
+    False
+    """
+    if len(shape) != 4 or shape[1] == shape[3]:
+        return False
+    if classes:
+        # Of two classes a network may give one map.
+        counts = (classes, 1) if classes == 2 else (classes,)
+        return shape[1] not in counts and shape[3] in counts
+    return tuple(shape[1:3]) == size and shape[3] < min(size)
 
 
 def softmax(values: NDArray[Any]) -> NDArray[np.float64]:

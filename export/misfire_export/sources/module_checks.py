@@ -34,7 +34,7 @@ from misfire_train.data import Examples
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Probe, answer_of
 from misfire_train.tasks import Task
-from misfire_train.tasks.shapes import Kind
+from misfire_train.tasks.shapes import Numbers
 
 
 def probe_of(
@@ -113,7 +113,8 @@ def settle_classes(
     order = order_classes(frames.classes, outputs, stated=stated)
     some = order.of(fit_frames(frames.calibration, outputs=outputs, task=task))
     require_targets(some, outputs)
-    kind, answered = _read(probe, some, contract, task)
+    numbers, answered = _read(probe, some, contract, task)
+    kind = numbers.kind
     # A linear layer gives logits, even if those of a weak model are all within 0..1.
     if kind != "logits" and _layer_gives(probe, contract) != "the answer":
         what = (
@@ -140,8 +141,8 @@ def settle_classes(
 
 
 @torch.no_grad()
-def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -> tuple[Kind, Answered]:
-    """Returns (kind of the answer's numbers, labels and answers)."""
+def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -> tuple[Numbers, Answered]:
+    """Returns (the answer's numbers, labels and answers)."""
 
     def parts() -> Iterator[tuple[slice, NDArray[np.float32]]]:
         for part, image in batches(frames, contract=contract, size=16):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from misfire_export.assemble import GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_operators, require_small_scores
-from misfire_export.graph.last_layer import Found, find_last_layer
+from misfire_export.graph.last_layer import Found, complete, find_last_layer
 from misfire_export.graph.rename import own_name
 from misfire_export.measure.calibrate import require_frames
 from misfire_export.measure.run import answers, open_session
@@ -42,7 +42,7 @@ from misfire_export.sources.labels import (
     require_targets,
 )
 from misfire_export.sources.onnx_graft import ScoreHead, append_scores, expose, hide
-from misfire_export.sources.onnx_import import adapt
+from misfire_export.sources.onnx_import import adapt, fit_pixels
 from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
 from misfire_export.sources.onnx_proof import (
     Seen,
@@ -50,7 +50,7 @@ from misfire_export.sources.onnx_proof import (
     fit_frames,
     look,
     read_answers,
-    read_kind,
+    read_numbers,
     session_of,
 )
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
@@ -59,7 +59,7 @@ from misfire_train import scores as scoring
 from misfire_train.data import Examples
 from misfire_train.signals import Signals
 from misfire_train.tasks import Task, known_tasks
-from misfire_train.tasks.shapes import Kind
+from misfire_train.tasks.shapes import Numbers
 
 # Fewer than of a run: the file runs on one thread of the CPU, perhaps frame by frame.
 MAX_FIT = 2_000
@@ -106,12 +106,15 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
     if facts.answer not in ANSWERS:
         raise ExportError(f"--answer is {facts.answer!r}; expected {', '.join(ANSWERS)}")
     task = foreign_task(facts.task if isinstance(facts.task, str) else facts.task.name)
-    contract = facts.contract
     given = open_graph(Path(path), output=facts.output, task=task.name)
+    contract, pixels = fit_pixels(given, facts.contract)
+    facts = replace(facts, contract=contract)
     graph, notes = adapt(given, contract)
+    claim = find_last_layer(graph, choose_output(graph, facts.output))
+    complete(graph, claim)
     seen = look(
         graph,
-        find_last_layer(graph, choose_output(graph, facts.output)),
+        claim,
         frames.calibration,
         contract=contract,
         task=task,
@@ -157,7 +160,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
         precision=precision_of(given),
         labelled=frames.labelled,
         extra={
-            "notes": [*notes, *found.notes, *_told(found), *told, *frames.notes],
+            "notes": [*pixels, *notes, *found.notes, *_told(found), *told, *frames.notes],
             "surgery": _report(found),
         },
     )
@@ -191,14 +194,19 @@ def _settle(
     shown = fit_frames(frames.calibration, outputs=seen.outputs, task=task)
     session, contract = session_of(graph, seen), facts.contract
     if not frames.labelled:
-        kind = read_kind(session, shown, contract=contract, task=task, output=seen.found.output)
-        return as_logits(seen.found, kind, facts.answer), ((order.note,) if order.note else ())
+        found = as_logits(
+            seen.found,
+            read_numbers(session, shown, contract=contract, seen=seen),
+            facts.answer,
+            single=seen.single,
+        )
+        return found, ((order.note,) if order.note else ())
 
-    def read(some: Examples, under: InputContract) -> tuple[Kind, Answered]:
-        return read_answers(session, some, contract=under, task=task, output=seen.found.output)
+    def read(some: Examples, under: InputContract) -> tuple[Numbers, Answered]:
+        return read_answers(session, some, contract=under, task=task, seen=seen)
 
-    kind, answered = read(shown, contract)
-    found = as_logits(seen.found, kind, facts.answer)
+    numbers, answered = read(shown, contract)
+    found = as_logits(seen.found, numbers, facts.answer, single=seen.single)
     data = frames.contract or contract
     notes = [
         *([order.note] if order.note else []),

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper, version_converter
 from torch import Tensor, nn
 
 from misfire_export.graph.check import opset_of
-from misfire_export.graph.last_layer import Found, Take
+from misfire_export.graph.last_layer import Found
 from misfire_export.graph.tidy import drop_unused, tidy
 from misfire_export.graph.trace import MAX_BATCH, OPSET, export_module
 from misfire_export.sources.onnx_proof import Seen
@@ -67,11 +67,10 @@ def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProt
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, found = copy.graph, seen.found
-    source = _take(graph, _as_float(graph, found.logits, seen), found.take)
-    _add_output(graph, source, output, flat=found.logits in seen.flat)
+    source = _take(graph, _viewed(graph, found.logits, seen), found)
+    _add_output(graph, _of_two_classes(graph, source) if seen.single else source, output)
     if found.layer is not None:
-        features = found.layer.features
-        _add_output(graph, _as_float(graph, features, seen), "phi", flat=features in seen.flat)
+        _add_output(graph, _viewed(graph, found.layer.features, seen), "phi")
     own = {found.output} - {found.logits}  # the file's probabilities stay beside the logits before them
     kept = [value for value in graph.output if value.name in seen.beside | own]
     del graph.output[:]
@@ -89,14 +88,45 @@ def _as_float(graph: onnx.GraphProto, tensor: str, seen: Seen) -> str:
     return name
 
 
-def _take(graph: onnx.GraphProto, source: str, take: Take) -> str:
+def _viewed(graph: onnx.GraphProto, tensor: str, seen: Seen) -> str:
+    """Returns the tensor as [N,K] or [N,K,h,w] in fp32."""
+    source, view = _as_float(graph, tensor, seen), seen.views[tensor]
+    if view == "as-is":
+        return source
+    name = f"{PREFIX}{view}/{tensor}"
+    if any(name in node.output for node in graph.node):
+        return name
+    if view == "one-channel":
+        graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), f"{name}/axis"))
+        node = helper.make_node("Unsqueeze", [source, f"{name}/axis"], [name], name)
+    elif view == "flat":
+        node = helper.make_node("Flatten", [source], [name], name, axis=1)
+    else:
+        node = helper.make_node("Transpose", [source], [name], name, perm=(0, 3, 1, 2))
+    graph.node.append(node)
+    return name
+
+
+def _of_two_classes(graph: onnx.GraphProto, logit: str) -> str:
+    """Returns [0, logit] along axis 1, whose softmax is [1 - sigmoid, sigmoid]."""
+    zero, both = f"{PREFIX}zero", f"{PREFIX}two_classes"
+    graph.node.append(helper.make_node("Sub", [logit, logit], [zero], zero))
+    graph.node.append(helper.make_node("Concat", [zero, logit], [both], both, axis=1))
+    return both
+
+
+def _take(graph: onnx.GraphProto, source: str, found: Found) -> str:
     """Returns logits of probabilities (their logarithms) or of sigmoids (log p - log(1 - p)).
 
     They are finite at both ends.
     """
-    if take == "as-is":
+    if found.take == "as-is":
         return source
-    if take == "log":
+    if found.take == "log":
+        if found.scale != 1:
+            graph.initializer.append(numpy_helper.from_array(np.float32(found.scale), f"{PREFIX}scale"))
+            graph.node.append(helper.make_node("Div", [source, f"{PREFIX}scale"], [f"{PREFIX}share"]))
+            source = f"{PREFIX}share"
         return _floored_log(graph, source, "log", floor=1e-12)
     graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{PREFIX}one"))
     graph.node.append(helper.make_node("Sub", [f"{PREFIX}one", source], [f"{PREFIX}rest"]))
@@ -188,9 +218,8 @@ def hide(model: onnx.ModelProto, name: str) -> None:
     drop_unused(model.graph)
 
 
-def _add_output(graph: onnx.GraphProto, tensor: str, name: str, *, flat: bool) -> None:
-    operator = helper.make_node("Flatten", [tensor], [name], f"{PREFIX}{name}", axis=1) if flat else None
-    graph.node.append(operator or helper.make_node("Identity", [tensor], [name], f"{PREFIX}{name}"))
+def _add_output(graph: onnx.GraphProto, tensor: str, name: str) -> None:
+    graph.node.append(helper.make_node("Identity", [tensor], [name], f"{PREFIX}{name}"))
 
 
 def _set_shape(graph: onnx.GraphProto, name: str, shape: Sequence[int | str]) -> None:

@@ -1,6 +1,7 @@
 """Gives a foreign graph the form of one of ours: one image input, opset 18 or above, a batch that holds.
 
-graph --newer opset--> input renamed (flattened if it takes [N,F], cast if it takes halves or doubles)
+graph --newer opset--> input renamed (flattened if it takes [N,F], transposed if [N,H,W,C], cast if it
+                       takes halves or doubles, shifted if it takes signed bytes)
       --> batch freed and proven, or fixed at one frame
 
 Nothing here changes what the graph computes. The batch is freed only if two frames together give what each
@@ -9,13 +10,15 @@ gives by itself; else it is fixed at 1 in the graph itself, so that calibration 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from misfire_export.errors import GraphError
-from misfire_export.graph.check import opset_of, require_layout, require_operators
+from misfire_export.graph.check import channels_last, opset_of, require_layout, require_operators
 from misfire_export.graph.rename import make_room, own_name, rename
 from misfire_export.graph.tidy import drop_unused
 from misfire_export.graph.trace import OPSET
@@ -23,6 +26,7 @@ from misfire_export.measure.run import open_session
 from misfire_runtime.preprocess import InputContract
 
 _CAST = (TensorProto.FLOAT16, TensorProto.DOUBLE)
+_PIXELS = (TensorProto.UINT8, TensorProto.INT8)
 
 
 def adapt(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -33,11 +37,31 @@ def adapt(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelPr
     make_room(model, names=frozenset({contract.name}))
     _connect_input(model, contract)
     drop_unused(model.graph)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     freed, why = _free_batch(model, contract)
     if freed is not None:
         return freed, ()
+    if fixed > 1:
+        raise GraphError(
+            f"the graph takes batches of {fixed} only, and its batch cannot be made free ({why}); export the "
+            "model with a dynamic batch, or a batch of 1"
+        )
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     return model, (f"the graph takes one frame at a time: {why}, so its batch is fixed at 1",)
+
+
+def fit_pixels(model: onnx.ModelProto, contract: InputContract) -> tuple[InputContract, tuple[str, ...]]:
+    """Returns the contract of a graph that takes 8-bit pixels, and a note; any other contract as it is."""
+    held = {item.name for item in model.graph.initializer}
+    for value in model.graph.input:
+        kind = value.type.tensor_type.elem_type
+        if value.name not in held and kind in _PIXELS and contract.dtype != "uint8":
+            note = (
+                f"input {own_name(value.name)} is {TensorProto.DataType.Name(kind)}: the graph takes pixels "
+                "and normalises by itself, so mean and std are not used"
+            )
+            return contract.model_copy(update={"dtype": "uint8", "mean": (0.0,), "std": (1.0,)}), (note,)
+    return contract, ()
 
 
 def _newer(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -87,11 +111,15 @@ def _connect_input(model: onnx.ModelProto, contract: InputContract) -> None:
             )
         inner = "misfire/flat"
         nodes.append(helper.make_node("Flatten", [contract.name], [inner], "flatten_image", axis=1))
+    elif channels_last(dims, contract.channels):
+        require_layout([0, dims[3], *dims[1:3]], contract, shown=own_name(value.name))
+        inner = "misfire/channels_last"
+        nodes.append(helper.make_node("Transpose", [contract.name], [inner], inner, perm=(0, 2, 3, 1)))
     else:
-        require_layout(dims, contract, shown=own_name(value.name))
-    if kind in _CAST:
-        nodes.append(helper.make_node("Cast", [inner], ["misfire/cast"], "cast_image", to=kind))
-        inner = "misfire/cast"
+        require_layout([0, *dims[1:]], contract, shown=own_name(value.name))
+    for node in _typed(graph, inner, kind):
+        nodes.append(node)
+        inner = node.output[0]
     rename(graph, {value.name: inner})
     for node in reversed(nodes):
         graph.node.insert(0, node)
@@ -102,30 +130,40 @@ def _connect_input(model: onnx.ModelProto, contract: InputContract) -> None:
     graph.input.append(helper.make_tensor_value_info(contract.name, held, shape))
 
 
+def _typed(graph: onnx.GraphProto, source: str, kind: int) -> Iterator[onnx.NodeProto]:
+    """Yields the nodes that turn the contract's numbers into those of the graph's input."""
+    if kind in _CAST:
+        yield helper.make_node("Cast", [source], ["misfire/cast"], "cast_image", to=kind)
+    if kind == TensorProto.INT8:
+        # A pixel of 0..255 is -128..127 to a network with signed bytes.
+        graph.initializer.append(numpy_helper.from_array(np.int32(128), "misfire/middle"))
+        yield helper.make_node("Cast", [source], ["misfire/wide"], "misfire/wide", to=TensorProto.INT32)
+        yield helper.make_node(
+            "Sub", ["misfire/wide", "misfire/middle"], ["misfire/signed"], "misfire/signed"
+        )
+        yield helper.make_node("Cast", ["misfire/signed"], ["misfire/cast"], "cast_image", to=kind)
+
+
 def _require_type(name: str, kind: int, contract: InputContract) -> None:
     found = TensorProto.DataType.Name(kind)
-    if kind == TensorProto.UINT8 and contract.dtype != "uint8":
-        raise GraphError(
-            f"input {name} is UINT8, so the graph normalises by itself: state it with "
-            '--image \'{"dtype": "uint8"}\''
-        )
-    if contract.dtype == "uint8" and kind != TensorProto.UINT8:
+    if contract.dtype == "uint8" and kind not in _PIXELS:
         raise GraphError(f"input {name} is {found}; the input contract says uint8")
-    if kind not in (TensorProto.FLOAT, TensorProto.UINT8, *_CAST):
-        raise GraphError(f"input {name} is {found}; expected FLOAT, FLOAT16, DOUBLE or UINT8")
+    if kind not in (TensorProto.FLOAT, *_PIXELS, *_CAST):
+        raise GraphError(f"input {name} is {found}; expected FLOAT, FLOAT16, DOUBLE, UINT8 or INT8")
 
 
 def _free_batch(model: onnx.ModelProto, contract: InputContract) -> tuple[onnx.ModelProto | None, str]:
     """Returns the graph with a free batch dimension and "", or None and the reason."""
     free = onnx.ModelProto()
     free.CopyFrom(model)
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     free.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     for value in free.graph.output:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     # They state shapes with the fixed batch.
     del free.graph.value_info[:]
-    _copy_batch_in_reshapes(free.graph)
+    _copy_batch_in_reshapes(free.graph, fixed)
     try:
         session = open_session(free)
         frames = _random_frames(contract)
@@ -155,14 +193,14 @@ def _random_frames(contract: InputContract) -> NDArray[np.generic]:
     return rng.normal(size=shape).astype(np.float32)
 
 
-def _copy_batch_in_reshapes(graph: onnx.GraphProto) -> None:
-    """Lets a Reshape to a constant [1, ...] take its batch from its input instead."""
+def _copy_batch_in_reshapes(graph: onnx.GraphProto, fixed: int) -> None:
+    """Lets a Reshape to a constant [fixed, ...] take its batch from its input instead."""
     constants = {item.name: item for item in graph.initializer}
     for node in graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants or node.input[0] in constants:
             continue
         shape = numpy_helper.to_array(constants[node.input[1]]).copy()
-        if shape.ndim == 1 and len(shape) > 1 and shape[0] == 1:
+        if shape.ndim == 1 and len(shape) > 1 and shape[0] == fixed:
             if (shape != 0).all():
                 # With `allowzero` a zero would mean an empty axis and not "as the input has it".
                 del node.attribute[:]

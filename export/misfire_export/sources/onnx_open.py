@@ -15,11 +15,14 @@ from typing import Literal
 import onnx
 
 from misfire_export.errors import GraphError
-from misfire_export.graph.rename import make_room, subgraphs
+from misfire_export.graph.rename import MOVED, make_room, subgraphs
 
 # A protobuf message holds at most 2 GiB.
 MAX_FILE_BYTES = 1_900_000_000
 _INT8 = ("DequantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
+_CHANNELS = (1, 3)
+_MAKE_BYTES = {"QuantizeLinear": (1, 2), "QLinearMatMul": (6, 7), "QLinearConv": (6, 7), "QGemm": (7, 8)}
+"""Operators that give bytes, and where among their inputs scale and zero point of those are."""
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -43,7 +46,28 @@ def load_graph(path: Path) -> onnx.ModelProto:
     _one_opset_per_domain(model)
     sort_nodes(model.graph)
     make_room(model)
+    dequantize_outputs(model.graph)
     return model
+
+
+def dequantize_outputs(graph: onnx.GraphProto) -> None:
+    """Appends a DequantizeLinear to every output of 8 bits that a quantiser made; it keeps its name."""
+    makers = {name: node for node in graph.node for name in node.output}
+    for value in graph.output:
+        node = makers.get(value.name)
+        if node is None or node.op_type not in _MAKE_BYTES:
+            continue
+        step = [node.input[i] for i in _MAKE_BYTES[node.op_type] if i < len(node.input)]
+        if not step:
+            continue
+        inner = f"{MOVED}bytes/{value.name}"
+        for each in graph.node:
+            each.input[:] = [inner if name == value.name else name for name in each.input]
+            each.output[:] = [inner if name == value.name else name for name in each.output]
+        graph.node.append(
+            onnx.helper.make_node("DequantizeLinear", [inner, *step], [value.name], f"{inner}/real")
+        )
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def _one_opset_per_domain(model: onnx.ModelProto) -> None:
@@ -121,9 +145,11 @@ def own_size(model: onnx.ModelProto) -> tuple[int, int, int] | None:
     if len(inputs) != 1:
         return None
     dims = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim]
-    if len(dims) != 4 or min(dims[1:]) <= 0 or dims[1] not in (1, 3):
+    if len(dims) != 4 or min(dims[1:]) <= 0:
         return None
-    return dims[1], dims[2], dims[3]
+    if dims[1] not in _CHANNELS and dims[3] in _CHANNELS:
+        dims = [dims[0], dims[3], *dims[1:3]]
+    return (dims[1], dims[2], dims[3]) if dims[1] in _CHANNELS else None
 
 
 def class_names(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ One row a frame; logits, probabilities or sigmoids; softmax(logits) is the answe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,17 +19,20 @@ import torch
 from numpy.typing import NDArray
 
 from misfire_export.errors import GraphError
-from misfire_export.graph.last_layer import Found, Take
+from misfire_export.graph.last_layer import Found, LastLayer, Take
 from misfire_export.graph.rename import own_name
 from misfire_export.measure.run import answers, open_session, require_rows, run
-from misfire_export.sources.answers import require_channels_first, require_shape, softmax
+from misfire_export.sources.answers import classes_last, require_shape, softmax
 from misfire_export.sources.labels import Answered
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.scores.fitting import spread
 from misfire_train.tasks import Task
-from misfire_train.tasks.shapes import Kind, Numbers
+from misfire_train.tasks.shapes import Numbers
 
+View = Literal["as-is", "flat", "channels-first", "one-channel"]
+"""How a tensor becomes [N,K] or [N,K,H,W]: single pixels are joined, [N,H,W,K] is transposed, and an answer
+without an axis for classes gets one."""
 # Enough to see shapes and to prove a product; the kind of numbers is read from more frames.
 _FIRST = 4
 _NOT_LOGITS = "The failure scores would take a softmax of them, which is nearly flat"
@@ -41,17 +44,19 @@ class Seen:
 
     Attributes:
         found: the claim, settled.
-        outputs: K of the answer.
+        outputs: number of classes.
+        single: the answer is one number, the logit or probability of the second of two classes.
         types: ONNX type of each tensor of the claim.
-        flat: the tensors with single-pixel maps [N,C,1,1] that mean [N,C].
+        views: how each tensor of the claim becomes [N,K] or [N,K,H,W].
         beside: the file's other outputs that hold one row of numbers for each frame.
     """
 
     found: Found
     types: dict[str, str]
-    flat: frozenset[str]
+    views: dict[str, View]
     beside: frozenset[str]
     outputs: int
+    single: bool = False
 
 
 def look(
@@ -74,21 +79,69 @@ def look(
     some = frames.take(np.arange(min(_FIRST, len(frames))))
     rows = _first(session, some, contract=contract, output=found.output, task=task)
     values = {name: np.concatenate([row[name] for row in rows]) for name in names}
-    require_channels_first(values[found.output].shape, output=found.output, classes=classes)
     types = {value.name: value.type for value in session.get_outputs()}
-    single = {name for name, value in values.items() if value.ndim == 4 and value.shape[2:] == (1, 1)}
-    flat = frozenset(single if task.by_frame else ())
-    plain = {name: _plain(value, flat=name in flat) for name, value in values.items()}
+    size = (contract.height, contract.width)
+    last = classes_last(values[found.output].shape, classes=classes, size=size)
+    views = _views(found, values, by_frame=task.by_frame, last=last)
+    plain = {name: viewed(value, views[name]) for name, value in values.items()}
+    _require_scores(found.output, plain[found.output])
     settled = _settle_layer(_settle_activation(found, plain), plain)
-    size = len(some) // len(rows)
-    beside = frozenset(name for name in others if all(_is_numbers(row[name], size) for row in rows))
+    single = plain[found.output].shape[1] == 1
+    if single and settled.layer is not None:
+        settled = replace(settled, layer=_of_two_classes(settled.layer))
+    batch = len(some) // len(rows)
+    beside = frozenset(name for name in others if all(_is_numbers(row[name], batch) for row in rows))
     dropped = tuple(
         f"output {own_name(name)} is left out: it does not hold one row of numbers for each frame"
         for name in others
         if name not in beside
     )
     settled = replace(settled, notes=(*settled.notes, *dropped))
-    return Seen(settled, types, flat, beside, int(values[found.output].shape[1]))
+    outputs = 2 if single else int(plain[found.output].shape[1])
+    return Seen(settled, types, views, beside, outputs, single)
+
+
+def _views(
+    found: Found, values: Mapping[str, NDArray[Any]], *, by_frame: bool, last: bool
+) -> dict[str, View]:
+    """Returns how each tensor is to be seen. last: the answer has its classes last."""
+    views: dict[str, View] = {}
+    layer = found.layer
+    for name, value in values.items():
+        of_layer = layer is not None and name in (layer.features, layer.answer)
+        # A convolution has its channels first, a product has them last.
+        swapped = (layer is not None and layer.kind == "linear") if of_layer else last
+        if value.ndim == 4:
+            one_pixel = value.shape[2:] == (1, 1) or value.shape[1:3] == (1, 1)
+            views[name] = "flat" if by_frame and one_pixel else "channels-first" if swapped else "as-is"
+        else:
+            views[name] = "one-channel" if value.ndim == (1 if by_frame else 3) else "as-is"
+    return views
+
+
+def viewed(value: NDArray[Any], view: View) -> NDArray[np.float32]:
+    """Returns a tensor's values as [N,K] or [N,K,H,W], fp32."""
+    whole = value.astype(np.float32)
+    if view == "flat":
+        return whole.reshape(len(whole), -1)
+    if view == "channels-first":
+        return np.moveaxis(whole, 3, 1)
+    return whole[:, None] if view == "one-channel" else whole
+
+
+def _require_scores(output: str, values: NDArray[np.float32]) -> None:
+    """Raises GraphError on class numbers that were written as floating-point numbers."""
+    if values.shape[1] == 1 and (values == np.round(values)).all() and len(np.unique(values)) > 1:
+        raise GraphError(
+            f"output {own_name(output)} holds whole numbers: class labels without scores; export the model "
+            "without its last ArgMax or threshold, so that it gives logits or probabilities"
+        )
+
+
+def _of_two_classes(layer: LastLayer) -> LastLayer:
+    """Returns a layer of one output as one of two: the first class has a logit of zero."""
+    weight, bias = (np.concatenate([np.zeros_like(value), value]) for value in (layer.weight, layer.bias))
+    return replace(layer, weight=weight, bias=bias)
 
 
 def _is_numbers(value: Any, rows: int) -> bool:
@@ -137,11 +190,6 @@ def _first(
     return rows
 
 
-def _plain(value: NDArray[Any], *, flat: bool) -> NDArray[np.float32]:
-    whole = value.astype(np.float32)
-    return whole.reshape(whole.shape[:2]) if flat else whole
-
-
 def _settle_activation(found: Found, values: dict[str, NDArray[np.float32]]) -> Found:
     """Accepts the tensor before a softmax as logits only if its softmax along axis 1 is the answer."""
     if found.activation == "none":
@@ -151,6 +199,8 @@ def _settle_activation(found: Found, values: dict[str, NDArray[np.float32]]) -> 
     tolerance = 0.05 if found.quantized else 5e-3
     if before.size == after.size:
         before = before.reshape(after.shape)
+        if found.scaled and found.activation == "softmax":
+            after = after / np.median(after.sum(axis=1))
         expected = _activated(before, found.activation)
         scale = 1.0 if found.activation != "log-softmax" else np.maximum(np.abs(expected), 1.0)
         if (np.abs(expected - after) <= tolerance * scale).all():
@@ -215,79 +265,98 @@ def read_answers(
     *,
     contract: InputContract,
     task: Task,
-    output: str,
-) -> tuple[Kind, Answered]:
-    """Returns (kind of the answer's numbers, labels and answers)."""
+    seen: Seen,
+) -> tuple[Numbers, Answered]:
+    """Returns (the answer's numbers, labels and answers)."""
+    output = seen.found.output
     found = answers(session, frames, contract=contract, names=[output], batch=16)
     return fold(
-        (
-            (part, _plain(values[output], flat=task.by_frame and values[output].ndim == 4))
-            for part, values in found
-        ),
+        ((part, viewed(values[output], seen.views[output])) for part, values in found),
         frames,
         task=task,
+        middle=_middle(seen.found),
     )
 
 
-def read_kind(
-    session: ort.InferenceSession,
-    frames: Examples,
-    *,
-    contract: InputContract,
-    task: Task,
-    output: str,
-) -> Kind:
-    """Returns the kind of the answer's numbers on frames without labels."""
-    numbers = Numbers()
+def read_numbers(
+    session: ort.InferenceSession, frames: Examples, *, contract: InputContract, seen: Seen
+) -> Numbers:
+    """Returns the answer's numbers on frames without labels."""
+    numbers, output = Numbers(), seen.found.output
     for _, values in answers(session, frames, contract=contract, names=[output], batch=16):
-        numbers.add(_plain(values[output], flat=task.by_frame and values[output].ndim == 4))
-    return numbers.kind
+        numbers.add(viewed(values[output], seen.views[output]))
+    return numbers
+
+
+def _middle(found: Found) -> float | None:
+    """Returns the value of a single number at which its two classes are equally likely; None if unknown."""
+    if found.activation == "sigmoid":
+        return 0.5
+    return 0.0 if found.layer is not None else None
 
 
 def fold(
-    parts: Iterable[tuple[slice, NDArray[np.float32]]], frames: Examples, *, task: Task
-) -> tuple[Kind, Answered]:
-    """Returns (kind of the numbers, labels and answers) of a model's outputs, read batch by batch.
+    parts: Iterable[tuple[slice, NDArray[np.float32]]],
+    frames: Examples,
+    *,
+    task: Task,
+    middle: float | None = None,
+) -> tuple[Numbers, Answered]:
+    """Returns (the numbers, labels and answers) of a model's outputs, read batch by batch.
 
-    parts: positions in `frames` and outputs [n,K] or [n,K,h,w] of them; at least one.
+    parts: positions in `frames` and outputs [n,K] or [n,K,h,w] of them; at least one. middle: of a single
+    number, where its two classes are equally likely; None reads it off its range.
     """
     numbers, truth, said, outputs = Numbers(), [], [], 0
     for part, values in parts:
-        labels, classes = task.labels_and_answers(
-            torch.from_numpy(values), task.collate(frames.targets[part])
-        )
-        outputs = values.shape[1]
         numbers.add(values)
+        both = _both_classes(values, middle) if values.shape[1] == 1 else values
+        labels, classes = task.labels_and_answers(torch.from_numpy(both), task.collate(frames.targets[part]))
+        outputs = both.shape[1]
         truth.append(labels)
         said.append(classes)
     whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, not task.by_frame)
-    return numbers.kind, whole
+    return numbers, whole
 
 
-def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
+def _both_classes(values: NDArray[np.float32], middle: float | None) -> NDArray[np.float32]:
+    """Returns two columns, of which the second is larger if the single number is above the middle."""
+    probable = values.min() >= 0 and values.max() <= 1
+    half = middle if middle is not None else 0.5 if probable else 0.0
+    return np.concatenate([np.zeros_like(values), values - half], axis=1)
+
+
+def as_logits(found: Found, numbers: Numbers, wanted: str, *, single: bool = False) -> Found:
     """Returns how the answer becomes logits.
 
-    wanted: the user's statement; auto goes by operators and numbers.
+    wanted: the user's statement; auto goes by operators and numbers. single: the answer is one number for
+    each place, of which 0..1 is always a sigmoid.
     """
-    name = own_name(found.output)
+    if single:
+        return _one_as_logits(found, numbers, wanted)
+    name, kind = own_name(found.output), numbers.kind
     if wanted in ("probabilities", "sigmoid") and kind == "logits":
         raise GraphError(f"--answer {wanted}: the answer {name} does not stay within 0..1")
     if found.activation in ("softmax", "log-softmax") and wanted in ("auto", "probabilities"):
         return found
-    if wanted == "sigmoid" and found.activation == "sigmoid":
-        return replace(found, notes=(_odds_note(name), *found.notes))
     if wanted == "sigmoid":
-        return _instead(found, "log-odds", _odds_note(name))
+        known = found.activation == "sigmoid"
+        odds = replace(found, notes=(_odds_note(name), *found.notes))
+        return odds if known else _instead(found, "log-odds", _odds_note(name))
     if wanted == "logits":
         return found if found.activation == "none" else _instead(found, "as-is", "")
-    if wanted == "probabilities" or (kind == "probabilities" and found.activation == "none"):
-        note = (
-            f"the answer {name} gives probabilities without logits (rows within 0..1 that sum to about one): "
-            "their logarithms are used as logits"
-        )
-        return _instead(found, "log", note)
     # A linear layer gives logits, even if those of a weak model are all within 0..1.
     linear = found.layer is not None and found.activation == "none"
+    scaled = numbers.scale != 1
+    if wanted == "probabilities" or (
+        kind == "probabilities" and found.activation == "none" and not (scaled and linear)
+    ):
+        sums = f"that sum to about {numbers.scale:.4g}" if scaled else "within 0..1 that sum to about one"
+        note = (
+            f"the answer {name} gives probabilities without logits (rows {sums}): their logarithms are used "
+            "as logits"
+        )
+        return replace(_instead(found, "log", note), scale=numbers.scale)
     if found.activation == "sigmoid" or (kind == "sigmoid" and not linear):
         raise GraphError(
             f"the answer {name} is sigmoids: it is within 0..1 and its rows do not sum to one, each class "
@@ -296,6 +365,21 @@ def as_logits(found: Found, kind: Kind, wanted: str) -> Found:
             "logits after all, give --answer probabilities or --answer logits"
         )
     return found
+
+
+def _one_as_logits(found: Found, numbers: Numbers, wanted: str) -> Found:
+    """Returns how one number for each place becomes the logit of the second of two classes."""
+    name, probable = own_name(found.output), numbers.kind != "logits"
+    if wanted in ("probabilities", "sigmoid") and not probable:
+        raise GraphError(f"--answer {wanted}: the answer {name} does not stay within 0..1")
+    note = f"the answer {name} is one number for each place: the second of two classes"
+    linear = found.layer is not None and found.activation == "none"
+    if found.activation == "sigmoid" and wanted != "logits":
+        return replace(found, notes=(note, *found.notes))
+    if wanted == "logits" or not probable or (linear and wanted == "auto"):
+        as_is = found if found.activation == "none" else _instead(found, "as-is", "")
+        return replace(as_is, notes=(note, *as_is.notes))
+    return _instead(found, "log-odds", f"{note}, and its log-odds are its logit")
 
 
 def _odds_note(name: str) -> str:

@@ -19,6 +19,8 @@ SUM_TOLERANCE = 0.15
 _ROWS_THAT_SUM = 0.99
 _EDGE = 1e-3
 """Halves and 8-bit numbers round a probability of one to a little above it."""
+_STEADY = 0.1
+"""Deviation of the rows' sums, over what it would be if the numbers of a row were independent logits."""
 
 
 @dataclass
@@ -29,16 +31,25 @@ class Numbers:
     ('probabilities', 'sigmoid')
     >>> Numbers().add(np.array([[-1.0, 0.4]])).kind
     'logits'
+    >>> percent = Numbers().add(np.array([[10.0, 90.0], [95.0, 5.0]]))
+    >>> percent.kind, percent.scale
+    ('probabilities', 100.0)
     """
 
     low: float = 0.0
     high: float = 0.0
     rows: int = 0
     sum_to_one: int = 0
+    moments: NDArray[np.float64] | None = None
 
     def add(self, values: NDArray[Any]) -> Numbers:
         """Counts the values [n,K,...] of a batch. Returns itself."""
-        near = np.abs(values.sum(axis=1, dtype=np.float64) - 1) <= SUM_TOLERANCE
+        sums = values.sum(axis=1, dtype=np.float64)
+        near = np.abs(sums - 1) <= SUM_TOLERANCE
+        # First and second moments of the rows' sums, then of each class.
+        columns = (sums, *(values[:, k] for k in range(values.shape[1])))
+        made = np.array([[c.sum(dtype=np.float64), np.square(c, dtype=np.float64).sum()] for c in columns])
+        self.moments = made if self.moments is None else self.moments + made
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         self.rows, self.sum_to_one = self.rows + near.size, self.sum_to_one + int(near.sum())
         return self
@@ -46,9 +57,26 @@ class Numbers:
     @property
     def kind(self) -> Kind:
         """Returns the kind of all values that were added."""
+        if self.scale != 1:
+            return "probabilities"
         if self.low < -_EDGE or self.high > 1 + _EDGE:
             return "logits"
         return "probabilities" if self.sum_to_one >= _ROWS_THAT_SUM * self.rows else "sigmoid"
+
+    @property
+    def scale(self) -> float:
+        """Returns what rows sum to if they are probabilities times a constant (percent, 8 bits), else 1.
+
+        Logits vary independently of each other, so the sums of their rows vary as well.
+        """
+        if self.moments is None or self.low < 0 or self.high <= 1 + _EDGE or self.rows < 2:
+            return 1.0
+        means = self.moments[:, 0] / self.rows
+        variances = np.maximum(self.moments[:, 1] / self.rows - means**2, 0)
+        of_logits = float(variances[1:].sum())
+        # Rows that are all alike show nothing.
+        steady = of_logits > 0 and variances[0] <= _STEADY**2 * of_logits
+        return float(means[0]) if steady else 1.0
 
 
 def require_classes(task: str, outputs: Tensor, labels: Tensor) -> None:
