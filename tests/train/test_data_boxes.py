@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.train.box_labels import CLASSES, Frame, boxes_of, coco, draw, kitti, voc, voc_xml, yolo
 
+from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract, encode_jpeg
 from misfire_train.data import load_dataset
 from misfire_train.data.boxes import with_contract
@@ -177,8 +178,28 @@ def test_a_class_list_orders_the_classes_and_must_name_all_of_them(tmp_path: Pat
     assert {float(each[0, 4]) for each in dataset.train.targets} == {1.0}
     assert "classes without a box: sign" in dataset.notes
     (tmp_path / "order.txt").write_text("sign\n")
-    with pytest.raises(DatasetError, match=rf"order.txt does not list car, which {tmp_path} has boxes of"):
+    with pytest.raises(
+        DatasetError, match=rf"order.txt does not list car, which {tmp_path} has boxes of; others=drop"
+    ):
         load_dataset(f"{name}?classes=order.txt")
+
+
+@pytest.mark.parametrize("reader", WRITERS)
+def test_other_classes_than_the_listed_ones_are_left_out_or_ignored(tmp_path: Path, reader: str) -> None:
+    frames = some(boxes=[(4.0, 6.0, 40.0, 30.0, 0, False), (8.0, 8.0, 16.0, 20.0, 2, False)])
+    name = written(tmp_path, reader, frames)
+    (tmp_path / "few.txt").write_text("sign\n")
+    dropped = load_dataset(f"{name}?classes=few.txt&others=drop")
+    assert {each[:, 4:].tolist()[0][0] for each in dropped.train.targets} == {0.0}
+    assert {len(each) for each in dropped.train.targets} == {1}
+    assert "6 boxes of classes that few.txt does not list left out: car (6)" in dropped.notes
+    ignored = load_dataset(f"{name}?classes=few.txt&others=ignore")
+    assert sorted(ignored.train.targets[0][:, 4:].tolist()) == [[-1.0, 1.0], [0.0, 0.0]]
+    assert "6 boxes of classes that few.txt does not list to be ignored: car (6)" in ignored.notes
+    with pytest.raises(DatasetError, match=r"others=drop: needs a list of the classes that are meant"):
+        load_dataset(f"{name}?others=drop")
+    with pytest.raises(ConfigError, match=r"others=all: expected drop or ignore"):
+        load_dataset(f"{name}?others=all")
 
 
 @pytest.mark.parametrize("reader", WRITERS)

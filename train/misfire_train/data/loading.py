@@ -47,10 +47,10 @@ READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] =
     "coco-keypoints": (load_coco_keypoints, (*_ALL_TAKE, "images")),
     "masks": (load_masks, (*_ALL_TAKE, "classes", "ignore")),
     "csv-regression": (load_csv_regression, _ALL_TAKE),
-    "coco-boxes": (load_coco_boxes, (*_ALL_TAKE, "classes", "images")),
-    "yolo": (load_yolo, (*_ALL_TAKE, "classes")),
-    "voc": (load_voc, (*_ALL_TAKE, "classes")),
-    "kitti": (load_kitti, (*_ALL_TAKE, "classes")),
+    "coco-boxes": (load_coco_boxes, (*_ALL_TAKE, "classes", "others", "images")),
+    "yolo": (load_yolo, (*_ALL_TAKE, "classes", "others")),
+    "voc": (load_voc, (*_ALL_TAKE, "classes", "others")),
+    "kitti": (load_kitti, (*_ALL_TAKE, "classes", "others")),
 }
 """The readers of one's own data, and the options that each takes."""
 

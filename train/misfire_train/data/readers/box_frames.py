@@ -8,20 +8,19 @@ A picture without a box is a frame like any other: a detector that is silent the
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from misfire_runtime.bundle import sha256_file
 from misfire_train.data.boxes import ANY_CLASS, Boxes, clip_boxes, stack_boxes, to_targets
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.class_lists import ClassList, find_class_list, nfc
+from misfire_train.data.readers.box_classes import class_notes, final_classes, used_classes, with_others
+from misfire_train.data.readers.box_labels import BoxFrame, Found
+from misfire_train.data.readers.class_lists import find_class_list, nfc
 from misfire_train.data.readers.files import (
     ImageFile,
     decoded,
@@ -32,7 +31,7 @@ from misfire_train.data.readers.files import (
     read_images,
     skipped_notes,
 )
-from misfire_train.data.readers.halves import Halves, divide, is_test, split_word
+from misfire_train.data.readers.halves import divide, is_test, split_word
 from misfire_train.data.readers.options import Options, list_digest
 from misfire_train.errors import DatasetError
 
@@ -46,52 +45,8 @@ _BEYOND = 1.0
 
 
 @dataclass(frozen=True)
-class Box:
-    """Is one labelled box. label: the class's name, "" for a region in which any class is to be ignored."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    label: str
-    ignore: bool = False
-
-
-@dataclass(frozen=True)
-class BoxFrame:
-    """Holds what the labels say of one picture.
-
-    boxes: in pixels of the picture.  relative: in shares of its width and height instead.
-    word: split word, "" for none.  group: "" if the labels name none.
-    size: width and height as the labels state them, None if they do not.
-    """
-
-    path: Path
-    boxes: tuple[Box, ...] = ()
-    relative: bool = False
-    word: str = ""
-    group: str = ""
-    size: tuple[int, int] | None = None
-
-
-@dataclass
-class Found:
-    """Collects what a reader found. classes: in order; None numbers the names that occur alphabetically.
-
-    labels: the label files.  absent: names of pictures that are not there.  looked: where they were searched.
-    """
-
-    frames: list[BoxFrame] = field(default_factory=list)
-    classes: tuple[str, ...] | None = None
-    labels: list[Path] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    looked: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class _Read:
-    """Pairs frames with their decoded files. problems: one sentence for each picture that was left out."""
+    """Pairs frames with their decoded files, in the same order."""
 
     frames: tuple[BoxFrame, ...]
     files: tuple[ImageFile, ...]
@@ -106,14 +61,6 @@ class _Cut:
     empty: list[str] = field(default_factory=list)
 
 
-def finite(text: str) -> float:
-    """Returns the number. Raises ValueError if it is none, infinite or NaN."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not finite")
-    return value
-
-
 def assemble(found: Found, *, reader: str, path: Path, root: Path, options: Options) -> Dataset:
     """Returns the data set.
 
@@ -122,14 +69,17 @@ def assemble(found: Found, *, reader: str, path: Path, root: Path, options: Opti
         reader: its name.
         path: what it was asked to read.
         root: the data set's folder: names of pictures are relative to it.
-        options: size, group, test, classes.
+        options: size, group, test, classes, others.
 
     Raises:
         DatasetError: no picture can be read, none has a box, or a box has a class that the list lacks.
     """
-    read = _read(found, path=path, root=root)
     listed = find_class_list(root, options)
-    classes = _classes(path, found.classes, listed, _used(read.frames))
+    if options.others:
+        found.frames, notes = with_others(found.frames, listed, options.others)
+        found.notes += notes
+    read = _read(found, path=path, root=root)
+    classes = final_classes(path, found.classes, listed, used_classes(read.frames))
     cut = _Cut()
     boxes = [
         _numbered(frame, file, classes, cut) for frame, file in zip(read.frames, read.files, strict=True)
@@ -174,7 +124,7 @@ def assemble(found: Found, *, reader: str, path: Path, root: Path, options: Opti
             *(listed.notes if listed is not None else ()),
             *_border_notes(cut),
             *_count_notes(boxes),
-            *_class_notes(classes, halves),
+            *class_notes(classes, halves),
             *halves.notes,
         ),
     )
@@ -237,25 +187,6 @@ def _same_size(frame: BoxFrame, file: ImageFile) -> bool:
     return frame.size is None or not all(frame.size) or frame.size == (file.width, file.height)
 
 
-def _used(frames: Sequence[BoxFrame]) -> set[str]:
-    return {box.label for frame in frames for box in frame.boxes if box.label}
-
-
-def _classes(
-    path: Path, own: Sequence[str] | None, listed: ClassList | None, used: Collection[str]
-) -> tuple[str, ...]:
-    """Returns the listed classes, else those of the labels, else the names that occur."""
-    if listed is None:
-        classes = tuple(own) if own is not None else tuple(sorted(used))
-        if not classes:
-            raise DatasetError(f"{path}: no box has a class")
-        return classes
-    unknown = sorted(set(used) - set(listed.names))
-    if unknown:
-        raise DatasetError(f"{listed.path} does not list {first_of(unknown)}, which {path} has boxes of")
-    return listed.names
-
-
 def _numbered(frame: BoxFrame, file: ImageFile, classes: Sequence[str], cut: _Cut) -> Boxes:
     """Returns the boxes [G,6] of one picture in its pixels; a region of any class has the class -1."""
     number = {name: at for at, name in enumerate(classes)} | {"": ANY_CLASS}
@@ -277,20 +208,6 @@ def _groups(frames: Sequence[BoxFrame], names: Sequence[str]) -> list[str]:
         # One folder for everything says nothing about drives.
         folders = [""] * len(names)
     return [frame.group or folder or name for frame, folder, name in zip(frames, folders, names, strict=True)]
-
-
-def folder_group(name: str) -> str:
-    """Returns the folders of a picture's name that are neither a half nor the folder of all images.
-
-    >>> folder_group("train/images/drive7/000012.jpg"), folder_group("train2017/000012.jpg")
-    ('drive7', '')
-    """
-    folders = [nfc(part) for part in name.split("/")[:-1]]
-    return "/".join(
-        part
-        for part in folders
-        if part.casefold() not in _IMAGE_FOLDERS and not split_word(part.rstrip("0123456789"))
-    )
 
 
 def _absent(found: Found) -> list[str]:
@@ -325,29 +242,15 @@ def _count_notes(boxes: Sequence[Boxes]) -> list[str]:
     return notes
 
 
-def _class_notes(classes: Sequence[str], halves: Halves) -> list[str]:
-    """Notes classes without a box, and those without a box to train on."""
-    trained, tested = (_labels(half.targets) for half in (halves.train, halves.test))
-    empty = [name for at, name in enumerate(classes) if at not in trained | tested]
-    unseen = [name for at, name in enumerate(classes) if at in tested - trained]
-    notes = [f"classes without a box: {first_of(empty)}"] if empty else []
-    return notes + ([f"classes without a box in the training half: {first_of(unseen)}"] if unseen else [])
+def folder_group(name: str) -> str:
+    """Returns the folders of a picture's name that are neither a half nor the folder of all images.
 
-
-def _labels(targets: NDArray[np.object_]) -> set[int]:
-    """Returns the classes of boxes that are not ignored."""
-    counts: Counter[int] = Counter()
-    for boxes in targets:
-        counts.update(boxes[boxes[:, 5] == 0, 4].astype(int).tolist())
-    return set(counts)
-
-
-def require_numbers(where: str, names: Mapping[int, str]) -> tuple[str, ...]:
-    """Returns class names by number. Raises DatasetError if there is none, or if a name occurs twice."""
-    listed = tuple(nfc(names[number]) for number in sorted(names))
-    if not listed:
-        raise DatasetError(f"{where}: lists no classes")
-    twice = next((name for name in listed if listed.count(name) > 1), None)
-    if twice is not None:
-        raise DatasetError(f"{where}: lists the class {twice} twice")
-    return listed
+    >>> folder_group("train/images/drive7/000012.jpg"), folder_group("train2017/000012.jpg")
+    ('drive7', '')
+    """
+    folders = [nfc(part) for part in name.split("/")[:-1]]
+    return "/".join(
+        part
+        for part in folders
+        if part.casefold() not in _IMAGE_FOLDERS and not split_word(part.rstrip("0123456789"))
+    )

@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import Box, BoxFrame, Found, assemble, require_numbers
+from misfire_train.data.readers.box_classes import require_numbers
+from misfire_train.data.readers.box_frames import assemble
+from misfire_train.data.readers.box_labels import Box, BoxFrame, Found
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.data.readers.coco_documents import (
     Annotation,
@@ -45,7 +47,7 @@ def load_coco_boxes(path: Path, options: Options) -> Dataset:
 
     Args:
         path: the JSON, or a folder with one JSON or one per half.
-        options: size, group, test, classes, images.
+        options: size, group, test, classes, others, images.
 
     Raises:
         DatasetError: a document is malformed, an image or a category occurs twice, a box has a category that

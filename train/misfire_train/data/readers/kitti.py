@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import Box, BoxFrame, Found, assemble, finite
+from misfire_train.data.readers.box_frames import assemble
+from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.data.readers.files import first_of, images_by_stem
 from misfire_train.data.readers.halves import split_word
@@ -35,7 +36,7 @@ def load_kitti(path: Path, options: Options) -> Dataset:
 
     Args:
         path: the folder with `training`, or with `image_2` and `label_2`.
-        options: size, group, test, classes.
+        options: size, group, test, classes, others.
 
     Raises:
         DatasetError: there are no labels, a line is malformed (the message names it), or nothing is left.

@@ -21,6 +21,7 @@ SPELLINGS = {
     "classes": "classes=FILE",
     "ignore": "ignore=LABEL,LABEL",
     "images": "images=FOLDER",
+    "others": "others=drop (or others=ignore)",
 }
 NO_GROUPS = "none"
 """`group=none`: every image is its own group. No expression: that would need a capture."""
@@ -39,6 +40,7 @@ class Options:
         classes: a file that lists the classes in order.
         ignore: labels of masks that mean "not labelled".
         images: the folder of a COCO document's images.
+        others: what becomes of boxes whose class the list lacks: "drop", "ignore", or "" for an error.
     """
 
     size: tuple[int, int] | None = None
@@ -48,6 +50,7 @@ class Options:
     classes: Path | None = None
     ignore: frozenset[int] = frozenset()
     images: Path | None = None
+    others: str = ""
 
 
 def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) -> tuple[Path, Options]:
@@ -72,6 +75,7 @@ def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) 
         classes=_path("classes", given),
         ignore=_labels(given.get("ignore")),
         images=_path("images", given),
+        others=_others(given.get("others")),
     )
 
 
@@ -121,6 +125,12 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
     if pattern.groups != 1:
         raise ConfigError(f"group={text}: needs exactly one capture, in parentheses; it has {pattern.groups}")
     return pattern
+
+
+def _others(text: str | None) -> str:
+    if text not in (None, "drop", "ignore"):
+        raise ConfigError(f"others={text}: expected drop or ignore")
+    return text or ""
 
 
 def _labels(text: str | None) -> frozenset[int]:

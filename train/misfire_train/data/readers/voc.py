@@ -16,7 +16,8 @@ from pathlib import Path, PureWindowsPath
 from xml.etree.ElementTree import Element
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import Box, BoxFrame, Found, assemble, finite
+from misfire_train.data.readers.box_frames import assemble
+from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.data.readers.files import images_by_stem, named_file
 from misfire_train.data.readers.halves import split_word
@@ -37,7 +38,7 @@ def load_voc(path: Path, options: Options) -> Dataset:
 
     Args:
         path: the folder.
-        options: size, group, test, classes.
+        options: size, group, test, classes, others.
 
     Raises:
         DatasetError: there are no annotations, one is malformed or has a document type, or nothing is left.

@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import Box, BoxFrame, Found, assemble, finite, require_numbers
+from misfire_train.data.readers.box_classes import require_numbers
+from misfire_train.data.readers.box_frames import assemble
+from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
 from misfire_train.data.readers.class_lists import TEXT_NAME, find_class_list
 from misfire_train.data.readers.files import find_images, first_of
 from misfire_train.data.readers.halves import split_word
@@ -48,7 +50,7 @@ def load_yolo(path: Path, options: Options) -> Dataset:
 
     Args:
         path: a data.yaml, or a folder with one.
-        options: size, group, test, classes.
+        options: size, group, test, classes, others.
 
     Raises:
         DatasetError: the description names nothing that is there, a line is malformed (the message has its
