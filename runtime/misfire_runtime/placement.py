@@ -109,7 +109,7 @@ class Placement:
 
     def shares_to_image(self, points: NDArray[Any]) -> NDArray[np.float32]:
         """Converts points [..,2], 0..1 of the network's input, to 0..1 of the picture, and clips them."""
-        pixels = _pairs(points) * [self.network_width, self.network_height]
+        pixels = np.asarray(points, np.float64) * [self.network_width, self.network_height]
         limits = np.array([self.width, self.height], np.float32)
         return np.asarray(self.clip(self.to_image(pixels)) / limits, np.float32)
 

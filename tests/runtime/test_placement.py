@@ -80,6 +80,12 @@ def test_no_boxes_are_mapped_to_no_boxes() -> None:
     assert Placement.of(10, 10, contract("stretch")).to_image(np.zeros((2, 0, 4))).shape == (2, 0, 4)
 
 
+def test_shares_of_the_input_become_shares_of_the_picture() -> None:
+    place = Placement.of(200, 50, contract("letterbox"))
+    middle_and_padding = np.array([[0.5, 0.5], [0.25, 0.0]], np.float32)
+    assert place.shares_to_image(middle_and_padding).tolist() == [[0.5, 0.5], [0.25, 0.0]]
+
+
 def test_clipping_keeps_boxes_in_the_picture() -> None:
     place = Placement.of(100, 50, contract("letterbox"))
     boxes = np.array([[-5, -5, 300, 20], [10, 60, 20, 70]], np.float32)

@@ -74,6 +74,12 @@ def run(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="Stay until the fleet has all samples.")
     ] = False,
+    show: Annotated[
+        str,
+        typer.Option(
+            help="Draw every frame with its answer and its score into this .mp4 file, or in a 'window'."
+        ),
+    ] = "",
     resume: Annotated[bool, typer.Option(help="Continue where an interrupted run stopped.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -106,6 +112,7 @@ def run(
             file=config,
             overlay=lambda fresh: overlay(fresh, options),
             hang_up=hang_up,
+            show=show,
         )
     _print(result, as_json=as_json)
     _raise_for(result, interrupted=stop.is_set())

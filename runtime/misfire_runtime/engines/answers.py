@@ -131,6 +131,18 @@ def mask_of(logits: NDArray[Any], place: Placement, *, network: tuple[int, int])
     )
 
 
+def top_classes(
+    logits: NDArray[Any], classes: tuple[str, ...], *, most: int = 5
+) -> tuple[tuple[str, float], ...]:
+    """Returns names and probabilities of the likeliest classes, the best first. logits: [1,K]."""
+    flat = np.asarray(logits[0], np.float64).reshape(-1)
+    if flat.size == 0 or not np.isfinite(flat).all():
+        return ()
+    shares = np.exp(flat - flat.max())
+    shares /= shares.sum()
+    return tuple((class_name(int(k), classes), float(shares[k])) for k in np.argsort(-shares)[:most])
+
+
 def class_name(index: int, classes: tuple[str, ...]) -> str:
     """Returns a class name as far as it fits an offer."""
     return classes[index][:MAX_TEXT] if index < len(classes) else str(index)

@@ -26,6 +26,7 @@ from misfire_runtime.engines.answers import (
     check_detections,
     find_boxes,
     mask_of,
+    top_classes,
 )
 from misfire_runtime.engines.base import Engine, EngineOptions
 from misfire_runtime.engines.load import load_engine
@@ -137,6 +138,19 @@ class Scored:
     def classes(self) -> tuple[str, ...]:
         """Returns the names of the bundle's classes."""
         return self._scorer.classes
+
+    @property
+    def default_score(self) -> str:
+        """Returns the name of the bundle's default score; `scores` lacks it if it was refused."""
+        return self._scorer.default_score
+
+    @property
+    def bars(self) -> tuple[tuple[str, float], ...]:
+        """Returns classes with their probabilities (or shares of a mask), the largest first."""
+        name = self._scorer.output_of("logits")
+        if name is not None:
+            return top_classes(self._outputs[name], self.classes)
+        return tuple(self.prediction.get("shares", {}).items())
 
     @property
     def mask(self) -> NDArray[np.uint8] | None:

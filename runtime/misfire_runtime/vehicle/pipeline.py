@@ -97,6 +97,7 @@ class Vehicle:
         context: Context | None = None,
         resume: bool = True,
         on_tick: Callable[[Vehicle], None] | None = None,
+        on_frame: Callable[[ScoredFrame], None] | None = None,
     ) -> None:
         """Builds triggers, privacy and writer, and goes on from the state of an earlier run.
 
@@ -109,6 +110,7 @@ class Vehicle:
             context: signals of the vehicle; None has none.
             resume: go on where an interrupted run stopped.
             on_tick: called about once a second from the frame path while it is alive (watchdog, progress).
+            on_frame: called from the frame path with every scored frame, once it is decided on.
 
         Raises:
             ConfigError: triggers do not fit the bundle.
@@ -133,6 +135,7 @@ class Vehicle:
         if resume:
             self._relearn(self._memory.load(scorer.label))
         self._on_tick = on_tick
+        self.on_frame = on_frame
         self._pending_lock = threading.Lock()
         self._pending: tuple[VehicleConfig, Scorer, Selector] | None = None
         self._counted = {"frames": 0, "frames_dropped": 0, "frames_unreadable": 0}
@@ -369,6 +372,8 @@ class Vehicle:
             # Clips are the first thing that the ladder leaves out.
             elif self.writer.clips is not None and self.ladder.step == 0:
                 self.writer.offer_to_ring(seen)
+            if self.on_frame is not None:
+                self.on_frame(seen)
             # Only of frames that are decided on: a restart reads those that waited again.
             identity = self._identities[seen.source]
             if identity:

@@ -72,6 +72,7 @@ def run_vehicle(
     file: Path | None = None,
     overlay: Callable[[VehicleConfig], VehicleConfig] = lambda config: config,
     hang_up: threading.Event | None = None,
+    show: str = "",
 ) -> RunResult:
     """Runs until the sources end or `stop`; with `until_empty` until the fleet has everything, too.
 
@@ -87,6 +88,7 @@ def run_vehicle(
         file: the configuration file to watch; None watches none.
         overlay: puts options that override the file on top of it (see LiveConfig).
         hang_up: set to have the file read again.
+        show: draw every frame with its answer into this video file, or in a "window"; "" shows nothing.
 
     Returns:
         What the run did, and the spool's counters after it.
@@ -100,6 +102,8 @@ def run_vehicle(
         session = _Session(config, stack, watcher=on_tick)
         try:
             session.start_vehicle(resume=resume, file=file, overlay=overlay, hang_up=hang_up)
+            if show:
+                session.show(show)
             return session.run(stopping, until_empty=until_empty)
         except MisfireError as error:
             session.upload_what_waits(error, stopping, until_empty=until_empty)
@@ -176,6 +180,17 @@ class _Session:
         self._started.set()
         self._serve()
         self._tell()
+
+    def show(self, target: str) -> None:
+        """Shows every frame from now on. Raises ConfigError if it cannot be shown there."""
+        # Imported here: only who looks needs what draws.
+        from misfire_runtime.vehicle.show import Show
+
+        vehicle = self._vehicle
+        assert vehicle is not None
+        shown = Show(target, privacy=vehicle.privacy, several=len(vehicle.sources) > 1)
+        vehicle.on_frame = shown.see
+        self._stack.callback(shown.close)
 
     def run(self, stop: threading.Event, *, until_empty: bool) -> RunResult:
         """Processes frames, then uploads what is left."""
