@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -59,9 +59,13 @@ def export(
         ),
     ] = "",
     task: Annotated[
-        TaskName | None,
-        typer.Option(help="With --torch or --onnx: state the task. Default: the data set's."),
-    ] = None,
+        str,
+        typer.Option(
+            help="With --torch or --onnx: state the task, one of "
+            + ", ".join(name for name in get_args(TaskName) if name != "custom")
+            + ", or with --torch your own as module:task. Default: the data set's."
+        ),
+    ] = "",
     image: Annotated[
         str, typer.Option(help="Describe the input as JSON. Default, field by field: the data set's.")
     ] = "",
@@ -113,6 +117,7 @@ def export(
     from misfire_export.sources.score_names import read_score_options
     from misfire_train.data import load_dataset
     from misfire_train.runs import load_run
+    from misfire_train.tasks.loading import load_task
 
     if sum((run is not None, bool(torch), onnx is not None)) != 1:
         raise ConfigError("name what to export: a run's folder, --torch module:factory, or --onnx model.onnx")
@@ -146,14 +151,17 @@ def export(
             raise ConfigError("--torch and --onnx need --dataset: frames to calibrate on")
         # Whatever needs no data is checked first: reading data can take minutes.
         require_free(out)
+        own_task = load_task(task) if task else None
+        if own_task is not None and onnx is not None and own_task.bundle_task == "custom":
+            raise ConfigError(f"--task {task}: a task of your own takes --torch; --onnx needs a known one")
         module = load_module(torch, weights=weights) if torch else None
-        size = own_size(open_graph(onnx, output=output, task=task or "")) if onnx is not None else None
+        size = own_size(open_graph(onnx, output=output, task=task)) if onnx is not None else None
         frames, contract = frames_of_dataset(dataset, data=data, image=image, size=size)
         if not (task or frames.task):
             raise ConfigError("pictures without labels do not tell the model's task: state it with --task")
         facts = ModelFacts(
             contract,
-            task=task or frames.task,
+            task=own_task or frames.task,
             classes=own_names,
             output=output,
             answer=answer,

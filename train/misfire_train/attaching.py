@@ -167,7 +167,10 @@ class Attached:
             raise ConfigError(f"images are {images.dtype}, the network's weights {weight.dtype}: {how}")
 
     def scored_model(self) -> ScoredModel:
-        """Returns network and score as one module, ready for export."""
+        """Returns network and score as one module.
+
+        `misfire_export.export_module_bundle(attached, ...)` makes a bundle of both.
+        """
         task = self.task
         return ScoredModel(self.probe, [self.score], output_name=task.output_name, answer=task.answer)
 

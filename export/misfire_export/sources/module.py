@@ -6,6 +6,7 @@ factory() --weights--> module --attach to named layers--> LearningLoss++ head fi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,25 +25,28 @@ from misfire_export.sources.module_checks import layer_notes, probe_of, settle_c
 from misfire_export.sources.score_names import HEAD, wanted_scores
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_train import scores as scoring
-from misfire_train.attaching import attach
+from misfire_train.attaching import Attached, attach
 from misfire_train.data import Examples
 from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.refit import Refit
 from misfire_train.heads import recipe_named
 from misfire_train.signals import Score, ScoredModel
-from misfire_train.tasks import get_task
+from misfire_train.tasks import Task, get_task
+from misfire_train.tasks.custom import CustomTask
 from misfire_train.train_config import FailureTable
 
 RECIPE = "learning-loss-pp"
+CUSTOM = CustomTask.name
 
 
 def export_module_bundle(
-    model: nn.Module, frames: Frames, facts: ModelFacts, *, out: Path, options: Options
+    model: nn.Module | Attached, frames: Frames, facts: ModelFacts, *, out: Path, options: Options
 ) -> Bundle:
     """Writes a bundle of a module that maps image [N,C,H,W] to the task's output tensor.
 
     Args:
-        model: The module, in eval mode.
+        model: The module, in eval mode; or what `attach` returned, fitted: then the bundle has its head and
+            its task, and `facts.task`, `features`, `last_layer` and `output` are not read.
         frames: Frames, without labels for upload rates only. With `facts.features` a head is fitted on
             `holdout` and knows `fit`.
         facts: What is known of the module.
@@ -59,10 +63,16 @@ def export_module_bundle(
     """
     require_free(Path(out))
     require_frames(len(frames.calibration))
-    contract, kind = facts.contract, get_task(facts.task) if isinstance(facts.task, str) else facts.task
+    attached = model if isinstance(model, Attached) else None
+    contract, kind = facts.contract, _task(facts) if attached is None else attached.task
     # With uint8 pixels the graph normalises by itself; the module takes what comes out of that.
     plain = contract.model_copy(update={"dtype": "float32"})
-    probe = probe_of(model, plain, last_layer=facts.last_layer, features=facts.features, output=facts.output)
+    probe = (
+        probe_of(model, plain, last_layer=facts.last_layer, features=facts.features, output=facts.output)
+        if isinstance(model, nn.Module)
+        # The caller's network keeps its mode.
+        else copy.deepcopy(model.probe).eval().requires_grad_(False)
+    )
     notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain)]
     classes = frames.classes or tuple(facts.classes)
     if kind.by_class and frames.labelled:
@@ -75,13 +85,13 @@ def export_module_bundle(
         HEAD,
         probe,
         kind,
-        recipe_named(RECIPE),
+        recipe_named(RECIPE) if attached is None else attached.recipe,
         plain,
         train=frames.fit,
         holdout=frames.holdout,
         seed=options.seed,
     )
-    built = _build_scores(refit, facts.features, options)
+    built = _build_scores(refit, facts.features, options, attached=attached)
     require_small_scores(built)
     scored = ScoredModel(probe, built, output_name=kind.output_name, answer=kind.answer).eval()
     source = Source(
@@ -94,7 +104,7 @@ def export_module_bundle(
         lineage=facts.lineage or Lineage(run_id="module", dataset="unknown", dataset_sha256="0" * 64),
         classes=classes,
         reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,
-        refit=refit if facts.features else None,
+        refit=refit if facts.features or attached else None,
         ranges=frames.fit,
         labelled=frames.labelled,
         extra={"notes": [*notes, *frames.notes]},
@@ -102,12 +112,35 @@ def export_module_bundle(
     return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
 
 
-def _build_scores(refit: Refit, features: Sequence[str], options: Options) -> list[Score]:
+def _task(facts: ModelFacts) -> Task:
+    """Returns the task. Raises ExportError on "custom", which is the name of no task."""
+    if isinstance(facts.task, Task):
+        return facts.task
+    if facts.task == CUSTOM:
+        raise ExportError(
+            "a custom task is not known by name: give what custom_task(...) returned, as "
+            "ModelFacts(task=...), or --task module:task"
+        )
+    return get_task(facts.task)
+
+
+def _build_scores(
+    refit: Refit, features: Sequence[str], options: Options, *, attached: Attached | None
+) -> list[Score]:
     """Returns the head, if it has layers to read, and the other scores by name."""
-    names = wanted_scores(options.scores, task=refit.task, head=bool(features))
-    if HEAD in names and not features:
+    headed = bool(features) or attached is not None
+    names = wanted_scores(options.scores, task=refit.task, head=headed)
+    if HEAD in names and not headed:
         raise ExportError(f"{HEAD} needs --features: the layers that its head reads")
-    learned = [fit_head(refit, layers=features)] if features else []
+    if not names:
+        raise ExportError(
+            f"the task {refit.task.name} has no free score, so the bundle would have no score at all: add "
+            "--features for a learned head, --scores, or the task's own scores (custom_task(..., scores=))"
+        )
+    if attached is not None:
+        learned = [copy.deepcopy(attached.score).eval().requires_grad_(False)]
+    else:
+        learned = [fit_head(refit, layers=features)] if features else []
     return [
         *(learned if HEAD in names else []),
         *scoring.build(

@@ -129,6 +129,10 @@ class Task(ABC):
         """Returns the task as a run's configuration has it, for data with these classes."""
         return self
 
+    def __repr__(self) -> str:
+        """Returns its name: a message about a task need not show all that it holds."""
+        return f"<task {self.name}>"
+
     # Labels and targets
 
     def parse_label(self, text: str, place: LabelPlace) -> NDArray[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from misfire_runtime.errors import ConfigError
+from misfire_train.signals import Score
 from misfire_train.tasks.base import OutputKind, Task
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -33,12 +34,16 @@ class CustomTask(Task):
         failure_threshold: float | None = None,
         output_name: str = "values",
         default_free_score: str | None = None,
+        scores: Sequence[type[Score]] = (),
     ) -> None:
         self._loss, self._training, self._failed = loss, training, failed
         # A failure function decides by itself; a threshold would override it.
         self.failure_threshold = None if failed is not None else failure_threshold
         self.output_name, self.output_kind = output_name, _KINDS.get(output_name, "other")
-        self.default_free_score = default_free_score
+        self.own_scores = tuple(scores)
+        free = tuple(score.name for score in self.own_scores if score.free)
+        self.default_scores = free
+        self.default_free_score = default_free_score or (free[0] if free else None)
 
     def sample_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the loss of each sample, [N].
@@ -81,6 +86,7 @@ def custom_task(
     training_loss: LossFunction | None = None,
     output_name: str = "values",
     default_free_score: str | None = None,
+    scores: Sequence[type[Score]] = (),
 ) -> Task:
     """Returns a task of your own from any per-sample loss.
 
@@ -92,7 +98,8 @@ def custom_task(
         failed: (outputs, targets) -> bool [N]; give this or failure_threshold.
         training_loss: (outputs, targets) -> scalar. Default: the mean sample loss.
         output_name: of the answer in an exported graph.
-        default_free_score: the free score that others have to beat.
+        default_free_score: the free score that others have to beat. Default: the first free one of `scores`.
+        scores: classes of your own scores. A bundle carries the free ones by default.
 
     Raises:
         ConfigError: at the first batch whose losses are not [N] or are below zero.
@@ -109,6 +116,7 @@ def custom_task(
         failure_threshold=failure_threshold,
         output_name=output_name,
         default_free_score=default_free_score,
+        scores=scores,
     )
 
 

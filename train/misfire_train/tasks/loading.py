@@ -32,7 +32,7 @@ def load_task(name: str) -> Task:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-        task = found if isinstance(found, Task) else found()
+        task = found() if callable(found) else found
     except Exception as error:
         raise ConfigError(f"the task {name}: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
