@@ -16,7 +16,7 @@ from misfire_runtime.temporal.base import AnswerFormat, Event, Finding
 from misfire_runtime.temporal.lane import Lane
 from misfire_runtime.temporal.levels import Levels
 from proving_ground.erring_detector import THRESHOLD, ErringDetector, found, plan_faults
-from proving_ground.street_video import CLASSES, HEIGHT, RATE, WIDTH, StreetVideo, Truth
+from proving_ground.street_video import CLASSES, HEIGHT, RATE, WIDTH, StreetVideo
 
 PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 FORM = AnswerFormat(InputContract(height=HEIGHT, width=WIDTH), CLASSES, THRESHOLD)
@@ -133,7 +133,7 @@ def test_answers_that_are_no_boxes_do_no_harm() -> None:
 
 @pytest.mark.slow
 def test_in_a_rendered_drive_faults_are_found_and_nothing_else_is() -> None:
-    video = list(StreetVideo(seed=11, seconds=40))
+    video = StreetVideo(seed=11, seconds=40)
     truths = [truth for _picture, truth in video]
     faults = plan_faults(truths, seed=11)
     disturbed = _drive(video, ErringDetector(seed=11, faults=faults))
@@ -144,7 +144,7 @@ def test_in_a_rendered_drive_faults_are_found_and_nothing_else_is() -> None:
     assert sum(map(len, undisturbed.values())) / 40 <= 0.05
 
 
-def _drive(video: list[tuple[Any, Truth]], detector: ErringDetector) -> dict[int, tuple[Event, ...]]:
+def _drive(video: StreetVideo, detector: ErringDetector) -> dict[int, tuple[Event, ...]]:
     lane = Lane(BoxComparison(FORM))
     findings: list[Finding | None] = []
     for frame, (picture, truth) in enumerate(video):
