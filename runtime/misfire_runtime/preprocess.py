@@ -31,6 +31,8 @@ Image = NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
 """Above every camera of a vehicle; a small file that decodes to more is an attack or a mistake."""
+MAX_SIDE = 8192
+"""Of a network's input, in pixels."""
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 
 Resize = Literal["stretch", "letterbox", "letterbox-center", "letterbox-topleft", "center-crop"]
@@ -49,8 +51,8 @@ class InputContract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "image"
-    height: int = Field(gt=0, le=8192)
-    width: int = Field(gt=0, le=8192)
+    height: int = Field(gt=0, le=MAX_SIDE)
+    width: int = Field(gt=0, le=MAX_SIDE)
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     dtype: Literal["float32", "uint8"] = "float32"
     mean: tuple[float, ...] = (0.0,)

@@ -203,6 +203,13 @@ def test_other_classes_than_the_listed_ones_are_left_out_or_ignored(tmp_path: Pa
 
 
 @pytest.mark.parametrize("reader", WRITERS)
+def test_an_input_above_the_limit_is_refused(tmp_path: Path, reader: str) -> None:
+    name = written(tmp_path, reader, some())
+    with pytest.raises(ConfigError, match=r"size=9000x64: a network's input has at most 8192 pixels a side"):
+        load_dataset(f"{name}?size=9000x64")
+
+
+@pytest.mark.parametrize("reader", WRITERS)
 def test_pictures_of_one_pixel_and_of_20000_are_read(tmp_path: Path, reader: str) -> None:
     frames = [*some(), Frame("dot.png", 1, 1, [(0.0, 0.0, 1.0, 1.0, 0, False)])]
     frames.append(Frame("wide.png", 20_000, 4, [(10_000.0, 0.0, 20_000.0, 4.0, 0, False)]))
@@ -317,6 +324,7 @@ def test_what_a_coco_document_can_do_without_is_noted(tmp_path: Path) -> None:
         content["annotations"].append({**content["annotations"][0], "id": 99, "image_id": 1234})
         content["images"][2].update(width=640, height=480)
         content["images"][3].update(width=0, height=0)
+        content["annotations"][4]["bbox"] = [1, 1, 1e308, 1e308]
 
     notes = load_dataset(changed(tmp_path / "a.json", change)).notes
     assert (
@@ -399,6 +407,12 @@ def test_a_folder_without_a_description_needs_a_class_list(tmp_path: Path) -> No
     assert len(load_dataset(f"yolo:{tmp_path}").test) == 2
 
 
+def test_a_class_may_have_a_name_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    yolo(tmp_path, "train", some())
+    (tmp_path / "data.yaml").write_text("train: images/train\nval:\ntest: null\nnames: {'0': no, 1: 1e3}\n")
+    assert load_dataset(f"yolo:{tmp_path}").classes == ("no", "1e3")
+
+
 def test_polygons_become_boxes_and_keypoints_stay_out_of_the_way(tmp_path: Path) -> None:
     yolo(tmp_path, "train", some())
     labels = tmp_path / "labels/train/000.txt"
@@ -447,12 +461,18 @@ def test_faults_of_a_yolo_line_are_named_with_their_place(tmp_path: Path, line: 
         ("train: images/train\nnames: {0: a, 2: b}\n", "class numbers are 0; 2; expected 0 to 1"),
         ("train: images/train\n", "names is None; expected a list of class names"),
         ("train: images/train\nnames: [a, a]\n", "lists the class a twice"),
+        (
+            "train: images/train\nnames: [a, [b]]\n",
+            r"names is \['a', \['b'\]\]; expected a list of class names",
+        ),
+        ("a: &a [x, x]\nb: &b [*a, *a]\ntrain: t\nnames: [*b, *b]\n", "names is "),
+        (f"train: {'[' * 50_000}\n", "cannot be read as YAML"),
         ("names: [a]\n", "names no images; expected train, and perhaps val and test"),
         ("train: images/nowhere\nnames: [a]\n", "train is images/nowhere, which is not in"),
         ("train: {a: b}\nnames: [a]\n", "expected a folder, a list of folders or a text file"),
         ("train: [unclosed\n", "cannot be read as YAML"),
         ("just a text\n", "expected keys such as train, val and names"),
-        ("train: !!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
+        ("train: !!python/object/apply:os.system ['true']\nnames: [a]\n", "train is true, which is not in"),
     ],
 )
 def test_faults_of_a_data_yaml_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -512,6 +532,8 @@ def test_xml_beside_its_picture_in_folders_of_halves(tmp_path: Path) -> None:
             '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>',
             r"it declares a document type",
         ),
+        ('<?xml version="1.0" encoding="x-no"?><annotation/>', r"cannot be read as XML \(unknown encoding"),
+        ("<html/>", r"000.xml: its root is html; expected annotation"),
         ("<annotation>&b;</annotation>", r"cannot be read as XML \(undefined entity"),
         ("<annotation><object/></annotation>", r"000.xml: object 1 has no name"),
         (

@@ -191,7 +191,8 @@ def _numbered(frame: BoxFrame, file: ImageFile, classes: Sequence[str], cut: _Cu
     """Returns the boxes [G,6] of one picture in its pixels; a region of any class has the class -1."""
     number = {name: at for at, name in enumerate(classes)} | {"": ANY_CLASS}
     rows = [(box.x0, box.y0, box.x1, box.y1, number[box.label], box.ignore) for box in frame.boxes]
-    boxes: Boxes = np.array(rows, np.float64).reshape(-1, 6).astype(np.float32)
+    # Far beyond any picture, and within float32.
+    boxes: Boxes = np.clip(np.array(rows, np.float64).reshape(-1, 6), -1e9, 1e9).astype(np.float32)
     if frame.relative:
         boxes[:, :4] *= np.array([file.width, file.height] * 2, np.float32)
     inside, solid = clip_boxes(boxes, width=file.width, height=file.height)

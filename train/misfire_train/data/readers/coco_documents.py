@@ -161,7 +161,7 @@ def read_document(path: Path) -> Document:
     """Reads a document. Raises DatasetError, with the place, if the file is none."""
     try:
         return Document.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as JSON ({error})") from error
     except ValidationError as error:
         raise DatasetError(explain(error, file=f"{path}: not a COCO document", most=1)) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from misfire_runtime.bundle import sha256_file
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import MAX_SIDE
 
 SPELLINGS = {
     "size": "size=WIDTHxHEIGHT",
@@ -112,7 +113,10 @@ def _size(text: str | None) -> tuple[int, int] | None:
     found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text)
     if found is None or int(found.group(1)) < 1 or int(found.group(2) or 1) < 1:
         raise ConfigError(f"size={text}: expected WIDTHxHEIGHT in pixels, such as 96x64")
-    return int(found.group(1)), int(found.group(2) or found.group(1))
+    size = int(found.group(1)), int(found.group(2) or found.group(1))
+    if max(size) > MAX_SIDE:
+        raise ConfigError(f"size={text}: a network's input has at most {MAX_SIDE} pixels a side")
+    return size
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:

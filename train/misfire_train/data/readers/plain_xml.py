@@ -26,7 +26,8 @@ def read_xml(path: Path) -> Element:
         if path.stat().st_size > _MAX_BYTES:
             raise DatasetError(f"{path}: a label file has at most {_MAX_BYTES} bytes")
         return _parsed(path.read_bytes())
-    except (OSError, expat.ExpatError, _NotPlainError) as error:
+    # LookupError: an encoding that Python does not know.
+    except (OSError, LookupError, ValueError, expat.ExpatError, _NotPlainError) as error:
         raise DatasetError(f"{path}: cannot be read as XML ({error})") from error
 
 

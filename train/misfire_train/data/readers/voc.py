@@ -74,6 +74,8 @@ def _collect(found: Found, root: Path, path: Path) -> None:
         for folder in folders:
             pictures.setdefault(folder, images_by_stem(folder))
         element = read_xml(file)
+        if element.tag != "annotation":
+            raise DatasetError(f"{file}: its root is {element.tag[:40]}; expected annotation")
         name = _text(element, "filename")
         image = next((of[file.stem] for folder in folders if file.stem in (of := pictures[folder])), None)
         # A name may lead anywhere, so only its last part counts.

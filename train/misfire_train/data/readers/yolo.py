@@ -10,36 +10,17 @@ file is one without an object, as trainers of this format take it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
-
-import yaml
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_classes import require_numbers
 from misfire_train.data.readers.box_frames import assemble
 from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
 from misfire_train.data.readers.class_lists import TEXT_NAME, find_class_list
-from misfire_train.data.readers.files import find_images, first_of
+from misfire_train.data.readers.files import find_images
 from misfire_train.data.readers.halves import split_word
 from misfire_train.data.readers.options import Options
+from misfire_train.data.readers.yolo_description import Description, find_description
 from misfire_train.errors import DatasetError
-
-_HALVES = ("train", "val", "test")
-# A description of a data set is short; a larger file is a mistake, and would be read whole.
-_MAX_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class _Description:
-    """Holds a data.yaml. halves: what each names, in order.  keypoints: its lines have them after the box."""
-
-    path: Path
-    root: Path
-    names: tuple[str, ...]
-    halves: dict[str, tuple[str, ...]]
-    keypoints: bool = False
 
 
 def load_yolo(path: Path, options: Options) -> Dataset:
@@ -56,7 +37,7 @@ def load_yolo(path: Path, options: Options) -> Dataset:
         DatasetError: the description names nothing that is there, a line is malformed (the message has its
             place), a class is not listed, or nothing is left.
     """
-    described = _description(path)
+    described = find_description(path)
     if described is None:
         return _load_folder(path, options)
     found = Found(classes=described.names, labels=[described.path])
@@ -89,76 +70,10 @@ def _finish(found: Found, path: Path, root: Path, options: Options) -> Dataset:
     return assemble(found, reader="yolo", path=path, root=root, options=options)
 
 
-def _description(path: Path) -> _Description | None:
-    if path.is_dir():
-        files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-        named = [file for file in files if file.stem in ("data", "dataset")]
-        files = named[:1] or files
-        if not files:
-            return None
-        if len(files) > 1:
-            raise DatasetError(f"{path}: has {first_of([file.name for file in files])}; name one of them")
-        path = files[0]
-    content = _content(path)
-    halves = {half: _places(path, half, content.get(half)) for half in _HALVES}
-    halves = {half: places for half, places in halves.items() if places}
-    if not halves:
-        raise DatasetError(f"{path}: names no images; expected train, and perhaps val and test")
-    names = content.get("names")
-    return _Description(
-        path, _root(path, content), _names(path, names, content.get("nc")), halves, "kpt_shape" in content
-    )
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DatasetError(f"{path}: a data.yaml has at most {_MAX_BYTES} bytes")
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        # Its messages have several lines.
-        raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected keys such as train, val and names")
-    return content
-
-
-def _root(path: Path, content: dict[str, Any]) -> Path:
-    """Returns the folder that images are relative to; a `path` of another machine is not followed."""
-    named = content.get("path")
-    if isinstance(named, str) and named.strip():
-        for folder in (path.parent / named, Path(named)):
-            if folder.is_dir():
-                return folder
-    return path.parent
-
-
-def _places(path: Path, half: str, value: Any) -> tuple[str, ...]:
-    places = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(place, str) for place in places):
-        raise DatasetError(f"{path}: {half} is {value}; expected a folder, a list of folders or a text file")
-    return tuple(place for place in places if place.strip())
-
-
-def _names(path: Path, names: Any, count: Any) -> tuple[str, ...]:
-    numbered = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(numbered, dict) or not all(type(key) is int for key in numbered):
-        raise DatasetError(f"{path}: names is {names}; expected a list of class names, or names by number")
-    if sorted(numbered) != list(range(len(numbered))):
-        raise DatasetError(
-            f"{path}: class numbers are {first_of([str(key) for key in sorted(numbered)])}; "
-            f"expected 0 to {len(numbered) - 1}"
-        )
-    listed = require_numbers(str(path), {key: str(name).strip() for key, name in numbered.items()})
-    if isinstance(count, int) and count != len(listed):
-        raise DatasetError(f"{path}: nc is {count}, but names lists {len(listed)} classes")
-    return listed
-
-
-def _images(described: _Description, half: str, places: Sequence[str], found: Found) -> Iterator[Path]:
+def _images(described: Description, half: str, places: Sequence[str], found: Found) -> Iterator[Path]:
     """Yields the images of one half; those of a list that are not there are noted."""
     for place in places:
-        target = _there(described, place)
+        target = described.find(place)
         if target is None:
             raise DatasetError(f"{described.path}: {half} is {place}, which is not in {described.root}")
         if target.is_dir():
@@ -172,18 +87,6 @@ def _images(described: _Description, half: str, places: Sequence[str], found: Fo
                 found.absent.append(line)
             else:
                 yield image
-
-
-def _there(described: _Description, place: str) -> Path | None:
-    """Returns a folder or a file that the description names.
-
-    Roboflow writes `../train/images` for a folder beside the description.
-    """
-    plain = PureWindowsPath(place).as_posix()
-    bases = (described.root, described.path.parent)
-    spellings = (plain, plain.removeprefix("../"))
-    tried = (base / spelling for spelling in spellings for base in bases)
-    return next((path for path in tried if path.exists()), None)
 
 
 def _listed(line: str, folder: Path, root: Path) -> Path | None:
