@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vehicle_support import scored_frame
 
 from misfire_runtime import cli
-from misfire_runtime.engines.answers import Boxes, find_boxes, mask_of, within
+from misfire_runtime.engines.answers import Boxes, brief_of, find_boxes, mask_of, within
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import EngineError
 from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode, encode
@@ -237,6 +237,18 @@ def test_the_mask_is_that_of_the_picture() -> None:
     assert (half != mask).mean() < 0.05
     crop = contract.model_copy(update={"resize": "center-crop"})
     assert 255 in mask_of(logits, Placement.of(200, 50, crop), network=(96, 64))
+
+
+def test_shares_of_a_mask_leave_the_padding_out() -> None:
+    contract = InputContract(width=96, height=64, resize="letterbox")
+    place = Placement.of(200, 50, contract)
+    logits = np.zeros((1, 2, 32, 48), np.float32)
+    # The picture lies in rows 20 to 44 of 64; its upper half is of the second class.
+    logits[:, 1, 10:16] = 1
+    assert brief_of("segmentation", logits, ("road", "sky"), place) == {"shares": {"road": 0.5, "sky": 0.5}}
+    tiny = Placement.of(1, 20_000, contract)
+    shares = brief_of("segmentation", logits, ("road", "sky"), tiny)["shares"]
+    assert isinstance(shares, dict) and sum(shares.values()) == pytest.approx(1)
 
 
 def test_boxes_know_their_length() -> None:

@@ -261,12 +261,23 @@ def _size(place: Placement | None) -> dict[str, list[int]]:
 
 
 def _brief_segmentation(
-    logits: NDArray[Any], classes: tuple[str, ...], _place: Placement | None
+    logits: NDArray[Any], classes: tuple[str, ...], place: Placement | None
 ) -> dict[str, Any]:
-    """Returns the share of pixels of the eight largest classes. logits: [1,K,H,W]."""
-    shares = np.bincount(logits[0].argmax(0).reshape(-1), minlength=logits.shape[1]) / logits[0, 0].size
+    """Returns the share of the picture's pixels of the eight largest classes. logits: [1,K,H,W]."""
+    answer = logits[0].argmax(0)
+    if place is not None:
+        # Without the padding of a letterbox, which is no part of the picture.
+        rows = _span(place.top, place.inner_height, answer.shape[0] / place.network_height)
+        answer = answer[rows, _span(place.left, place.inner_width, answer.shape[1] / place.network_width)]
+    shares = np.bincount(answer.reshape(-1), minlength=logits.shape[1]) / max(1, answer.size)
     largest = [int(k) for k in np.argsort(-shares)[:8] if shares[k] > 0]
     return {"shares": {class_name(k, classes): round(float(shares[k]), 4) for k in largest}}
+
+
+def _span(start: int, length: int, scale: float) -> slice:
+    """Returns the cells of a map that lie on a stretch of network pixels, at least one."""
+    first = max(0, int(start * scale))
+    return slice(first, max(first + 1, round((start + length) * scale)))
 
 
 _ANSWERS: dict[str, Callable[[NDArray[Any], tuple[str, ...], Placement | None], dict[str, Any]]] = {
