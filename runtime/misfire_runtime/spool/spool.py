@@ -11,14 +11,11 @@ one process may open a spool at a time; its threads may share it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import sqlite3
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,21 +25,20 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from misfire_runtime.errors import DiskFullError, SpoolError, SpoolInUseError
-from misfire_runtime.messages import MAX_KEY, Counters, Declined, Offer, Rejected, Stored, encode
+from misfire_runtime.errors import DiskFullError, SpoolError
+from misfire_runtime.messages import Counters, Declined, Offer, Rejected, Stored, encode
 from misfire_runtime.service.logs import Throttle
 from misfire_runtime.spool.ballast import Ballast
+from misfire_runtime.spool.changes import Changes
 from misfire_runtime.spool.files import SampleFiles
 from misfire_runtime.spool.ledger import Hold, Ledger, Row
+from misfire_runtime.spool.ownership import lock_folder
 from misfire_runtime.spool.schema import DamagedDatabaseError, connect, explained
+from misfire_runtime.spool.unwritten import UnwrittenCounters
 from misfire_runtime.tables import RelativePath, Table
 
 _LOG = logging.getLogger(__name__)
 MIB = 1024 * 1024
-_FLUSH_S = 2.0
-"""Seconds that counters may stay in memory: a commit per frame would sync the disk for each one."""
-_MAX_LOST_REASONS = 32
-"""Bounds a heartbeat's size: it contains the count of every reason."""
 RESUME = "resume"
 """Name of a file in the spool's folder that requests `resume` from the process that uses the spool."""
 T = TypeVar("T")
@@ -98,20 +94,14 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self._often = Throttle(_LOG)
-        self._volatile: dict[str, int] = {}
-        self._lost: Counter[str] = Counter()
-        self._lost_unwritten: Counter[str] = Counter()
+        self._unwritten = UnwrittenCounters()
         self._hold: Hold | None = None
         self._ballast = Ballast(self.path / "ballast")
-        self._flushed_at = time.monotonic()
         self._writing = 0
         self._closed = False
-        # A lock of its own: a waiting thread must not hold up those that use the database.
-        self._changed = threading.Condition()
-        self._listeners: list[Callable[[], None]] = []
-        self._version = 0
-        # Locked before anything else: a file in tmp/ may be a sample that another process is writing.
-        self._owner = _own(self.path)
+        self._changes = Changes()
+        # Before anything else: opening the files removes what is half written.
+        self._owner = lock_folder(self.path)
         try:
             self._files = SampleFiles(self.path)
             try:
@@ -168,7 +158,7 @@ class Spool:
             with self._lock:
                 self._writing -= need
         if added:
-            self._announce()
+            self._changes.announce()
         return added
 
     def next_offers(self, limit: int, *, skip: Collection[str] = (), min_priority: int = 0) -> list[Pending]:
@@ -240,7 +230,7 @@ class Spool:
             self._discard(verdict.id, rejected=isinstance(verdict, Rejected))
         with self._lock:
             self._ballast.fill(reserve_bytes=self.reserve_bytes)
-        self._announce()
+        self._changes.announce()
         return news
 
     @property
@@ -273,7 +263,7 @@ class Spool:
             for sample in taken.keys() - again:  # their verdicts are older than those that are remembered
                 self._discard(sample)
         _LOG.warning("uploads_resumed", extra={"fields": {"offered_again": len(again)}})
-        self._announce()
+        self._changes.announce()
         return len(again)
 
     def _lift(self, taken: Mapping[str, tuple[Offer, int]]) -> set[str]:
@@ -300,10 +290,7 @@ class Spool:
     def lose(self, reason: str, samples: int = 1) -> None:
         """Counts selected frames that never became samples; written to disk like the counters of `count`."""
         with self._lock:
-            known = reason in self._lost or len(self._lost) < _MAX_LOST_REASONS - 1
-            name = reason[:MAX_KEY] if known else "other"
-            self._lost[name] += samples
-            self._lost_unwritten[name] += samples
+            self._unwritten.lose(reason, samples)
             self._flush_sometimes()
 
     def count(self, **increments: int) -> None:
@@ -315,22 +302,15 @@ class Spool:
             SpoolError: a name is not in FREE_COUNTERS.
         """
         with self._lock:
-            for name, value in increments.items():
-                if name not in FREE_COUNTERS:
-                    raise SpoolError(
-                        f"counter {name!r} cannot be set from outside; allowed: {', '.join(FREE_COUNTERS)}"
-                    )
-                self._volatile[name] = self._volatile.get(name, 0) + value
+            self._unwritten.count(increments)
             self._flush_sometimes()
 
     def counters(self) -> Counters:
         """Returns all counters; `pending` is the number of rows."""
         with self._lock:
             self._usable()
-            values = self._ledger.counters()
-            for name, value in self._volatile.items():
-                values[name] = values.get(name, 0) + value
-            return Counters(**values, lost=dict(self._lost))
+            values = self._unwritten.added_to(self._ledger.counters())
+            return Counters(**values, lost=self._unwritten.lost)
 
     def account(self) -> list[AccountLine]:
         """Returns number and bytes of declined, rejected and evicted samples, by reason."""
@@ -347,23 +327,15 @@ class Spool:
     @property
     def version(self) -> int:
         """Returns a number that increases with every sample added or settled."""
-        return self._version
+        return self._changes.version
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Registers a function to call, on any thread, after a change; it must return at once."""
-        self._listeners.append(callback)
+        self._changes.listen(callback)
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Waits until nothing is pending; returns False after `timeout_s`."""
-        until = time.monotonic() + timeout_s
-        with self._changed:
-            while not self._empty():
-                left = until - time.monotonic()
-                if left <= 0:
-                    return False
-                # Quarantined samples are not announced, so this looks again each second.
-                self._changed.wait(min(left, 1.0))
-        return True
+        return self._changes.wait_until(self._empty, timeout_s)
 
     def _empty(self) -> bool:
         with self._lock:
@@ -412,7 +384,8 @@ class Spool:
         try:
             self._repair(adopt=rebuilt)
             self._session = self._commit_freeing(self._ledger.begin_session)
-            self._hold, self._lost = self._ledger.hold(), Counter(self._ledger.lost())
+            self._hold = self._ledger.hold()
+            self._unwritten.restore_lost(self._ledger.lost())
             self._ballast.fill(reserve_bytes=self.reserve_bytes)
             with suppress(SpoolError):  # no room for it now: repeated while the uplink runs
                 self.resume_if_asked()
@@ -500,13 +473,6 @@ class Spool:
         except OSError as error:
             _LOG.error("spool file of sample %s: %s; removed at the next start", sample, error)
 
-    def _announce(self) -> None:
-        with self._changed:
-            self._version += 1
-            self._changed.notify_all()
-        for callback in self._listeners:
-            callback()
-
     def _free_bytes(self) -> int:
         disk = os.statvfs(self.path)
         return disk.f_bavail * disk.f_frsize
@@ -539,25 +505,20 @@ class Spool:
         try:
             with self._ledger.transaction():
                 yield
-                if self._volatile:
-                    self._ledger.increase(self._volatile)
-                if self._lost_unwritten:
-                    self._ledger.lose(self._lost_unwritten)
-            # Cleared only after the commit: a failed one keeps them for the next.
-            self._volatile, self._lost_unwritten = {}, Counter()
-            self._flushed_at = time.monotonic()
+                self._unwritten.write(self._ledger)
+            self._unwritten.written()
         except sqlite3.OperationalError as error:
             raise explained(error, self.path / "spool.sqlite") from error
         except sqlite3.DatabaseError as error:
             raise SpoolError(f"spool {self.path}: {error}; restart to repair it") from error
 
     def _flush_sometimes(self) -> None:
-        if time.monotonic() - self._flushed_at > _FLUSH_S and not self._closed:
+        if self._unwritten.due and not self._closed:
             self._flush()
 
     def _flush(self) -> None:
-        self._flushed_at = time.monotonic()
-        if self._volatile or self._lost_unwritten:
+        self._unwritten.tried()
+        if self._unwritten.any:
             try:
                 with self._commit():
                     pass
@@ -567,9 +528,6 @@ class Spool:
     def _usable(self) -> None:
         if self._closed:
             raise SpoolError(f"spool {self.path} is closed")
-
-
-FREE_COUNTERS = ("frames", "frames_dropped", "frames_unreadable", "bytes_sent")
 
 
 def _worth(offer: Offer) -> float:
@@ -585,20 +543,3 @@ def _worth(offer: Offer) -> float:
 
 def _eviction_reason(row: Row) -> str:
     return f"spool full, priority {row.priority}"
-
-
-def _own(folder: Path) -> int:
-    """Locks the folder and returns the lock's descriptor; the kernel releases it however the process ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise SpoolError(f"spool {folder}: {error.strerror}") from error
-    try:
-        # LOCK_NB: to wait for another vehicle to end would look like a hang.
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        text = f"spool {folder} is in use by another process; give each vehicle its own, or stop that one"
-        raise SpoolInUseError(text) from error
-    return handle
