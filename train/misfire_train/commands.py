@@ -57,8 +57,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a task network and a failure score that predicts where it goes wrong."""
-    from misfire_train.fit import command_line, train_run
+    from misfire_train.fit import train_run
     from misfire_train.progress import Reporter
+    from misfire_train.provenance import command_line
     from misfire_train.train_config import parse_train_config, read_train_config
 
     overrides: dict[str, Any] = {

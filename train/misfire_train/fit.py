@@ -11,14 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +42,7 @@ from misfire_train.heads import recipe_named
 from misfire_train.heads.training import Fitted, fit_head
 from misfire_train.models import BuiltModel, build_model, default_model
 from misfire_train.progress import Reporter
+from misfire_train.provenance import git_commit, versions
 from misfire_train.runs import (
     RECORD,
     DatasetRecord,
@@ -68,7 +64,6 @@ from misfire_train.train_config import TrainConfig
 
 UPLOADS = "uploads-"
 """How the parts of splits.json begin whose frames are a fleet's uploads."""
-_VERSIONED = ("misfire", "torch", "numpy", "accelerate", "safetensors", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -499,31 +494,3 @@ def spelled_out(config: TrainConfig) -> TrainConfig:
         return config
     recipe = recipe_named(config.head.recipe)
     return config.model_copy(update={"head": recipe.spelled_out(config.head)})
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python, the system and the libraries that influence numbers."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for name in _VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Returns the commit of the working tree that contains this package, None outside one."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    here = Path(__file__).resolve().parent
-    result = subprocess.run(
-        [git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or None if result.returncode == 0 else None
-
-
-def command_line() -> str:
-    """Returns the command as it was typed."""
-    return " ".join(["misfire", *sys.argv[1:]])

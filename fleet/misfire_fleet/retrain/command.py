@@ -157,8 +157,8 @@ def retrain(
 ) -> None:
     """Retrain on what the fleet uploaded, and print what that changed on the frozen test half."""
     from misfire_train.data import load_dataset
-    from misfire_train.fit import command_line
     from misfire_train.progress import Reporter
+    from misfire_train.provenance import command_line
     from misfire_train.retraining import Schedule
     from misfire_train.runs import load_run
 
