@@ -72,19 +72,6 @@ class VehicleJson(BaseModel):
     """Problems that an operator should look at, as sentences."""
 
 
-class TotalsJson(BaseModel):
-    """Holds the totals of the store."""
-
-    samples: int
-    bytes: int
-    random: int
-    vehicles: int
-    online: int
-    declined: int
-    rejected: int
-    deleted: int
-
-
 def api_router(store: Store, reconciliation: Reconciliation, totals: Callable[[], Totals]) -> APIRouter:
     """Returns the routes /api/samples, /api/samples/{id}, /api/vehicles and /api/totals.
 
@@ -116,8 +103,8 @@ def api_router(store: Store, reconciliation: Reconciliation, totals: Callable[[]
         return [_vehicle_json(each, compared.get(each.name)) for each in found]
 
     @router.get("/api/totals")
-    def totals_() -> TotalsJson:
-        return TotalsJson.model_validate(totals(), from_attributes=True)
+    def totals_() -> Totals:
+        return totals()
 
     return router
 
