@@ -184,6 +184,13 @@ def test_training_stops_early(tmp_path: Path) -> None:
     assert run.record.metrics["best_epoch"] == run.record.metrics["epochs"] - 1
 
 
+def test_half_precision_learns_as_much_and_keeps_whole_weights(run: Run, tmp_path: Path) -> None:
+    half = train_run(small(**{"training.precision": "bf16", "head.recipe": "none"}), out=tmp_path / "run")
+    assert {tensor.dtype for tensor in half.model.parameters()} == {torch.float32}
+    wanted = run.record.metrics["test_accuracy"]
+    assert half.record.metrics["test_accuracy"] == pytest.approx(wanted, abs=0.1)
+
+
 def test_a_loss_that_explodes_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not finite"):
         train_run(

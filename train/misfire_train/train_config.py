@@ -59,6 +59,8 @@ class TrainingTable(Table):
     pixels, None a fourteenth of the side. flip: random mirror images (not for targets with a left and a
     right).
     corrupt: share of training images that get a random corruption.
+    precision: bf16 computes the forward pass in bfloat16; it halves the time on processors with AMX or
+    AVX512-BF16 and on GPUs, and takes longer on others. Weights and losses stay fp32.
     """
 
     epochs: int = Field(default=12, ge=1, le=10_000)
@@ -70,6 +72,7 @@ class TrainingTable(Table):
     shift: int | None = Field(default=None, ge=0)
     flip: bool = False
     corrupt: float = Field(default=0.0, ge=0, le=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class FailureTable(Table):

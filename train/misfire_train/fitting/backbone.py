@@ -151,6 +151,8 @@ def evaluate(
     """Returns mean sample loss and accuracy in eval mode; the previous mode is restored."""
     device = next(model.parameters()).device
     outputs = []
+    # Maps and boxes of so many frames may not fit into memory.
+    batch = min(batch, task.score_batch)
     training = model.training
     model.eval()
     try:
@@ -199,7 +201,7 @@ class _Loop:
         device = self.accelerator.device
         images, targets = self.augmentation.batch(self.data.train, positions, generator)
         images, targets = images.to(device), targets.to(device)
-        signals = self.probe(images)
+        signals = self._signals(images)
         loss = self.task.training_loss(signals.outputs, targets)
         whole = loss
         if self.joint is not None:
@@ -212,6 +214,17 @@ class _Loop:
         self.accelerator.clip_grad_norm_(self.probe.parameters(), 5.0)
         self.optimizer.step()
         return loss.detach()
+
+    def _signals(self, images: Tensor) -> Signals:
+        """Returns the forward pass in the configured precision, its results in fp32."""
+        if self.table.precision == "fp32":
+            found: Signals = self.probe(images)
+            return found
+        # Half-precision convolutions are fastest with the channels of a pixel side by side.
+        ordered = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            found = self.probe(ordered)
+        return found.float()
 
 
 def _batches(order: NDArray[np.int64], size: int, accelerator: Accelerator) -> Iterator[NDArray[np.int64]]:
