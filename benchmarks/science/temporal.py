@@ -11,6 +11,8 @@ noisier   the same with twice the jitter and half again as much noise.
 rates     the same with every second and every third frame.
 real      no truth: how often something fires on two clips of cameras, with simple detectors of real pixels:
           blobs that move before a fixed camera (background subtraction), and bright markings of a road.
+masks     the dash-cam clip, segmented by grey levels. In every tenth frame a region of 12 % by 12 % of the
+          picture has another class: how many of these score above all of the others?
 
 The rules were chosen on the drives of seeds 0 to 2; the default seeds are others.
 """
@@ -35,7 +37,7 @@ if not __package__:  # started by its path: then the checkout's root is not wher
 
 from benchmarks.record import command_line, finish, run
 from misfire_runtime.preprocess import InputContract
-from misfire_runtime.temporal import BoxComparison
+from misfire_runtime.temporal import BoxComparison, MaskComparison
 from misfire_runtime.temporal.base import AnswerFormat, Event, Finding
 from misfire_runtime.temporal.lane import Lane
 from proving_ground.erring_detector import THRESHOLD, ErringDetector, Faults, found, plan_faults
@@ -86,6 +88,7 @@ def main() -> int:
         "seconds": seconds * len(seeds),
         **rendered,
         "real": measure_real(),
+        "masks": measure_masks(),
     }
     main_row = rendered["rendered"]
     met = main_row["recall"]["break"]["value"] >= GOAL_RECALL
@@ -169,6 +172,25 @@ def fire(clip: Path, detect: Callable[[Picture], NDArray[np.float32]]) -> dict[s
         "frames_above_half": round(sum(finding.score > TRIGGER for finding in known) / len(findings), 4),
         "reasons": [finding.reason for finding in known if finding.score > TRIGGER][:5],
     }
+
+
+def measure_masks() -> dict[str, Any]:
+    """Returns the scores of a segmentation's undisturbed frames, and how many disturbed ones stand out."""
+    rng = np.random.default_rng(0)
+    lane = Lane(MaskComparison(answer_format(WIDTH, HEIGHT)))
+    findings: list[Finding | None] = []
+    for number, picture in enumerate(load_backgrounds()):
+        levels = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (0, 0), 2) // 64
+        if number % 10 == 5:
+            x, y = rng.integers(0, (int(WIDTH * 0.88), int(HEIGHT * 0.88)))
+            region = levels[y : y + int(HEIGHT * 0.12), x : x + int(WIDTH * 0.12)]
+            region[:] = (region + 1) % 4
+        logits = (levels[None] == np.arange(4)[:, None, None]).astype(np.float32)[None]
+        findings += lane.see(logits, picture, number / RATE)
+    scores = {n: finding.score for n, finding in enumerate(findings) if finding is not None}
+    clean = np.array([score for number, score in scores.items() if number % 10 != 5])
+    odd = [score > clean.max() for number, score in scores.items() if number % 10 == 5]
+    return {"undisturbed_median": np.median(clean), "undisturbed_max": clean.max(), "found": share(odd)}
 
 
 class MovingBlobs:
@@ -275,6 +297,10 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"{name:>20}  recall: {recall}; false per second {row['false_per_second']['value']:.4f}")
     for name, row in result["real"].items():
         lines.append(f"{name:>26}  {row['frames_above_half']:.1%} of frames; {row['events_per_second']}")
+    row = result["masks"]
+    lines.append(
+        f"{'masks':>26}  found {row['found']['value']:.3f}; others at most {row['undisturbed_max']:.4f}"
+    )
     return "\n".join(lines)
 
 

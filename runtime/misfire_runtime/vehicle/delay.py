@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from misfire_runtime.engines.scoring import Scorer
+from misfire_runtime.service.logs import Throttle
 from misfire_runtime.temporal.base import NAME, AnswerFormat, Comparison, Finding
 from misfire_runtime.temporal.lane import Lane
 from misfire_runtime.temporal.levels import Levels
@@ -28,6 +29,8 @@ MAX_WAIT_S = 1.0
 """A camera that stalls must not keep its last frames from being decided on."""
 LASTING_FRAMES = 8
 """In a row without a finding before that is logged: a camera's first frames come at odd times."""
+REPEAT_S = 3600.0
+"""Between two log lines of a source: one that is at the limit comes and goes."""
 _LEARNED = "score:temporal"
 """Key among what triggers learned; no trigger's name has a colon."""
 
@@ -62,6 +65,7 @@ class DelayLine:
         self._form = AnswerFormat(manifest.input, manifest.classes, threshold)
         self._levels = Levels()
         self._sources: dict[str, _Source] = {}
+        self._often = Throttle(_LOG, period_s=REPEAT_S)
 
     def add(self, held: Held, *, live: bool) -> list[Held]:
         """Takes the next scored frame of its source.
@@ -106,7 +110,8 @@ class DelayLine:
         """Returns a sentence per source without findings."""
         return [
             f"{name}: {NAME} is not available: {source.lane.problem}"
-            for name, source in self._sources.items()
+            # A copy: telemetry asks from its own thread.
+            for name, source in list(self._sources.items())
             if source.lane.problem is not None
         ]
 
@@ -139,6 +144,6 @@ class DelayLine:
         context = {**held.frame.context, NAME: finding.reason}
         return replace(held, frame=replace(held.frame, context=context))
 
-    @staticmethod
-    def _complain(name: str, problem: str | None) -> None:
-        _LOG.warning("temporal_not_available", extra={"fields": {"source": name, "problem": problem}})
+    def _complain(self, name: str, problem: str | None) -> None:
+        fields = {"source": name, "problem": problem}
+        self._often.log(logging.WARNING, "temporal_not_available", fields, key=name)
