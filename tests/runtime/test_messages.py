@@ -83,6 +83,13 @@ def test_every_field_of_every_message_is_bounded(kind: type[Message]) -> None:
         {"prediction": {"class": "x" * 5000}},
         {"prediction": {"k" * 5000: 1}},
         {"prediction": {"values": [0.5] * 65}},
+        {"prediction": {"boxes": [{"class": "car", "box": [0, 0, 1, 1]}] * 65}},
+        {"prediction": {"boxes": [{"class": "x" * 5000}]}},
+        {"prediction": {"boxes": [{"box": [0.5] * 9}]}},
+        {"prediction": {"boxes": [{"box": [0.5, 0.5, float("nan"), 1]}]}},
+        {"prediction": {"boxes": [{"score": HUGE}]}},
+        {"prediction": {"boxes": [{str(key): 1 for key in range(9)}]}},
+        {"prediction": {"boxes": [{"box": [[0.5]]}]}},
         {"scores": {"s" * 5000: 0.5}},
         {"scores": {"msp": HUGE}},
         {"context": {"speed": HUGE}},
@@ -140,11 +147,12 @@ def test_the_reason_names_what_is_wrong_with_a_value_of_several_types() -> None:
         {"values": [0.5] * 63 + [None]},
         {"points": [[0.8125, 0.375, 0.9], [0.1, 0.2, None]] * 32},
         {"shares": {"road": 0.5, "sky": 0.5}},
+        {"boxes": [{"class": "car", "score": 0.9, "p": 0.8, "box": [0, 1.5, 2, 3]}] * 64, "size": [4, 4]},
         {"class": "7", "confidence": 1.0, "count": 3, "night": True, "note": None},
         {},
     ],
 )
-def test_predictions_of_version_0_1_0_come_through_unchanged(prediction: dict[str, Any]) -> None:
+def test_predictions_come_through_unchanged(prediction: dict[str, Any]) -> None:
     taken = offer(prediction=prediction).prediction
     assert json.dumps(taken) == json.dumps(prediction)
 

@@ -106,7 +106,7 @@ class Show:
             lane.show(seen, *self._picture(seen))
         except _ClosedError:
             self._end()
-        except (OSError, av.error.FFmpegError, cv2.error) as error:
+        except Exception as error:  # noqa: BLE001  (what only looks must never end what runs)
             _LOG.error("show_ended", extra={"fields": {"problem": str(error).strip()[:200]}})
             self._end()
 
@@ -120,7 +120,7 @@ class Show:
         for lane in self._lanes.values():
             try:
                 lane.close()
-            except (OSError, av.error.FFmpegError, cv2.error) as error:
+            except Exception as error:  # noqa: BLE001  (as above)
                 _LOG.error("show_ended", extra={"fields": {"problem": str(error).strip()[:200]}})
 
     def _path(self, source: str) -> Path | None:
