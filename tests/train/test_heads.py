@@ -17,16 +17,9 @@ from misfire_train.data import load_dataset
 from misfire_train.heads import RECIPES, ConvHead, GapHead, ResidualHead, build_head_from_state, recipe_named
 from misfire_train.heads.base import LossHead, Parts
 from misfire_train.heads.data import LossSet, TensorSet, collect, corrupted_copies
-from misfire_train.heads.training import (
-    candidate_heads,
-    check_head,
-    fit_head,
-    fit_on_losses,
-    name_collapse,
-    optimise,
-    paired_objective,
-    row_weights,
-)
+from misfire_train.heads.fitted import name_collapse
+from misfire_train.heads.pairs import paired_objective, row_weights
+from misfire_train.heads.training import candidate_heads, check_head, fit_head, fit_on_losses, optimise
 from misfire_train.metrics import aurc, spearman
 from misfire_train.models import build_model, count_flops, count_parameters
 from misfire_train.signals import Probe, ScoredModel, Signals

@@ -22,7 +22,8 @@ from misfire_train.data import Examples
 from misfire_train.fitting.failures import settle_failures
 from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.heads.data import LabelledSet, TensorSet, augmented
-from misfire_train.heads.training import HeadReport, fit_head, require_enough
+from misfire_train.heads.fitted import HeadReport
+from misfire_train.heads.training import fit_head, require_enough
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Score, ScoredModel, answer_of
 from misfire_train.tasks import Task, get_task

@@ -39,7 +39,8 @@ from misfire_train.fitting.cross_fitting import (
 from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.joint import JointHead
 from misfire_train.heads import recipe_named
-from misfire_train.heads.training import Fitted, fit_head
+from misfire_train.heads.fitted import Fitted
+from misfire_train.heads.training import fit_head
 from misfire_train.models import BuiltModel, build_model, default_model
 from misfire_train.progress import Reporter
 from misfire_train.provenance import git_commit, versions

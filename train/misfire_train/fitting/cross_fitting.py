@@ -25,7 +25,8 @@ from misfire_train.data.splits import fraction_of
 from misfire_train.fitting.backbone import FitData, fit_network
 from misfire_train.heads import HeadRecipe
 from misfire_train.heads.data import collect, corrupted_copies, join_sets
-from misfire_train.heads.training import Fitted, candidate_heads, fit_on_losses
+from misfire_train.heads.fitted import Fitted
+from misfire_train.heads.training import candidate_heads, fit_on_losses
 from misfire_train.progress import Reporter
 from misfire_train.runs import Run, fold_ids, fold_weights
 from misfire_train.signals import Probe

@@ -14,7 +14,8 @@ from misfire_train.data import Examples
 from misfire_train.fitting.backbone import Progressed
 from misfire_train.heads import HeadRecipe, LossHead
 from misfire_train.heads.data import collect
-from misfire_train.heads.training import Fitted, candidate_heads, check_head
+from misfire_train.heads.fitted import Fitted
+from misfire_train.heads.training import candidate_heads, check_head
 from misfire_train.objectives import OBJECTIVES, ratio_eps
 from misfire_train.signals import Probe, Signals
 from misfire_train.tasks import Task

@@ -23,7 +23,8 @@ from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.fitting.cross_fitting import FoldNetwork, fit_head_on_folds, kept_folds
 from misfire_train.heads import HeadRecipe, recipe_named
-from misfire_train.heads.training import Fitted, fit_head
+from misfire_train.heads.fitted import Fitted
+from misfire_train.heads.training import fit_head
 from misfire_train.runs import Run
 from misfire_train.scores import compute
 from misfire_train.signals import Probe

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from misfire_runtime.errors import ConfigError
 from misfire_train.heads.base import LossHead
+from misfire_train.heads.boxes import BoxHead
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.residual import ResidualHead
 from misfire_train.train_config import HeadTable
@@ -111,6 +112,11 @@ RECIPES: dict[str, HeadRecipe] = {
 _KINDS: dict[str, type[LossHead]] = {"residual": ResidualHead, "gap": GapHead, "conv": ConvHead}
 
 
+def kind_of(recipe: HeadRecipe, task: str) -> type[LossHead]:
+    """Returns the class of a recipe's head: that of detectors corrects candidates instead of frames."""
+    return BoxHead if recipe.kind == "residual" and task == BoxHead.serves else _KINDS[recipe.kind]
+
+
 def recipe_named(name: str) -> HeadRecipe:
     """Returns the recipe. Raises ConfigError with the names that exist."""
     if name not in RECIPES:
@@ -120,7 +126,7 @@ def recipe_named(name: str) -> HeadRecipe:
 
 def build_head_from_state(recipe: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> LossHead:
     """Returns a trained head from its record and its tensors. Raises ConfigError if they do not fit."""
-    kind = _KINDS[recipe_named(recipe).kind]
+    kind = kind_of(recipe_named(recipe), str(options.get("task", "")))
     try:
         head = kind(**options)
         head.load_state_dict(dict(state))

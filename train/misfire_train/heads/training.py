@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.heads.base import LossHead
+from misfire_train.heads.box_training import fit_box_head
 from misfire_train.heads.data import (
     LabelledSet,
     LossSet,
@@ -30,67 +31,26 @@ from misfire_train.heads.data import (
     join_sets,
     on_cpu,
 )
+from misfire_train.heads.fitted import CHECK_SHARE, Fitted, HeadReport, name_collapse
 from misfire_train.heads.memory import Memory
+from misfire_train.heads.pairs import paired_objective, row_weights
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.residual import ResidualHead, remembers_classes, unit_statistics
 from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.metrics import aurc, auroc, pair_accuracy
-from misfire_train.objectives import OBJECTIVES, ratio_eps
+from misfire_train.objectives import ratio_eps
 from misfire_train.progress import Reporter
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task
+from misfire_train.tasks.detection import Detection
 from misfire_train.tasks.statistics import map_statistics
 
 # With fewer, the check (CHECK_SHARE) would be left with less than three images.
 MIN_HELD_OUT = 20
-CHECK_SHARE = 0.15
 # Of ResNet-18 at 224 x 224 only the last stage (25,088 numbers) is below.
 MAP_NUMBERS = 32_768
-PAIRINGS = 4
-"""Random pairings of a batch per step: nearly the variance of all pairs at a fraction of their cost."""
-
-
-@dataclass(frozen=True)
-class HeadReport:
-    """Holds what training a head showed on the images that it was not fitted on.
-
-    Attributes:
-        pair_accuracy: of held-out pairs.
-        deviation: of the scores; 0 is a constant.
-        collapsed: why the head is useless, or None.
-        loss_scale: c of predicted loss = c * exp(score).
-        aurc, aurc_base: area under the risk-coverage curve of the head and of the free score that it
-        corrects.
-    """
-
-    recipe: str
-    samples: int
-    units: int
-    steps: int
-    base: str | None
-    pair_accuracy: float
-    deviation: float
-    collapsed: str | None
-    loss_scale: float
-    aurc: float
-    aurc_base: float | None = None
-    auroc: float | None = None
-    auroc_base: float | None = None
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for run.json."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Holds a trained head, in eval mode, and its report."""
-
-    head: LossHead
-    report: HeadReport
 
 
 def fit_head(
@@ -126,6 +86,17 @@ def fit_head(
     torch.manual_seed(seed)
     if copies is None:
         copies = corrupted_copies(holdout, recipe, seed=seed) if isinstance(holdout, Examples) else ()
+    if isinstance(task, Detection) and recipe.kind == "residual":
+        return fit_box_head(
+            probe,
+            task=task,
+            recipe=recipe,
+            holdout=holdout,
+            copies=copies,
+            contract=contract,
+            seed=seed,
+            reporter=reporter,
+        )
     heads = candidate_heads(probe, recipe, contract=contract, task=task, train=train, seed=seed)
     clean = collect(probe, heads[0], holdout, task=task, contract=contract)
     chosen = best_base(probe, heads, holdout, clean, contract=contract)
@@ -354,17 +325,6 @@ def optimise(
             steps.advance()
 
 
-def row_weights(clean: Tensor, *, share: float) -> Tensor:
-    """Returns sampling weights [R] under which clean rows make up `share`.
-
-    Equal if there is only one kind.
-    """
-    count = int(clean.sum())
-    if count in (0, len(clean)):
-        return torch.ones(len(clean))
-    return torch.where(clean, share / count, (1 - share) / (len(clean) - count))
-
-
 def objective_of(
     head: LossHead,
     answers: Tensor,
@@ -387,29 +347,6 @@ def objective_of(
         failed = batch.failed.to(logit.dtype).expand_as(logit)
         loss = loss + recipe.wrong_weight * functional.binary_cross_entropy_with_logits(logit, failed)
     return loss
-
-
-def paired_objective(
-    name: str, predicted: Tensor, true: Tensor, *, eps: float, generator: torch.Generator
-) -> Tensor:
-    """Returns the objective of predicted [members,V] against true [V] over PAIRINGS random pairings.
-
-    Regression needs no pairs.
-    """
-    members = len(predicted)
-    if name == "log-loss-regression":
-        return OBJECTIVES[name](predicted.flatten(), true.repeat(members), eps=eps)
-    half = len(true) // 2
-    if half == 0:
-        # Zero, but with a gradient, which the optimiser's step needs.
-        return predicted.sum() * 0.0
-    orders = [torch.randperm(len(true), generator=generator) for _ in range(PAIRINGS)]
-    first = torch.cat([order[:half] for order in orders])
-    second = torch.cat([order[half : 2 * half] for order in orders])
-    scores = torch.cat((predicted[:, first].flatten(), predicted[:, second].flatten()))
-    losses = torch.cat((true[first].repeat(members), true[second].repeat(members)))
-    options = {"eps": eps} if name == "learning-loss-pp" else {}
-    return OBJECTIVES[name](scores, losses, pairs="halves", **options)
 
 
 @torch.no_grad()
@@ -444,20 +381,3 @@ def check_head(head: LossHead, check: LossSet, recipe: HeadRecipe, *, samples: i
         notes=tuple(notes),
         **areas,
     )
-
-
-def name_collapse(deviation: float, accuracy: float) -> str | None:
-    """Returns why a head has learned nothing, from held-out scores and pairs.
-
-    None if it has learned something.
-
-    >>> name_collapse(0.0, 0.5)
-    'collapsed: the score is a constant'
-    >>> name_collapse(1.0, 0.8) is None
-    True
-    """
-    if not math.isfinite(deviation) or deviation < 1e-6:
-        return "collapsed: the score is a constant"
-    if math.isfinite(accuracy) and accuracy <= 0.5:
-        return f"collapsed: pair accuracy {accuracy:.3f} on held-out pairs is no better than chance"
-    return None

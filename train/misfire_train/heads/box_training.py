@@ -1,0 +1,319 @@
+"""Trains the head of a detector on held-out frames, clean and corrupted; the detector is not changed.
+
+frames --probe, match--> BoxSet --cross-entropy of each candidate + objective on frames--> BoxHead --> Fitted
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
+from misfire_train.boxes.matching import label_candidates
+from misfire_train.heads.base import Parts
+from misfire_train.heads.boxes import BELOW_ROW, KEPT_ROW, BoxHead
+from misfire_train.heads.data import LabelledSet, checked_losses, on_cpu
+from misfire_train.heads.fitted import CHECK_SHARE, Fitted, HeadReport, name_collapse
+from misfire_train.heads.pairs import paired_objective, row_weights
+from misfire_train.heads.recipes import HeadRecipe
+from misfire_train.metrics import aurc, auroc, pair_accuracy
+from misfire_train.objectives import ratio_eps
+from misfire_train.progress import Reporter
+from misfire_train.scores.boxes import platt
+from misfire_train.scores.fitting import evaluating
+from misfire_train.signals import Probe
+from misfire_train.tasks.detection import Detection
+
+BASE = "expected_lrp"
+# A frame has a hundred candidates, so that fewer frames make a batch of the same cost.
+FRAMES = 48
+IMAGES = 32
+OBJECTIVE_WEIGHT = 0.3
+"""Of the objective on frames, beside the cross-entropy of candidates, which has far more labels."""
+
+
+@dataclass(frozen=True)
+class BoxSet:
+    """Holds R frames and versions. parts: of the head. right, overlap, uncovered: labels [R,K], NaN if none.
+
+    losses, failed: [R].  image: [R], the image that a row shows.  clean: bool [R].
+    """
+
+    parts: Parts
+    right: Tensor
+    overlap: Tensor
+    uncovered: Tensor
+    losses: Tensor
+    failed: Tensor
+    image: Tensor
+    clean: Tensor
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def take(self, rows: Tensor) -> BoxSet:
+        """Returns the rows at these positions."""
+        return BoxSet(
+            tuple(part[rows] for part in self.parts),
+            *(value[rows] for value in self._columns()),
+        )
+
+    def _columns(self) -> tuple[Tensor, ...]:
+        return (
+            self.right,
+            self.overlap,
+            self.uncovered,
+            self.losses,
+            self.failed,
+            self.image,
+            self.clean,
+        )
+
+    @staticmethod
+    def join(sets: Sequence[BoxSet]) -> BoxSet:
+        """Returns all rows of several sets."""
+        parts = tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True))
+        columns = [torch.cat(column) for column in zip(*(s._columns() for s in sets), strict=True)]
+        return BoxSet(parts, *columns)
+
+
+def fit_box_head(
+    probe: Probe,
+    *,
+    task: Detection,
+    recipe: HeadRecipe,
+    holdout: LabelledSet,
+    copies: Sequence[LabelledSet],
+    contract: InputContract,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Fitted:
+    """Fits the head of a frozen detector.
+
+    Args:
+        probe: the detector.
+        task: detection, with its rule.
+        recipe: how the head is trained.
+        holdout: labelled frames that the detector never saw.
+        copies: other versions of them.
+        contract: the detector's input.
+        seed: of weights and batches.
+        reporter: shows progress.
+
+    Raises:
+        ConfigError: a loss is NaN, or the training diverges.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    head = new_box_head(probe, task=task, recipe=recipe, contract=contract)
+    sets = []
+    with reporter.steps("gathering losses", 1 + len(copies)) as steps:
+        for number, version in enumerate((holdout, *copies)):
+            sets.append(collect_boxes(probe, head, version, task=task, contract=contract, clean=number == 0))
+            steps.advance()
+    return fit_on_boxes(head, BoxSet.join(sets), task=task, recipe=recipe, seed=seed, reporter=reporter)
+
+
+def new_box_head(probe: Probe, *, task: Detection, recipe: HeadRecipe, contract: InputContract) -> BoxHead:
+    """Returns a head of the right shapes for a detector, with random weights."""
+    blank = torch.zeros(1, contract.channels, contract.height, contract.width)
+    weight = next(probe.parameters())
+    with evaluating(probe), torch.no_grad():
+        signals = on_cpu(probe(blank.to(weight.device, weight.dtype)))
+    sees_features = signals.last_input.ndim == 4 and (
+        signals.last_input.shape[2] * signals.last_input.shape[3] == signals.outputs.shape[1]
+    )
+
+    def made(columns: int) -> BoxHead:
+        return BoxHead(
+            rule=task.rule,
+            width=contract.width,
+            height=contract.height,
+            columns=columns,
+            sees_features=sees_features,
+            hidden=recipe.hidden,
+            members=recipe.members,
+        )
+
+    with torch.no_grad():
+        return made(made(1).extract(signals)[0].shape[2])
+
+
+@torch.no_grad()
+def collect_boxes(
+    probe: Probe,
+    head: BoxHead,
+    examples: LabelledSet,
+    *,
+    task: Detection,
+    contract: InputContract,
+    clean: bool,
+) -> BoxSet:
+    """Returns what the head learns from, of one pass over the frames. Raises ConfigError on bad losses."""
+    device = next(probe.parameters()).device
+    sets = []
+    with evaluating(probe, head):
+        for rows in _blocks(len(examples)):
+            signals = on_cpu(probe(examples.batch(rows, contract).to(device)))
+            targets = task.collate(examples.targets[rows])
+            final = task.final(signals)[0]
+            ids = [examples.ids[i] for i in rows]
+            labels = label_candidates(task.candidates(signals), targets, task.rule)
+            sets.append(
+                BoxSet(
+                    head.extract(signals),
+                    labels.right,
+                    labels.overlap,
+                    labels.uncovered,
+                    checked_losses(task, final, targets, ids=ids),
+                    task.failed(final, targets),
+                    torch.from_numpy(rows),
+                    torch.full((len(rows),), clean),
+                )
+            )
+    return BoxSet.join(sets)
+
+
+def _blocks(count: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    for start in range(0, count, IMAGES):
+        yield np.arange(start, min(start + IMAGES, count))
+
+
+def fit_on_boxes(
+    head: BoxHead,
+    data: BoxSet,
+    *,
+    task: Detection,
+    recipe: HeadRecipe,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> Fitted:
+    """Optimises a head and checks it on images set aside (all copies of an image on one side)."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    images = int(data.image.max()) + 1
+    checked = torch.randperm(images, generator=generator)[: max(2, int(CHECK_SHARE * images))]
+    aside = torch.isin(data.image, checked)
+    fitting, check = data.take((~aside).nonzero().flatten()), data.take(aside.nonzero().flatten())
+    standardise(head, fitting)
+    base = _frame_scores(head, check)
+    optimise_boxes(head, fitting, task=task, recipe=recipe, generator=generator, reporter=reporter)
+    head.eval().requires_grad_(False)
+    head.recipe = recipe.name
+    return Fitted(head, _report(head, check, base, recipe, samples=len(data)))
+
+
+@torch.no_grad()
+def standardise(head: BoxHead, data: BoxSet) -> None:
+    """Sets mean and deviation of the statistics, and Platt's lines on the clean rows."""
+    x, logit, kept, below = data.parts
+    rows = x[(kept + below) > 0]
+    head.center.copy_(rows.mean(0))
+    deviation = rows.std(0)
+    # A column that never varied has no information: its first other value must not become a huge one.
+    head.spread.copy_(torch.where(deviation > 1e-5, deviation, torch.full_like(deviation, 1e3)))
+    clean = data.clean.nonzero().flatten()
+    head.lines[KEPT_ROW] = torch.tensor(platt(logit[clean], data.right[clean]))
+    head.lines[BELOW_ROW] = torch.tensor(platt(logit[clean], data.uncovered[clean]))
+    fit = head.task.rule.matching
+    found = data.overlap[(data.right == 1) & (data.overlap >= fit)]
+    if len(found) and fit < 1:
+        share = ((found - fit) / (1 - fit)).mean().clamp(0.01, 0.99)
+        head.typical_overlap.copy_(torch.logit(share))
+
+
+def optimise_boxes(
+    head: BoxHead,
+    data: BoxSet,
+    *,
+    task: Detection,
+    recipe: HeadRecipe,
+    generator: torch.Generator,
+    reporter: Reporter | None = None,
+) -> None:
+    """Runs AdamW with a cosine to zero over random frames; clean ones are drawn in the recipe's share."""
+    eps = ratio_eps(data.losses) or 1e-12
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    weights = row_weights(data.clean, share=recipe.clean_share)
+    head.train()
+    with (reporter or Reporter(quiet=True)).steps("training the head", recipe.steps) as steps:
+        for _ in range(recipe.steps):
+            rows = torch.multinomial(weights, FRAMES, replacement=True, generator=generator)
+            batch = data.take(rows)
+            loss = box_objective(head, batch, task=task, recipe=recipe, eps=eps, generator=generator)
+            if not bool(torch.isfinite(loss)):
+                raise ConfigError("the head's loss is not finite; lower head.learning_rate")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            steps.advance()
+
+
+def box_objective(
+    head: BoxHead,
+    batch: BoxSet,
+    *,
+    task: Detection,
+    recipe: HeadRecipe,
+    eps: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Returns cross-entropies of candidates and overlaps, and the recipe's objective on frames."""
+    log_odds, overlap = head.member_answers(batch.parts)
+    score = head.score_of(batch.parts, log_odds, overlap)
+    label = torch.where(batch.right.isnan(), batch.uncovered, batch.right)
+    loss = _cross_entropy(log_odds, label)
+    tau = task.rule.matching
+    place = torch.where(batch.right == 1, (batch.overlap - tau) / max(1 - tau, 1e-9), torch.nan)
+    loss = loss + _cross_entropy(overlap, place.clamp(0, 1))
+    paired = paired_objective(recipe.objective, score, batch.losses, eps=eps, generator=generator)
+    return loss + OBJECTIVE_WEIGHT * paired
+
+
+def _cross_entropy(log_odds: Tensor, label: Tensor) -> Tensor:
+    """Returns the mean cross-entropy of [members,R,K] against [R,K] with NaN where there is no label."""
+    there = ~label.isnan()
+    if not bool(there.any()):
+        return log_odds.sum() * 0.0
+    wanted = label[there].expand(len(log_odds), -1)
+    return functional.binary_cross_entropy_with_logits(log_odds[:, there], wanted)
+
+
+@torch.no_grad()
+def _frame_scores(head: BoxHead, data: BoxSet) -> Tensor:
+    return head.predict(data.parts)[:, 0]
+
+
+def _report(head: BoxHead, check: BoxSet, base: Tensor, recipe: HeadRecipe, *, samples: int) -> HeadReport:
+    score, free = _frame_scores(head, check).double().numpy(), base.double().numpy()
+    loss, failed = check.losses.double().numpy(), check.failed.numpy()
+    accuracy = float(pair_accuracy(score, loss)) if len(np.unique(loss)) > 1 else math.nan
+    deviation = float(score.std())
+    one_kind = "no failures, or nothing else, among the check images: judged on losses alone"
+    both = 0 < int(failed.sum()) < len(failed)
+    return HeadReport(
+        recipe=recipe.name,
+        samples=samples,
+        units=int(check.right.shape[1]),
+        steps=recipe.steps,
+        base=BASE,
+        pair_accuracy=accuracy,
+        deviation=deviation,
+        collapsed=name_collapse(deviation, accuracy),
+        loss_scale=float(loss.mean() / max(float(np.exp(np.clip(score, -50, 50)).mean()), 1e-30)),
+        aurc=float(aurc(score, loss)),
+        aurc_base=float(aurc(free, loss)),
+        auroc=float(auroc(score, failed)) if both else None,
+        auroc_base=float(auroc(free, failed)) if both else None,
+        notes=() if both else (one_kind,),
+    )
