@@ -36,6 +36,8 @@ if not __package__:  # started by its path: then the checkout's root is not wher
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.record import command_line, finish, run
+from misfire_runtime.bundle import Bundle
+from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import InputContract
 from misfire_runtime.temporal import BoxComparison, MaskComparison
 from misfire_runtime.temporal.base import AnswerFormat, Event, Finding
@@ -79,6 +81,7 @@ def main() -> int:
     """Measures, prints and records."""
     parser = command_line(__doc__, seeds=(3, 4, 5))
     parser.add_argument("--seconds", type=float, help="of each rendered drive; default 60, 20 with --quick")
+    parser.add_argument("--bundle", type=Path, help="also a detector of your own on the real clips")
     options = parser.parse_args()
     seconds = options.seconds or (20.0 if options.quick else 60.0)
     seeds = options.seeds[:1] if options.quick else options.seeds
@@ -87,7 +90,7 @@ def main() -> int:
         "goals": {"recall": GOAL_RECALL, "false_per_second": GOAL_FALSE_PER_S},
         "seconds": seconds * len(seeds),
         **rendered,
-        "real": measure_real(),
+        "real": measure_real() if options.bundle is None else measure_real() | measure_bundle(options.bundle),
         "masks": measure_masks(),
     }
     main_row = rendered["rendered"]
@@ -148,14 +151,41 @@ def measure_real() -> dict[str, Any]:
     }
 
 
-def fire(clip: Path, detect: Callable[[Picture], NDArray[np.float32]]) -> dict[str, Any]:
-    """Returns events per second and the share of frames that `temporal > 0.5` takes."""
+def measure_bundle(path: Path) -> dict[str, Any]:
+    """Returns the same of a detection bundle, on both clips."""
+    scorer = Scorer.load(Bundle.open(path))
+    manifest = scorer.bundle.manifest
+    threshold = THRESHOLD if manifest.detection is None else manifest.detection.score_threshold
+    form = AnswerFormat(manifest.input, manifest.classes, threshold)
+
+    def detect(picture: Picture) -> NDArray[np.float32]:
+        answer = scorer.score(picture).answer("boxes")
+        assert answer is not None, f"{scorer.label} is no detector"
+        return answer
+
+    clips = {"fixed_camera": "traffic_video/car-detection.mp4", "dash_cam": "dashcam/solidWhiteRight.mp4"}
+    found = {f"{name}_network": fire(data_root() / clip, detect, form) for name, clip in clips.items()}
+    scorer.close()
+    return found
+
+
+def fire(
+    clip: Path, detect: Callable[[Picture], NDArray[np.float32]], form: AnswerFormat | None = None
+) -> dict[str, Any]:
+    """Returns events per second and the share of frames that `temporal > 0.5` takes.
+
+    Args:
+        clip: a video.
+        detect: from a picture to detections [1,M,6].
+        form: of the detections; None: in pixels of the picture.
+    """
     lane: Lane | None = None
     findings: list[Finding | None] = []
     boxes, first, last = 0, 0.0, 0.0
     for count, (picture, time_s) in enumerate(frames_of(clip)):
         if lane is None:
-            lane, first = Lane(BoxComparison(answer_format(picture.shape[1], picture.shape[0]))), time_s
+            size = picture.shape[1], picture.shape[0]
+            lane, first = Lane(BoxComparison(form or answer_format(*size))), time_s
         answer = detect(picture)
         boxes += int((answer[0, :, 4] > 0).sum())
         findings += lane.see(answer, picture, time_s)

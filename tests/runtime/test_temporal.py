@@ -131,6 +131,20 @@ def test_answers_that_are_no_boxes_do_no_harm() -> None:
     assert kinds(*[[spoilt] if at == 5 else rows for at, rows in enumerate(drive(12))]) == {5: ["break"]}
 
 
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(*[st.floats(width=32)] * 4, st.floats(width=32), st.floats(width=32)),
+            max_size=6,
+        ),
+        max_size=12,
+    )
+)
+def test_no_answer_ends_the_frame_path(frames: list[list[Any]]) -> None:
+    for seen in events(*frames):
+        assert all(np.isfinite(event.weight) and event.text for event in seen)
+
+
 @pytest.mark.slow
 def test_in_a_rendered_drive_faults_are_found_and_nothing_else_is() -> None:
     video = StreetVideo(seed=11, seconds=40)

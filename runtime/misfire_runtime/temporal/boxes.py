@@ -24,6 +24,8 @@ from misfire_runtime.temporal.tracks import Boxes, Pairs, Tracks, area, assign, 
 
 MAX_BOXES = 200
 """Of a frame, the best first: assignment takes time with the square of their number."""
+MAX_VALUE = 1e6
+"""Of a coordinate in pixels, and of a class number."""
 MIN_HITS = 3
 MIN_MEAN_SCORE = 0.6
 MAX_MISSED = 2
@@ -61,7 +63,8 @@ class BoxComparison(Comparison[NDArray[np.float64]]):
         Boxes that are not finite are left out: what they are of is not seen in this frame.
         """
         rows = np.asarray(answer[0, :MAX_BOXES], np.float64)
-        rows = rows[np.isfinite(rows).all(1)]
+        # Bounded: the area of what a broken graph may give would overflow.
+        rows = np.clip(rows[np.isfinite(rows).all(1)], -MAX_VALUE, MAX_VALUE)
         # Above 0 as well: rows of zeros fill the answer up.
         kept = (rows[:, 4] >= self.form.threshold) & (rows[:, 4] > 0)
         # A box without an area can continue nothing, and would flash in every frame.
