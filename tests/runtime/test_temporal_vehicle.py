@@ -9,15 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from vehicle_support import make
 
 from misfire_runtime.boxes import BoxRule
 from misfire_runtime.bundle import Bundle, OutputSpec
 from misfire_runtime.config.tables import parse_config
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.preprocess import InputContract
+from misfire_runtime.preprocess import InputContract, decode_image
 from misfire_runtime.sources import Frame
 from misfire_runtime.testing import FakeEngine, ListSource, MemoryStore, make_bundle
 from misfire_runtime.vehicle import delay
@@ -298,3 +302,81 @@ def test_a_classifier_is_compared_too(tmp_path: Path) -> None:
     assert [(offer.frame, offer.context["temporal"]) for offer in store.offers] == [
         (30, "yes for one frame, no before and after")
     ]
+
+
+def square_detector(side: int) -> onnx.ModelProto:
+    """A graph that finds the box of all bright pixels: image -> detections [1,1,6], score.entropy."""
+    node, info = helper.make_node, helper.make_tensor_value_info
+    index = np.arange(side, dtype=np.float32)
+    constants = {
+        "half": np.float32(0.5),
+        "end": np.float32(side),
+        "index": index,
+        "after": index + 1,
+        "from_end": side - index,
+        "sure": np.float32([[0.9]]),
+        "class": np.float32([[0.0]]),
+        "rgb": np.int64([1]),
+        "rows": np.int64([1]),
+        "columns": np.int64([2]),
+        "last": np.int64([1]),
+    }
+    nodes = [
+        node("ReduceMean", ["image", "rgb"], ["grey"], keepdims=0),
+        node("Greater", ["grey", "half"], ["bright"]),
+        node("Cast", ["bright"], ["mask"], to=TensorProto.FLOAT),
+    ]
+    for axis, other in (("x", "rows"), ("y", "columns")):
+        nodes += [
+            node("ReduceMax", ["mask", other], [f"{axis}_line"], keepdims=0),
+            node("Mul", [f"{axis}_line", "after"], [f"{axis}_after"]),
+            node("ReduceMax", [f"{axis}_after", "last"], [f"{axis}1"], keepdims=1),
+            node("Mul", [f"{axis}_line", "from_end"], [f"{axis}_before"]),
+            node("ReduceMax", [f"{axis}_before", "last"], [f"{axis}_first"], keepdims=1),
+            node("Sub", ["end", f"{axis}_first"], [f"{axis}0"]),
+        ]
+    nodes += [
+        node("ReduceMax", ["x_line", "last"], ["seen"], keepdims=1),
+        node("Mul", ["seen", "sure"], ["score"]),
+        node("Concat", ["x0", "y0", "x1", "y1", "score", "class"], ["row"], axis=1),
+        node("Unsqueeze", ["row", "last"], ["detections"]),
+        node("Squeeze", ["score", "last"], ["score.entropy"]),
+    ]
+    float_type = TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "square",
+        [info("image", float_type, ["N", 3, side, side])],
+        [info("detections", float_type, ["N", 1, 6]), info("score.entropy", float_type, ["N"])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model
+
+
+def write_square(path: Path, *, dim: Sequence[int]) -> Path:
+    """A film of a bright square that drives to the right; in the frames of `dim` it is too dark to find."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width = stream.height = 128
+        stream.pix_fmt = "yuv420p"
+        for number in range(60):
+            picture = np.full((128, 128, 3), 20, np.uint8)
+            picture[40:80, 10 + number : 50 + number] = 90 if number in dim else 230
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_detector_that_misses_a_dim_object_in_a_film_uploads_that_frame(tmp_path: Path, store: Any) -> None:
+    bundle = detector_bundle(tmp_path / "bundle")
+    onnx.save(square_detector(96), bundle.model_path)
+    film = write_square(tmp_path / "drive.mp4", dim=(30, 31))
+    made = make(bundle, store, tmp_path, film, RULE + QUIET)
+    report = run(made)
+    assert report.frames == 60 and report.problems == []
+    (offer,) = store.offers
+    assert offer.frame == 30 and offer.context["temporal"] == "a car seen for 30 frames vanished"
+    picture = decode_image(store.samples[offer.id][0])
+    assert 60 < picture[60, 60].mean() < 120
