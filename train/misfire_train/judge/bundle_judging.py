@@ -26,10 +26,18 @@ from misfire_train.data.boxes import with_contract
 from misfire_train.data.corruptions import corrupt_all
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.errors import JudgeError
-from misfire_train.judge.columns import Column, LossColumns, slices_of, some_of, stack
+from misfire_train.judge.columns import (
+    Column,
+    LossColumns,
+    find_column_parts,
+    slices_of,
+    some_of,
+    stack,
+)
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import GateRules
+from misfire_train.judge.parts import with_parts
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.run_judging import Judging
 from misfire_train.judge.score_names import ALL, FREE
@@ -187,6 +195,10 @@ def judge_bundle(
         replicates=judging.replicates,
         settings=_settings(subject, dataset, judging, examples, meaning),
     )
+    found = find_column_parts(
+        columns, examples, task, contract=subject.manifest.input, classes=dataset.classes
+    )
+    report = with_parts(report, evidence, found, replicates=judging.replicates, seed=judging.seed)
     notes = (*report.gate.notes, *_notes(subject, dataset, judging, learned=learned))
     report = replace(
         report,
@@ -226,7 +238,7 @@ def _failures(subject: Subject, judging: Judging) -> tuple[Task, str]:
             f"{subject.scorer.label} records no loss above which a frame fails: state --failure-threshold"
         )
     threshold = subject.task.failure_threshold
-    meaning = "the answer is wrong" if threshold is None else f"loss above {threshold:.4g}, of the task"
+    meaning = subject.task.failure_text if threshold is None else f"loss above {threshold:.4g}, of the task"
     return subject.task, meaning
 
 

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from misfire_runtime.preprocess import InputContract
+from misfire_train.boxes.parts import Parts
 from misfire_train.data import Examples
+from misfire_train.data.images import sizes_of
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.slices import MAX_GROUPS_SHOWN
@@ -25,12 +29,14 @@ class Column:
     """Holds one condition.
 
     scores: {name: [N]}.  loss: [N].  failed: [N] if the answer itself decides.  counts: {name: [N]}.
+    answers: [N,...] of tasks whose frames have parts, as `Task.loose` returns them.
     """
 
     scores: Mapping[str, NDArray[Any]]
     loss: NDArray[np.float64]
     failed: NDArray[np.bool_] | None
     counts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    answers: Tensor | None = None
 
 
 class LossColumns:
@@ -41,6 +47,7 @@ class LossColumns:
         self._losses: list[NDArray[np.float64]] = []
         self._failed: list[NDArray[np.bool_]] = []
         self._counts: dict[str, list[NDArray[np.float64]]] = {}
+        self._loose: list[Tensor] = []
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Adds answers [n,...] to frames with these collated targets."""
@@ -50,12 +57,16 @@ class LossColumns:
             self._failed.append(self.task.failed(answers, targets).numpy())
         for name, values in self.task.counts(answers, targets).items():
             self._counts.setdefault(name, []).append(values.double().numpy())
+        loose = self.task.loose(outputs)
+        if loose is not None:
+            self._loose.append(loose)
 
     def column(self, scores: Mapping[str, NDArray[Any]]) -> Column:
         """Returns everything that was added, with the scores [N] of the same frames."""
         failed = np.concatenate(self._failed) if self._failed else None
         counts = {name: np.concatenate(parts) for name, parts in self._counts.items()}
-        return Column(scores, np.concatenate(self._losses), failed, counts)
+        answers = torch.cat(self._loose) if self._loose else None
+        return Column(scores, np.concatenate(self._losses), failed, counts, answers)
 
 
 def stack(columns: Mapping[str, Column], examples: Examples, task: Task) -> Evidence:
@@ -72,6 +83,25 @@ def stack(columns: Mapping[str, Column], examples: Examples, task: Task) -> Evid
         shifts=np.repeat(np.array(list(columns)), len(examples)),
         counts={name: np.concatenate([column.counts[name] for column in every]) for name in every[0].counts},
     )
+
+
+def find_column_parts(
+    columns: Mapping[str, Column],
+    examples: Examples,
+    task: Task,
+    *,
+    contract: InputContract,
+    classes: Sequence[str],
+) -> dict[str, Parts]:
+    """Returns {condition: objects in its frames, and which are missed}, empty for tasks without."""
+    if all(column.answers is None for column in columns.values()):
+        return {}
+    sizes = [(int(width), int(height)) for width, height in sizes_of(examples.images)]
+    return {
+        name: task.parts(column.answers, examples.targets, sizes=sizes, contract=contract, classes=classes)
+        for name, column in columns.items()
+        if column.answers is not None
+    }
 
 
 def some_of(examples: Examples, *, limit: int | None, seed: int) -> Examples:

@@ -24,10 +24,18 @@ from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.frames import frames_to_fit, signals_to_fit
 from misfire_train.fitting.refit import refit_of_run
 from misfire_train.heads import recipe_named
-from misfire_train.judge.columns import Column, LossColumns, slices_of, some_of, stack
+from misfire_train.judge.columns import (
+    Column,
+    LossColumns,
+    find_column_parts,
+    slices_of,
+    some_of,
+    stack,
+)
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import GateRules
+from misfire_train.judge.parts import with_parts
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.metrics.calibration import fit_loss_scale
@@ -106,6 +114,8 @@ def judge_run(
         replicates=judging.replicates,
         settings=_settings(run, dataset, judging, examples, meaning),
     )
+    found = find_column_parts(columns, examples, task, contract=run.contract, classes=run.record.classes)
+    report = with_parts(report, evidence, found, replicates=judging.replicates, seed=judging.seed)
     report = replace(
         report,
         skipped=skipped,
@@ -185,7 +195,7 @@ def _failures(run: Run, parts: Mapping[str, Examples], judging: Judging) -> tupl
         run.probe, run.task, parts[part], contract=run.contract, table=FailureTable(), part=part
     )
     if settled is None:
-        return task, "the answer is wrong"
+        return task, task.failure_text
     return task, f"loss above {settled.threshold:.4g}: {settled.source}"
 
 

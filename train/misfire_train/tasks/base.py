@@ -34,6 +34,7 @@ from misfire_runtime.boxes import BoxRule
 from misfire_runtime.choices import TaskName
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
+from misfire_train.boxes.parts import Parts
 from misfire_train.drawing import SIDE, Drawing, Legend, data_url, enlarged
 from misfire_train.signals import Score, Signals
 from misfire_train.train_config import TrainConfig
@@ -203,6 +204,11 @@ class Task(ABC):
         """Returns whether an answer is right or wrong by itself (`wrong`), without a threshold."""
         return False
 
+    @property
+    def failure_text(self) -> str:
+        """Returns what counts as a failure if `answer_decides`, in words."""
+        return "the answer is wrong"
+
     def wrong(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns bool [N], which answers are wrong, if `answer_decides`."""
         raise NotImplementedError
@@ -288,6 +294,26 @@ class Task(ABC):
     def slices(self, targets: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Returns groupings of frames that a report shows one by one, {name: label of each of N frames}."""
         return {}
+
+    def loose(self, outputs: Tensor) -> Tensor | None:
+        """Returns what `parts` needs of outputs [N,...]; None if frames have no parts."""
+        return None
+
+    def parts(
+        self,
+        answers: Tensor,
+        targets: NDArray[Any],
+        *,
+        sizes: Sequence[tuple[int, int]],
+        contract: InputContract,
+        classes: Sequence[str],
+    ) -> Parts:
+        """Returns the objects in frames, and which are missed.
+
+        answers: [N,...] as `loose` returns them.  targets: of N examples.  sizes: width and height of each
+        picture.
+        """
+        raise NotImplementedError
 
     def draw(
         self,

@@ -27,6 +27,7 @@ from misfire_train.boxes.columns import BOX, CELL_X, CLASS, FINAL, IGNORE, STRID
 from misfire_train.boxes.geometry import areas, iou_matrix
 from misfire_train.boxes.losses import f1, frame_errors, frame_failed, frame_loss
 from misfire_train.boxes.matching import Match, match_frames
+from misfire_train.boxes.parts import LOOSE, Parts, find_parts
 from misfire_train.boxes.training_loss import training_loss
 from misfire_train.drawing import (
     RIGHT,
@@ -214,6 +215,15 @@ class Detection(Task):
         """Returns True unless a threshold of the loss was stated."""
         return self.failure_threshold is None
 
+    @property
+    def failure_text(self) -> str:
+        """Returns what counts as a failure."""
+        what = f"an object of {', '.join(self.rule.classes)}" if self.rule.classes else "an object"
+        return (
+            f"{what} of at least {self.rule.min_side:g} px is missed, or a false box scores at least "
+            f"{self.rule.alarm:g}"
+        )
+
     def wrong(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns bool [N]: a relevant object was missed, or a false box has the score of an alarm."""
         matches = self._matches(outputs, targets)
@@ -279,6 +289,26 @@ class Detection(Task):
         """Returns frames by the number of their objects."""
         counts = [int((rows[:, 5] == 0).sum()) for rows in targets]
         return {"objects": np.array([_band(count) for count in counts])}
+
+    def loose(self, outputs: Tensor) -> Tensor:
+        """Returns final boxes [N,M,6] down to low scores, which average precision needs."""
+        if is_final(outputs):
+            return outputs
+        low = min(LOOSE, self.rule.score_threshold)
+        return finals(outputs, self.rule.model_copy(update={"score_threshold": low}))
+
+    def parts(
+        self,
+        answers: Tensor,
+        targets: NDArray[Any],
+        *,
+        sizes: Sequence[tuple[int, int]],
+        contract: InputContract,
+        classes: Sequence[str],
+    ) -> Parts:
+        """Returns every object and false box, by class, size and distance to the border."""
+        rows = [torch.as_tensor(np.asarray(each, np.float32).reshape(-1, FINAL)) for each in targets]
+        return find_parts(answers, rows, self.rule, sizes=sizes, contract=contract, classes=classes)
 
     def draw(
         self,

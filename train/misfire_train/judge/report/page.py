@@ -18,13 +18,21 @@ from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.report import plots
 from misfire_train.judge.report.report import ALL, COUNTED, Report, by_auroc
 from misfire_train.metrics.bootstrap import Comparison, Estimate
-from misfire_train.metrics.counts import CountTable
+from misfire_train.metrics.counts import COUNT_BUDGETS, CountTable
 
 _CURVES_SHOWN = 5
 _KINDS = {
     "missed": "Most surprising: high loss, low score",
     "worst": "Worst: highest loss",
     "false alarm": "False alarms: high score, no failure",
+}
+_ERROR_KINDS = {
+    "missed": "objects missed",
+    "class": "boxes of a wrong class",
+    "place": "boxes in a wrong place",
+    "both": "boxes of a wrong class in a wrong place",
+    "duplicate": "duplicates",
+    "background": "boxes on background",
 }
 
 
@@ -59,6 +67,7 @@ def render(report: Report, evidence: Evidence) -> str:
         plots=_plots(report, evidence),
         kinds=_KINDS,
         counted=COUNTED,
+        error_kinds=_ERROR_KINDS,
         count_measures=count_measures,
     )
 
@@ -85,8 +94,10 @@ def difference_text(found: Comparison, digits: int = 4, *, factor: float = 1) ->
 
 
 def count_measures(table: CountTable) -> list[str]:
-    """Returns the measures that the page has a column for: all but those of false boxes."""
-    return [measure for measure in table.random if not measure.startswith("false")]
+    """Returns the measures that the page has a column for; more would not fit beside each other."""
+    wanted = [f"{kind}_at_{budget:.0%}" for kind in ("missed", "errors") for budget in COUNT_BUDGETS]
+    wanted += ["errors_per_upload_at_5%", "errors_per_label_at_5%"]
+    return [measure for measure in wanted if measure in table.random]
 
 
 def measure_text(measure: str) -> str:

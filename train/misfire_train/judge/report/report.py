@@ -74,6 +74,43 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class PartRow:
+    """Holds the objects and false boxes with one label.
+
+    share: of objects that are missed.  uploaded: share of those misses that lie in the uploaded frames, None
+    without a miss.  false: number of false boxes.
+    """
+
+    value: str
+    objects: int
+    missed: int
+    share: Estimate
+    uploaded: float | None
+    false: int
+
+
+@dataclass(frozen=True)
+class PartSlice:
+    """Holds all labels of one kind, those with the most misses first."""
+
+    name: str
+    rows: tuple[PartRow, ...]
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """Holds what is right and wrong within the frames of one condition.
+
+    summary: {measure: value}, such as AP and LRP.  kinds: {kind of error: count}.
+    """
+
+    condition: str
+    summary: Mapping[str, float]
+    kinds: Mapping[str, int]
+    slices: tuple[PartSlice, ...]
+
+
+@dataclass(frozen=True)
 class LossCalibration:
     """Holds predicted loss = scale * exp(score), and its reliability on frames that did not fit `scale`."""
 
@@ -116,6 +153,7 @@ class Report:
     """Holds everything that was measured. settings: on what and how, so that it can be repeated.
 
     legend: how to read what is drawn into the frames' pictures, None if nothing is.
+    parts: what is missed within frames, of tasks whose frames have objects.
     """
 
     settings: Mapping[str, Any]
@@ -127,6 +165,7 @@ class Report:
     frames: tuple[FrameExample, ...] = ()
     skipped: Mapping[str, str] | None = None
     legend: Legend | None = None
+    parts: tuple[PartReport, ...] = ()
 
     def condition(self, name: str) -> Condition:
         """Returns the condition of that name."""
@@ -156,6 +195,9 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
         if condition.counts is not None:
             out.print(count_rows(condition, winner=report.gate.winner))
+    for part in report.parts:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in part.summary.items())
+        out.print(f"{part.condition}: {values}", markup=False, highlight=False)
     for name, reason in (report.skipped or {}).items():
         out.print(f"left out: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for note in report.gate.notes:
@@ -203,7 +245,10 @@ def count_rows(condition: Condition, *, winner: str) -> Table:
     table.add_column("score", no_wrap=True)
     measures = [f"{kind}_at_{budget:.0%}" for kind in kinds for budget in COUNT_BUDGETS]
     for measure in measures:
-        table.add_column(measure.replace("_at_", " at "), justify="right", no_wrap=True)
+        # Only the first column of a kind names it: six names do not fit a terminal.
+        kind, _, share = measure.partition("_at_")
+        heading = share if share != f"{COUNT_BUDGETS[0]:.0%}" else f"{kind} {share}"
+        table.add_column(heading.replace("%", " %"), justify="right", no_wrap=True)
     rows = {row.name: found.scores[row.name] for row in by_auroc(condition)}
     for name, values in {**rows, "oracle": found.oracle}.items():
         cells = (f"{100 * values[m].value:.0f} %" for m in measures)
