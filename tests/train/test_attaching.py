@@ -95,22 +95,135 @@ def test_a_model_that_gives_a_dict_says_which_outputs_there_are_or_takes_one() -
         Probe(Lane(), last_layer="classifier", output="out")(images(2))
 
 
+class Pairs(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """A Dataset of one's own: items by number, as (image, label) or as a dict."""
+
+    def __init__(self, given: tuple[Tensor, Tensor], *, as_dict: bool = False) -> None:
+        self.images, self.labels = given
+        self.as_dict = as_dict
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.images[index], int(self.labels[index])
+        return {"image": image, "label": label} if self.as_dict else (image, label)
+
+
+class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __init__(self, given: tuple[Tensor, Tensor]) -> None:
+        self.given = given
+
+    def __iter__(self) -> Any:
+        return zip(*self.given, strict=True)
+
+
+FORMS: dict[str, Any] = {
+    "tensor dataset": torch.utils.data.TensorDataset,
+    "subset": lambda x, y: torch.utils.data.Subset(Pairs((x, y)), range(len(y))),
+    "own dataset": lambda x, y: Pairs((x, y)),
+    "dataset of dicts": lambda x, y: Pairs((x, y), as_dict=True),
+    "stream": lambda x, y: Stream((x, y)),
+    "loader": lambda x, y: torch.utils.data.DataLoader(Pairs((x, y)), batch_size=7),
+    "loader of dicts": lambda x, y: torch.utils.data.DataLoader(Pairs((x, y), as_dict=True), batch_size=7),
+    "numpy": lambda x, y: (x.numpy(), y.numpy()),
+    "doubles": lambda x, y: (x.numpy().astype(np.float64), y.tolist()),
+    "lists": lambda x, y: (list(x), y.tolist()),
+    "lists of arrays": lambda x, y: ([image.numpy() for image in x], [int(label) for label in y]),
+    "pairs": lambda x, y: [(image, int(label)) for image, label in zip(x, y, strict=True)],
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_fit_takes_labelled_images_in_every_form_a_notebook_has_them(form: str) -> None:
+    make = FORMS[form]
+    wanted = attach(Early(), layers=[], steps=3)
+    wanted.fit(train=labelled(30, seed=1), holdout=labelled(30, seed=2))
+    found = attach(Early(), layers=[], steps=3)
+    report = found.fit(train=make(*labelled(30, seed=1)), holdout=make(*labelled(30, seed=2)))
+    assert report.samples == 30
+    some = images(5, size=4)
+    assert torch.allclose(found(some), wanted(some), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (torch.utils.data.TensorDataset(*labelled(30, seed=1)), r"train is TensorDataset; .*torch\.stack"),
-        (
-            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*labelled(30, seed=1))),
-            r"DataLoader; .*torch\.cat",
-        ),
-        ((images(30, size=4).numpy(), np.zeros(30, np.int64)), r"are ndarray; .*torch\.from_numpy"),
-        ((list(images(30, size=4)), torch.zeros(30).long()), r"are list; .*torch\.stack"),
+        (([torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)], [0, 1]), r"several sizes \(\[3, 4, 4\], \[3, 5, 4\]"),
+        ("frames/train", "train is str; expected"),
+        ([{"picture": 1, "label": 2}], "items of train have picture, label"),
+        ([torch.zeros(3, 4, 4)] * 3, "train is list; expected"),
+        (torch.utils.data.TensorDataset(torch.zeros(3, 3, 4, 4)), "items of train are tuple"),
     ],
-    ids=["dataset", "loader", "numpy", "list"],
 )
-def test_what_fit_cannot_take_is_named_with_the_way_to_tensors(given: Any, text: str) -> None:
+def test_what_fit_cannot_take_is_named_with_the_way_out(given: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         attach(Early(), layers=[], steps=3).fit(train=given, holdout=labelled(30, seed=2))
+
+
+def test_a_dataset_that_does_not_fit_into_memory_is_refused_before_it_is_read() -> None:
+    class Huge(Pairs):
+        def __len__(self) -> int:
+            return 10**9
+
+    with pytest.raises(ConfigError, match=r"takes 192 GB.*Subset"):
+        attach(Early(), layers=[], steps=3).fit(train=Huge(labelled(2, seed=1)), holdout=labelled(30, seed=2))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_tensors_may_have_any_number_of_channels(channels: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+    def part(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(40, channels, 4, 4, generator=generator)
+        return x, torch.randint(0, 3, (40,), generator=generator)
+
+    attached = attach(model, layers=["1"], steps=3)
+    attached.fit(train=part(1), holdout=part(2))
+    assert attached(part(3)[0]).shape == (40,)
+
+
+class OneMap(nn.Module):
+    """A road network: one map, perhaps of sigmoids, perhaps without its axis of one, perhaps scaled up."""
+
+    def __init__(self, *, sigmoid: bool = False, squeezed: bool = False, resized: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 1, 1)
+        self.aux = nn.Conv2d(4, 1, 1)
+        self.sigmoid, self.squeezed, self.resized = sigmoid, squeezed, resized
+
+    def forward(self, image: Tensor) -> Tensor:
+        out = 4 * self.head(torch.relu(self.body(image))) / 4
+        if self.resized:
+            out = nn.functional.interpolate(out, scale_factor=2, mode="bilinear")
+        out = torch.sigmoid(out) if self.sigmoid else out
+        return out[:, 0] if self.squeezed else out
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("squeezed", [False, True])
+@pytest.mark.parametrize("resized", [False, True])
+def test_one_map_is_read_as_two_classes(sigmoid: bool, squeezed: bool, resized: bool) -> None:
+    model = OneMap(sigmoid=sigmoid, squeezed=squeezed, resized=resized)
+    side = 16 if resized else 8
+    generator = torch.Generator().manual_seed(0)
+    targets = [torch.randint(0, 2, (24, side, side), generator=generator) for _ in range(2)]
+    attached = attach(model, layers=["body"], task="segmentation", steps=3)
+    attached.fit(train=(images(24), targets[0]), holdout=(images(24, seed=1), targets[1]))
+    assert attached.probe.last_layer == "head"
+    x = images(3, seed=5)
+    with torch.no_grad():
+        z = OneMap(resized=resized).eval()(x)
+        signals = attached.probe(x)
+        assert torch.allclose(signals.outputs.softmax(1)[:, 1:], torch.sigmoid(z), atol=1e-5)
+        assert signals.weight is not None and signals.bias is not None
+        made = torch.einsum("nchw,kc->nkhw", signals.last_input, signals.weight) + signals.bias[:, None, None]
+        if not resized:
+            assert torch.allclose(made, signals.outputs, atol=1e-4)
 
 
 @pytest.mark.parametrize(

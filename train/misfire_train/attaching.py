@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
@@ -24,6 +25,8 @@ from misfire_train.heads import HeadRecipe, LossHead, recipe_named
 from misfire_train.heads.data import LabelledSet, TensorSet, augmented
 from misfire_train.heads.fitted import HeadReport
 from misfire_train.heads.training import fit_head, require_enough
+from misfire_train.labelled_sets import as_set
+from misfire_train.readings import Reading, is_probable, is_single
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe, Score, ScoredModel, answer_of
 from misfire_train.tasks import Task, get_task
@@ -32,9 +35,11 @@ from misfire_train.train_config import FailureTable
 
 # Enough targets to show what they are; a whole set could take minutes on a slow network.
 _LOOKED_AT = 64
+_KEPT = 0.3
+"""Share of a map's range that is left after any usual resize; a sigmoid of logits leaves less."""
 _SHARED = 0.05
 """Share of held-out images that may be copies of training images: black or frozen frames are alike."""
-Labelled = Examples | tuple[Tensor, Any]
+Labelled = Examples | tuple[Any, Any] | Sequence[Any] | TorchDataset[Any] | DataLoader[Any]
 
 
 class Attached:
@@ -76,8 +81,8 @@ class Attached:
         """Fits the head on losses of `holdout`, which the network must never have been trained on.
 
         Args:
-            train: (images [N,C,H,W], targets), tensors as the network takes them; or Examples with their
-                contract.
+            train: (images [N,C,H,W], targets), tensors or arrays as the network takes them, or lists of such;
+                a torch Dataset or DataLoader of (image, target); or Examples with their contract.
             holdout: the same.
             contract: the network's input; Examples need it.
             augment: for tensors, makes a worse version of a batch [n,C,H,W]; Examples use the corruption
@@ -92,7 +97,10 @@ class Attached:
             ConfigError: a set is of another kind, or both hold the same images.
         """
         recipe = self.recipe if copies is None else replace(self.recipe, copies=copies)
-        known, unseen = _as_set(train, name="train"), _as_set(holdout, name="holdout")
+        known, unseen = (
+            as_set(given, name=name, task=self._given)
+            for name, given in (("train", train), ("holdout", holdout))
+        )
         require_apart(known, unseen)
         versions: Sequence[LabelledSet] | None = None
         for part in (known, unseen):
@@ -105,8 +113,7 @@ class Attached:
             raise ConfigError("examples need contract=..., the InputContract of the network")
         require_enough(unseen)
         first = unseen.batch([0, 1], contract)
-        if not self._last_layer_named:
-            self._choose_last_layer(first)
+        self._settle_answer(first)
         for part in (known, unseen):
             self._require_task(part, contract)
         self.task, _ = settle_failures(
@@ -136,11 +143,19 @@ class Attached:
             value: Tensor = self.score(self.probe(images).float())
         return value
 
-    def _choose_last_layer(self, images: Tensor) -> None:
-        """Finds the layer that gives the answer; the order of declaration does not show it."""
+    def _settle_answer(self, images: Tensor) -> None:
+        """Finds how the answer is to be read, and which layer gives it: its declaration does not show it."""
         old = self.probe
-        last = find_last_layer(old.model, images, output=old.output)
-        self.probe = Probe(old.model, last_layer=last, features=old.feature_names, output=old.output)
+        last, reading = settle_answer(
+            old.model,
+            images,
+            task=self._given,
+            output=old.output,
+            last_layer=old.last_layer if self._last_layer_named else None,
+        )
+        self.probe = Probe(
+            old.model, last_layer=last, features=old.feature_names, output=old.output, reading=reading
+        )
 
     @torch.no_grad()
     def _require_task(self, part: Examples | TensorSet, contract: InputContract) -> None:
@@ -226,7 +241,61 @@ def attach(
 
 
 @torch.no_grad()
-def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: str = "") -> str:
+def settle_answer(
+    model: nn.Module, images: Tensor, *, task: Task, output: str = "", last_layer: str | None = None
+) -> tuple[str, Reading]:
+    """Returns the name of the last layer, and how the model's answer becomes the task's logits.
+
+    Args:
+        model: any network.
+        images: a batch that it takes.
+        task: classes of frames or pixels may be one number, the second of two classes.
+        output: key or position of the answer, if the model returns several.
+        last_layer: its name, if the user gave one.
+
+    Raises:
+        ConfigError: no layer gives the answer.
+    """
+    with evaluating(model):
+        answer = answer_of(model(images), output)
+    single = task.by_class and is_single(answer, by_frame=task.by_frame)
+    sigmoid = False
+    if (single or task.independent) and is_probable(answer):
+        # A linear layer gives logits, even if those of a weak model are all within 0..1.
+        sigmoid = not _found(lambda: find_last_layer(model, images, output=output))
+    last = last_layer or find_last_layer(model, images, output=output, sigmoid=sigmoid)
+    reading = Reading(single=single, sigmoid=sigmoid, inside=sigmoid)
+    if sigmoid and not _is_inside(
+        Probe(model, last_layer=last, output=output, reading=reading), images, answer
+    ):
+        reading = Reading(single=single, sigmoid=True)
+    return last, reading
+
+
+def _is_inside(probe: Probe, images: Tensor, answer: Tensor) -> bool:
+    """Returns whether the answer is the sigmoid of what the last layer gives, perhaps scaled up."""
+    with evaluating(probe):
+        try:
+            found = probe(images).outputs
+        except (RuntimeError, ValueError, IndexError):  # a layer of another shape cannot be scaled to it
+            return False
+    found = found[:, 1:] if probe.reading.single else found
+    return found.numel() == answer.numel() and torch.allclose(
+        torch.sigmoid(found.flatten().float()), answer.flatten().float(), rtol=1e-3, atol=1e-4
+    )
+
+
+def _found(find: Callable[[], str]) -> bool:
+    try:
+        return bool(find())
+    except ConfigError:
+        return False
+
+
+@torch.no_grad()
+def find_last_layer(
+    model: nn.Module, images: Tensor | None = None, *, output: str = "", sigmoid: bool = False
+) -> str:
     """Returns the name of the nn.Linear or 1x1 nn.Conv2d that gives the model's answer.
 
     Args:
@@ -234,6 +303,7 @@ def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: s
         images: a batch that the model takes; the layer is then the last one called whose result is the answer
             (or is resized to it). Without images it is the last one declared, which may be an auxiliary head.
         output: key or position of the answer, if the model returns several.
+        sigmoid: the answer is a sigmoid of the layer's result.
 
     Raises:
         ConfigError: there is none.
@@ -261,7 +331,7 @@ def find_last_layer(model: nn.Module, images: Tensor | None = None, *, output: s
             handle.remove()
     # From the last call back: an auxiliary map of the same shape is made before the answer.
     for name, made in reversed(calls):
-        if _gives(made, answer):
+        if _gives(made, answer, sigmoid=sigmoid):
             return name
     called = ", ".join(dict.fromkeys(name for name, _ in reversed(calls))) or "none"
     raise ConfigError(
@@ -277,33 +347,17 @@ def _way_out(answer: Tensor) -> str:
     return "name last_layer"
 
 
-def _gives(made: Tensor, answer: Tensor) -> bool:
-    """Returns whether the layer's result is the answer, reshaped or resized."""
-    if made.numel() == answer.numel():
-        return torch.allclose(made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-5)
-    return made.ndim == answer.ndim == 4 and made.shape[:2] == answer.shape[:2]
-
-
-def _as_set(given: Any, *, name: str) -> Examples | TensorSet:
-    if isinstance(given, Examples):
-        return given
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise ConfigError(
-            f"fit: {name} is {type(given).__name__}; expected (images, targets) or Examples. Of a torch "
-            "Dataset: torch.stack of its images and torch.tensor of its targets; of a DataLoader: torch.cat "
-            "of its batches"
-        )
-    images, targets = given
-    if not isinstance(images, Tensor):
-        how = (
-            "torch.from_numpy(images)"
-            if isinstance(images, np.ndarray)
-            else "torch.stack(images), of one size"
-        )
-        raise ConfigError(
-            f"fit: the images of {name} are {type(images).__name__}; expected a tensor [N,C,H,W]: {how}"
-        )
-    return TensorSet.of(images, torch.as_tensor(targets))
+def _gives(made: Tensor, answer: Tensor, *, sigmoid: bool) -> bool:
+    """Returns whether the layer's result is the answer, or its sigmoid, reshaped or resized."""
+    given = torch.sigmoid(made.float()) if sigmoid else made.float()
+    if given.numel() == answer.numel():
+        return torch.allclose(given.flatten(), answer.flatten().float(), rtol=1e-3, atol=1e-5)
+    maps = answer.unsqueeze(1) if answer.ndim == 3 else answer
+    if not (given.ndim == maps.ndim == 4 and given.shape[:2] == maps.shape[:2]):
+        return False
+    # A resize keeps the range of a map, an activation does not.
+    spans = [float(value.max() - value.min()) for value in (maps.float(), given)]
+    return spans[0] >= _KEPT * spans[1]
 
 
 def require_apart(train: Examples | TensorSet, holdout: Examples | TensorSet) -> None:
@@ -330,6 +384,5 @@ def _digest(image: Tensor) -> bytes:
 
 def _contract_of(given: TensorSet) -> InputContract:
     channels, height, width = given.images.shape[1:]
-    if channels not in (1, 3):
-        raise ConfigError(f"images have {channels} channels; expected 1 or 3")
+    # Tensors are taken as they are, whatever their channels: only export needs a contract that a camera fits.
     return InputContract(height=height, width=width, color="gray" if channels == 1 else "rgb")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from misfire_runtime.errors import ConfigError
+from misfire_train.readings import Reading
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put in front of a layer's name."""
@@ -129,17 +130,25 @@ class Probe(nn.Module):
             torch.compile and DataParallel may be left out.
         features: names of the layers whose outputs heads read.
         output: of a model that returns a dict or a tuple, the key or position of the answer.
+        reading: how the answer becomes logits, if it is not logits already.
 
     Raises:
         ValueError: a name does not exist; it gives the nearest ones.
     """
 
     def __init__(
-        self, model: nn.Module, *, last_layer: str, features: Iterable[str] = (), output: str = ""
+        self,
+        model: nn.Module,
+        *,
+        last_layer: str,
+        features: Iterable[str] = (),
+        output: str = "",
+        reading: Reading | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.output = output
+        self.reading = reading or Reading()
         modules = dict(model.named_modules())
         self.last_layer = _layer_named(last_layer, modules)
         wanted = (features,) if isinstance(features, str) else features
@@ -155,6 +164,7 @@ class Probe(nn.Module):
         """Returns the Signals of images [N,C,H,W]."""
         captured: dict[str, Tensor] = {}
         last: list[Tensor] = []
+        made: list[Tensor] = []
 
         def keep_output(name: str):  # type: ignore[no-untyped-def]
             def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -164,6 +174,7 @@ class Probe(nn.Module):
 
         handles = [module.register_forward_hook(keep_output(name)) for name, module in self._taps.items()]
         handles.append(self._last.register_forward_pre_hook(lambda _m, inputs: last.append(inputs[0])))
+        handles.append(self._last.register_forward_hook(lambda _m, _inputs, output: made.append(output)))
         try:
             outputs = answer_of(self.model(image), self.output)
         finally:
@@ -174,9 +185,9 @@ class Probe(nn.Module):
                 f"the last layer {self.last_layer!r} is not called when the model answers (an auxiliary "
                 "head?): name the layer that gives the answer with last_layer"
             )
-        weight = self._last.weight.flatten(1)
+        weight, bias = (self.reading.rows(p) for p in (self._last.weight.flatten(1), self._last.bias))
         # A layer that is called more than once gives the answer in its last call.
-        return Signals(outputs, last[-1], captured, weight, self._last.bias)
+        return Signals(self.reading.logits(outputs, made[-1]), last[-1], captured, weight, bias)
 
 
 def answer_of(given: Any, output: str = "") -> Tensor:
@@ -261,7 +272,9 @@ class ScoredModel(nn.Module):
         """Returns all outputs from one forward pass; each score is [N] float32."""
         signals = self.probe(image)
         whole = signals.float()
-        result = {self.output_name: signals.outputs if self.answer is None else self.answer(whole)}
+        made = whole.outputs if self.answer is None else self.answer(whole)
+        # What the network gives is given on in the network's own precision.
+        result = {self.output_name: signals.outputs if made is whole.outputs else made}
         for score in self.scores:
             assert isinstance(score, Score)
             result[f"score.{score.name}"] = score(whole).float()

@@ -68,12 +68,20 @@ def export_module_bundle(
     # With uint8 pixels the graph normalises by itself; the module takes what comes out of that.
     plain = contract.model_copy(update={"dtype": "float32"})
     probe = (
-        probe_of(model, plain, last_layer=facts.last_layer, features=facts.features, output=facts.output)
+        probe_of(
+            model,
+            plain,
+            last_layer=facts.last_layer,
+            features=facts.features,
+            output=facts.output,
+            task=kind,
+            frames=frames.calibration,
+        )
         if isinstance(model, nn.Module)
         # The caller's network keeps its mode.
         else copy.deepcopy(model.probe).eval().requires_grad_(False)
     )
-    notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain)]
+    notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain, frames.calibration)]
     classes = frames.classes or tuple(facts.classes)
     if kind.by_class and frames.labelled:
         order, told = settle_classes(probe, frames, contract=plain, task=kind, stated=facts.classes)

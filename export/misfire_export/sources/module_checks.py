@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from misfire_export.errors import ExportError, TraceError
 from misfire_export.graph.trace import cause, example_input
@@ -29,12 +29,15 @@ from misfire_export.sources.labels import (
 from misfire_export.sources.onnx_proof import fit_frames, fold
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.preprocess import InputContract
-from misfire_train.attaching import find_last_layer
+from misfire_train.attaching import settle_answer
 from misfire_train.data import Examples
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Probe, answer_of
 from misfire_train.tasks import Task
 from misfire_train.tasks.shapes import Numbers
+
+# Enough to see whether numbers stay within 0..1.
+_SHOWN = 8
 
 
 def probe_of(
@@ -44,8 +47,10 @@ def probe_of(
     last_layer: str | None,
     features: Sequence[str],
     output: str,
+    task: Task,
+    frames: Examples,
 ) -> Probe:
-    """Returns a probe on the model.
+    """Returns a probe on the model; how it is to be read is found on the first frames.
 
     Raises TraceError if the model does not take an image, or has no last layer that scores can use.
     """
@@ -60,33 +65,43 @@ def probe_of(
         raise TraceError(
             f"the model does not take {contract.name} {list(image.shape)}: {cause(error)}"
         ) from error
+    shown = _shown(frames, contract)
     try:
-        last = last_layer or find_last_layer(model, image, output=output)
-        probe = Probe(model, last_layer=last, features=features, output=output).eval()
+        last, reading = settle_answer(model, shown, task=task, output=output, last_layer=last_layer)
+        probe = Probe(model, last_layer=last, features=features, output=output, reading=reading).eval()
         with torch.no_grad():
-            probe(image)
+            probe(shown)
     except (ValueError, MisfireError) as error:
         why = str(error).removeprefix("attach: ").replace("last_layer", "--last-layer")
         raise TraceError(f"no recognisable last layer: {why}") from error
     return probe
 
 
-def layer_notes(probe: Probe, contract: InputContract) -> list[str]:
-    """Returns a warning if the answer is not W phi + b of the last layer, as gradient scores assume."""
-    if _layer_gives(probe, contract) != "another":
-        return []
+def _shown(frames: Examples, contract: InputContract) -> Tensor:
+    return frames.batch(np.arange(min(_SHOWN, len(frames))), contract)
+
+
+def layer_notes(probe: Probe, contract: InputContract, frames: Examples) -> list[str]:
+    """Returns how the answer is read, and a warning if it is not W phi + b of the last layer."""
+    notes = []
+    if probe.reading.single:
+        what = "probability" if probe.reading.sigmoid else "logit"
+        notes.append(f"the answer is one number for each place: the {what} of the second of two classes")
+    if _layer_gives(probe, contract, frames) != "another":
+        return notes
     return [
+        *notes,
         f"the answer is not what {probe.last_layer} gives: gradient scores are of that layer and not of "
-        "the answer"
+        "the answer",
     ]
 
 
 @torch.no_grad()
 def _layer_gives(
-    probe: Probe, contract: InputContract
+    probe: Probe, contract: InputContract, frames: Examples
 ) -> Literal["the answer", "a smaller answer", "another", "unknown"]:
-    """Returns what W phi + b of the last layer is, on an example image."""
-    signals = probe(example_input(contract, batch=2))
+    """Returns what W phi + b of the last layer is, on the first frames."""
+    signals = probe(_shown(frames, contract))
     if signals.weight is None or signals.weight.shape[1] != signals.last_input.shape[1]:
         return "unknown"
     made = torch.einsum("nc...,kc->nk...", signals.last_input, signals.weight)
@@ -95,6 +110,9 @@ def _layer_gives(
     answer = signals.outputs
     if made.shape != answer.shape and made.ndim == answer.ndim == 4 and made.shape[1] == answer.shape[1]:
         return "a smaller answer"
+    if probe.reading.sigmoid:
+        # Log-odds of a sigmoid that rounds to one are inexact.
+        made, answer = torch.sigmoid(made), torch.sigmoid(answer)
     same = made.numel() == answer.numel() and torch.allclose(
         made.flatten().float(), answer.flatten().float(), rtol=1e-3, atol=1e-4
     )
@@ -116,7 +134,7 @@ def settle_classes(
     numbers, answered = _read(probe, some, contract, task)
     kind = numbers.kind
     # A linear layer gives logits, even if those of a weak model are all within 0..1.
-    if kind != "logits" and _layer_gives(probe, contract) != "the answer":
+    if kind != "logits" and _layer_gives(probe, contract, some) != "the answer":
         what = (
             "probabilities"
             if kind == "probabilities"

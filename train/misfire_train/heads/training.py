@@ -25,6 +25,7 @@ from misfire_train.heads.box_training import fit_box_head
 from misfire_train.heads.data import (
     LabelledSet,
     LossSet,
+    TensorSet,
     collect,
     corrupted_copies,
     image_batches,
@@ -186,6 +187,9 @@ def candidate_heads(
     """
     # Only shapes are read from this pass.
     blank = torch.zeros(1, contract.channels, contract.height, contract.width)
+    if isinstance(train, TensorSet):
+        # Tensors may have channels that no contract names, such as depth.
+        blank = torch.zeros_like(train.images[:1])
     weight = next(probe.parameters())
     with evaluating(probe):
         signals = on_cpu(probe(blank.to(weight.device, weight.dtype)))

@@ -95,6 +95,7 @@ class Task(ABC):
         ranks: dimensions of outputs and targets, None if any will do.  looks: the same in words.
         by_class: outputs are logits over classes, along dimension 1.
         by_frame: outputs are one vector for each frame, not maps.
+        independent: outputs are a logit for each class by itself, whose sigmoid is its probability.
         names_units: units are different things (joints, values), which a head has to distinguish.
         mirrors: a mirrored picture still has the right targets, after `move`.
         shifts: training shifts pictures by default.
@@ -116,6 +117,7 @@ class Task(ABC):
     looks: str = ""
     by_class: bool = False
     by_frame: bool = True
+    independent: bool = False
     names_units: bool = False
     mirrors: bool = False
     shifts: bool = True
