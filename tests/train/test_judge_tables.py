@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,14 @@ def test_the_command_writes_report_and_page_and_names_the_right_option(tmp_path:
     assert "name what to judge" in str(nothing.exception)
     stray = runner.invoke(app, ["evaluate", "--scores", str(path), "--out", str(out), "--shift", "fog"])
     assert "--shift does not fit here" in str(stray.exception)
+
+
+def test_a_table_needs_no_torch(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", table())
+    program = (
+        "import sys; from misfire_train.judge.command import evaluate; from pathlib import Path; "
+        f"evaluate(scores={str(path)!r}, out=Path({str(tmp_path / 'out')!r}), free='msp', replicates=50); "
+        "print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "False"

@@ -115,7 +115,6 @@ def evaluate(
     """Judge every failure score on held-out data, and name the one to trigger on."""
     from rich.console import Console
 
-    from misfire_train.judge.run_judging import Judging
     from misfire_train.judge.tables import TABLES, TableJudging, is_table
 
     _require_one(run, bundle, scores, tables=TABLES)
@@ -138,6 +137,9 @@ def evaluate(
         )
         report, evidence = _judge_table(Path(scores), judging)
     else:
+        # Imported here: it loads torch, which a table does not need.
+        from misfire_train.judge.run_judging import Judging
+
         _refuse(for_tables | {"slice-columns": slice_columns}, "it is for --scores TABLE")
         shifts = get_args(CorruptionName) if shift == "all" else _names(shift)
         _check_shifts(shifts)
@@ -173,23 +175,34 @@ def evaluate(
 
 def _require_one(run: Path | None, bundle: Path | None, scores: str, *, tables: Sequence[str]) -> None:
     """Raises JudgeError unless one thing to judge is named, and named by the option that takes it."""
-    from misfire_runtime.bundle import MANIFEST
-    from misfire_train.runs import RECORD
-
     table = scores if Path(scores).suffix.lower() in tables else ""
     if run is not None and run.suffix.lower() in tables and not run.is_dir():
         raise JudgeError(f"{run} is a table of scores, not a run: misfire evaluate --scores {run} --out ...")
-    if run is not None and (run / MANIFEST).is_file() and not (run / RECORD).is_file():
+    if run is not None and _is_bundle(run):
         raise JudgeError(
             f"{run} is a bundle, not a run: misfire evaluate --bundle {run} --dataset DATA --out ..."
         )
-    if bundle is not None and (bundle / RECORD).is_file() and not (bundle / MANIFEST).is_file():
+    if bundle is not None and _is_run(bundle):
         raise JudgeError(f"{bundle} is a run, not a bundle: misfire evaluate {bundle} --out ...")
     if sum((run is not None, bundle is not None, bool(table))) != 1:
         raise JudgeError(
             "name what to judge: a run's folder, --bundle FOLDER --dataset DATA, or --scores TABLE"
             + (f" ({', '.join(tables)})" if run is None and bundle is None else "; one of them")
         )
+
+
+def _is_bundle(folder: Path) -> bool:
+    from misfire_runtime.bundle import MANIFEST
+    from misfire_train.runs import RECORD
+
+    return (folder / MANIFEST).is_file() and not (folder / RECORD).is_file()
+
+
+def _is_run(folder: Path) -> bool:
+    from misfire_runtime.bundle import MANIFEST
+    from misfire_train.runs import RECORD
+
+    return (folder / RECORD).is_file() and not (folder / MANIFEST).is_file()
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
