@@ -207,7 +207,7 @@ def _label(image: NDArray[np.uint8], corners: NDArray[Any], text: str, colour: R
 
 
 def _line(image: NDArray[np.uint8]) -> int:
-    return max(1, round(max(image.shape[:2]) / 500))
+    return max(1, round(max(image.shape[:2]) / 400))
 
 
 def _fixed(value: float) -> int:

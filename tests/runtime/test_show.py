@@ -34,7 +34,7 @@ from misfire_runtime.preprocess import encode_png
 from misfire_runtime.testing import ListSource, MemoryStore, make_bundle
 from misfire_runtime.vehicle import show
 from misfire_runtime.vehicle.pipeline import Vehicle
-from misfire_runtime.vehicle.show import STRIP_HEIGHT, Show, canvas_size, draw_answer, in_words
+from misfire_runtime.vehicle.show import STRIP_HEIGHT, Show, View, canvas_size, draw_view, in_words
 from proving_ground.detectors import lamps, write_detection_bundle
 
 LAMP = (100, 30, 124, 54)
@@ -267,6 +267,32 @@ def test_every_task_is_shown(
     assert right(picture)
 
 
+def test_the_tiles_of_a_mask_that_are_in_doubt_are_marked(tmp_path: Path) -> None:
+    logits = halves()
+    # The lower right tile knows nothing.
+    logits[0, :, 12:, 12:] = 0
+    scorer = scorer_of(tmp_path / "b", "segmentation", logits)
+    grey = np.full((64, 128, 3), 100, np.uint8)
+    boxes, doubts = scorer.score(grey).tiles or (None, None)
+    assert boxes is not None and doubts is not None
+    assert doubts[-1] == pytest.approx(1, abs=1e-3) and doubts[:-1].max() < 0.2
+    # The network's input is square and the picture is stretched to it.
+    assert boxes[0].tolist() == [0, 0, 32, 16] and boxes[-1].tolist() == [96, 48, 128, 64]
+    (path,) = watched(tmp_path, scorer, ListSource([grey]))
+    (picture,), _times = film(path)
+    orange = near(picture[: canvas_size(128, 64)[1]], DOUBTFUL, by=60)
+    # 640 x 320: the tile is 480 to 640, 240 to 320.
+    assert orange[240:250, 490:630].any() and not orange[:215].any() and not orange[:, :470].any()
+
+
+def test_a_cropped_view_has_its_tiles_where_they_are() -> None:
+    tiles = (np.float32([[0, 0, 32, 16], [32, 0, 64, 16]]), np.float32([0.9, 0.1]))
+    view = View(np.zeros((64, 128, 3), np.uint8), {}, mask=np.zeros((64, 128), np.uint8), tiles=tiles)
+    part = view.cropped(np.zeros((54, 100, 3), np.uint8), (20, 10, 120, 64))
+    assert part.tiles is not None and part.tiles[0].tolist() == [[0, 0, 12, 6], [12, 0, 44, 6]]
+    assert part.mask is not None and part.mask.shape == (54, 100)
+
+
 def test_an_answer_that_is_not_finite_is_said_and_drawn_as_nothing(tmp_path: Path) -> None:
     scorer = scorer_of(tmp_path / "b", "logits", np.float32([[np.nan, 1, 2]]))
     grey = np.full((64, 64, 3), 100, np.uint8)
@@ -306,7 +332,7 @@ def test_any_box_can_be_drawn_into_any_picture(
 def test_pictures_of_any_size_are_shown_at_one_that_fits(size: tuple[int, int]) -> None:
     width, height = canvas_size(*size)
     assert width % 2 == height % 2 == 0 and 320 <= width <= 1280 and 64 <= height <= 960
-    shown = draw_answer(np.zeros((size[1], size[0], 3), np.uint8), {}, size=(width, height))
+    shown = draw_view(View(np.zeros((size[1], size[0], 3), np.uint8), {}), size=(width, height))
     assert shown.shape == (height, width, 3)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -129,6 +130,36 @@ def mask_of(logits: NDArray[Any], place: Placement, *, network: tuple[int, int])
         ),
         np.uint8,
     )
+
+
+def tile_doubts(
+    logits: NDArray[Any], place: Placement, *, rows: int = 4, columns: int = 4
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns where a mask is in doubt: a grid of tiles, as the heads of segmentation score them.
+
+    Args:
+        logits: [1,K,h,w], K at least 2.
+        place: of the picture in the network's input.
+
+    Returns:
+        Boxes of the tiles in pixels of the picture, [rows*columns,4], and the mean entropy of their pixels,
+        0..1 of its maximum.
+    """
+    scaled = np.asarray(logits[0], np.float32)
+    shares = np.exp(scaled - scaled.max(0))
+    shares /= shares.sum(0)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-9))).sum(0) / np.log(max(2, len(shares)))
+    height, width = entropy.shape
+    tops, lefts = np.arange(rows + 1) * height / rows, np.arange(columns + 1) * width / columns
+    to_network = np.tile([place.network_width / width, place.network_height / height], 2)
+    boxes, doubts = [], []
+    for y0, y1 in pairwise(tops):
+        for x0, x1 in pairwise(lefts):
+            boxes.append((x0, y0, x1, y1))
+            tile = entropy[int(y0) : max(int(y0) + 1, int(y1)), int(x0) : max(int(x0) + 1, int(x1))]
+            doubts.append(float(tile.mean()) if tile.size else 0.0)
+    corners = place.clip(place.to_image(np.array(boxes) * to_network))
+    return corners, np.array(doubts, np.float32)
 
 
 def top_classes(

@@ -26,6 +26,7 @@ from misfire_runtime.engines.answers import (
     check_detections,
     find_boxes,
     mask_of,
+    tile_doubts,
     top_classes,
 )
 from misfire_runtime.engines.base import Engine, EngineOptions
@@ -143,6 +144,17 @@ class Scored:
     def default_score(self) -> str:
         """Returns the name of the bundle's default score; `scores` lacks it if it was refused."""
         return self._scorer.default_score
+
+    @property
+    def tiles(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Returns a mask's tiles [T,4] in pixels of the picture and how much each is in doubt, [T] in 0..1.
+
+        None for other tasks, and for a mask that is not finite.
+        """
+        name = self._scorer.output_of("segmentation")
+        if name is None or self.place is None or not np.isfinite(self._outputs[name]).all():
+            return None
+        return tile_doubts(self._outputs[name], self.place)
 
     @property
     def bars(self) -> tuple[tuple[str, float], ...]:

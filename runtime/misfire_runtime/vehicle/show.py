@@ -1,6 +1,6 @@
 """Shows what a vehicle sees: every scored frame with the model's answer and the score over time.
 
-ScoredFrame --privacy--> picture --draw_answer--> with a strip of the score --> FILE.mp4, or a window
+ScoredFrame --privacy--> picture --draw_view--> with a strip of the score --> FILE.mp4, or a window
 
 The privacy stage applies here as well: a video is a picture on a disk. A screen or a disk that fails ends the
 show, never the run. It runs on the frame path, so `--show` is for looking, not for a vehicle in service.
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections import deque
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from misfire_runtime.drawing import (
     DOUBTFUL,
     SURE,
+    UNSURE,
     Rgb,
     blend_mask,
     colour_of,
@@ -53,6 +55,8 @@ ROOM = 240
 """Frames in the strip: 8 s at 30 frames per second."""
 NAMED_BOXES = 12
 """With more boxes, labels would cover the picture: then only the most doubtful are labelled."""
+TILE_DOUBT = 0.2
+"""Mean entropy of a tile, of its maximum, from which it is drawn in yellow; from twice this in orange."""
 _TIME_BASE = Fraction(1, 1000)
 _STILL_S = 0.5
 """How long a picture without a time is shown, such as one of a folder."""
@@ -103,7 +107,7 @@ class Show:
             lane = self._lanes.get(seen.source)
             if lane is None:
                 lane = self._lanes[seen.source] = _Lane(self._path(seen.source))
-            lane.show(seen, *self._picture(seen))
+            lane.show(seen, self._view(seen))
         except _ClosedError:
             self._end()
         except Exception as error:  # noqa: BLE001  (what only looks must never end what runs)
@@ -130,21 +134,50 @@ class Show:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", source)[-64:]
         return path.with_name(f"{path.stem}-{name}{path.suffix}") if self._several else path
 
-    def _picture(self, seen: ScoredFrame) -> tuple[Image | None, dict[str, Any], NDArray[np.uint8] | None]:
-        """Returns the picture that may be shown, or None; and the answer's places in it."""
-        image, prediction, mask = seen.image, seen.scored.prediction, seen.scored.mask
+    def _view(self, seen: ScoredFrame) -> View | None:
+        """Returns what may be shown of a frame; None if nothing may."""
+        image, scored = seen.image, seen.scored
+        view = View(image, scored.prediction, mask=scored.mask, tiles=scored.tiles, bars=scored.bars)
         if self._privacy is None:
-            return image, prediction, mask
+            return view
         try:
             shown, _labels, _changed = self._privacy.apply(image, source=seen.source)
             region = self._privacy.region(image, source=seen.source)
         except PrivacyError:
-            return None, {}, None
-        if region is not None:
-            x0, y0, x1, y1 = region
-            prediction = within(prediction, region, size=(image.shape[1], image.shape[0]))
-            mask = None if mask is None else mask[y0:y1, x0:x1]
-        return shown, prediction, mask
+            return None
+        return replace(view, image=shown) if region is None else view.cropped(shown, region)
+
+
+@dataclass(frozen=True)
+class View:
+    """Holds a picture and the model's answer to it, in its pixels.
+
+    image: [H,W,3] uint8 RGB.  prediction: as an offer carries it.  mask: [H,W] classes, 255 where none.
+    tiles: boxes [T,4] and doubts [T] of a mask's tiles.  bars: names and shares of classes.
+    """
+
+    image: Image
+    prediction: dict[str, Any]
+    mask: NDArray[np.uint8] | None = None
+    tiles: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    bars: tuple[tuple[str, float], ...] = ()
+
+    def cropped(self, image: Image, region: tuple[int, int, int, int]) -> View:
+        """Returns the view of a part, x0, y0, x1, y1, whose picture is `image`."""
+        x0, y0, x1, y1 = region
+        height, width = self.image.shape[:2]
+        tiles = self.tiles
+        if tiles is not None:
+            limits = np.array([x1 - x0, y1 - y0] * 2, np.float32)
+            moved = np.clip(tiles[0] - np.array([x0, y0] * 2, np.float32), 0, limits)
+            tiles = np.asarray(moved, np.float32), tiles[1]
+        return View(
+            image,
+            within(self.prediction, region, size=(width, height)),
+            mask=None if self.mask is None else self.mask[y0:y1, x0:x1],
+            tiles=tiles,
+            bars=self.bars,
+        )
 
 
 class _ClosedError(Exception):
@@ -163,14 +196,8 @@ class _Lane:
         self._last_s: float | None = None
         self._origin_s = 0.0
 
-    def show(
-        self,
-        seen: ScoredFrame,
-        image: Image | None,
-        prediction: dict[str, Any],
-        mask: NDArray[np.uint8] | None,
-    ) -> None:
-        height, width = seen.image.shape[:2] if image is None else image.shape[:2]
+    def show(self, seen: ScoredFrame, view: View | None) -> None:
+        height, width = (seen.image if view is None else view.image).shape[:2]
         if self._screen is None:
             self._size = canvas_size(width, height)
             self._screen = _Window(seen.source) if self._path is None else _Film(self._path)
@@ -179,27 +206,20 @@ class _Lane:
         self._levels.append(seen.scored.percentile(name) if known else float("nan"))
         self._marks.append(_mark(seen))
         canvas: NDArray[np.uint8] = np.zeros((self._size[1], self._size[0], 3), np.uint8)
-        if image is not None:
-            canvas = draw_answer(
-                image,
-                prediction,
-                size=self._size,
-                mask=mask,
-                bars=seen.scored.bars,
-                classes=seen.scored.classes,
-            )
+        if view is not None:
+            canvas = draw_view(view, size=self._size, classes=seen.scored.classes)
         else:
             write(canvas, "withheld: the privacy stage cannot work", (8, 24), scale=text_scale(canvas))
         _frame_choice(canvas, seen)
-        value = f"{name} {seen.scored.scores[name]:.3g} ({100 * self._levels[-1]:.1f} %)" if known else ""
+        words = "" if view is None else in_words(view.prediction)
         strip = score_strip(
             self._size[0],
             STRIP_HEIGHT,
             levels=self._levels,
             marks=self._marks,
             room=ROOM,
-            title=f"{seen.bundle}  {seen.source} {seen.frame.index}  {in_words(prediction)}",
-            value=value,
+            title=f"{seen.bundle}  {seen.source} {seen.frame.index}  {words}",
+            value=f"{name} {seen.scored.scores[name]:.3g} ({100 * self._levels[-1]:.1f} %)" if known else "",
         )
         self._screen.put(np.concatenate([canvas, strip]), self._time_s(seen))
 
@@ -287,32 +307,24 @@ def canvas_size(width: int, height: int) -> tuple[int, int]:
     return shown_w // 2 * 2, shown_h // 2 * 2
 
 
-def draw_answer(
-    image: Image,
-    prediction: dict[str, Any],
-    *,
-    size: tuple[int, int],
-    mask: NDArray[np.uint8] | None = None,
-    bars: tuple[tuple[str, float], ...] = (),
-    classes: tuple[str, ...] = (),
-) -> NDArray[np.uint8]:
+def draw_view(view: View, *, size: tuple[int, int], classes: tuple[str, ...] = ()) -> NDArray[np.uint8]:
     """Returns a picture of another size with the model's answer drawn in.
 
     Args:
-        image: [H,W,3] uint8 RGB.
-        prediction: as an offer carries it.
+        view: the picture, and the answer in its pixels.
         size: width and height of the result; the picture keeps its shape.
-        mask: [H,W] classes of the picture, 255 where none.
-        bars: names and shares of classes.
         classes: the bundle's, for their colours.
     """
+    image, prediction = view.image, view.prediction
     contract = InputContract(width=size[0], height=size[1], resize="letterbox")
     place = Placement.of(image.shape[1], image.shape[0], contract)
-    if mask is not None:
+    if view.mask is not None:
         image = image.copy()
-        blend_mask(image, mask)
+        blend_mask(image, view.mask)
     # A copy: a picture of this very size would be drawn into.
     canvas = resize_image(image, contract).copy()
+    if view.tiles is not None:
+        _draw_tiles(canvas, place, *view.tiles)
     boxes = prediction.get("boxes") or []
     if boxes:
         corners = place.to_network(np.array([box["box"] for box in boxes], np.float32))
@@ -323,8 +335,24 @@ def draw_answer(
         shares = np.array([[np.nan if v is None else v for v in point[:2]] for point in points], np.float32)
         draw_joints(canvas, place.to_network(shares * [image.shape[1], image.shape[0]]))
     places = {name: number for number, name in enumerate(classes)}
-    draw_bars(canvas, bars, colours=[colour_of(places.get(name, i)) for i, (name, _s) in enumerate(bars)])
+    colours = [colour_of(places.get(name, i)) for i, (name, _share) in enumerate(view.bars)]
+    draw_bars(canvas, view.bars, colours=colours)
     return canvas
+
+
+def _draw_tiles(
+    canvas: NDArray[np.uint8], place: Placement, boxes: NDArray[np.float32], doubts: NDArray[np.float32]
+) -> None:
+    """Draws the tiles of a mask that are in doubt, the most doubtful on top."""
+    order = [i for i in np.argsort(-doubts) if doubts[i] >= TILE_DOUBT]
+    # Drawn inside of its edges: neighbours would cover each other's lines.
+    inner = place.to_network(boxes[order]) + np.array([2, 2, -2, -2], np.float32)
+    draw_boxes(
+        canvas,
+        inner,
+        labels=[f"{100 * doubts[i]:.0f} %" for i in order],
+        colours=[DOUBTFUL if doubts[i] >= 2 * TILE_DOUBT else UNSURE for i in order],
+    )
 
 
 def in_words(prediction: dict[str, Any]) -> str:
