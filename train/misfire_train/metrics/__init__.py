@@ -34,6 +34,7 @@ from misfire_train.metrics.calibration import (
     reliability,
 )
 from misfire_train.metrics.correlation import kendall, pair_accuracy, spearman
+from misfire_train.metrics.counts import COUNTS, CountTable, count_table
 from misfire_train.metrics.detection import (
     BUDGETS,
     BudgetRow,
@@ -54,9 +55,11 @@ from misfire_train.metrics.risk import (
 
 __all__ = [
     "BUDGETS",
+    "COUNTS",
     "HIGHER_IS_BETTER",
     "BudgetRow",
     "Comparison",
+    "CountTable",
     "Estimate",
     "References",
     "Reliability",
@@ -70,6 +73,7 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_mean",
     "budget_table",
+    "count_table",
     "e_aurc",
     "fit_loss_scale",
     "fpr_at_tpr",
