@@ -1,0 +1,436 @@
+"""Which score finds the frames that a detector gets wrong, in a town it never saw, clean and under shifts?
+
+carla_detection by town: Town01, Town02 and half of Town03 train the detector; the rest of Town03 and Town04 are
+held out for scores and the head; Town05 is judged on and nothing else. Views: `clean`; `known`, every frame
+under one corruption family at a random severity, all families known to the head; `left_out`, three heads that
+each lack a third of the families, each judged on that third. `gains` is the default head's difference to the
+free one-pass score that is best in this view by this measure, with paired 95 % intervals over frames (seeds
+share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed objects that lie in
+the top tenth of frames. A detector that was trained is kept in --work, and so is what was judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if not __package__:
+    sys.path[:0] = [str(Path(__file__).resolve().parents[2] / folder) for folder in ("", "fleet")]
+
+from benchmarks.record import command_line, finish, run, work_folder
+from misfire_train.boxes.average_precision import average_precision
+from misfire_train.boxes.candidates import find_candidates
+from misfire_train.boxes.losses import f1, lrp
+from misfire_train.boxes.matching import match_frames
+from misfire_train.data import Dataset, Examples, load_dataset
+from misfire_train.data.corruptions import FAMILIES
+from misfire_train.fit import Parts, fit
+from misfire_train.heads import recipe_named
+from misfire_train.heads.box_training import BoxSet, collect_boxes, fit_on_boxes, new_box_head
+from misfire_train.heads.boxes import BoxHead
+from misfire_train.heads.data import corrupted_copies
+from misfire_train.metrics import aurc, auroc, spearman
+from misfire_train.runs import Run, load_run
+from misfire_train.scores import build, gather, names_for, scores_of
+from misfire_train.scores.computing import score_batch
+from misfire_train.scores.fitting import batches, evaluating
+from misfire_train.signals import Score
+from misfire_train.tasks.detection import Detection
+from misfire_train.train_config import TrainConfig, read_train_config
+
+Floats = NDArray[np.float64]
+RECIPE = Path("train/recipes/carla-detection.toml")
+GROUPS = tuple(tuple(list(FAMILIES)[k::3]) for k in range(3))
+COPIES = 3
+"""Corrupted copies of each held-out frame for each third of the families."""
+MEASURES = ("rho", "rho_errors", "auroc_failed", "misses_at_1", "misses_at_5", "misses_at_10", "aurc")
+GAINS = ("rho", "auroc_failed", "misses_at_10")
+GOALS = {
+    ("known", "rho"): 0.02,
+    ("known", "auroc_failed"): 0.02,
+    ("left_out", "rho"): 0.005,
+    ("left_out", "auroc_failed"): 0.005,
+    ("clean", "rho"): 0.0,
+    ("clean", "auroc_failed"): 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One seed's frames in one view; frame: which test frame a row shows."""
+
+    scores: Mapping[str, Floats]
+    loss: Floats
+    errors: Floats
+    missed: Floats
+    failed: NDArray[np.bool_]
+    frame: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Seen:
+        """The rows at these positions."""
+        scores = {name: values[rows] for name, values in self.scores.items()}
+        return Seen(
+            scores,
+            self.loss[rows],
+            self.errors[rows],
+            self.missed[rows],
+            self.failed[rows],
+            self.frame[rows],
+        )
+
+
+def joined(views: Sequence[Seen]) -> Seen:
+    """All rows of several views of the same scores."""
+    scores = {name: np.concatenate([view.scores[name] for view in views]) for name in views[0].scores}
+    columns = (
+        np.concatenate([getattr(view, name) for view in views])
+        for name in ("loss", "errors", "missed", "failed", "frame")
+    )
+    return Seen(scores, *columns)
+
+
+def parts_of(dataset: Dataset) -> dict[str, Examples]:
+    """The training half by town: train, validation and holdout."""
+    groups = np.array(dataset.train.groups)
+    towns = np.array([group.partition("/")[0] for group in groups])
+    third = np.unique(groups[towns == "Town03"])
+    early = np.isin(groups, third[: len(third) // 2])
+    pool = np.isin(towns, ("Town01", "Town02")) | early
+    # Whole stretches stop the training, so that no neighbour of a training frame does.
+    stretches = np.unique(groups[pool])
+    stop = np.isin(groups, stretches[4::9])
+    masks = {"train": pool & ~stop, "validation": pool & stop, "holdout": ~pool}
+    return {name: dataset.train.take(np.flatnonzero(mask)) for name, mask in masks.items()}
+
+
+def trained(dataset: Dataset, seed: int, chosen: argparse.Namespace) -> Run:
+    """The detector of a seed; one that was trained before is loaded."""
+    out = chosen.work / f"detector-{seed}{'-quick' if chosen.quick else ''}"
+    if (out / "run.json").exists():
+        return load_run(out)
+    overrides: dict[str, Any] = {"seed": seed, "head.recipe": "none", "data": chosen.data}
+    if chosen.quick:
+        overrides |= {"training.epochs": 1, "training.patience": 1}
+    root = Path(__file__).resolve().parents[2]
+    config: TrainConfig = read_train_config(root / RECIPE, overrides=overrides)
+    parts = parts_of(dataset)
+    if chosen.quick:
+        parts = {name: part.take(range(min(32, len(part)))) for name, part in parts.items()}
+    whole = Parts(
+        parts["train"],
+        parts["validation"],
+        parts["holdout"],
+        parts["holdout"],
+        ids={name: part.ids for name, part in parts.items()},
+    )
+    return fit(config, dataset, whole, out=out, resume=True, command="benchmarks/science/detection.py")
+
+
+def one_pass(task: Detection) -> list[str]:
+    """Names of the free one-pass scores."""
+    known = scores_of(task)
+    return [name for name in names_for(task, free=True) if known[name].passes == "one"]
+
+
+def others(task: Detection) -> list[str]:
+    """Names of all other scores that a single network gives."""
+    known = scores_of(task)
+    skip = {*one_pass(task), "stacked", "ensemble"}
+    return [name for name, row in known.items() if name not in skip and row.passes in ("one", "two")]
+
+
+@torch.no_grad()
+def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detection) -> Seen:
+    """Scores and truth of a set of frames, from one pass (two for what is mirrored)."""
+    columns: dict[str, list[torch.Tensor]] = {score.name: [] for score in scorers}
+    truth: dict[str, list[torch.Tensor]] = {name: [] for name in ("loss", "errors", "missed", "failed")}
+    with evaluating(run_.probe, *scorers):
+        for rows, images in batches(examples, contract=run_.contract, size=task.score_batch):
+            for name, values in score_batch(run_.probe, images, scorers).items():
+                columns[name].append(values)
+            final = task.condense(run_.probe(images).outputs)
+            targets = task.collate(examples.targets[rows])
+            counts = task.counts(final, targets)
+            truth["loss"].append(task.sample_loss(final, targets))
+            truth["errors"].append(counts["errors"])
+            truth["missed"].append(counts["missed"])
+            truth["failed"].append(task.failed(final, targets))
+    found = {name: torch.cat(values).double().numpy() for name, values in columns.items()}
+    numbers = {name: torch.cat(values).numpy() for name, values in truth.items()}
+    return Seen(
+        found,
+        numbers["loss"].astype(np.float64),
+        numbers["errors"].astype(np.float64),
+        numbers["missed"].astype(np.float64),
+        numbers["failed"].astype(bool),
+        np.arange(len(examples)),
+    )
+
+
+def shifted(examples: Examples, families: tuple[str, ...], *, seed: int) -> Examples:
+    """Each frame under one of the families at a severity of its own."""
+    recipe = replace(recipe_named("learning-loss-pp"), copies=1, families=families, mixed=0.0)
+    return corrupted_copies(examples, recipe, seed=seed)[0]
+
+
+def fitted_heads(run_: Run, holdout: Examples, task: Detection, seed: int, *, quick: bool) -> list[BoxHead]:
+    """The default head, and those that lack one third of the families."""
+    recipe = recipe_named("learning-loss-pp")
+    if quick:
+        recipe = replace(recipe, steps=20)
+    torch.manual_seed(seed)
+    blank = new_box_head(run_.probe, task=task, recipe=recipe, contract=run_.contract)
+
+    def gathered(examples: Examples, *, clean: bool) -> BoxSet:
+        return collect_boxes(run_.probe, blank, examples, task=task, contract=run_.contract, clean=clean)
+
+    clean = gathered(holdout, clean=True)
+    copies = []
+    for number, group in enumerate(GROUPS):
+        few = replace(recipe, copies=1 if quick else COPIES, families=group)
+        versions = corrupted_copies(holdout, few, seed=100 * seed + number)
+        copies.append(BoxSet.join([gathered(version, clean=False) for version in versions]))
+    heads = []
+    for without in (None, *range(len(GROUPS))):
+        torch.manual_seed(seed)
+        head = new_box_head(run_.probe, task=task, recipe=recipe, contract=run_.contract)
+        rows = [clean, *(part for k, part in enumerate(copies) if k != without)]
+        found = fit_on_boxes(head, BoxSet.join(rows), task=task, recipe=recipe, seed=seed).head
+        assert isinstance(found, BoxHead)
+        heads.append(found)
+    return heads
+
+
+def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict[str, Seen], dict[str, Any]]:
+    """The three views of a seed, and how good the detector is."""
+    task = run_.task
+    assert isinstance(task, Detection)
+    parts, test = parts_of(dataset), dataset.test
+    holdout = parts["holdout"]
+    if quick:
+        holdout, test = holdout.take(range(40)), test.take(range(40))
+    sets = {
+        name: gather(
+            run_.probe,
+            part,
+            task.collate(part.targets),
+            contract=run_.contract,
+            batch=task.score_batch,
+            lighten=task.lighten,
+        )
+        for name, part in (
+            ("fit", parts["train"].take(range(40)) if quick else parts["train"]),
+            ("holdout", holdout),
+        )
+    }
+    names = [*one_pass(task), *others(task)]
+    scorers = build(names, task=task, fit=sets["fit"], holdout=sets["holdout"])
+    heads = fitted_heads(run_, holdout, task, seed, quick=quick)
+    everything = shifted(test, tuple(FAMILIES), seed=7_000_000 + seed)
+    views = {
+        "clean": observe(run_, test, [*scorers, heads[0]], task),
+        "known": observe(run_, everything, [*scorers, heads[0]], task),
+    }
+    apart = [
+        observe(run_, shifted(test, group, seed=8_000_000 + seed), [*scorers, head], task)
+        for group, head in zip(GROUPS, heads[1:], strict=True)
+    ]
+    views["left_out"] = joined(apart)
+    return views, quality(run_, test, task, classes=len(dataset.classes))
+
+
+@torch.no_grad()
+def quality(run_: Run, test: Examples, task: Detection, *, classes: int) -> dict[str, Any]:
+    """Average precision over all thresholds, F1 and LRP at the deployed one, on clean frames."""
+    boxes, targets, matches = [], [], []
+    # Average precision needs the boxes below the deployed threshold too.
+    every = task.rule.model_copy(update={"score_threshold": 0.001})
+    with evaluating(run_.probe):
+        for rows, images in batches(test, contract=run_.contract, size=32):
+            outputs = run_.probe(images).outputs
+            truth = task.collate(test.targets[rows])
+            found = find_candidates(outputs, every)
+            boxes += list(Detection(every).condense(outputs))
+            assert len(found.boxes) == len(images)
+            targets += list(truth)
+            matches += match_frames(outputs, truth, task.rule)
+    precision = average_precision(boxes, targets, classes=classes)
+    return {
+        "ap": precision.mean,
+        "ap50": precision.half,
+        "f1": f1(matches),
+        "lrp": lrp(matches, task.rule),
+        "objects": int(sum(m.real.sum() for m in matches)),
+        "missed": int(sum(m.missed.sum() for m in matches)),
+        "false": int(sum(m.false.sum() for m in matches)),
+    }
+
+
+def measure_of(seen: Seen, name: str) -> dict[str, float]:
+    """Every measure of one score; higher is better but for aurc."""
+    score = seen.scores[name]
+    if len(np.unique(score)) < 2:
+        return dict.fromkeys(MEASURES, float("nan"))
+    order = np.argsort(-score, kind="stable")
+    total = max(seen.missed.sum(), 1.0)
+    top = {
+        f"misses_at_{share}": float(
+            seen.missed[order[: max(1, round(len(order) * share / 100))]].sum() / total
+        )
+        for share in (1, 5, 10)
+    }
+    both = 0 < seen.failed.sum() < len(seen.failed)
+    return {
+        "rho": float(spearman(score, seen.loss)),
+        "rho_errors": float(spearman(score, seen.errors)),
+        "auroc_failed": float(auroc(score, seen.failed)) if both else float("nan"),
+        **top,
+        "aurc": float(aurc(score, seen.loss)),
+    }
+
+
+def tables_of(seeds: Sequence[dict[str, Seen]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{view: {score: {measure: mean and deviation over seeds}}}, with random and oracle for the misses."""
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    for view in seeds[0]:
+        tables[view] = {}
+        for name in seeds[0][view].scores:
+            found = [measure_of(seed[view], name) for seed in seeds]
+            tables[view][name] = {
+                measure: {
+                    "mean": float(np.mean([one[measure] for one in found])),
+                    "sd": float(np.std([one[measure] for one in found])),
+                }
+                for measure in MEASURES
+            }
+        oracle = [
+            measure_of(replace(seed[view], scores={"oracle": seed[view].missed}), "oracle") for seed in seeds
+        ]
+        tables[view]["(oracle)"] = {
+            measure: {"mean": float(np.mean([one[measure] for one in oracle]))}
+            for measure in ("misses_at_1", "misses_at_5", "misses_at_10")
+        }
+    return tables
+
+
+def gains_of(
+    seeds: Sequence[dict[str, Seen]], free: Sequence[str], *, head: str, replicates: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The head's difference to the best free score, by view and measure: value, low and high."""
+    gains: dict[str, dict[str, dict[str, Any]]] = {}
+    for view in seeds[0]:
+        gains[view] = {}
+        whole = {name: _means([seed[view] for seed in seeds], name) for name in (head, *free)}
+        drawn = _resampled([seed[view] for seed in seeds], (head, *free), replicates=replicates)
+        for measure in GAINS:
+            usable = [name for name in free if np.isfinite(whole[name][measure])]
+            best = max(usable, key=lambda name, by=measure: whole[name][by])
+            spread = np.array([one[head][measure] - one[best][measure] for one in drawn])
+            low, high = np.nanquantile(spread, (0.025, 0.975))
+            gains[view][measure] = {
+                "value": whole[head][measure] - whole[best][measure],
+                "low": float(low),
+                "high": float(high),
+                "reference": best,
+            }
+    return gains
+
+
+def _means(views: Sequence[Seen], name: str) -> dict[str, float]:
+    found = [measure_of(view, name) for view in views]
+    return {measure: float(np.mean([one[measure] for one in found])) for measure in GAINS}
+
+
+def _resampled(
+    views: Sequence[Seen], names: Sequence[str], *, replicates: int
+) -> list[dict[str, dict[str, float]]]:
+    rng = np.random.default_rng(0)
+    frames = np.unique(views[0].frame)
+    where = {frame: np.flatnonzero(views[0].frame == frame) for frame in frames}
+    drawn = []
+    for _ in range(replicates):
+        rows = np.concatenate([where[frame] for frame in rng.choice(frames, len(frames))])
+        drawn.append({name: _means([view.take(rows) for view in views], name) for name in names})
+    return drawn
+
+
+def text_of(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], gains: Mapping[str, Any]) -> str:
+    """The tables in Markdown, in per cent, best first in the first view."""
+    shown = ("rho", "auroc_failed", "misses_at_10")
+    views = list(tables)
+    names = sorted(
+        (name for name in tables[views[0]] if name != "(oracle)"),
+        key=lambda name: -np.nan_to_num(tables[views[0]][name]["rho"]["mean"], nan=-9),
+    )
+    head = " | ".join(f"{view} {measure}" for view in views for measure in shown)
+    lines = [f"| score | {head} |", "|---" * (1 + len(views) * len(shown)) + "|"]
+    for name in names:
+        cells = [f"{100 * tables[view][name][m]['mean']:.1f}" for view in views for m in shown]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for view, found in gains.items():
+        for measure, one in found.items():
+            lines.append(
+                f"{view} {measure}: {100 * one['value']:+.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+                f" against {one['reference']}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures every score on every view."""
+    parser = command_line(__doc__ or "", seeds=(0, 1, 2))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, help="networks are kept here; default detectors-work")
+    parser.add_argument("--replicates", type=int, default=500)
+    chosen = parser.parse_args()
+    chosen.work = work_folder(chosen)
+    if chosen.quick:
+        chosen.seeds, chosen.replicates = chosen.seeds[:1], min(chosen.replicates, 20)
+    torch.set_num_threads(1)
+    dataset = load_dataset("carla-detection", root=chosen.data)
+    seeds, detectors, free, head = [], [], [], ""
+    for seed in chosen.seeds:
+        run_ = trained(dataset, seed, chosen)
+        views, good = judged(run_, dataset, seed, quick=chosen.quick)
+        seeds.append(views)
+        detectors.append({"seed": seed, **good})
+        task = run_.task
+        assert isinstance(task, Detection)
+        free, head = one_pass(task), "learning_loss_pp"
+        print(
+            f"seed {seed} judged: AP50 {100 * good['ap50']:.1f}, F1 {100 * good['f1']:.1f}", file=sys.stderr
+        )
+    tables = tables_of(seeds)
+    gains = gains_of(seeds, free, head=head, replicates=chosen.replicates)
+    goals = {
+        f"{view} {measure}": gains[view][measure]["value"] >= goal
+        and (goal == 0.0 or gains[view][measure]["low"] > 0)
+        for (view, measure), goal in GOALS.items()
+    }
+    parts = {name: len(part) for name, part in parts_of(dataset).items()}
+    result = {
+        "data": "carla_detection: Town01, Town02 and half of Town03 train, the rest and Town04 held out, Town05 judged",
+        "frames": {**parts, "test": len(dataset.test)},
+        "recipe": RECIPE.as_posix(),
+        "detectors": detectors,
+        "failure_rates": {view: [float(seed[view].failed.mean()) for seed in seeds] for view in seeds[0]},
+        "replicates": chosen.replicates,
+        "tables": tables,
+        "gains": gains,
+        "goals_met": goals,
+    }
+    return finish(
+        __file__, result, chosen, summary=text_of(tables, gains), met=chosen.quick or all(goals.values())
+    )
+
+
+if __name__ == "__main__":
+    run(main)
