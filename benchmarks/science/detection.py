@@ -1,12 +1,14 @@
 """Which score finds the frames that a detector gets wrong, in a town it never saw, clean and under shifts?
 
-carla_detection by town: Town01, Town02 and half of Town03 train the detector; the rest of Town03 and Town04 are
-held out for scores and the head; Town05 is judged on and nothing else. Views: `clean`; `known`, every frame
-under one corruption family at a random severity, all families known to the head; `left_out`, three heads that
-each lack a third of the families, each judged on that third. `gains` is the default head's difference to the
-free one-pass score that is best in this view by this measure, with paired 95 % intervals over frames (seeds
-share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed objects that lie in
-the top tenth of frames. A detector that was trained is kept in --work, and so is what was judged.
+    python benchmarks/science/detection.py --seeds 0 1 2 --out benchmarks/results/science/detection.json
+
+carla_detection by town: Town01, Town02 and half of Town03 train the detector; the rest of Town03 and Town04
+are held out for scores and the head; Town05 is judged on and nothing else. Views: `clean`; `known`, every
+frame under one corruption family at a random severity, all families known to the head; `left_out`, three
+heads that each lack a third of the families, each judged on that third. `gains` is the default head's
+difference to the free one-pass score that is best in this view by this measure, with paired 95 % intervals
+over frames (seeds share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed
+objects that lie in the top tenth of frames. A detector that was trained is kept in --work, and so is what was judged.
 """
 
 from __future__ import annotations
@@ -214,9 +216,9 @@ def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict
     task = run_.task
     assert isinstance(task, Detection)
     parts, test = parts_of(dataset), dataset.test
-    holdout = parts["holdout"]
+    known, holdout = parts["train"], parts["holdout"]
     if quick:
-        holdout, test = holdout.take(range(40)), test.take(range(40))
+        known, holdout, test = (part.take(range(40)) for part in (known, holdout, test))
     sets = {
         name: gather(
             run_.probe,
@@ -226,10 +228,7 @@ def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict
             batch=task.score_batch,
             lighten=task.lighten,
         )
-        for name, part in (
-            ("fit", parts["train"].take(range(40)) if quick else parts["train"]),
-            ("holdout", holdout),
-        )
+        for name, part in (("fit", known), ("holdout", holdout))
     }
     names = [*one_pass(task), *others(task)]
     scorers = build(names, task=task, fit=sets["fit"], holdout=sets["holdout"])
@@ -281,12 +280,10 @@ def measure_of(seen: Seen, name: str) -> dict[str, float]:
         return dict.fromkeys(MEASURES, float("nan"))
     order = np.argsort(-score, kind="stable")
     total = max(seen.missed.sum(), 1.0)
-    top = {
-        f"misses_at_{share}": float(
-            seen.missed[order[: max(1, round(len(order) * share / 100))]].sum() / total
-        )
-        for share in (1, 5, 10)
-    }
+    top = {}
+    for share in (1, 5, 10):
+        chosen = order[: max(1, round(len(order) * share / 100))]
+        top[f"misses_at_{share}"] = float(seen.missed[chosen].sum() / total)
     both = 0 < seen.failed.sum() < len(seen.failed)
     return {
         "rho": float(spearman(score, seen.loss)),
@@ -311,9 +308,8 @@ def tables_of(seeds: Sequence[dict[str, Seen]]) -> dict[str, dict[str, dict[str,
                 }
                 for measure in MEASURES
             }
-        oracle = [
-            measure_of(replace(seed[view], scores={"oracle": seed[view].missed}), "oracle") for seed in seeds
-        ]
+        best = [replace(seed[view], scores={"oracle": seed[view].missed}) for seed in seeds]
+        oracle = [measure_of(seen, "oracle") for seen in best]
         tables[view]["(oracle)"] = {
             measure: {"mean": float(np.mean([one[measure] for one in oracle]))}
             for measure in ("misses_at_1", "misses_at_5", "misses_at_10")
@@ -377,10 +373,8 @@ def text_of(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], gains: Mappin
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for view, found in gains.items():
         for measure, one in found.items():
-            lines.append(
-                f"{view} {measure}: {100 * one['value']:+.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
-                f" against {one['reference']}"
-            )
+            value, low, high = (100 * one[name] for name in ("value", "low", "high"))
+            lines.append(f"{view} {measure}: {value:+.1f} [{low:.1f}, {high:.1f}] against {one['reference']}")
     return "\n".join(lines)
 
 
@@ -405,9 +399,8 @@ def main() -> int:
         task = run_.task
         assert isinstance(task, Detection)
         free, head = one_pass(task), "learning_loss_pp"
-        print(
-            f"seed {seed} judged: AP50 {100 * good['ap50']:.1f}, F1 {100 * good['f1']:.1f}", file=sys.stderr
-        )
+        found = f"AP50 {100 * good['ap50']:.1f}, F1 {100 * good['f1']:.1f}"
+        print(f"seed {seed} judged: {found}", file=sys.stderr)
     tables = tables_of(seeds)
     gains = gains_of(seeds, free, head=head, replicates=chosen.replicates)
     goals = {
@@ -417,7 +410,7 @@ def main() -> int:
     }
     parts = {name: len(part) for name, part in parts_of(dataset).items()}
     result = {
-        "data": "carla_detection: Town01, Town02 and half of Town03 train, the rest and Town04 held out, Town05 judged",
+        "data": "carla_detection by town; see the docstring",
         "frames": {**parts, "test": len(dataset.test)},
         "recipe": RECIPE.as_posix(),
         "detectors": detectors,
