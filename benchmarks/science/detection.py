@@ -8,7 +8,7 @@ frame under one corruption family at a random severity, all families known to th
 heads that each lack a third of the families, each judged on that third. `gains` is the default head's
 difference to the free one-pass score that is best in this view by this measure, with paired 95 % intervals
 over frames (seeds share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed
-objects that lie in the top tenth of frames. A detector that was trained is kept in --work, and so is what was judged.
+objects that lie in the top tenth of frames. Detectors are kept in --work.
 """
 
 from __future__ import annotations
@@ -328,7 +328,7 @@ def gains_of(
         drawn = _resampled([seed[view] for seed in seeds], (head, *free), replicates=replicates)
         for measure in GAINS:
             usable = [name for name in free if np.isfinite(whole[name][measure])]
-            best = max(usable, key=lambda name, by=measure: whole[name][by])
+            best = max((whole[name][measure], name) for name in usable)[1]
             spread = np.array([one[head][measure] - one[best][measure] for one in drawn])
             low, high = np.nanquantile(spread, (0.025, 0.975))
             gains[view][measure] = {
