@@ -144,7 +144,8 @@ def class_index(data: tuple[str, ...], bundle: tuple[str, ...], *, label: str) -
     if missing:
         raise JudgeError(
             f"{label} does not know {len(missing)} classes of the data set: {_some(missing)}; it knows "
-            f"{_some(bundle)}. Rename them so that both agree; of boxes, ?classes=FILE&others=drop leaves them out"
+            f"{_some(bundle)}. Rename them so that both agree; for boxes, ?classes=FILE&others=drop leaves "
+            "them out"
         )
     return tuple(own.index(nfc(name)) for name in data)
 
