@@ -1,0 +1,1 @@
+"""Reads object detectors that others exported to ONNX, and makes bundles of them."""
