@@ -16,6 +16,9 @@ from misfire_train.options import AsJson, DataFolder
 
 if TYPE_CHECKING:
     from misfire_export.measure.trigger import Shifts
+    from misfire_export.options import Options
+    from misfire_export.sources.facts import ModelFacts
+    from misfire_export.sources.frames import Frames
     from misfire_runtime.bundle import Bundle
 
 
@@ -67,7 +70,24 @@ def export(
         ),
     ] = "",
     image: Annotated[
-        str, typer.Option(help="Describe the input as JSON. Default, field by field: the data set's.")
+        str,
+        typer.Option(
+            help="Describe the input as JSON. Default, field by field: the data set's; a detector's layout's."
+        ),
+    ] = "",
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="With --onnx --task detection: name the layout of the answer. Default: recognised on the "
+            "frames."
+        ),
+    ] = "",
+    box_rule: Annotated[
+        str,
+        typer.Option(
+            help="With --onnx --task detection: set fields of the box rule as JSON, such as "
+            '{"score_threshold": 0.25}. Default: the file\'s own thresholds.'
+        ),
     ] = "",
     data: DataFolder = None,
     scores: Annotated[
@@ -107,12 +127,10 @@ def export(
     from misfire_export.assemble import require_free
     from misfire_export.options import Options
     from misfire_export.sources.facts import ModelFacts
-    from misfire_export.sources.frames import frames_of_dataset, frames_of_run
+    from misfire_export.sources.frames import frames_of_dataset, frames_of_run, read_image
     from misfire_export.sources.labels import read_classes
     from misfire_export.sources.module import export_module_bundle, module_lineage
     from misfire_export.sources.module_loading import load_module
-    from misfire_export.sources.onnx import export_onnx, open_graph
-    from misfire_export.sources.onnx_open import own_size
     from misfire_export.sources.run import export_run
     from misfire_export.sources.score_names import read_score_options
     from misfire_train.data import load_dataset
@@ -155,7 +173,10 @@ def export(
         if own_task is not None and onnx is not None and own_task.bundle_task == "custom":
             raise ConfigError(f"--task {task}: a task of your own takes --torch; --onnx needs a known one")
         module = load_module(torch, weights=weights) if torch else None
-        size = own_size(open_graph(onnx, output=output, task=task)) if onnx is not None else None
+        detector = onnx is not None and task == "detection"
+        if (layout or box_rule) and not detector:
+            raise ConfigError("--layout and --box-rule are for --onnx with --task detection")
+        size = None if onnx is None else _own_size(onnx, output=output, task=task)
         frames, contract = frames_of_dataset(dataset, data=data, image=image, size=size)
         if not (task or frames.task):
             raise ConfigError("pictures without labels do not tell the model's task: state it with --task")
@@ -174,8 +195,41 @@ def export(
             bundle = export_module_bundle(module, frames, facts, out=out, options=options)
         else:
             assert onnx is not None
-            bundle = export_onnx(onnx, frames, facts, out=out, options=options)
+            detection = {"layout": layout, "rule": read_image(box_rule, option="--box-rule")}
+            bundle = _export_graph(
+                onnx, frames, facts, out=out, options=options, image=read_image(image), detection=detection
+            )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
+
+
+def _own_size(path: Path, *, output: str, task: str) -> tuple[int, int, int] | None:
+    """Returns channels, height and width of a graph's picture, after the checks that need no data."""
+    from misfire_export.sources.detectors.recognising import own_picture
+    from misfire_export.sources.onnx import open_graph
+    from misfire_export.sources.onnx_open import load_graph, own_size
+
+    if task == "detection":
+        return own_picture(load_graph(path))
+    return own_size(open_graph(path, output=output, task=task))
+
+
+def _export_graph(
+    path: Path,
+    frames: Frames,
+    facts: ModelFacts,
+    *,
+    out: Path,
+    options: Options,
+    image: dict[str, Any],
+    detection: dict[str, Any],
+) -> Bundle:
+    """Writes a bundle of a foreign graph. detection: what only a detector takes."""
+    from misfire_export.sources.detectors.exporting import export_detector
+    from misfire_export.sources.onnx import export_onnx
+
+    if facts.task == "detection":
+        return export_detector(path, frames, facts, out=out, options=options, image=image, **detection)
+    return export_onnx(path, frames, facts, out=out, options=options)
 
 
 def _shifts(text: str, severity: int) -> Shifts:

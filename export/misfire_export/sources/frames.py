@@ -101,7 +101,7 @@ def frames_of_dataset(
     Raises:
         ConfigError: `image` is another text, or does not describe an input.
     """
-    given = _read_image(image)
+    given = read_image(image)
     if name.startswith(PREFIX):
         return frames_of_pictures(Path(name.removeprefix(PREFIX)), given, size=size)
     dataset = load_dataset(_with_size(name, given, size), root=data)
@@ -149,14 +149,15 @@ def frames_of_pictures(
     return found, contract
 
 
-def _read_image(text: str) -> dict[str, Any]:
+def read_image(text: str, *, option: str = "--image") -> dict[str, Any]:
+    """Returns the fields of a JSON object, {} for an empty text. Raises ConfigError that names the option."""
     if not text:
         return {}
     try:
         found = TypeAdapter(dict[str, Any]).validate_json(text)
     except ValidationError as error:
         raise ConfigError(
-            f'--image is {text!r}; expected JSON such as {{"height": 224, "width": 224, "color": "gray"}}'
+            f'{option} is {text!r}; expected JSON such as {{"height": 224, "width": 224, "color": "gray"}}'
         ) from error
     return found
 

@@ -38,6 +38,7 @@ class Seen:
         makers: operator that makes each tensor.
         width, height: of the network's input.
         classes: number of classes that somebody stated, 0 if nobody did.
+        at_least: number of classes of the data.
         cut: the operator that was cut away (NonMaxSuppression, EfficientNMS_TRT, TopK), or "".
         inputs: names of the file's inputs.
     """
@@ -49,14 +50,22 @@ class Seen:
     width: int
     height: int
     classes: int = 0
+    at_least: int = 0
     cut: str = ""
     inputs: tuple[str, ...] = ()
 
     def tensors(self, rank: int, *, final: bool = False) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yields the tensors of a rank that hold all candidates; with `final` those after a selection too."""
+        """Yields the tensors of a rank that can be an answer; with `final`, one after a selection too.
+
+        A file that chooses no boxes has its answer among its outputs; in one that does, it is before that.
+        """
         for name, value in self.values.items():
-            if value.ndim == rank and (final or name in self.before):
+            if value.ndim == rank and (final or name in self.before) and (self.cut or self.own(name)):
                 yield name, value
+
+    def inside(self, rank: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yields all tensors of a rank, the inner ones too."""
+        return ((name, value) for name, value in self.values.items() if value.ndim == rank)
 
     def own(self, name: str) -> bool:
         """Returns whether a tensor is an output of the file."""

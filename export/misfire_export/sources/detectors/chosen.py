@@ -86,7 +86,7 @@ class ChosenRows(Layout):
             for score, label in ((4, 5), (5, 4)):
                 labels = value[..., label]
                 if unit(value[..., score]) and np.allclose(labels, labels.round()) and labels.min() >= 0:
-                    classes = seen.classes or int(labels.max()) + 1
+                    classes = seen.classes or max(int(labels.max()) + 1, seen.at_least)
                     inside = float(np.abs(value[..., :4]).max()) <= 2.5
                     yield Reading(
                         self.name,
@@ -138,7 +138,7 @@ class ChosenParts(Layout):
         lowest = int(rows[label].min())
         tensorflow = "detection_boxes" in boxes or "detection_classes" in label
         first = 1 if tensorflow and lowest >= 1 else 0
-        classes = seen.classes or int(rows[label].max()) + 1 - first
+        classes = seen.classes or max(int(rows[label].max()) + 1 - first, seen.at_least)
         inside = float(np.abs(seen.values[boxes]).max()) <= 2.5
         for form in ("yxyx", "xyxy") if tensorflow else ("xyxy", "yxyx"):
             yield Reading(

@@ -1,7 +1,7 @@
 """Finds the post-processing part of a detector's graph, and where it may be cut.
 
 outputs, or inputs of a plug-in node --back through everything but layers with weights--> tensors, by distance
-nearest TopK or suppression --forward--> what it has chosen from; all other tensors still hold all candidates
+last TopK or suppression --forward--> what it has chosen; all other tensors still hold all candidates
 
 A plug-in that ONNX Runtime lacks (EfficientNMS_TRT) is removed: what it read becomes the graph's outputs.
 """
@@ -80,8 +80,9 @@ def find_tail(given: onnx.ModelProto, *, width: int, height: int) -> Tail:
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = constant_values(model.graph)
     tensors = _backward(outputs, makers, constants)
-    final = _final_selection(outputs, makers, constants)
-    chosen = _forward(final, model.graph) if final is not None else set()
+    selections = _final_selections(tensors, makers, model.graph, constants)
+    final = selections[0] if selections else None
+    chosen = {name for node in selections for name in _forward(node, model.graph)}
     suppression, threshold = _limits(plugin or final, constants)
     return Tail(
         model=model,
@@ -278,16 +279,27 @@ def _integrates(node: onnx.NodeProto, constants: Mapping[str, NDArray[Any]]) -> 
     return bool(len(flat) <= 64 and np.allclose(flat, np.arange(len(flat))))
 
 
-def _final_selection(
-    outputs: Sequence[str], makers: Mapping[str, onnx.NodeProto], constants: Mapping[str, NDArray[Any]]
-) -> onnx.NodeProto | None:
-    """Returns the selection that is the fewest steps before the outputs, None if there is none."""
-    for name in _backward(outputs, makers, constants):
+def _final_selections(
+    tensors: Sequence[str],
+    makers: Mapping[str, onnx.NodeProto],
+    graph: onnx.GraphProto,
+    constants: Mapping[str, NDArray[Any]],
+) -> list[onnx.NodeProto]:
+    """Returns the selections that no layer with weights follows, the nearest to the outputs first.
+
+    A transformer's encoder chooses its queries by a TopK, too; the decoder's layers follow that one.
+    """
+    found = []
+    for name in tensors:
         node = makers[name]
-        inner = [part.op_type for graph in subgraphs(node) for part in graph.node]
-        if node.op_type in SELECTIONS or any(kind in SELECTIONS for kind in inner):
-            return node
-    return None
+        inner = [part.op_type for body in subgraphs(node) for part in body.node]
+        if node.op_type not in SELECTIONS and not any(kind in SELECTIONS for kind in inner):
+            continue
+        after = _forward(node, graph)
+        layers = (n for n in graph.node if n.op_type in HEAVY and not _integrates(n, constants))
+        if not any(after.intersection(layer.input) for layer in layers):
+            found.append(node)
+    return found
 
 
 def _forward(node: onnx.NodeProto, graph: onnx.GraphProto) -> set[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 LEAST, MOST = 1e-7, 1 - 1e-6
 Format = Literal["xyxy", "cxcywh", "yxyx", "cycxhw"]
-FORMATS: tuple[Format, ...] = ("cxcywh", "xyxy", "yxyx", "cycxhw")
+FORMATS: tuple[Format, ...] = ("xyxy", "cxcywh", "yxyx", "cycxhw")
 
 
 def log_odds(scores: Tensor) -> Tensor:

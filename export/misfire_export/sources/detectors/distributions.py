@@ -132,7 +132,8 @@ class PicoDet(Layout):
                     f"distributions, strides {', '.join(map(str, strides))}",
                     classes=classes,
                 )
-                break
+                # The pyramid with most levels: a smaller one would leave maps out.
+                return
 
 
 def _pairs(seen: Seen, grid: Grid) -> Iterator[tuple[list[str], list[str]]]:

@@ -25,31 +25,40 @@ _INSIDE = 0.9
 """Share of the boxes that must lie in the picture, a margin of a tenth of it included."""
 _NEAR = 4.0
 """Strides from a cell within which the median centre of its boxes must be."""
+_CLEARLY_BETTER = 0.02
 _TOP = 50
 """Best boxes of each frame that are looked at apart: these are the ones that a vehicle shows."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Holds how well a reading's boxes look like boxes. problem: why they do not, "" if they do."""
+    """Holds how well a reading's boxes look like boxes.
+
+    valid: share with corners in order.  inside: share in the picture.
+    area: mean share of a box's area that is in the picture.
+    near: strides from its cell to the centre of the median box.
+    problem: why they are no boxes, "" if they are.
+    """
 
     reading: Reading
     contract: InputContract
     valid: float
     inside: float
+    area: float
     near: float
     problem: str
 
     @property
     def badness(self) -> float:
         """Returns a number to compare readings of one layout; lower is better."""
-        return (1 - self.valid) + (1 - self.inside) + (0 if np.isnan(self.near) else 0.05 * self.near)
+        far = 0.0 if np.isnan(self.near) else 0.05 * self.near
+        return (1 - self.valid) + (1 - self.inside) + (1 - self.area) + far
 
 
 def judge(reading: Reading, contract: InputContract, dense: NDArray[np.float32]) -> Fit:
     """Returns how well the dense answer [n,P,K+8] of real pictures looks like boxes."""
     if not np.isfinite(dense[..., :4]).all() or not np.isfinite(dense[..., 4:-4]).all():
-        return Fit(reading, contract, 0.0, 0.0, np.nan, "boxes or scores are NaN or infinite")
+        return Fit(reading, contract, 0.0, 0.0, 0.0, np.nan, "boxes or scores are NaN or infinite")
     best = dense[..., 4:-4].max(-1)
     # Rows without any score are padding, whatever is in their boxes.
     used = best > np.log(LEAST) + 1
@@ -64,7 +73,20 @@ def judge(reading: Reading, contract: InputContract, dense: NDArray[np.float32])
     used_top = np.take_along_axis(used, order, 1)
     inside = min(float(within[used].mean()), float(top[used_top].mean()) if used_top.any() else 1.0)
     near = _near(dense)
-    return Fit(reading, contract, valid, inside, near, _problem(valid, inside, near))
+    area = float(_area_inside(dense, contract)[used].mean())
+    return Fit(reading, contract, valid, inside, area, near, _problem(valid, inside, near))
+
+
+def _area_inside(dense: NDArray[np.float32], contract: InputContract) -> NDArray[np.float32]:
+    """Returns the share of each box's area that is in the picture, [n,P].
+
+    A box read by corners where it has a centre and a size, or the reverse, reaches far out of it.
+    """
+    size = np.array([contract.width, contract.height], np.float32)
+    low, high = dense[..., :2], dense[..., 2:4]
+    whole = np.maximum(high - low, 0).prod(-1)
+    cut = np.maximum(np.minimum(high, size) - np.maximum(low, 0), 0).prod(-1)
+    return np.asarray(np.where(whole > 0, cut / np.maximum(whole, 1e-6), 1), np.float32)
 
 
 def _inside(dense: NDArray[np.float32], contract: InputContract) -> NDArray[np.bool_]:
@@ -113,8 +135,11 @@ def choose(fits: Sequence[Fit], seen: Seen, *, wanted: str = "") -> Fit:
         )
     strongest = max(fit.reading.strength for fit in good)
     left = [fit for fit in good if fit.reading.strength == strongest]
-    # Boxes that turn their corners the wrong way round are read wrongly, even if just within the limits.
-    best = {fit.reading.layout: fit for fit in sorted(left, key=lambda fit: -fit.badness)}
+    best: dict[str, Fit] = {}
+    for fit in left:
+        # On a tie the layout's usual form, which it yields first.
+        if fit.reading.layout not in best or fit.badness < best[fit.reading.layout].badness - _CLEARLY_BETTER:
+            best[fit.reading.layout] = fit
     if len(best) > 1:
         listed = " or ".join(f"{name} ({fit.reading.why})" for name, fit in sorted(best.items()))
         raise GraphError(f"which layout is it? Two fit: {listed}. Name it with --layout")

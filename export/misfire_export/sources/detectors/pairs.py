@@ -103,6 +103,8 @@ class _Pairs(Layout):
             if found is None:
                 continue
             score_name, first, numbers, background = found
+            if queries and (numbers == "softmax" or count > _MOST_QUERIES):
+                continue
             scores = seen.values[score_name]
             width = scores.shape[1 if first else 2]
             classes = width - (1 if background >= 0 else 0)
@@ -133,16 +135,22 @@ class _Pairs(Layout):
 def _boxes(seen: Seen) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yields tensors that could be boxes [n,P,4], the nearest to the output first, at most a handful."""
     found = 0
-    for name, value in seen.values.items():
-        if name not in seen.before:
-            continue
+    for name, value in [*seen.tensors(3), *seen.tensors(4)]:
         boxes = value[:, :, 0] if value.ndim == 4 and value.shape[2:] == (1, 4) else value
         if boxes.ndim == 3 and boxes.shape[2] == 4 and boxes.shape[1] > 4 and found < _TRIED:
+            if _named_score(name) or np.allclose(boxes.sum(axis=2), 1, atol=1e-3):
+                continue
             found += 1
             yield name, boxes
 
 
 _TRIED = 6
+_Y_FIRST: tuple[Format, ...] = ("yxyx", "cycxhw")
+_MOST_QUERIES = 1_200
+
+
+def _named_score(name: str) -> bool:
+    return any(part in name.lower() for part in ("score", "cls", "class", "logit", "label", "prob", "conf"))
 
 
 def _scores(seen: Seen, count: int, boxes: str) -> tuple[str, bool, Numbers, int] | None:
@@ -152,13 +160,14 @@ def _scores(seen: Seen, count: int, boxes: str) -> tuple[str, bool, Numbers, int
             continue
         first = value.shape[2] == count and value.shape[1] != count
         width = value.shape[1 if first else 2]
-        # Four columns beside boxes are boxes too, unless somebody said that there are four classes.
-        if width == 4 and seen.classes not in (3, 4):
-            continue
         axis = 1 if first else 2
+        # Four columns beside boxes are boxes too, unless names, sums or a user say that they are classes.
+        sums = np.allclose(value.sum(axis=axis), 1, atol=1e-3)
+        if width == 4 and seen.classes != 4 and not sums and not _named_score(name):
+            continue
         if not unit(value):
             return name, first, "logits", -1
-        if width > 1 and np.allclose(value.sum(axis=axis), 1, atol=1e-3):
+        if width > 1 and sums:
             mean = value.mean(axis=(0, 2 if first else 1))
             # Nearly everything is background, so its column is the largest.
             return name, first, "softmax", int(mean.argmax())
@@ -212,4 +221,6 @@ class BoxesAndScores(_Pairs):
 
     def read(self, seen: Seen) -> Iterator[Reading]:
         """See Layout."""
-        yield from self._read(seen, queries=False, forms=FORMATS, strength=PAIRS)
+        # TensorFlow writes y first; inside a square nothing else could tell.
+        forms = _Y_FIRST if any("detection_boxes" in name for name in seen.outputs) else FORMATS
+        yield from self._read(seen, queries=False, forms=forms, strength=PAIRS)

@@ -61,6 +61,7 @@ def recognise(
     *,
     layout: str = "",
     classes: int = 0,
+    at_least: int = 0,
 ) -> Recognised:
     """Returns the layout that fits the graph on these pictures.
 
@@ -70,6 +71,7 @@ def recognise(
         image: fields of the input contract that the user stated; they win.
         layout: that the user named, "" for any.
         classes: number of classes that the user or the file states, 0 if unknown.
+        at_least: classes of the data, for answers that name classes without saying how many there are.
 
     Raises:
         GraphError: no layout fits, or two do; says which and what to do.
@@ -81,7 +83,7 @@ def recognise(
     fits, seen = [], None
     for kind in layouts.values():
         contract = _laid_over(kind.contract(width, height), image, given)
-        seen = viewer.look(contract, classes)
+        seen = viewer.look(contract, classes, at_least)
         for reading in kind.read(seen):
             dense = decode(reading, seen)
             fits.append(judge(reading, contract, dense))
@@ -120,6 +122,12 @@ def picture_size(model: onnx.ModelProto) -> tuple[int, int] | None:
     return None
 
 
+def own_picture(model: onnx.ModelProto) -> tuple[int, int, int] | None:
+    """Returns channels, height and width of a detector's picture, None if the graph leaves them open."""
+    size = picture_size(model)
+    return None if size is None else (3, *size)
+
+
 def _laid_over(contract: InputContract, image: Mapping[str, Any], given: onnx.ModelProto) -> InputContract:
     """Returns the layout's contract with what the user stated; a graph of bytes normalises by itself."""
     stated = dict(image)
@@ -150,7 +158,7 @@ class _Viewer:
         assert self._graph is not None
         return self._graph
 
-    def look(self, contract: InputContract, classes: int) -> Seen:
+    def look(self, contract: InputContract, classes: int, at_least: int) -> Seen:
         """Returns the tail with its values on the pictures."""
         if self._graph is None:
             self._graph, _ = adapt(keep_outputs(self.tail.model, self.tail.tensors), contract)
@@ -166,6 +174,7 @@ class _Viewer:
             width=contract.width,
             height=contract.height,
             classes=classes,
+            at_least=at_least,
             cut=self.tail.cut,
             inputs=self.tail.inputs,
         )
@@ -201,7 +210,7 @@ class _Viewer:
     def _joined(self, name: str, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32] | None:
         """Returns the values of all pictures; None of a tensor that has not one row for each picture."""
         shapes = {part.shape for part in parts}
-        if len(shapes) != 1 or parts[0].ndim < 2 or parts[0].shape[0] != 1:
+        if len(shapes) != 1 or parts[0].ndim < 1 or parts[0].shape[0] != 1:
             if name in self.tail.outputs and parts[0].ndim >= 2:
                 self.odd = (
                     f"output {own_name(name)} has shape {list(parts[0].shape)} for 1 frame: its first axis "

@@ -101,7 +101,7 @@ class Ultralytics(Layout):
 
 def _distributions(seen: Seen, grid: Grid) -> tuple[str, tuple[int, ...]] | None:
     """Returns the softmax of the sides' distributions, and the order of axes that makes it [N,P,4,R]."""
-    for name, value in seen.tensors(4):
+    for name, value in seen.inside(4):
         if seen.makers.get(name) != "Softmax":
             continue
         order = _order(value, grid.count)

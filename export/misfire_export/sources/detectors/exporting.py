@@ -1,0 +1,259 @@
+"""Makes a bundle of a foreign detector: `misfire export --onnx yolo.onnx --task detection`.
+
+file --recognise on pictures--> layout, input contract, raw tensors --decode, find candidates, score--> graph
+     --labels in the detector's pixels and classes--> scores fitted, class order checked --> assemble
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from misfire_export.assemble import GraphScore, Source, assemble, require_free
+from misfire_export.errors import ExportError, PrecisionError
+from misfire_export.graph.check import require_small_scores
+from misfire_export.graph.rename import own_name
+from misfire_export.measure.calibrate import require_frames
+from misfire_export.measure.run import answers, open_session
+from misfire_export.options import Options
+from misfire_export.sources.detectors.base import QUERIES
+from misfire_export.sources.detectors.cutting import keep_outputs
+from misfire_export.sources.detectors.grafting import (
+    DetectorHead,
+    DetectorReference,
+    append_head,
+    expose_raw,
+    require_same,
+    trace_head,
+)
+from misfire_export.sources.detectors.labelled import check_classes, in_detectors_terms
+from misfire_export.sources.detectors.recognising import Recognised, recognise
+from misfire_export.sources.facts import ModelFacts
+from misfire_export.sources.frames import Frames
+from misfire_export.sources.labels import ClassOrder, order_classes
+from misfire_export.sources.onnx_import import adapt
+from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
+from misfire_runtime.boxes import BoxRule
+from misfire_runtime.bundle import Bundle, Lineage, sha256_file
+from misfire_runtime.preprocess import InputContract
+from misfire_runtime.toml import explain
+from misfire_train import scores as scoring
+from misfire_train.data import Examples
+from misfire_train.scores.fitting import spread
+from misfire_train.signals import Signals
+from misfire_train.tasks.detection import Detection
+
+MAX_FIT = 1_000
+"""Frames that scores are fitted on: one thread of the CPU, perhaps frame by frame."""
+_LEAST_THRESHOLD = 0.05
+"""A suppression inside a file often lets nearly everything through; that is no deployed threshold."""
+
+
+def export_detector(
+    path: Path,
+    frames: Frames,
+    facts: ModelFacts,
+    *,
+    out: Path,
+    options: Options,
+    image: Mapping[str, Any] | None = None,
+    layout: str = "",
+    rule: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Writes a bundle of a foreign detector and returns it opened.
+
+    Args:
+        path: The .onnx file.
+        frames: Frames with labelled boxes, or without labels for upload rates only.
+        facts: Class names in the model's order. Its contract is not used: the layout states it.
+        out: Folder of the bundle.
+        options: How to make it. Scores: by default all free ones that can be fitted.
+        image: Fields of the input contract that win over the layout's.
+        layout: Name of the layout. Empty recognises it.
+        rule: Fields of the box rule that win over the file's own thresholds.
+
+    Raises:
+        ExportError: Whatever is wrong; `out` then stays as it was.
+        ConfigError: The layout or a field of the rule does not exist.
+    """
+    require_free(Path(out))
+    require_frames(len(frames.calibration))
+    if options.precision != "fp32":
+        raise PrecisionError(
+            f"--precision {options.precision}: a foreign detector is taken as it is; lower the file itself"
+        )
+    given = load_graph(Path(path))
+    stated = facts.classes or class_names(given)
+    found = recognise(
+        given,
+        frames.calibration,
+        image or {},
+        layout=layout,
+        classes=len(stated),
+        at_least=len(frames.classes),
+    )
+    reading, contract = found.fit.reading, found.contract
+    order = order_classes(frames.classes, reading.classes, stated=facts.classes, metadata=class_names(given))
+    task = Detection().with_rule(_rule(found, rule or {}), order.names)
+    frames = in_detectors_terms(frames, contract, order, task)
+    network, notes = _network(found)
+    session = open_session(network)
+    plain = DetectorHead(reading.decoder, (), task=task).eval()
+    checked = _check(session, plain, frames, contract, order)
+    sets = {
+        key: _gather(session, plain, part if frames.labelled else None, contract=contract)
+        for key, part in (("fit", frames.fit), ("holdout", frames.holdout))
+    }
+    names = _names(options.scores, task, holdout=sets["holdout"] is not None, fit=sets["fit"] is not None)
+    built = scoring.build(
+        names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(options.score_options)
+    )
+    require_small_scores(built)
+    head = DetectorHead(reading.decoder, built, task=task).eval()
+    some = _raw(session, spread(frames.calibration, 4), contract)
+    small = trace_head(head, some)
+    require_same(head, small, some)
+    source = Source(
+        graph=append_head(network, small),
+        contract=contract,
+        task=task,
+        output=task.output_name,
+        scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
+        lineage=Lineage(
+            run_id=f"onnx-{sha256_file(Path(path))[:16]}",
+            dataset=frames.dataset[0],
+            dataset_sha256=frames.dataset[1],
+            config={"onnx": Path(path).name},
+        ),
+        classes=order.names,
+        reference=DetectorReference(session, open_session(small), image=contract.name),
+        ranges=frames.fit,
+        precision=precision_of(given),
+        labelled=frames.labelled,
+        extra={
+            "notes": [
+                found.said,
+                *reading.notes,
+                *found.tail.notes,
+                *notes,
+                *([order.note] if order.note else []),
+                *checked,
+                *frames.notes,
+            ],
+            "surgery": _report(found),
+        },
+    )
+    return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
+
+
+def _rule(found: Recognised, stated: Mapping[str, Any]) -> BoxRule:
+    """Returns the rule: what the user states, else the file's own suppression, else the defaults."""
+    tail, reading = found.tail, found.fit.reading
+    own: dict[str, Any] = {}
+    if tail.suppression is not None:
+        own["suppression"] = tail.suppression
+    if tail.threshold is not None and tail.threshold >= _LEAST_THRESHOLD:
+        own["score_threshold"] = tail.threshold
+    # Queries, end-to-end heads and chosen boxes are deployed without a further suppression.
+    if reading.final or reading.strength == QUERIES or tail.cut == "TopK":
+        own["suppression"] = 1.0
+    try:
+        return BoxRule.model_validate({**own, **stated})
+    except ValidationError as error:
+        raise ExportError(explain(error, file="--box-rule", most=1)) from error
+
+
+def _network(found: Recognised) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Returns the network up to the tensors that the decoder reads, its batch free if possible, and notes."""
+    tensors = found.fit.reading.tensors
+    # Without what chose the boxes, frames no longer depend on each other, so the batch is tried again.
+    network, notes = adapt(keep_outputs(found.graph, tensors), found.contract)
+    return expose_raw(network, tensors), notes
+
+
+def _raw(
+    session: ort.InferenceSession, frames: Examples, contract: InputContract
+) -> list[NDArray[np.float32]]:
+    """Returns the raw tensors of some frames."""
+    parts = [list(values.values()) for _, values in answers(session, frames, contract=contract, batch=8)]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def _passes(
+    session: ort.InferenceSession, head: DetectorHead, frames: Examples, contract: InputContract
+) -> Any:
+    """Yields (positions, signals) of frames, batch by batch."""
+    for part, values in answers(session, frames, contract=contract, batch=8):
+        with torch.no_grad():
+            yield part, head.signals([torch.from_numpy(value) for value in values.values()])
+
+
+def _check(
+    session: ort.InferenceSession,
+    head: DetectorHead,
+    frames: Frames,
+    contract: InputContract,
+    order: ClassOrder,
+) -> tuple[str, ...]:
+    """Returns notes on classes and on what is found, from boxes on some labelled frames."""
+    if not frames.labelled:
+        return ()
+    some = spread(frames.calibration, 300)
+    answered = []
+    for part, signals in _passes(session, head, some, contract):
+        boxes = head.task.answer(signals).numpy()
+        answered += list(zip(boxes, some.targets[part], strict=True))
+    return check_classes(answered, order, head.task)
+
+
+def _gather(
+    session: ort.InferenceSession, head: DetectorHead, part: Examples | None, *, contract: InputContract
+) -> scoring.FitSet | None:
+    """Returns signals of labelled frames; None without frames."""
+    if part is None or not len(part):
+        return None
+    chosen = spread(part, MAX_FIT)
+    dense = torch.cat([signals.outputs for _, signals in _passes(session, head, chosen, contract)])
+    return scoring.FitSet(Signals(dense, dense), head.task.collate(chosen.targets), int(dense.shape[2]) - 8)
+
+
+def _names(wanted: Sequence[str] | None, task: Detection, *, holdout: bool, fit: bool) -> list[str]:
+    """Returns the scores to append. Raises ExportError if there is none, or one is unknown."""
+    known = scoring.scores_of(task)
+    have = {"nothing": True, "holdout": holdout, "fit": fit, "members": False}
+    can = [
+        name
+        for name, info in known.items()
+        if info.exportable and info.free and info.passes == "one" and have[info.needs]
+    ]
+    if wanted is None:
+        if not can:
+            raise ExportError("no failure score serves a detector")
+        return can
+    for name in wanted:
+        if name not in known or not known[name].exportable:
+            raise ExportError(f"score {name!r} cannot be appended; there are {', '.join(can)}")
+        if not have[known[name].needs]:
+            raise ExportError(f"score {name} is fitted on labelled {known[name].needs} frames: give some")
+    return list(wanted)
+
+
+def _report(found: Recognised) -> dict[str, Any]:
+    reading = found.fit.reading
+    return {
+        "layout": reading.layout,
+        "why": reading.why,
+        "tensors": [own_name(name) for name in reading.tensors],
+        "cut_before": found.tail.cut if not reading.final else "",
+        "misses_visible": not reading.final,
+        "inside": found.fit.inside,
+        "cells_away": None if np.isnan(found.fit.near) else found.fit.near,
+    }
