@@ -227,7 +227,8 @@ def _export_graph(
     from misfire_export.sources.detectors.exporting import export_detector
     from misfire_export.sources.onnx import export_onnx
 
-    if facts.task == "detection":
+    task = facts.task if isinstance(facts.task, str) else facts.task.name
+    if task == "detection":
         return export_detector(path, frames, facts, out=out, options=options, image=image, **detection)
     return export_onnx(path, frames, facts, out=out, options=options)
 

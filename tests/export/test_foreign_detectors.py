@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -29,8 +32,9 @@ from detector_cases import (
 )
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
+from typer.testing import CliRunner
 
-from misfire_export.errors import ExportError, GraphError, OutputError
+from misfire_export.errors import ExportError, GraphError, LabelError, OutputError
 from misfire_export.measure.run import open_session
 from misfire_export.measure.trigger import Shifts
 from misfire_export.options import Options
@@ -41,11 +45,14 @@ from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
 from misfire_export.sources.onnx_open import load_graph
 from misfire_runtime.bundle import Bundle
+from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.scores.registry import SCORES, register
 from misfire_train.signals import Score, Signals
+from misfire_train.tasks.detection import Detection
 
 # The layout states the input; this one is not read.
 PLACEHOLDER = InputContract(height=8, width=8)
@@ -83,8 +90,11 @@ def answers(bundle: Bundle, frames: Examples) -> dict[str, np.ndarray[Any, Any]]
     return {name: np.concatenate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-def by_place(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return rows[np.argsort(rows[:, 0])]
+def assert_same_boxes(got: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> None:
+    """Each box of one is in the other: numpy and the graph may order two of nearly one score differently."""
+    assert len(got) == len(truth) > 0
+    gaps = np.abs(got[:, None] - truth[None]).max(2)
+    assert max(gaps.min(0).max(), gaps.min(1).max()) <= 1e-4
 
 
 def names_of(case: Case) -> tuple[str, ...]:
@@ -132,9 +142,7 @@ def test_a_bundle_answers_as_numpy_reads_the_file(name: str, summed: str, tmp_pa
         truth = kept(boxes, scores, suppression=case.suppression)
         got = found["detections"][row]
         got = got[got[:, 4] > 0]
-        assert len(got) == len(truth) > 0
-        # By place: numpy and the graph may order two boxes of nearly one score differently.
-        np.testing.assert_allclose(by_place(got), by_place(truth), atol=1e-4)
+        assert_same_boxes(got, truth)
         best = np.sort(scores.max(1))[::-1][: rule.candidates]
         assert found["score.summed"][row] == pytest.approx(best.sum(), abs=1e-4)
 
@@ -170,7 +178,7 @@ def test_a_suppression_inside_the_file_is_cut_away_and_done_anew_with_its_thresh
         image = some.batch([row], bundle.manifest.input).numpy()
         boxes, scores = expected(BY_NAME["yolov5"], tmp_path / "raw.onnx", image, tmp_path)
         truth = kept(boxes, scores, threshold=rule.score_threshold, suppression=rule.suppression)[:20]
-        np.testing.assert_allclose(by_place(got[row][: len(truth)]), by_place(truth), atol=1e-4)
+        assert_same_boxes(got[row][: len(truth)], truth)
 
 
 def test_where_two_layouts_fit_the_user_is_asked(tmp_path: Path) -> None:
@@ -308,3 +316,115 @@ def test_a_reduced_precision_and_a_wrong_rule_are_refused(summed: str, tmp_path:
     with pytest.raises(ExportError, match="the calibration set has 8 frames"):
         export_detector(path, Frames(pictures(8), labelled=False), facts, out=tmp_path / "b", options=OPTIONS)
     assert not (tmp_path / "b").exists()
+
+
+DATA = InputContract(height=32, width=48)
+"""Of the data set: its boxes are in other pixels than the detector's."""
+
+
+def labelled(case: Case, path: Path, count: int, *, seed: int, tmp: Path, drop: int) -> Examples:
+    """Pictures of another shape, labelled with the detector's own boxes above .8; every `drop`-th lacks one.
+
+    Classes are c, a, b in the data and a, b, c in the detector.
+    """
+    frames = pictures(count, height=60, width=120, seed=seed)
+    contract = InputContract(height=HEIGHT, width=WIDTH, resize="letterbox", pad=114)
+    network, data = (Placement.of(120, 60, c) for c in (contract, DATA))
+    rows = []
+    for position in range(count):
+        image = frames.batch([position], contract).numpy()
+        boxes, scores = expected(case, path, image, tmp)
+        truth = kept(boxes, scores, threshold=0.8)[1 if position % drop == 0 else 0 :]
+        target = np.zeros((len(truth), 6), np.float32)
+        target[:, :4] = data.to_network(network.to_image(truth[:, :4]))
+        target[:, 4] = (truth[:, 5] + 1) % CLASSES
+        rows.append(target)
+    return replace(frames, targets=Detection().stack(rows), ids=tuple(f"{seed}-{i}" for i in range(count)))
+
+
+def test_labels_are_brought_into_the_detectors_pixels_and_classes(tmp_path: Path) -> None:
+    case = BY_NAME["yolov8"]
+    path = file_of(case, tmp_path / "m.onnx")
+    frames = Frames(
+        labelled(case, path, 100, seed=1, tmp=tmp_path, drop=4),
+        holdout=labelled(case, path, 60, seed=2, tmp=tmp_path, drop=4),
+        classes=("c", "a", "b"),
+        contract=DATA,
+        task="detection",
+    )
+    options = replace(OPTIONS, scores=["expected_errors", "box_count"])
+    rule = {"score_threshold": 0.8, "min_side": 0}
+    bundle = export_detector(
+        path,
+        frames,
+        ModelFacts(PLACEHOLDER, classes=("a", "b", "c")),
+        out=tmp_path / "bundle",
+        options=options,
+        rule=rule,
+    )
+    found = bundle.manifest.extra["calibration"]
+    assert bundle.manifest.classes == ("a", "b", "c")
+    shown = (answers(bundle, frames.calibration)["detections"][..., 4] > 0).sum(1)
+    lacking = sum(len(rows) < count for rows, count in zip(frames.calibration.targets, shown, strict=True))
+    assert found["labelled"] and found["failures"] == lacking and 20 <= lacking <= 25
+    assert 0.8 < found["accuracy"] < 1
+    assert "box.p_tp" in {output.name for output in bundle.manifest.outputs}
+    with pytest.raises(LabelError, match="another order of the classes explains the answers far better"):
+        export_detector(
+            path, frames, ModelFacts(PLACEHOLDER), out=tmp_path / "other", options=options, rule=rule
+        )
+    with pytest.raises(LabelError, match="needs labelled boxes"):
+        wrong = replace(frames, calibration=replace(frames.calibration, targets=np.zeros(100, np.int64)))
+        export_detector(
+            path,
+            wrong,
+            ModelFacts(PLACEHOLDER),
+            out=tmp_path / "other",
+            options=options,
+        )
+
+
+def test_a_detector_of_another_normalisation_is_noticed(tmp_path: Path) -> None:
+    case = BY_NAME["yolov8"]
+    path = file_of(case, tmp_path / "m.onnx")
+    frames = labelled(case, path, 60, seed=1, tmp=tmp_path, drop=4)
+    moved = [np.concatenate((rows[:, :4] * 0 + (0, 0, 3, 3), rows[:, 4:]), 1) for rows in frames.targets]
+    given = Frames(
+        replace(frames, targets=Detection().stack(moved)),
+        classes=("a", "b", "c"),
+        contract=DATA,
+        task="detection",
+    )
+    bundle = export_detector(
+        path,
+        given,
+        ModelFacts(PLACEHOLDER),
+        out=tmp_path / "bundle",
+        options=replace(OPTIONS, scores=["box_count"]),
+        rule={"min_side": 0},
+    )
+    assert any("labelled objects, whatever their class" in note for note in bundle.manifest.extra["notes"])
+
+
+def test_the_command_takes_layout_and_rule(tmp_path: Path) -> None:
+    path = file_of(BY_NAME["yolox"], tmp_path / "m.onnx")
+    (tmp_path / "pictures").mkdir()
+    for position, image in enumerate(pictures(50).images):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{position:02}.png"), np.asarray(image)[:, :, ::-1])
+    where = ["--dataset", f"images:{tmp_path / 'pictures'}", "--out", str(tmp_path / "bundle")]
+    command = ["export", "--onnx", str(path), *where]
+    more = ["--layout", "yolox", "--box-rule", '{"score_threshold": 0.5}', "--scores", "box_count"]
+    result = CliRunner().invoke(app, [*command, "--task", "detection", *more, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["task"] == "detection" and found["default_score"] == "box_count"
+    assert found["notes"][0].startswith("layout yolox") and not any("assumed" in n for n in found["notes"])
+    rule = Bundle.open(tmp_path / "bundle").manifest.detection
+    assert rule is not None and rule.score_threshold == 0.5
+    for wrong, said in (
+        (["--task", "classification", "--layout", "yolox"], "--layout and --box-rule are for --onnx"),
+        (["--task", "detection", "--box-rule", "[1]"], "--box-rule is"),
+        (["--task", "detection", "--scores", "egl"], "'egl' cannot be appended"),
+    ):
+        refused = CliRunner().invoke(app, [*command, *wrong])
+        assert refused.exit_code == 1 and said in str(refused.exception)

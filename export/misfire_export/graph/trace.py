@@ -67,7 +67,7 @@ def trace(model: nn.Module, *, contract: InputContract) -> onnx.ModelProto:
 
 def export_module(
     module: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Tensor | list[Tensor], ...],
     *,
     input_names: list[str],
     output_names: list[str],

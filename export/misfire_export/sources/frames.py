@@ -27,6 +27,10 @@ from misfire_train.runs import Run, run_splits
 
 # Of the test half; calibration, which also sets thresholds and feeds the gate, gets the larger part.
 HOLDOUT_SHARE = 0.4
+ASSUMED_PIXELS = (
+    "no data set states a normalisation, so pixels from 0 to 1 were assumed: if the model was trained with "
+    "another, state mean and std with --image"
+)
 _SIZED = ("masks:", "coco-keypoints:")
 
 
@@ -138,12 +142,8 @@ def frames_of_pictures(
     frames, sha256, notes = read_pictures(path)
     base = InputContract(height=int(stated["height"]), width=int(stated["width"]))
     contract = laid_over(base, stated)
-    assumed: tuple[str, ...] = ()
-    if not {"mean", "std"} & set(given) and contract.dtype == "float32":
-        assumed = (
-            "no data set states a normalisation, so pixels from 0 to 1 were assumed: if the model was "
-            "trained with another, state mean and std with --image",
-        )
+    unstated = not {"mean", "std"} & set(given) and contract.dtype == "float32"
+    assumed = (ASSUMED_PIXELS,) if unstated else ()
     name = f"{PREFIX}{path}"
     found = Frames(frames, dataset=(name, sha256), labelled=False, notes=(*notes, *assumed))
     return found, contract

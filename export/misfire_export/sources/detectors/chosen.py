@@ -146,7 +146,7 @@ class ChosenParts(Layout):
                 (boxes, scores, label, *([counted] if counted else [])),
                 ChosenDecoder(
                     classes=classes,
-                    form=form,  # type: ignore[arg-type]
+                    form=form,
                     scale=(float(seen.width), float(seen.height)) if inside else (1.0, 1.0),
                     first=first,
                     counted=bool(counted),

@@ -37,7 +37,7 @@ from misfire_export.sources.detectors.grafting import (
 from misfire_export.sources.detectors.labelled import check_classes, in_detectors_terms
 from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
-from misfire_export.sources.frames import Frames
+from misfire_export.sources.frames import ASSUMED_PIXELS, Frames
 from misfire_export.sources.labels import ClassOrder, order_classes
 from misfire_export.sources.onnx_import import adapt
 from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
@@ -53,6 +53,13 @@ from misfire_train.tasks.detection import Detection
 
 MAX_FIT = 1_000
 """Frames that scores are fitted on: one thread of the CPU, perhaps frame by frame."""
+UNCALIBRATED: Mapping[str, Mapping[str, Any]] = {
+    name: {"right": (1.0, 0.0), "uncovered": (1.0, 0.0)} for name in ("expected_errors", "expected_lrp")
+}
+"""Options of scores without labels to fit them on: the detector's own scores stand for probabilities."""
+_OWN_SCORES = (
+    "expected errors use the detector's own scores as probabilities: without labels they cannot be calibrated"
+)
 _LEAST_THRESHOLD = 0.05
 """A suppression inside a file often lets nearly everything through; that is no deployed threshold."""
 
@@ -112,10 +119,12 @@ def export_detector(
         key: _gather(session, plain, part if frames.labelled else None, contract=contract)
         for key, part in (("fit", frames.fit), ("holdout", frames.holdout))
     }
-    names = _names(options.scores, task, holdout=sets["holdout"] is not None, fit=sets["fit"] is not None)
-    built = scoring.build(
-        names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(options.score_options)
-    )
+    names = _names(options.scores, task, labelled=sets["holdout"] is not None, spread=found.fit.spread)
+    settings = {name: dict(value) for name, value in options.score_options.items()}
+    if sets["holdout"] is None:
+        for name in set(names) & set(UNCALIBRATED):
+            settings.setdefault(name, dict(UNCALIBRATED[name]))
+    built = scoring.build(names, task=task, fit=sets["fit"], holdout=sets["holdout"], **settings)
     require_small_scores(built)
     head = DetectorHead(reading.decoder, built, task=task).eval()
     some = _raw(session, spread(frames.calibration, 4), contract)
@@ -146,7 +155,9 @@ def export_detector(
                 *notes,
                 *([order.note] if order.note else []),
                 *checked,
-                *frames.notes,
+                *([_OWN_SCORES] if set(names) & set(UNCALIBRATED) and sets["holdout"] is None else []),
+                # A detector's layout states how its pictures are normalised.
+                *(note for note in frames.notes if note != ASSUMED_PIXELS),
             ],
             "surgery": _report(found),
         },
@@ -225,25 +236,30 @@ def _gather(
     return scoring.FitSet(Signals(dense, dense), head.task.collate(chosen.targets), int(dense.shape[2]) - 8)
 
 
-def _names(wanted: Sequence[str] | None, task: Detection, *, holdout: bool, fit: bool) -> list[str]:
-    """Returns the scores to append. Raises ExportError if there is none, or one is unknown."""
+def _names(wanted: Sequence[str] | None, task: Detection, *, labelled: bool, spread: bool) -> list[str]:
+    """Returns the scores to append. Raises ExportError if there is none, or one cannot be appended.
+
+    labelled: there are held-out labels.  spread: the detector's distributions were found.
+    """
     known = scoring.scores_of(task)
-    have = {"nothing": True, "holdout": holdout, "fit": fit, "members": False}
     can = [
         name
         for name, info in known.items()
-        if info.exportable and info.free and info.passes == "one" and have[info.needs]
+        # Others read features, which a foreign graph does not name, or run the network again.
+        if info.exportable
+        and info.free
+        and info.passes == "one"
+        and (spread or name != "box_spread")
+        and (info.needs == "nothing" or (labelled and info.needs == "holdout") or name in UNCALIBRATED)
     ]
-    if wanted is None:
-        if not can:
-            raise ExportError("no failure score serves a detector")
-        return can
-    for name in wanted:
-        if name not in known or not known[name].exportable:
-            raise ExportError(f"score {name!r} cannot be appended; there are {', '.join(can)}")
-        if not have[known[name].needs]:
-            raise ExportError(f"score {name} is fitted on labelled {known[name].needs} frames: give some")
-    return list(wanted)
+    if not can:
+        raise ExportError("no failure score serves a detector")
+    unknown = [name for name in wanted or () if name not in can]
+    if unknown:
+        raise ExportError(
+            f"score {unknown[0]!r} cannot be appended to this detector; there are {', '.join(can)}"
+        )
+    return list(wanted) if wanted is not None else can
 
 
 def _report(found: Recognised) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Fit:
     area: mean share of a box's area that is in the picture.
     near: strides from its cell to the centre of the median box.
     problem: why they are no boxes, "" if they are.
+    spread: the uncertainty of the sides is known.
     """
 
     reading: Reading
@@ -47,6 +48,7 @@ class Fit:
     area: float
     near: float
     problem: str
+    spread: bool = False
 
     @property
     def badness(self) -> float:
@@ -74,7 +76,8 @@ def judge(reading: Reading, contract: InputContract, dense: NDArray[np.float32])
     inside = min(float(within[used].mean()), float(top[used_top].mean()) if used_top.any() else 1.0)
     near = _near(dense)
     area = float(_area_inside(dense, contract)[used].mean())
-    return Fit(reading, contract, valid, inside, area, near, _problem(valid, inside, near))
+    spread = bool((dense[..., -4] > 0).any())
+    return Fit(reading, contract, valid, inside, area, near, _problem(valid, inside, near), spread)
 
 
 def _area_inside(dense: NDArray[np.float32], contract: InputContract) -> NDArray[np.float32]:

@@ -218,7 +218,7 @@ class _Viewer:
                     "with a fixed number of boxes"
                 )
             return None
-        values = np.concatenate(parts).astype(np.float32)
+        values = np.asarray(np.concatenate(parts), np.float32)
         if name in self.tail.outputs and not np.isfinite(values).all():
             wrong = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
             raise OutputError(

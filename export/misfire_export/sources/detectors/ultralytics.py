@@ -87,7 +87,7 @@ class Ultralytics(Layout):
                         (name, *([spread[0]] if spread else [])),
                         FlatDecoder(
                             grid,
-                            form=form,  # type: ignore[arg-type]
+                            form=form,
                             channels_first=channels_first,
                             bins=spread[1] if spread else None,
                         ),
