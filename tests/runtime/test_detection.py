@@ -12,7 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from vehicle_support import scored_frame
 
 from misfire_runtime import cli
-from misfire_runtime.engines.answers import Boxes, brief_of, find_boxes, mask_of, within
+from misfire_runtime.engines.answers import brief_of, within
+from misfire_runtime.engines.detections import Boxes, find_boxes
+from misfire_runtime.engines.masks import mask_of
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import EngineError
 from misfire_runtime.messages import MAX_JSON_BYTES, Offer, decode, encode

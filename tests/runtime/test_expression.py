@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vehicle_support import scored_frame
 
-from misfire_runtime.engines.answers import Boxes
+from misfire_runtime.engines.detections import Boxes
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.expression import compile_rule
 

@@ -32,9 +32,10 @@ from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import encode_png
 from misfire_runtime.testing import ListSource, MemoryStore, make_bundle
-from misfire_runtime.vehicle import show
+from misfire_runtime.vehicle import screens
 from misfire_runtime.vehicle.pipeline import Vehicle
-from misfire_runtime.vehicle.show import STRIP_HEIGHT, Show, View, canvas_size, draw_view, in_words
+from misfire_runtime.vehicle.show import STRIP_HEIGHT, Show
+from misfire_runtime.vehicle.view import View, canvas_size, draw_view, in_words
 from proving_ground.detectors import lamps, write_detection_bundle
 
 LAMP = (100, 30, 124, 54)
@@ -150,7 +151,7 @@ def test_a_disk_that_fails_ends_the_show_and_not_the_run(
     def fail(*_arguments: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(show._Film, "put", fail)
+    monkeypatch.setattr(screens.Film, "put", fail)
     scorer = Scorer.load(bundle_at(finder))
     source = ListSource([lamps(LAMP)] * 5)
     watched(tmp_path, scorer, source)

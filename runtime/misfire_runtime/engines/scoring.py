@@ -16,21 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle, QuantileTable
-from misfire_runtime.engines.answers import (
-    KINDS,
-    P_TP,
-    Boxes,
-    Outputs,
-    brief_boxes,
-    brief_of,
-    check_detections,
-    find_boxes,
-    mask_of,
-    tile_doubts,
-    top_classes,
-)
+from misfire_runtime.engines.answers import KINDS, Outputs, brief_of, top_classes
 from misfire_runtime.engines.base import Engine, EngineOptions
+from misfire_runtime.engines.detections import P_TP, Boxes, brief_boxes, check_detections, find_boxes
 from misfire_runtime.engines.load import load_engine
+from misfire_runtime.engines.masks import mask_of, tile_doubts
 from misfire_runtime.errors import EngineError
 from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import Image, size_inputs, to_tensor

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
-from misfire_runtime.engines.answers import class_name
+from misfire_runtime.engines.detections import class_name
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.base import (
     BuildContext,
