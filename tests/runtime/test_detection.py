@@ -22,6 +22,7 @@ from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import InputContract, encode_png, resize_image
 from misfire_runtime.testing import ListSource, MemoryStore, make_offer
 from misfire_runtime.triggers.expression import compile_rule
+from misfire_runtime.uplink.side import fit_offer
 from proving_ground.detectors import constant_graph, lamps, write_detection_bundle
 
 LAMP = (100, 30, 124, 54)
@@ -64,6 +65,15 @@ def test_the_best_come_first_and_no_more_than_64_with_the_count_of_the_rest(tmp_
     sent = encode(make_offer(data, prediction=prediction))
     assert len(sent) < MAX_JSON_BYTES / 4
     assert decode(Offer, sent).prediction == prediction
+
+
+def test_an_offer_that_is_too_large_for_a_broker_keeps_its_best_boxes() -> None:
+    boxes = [{"class": "car", "score": 0.9 - k / 100, "box": [0.0, 0.0, 9.0, 9.0]} for k in range(60)]
+    sent = encode(make_offer(b"picture", prediction={"boxes": boxes, "more": 3}))
+    assert fit_offer(sent, len(sent) + 512) == sent
+    smaller = decode(Offer, fit_offer(sent, len(sent) - 1000))
+    assert smaller.prediction == {"boxes": boxes[:8], "more": 55} and smaller.embedding is not None
+    assert decode(Offer, fit_offer(sent, 600)).prediction == {}
 
 
 def test_rows_that_cannot_be_boxes_are_dropped_and_counted(tmp_path: Path) -> None:

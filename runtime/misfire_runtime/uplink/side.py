@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Desired, Reported, State
@@ -18,6 +19,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_CLONES = 16
 _OFFER_ROOM = 512
 """Bytes of a packet for topic, header and properties of an offer."""
+_FEW_BOXES = 8
 _OPTIONAL = ("embedding", "context", "prediction", "privacy", "percentiles")
 """Fields that an offer can do without, in the order of removal; the embedding is the largest."""
 
@@ -113,10 +115,23 @@ def fit_offer(offer: bytes, packet_limit: int | None) -> bytes:
     if packet_limit is None or len(offer) + _OFFER_ROOM <= packet_limit:
         return offer
     fields = json.loads(offer)
-    for name in _OPTIONAL:
-        fields.pop(name, None)
+    smaller = offer
+    # The further boxes first: they are least of what a reader of the offer needs.
+    for name in ("", *_OPTIONAL):
+        if name:
+            fields.pop(name, None)
+        else:
+            _keep_few_boxes(fields)
         # Without spaces, like `encode`: the aim is the size.
         smaller = json.dumps(fields, separators=(",", ":")).encode()
         if len(smaller) + _OFFER_ROOM <= packet_limit:
             return smaller
     return smaller
+
+
+def _keep_few_boxes(fields: dict[str, Any]) -> None:
+    """Keeps the best boxes of a prediction, and counts the others as not carried."""
+    prediction = fields.get("prediction") or {}
+    boxes, more = prediction.get("boxes"), prediction.get("more")
+    if isinstance(boxes, list) and isinstance(more, int) and len(boxes) > _FEW_BOXES:
+        prediction.update(boxes=boxes[:_FEW_BOXES], more=more + len(boxes) - _FEW_BOXES)
