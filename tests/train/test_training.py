@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from misfire_runtime.errors import ConfigError
+from misfire_runtime.preprocess import InputContract
 from misfire_train.augment import Augmentation
 from misfire_train.data import load_dataset
 from misfire_train.fit import config_key, spelled_out, train_run
@@ -23,8 +24,8 @@ from misfire_train.fitting.backbone import CHECKPOINT
 from misfire_train.heads import recipe_named
 from misfire_train.runs import MODEL_FILE, RECORD, Run, load_run, read_splits, run_splits
 from misfire_train.tasks import Variation, get_task
-from misfire_train.tasks.planes import shift_planes
-from misfire_train.train_config import TrainConfig, parse_train_config, read_train_config
+from misfire_train.tasks.planes import shift_planes, zoom_planes
+from misfire_train.train_config import TrainConfig, TrainingTable, parse_train_config, read_train_config
 
 pytestmark = pytest.mark.slow
 
@@ -274,10 +275,34 @@ def test_shifts_move_targets_along() -> None:
     assert torch.equal(get_task("segmentation").move(masks, by), masks.flip(2))
 
 
+def test_a_zoom_enlarges_pictures_and_boxes_about_the_same_point() -> None:
+    image = torch.zeros(1, 1, 32, 48)
+    image[:, :, 8:16, 12:20] = 1.0
+    zoom = torch.tensor([[2.0, 12.0, 4.0]])
+    still = torch.tensor([0])
+    by = Variation(torch.tensor([False]), still, still, limit=0, width=48, height=32, zoom=zoom)
+    box = get_task("detection").move(torch.tensor([[[12.0, 8.0, 20.0, 16.0, 0.0, 0.0]]]), by)[0, 0]
+    assert box.tolist() == [12.0, 12.0, 28.0, 28.0, 0.0, 0.0]
+    larger = zoom_planes(image, zoom)[0, 0]
+    inside = torch.zeros_like(larger, dtype=torch.bool)
+    inside[12:28, 12:28] = True
+    assert bool((larger[13:27, 13:27] == 1).all()) and float(larger[~inside].sum()) < 0.2 * inside.sum()
+
+
+def test_what_cannot_follow_a_zoom_is_refused_and_boxes_can() -> None:
+    contract = InputContract(height=32, width=48)
+    with pytest.raises(ConfigError, match="cannot be enlarged"):
+        Augmentation.of(TrainingTable(zoom=0.5), task=get_task("segmentation"), contract=contract)
+    augmentation = Augmentation.of(TrainingTable(zoom=0.5), task=get_task("detection"), contract=contract)
+    drawn = augmentation._draw(1000, np.random.default_rng(0)).zoom
+    assert drawn is not None
+    factor, x, y = drawn.unbind(1)
+    assert 1 / 1.5 <= factor.min() < 0.7 and 1.45 < factor.max() <= 1.5
+    assert x.max() <= 48 and y.max() <= 32
+
+
 def test_mirror_images_are_refused_where_left_is_not_right() -> None:
     digits = load_dataset("digits")
-    from misfire_train.train_config import TrainingTable
-
     with pytest.raises(ConfigError, match="left and a right"):
         Augmentation.of(TrainingTable(flip=True), task=get_task("keypoints"), contract=digits.contract)
 

@@ -1,10 +1,11 @@
-"""Varies training images at random: shifts, mirror images, corruptions; targets move along.
+"""Varies training images at random: mirror images, shifts, zooms, corruptions; targets move along.
 
 Examples --batch(positions, generator)--> images [n,C,H,W], targets [n,...]
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from misfire_runtime.preprocess import InputContract, to_tensor
 from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt
 from misfire_train.tasks import Task, Variation
-from misfire_train.tasks.planes import shift_planes
+from misfire_train.tasks.planes import shift_planes, zoom_planes
 from misfire_train.train_config import TrainingTable
 
 
@@ -25,7 +26,8 @@ from misfire_train.train_config import TrainingTable
 class Augmentation:
     """Holds the variations.
 
-    shift: largest shift in pixels; flip: mirror half; corrupt: share that is corrupted.
+    shift: largest shift in pixels; flip: mirror half; corrupt: share that is corrupted; zoom: largest change
+    of size, 0.5 for a factor of 1/1.5 to 1.5.
     """
 
     task: Task
@@ -33,22 +35,25 @@ class Augmentation:
     shift: int = 0
     flip: bool = False
     corrupt: float = 0.0
+    zoom: float = 0.0
 
     @classmethod
     def of(cls, table: TrainingTable, *, task: Task, contract: InputContract) -> Augmentation:
         """Returns the configured augmentation.
 
-        Raises ConfigError if a mirror image would need other targets.
+        Raises ConfigError if a mirror image would need other targets, or targets cannot follow a zoom.
         """
         if table.flip and not task.mirrors:
             raise ConfigError(
                 f"training.flip: targets of {task.name} have a left and a right; leave it false"
             )
+        if table.zoom and not task.zooms:
+            raise ConfigError(f"training.zoom: targets of {task.name} cannot be enlarged; leave it 0")
         shift = table.shift
         if shift is None:
             # A fourteenth: two pixels of a digit of 28, sixteen of a picture of 224.
             shift = min(contract.height, contract.width) // 14 if task.shifts else 0
-        return cls(task, contract, shift, table.flip, table.corrupt)
+        return cls(task, contract, shift, table.flip, table.corrupt, table.zoom)
 
     def batch(
         self, examples: Examples, positions: NDArray[np.int64], generator: np.random.Generator
@@ -70,15 +75,25 @@ class Augmentation:
         if self.shift:
             moves = generator.integers(-self.shift, self.shift + 1, (2, count))
         down, right = torch.from_numpy(moves)
-        return Variation(mirrored, down, right, self.shift, self.contract.width, self.contract.height)
+        zoom = self._draw_zoom(count, generator) if self.zoom else None
+        return Variation(mirrored, down, right, self.shift, self.contract.width, self.contract.height, zoom)
+
+    def _draw_zoom(self, count: int, generator: np.random.Generator) -> Tensor:
+        # Uniform in the logarithm: as many are halved as are doubled.
+        limit = math.log1p(self.zoom)
+        factor = np.exp(generator.uniform(-limit, limit, count))
+        place = generator.random((count, 2)) * (self.contract.width, self.contract.height)
+        return torch.from_numpy(np.concatenate((factor[:, None], place), 1)).float()
 
     def vary(self, images: Tensor, variation: Variation) -> Tensor:
-        """Returns the pictures mirrored and shifted; the border is repeated."""
+        """Returns the pictures mirrored, shifted and zoomed; the border is repeated."""
         if self.flip:
             images = torch.where(variation.mirrored[:, None, None, None], images.flip(3), images)
         if self.shift:
             moves = torch.stack((variation.down, variation.right))
             images = shift_planes(images, moves, pad=self.shift, mode="replicate")
+        if variation.zoom is not None:
+            images = zoom_planes(images, variation.zoom)
         return images
 
     def _corrupt(

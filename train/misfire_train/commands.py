@@ -28,7 +28,7 @@ def train(
         str | None,
         typer.Option(
             help="Train this network: resnet-small, resnet18, mobilenet-small, regressor-small, unet-small, "
-            "keypoint-small or timm:NAME. Default: the small one for the task."
+            "keypoint-small, detector-small or timm:NAME. Default: the small one for the task."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs. Default: 12.")] = None,

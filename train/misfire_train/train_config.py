@@ -59,6 +59,7 @@ class TrainingTable(Table):
     pixels, None a fourteenth of the side. flip: random mirror images (not for targets with a left and a
     right).
     corrupt: share of training images that get a random corruption.
+    zoom: largest random change of size; 0.5 enlarges or reduces by a factor of up to 1.5 (detection only).
     precision: bf16 computes the forward pass in bfloat16; it halves the time on processors with AMX or
     AVX512-BF16 and on GPUs, and takes longer on others. Weights and losses stay fp32.
     """
@@ -72,6 +73,7 @@ class TrainingTable(Table):
     shift: int | None = Field(default=None, ge=0)
     flip: bool = False
     corrupt: float = Field(default=0.0, ge=0, le=1)
+    zoom: float = Field(default=0.0, ge=0, le=4)
     precision: Literal["fp32", "bf16"] = "fp32"
 
 

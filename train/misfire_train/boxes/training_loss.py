@@ -39,10 +39,11 @@ def training_loss(outputs: Tensor, targets: Tensor, rule: BoxRule) -> Tensor:
     Args:
         outputs: [N,P,K+8], dense answers whose cells and strides are known, without gaps in their boxes.
         targets: [N,G,6], padded; ignored objects are neither to be found nor background.
-        rule: objects with a shorter side below its `min_side` count as ignored.
+        rule: objects with a shorter side below half of its `min_side` count as ignored.
     """
     outputs = outputs.float()
-    found = assign(outputs, targets, min_side=rule.min_side)
+    # Objects a little too small to count teach what those look like that do.
+    found = assign(outputs, targets, min_side=rule.min_side / 2)
     # At least 1, or a batch without objects would divide by 0.
     classes = _class_loss(outputs, targets, found) / found.quality.sum().clamp_min(1.0)
     return classes + _box_loss(outputs, targets, found) / found.share.sum().clamp_min(1.0)

@@ -57,6 +57,8 @@ class Variation:
     down, right: int64 [N], pixels by which each picture was then shifted, negative for up and left.
     limit: the largest shift that could have been drawn.
     width, height: of the pictures, in pixels.
+    zoom: [N,3], the factor by which each picture was then enlarged, and x and y of the point that stayed,
+        with the left and upper edge at 0. None if there was no zoom.
     """
 
     mirrored: Tensor
@@ -65,6 +67,7 @@ class Variation:
     limit: int
     width: int
     height: int
+    zoom: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Task(ABC):
         names_units: units are different things (joints, values), which a head has to distinguish.
         mirrors: a mirrored picture still has the right targets, after `move`.
         shifts: training shifts pictures by default.
+        zooms: `move` can follow a picture that was enlarged or reduced.
         foreign: ONNX graphs that were trained elsewhere can be read as this task.
         default_free_score: the free score that others have to beat, None if there is none.
         default_scores: the free scores that a bundle carries by default.
@@ -121,6 +125,7 @@ class Task(ABC):
     names_units: bool = False
     mirrors: bool = False
     shifts: bool = True
+    zooms: bool = False
     foreign: bool = False
     default_free_score: str | None = None
     default_scores: tuple[str, ...] = ()

@@ -69,6 +69,7 @@ class Detection(Task):
     ranks, looks = (3, 3), "[N,P,K+8] candidates or [N,M,6] boxes, and [N,G,6]"
     by_frame = False
     mirrors = True
+    zooms = True
     default_free_score = "expected_errors"
     default_scores = ("expected_errors", "expected_lrp", "entropy_sum", "box_count")
     # Candidates of a batch are larger than a vector of logits.
@@ -158,7 +159,7 @@ class Detection(Task):
     # Training
 
     def move(self, targets: Tensor, variation: Variation) -> Tensor:
-        """Returns boxes mirrored, then shifted, and cut at the picture's border.
+        """Returns boxes mirrored, shifted, zoomed, and cut at the picture's border.
 
         One of which little is left is ignored from now on; one that is gone becomes padding.
         """
@@ -169,6 +170,9 @@ class Detection(Task):
         moved[..., 2] = torch.where(mirrored, variation.width - left, right)
         shift = torch.stack((variation.right, variation.down, variation.right, variation.down), 1)
         moved[..., :4] += shift[:, None].to(moved.dtype)
+        if variation.zoom is not None:
+            factor, still = variation.zoom[:, None, :1], variation.zoom[:, None, [1, 2, 1, 2]]
+            moved[..., :4] = still + factor * (moved[..., :4] - still)
         limit = torch.tensor((variation.width, variation.height) * 2, dtype=moved.dtype)
         cut = torch.minimum(moved[..., :4].clamp_min(0), limit)
         gone = (cut[..., 2] - cut[..., 0] < 1) | (cut[..., 3] - cut[..., 1] < 1)

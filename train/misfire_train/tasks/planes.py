@@ -1,4 +1,4 @@
-"""Shifts pictures and masks, each by its own number of pixels."""
+"""Shifts pictures and masks, each by its own number of pixels, and zooms pictures."""
 
 from __future__ import annotations
 
@@ -26,3 +26,21 @@ def shift_planes(planes: Tensor, moves: Tensor, *, pad: int, mode: str, value: f
     which = torch.arange(len(planes))[:, None, None]
     gathered = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
     return gathered.permute(0, 3, 1, 2).contiguous()
+
+
+def zoom_planes(planes: Tensor, zoom: Tensor) -> Tensor:
+    """Returns [N,C,H,W] enlarged or reduced, bilinear; the border is repeated.
+
+    Args:
+        planes: [N,C,H,W].
+        zoom: [N,3], the factor of each picture, and x and y of the point that stays, with the left and upper
+            edge at 0.
+    """
+    height, width = planes.shape[2:]
+    factor, x, y = zoom.to(planes.dtype).unbind(1)
+    # grid_sample asks where each pixel comes from, and puts the picture's edges at -1 and 1.
+    shrink, still = 1 / factor, torch.zeros_like(factor)
+    across = torch.stack((shrink, still, (2 * x / width - 1) * (1 - shrink)), 1)
+    down = torch.stack((still, shrink, (2 * y / height - 1) * (1 - shrink)), 1)
+    places = functional.affine_grid(torch.stack((across, down), 1), list(planes.shape), align_corners=False)
+    return functional.grid_sample(planes, places, padding_mode="border", align_corners=False)
