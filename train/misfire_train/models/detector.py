@@ -56,7 +56,8 @@ class Detector(nn.Module):
         self.head = nn.Conv2d(tower, outputs, 1)
         self.distances = nn.Conv2d(tower, 4 * (bins + 1), 1)
         self.bins = bins
-        nn.init.normal_(self.head.weight, std=0.01)
+        # With weights of 0.01 (Lin et al. 2017) a rare class gets too small a gradient to begin to learn.
+        nn.init.normal_(self.head.weight, std=0.1)
         nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
         nn.init.normal_(self.distances.weight, std=0.01)
         # Boxes start about three strides wide, so that objects fall to the grid of their size at once.
@@ -103,7 +104,8 @@ class Detector(nn.Module):
 
 
 def _tower(channels: int) -> nn.Sequential:
-    return nn.Sequential(conv_norm(channels, channels), nn.ReLU())
+    # Not ReLU: where all features of a rare class are 0, nothing could raise its score again.
+    return nn.Sequential(conv_norm(channels, channels), nn.SiLU())
 
 
 def _joined(levels: list[Tensor]) -> Tensor:
