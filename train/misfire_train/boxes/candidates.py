@@ -101,10 +101,11 @@ def suppress(iou: Tensor, same: Tensor, *, limit: float) -> Tensor:
     better = torch.ones(iou.shape[1], iou.shape[1], device=iou.device).tril(-1)
     # 1 where column j would suppress row i, if j itself stays.
     rivals = ((iou > limit) & same).to(iou.dtype) * better
-    stays = torch.ones_like(iou[..., 0])
+    stays = torch.ones_like(iou[..., :1])
     for _ in range(PASSES):
-        stays = (torch.matmul(rivals, stays[..., None])[..., 0] < 0.5).to(iou.dtype)
-    return stays > 0.5
+        # The number of rivals that stay is 0, or at least 1.
+        stays = (1 - torch.matmul(rivals, stays)).clamp_min(0)
+    return stays[..., 0] > 0.5
 
 
 def final_boxes(found: Candidates, rule: BoxRule) -> tuple[Tensor, Tensor]:

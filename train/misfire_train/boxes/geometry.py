@@ -21,10 +21,12 @@ def areas(boxes: Tensor) -> Tensor:
 
 def intersections(first: Tensor, second: Tensor) -> Tensor:
     """Returns the common areas [...,A,B] of boxes [...,A,4] and [...,B,4]."""
-    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
-    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
-    sides = (high - low).clamp_min(0)
-    return sides[..., 0] * sides[..., 1]
+    # Side by side: runtimes are ten times slower at an axis of length two behind both others.
+    x0, y0, x1, y1 = torch.split(first, 1, -1)
+    u0, v0, u1, v1 = torch.split(second.transpose(-1, -2), 1, -2)
+    width = (torch.minimum(x1, u1) - torch.maximum(x0, u0)).clamp_min(0)
+    height = (torch.minimum(y1, v1) - torch.maximum(y0, v0)).clamp_min(0)
+    return width * height
 
 
 def iou_matrix(first: Tensor, second: Tensor) -> Tensor:

@@ -83,10 +83,10 @@ class Detector(nn.Module):
             [cell_grid(m.shape[2], m.shape[3], stride) for m, stride in zip(levels, STRIDES, strict=True)]
         ).to(image.device)
         # In half precision, pixels would be rounded to whole ones.
-        boxes, spread = self._decoded(distances[..., 0].float(), cells)
+        boxes, spread = self._decoded(distances.squeeze(3).float(), cells)
         # Added, not expanded: the graph does not know the batch size yet.
         places = torch.zeros_like(spread) + cells
-        return torch.cat((boxes, logits[..., 0].transpose(1, 2), spread, places), dim=2)
+        return torch.cat((boxes, logits.squeeze(3).transpose(1, 2), spread, places), dim=2)
 
     def _decoded(self, distances: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Returns boxes [N,P,4] and spread [N,P,1] of bin logits [N,4(bins+1),P] and cells [P,3]."""
