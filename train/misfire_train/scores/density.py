@@ -39,7 +39,7 @@ def k_center(embeddings: Tensor, size: int) -> Tensor:
     return torch.tensor(sorted(chosen))
 
 
-@register(tasks=ANY, needs="fit", source="Sun et al. 2022")
+@register(tasks=(*ANY, "detection"), needs="fit", source="Sun et al. 2022")
 class KnnDistance(Score):
     """Scores the mean Euclidean distance to the k nearest of a bank of L2-normalised embeddings [M,C]."""
 

@@ -17,14 +17,14 @@ from misfire_train.signals import Score, ScoredModel, Signals
 from misfire_train.tasks import Task, as_task
 
 
-@register(tasks=MAPS, passes="two", source="this project")
+@register(tasks=(*MAPS, "detection"), passes="two", source="this project")
 class FlipConsistency(PassScore):
     """Scores the distance between the answer to the mirrored image and the mirrored answer.
 
     classification, segmentation: Jensen-Shannon divergence in nats, 0 to ln 2, averaged over pixels.
     keypoints: mean distance of the decoded joints, in cells. swap: pairs of joints that change places (left
     and right). regression: mean squared difference; it needs signs, [J] of +1 or -1, the factor of each
-    output under mirroring.
+    output under mirroring. detection: scores of boxes without a partner, plus differences of scores.
     """
 
     name = "flip_consistency"
