@@ -279,7 +279,7 @@ def _settings(
         "shifts": ", ".join(judging.shifts) or "none",
         "severity": judging.severity if judging.shifts else None,
         "replicates": judging.replicates,
-        "data_notes": " ".join(dataset.notes) or None,
+        "data_notes": "; ".join(note.rstrip(".") for note in dataset.notes) or None,
     }
 
 

@@ -273,7 +273,7 @@ def _settings(
         "severity": judging.severity if judging.shifts else None,
         "head": run.record.head.recipe if run.record.head else None,
         "replicates": judging.replicates,
-        "data_notes": " ".join(dataset.notes) or None,
+        "data_notes": "; ".join(note.rstrip(".") for note in dataset.notes) or None,
     }
 
 
