@@ -236,3 +236,18 @@ def test_shifts_that_a_score_was_trained_on_are_not_held_out() -> None:
     )
     assert [fold.name for fold in shift_folds(evidence)] == ["fog", "noise"]
     assert [fold.name for fold in shift_folds(evidence, known=("fog",))] == ["noise"]
+
+
+def test_resamples_that_draw_no_frame_of_a_fold_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    failed = rng.random(2000) < 0.2
+    scores = {"msp": failed + rng.normal(size=2000), "head": failed + 0.8 * rng.normal(size=2000)}
+    evidence = Evidence.of(scores, failed=failed, groups=np.arange(2000) % 20)
+    rules = GateRules({"msp"}, replicates=60)
+    at_once = choose_score(evidence, rules)
+    # Of many frames a block holds a single resample, and some draw none of the two drives of a fold.
+    monkeypatch.setattr("misfire_train.metrics.bootstrap._CELLS", 1)
+    one_by_one = choose_score(evidence, rules)
+    fold = one_by_one.views[0].folds[0].comparisons[0]
+    assert 0.5 < fold.usable < 1
+    assert one_by_one.winner == at_once.winner

@@ -181,6 +181,9 @@ def tabulate(
             inner = np.ascontiguousarray(weights[:, fold.rows])
             # A resample that drew no row of the fold has no value there; it stays NaN.
             drawn = inner.any(axis=1)
+            # Of many frames a block holds one resample, and metrics take at least one.
+            if not drawn.any():
+                continue
             for name in evidence.scores:
                 sums = ranked[index][name].sums(inner[drawn])
                 for metric in metrics:
