@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,8 +24,10 @@ from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.messages import Stored
 from misfire_runtime.mqtt.client import BrokerConfig
+from misfire_runtime.preprocess import encode_png
 from misfire_runtime.testing import make_offer
 from proving_ground.client import FLEET, Vehicle
+from proving_ground.detectors import lamps, write_detection_bundle
 from proving_ground.services import Mosquitto, free_port
 
 pytestmark = pytest.mark.slow
@@ -284,6 +287,22 @@ def test_every_minted_sample_is_another_file_with_the_same_pixels(photo: bytes, 
         assert np.array_equal(
             decode_image(samples.bytes_of(number)), decode_image(samples.bytes_of(number + 2))
         )
+
+
+def test_simulated_detectors_offer_boxes_inside_of_their_pictures(tmp_path: Path) -> None:
+    manifest = write_detection_bundle(tmp_path / "bundle").manifest
+    pictures = [Picture(encode_png(lamps(width=w, height=60)), "image/png") for w in (80, 120)]
+    samples = SampleFactory(pictures, manifest=manifest, seed=3)
+    for number in range(12):
+        prediction = samples.offer(number, vehicle="car-1", monotonic=0.0).prediction
+        width, height = (80, 120)[number % 2], 60
+        assert prediction["size"] == [width, height]
+        boxes: Any = prediction["boxes"]
+        scores = [box["score"] for box in boxes]
+        assert scores == sorted(scores, reverse=True)
+        for box in boxes:
+            x0, y0, x1, y1 = box["box"]
+            assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
 
 
 def test_few_heaps_are_kept_where_the_c_library_can_be_told() -> None:

@@ -12,7 +12,9 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from misfire_runtime.bundle import Manifest
 from misfire_runtime.clock import boot_id, wall_time
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Clock, Offer, Trigger, pack_embedding
+from misfire_runtime.preprocess import decode_image
 
 _KINDS = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 _PNG_HEADER = 33
@@ -34,6 +37,12 @@ class Picture:
 
     data: bytes
     media_type: str
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Returns width and height in pixels."""
+        height, width = decode_image(self.data).shape[:2]
+        return width, height
 
     def numbered(self, number: int) -> bytes:
         """Returns the picture as a file whose bytes differ for every number."""
@@ -92,7 +101,7 @@ class SampleFactory:
             scores=scores,
             percentiles=percentiles,
             trigger=Trigger(name="random" if chance else "target-rate", random=chance),
-            prediction=self._prediction(),
+            prediction=self._prediction(self._pictures[number % len(self._pictures)]),
             embedding=self._random.choice(self._scenes),
             source="simulation",
             frame=number,
@@ -110,7 +119,28 @@ class SampleFactory:
             percentiles[spec.name] = own
         return scores, percentiles
 
-    def _prediction(self) -> dict[str, object]:
+    def _prediction(self, picture: Picture) -> dict[str, Any]:
         if self._manifest is None or not self._manifest.classes:
             return {}
+        if self._manifest.detection is not None:
+            return self._boxes(picture)
         return {"class": self._random.choice(self._manifest.classes), "confidence": self._random.random()}
+
+    def _boxes(self, picture: Picture) -> dict[str, Any]:
+        """Returns up to eight boxes, as of a detector's offer."""
+        assert self._manifest is not None and self._manifest.detection is not None
+        lowest = self._manifest.detection.score_threshold
+        width, height = picture.size
+        boxes = []
+        for _ in range(self._random.randint(0, 8)):
+            x, y = self._random.uniform(0, 0.8) * width, self._random.uniform(0, 0.8) * height
+            corners = (x, y, x + self._random.uniform(0.05, 0.2) * width, y + 0.2 * height)
+            box: dict[str, Any] = {
+                "class": self._random.choice(self._manifest.classes),
+                "score": round(self._random.uniform(lowest, 1), 4),
+                "p": round(self._random.random(), 4),
+                "box": [round(side, 1) for side in corners],
+            }
+            boxes.append(box)
+        boxes.sort(key=lambda box: box["score"], reverse=True)
+        return {"boxes": boxes, "more": 0, "size": [width, height]}
