@@ -28,6 +28,7 @@ MAX_VALUE = 1e6
 """Of a coordinate in pixels, and of a class number."""
 MIN_HITS = 3
 MIN_MEAN_SCORE = 0.6
+"""Boxes that come and go around the threshold are no proof of an object; a track of sure boxes is."""
 MAX_MISSED = 2
 """Frames without a box after which a track must have returned."""
 MARGIN = 0.02
