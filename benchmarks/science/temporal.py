@@ -10,7 +10,8 @@ rendered  labelled crops of carla_detection drive over the dash-cam clip (provin
 noisier   the same with twice the jitter and half again as much noise.
 rates     the same with every second and every third frame.
 real      no truth: how often something fires on two clips of cameras, with simple detectors of real pixels:
-          blobs that move before a fixed camera (background subtraction), and bright markings of a road.
+          blobs that move before a fixed camera (background subtraction), and bright markings of a road;
+          with --bundle also a network. That of the results: recipe carla-detection, 12 epochs, exported.
 masks     the dash-cam clip, segmented by grey levels. In every tenth frame a region of 12 % by 12 % of the
           picture has another class: how many of these score above all of the others?
 
