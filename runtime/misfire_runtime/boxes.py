@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_CANDIDATES = 10_000
 """More would make the matrix of overlaps larger than a vehicle's memory."""
 
+SILENCE = "silence"
+"""Score of a frame in which a detector may see nothing; it has a trigger of its own."""
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 _PositiveShare = Annotated[float, Field(gt=0, le=1)]
 

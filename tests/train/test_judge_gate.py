@@ -54,6 +54,14 @@ def test_a_score_that_is_better_everywhere_wins() -> None:
     json.dumps(result.to_dict())
 
 
+def test_a_score_with_a_trigger_of_its_own_never_becomes_the_default() -> None:
+    rows = field(0)
+    scores = {"msp": noisy(rows, 1.2), "silence": noisy(rows, 0.3), "head": noisy(rows, 0.6)}
+    assert judge(rows, scores).winner == "head"
+    # It does not stand in the head's way either, where it is the better one on some folds.
+    assert judge(rows, {name: scores[name] for name in ("msp", "silence")}).winner == "msp"
+
+
 @pytest.mark.slow
 def test_a_score_that_is_no_better_loses_to_the_free_one_and_the_verdict_says_so() -> None:
     for seed in range(5):

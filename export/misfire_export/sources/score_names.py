@@ -28,7 +28,7 @@ def all_scores(task: Task, *, head: bool) -> tuple[str, ...]:
 
 
 def default_scores(task: Task, *, head: bool) -> tuple[str, ...]:
-    """Returns the learned head and the free scores that every network of the task has."""
+    """Returns the learned head and the scores that every network of the task has."""
     return (HEAD, *task.default_scores) if head else task.default_scores
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from misfire_runtime.boxes import SILENCE
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
@@ -68,6 +69,7 @@ class GateRules:
 
     Args:
         free: Names of the scores that cost nothing.
+        apart: Names of scores with a trigger of their own, which never become the default score.
         fallback: Free score to ship if nothing can be decided. None: the first one.
         refitted: {group or family: {score: [N]}}: a score's values when fitted without that.
         known: Shifts that a learned score was trained on; they are not held out.
@@ -87,6 +89,7 @@ class GateRules:
     max_folds: int = 10
     min_failures: int = MIN_FAILURES
     seed: int = 0
+    apart: Collection[str] = (SILENCE,)
 
 
 def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
@@ -108,7 +111,7 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
     ('learned', True)
     """
     free_names = [name for name in evidence.scores if name in rules.free]
-    learned_names = [name for name in evidence.scores if name not in rules.free]
+    learned_names = [name for name in evidence.scores if name not in rules.free and name not in rules.apart]
     if not free_names:
         raise JudgeError(
             f"the gate needs a free score to beat; got only {', '.join(evidence.scores) or 'none'}"

@@ -33,7 +33,7 @@ ANY = (*ALL, "custom")
 _PACKAGE = __name__.rpartition(".")[0]
 _LISTED_FIRST = (
     *("output_only", "egl", "committee", "egl_pp", "wrong_prediction"),
-    *("density", "boxes", "meta_detect", "sampling", "flip", "stacked"),
+    *("density", "boxes", "meta_detect", "silence", "sampling", "flip", "stacked"),
 )
 """Reports and graphs list scores in the order of these files, cheap ones first; other files come after."""
 

@@ -105,7 +105,7 @@ class Task(ABC):
         zooms: `move` can follow a picture that was enlarged or reduced.
         foreign: ONNX graphs that were trained elsewhere can be read as this task.
         default_free_score: the free score that others have to beat, None if there is none.
-        default_scores: the free scores that a bundle carries by default.
+        default_scores: the scores that a bundle carries by default, beside a learned head.
         own_scores: free scores that come with this task, beside those of its form.
         score_batch: images at a time while all scores are computed.
         failure_threshold: the loss above which a sample has failed. None if the answer itself decides, and

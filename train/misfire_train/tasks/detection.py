@@ -71,7 +71,7 @@ class Detection(Task):
     mirrors = True
     zooms = True
     default_free_score = "expected_errors"
-    default_scores = ("expected_errors", "expected_lrp", "entropy_sum", "box_count")
+    default_scores = ("expected_errors", "expected_lrp", "entropy_sum", "box_count", "silence")
     # Candidates of a batch are larger than a vector of logits.
     score_batch = 32
 
