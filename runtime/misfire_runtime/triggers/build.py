@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from misfire_runtime.boxes import SILENCE
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.base import BuildContext, Trigger, TriggerTable
 from misfire_runtime.triggers.compose import CoolDown
+from misfire_runtime.triggers.rates import PercentileTable
 from misfire_runtime.triggers.registry import class_of
 
 MAX_BUILT = 256
 """Triggers with those inside groups, each time that one is named: groups of groups multiply."""
+
+SILENCE_LEVEL = 0.99
+SILENCE_COOL_DOWN_S = 10.0
+"""Fog lasts: a frame every ten seconds shows it, and leaves the budget to others."""
+
+
+def with_silence(tables: Mapping[str, TriggerTable], *, scorer: Scorer) -> Mapping[str, TriggerTable]:
+    """Returns the default triggers of a bundle: `tables`, and one for silence if it has that score.
+
+    A detector that sees nothing has no box to be unsure of, so the default score alone would miss it.
+    """
+    if SILENCE not in scorer.tables:
+        return tables
+    table = PercentileTable(
+        kind="percentile", score=SILENCE, level=SILENCE_LEVEL, cool_down_s=SILENCE_COOL_DOWN_S
+    )
+    return {**tables, SILENCE: table}
 
 
 def build_triggers(

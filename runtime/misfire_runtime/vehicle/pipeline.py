@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -33,7 +33,9 @@ from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
 from misfire_runtime.temporal.base import NAME as TEMPORAL
 from misfire_runtime.triggers import ScoredFrame, Selector, build_triggers
+from misfire_runtime.triggers.base import TriggerTable
 from misfire_runtime.triggers.budget import Budget
+from misfire_runtime.triggers.build import with_silence
 from misfire_runtime.triggers.memory import Learned, TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import (
@@ -430,8 +432,11 @@ class Vehicle:
         if config.random != self.config.random:
             random = self._make_random(config)
         used: set[str] = set()
+        tables: Mapping[str, TriggerTable] = config.triggers
+        if "triggers" not in config.model_fields_set:
+            tables = with_silence(tables, scorer=scorer)
         return Selector(
-            build_triggers(config.triggers, scorer=scorer, used=used),
+            build_triggers(tables, scorer=scorer, used=used),
             used=used,
             random=random,
             novelty=Novelty(**config.novelty.model_dump()) if config.novelty is not None else None,
