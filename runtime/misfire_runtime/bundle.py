@@ -56,7 +56,16 @@ class OutputSpec(_Part):
 
     name: str
     kind: Literal[
-        "logits", "values", "heatmaps", "segmentation", "boxes", "box", "score", "embedding", "other"
+        "logits",
+        "values",
+        "heatmaps",
+        "segmentation",
+        "labels",
+        "boxes",
+        "box",
+        "score",
+        "embedding",
+        "other",
     ]
     shape: tuple[int, ...]
 

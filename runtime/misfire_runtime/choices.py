@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-TaskName = Literal["classification", "regression", "keypoints", "segmentation", "detection", "custom"]
+TaskName = Literal[
+    "classification", "regression", "keypoints", "segmentation", "detection", "multi-label", "custom"
+]
 Precision = Literal["fp32", "fp16", "int8"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt-provider", "tensorrt"]
 """What runs a bundle's graph. `auto` takes the fastest that works here."""

@@ -264,7 +264,7 @@ def test_labels_and_answers_that_no_classifier_has_are_refused() -> None:
     x, y = labelled(30, seed=2)
     many = torch.zeros(30, 3)
     attached = attach(Early(), layers=[], steps=3)
-    with pytest.raises(ConfigError, match="multi-label"):
+    with pytest.raises(ConfigError, match="task='multi-label'"):
         attached.fit(train=labelled(30, seed=1), holdout=(x, many))
     with pytest.raises(ConfigError, match=r"labels go from 3 to 5 .* 3 outputs"):
         attached.fit(train=labelled(30, seed=1), holdout=(x, y % 3 + 3))

@@ -24,6 +24,7 @@ from misfire_train.data import Examples
 from misfire_train.data.readers.class_lists import nfc, read_class_list
 from misfire_train.data.readers.mask_images import IGNORE
 from misfire_train.errors import DatasetError
+from misfire_train.tasks import get_task
 
 GAIN = 0.15
 """Accuracy that another order must add before it is called a misreading."""
@@ -52,6 +53,11 @@ class ClassOrder:
 
     def of(self, examples: Examples) -> Examples:
         """Returns the same frames with targets that count outputs; 255 (no label) stays."""
+        if examples.targets.ndim == 2 and np.issubdtype(examples.targets.dtype, np.floating):
+            moved = get_task("multi-label").renumber(examples.targets, self.index)
+            # Labels of the model that the data does not have are unknown.
+            more = max(0, len(self.names) - moved.shape[1])
+            return replace(examples, targets=np.pad(moved, ((0, 0), (0, more)), constant_values=np.nan))
         if self.index == tuple(range(len(self.index))):
             return examples
         table = np.arange(max(IGNORE + 1, len(self.index)))
@@ -122,6 +128,8 @@ def order_classes(
 def require_targets(examples: Examples, outputs: int) -> None:
     """Raises LabelError if a target is none of the outputs, for data whose classes nobody named."""
     targets = np.asarray(examples.targets)
+    if np.issubdtype(targets.dtype, np.floating):
+        return
     known = targets[targets != IGNORE] if targets.ndim > 1 else targets
     if known.size and (int(known.max()) >= outputs or int(known.min()) < 0):
         raise LabelError(
@@ -216,6 +224,38 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
         f"{text}. Give the model's class names in the order of its outputs, one a line, with --classes "
         "names.txt (the same file keeps the given order if that is right after all)"
     )
+
+
+def check_label_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
+    """Raises LabelError if another order of independent labels explains the answers far better.
+
+    Returns a note instead if the user stated the order. seen: labels and answers as 0 and 1, [n,K].
+    """
+    known = seen.known
+    pairs = [(seen.truth[:, k], known[:, k]) for k in range(seen.truth.shape[1])]
+    agreement = np.array(
+        [
+            [float(((answer == truth) & sure).sum() / max(sure.sum(), 1)) for truth, sure in pairs]
+            for answer in seen.answer.T
+        ]
+    )
+    agreement[np.diag_indices(len(agreement))] += 1e-9
+    best = np.asarray(linear_sum_assignment(-agreement)[1], np.int64)
+    rows = np.argsort(best)
+    likelier = replace(seen, answer=seen.answer[:, rows])
+    gains = likelier.accuracies() - seen.accuracies()
+    if gains.mean() < GAIN / 3 or not _sure(gains):
+        return ()
+    names = order.names or tuple(str(i) for i in range(len(best)))
+    swapped = [i for i in range(len(best)) if best[i] != i]
+    likely = ", ".join(f"output {i} ({names[i]}) as {names[best[i]]}" for i in swapped[:_SHOWN])
+    text = (
+        f"another order of the labels explains the answers far better: {seen.accuracy:.3f} of them are right "
+        f"as given, {likelier.accuracy:.3f} with {likely}"
+    )
+    if order.stated:
+        return (f"{text}; the order that --classes states was kept",)
+    raise LabelError(f"{text}. Give the model's labels in the order of its outputs with --classes names.txt")
 
 
 def chance_note(seen: Answered) -> tuple[str, ...]:

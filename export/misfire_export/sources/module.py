@@ -83,7 +83,7 @@ def export_module_bundle(
     )
     notes = [f"last layer: {probe.last_layer}", *layer_notes(probe, plain, frames.calibration)]
     classes = frames.classes or tuple(facts.classes)
-    if kind.by_class and frames.labelled:
+    if (kind.by_class or kind.independent) and frames.labelled:
         order, told = settle_classes(probe, frames, contract=plain, task=kind, stated=facts.classes)
         classes, notes, frames = order.names, [*notes, *told], frames.relabelled(order.of)
     if frames.holdout is not None:

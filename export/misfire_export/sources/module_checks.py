@@ -21,6 +21,7 @@ from misfire_export.sources.labels import (
     Answered,
     ClassOrder,
     chance_note,
+    check_label_order,
     check_order,
     normalisation_note,
     order_classes,
@@ -145,7 +146,7 @@ def settle_classes(
             "nearly flat: return the tensor before its last activation"
         )
     notes = (
-        *check_order(answered, order),
+        *(check_label_order if task.independent else check_order)(answered, order),
         *normalisation_note(
             answered,
             some,
@@ -169,4 +170,5 @@ def _read(probe: Probe, frames: Examples, contract: InputContract, task: Task) -
             yield part, found.numpy()
 
     with evaluating(probe):
-        return fold(parts(), frames, task=task)
+        # The probe gives logits, whatever the module gives.
+        return fold(parts(), frames, task=task, middle=0.0)

@@ -36,6 +36,7 @@ from misfire_export.sources.labels import (
     Answered,
     ClassOrder,
     chance_note,
+    check_label_order,
     check_order,
     normalisation_note,
     order_classes,
@@ -64,7 +65,8 @@ from misfire_train.tasks.shapes import Numbers
 # Fewer than of a run: the file runs on one thread of the CPU, perhaps frame by frame.
 MAX_FIT = 2_000
 OUTPUT_ONLY = ("entropy", "msp", "margin", "energy", "max_logit")
-WITH_LAYER = ("egl",)
+OF_LABELS = ("any_label_wrong", "wrong_labels", "label_entropy", "least_sure_label")
+WITH_LAYER = ("egl", "label_egl")
 WITH_HOLDOUT = ("wrong_prediction_approx",)
 
 
@@ -198,6 +200,7 @@ def _settle(
             seen.found,
             read_numbers(session, shown, contract=contract, seen=seen),
             facts.answer,
+            task=task,
             single=seen.single,
         )
         return found, ((order.note,) if order.note else ())
@@ -206,11 +209,11 @@ def _settle(
         return read_answers(session, some, contract=under, task=task, seen=seen)
 
     numbers, answered = read(shown, contract)
-    found = as_logits(seen.found, numbers, facts.answer, single=seen.single)
+    found = as_logits(seen.found, numbers, facts.answer, task=task, single=seen.single)
     data = frames.contract or contract
     notes = [
         *([order.note] if order.note else []),
-        *check_order(answered, order),
+        *(check_label_order if task.independent else check_order)(answered, order),
         *normalisation_note(answered, shown, contract, data, lambda *other: read(*other)[1]),
         *chance_note(answered),
     ]
@@ -246,11 +249,12 @@ def _names(
     wanted: Sequence[str] | None, found: Found, sets: Mapping[str, scoring.FitSet | None], *, task: Task
 ) -> list[str]:
     """Returns the scores to append. Raises ExportError if one needs what was not found or given."""
-    chosen = list(OUTPUT_ONLY)
+    chosen = list(OF_LABELS if task.independent else OUTPUT_ONLY)
     if found.layer is not None:
         chosen += WITH_LAYER
         if sets["holdout"] is not None:
             chosen += WITH_HOLDOUT
+    chosen = [name for name in chosen if name in scoring.scores_of(task)]
     if wanted is None:
         return chosen
     for name in wanted:
@@ -260,7 +264,7 @@ def _names(
             close = difflib.get_close_matches(name, can, n=1)
             hint = f"did you mean {close[0]}? There" if close else "there"
             raise ExportError(f"score {name!r} cannot be appended; {hint} are {', '.join(can)}")
-        if name not in OUTPUT_ONLY and name != "egl_unweighted" and found.layer is None:
+        if not info.free and found.layer is None:
             raise ExportError(f"score {name} needs the last layer: {' '.join(found.notes)}")
     return list(wanted)
 

@@ -86,7 +86,7 @@ def look(
     plain = {name: viewed(value, views[name]) for name, value in values.items()}
     _require_scores(found.output, plain[found.output])
     settled = _settle_layer(_settle_activation(found, plain), plain)
-    single = plain[found.output].shape[1] == 1
+    single = task.by_class and plain[found.output].shape[1] == 1
     if single and settled.layer is not None:
         settled = replace(settled, layer=_of_two_classes(settled.layer))
     batch = len(some) // len(rows)
@@ -310,30 +310,37 @@ def fold(
     numbers, truth, said, outputs = Numbers(), [], [], 0
     for part, values in parts:
         numbers.add(values)
-        both = _both_classes(values, middle) if values.shape[1] == 1 else values
+        both = values
+        if task.independent or values.shape[1] == 1:
+            half = _middle_of(values, middle)
+            both = values - half if task.independent else np.concatenate([0 * values, values - half], axis=1)
         labels, classes = task.labels_and_answers(torch.from_numpy(both), task.collate(frames.targets[part]))
-        outputs = both.shape[1]
+        outputs = 2 if task.independent else both.shape[1]
         truth.append(labels)
         said.append(classes)
-    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, not task.by_frame)
+    # Labels that nobody looked at are marked as pixels without a label are.
+    marked = not task.by_frame or task.independent
+    whole = Answered(np.concatenate(truth), np.concatenate(said), outputs, marked)
     return numbers, whole
 
 
-def _both_classes(values: NDArray[np.float32], middle: float | None) -> NDArray[np.float32]:
-    """Returns two columns, of which the second is larger if the single number is above the middle."""
+def _middle_of(values: NDArray[np.float32], middle: float | None) -> float:
+    """Returns the value of a number at which yes and no are equally likely; by its range if unknown."""
     probable = values.min() >= 0 and values.max() <= 1
-    half = middle if middle is not None else 0.5 if probable else 0.0
-    return np.concatenate([np.zeros_like(values), values - half], axis=1)
+    return middle if middle is not None else 0.5 if probable else 0.0
 
 
-def as_logits(found: Found, numbers: Numbers, wanted: str, *, single: bool = False) -> Found:
+def as_logits(found: Found, numbers: Numbers, wanted: str, *, task: Task, single: bool = False) -> Found:
     """Returns how the answer becomes logits.
 
     wanted: the user's statement; auto goes by operators and numbers. single: the answer is one number for
     each place, of which 0..1 is always a sigmoid.
     """
-    if single:
-        return _one_as_logits(found, numbers, wanted)
+    if single or task.independent:
+        what = "one number for each place: the second of two classes"
+        return _one_as_logits(
+            found, numbers, wanted, what=what if single else "a number for each label by itself"
+        )
     name, kind = own_name(found.output), numbers.kind
     if wanted in ("probabilities", "sigmoid") and kind == "logits":
         raise GraphError(f"--answer {wanted}: the answer {name} does not stay within 0..1")
@@ -360,19 +367,24 @@ def as_logits(found: Found, numbers: Numbers, wanted: str, *, single: bool = Fal
     if found.activation == "sigmoid" or (kind == "sigmoid" and not linear):
         raise GraphError(
             f"the answer {name} is sigmoids: it is within 0..1 and its rows do not sum to one, each class "
-            f"stands for itself. {_NOT_LOGITS}. --answer sigmoid takes their log-odds as logits, which is "
-            "right if one class is true and the largest wins. If it is coarsely rounded probabilities or "
-            "logits after all, give --answer probabilities or --answer logits"
+            f"stands for itself. {_NOT_LOGITS}. For several labels of one image give --task multi-label "
+            "and a data set with a column for each label (csv-labels:FILE). --answer sigmoid takes their "
+            "log-odds as logits, which is right if one class is true and the largest wins. If it is coarsely "
+            "rounded probabilities or logits after all, give --answer probabilities or --answer logits"
         )
     return found
 
 
-def _one_as_logits(found: Found, numbers: Numbers, wanted: str) -> Found:
-    """Returns how one number for each place becomes the logit of the second of two classes."""
+def _one_as_logits(found: Found, numbers: Numbers, wanted: str, *, what: str) -> Found:
+    """Returns how numbers that stand for themselves become logits of sigmoids. what: they are, in words."""
     name, probable = own_name(found.output), numbers.kind != "logits"
     if wanted in ("probabilities", "sigmoid") and not probable:
         raise GraphError(f"--answer {wanted}: the answer {name} does not stay within 0..1")
-    note = f"the answer {name} is one number for each place: the second of two classes"
+    note = f"the answer {name} is {what}"
+    if found.activation in ("softmax", "log-softmax"):
+        raise GraphError(
+            f"the answer {name} is a softmax, of which one class is true: is it --task classification?"
+        )
     linear = found.layer is not None and found.activation == "none"
     if found.activation == "sigmoid" and wanted != "logits":
         return replace(found, notes=(note, *found.notes))

@@ -92,6 +92,14 @@ def _brief_class(logits: NDArray[Any], classes: tuple[str, ...], _place: Placeme
     return {"class": class_name(best, classes), "confidence": round(confidence, 4)}
 
 
+def _brief_labels(logits: NDArray[Any], classes: tuple[str, ...], _place: Placement | None) -> dict[str, Any]:
+    """Returns the probabilities of the labels that are there, at most 64, the surest first. logits: [1,K]."""
+    flat = np.asarray(logits[0], np.float64).reshape(-1)
+    p = 1 / (1 + np.exp(-np.clip(flat, -60, 60)))
+    present = [int(k) for k in np.argsort(-p)[:64] if p[k] >= 0.5]
+    return {"labels": {class_name(k, classes): round(float(p[k]), 4) for k in present}}
+
+
 def _brief_values(
     values: NDArray[Any], _classes: tuple[str, ...], _place: Placement | None
 ) -> dict[str, Any]:
@@ -140,6 +148,7 @@ _ANSWERS: dict[str, Callable[[NDArray[Any], tuple[str, ...], Placement | None], 
     "values": _brief_values,
     "heatmaps": _brief_keypoints,
     "segmentation": _brief_segmentation,
+    "labels": _brief_labels,
 }
 """By kind of output; of several the first."""
 KINDS = ("boxes", *_ANSWERS)

@@ -122,7 +122,7 @@ def load_frames(subject: Subject, name: str, *, data: Path | None = None) -> Dat
         )
     if isinstance(task, Detection):
         dataset = with_contract(dataset, contract)
-    if not task.by_class and not isinstance(task, Detection):
+    if not (task.by_class or task.independent or isinstance(task, Detection)):
         return dataset
     index = class_index(dataset.classes, subject.manifest.classes, label=subject.scorer.label)
     test = replace(dataset.test, targets=task.renumber(dataset.test.targets, index))

@@ -33,7 +33,7 @@ class Architecture:
     about: str
 
 
-_VECTOR_TASKS = ("classification", "regression", "custom")
+_VECTOR_TASKS = ("classification", "regression", "multi-label", "custom")
 
 MODELS: dict[str, Architecture] = {
     "resnet-small": Architecture(

@@ -41,7 +41,7 @@ from misfire_train.train_config import TrainConfig
 
 Base = Callable[[Tensor], Tensor]
 """Outputs to a free score of each unit, [N,U], on the scale of a log-loss."""
-OutputKind = Literal["logits", "values", "heatmaps", "segmentation", "boxes", "other"]
+OutputKind = Literal["logits", "values", "heatmaps", "segmentation", "labels", "boxes", "other"]
 """Kinds of answers that a vehicle can summarise in an offer (`misfire_runtime.engines.scoring`)."""
 # A share, because the losses of different tasks have no common scale; `failure.share` of a run changes it.
 FAILED_SHARE = 0.2

@@ -58,7 +58,7 @@ class Classification(Task):
     def hint(self, outputs: Tensor, targets: Tensor) -> str:
         """Returns the way out for several labels of one image."""
         both_flat = outputs.ndim == 2 and targets.ndim == 2
-        return "for several labels of one image (multi-label) use custom_task(...)" if both_flat else ""
+        return "for several labels of one image use task='multi-label'" if both_flat else ""
 
     def sample_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the cross-entropy of each frame, [N]."""

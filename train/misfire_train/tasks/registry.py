@@ -8,10 +8,14 @@ from misfire_train.tasks.classification import Classification
 from misfire_train.tasks.custom import CustomTask, unknown_loss
 from misfire_train.tasks.detection import Detection
 from misfire_train.tasks.keypoints import Keypoints
+from misfire_train.tasks.multi_label import MultiLabel
 from misfire_train.tasks.regression import Regression
 from misfire_train.tasks.segmentation import Segmentation
 
-BUILT_IN: tuple[Task, ...] = (Classification(), Regression(), Keypoints(), Segmentation(), Detection())
+BUILT_IN: tuple[Task, ...] = (
+    *(Classification(), Regression(), Keypoints(), Segmentation(), Detection()),
+    MultiLabel(),
+)
 """Tasks that come with the product. A new one is added here."""
 _TASKS: dict[str, Task] = {task.name: task for task in BUILT_IN}
 

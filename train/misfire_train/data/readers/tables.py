@@ -13,7 +13,7 @@ import csv
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,23 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
         licence="yours",
         notes=(*skipped_notes(problems), *((lost,) if missing else ()), *table.notes, *halves.notes),
     )
+
+
+def load_csv_labels(path: Path, options: Options) -> Dataset:
+    """Returns the images of a CSV whose columns, but image, group and split, are labels: 1 there, 0 not.
+
+    Raises DatasetError as `load_csv_regression` does, and on any other number.
+    """
+    found = load_csv_regression(path, options)
+    for half in (found.train, found.test):
+        bad = np.argwhere((half.targets != 0) & (half.targets != 1))
+        if len(bad):
+            row, column = (int(i) for i in bad[0])
+            raise DatasetError(
+                f"{path}: {found.classes[column]} of {half.ids[row]} is {half.targets[row, column]:g}; a "
+                "label is 0 or 1 (csv-regression reads numbers)"
+            )
+    return replace(found, name=f"csv-labels:{path}", task="multi-label")
 
 
 def _read_table(path: Path) -> _Table:
