@@ -18,10 +18,13 @@ from misfire_export.precision.fp16 import halve
 from misfire_export.precision.int8 import quantize
 from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
+from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
+from misfire_train.models import build_model
 from misfire_train.runs import Run
 from misfire_train.scores import build
 from misfire_train.signals import Probe, ScoredModel
+from misfire_train.tasks import get_task
 
 FRAMES = examples_of(seeded_images(64), np.arange(64) % 3)
 
@@ -60,6 +63,23 @@ def test_fp16_keeps_input_outputs_and_scores_in_fp32(graph: onnx.ModelProto) -> 
     for name, value in plain.items():
         assert after[name].dtype == np.float32
         np.testing.assert_allclose(after[name], value, atol=5e-3)
+
+
+def test_fp16_keeps_the_boxes_of_a_detector_in_fp32() -> None:
+    """The area of 256x256 pixels is above fp16's largest number, and there is no half pixel above 1024."""
+    task, contract = get_task("detection"), InputContract(height=32, width=64)
+    torch.manual_seed(0)
+    built = build_model("detector-small", task=task, outputs=2, channels=3, width=4, tower=8)
+    probe = Probe(built.module, last_layer=built.last_layer).eval()
+    scored = ScoredModel(probe, [], output_name="detections", answer=task.answer).eval()
+    lowered = halve(trace(scored, contract=contract), output="detections")
+    half = {name for node in lowered.graph.node if node.op_type == "Conv" for name in node.output}
+    assert half and all(name.endswith("/fp16") for name in half)
+    chosen = [name for node in lowered.graph.node if node.op_type == "TopK" for name in node.input]
+    assert chosen and not any(name.endswith("/fp16") for name in chosen)
+    (found,) = open_session(lowered).run(["detections"], {"image": np.zeros((1, 3, 32, 64), np.float32)})
+    # 42 cells.
+    assert found.shape == (1, 42, 6) and np.isfinite(found).all()
 
 
 def test_fp16_refuses_weights_beyond_its_range(graph: onnx.ModelProto) -> None:

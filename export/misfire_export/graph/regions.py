@@ -24,6 +24,17 @@ def task_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
     return kept[::-1]
 
 
+def network_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
+    """Returns the task's heavy nodes and what they depend on: without what only decodes their results."""
+    weights, needed = _constants(graph), set[str]()
+    kept = []
+    for node in reversed(task_nodes(graph, output)):
+        if _has_weights(node, weights) or needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    return kept[::-1]
+
+
 def score_node_names(graph: onnx.GraphProto, output: str) -> list[str]:
     """Returns the names of all nodes that the task's output does not depend on."""
     task = {node.name for node in task_nodes(graph, output)}
@@ -31,9 +42,25 @@ def score_node_names(graph: onnx.GraphProto, output: str) -> list[str]:
 
 
 def last_heavy(graph: onnx.GraphProto, output: str) -> onnx.NodeProto | None:
-    """Returns the task's last convolution or matrix product."""
-    heavy = [node for node in task_nodes(graph, output) if node.op_type in HEAVY]
+    """Returns the task's last convolution or matrix product with weights."""
+    weights = _constants(graph)
+    heavy = [node for node in task_nodes(graph, output) if _has_weights(node, weights)]
     return heavy[-1] if heavy else None
+
+
+def _has_weights(node: onnx.NodeProto, constants: set[str]) -> bool:
+    # The suppression of a detector's boxes is a matrix product, too, but nothing that was learned.
+    learned = node.op_type != "MatMul" or bool(constants.intersection(node.input))
+    return node.op_type in HEAVY and learned
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Returns the names of all tensors that do not depend on an input of the graph."""
+    known = {item.name for item in graph.initializer}
+    for node in graph.node:
+        if all(name in known or not name for name in node.input):
+            known.update(node.output)
+    return known
 
 
 def tail_names(graph: onnx.GraphProto, output: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 image --cast--> [task nodes, weights fp16] --cast back, once per tensor--> outputs, scores in fp32
 
-A squared feature norm of 256 channels at 16 is 65536, above fp16's largest number; so scores stay fp32.
+A squared feature norm of 256 channels at 16 is 65536, above fp16's largest number; so scores stay fp32. So do
+a detector's boxes: the area of 256x256 pixels is 65536 as well, and places would be rounded to half a pixel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from misfire_export.errors import PrecisionError
-from misfire_export.graph.regions import name_nodes, task_nodes
+from misfire_export.graph.regions import name_nodes, network_nodes, task_nodes
 
 # The largest finite number of half precision.
 LARGEST = 65504.0
@@ -34,6 +35,9 @@ def halve(graph: onnx.ModelProto, *, output: str) -> onnx.ModelProto:
     model.CopyFrom(graph)
     name_nodes(model.graph)
     region = task_nodes(model.graph, output)
+    # Only detectors choose among candidates.
+    if any(node.op_type == "TopK" for node in region):
+        region = network_nodes(model.graph, output)
     inside = {node.name for node in region}
     floats = _float_tensors(model)
     weights = {item.name: item for item in model.graph.initializer}
