@@ -254,6 +254,12 @@ _ENTRIES = (
         listing="carla_detection.sha256",
     ),
     Entry(
+        "street",
+        "detection",
+        "Apache-2.0 (drawn by misfire)",
+        "1,200 + 420 drawn road scenes 160x96 with boxes of cars, trucks and persons; needs no download",
+    ),
+    Entry(
         "dashcam",
         "none",
         "MIT (Udacity)",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from misfire_train.data.catalogue import entries
 from misfire_train.data.drawn.figures import load_figures
+from misfire_train.data.drawn.street import load_street
 from misfire_train.data.examples import Dataset
 from misfire_train.data.readers.carla_detection import load_carla_detection
 from misfire_train.data.readers.coco import load_coco_keypoints, load_coco_pose_ccby
@@ -38,6 +39,7 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "figures": load_figures,
     "figure-parts": lambda root: load_figures(root, labels="parts"),
     "figure-boxes": lambda root: load_figures(root, labels="boxes"),
+    "street": lambda root: load_street(),
     "coco-pose-ccby": load_coco_pose_ccby,
     "carla-detection": load_carla_detection,
 }
