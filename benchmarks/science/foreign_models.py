@@ -1,6 +1,8 @@
 """Graphs that others made, exported whole: what is found in them, and how closely their bundles answer.
 
-    python benchmarks/science/foreign_models.py --json [--models resnet50,densenet121]
+    python benchmarks/science/foreign_models.py --json [--models resnet50] [--parts models,layouts,wheels]
+
+The parts `layouts` and `wheels` are detectors: see foreign_detectors.py.
 
 The networks are the onnx package's own files of the model zoo; they come with placeholder weights, which are
 drawn here (seeded), so nothing is shown about how well scores find failures. The frames are real: crops of
@@ -24,6 +26,7 @@ if not __package__:  # started by its path: then the checkout's root is not wher
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.record import command_line, finish, run
+from benchmarks.science.foreign_detectors import measure_layouts, measure_wheels
 from misfire_export.options import Options
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
@@ -31,21 +34,44 @@ from misfire_export.sources.onnx import export_onnx
 from proving_ground.model_zoo import CONTRACT, draw_weights, photographs
 
 MODELS = ("resnet50", "densenet121", "inception_v1", "inception_v2", "shufflenet", "squeezenet")
+PARTS = ("models", "layouts", "wheels")
 FRAMES, HELD_OUT = 50, 12
+LIMIT = 1e-4
 
 
 def main() -> int:
     """Prints JSON or a table; 1 if a parity is above 1e-4 or the logits do not vary."""
     parser = command_line(__doc__)
     parser.add_argument("--models", help=f"comma-separated; default {','.join(MODELS)}")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; default all")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     names = chosen.models.split(",") if chosen.models else MODELS[-1:] if chosen.quick else MODELS
+    parts = chosen.parts.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        models = {name: measure(name, Path(folder)) for name in names}
-    result = {"frames": FRAMES, "onnx": onnx.__version__, "models": models}
-    table = "\n".join(f"{name:14} {row['parity']:.1e}" for name, row in models.items())
-    met = all(row["parity"] <= 1e-4 and row["spread"] > 0 for row in models.values())
+        models = {name: measure(name, Path(folder)) for name in names} if "models" in parts else {}
+        layouts = measure_layouts(Path(folder)) if "layouts" in parts else {}
+        wheels = measure_wheels(Path(folder)) if "wheels" in parts else {}
+    result = {
+        "frames": FRAMES,
+        "onnx": onnx.__version__,
+        "models": models,
+        "layouts": layouts,
+        "wheels": wheels,
+    }
+    detectors = {name: row for name, row in {**layouts, **wheels}.items() if "left_out" not in row}
+    table = "\n".join(
+        [
+            *(f"{name:20} {row['parity']:.1e}" for name, row in models.items()),
+            *(
+                f"{name:20} {row['layout']:16} score {row['gap']:.1e}, box {row['box_gap']:.1e}"
+                for name, row in detectors.items()
+            ),
+        ]
+    )
+    met = all(row["parity"] <= LIMIT and row["spread"] > 0 for row in models.values()) and all(
+        row["as_expected"] and row["boxes_missing"] == 0 and row["gap"] <= LIMIT for row in detectors.values()
+    )
     return finish(__file__, result, chosen, summary=table, met=met)
 
 

@@ -14,22 +14,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from detector_cases import (
-    BY_NAME,
-    CASES,
-    CLASSES,
-    HEIGHT,
-    WIDTH,
-    Case,
-    Yolo5,
-    expected,
-    file_of,
-    kept,
-    pictures,
-    save,
-    seeded,
-    with_suppression,
-)
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from typer.testing import CliRunner
@@ -53,6 +37,19 @@ from misfire_train.data import Examples
 from misfire_train.scores.registry import SCORES, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.detection import Detection
+from proving_ground.detector_truth import CLASSES, HEIGHT, WIDTH, kept
+from proving_ground.detector_zoo import (
+    BY_NAME,
+    CASES,
+    Case,
+    Yolo5,
+    expected,
+    file_of,
+    pictures,
+    save,
+    seeded,
+    with_suppression,
+)
 
 # The layout states the input; this one is not read.
 PLACEHOLDER = InputContract(height=8, width=8)
@@ -234,7 +231,7 @@ def constant(path: Path, outputs: Mapping[str, np.ndarray[Any, Any]]) -> Path:
 
 def flat(rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """A sound answer [1,4+C,126] of boxes around the cells."""
-    from detector_cases import cells
+    from proving_ground.detector_truth import cells
 
     grid = cells((8, 16, 32), offset=0.5)
     boxes = np.concatenate((grid[:, :2], grid[:, 2:].repeat(2, 1)), 1)

@@ -102,7 +102,7 @@ def require_shape(shape: Sequence[int], *, output: str, task: Task) -> None:
     if rank == 3:
         raise GraphError(
             f"{start}: several answers for each frame, as of a detector (boxes) or a sequence model; "
-            f"expected {wanted}. Such models have no failure score here yet"
+            f"expected {wanted}. For a detector give --task detection"
         )
     if rank == 4 and not per_pixel:
         raise GraphError(

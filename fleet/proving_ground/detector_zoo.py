@@ -1,4 +1,4 @@
-"""Detectors as their exporters write them, at 96x64 with seeded weights, and numpy's own reading of each.
+"""Makes detectors as their exporters write them, at 96x64 with seeded weights.
 
 Every network is a strided convolution per level and the head of its family, so a file has the family's
 operators, names and shapes in some dozen nodes. `truth` re-reads the file's own outputs, or for one that
@@ -24,13 +24,28 @@ from torch import Tensor, nn
 
 from misfire_train.data import Examples
 from misfire_train.data.images import ImageArray
-
-HEIGHT, WIDTH, CLASSES = 64, 96, 3
-Array = NDArray[np.float64]
+from proving_ground.detector_truth import (
+    CLASSES,
+    HEIGHT,
+    V5_ANCHORS,
+    WIDTH,
+    Array,
+    cells,
+    read_anchored,
+    read_corners,
+    read_nanodet,
+    read_parts,
+    read_picodet,
+    read_queries,
+    read_rows,
+    read_v5,
+    read_v8,
+    read_yolox,
+)
 
 
 def pictures(count: int, *, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Examples:
-    """Coloured rectangles on noise, without labels."""
+    """Returns coloured rectangles on noise, without labels."""
     rng = np.random.default_rng(seed)
     images = rng.integers(60, 120, (count, height, width, 3)).astype(np.uint8)
     for image in images:
@@ -43,7 +58,7 @@ def pictures(count: int, *, height: int = HEIGHT, width: int = WIDTH, seed: int 
 
 
 class Pyramid(nn.Module):
-    """[N,3,H,W] -> maps of 8 channels for each stride."""
+    """Maps [N,3,H,W] to 8 channels for each stride."""
 
     def __init__(self, strides: Sequence[int]) -> None:
         super().__init__()
@@ -52,6 +67,7 @@ class Pyramid(nn.Module):
         self.more = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in strides[1:])
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Returns the answer."""
         maps = [torch.tanh(4 * self.first(image))]
         for layer in self.more:
             maps.append(torch.tanh(2 * layer(maps[-1])))
@@ -59,7 +75,7 @@ class Pyramid(nn.Module):
 
 
 class Head(nn.Module):
-    """One 1x1 convolution a level; the last `bins` x 4 channels are distributions of short distances."""
+    """Is one 1x1 convolution a level; the last `bins` x 4 channels are distributions of short distances."""
 
     def __init__(self, levels: int, channels: int, *, bins: int = 0) -> None:
         super().__init__()
@@ -69,21 +85,15 @@ class Head(nn.Module):
                 layer.bias.data[-4 * bins :] -= torch.arange(bins).repeat(4) * 0.5
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Returns the answer."""
         return [3 * layer(part) for layer, part in zip(self.layers, maps, strict=True)]
 
 
-def cells(strides: Sequence[int], *, offset: float, height: int = HEIGHT, width: int = WIDTH) -> Array:
-    """[P,3] of centre x, centre y, stride, row by row."""
-    rows = []
-    for s in strides:
-        for j in range(-(-height // s)):
-            for i in range(-(-width // s)):
-                rows.append(((i + offset) * s, (j + offset) * s, s))
-    return np.array(rows, np.float64)
-
-
 class Yolo8(nn.Module):
-    """YOLOv8's head: DFL as a convolution with fixed weights, centres and sizes, classes as sigmoids."""
+    """Is YOLOv8's head: DFL as a convolution with fixed weights, centres and sizes, classes as sigmoids."""
+
+    anchors: Tensor
+    strides: Tensor
 
     def __init__(self, *, corners: bool = False) -> None:
         super().__init__()
@@ -96,6 +106,7 @@ class Yolo8(nn.Module):
         self.register_buffer("strides", grid[None, 2:])
 
     def forward(self, image: Tensor) -> Tensor:
+        """Returns the answer."""
         maps = self.pyramid(image)
         levels = [torch.cat(p, 1).flatten(2) for p in zip(self.boxes(maps), self.classes(maps), strict=True)]
         box, cls = torch.cat(levels, 2).split((64, CLASSES), 1)
@@ -108,12 +119,13 @@ class Yolo8(nn.Module):
 
 
 class Yolo26(Yolo8):
-    """An end-to-end head: no suppression, two TopK."""
+    """Is an end-to-end head: no suppression, two TopK."""
 
     def __init__(self) -> None:
         super().__init__(corners=True)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Returns the answer."""
         answer = super().forward(image).permute(0, 2, 1)
         boxes, scores = answer.split((4, CLASSES), -1)
         index = scores.amax(-1).topk(20)[1].unsqueeze(-1)
@@ -123,11 +135,8 @@ class Yolo26(Yolo8):
         return torch.cat((boxes, best.unsqueeze(-1), (index % CLASSES).unsqueeze(-1).float()), -1)
 
 
-V5_ANCHORS = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))
-
-
 class Yolo5(nn.Module):
-    """YOLOv5's head, decoded or as three maps."""
+    """Is YOLOv5's head, decoded or as three maps."""
 
     def __init__(self, *, maps: bool = False) -> None:
         super().__init__()
@@ -137,6 +146,7 @@ class Yolo5(nn.Module):
             layer.bias.data.view(3, -1)[:, 2:4] -= 1
 
     def forward(self, image: Tensor) -> Any:
+        """Returns the answer."""
         rows, raw = [], []
         for level, (s, part) in enumerate(zip((8, 16, 32), self.head(self.pyramid(image)), strict=True)):
             h, w = part.shape[2:]
@@ -152,7 +162,9 @@ class Yolo5(nn.Module):
 
 
 class Yolox(nn.Module):
-    """YOLOX's head: raw places, objectness and classes after their sigmoids."""
+    """Is YOLOX's head: raw places, objectness and classes after their sigmoids."""
+
+    grid: Tensor
 
     def __init__(self, *, decoded: bool = False) -> None:
         super().__init__()
@@ -161,6 +173,7 @@ class Yolox(nn.Module):
         self.register_buffer("grid", torch.from_numpy(cells((8, 16, 32), offset=0.0)).float())
 
     def forward(self, image: Tensor) -> Tensor:
+        """Returns the answer."""
         maps = self.pyramid(image)
         levels = [
             torch.cat((r / 4, o.sigmoid(), c.sigmoid()), 1).flatten(2)
@@ -175,13 +188,14 @@ class Yolox(nn.Module):
 
 
 class Nanodet(nn.Module):
-    """NanoDet-Plus: sigmoids and raw distributions in one tensor, four levels."""
+    """Is NanoDet-Plus: sigmoids and raw distributions in one tensor, four levels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pyramid, self.head = Pyramid((8, 16, 32, 64)), Head(4, CLASSES + 32, bins=8)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Returns the answer."""
         rows = []
         for part in self.head(self.pyramid(image)):
             scores, sides = part.split((CLASSES, 32), 1)
@@ -190,20 +204,23 @@ class Nanodet(nn.Module):
 
 
 class Picodet(nn.Module):
-    """PicoDet without post-processing: four class maps, then four of distributions."""
+    """Is PicoDet without post-processing: four class maps, then four of distributions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pyramid, self.head = Pyramid((8, 16, 32, 64)), Head(4, CLASSES + 32, bins=8)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Returns the answer."""
         parts = [part.split((CLASSES, 32), 1) for part in self.head(self.pyramid(image))]
         scores = [cls.sigmoid().flatten(2).permute(0, 2, 1) for cls, _ in parts]
         return (*scores, *(sides.flatten(2).permute(0, 2, 1) for _, sides in parts))
 
 
 class Queries(nn.Module):
-    """RT-DETR's end: queries chosen by a first TopK, boxes refined from references, a second TopK."""
+    """Is RT-DETR's end: queries chosen by a first TopK, boxes refined from references, a second TopK."""
+
+    references: Tensor
 
     def __init__(self, *, raw: bool = False) -> None:
         super().__init__()
@@ -215,6 +232,7 @@ class Queries(nn.Module):
         self.register_buffer("references", torch.logit(torch.cat((centre, size), 1).clamp(0.05, 0.95)))
 
     def forward(self, image: Tensor, orig_target_sizes: Tensor | None = None) -> Any:
+        """Returns the answer."""
         memory = torch.cat([part.flatten(2) for part in self.pyramid(image)], 2).permute(0, 2, 1)
         index = self.encoder(memory).max(-1)[0].topk(24)[1].unsqueeze(-1)
         reference = self.references.expand(memory.shape[0], -1, -1).gather(1, index.repeat(1, 1, 4))
@@ -233,13 +251,14 @@ class Queries(nn.Module):
 
 
 class Chosen(nn.Module):
-    """Boxes that come straight out of a layer: nothing before the choice can be seen."""
+    """Gives boxes that come straight out of a layer: nothing before the choice can be seen."""
 
     def __init__(self, *, parts: bool = False) -> None:
         super().__init__()
         self.pyramid, self.layer, self.parts = Pyramid((8,)), nn.Linear(8, 12 * 6), parts
 
     def forward(self, image: Tensor) -> Any:
+        """Returns the answer."""
         rows = 2 * self.layer(5 * self.pyramid(image)[0].mean((2, 3))).view(-1, 12, 6)
         first, size = rows[..., :2].sigmoid() * 0.6, rows[..., 2:4].sigmoid() * 0.3 + 0.05
         score = rows[..., 4].sigmoid()
@@ -254,7 +273,10 @@ class Chosen(nn.Module):
 
 
 class Anchored(nn.Module):
-    """An SSD: softmax with a background, boxes in 0..1 by corners, boxes a cell that no pyramid has."""
+    """Is an SSD: softmax with a background, boxes in 0..1 by corners, boxes a cell that no pyramid has."""
+
+    centres: Tensor
+    sizes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,6 +286,7 @@ class Anchored(nn.Module):
         self.register_buffer("sizes", grid[:, 2:].repeat_interleave(2, 0))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the answer."""
         parts = [
             p.permute(0, 2, 3, 1).reshape(p.shape[0], -1, CLASSES + 5) for p in self.head(self.pyramid(image))
         ]
@@ -278,7 +301,7 @@ class Anchored(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One exporter's file.
+    """Describes one exporter's file.
 
     layout: its name here.  truth: (the file's own outputs) -> boxes [P,4] by corners, scores [P,K].
     cut: what makes the file choose by itself; its outputs are then not what `truth` reads.
@@ -293,78 +316,6 @@ class Case:
     final: bool = False
     suppression: float = 0.6
     inputs: tuple[str, ...] = ("images",)
-
-
-def corners(boxes: Array) -> Array:
-    x, y, w, h = boxes.astype(np.float64).T
-    return np.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), 1)
-
-
-def sides(scores: Array, bins: Array, grid: Array) -> tuple[Array, Array]:
-    powers = np.exp(bins.reshape(-1, 4, 8) - bins.reshape(-1, 4, 8).max(2, keepdims=True))
-    mean = (powers / powers.sum(2, keepdims=True)) @ np.arange(8) * grid[:, 2:]
-    return np.concatenate((grid[:, :2] - mean[:, :2], grid[:, :2] + mean[:, 2:]), 1), scores
-
-
-def read_v8(answer: Array) -> tuple[Array, Array]:
-    return corners(answer[0, :4].T), answer[0, 4:].T
-
-
-def read_corners(answer: Array) -> tuple[Array, Array]:
-    return answer[0, :4].T, answer[0, 4:].T
-
-
-def read_v5(answer: Array) -> tuple[Array, Array]:
-    return corners(answer[0, :, :4]), answer[0, :, 4:5] * answer[0, :, 5:]
-
-
-def read_v5_maps(*maps: Array) -> tuple[Array, Array]:
-    boxes, scores = [], []
-    for level, s, part in zip(V5_ANCHORS, (8, 16, 32), maps, strict=True):
-        values = 1 / (1 + np.exp(-part[0].astype(np.float64)))
-        for a in range(3):
-            for j in range(values.shape[1]):
-                for i in range(values.shape[2]):
-                    v = values[a, j, i]
-                    centre = (2 * v[:2] - 0.5 + (i, j)) * s
-                    boxes.append((*centre, *((2 * v[2:4]) ** 2 * level[2 * a : 2 * a + 2])))
-                    scores.append(v[4] * v[5:])
-    return corners(np.array(boxes)), np.array(scores)
-
-
-def read_yolox(answer: Array) -> tuple[Array, Array]:
-    grid, rows = cells((8, 16, 32), offset=0.0), answer[0].astype(np.float64)
-    boxes = np.concatenate((rows[:, :2] * grid[:, 2:] + grid[:, :2], np.exp(rows[:, 2:4]) * grid[:, 2:]), 1)
-    return corners(boxes), rows[:, 4:5] * rows[:, 5:]
-
-
-def read_nanodet(answer: Array) -> tuple[Array, Array]:
-    rows = answer[0].astype(np.float64)
-    return sides(rows[:, :CLASSES], rows[:, CLASSES:], cells((8, 16, 32, 64), offset=0.0))
-
-
-def read_picodet(*parts: Array) -> tuple[Array, Array]:
-    rows = [np.concatenate([p[0] for p in half]).astype(np.float64) for half in (parts[:4], parts[4:])]
-    return sides(rows[0], rows[1], cells((8, 16, 32, 64), offset=0.5))
-
-
-def read_queries(boxes: Array, logits: Array) -> tuple[Array, Array]:
-    return corners(boxes[0]) * (WIDTH, HEIGHT, WIDTH, HEIGHT), 1 / (1 + np.exp(-logits[0].astype(np.float64)))
-
-
-def read_rows(answer: Array) -> tuple[Array, Array]:
-    rows = answer[0].astype(np.float64)
-    return rows[:, :4], (np.arange(CLASSES) == rows[:, 5:]) * rows[:, 4:5]
-
-
-def read_parts(boxes: Array, labels: Array, scores: Array, count: Array) -> tuple[Array, Array]:
-    valid = np.arange(boxes.shape[1]) < count[0]
-    turned = boxes[0][:, [1, 0, 3, 2]].astype(np.float64) * (WIDTH, HEIGHT, WIDTH, HEIGHT)
-    return turned, (np.arange(CLASSES) + 1 == labels[0][:, None]) * (scores[0] * valid)[:, None]
-
-
-def read_anchored(scores: Array, boxes: Array) -> tuple[Array, Array]:
-    return boxes[0].astype(np.float64) * (WIDTH, HEIGHT, WIDTH, HEIGHT), scores[0][:, 1:].astype(np.float64)
 
 
 CASES = (
@@ -443,44 +394,18 @@ def file_of(case: Case, path: Path) -> Path:
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """A module whose weights depend on nothing else; two heads of one family get the same ones."""
+    """Returns a module whose weights depend on nothing else; two heads of one family get the same ones."""
     torch.manual_seed(3)
     return make()
 
 
 def expected(case: Case, path: Path, image: NDArray[np.float32], folder: Path) -> tuple[Array, Array]:
-    """Boxes and scores of one picture [1,3,H,W], read by numpy from the file, or from its head alone."""
+    """Returns boxes and scores of a picture [1,3,H,W], read by numpy from the file or from its head."""
     if case.raw is not None:
         names = ("dets", "labels") if case.layout == "rt-detr" else ("output0",)
         path = save(seeded(case.raw), folder / "raw.onnx", outputs=names)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     return case.truth(*session.run(None, {"images": image}))
-
-
-def kept(
-    boxes: Array,
-    scores: Array,
-    *,
-    threshold: float = 0.3,
-    suppression: float = 0.6,
-    candidates: int = 100,
-) -> Array:
-    """Final boxes [m,6] by greedy suppression within a class, best first: written plainly."""
-    best, label = scores.max(1), scores.argmax(1)
-    chosen: list[int] = []
-    for i in np.argsort(-best, kind="stable")[:candidates]:
-        if best[i] >= threshold and all(
-            label[i] != label[j] or _iou(boxes[i], boxes[j]) <= suppression for j in chosen
-        ):
-            chosen.append(int(i))
-    return np.array([(*boxes[i], best[i], label[i]) for i in chosen[:100]]).reshape(-1, 6)
-
-
-def _iou(a: Array, b: Array) -> float:
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    common = float(np.prod(np.maximum(high - low, 0)))
-    area = [float(np.prod(np.maximum(box[2:4] - box[:2], 0))) for box in (a, b)]
-    return common / max(sum(area) - common, 1e-9)
 
 
 def with_suppression(path: Path, *, plugin: bool = False) -> Path:
