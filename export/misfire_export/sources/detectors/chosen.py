@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from misfire_export.sources.detectors.base import FINAL, Image, Layout, Reading, Seen, layout, unit
-from misfire_export.sources.detectors.decoding import Decoder, Format, as_corners, dense_answer, log_odds
+from misfire_export.sources.detectors.decoding import Decoder, Format, as_corners
 
 _TENSORFLOW: Image = {"resize": "stretch", "mean": (0.5,), "std": (0.5,)}
 """Pixels of -1..1; most of its graphs take bytes and normalise by themselves."""
@@ -68,7 +68,7 @@ class ChosenDecoder(Decoder):
         own = label.round()[..., None] == numbers
         # A padded row has score 0; sides the wrong way round are those of no box either.
         scores = torch.where(own, score[..., None], torch.zeros_like(score[..., None]))
-        return dense_answer(as_corners(boxes * self.size, self.form), log_odds(scores))
+        return self.answer(as_corners(boxes * self.size, self.form), scores)
 
 
 @layout

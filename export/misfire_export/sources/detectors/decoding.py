@@ -52,32 +52,52 @@ def side_statistics(bins: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.clamp_min(0).sqrt()
 
 
-def dense_answer(
-    boxes: Tensor,
-    logits: Tensor,
-    *,
-    spread: Tensor | None = None,
-    cells: Tensor | None = None,
-    strides: Tensor | None = None,
-) -> Tensor:
-    """Returns [N,P,K+8] of corners [N,P,4] and logits [N,P,K]; zeros where something is unknown.
-
-    spread: [N,P] in network pixels.  cells: [P,2].  strides: [P].
-    """
-    nothing = torch.zeros_like(boxes[..., :1])
-    wide = nothing if spread is None else spread[..., None]
-    if cells is None or strides is None:
-        return torch.cat((boxes, logits, wide, nothing, nothing, nothing), -1)
-    places = torch.cat((cells, strides[:, None]), -1)[None] + nothing
-    return torch.cat((boxes, logits, wide, places), -1)
-
-
-def best_rows(dense: Tensor, count: int) -> Tensor:
-    """Returns the `count` rows of a dense answer with the best class, best first; all if there are fewer."""
-    count = min(count, int(dense.shape[1]))
-    index = dense[..., 4:-4].amax(2).topk(count, dim=1)[1]
-    return torch.gather(dense, 1, index[..., None].expand(-1, -1, dense.shape[2]))
-
-
 class Decoder(nn.Module):
-    """Is the base of all: `forward(*tensors)` returns the dense answer of the tensors that a layout named."""
+    """Is the base of all: `forward(*tensors)` returns the dense answer of the tensors that a layout named.
+
+    keep: rows with the best class that are returned; 0 returns all.
+    """
+
+    keep: int = 0
+
+    def answer(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        *,
+        objectness: Tensor | None = None,
+        are_logits: bool = False,
+        spread: Tensor | None = None,
+        cells: Tensor | None = None,
+        strides: Tensor | None = None,
+    ) -> Tensor:
+        """Returns [N,P,K+8]; zeros where something is unknown.
+
+        The best rows are chosen before log-odds are taken: logarithms of thousands of cells times classes
+        would cost more than all scores together.
+
+        Args:
+            boxes: corners [N,P,4].
+            scores: [N,P,K] in 0..1, or logits.
+            objectness: [N,P,1] in 0..1 that scores are multiplied by.
+            are_logits: scores are logits.
+            spread: [N,P] in network pixels.
+            cells: [P,2].
+            strides: [P].
+        """
+        parts = [boxes, scores]
+        nothing = torch.zeros_like(boxes[..., :1])
+        if objectness is not None:
+            parts.append(objectness)
+        places = nothing.expand(-1, -1, 3)
+        if cells is not None and strides is not None:
+            places = torch.cat((cells, strides[:, None]), -1)[None] + nothing
+        parts += [nothing if spread is None else spread[..., None], places]
+        if 0 < self.keep < boxes.shape[1]:
+            best = scores.amax(2) if objectness is None else scores.amax(2) * objectness[..., 0]
+            index = best.topk(self.keep, dim=1)[1][..., None]
+            parts = [torch.gather(part, 1, index.expand(-1, -1, part.shape[2])) for part in parts]
+        boxes, scores, *rest = parts
+        if objectness is not None:
+            scores, rest = scores * rest[0], rest[1:]
+        return torch.cat((boxes, scores if are_logits else log_odds(scores), *rest), -1)

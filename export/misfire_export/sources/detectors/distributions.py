@@ -24,9 +24,7 @@ from misfire_export.sources.detectors.base import (
 )
 from misfire_export.sources.detectors.decoding import (
     Decoder,
-    dense_answer,
     from_sides,
-    log_odds,
     side_statistics,
 )
 from misfire_export.sources.detectors.grids import PYRAMIDS, Grid, find_grid
@@ -68,9 +66,10 @@ class DistributionDecoder(Decoder):
             scores, sides = torch.cat(levels[:half], 1), torch.cat(levels[half:], 1)
         bins = torch.softmax(sides.reshape(sides.shape[0], sides.shape[1], 4, -1), -1)
         mean, deviation = side_statistics(bins)
-        return dense_answer(
+        return self.answer(
             from_sides(mean, self.cells, self.strides),
-            scores if self.sigmoid else log_odds(scores),
+            scores,
+            are_logits=self.sigmoid,
             spread=deviation.mean(-1) * self.strides,
             cells=self.cells,
             strides=self.strides,

@@ -1,9 +1,8 @@
 """Appends decoding, candidates, boxes and scores to a foreign detector's network.
 
-raw tensors --decoder--> dense answer --best K--> candidates --> detections, score.*, box.*
+raw tensors --decoder--> best K rows of the dense answer --candidates--> detections, score.*, box.*
 
-All of it is one torch module, traced with the raw tensors as inputs and joined to the foreign graph. The
-dense answer is reduced to its K best rows at once: thousands of cells would be copied for nothing.
+All of it is one torch module, traced with the raw tensors as inputs and joined to the foreign graph.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from misfire_export.graph.check import opset_of
 from misfire_export.graph.tidy import tidy
 from misfire_export.graph.trace import MAX_BATCH, OPSET, export_module
 from misfire_export.measure.run import open_session
-from misfire_export.sources.detectors.decoding import Decoder, best_rows
+from misfire_export.sources.detectors.decoding import Decoder
 from misfire_export.sources.onnx_graft import graft
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.detection import Detection
@@ -41,12 +40,14 @@ class DetectorHead(nn.Module):
     def __init__(self, decoder: Decoder, scores: Sequence[Score], *, task: Detection) -> None:
         super().__init__()
         self.decoder = decoder
+        # More candidates than the rule has are never looked at.
+        self.decoder.keep = task.rule.candidates
         self.scores = nn.ModuleList(scores)
         self.task = task
 
     def signals(self, raw: Sequence[Tensor]) -> Signals:
         """Returns what scores read: the K best rows of the dense answer."""
-        dense = best_rows(self.decoder(*raw), self.task.rule.candidates)
+        dense = self.decoder(*raw)
         return Signals(dense, dense)
 
     def forward(self, raw: Sequence[Tensor]) -> dict[str, Tensor]:

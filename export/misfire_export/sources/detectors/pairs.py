@@ -30,8 +30,6 @@ from misfire_export.sources.detectors.decoding import (
     Decoder,
     Format,
     as_corners,
-    dense_answer,
-    log_odds,
 )
 from misfire_export.sources.detectors.grids import Grid, find_grid
 
@@ -82,9 +80,12 @@ class PairDecoder(Decoder):
         rows = scores.transpose(1, 2) if self.classes_first else scores
         if self.background >= 0:
             rows = torch.cat((rows[..., : self.background], rows[..., self.background + 1 :]), -1)
-        logits = rows if self.numbers == "logits" else log_odds(rows)
-        return dense_answer(
-            as_corners(boxes * self.size, self.form), logits, cells=self.cells, strides=self.strides
+        return self.answer(
+            as_corners(boxes * self.size, self.form),
+            rows,
+            are_logits=self.numbers == "logits",
+            cells=self.cells,
+            strides=self.strides,
         )
 
 

@@ -19,8 +19,6 @@ from misfire_export.sources.detectors.decoding import (
     Decoder,
     Format,
     as_corners,
-    dense_answer,
-    log_odds,
     side_statistics,
 )
 from misfire_export.sources.detectors.grids import Grid, find_grid
@@ -48,9 +46,9 @@ class FlatDecoder(Decoder):
         if distributions is not None and self.bins is not None:
             deviation = side_statistics(distributions.permute(self.bins))[1]
             spread = deviation.mean(-1) * self.strides
-        return dense_answer(
+        return self.answer(
             as_corners(rows[..., :4], self.form),
-            log_odds(rows[..., 4:]),
+            rows[..., 4:],
             spread=spread,
             cells=self.cells,
             strides=self.strides,

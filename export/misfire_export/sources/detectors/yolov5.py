@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from misfire_export.sources.detectors.base import FLAT, MAPS, Layout, Reading, Seen, layout, unit
-from misfire_export.sources.detectors.decoding import Decoder, as_corners, dense_answer, log_odds
+from misfire_export.sources.detectors.decoding import Decoder, as_corners
 from misfire_export.sources.detectors.grids import Grid, find_grid, find_levels
 
 Anchors = tuple[tuple[int, ...], ...]
@@ -39,9 +39,10 @@ class ObjectnessDecoder(Decoder):
 
     def forward(self, answer: Tensor) -> Tensor:
         """Returns the dense answer."""
-        return dense_answer(
+        return self.answer(
             as_corners(answer[..., :4], "cxcywh"),
-            log_odds(answer[..., 4:5] * answer[..., 5:]),
+            answer[..., 5:],
+            objectness=answer[..., 4:5],
             cells=self.cells,
             strides=self.strides,
         )
@@ -72,9 +73,10 @@ class MapsDecoder(Decoder):
         values = rows if self.activated else torch.sigmoid(rows)
         centre = (values[..., :2] * 2 - 0.5) * self.strides[:, None] + self.cells
         size = (values[..., 2:4] * 2).square() * self.anchors
-        return dense_answer(
+        return self.answer(
             as_corners(torch.cat((centre, size), -1), "cxcywh"),
-            log_odds(values[..., 4:5] * values[..., 5:]),
+            values[..., 5:],
+            objectness=values[..., 4:5],
             cells=self.cells + self.strides[:, None] / 2,
             strides=self.strides,
         )

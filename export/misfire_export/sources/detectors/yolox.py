@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from misfire_export.sources.detectors.base import FLAT, Image, Layout, Reading, Seen, layout, unit
-from misfire_export.sources.detectors.decoding import Decoder, as_corners, dense_answer, log_odds
+from misfire_export.sources.detectors.decoding import Decoder, as_corners
 from misfire_export.sources.detectors.grids import Grid, find_grid
 
 _IMAGE: Image = {"resize": "letterbox-topleft", "pad": 114, "color": "bgr", "std": (1 / 255,)}
@@ -38,9 +38,10 @@ class YoloXDecoder(Decoder):
         if self.raw:
             centre = boxes[..., :2] * scale + self.cells
             boxes = torch.cat((centre, torch.exp(boxes[..., 2:].clamp(max=_MAX_LOG_SIDE)) * scale), -1)
-        return dense_answer(
+        return self.answer(
             as_corners(boxes, "cxcywh"),
-            log_odds(answer[..., 4:5] * answer[..., 5:]),
+            answer[..., 5:],
+            objectness=answer[..., 4:5],
             cells=self.cells + scale / 2,
             strides=self.strides,
         )
