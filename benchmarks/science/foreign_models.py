@@ -50,8 +50,9 @@ def main() -> int:
     parts = chosen.parts.split(",")
     with tempfile.TemporaryDirectory() as folder:
         models = {name: measure(name, Path(folder)) for name in names} if "models" in parts else {}
-        layouts = measure_layouts(Path(folder)) if "layouts" in parts else {}
-        wheels = measure_wheels(Path(folder)) if "wheels" in parts else {}
+        layouts = measure_layouts(Path(folder), quick=chosen.quick) if "layouts" in parts else {}
+        # A short run downloads nothing.
+        wheels = measure_wheels(Path(folder)) if "wheels" in parts and not chosen.quick else {}
     result = {
         "frames": FRAMES,
         "onnx": onnx.__version__,

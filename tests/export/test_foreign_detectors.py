@@ -37,7 +37,7 @@ from misfire_train.data import Examples
 from misfire_train.scores.registry import SCORES, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.detection import Detection
-from proving_ground.detector_truth import CLASSES, HEIGHT, WIDTH, kept
+from proving_ground.detector_truth import CLASSES, HEIGHT, WIDTH, kept, plain_scores
 from proving_ground.detector_zoo import (
     BY_NAME,
     CASES,
@@ -53,6 +53,15 @@ from proving_ground.detector_zoo import (
 
 # The layout states the input; this one is not read.
 PLACEHOLDER = InputContract(height=8, width=8)
+FREE = (
+    "box_count",
+    "entropy_sum",
+    "entropy_max",
+    "entropy_mean",
+    "box_gradient_unweighted",
+    "expected_errors",
+    "expected_lrp",
+)
 OPTIONS = Options(name="theirs", version="1.0.0", shifts=Shifts(()), scores=["summed"])
 
 
@@ -117,12 +126,14 @@ def test_every_layout_is_recognised_and_decoded_as_numpy_reads_it(case: Case, tm
         np.testing.assert_allclose(1 / (1 + np.exp(-dense[:, 4:-4])), scores, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8", "yolox", "rt-detr", "ssd"])
 def test_a_bundle_answers_as_numpy_reads_the_file(name: str, summed: str, tmp_path: Path) -> None:
     case = BY_NAME[name]
     path, out = file_of(case, tmp_path / "m.onnx"), tmp_path / "bundle"
     frames, facts = Frames(pictures(60), labelled=False), ModelFacts(PLACEHOLDER)
-    bundle = export_detector(path, frames, facts, out=out, options=OPTIONS)
+    options = replace(OPTIONS, scores=[summed, *FREE])
+    bundle = export_detector(path, frames, facts, out=out, options=options)
     manifest = bundle.manifest
     surgery, rule = manifest.extra["surgery"], manifest.detection
     assert surgery["layout"] == case.layout and surgery["misses_visible"] is not case.final
@@ -142,8 +153,11 @@ def test_a_bundle_answers_as_numpy_reads_the_file(name: str, summed: str, tmp_pa
         assert_same_boxes(got, truth)
         best = np.sort(scores.max(1))[::-1][: rule.candidates]
         assert found["score.summed"][row] == pytest.approx(best.sum(), abs=1e-4)
+        for score, value in plain_scores(boxes, scores, rule).items():
+            assert found[f"score.{score}"][row] == pytest.approx(value, abs=1e-4), score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", [False, True])
 def test_a_suppression_inside_the_file_is_cut_away_and_done_anew_with_its_thresholds(
     plugin: bool, summed: str, tmp_path: Path
@@ -262,6 +276,7 @@ def test_nonsense_is_refused_in_one_sentence(tmp_path: Path) -> None:
         seen(constant(tmp_path / "m", {"o": rng.random((1, 10))}))
 
 
+@pytest.mark.slow
 def test_thousands_of_chosen_boxes_are_read_and_the_best_hundred_shown(summed: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     first = rng.random((5000, 2)) * (WIDTH / 2, HEIGHT / 2)
@@ -339,6 +354,7 @@ def labelled(case: Case, path: Path, count: int, *, seed: int, tmp: Path, drop: 
     return replace(frames, targets=Detection().stack(rows), ids=tuple(f"{seed}-{i}" for i in range(count)))
 
 
+@pytest.mark.slow
 def test_labels_are_brought_into_the_detectors_pixels_and_classes(tmp_path: Path) -> None:
     case = BY_NAME["yolov8"]
     path = file_of(case, tmp_path / "m.onnx")
