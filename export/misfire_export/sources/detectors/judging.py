@@ -154,8 +154,9 @@ def _nothing(seen: Seen, wanted: str) -> str:
         f"{own_name(name)} {list(seen.values[name].shape)}" for name in seen.outputs if name in seen.values
     )
     kind = f"the layout {wanted}" if wanted else "no layout of a detector"
-    hint = _hint(seen)
-    return f"{kind} {'does not have' if wanted else 'has'} these outputs: {shapes or 'none'}{hint}"
+    known = f" and {seen.classes} classes" if seen.classes else ""
+    has = "does not have" if wanted else "has"
+    return f"{kind} {has} these outputs{known}: {shapes or 'none'}{_hint(seen)}"
 
 
 def _hint(seen: Seen) -> str:

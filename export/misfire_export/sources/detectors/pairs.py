@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from misfire_export.graph.rename import own_name
 from misfire_export.sources.detectors.base import (
     IMAGENET,
     PAIRS,
@@ -210,7 +211,8 @@ class RfDetr(_Pairs):
 
 
 def _rf_detr(seen: Seen) -> bool:
-    return {"dets", "labels"} <= set(seen.outputs)
+    # `labels` is a name of ours as well, so the graph's own tensor was renamed.
+    return {"dets", "labels"} <= {own_name(name) for name in seen.outputs}
 
 
 @layout
