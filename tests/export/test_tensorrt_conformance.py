@@ -100,3 +100,21 @@ def test_a_network_of_full_size_is_taken_with_its_scores_in_every_precision() ->
         assert report["layers"] > 100 and report["executed"] is False
         values = open_session(lowered).run(None, {"image": known.batch([0, 1], contract).numpy()})
         assert all(np.isfinite(value).all() for value in values)
+
+
+def test_a_detector_is_taken_with_its_boxes_in_every_precision() -> None:
+    contract, task = InputContract(height=64, width=96), get_task("detection")
+    torch.manual_seed(0)
+    built = build_model("detector-small", task=task, outputs=5, channels=3)
+    probe = Probe(built.module, last_layer=built.last_layer, features=built.feature_layers).eval()
+    names = tuple(map(str, range(8)))
+    images = [view(number, width=96, height=64) for number in range(8)]
+    empty = task.stack([np.zeros((0, 6), np.float32)] * 8)
+    known = Examples(images=images, targets=empty, ids=names, groups=names)
+    output = task.output_name
+    graph = trace(ScoredModel(probe, [], output_name=output, answer=task.answer).eval(), contract=contract)
+    int8 = quantize(graph, target="tensorrt", frames=known, contract=contract, output=output)
+    for lowered in (graph, halve(graph, output=output), int8):
+        assert check_conformance(lowered)["layers"] > 100
+        (boxes,) = open_session(lowered).run([output], {"image": known.batch([0, 1], contract).numpy()})
+        assert boxes.shape == (2, 100, 6) and np.isfinite(boxes).all()
