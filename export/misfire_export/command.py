@@ -61,6 +61,19 @@ def export(
             "(images:PATH, a folder or a video)."
         ),
     ] = "",
+    train: Annotated[
+        str, typer.Option(help="Your own split, with --test: the data set that the model was trained on.")
+    ] = "",
+    holdout: Annotated[
+        str, typer.Option(help="Your own split, with --test: a data set that scores may learn from.")
+    ] = "",
+    test: Annotated[
+        str,
+        typer.Option(
+            help="Your own split, instead of --dataset: the data set to calibrate on, all of it. Neither the "
+            "model nor a score may have seen it."
+        ),
+    ] = "",
     task: Annotated[
         str,
         typer.Option(
@@ -127,7 +140,12 @@ def export(
     from misfire_export.assemble import require_free
     from misfire_export.options import Options
     from misfire_export.sources.facts import ModelFacts
-    from misfire_export.sources.frames import frames_of_dataset, frames_of_run, read_image
+    from misfire_export.sources.frames import (
+        frames_of_dataset,
+        frames_of_run,
+        read_image,
+        require_one_split,
+    )
     from misfire_export.sources.labels import read_classes
     from misfire_export.sources.module import export_module_bundle, module_lineage
     from misfire_export.sources.module_loading import load_module
@@ -165,9 +183,8 @@ def export(
         frames = frames_of_run(loaded, load_dataset(source, root=data))
         bundle = export_run(loaded, frames, out=out, options=named(source))
     else:
-        if not dataset:
-            raise ConfigError("--torch and --onnx need --dataset: frames to calibrate on")
         # Whatever needs no data is checked first: reading data can take minutes.
+        parts = require_one_split(dataset, {"train": train, "holdout": holdout, "test": test})
         require_free(out)
         own_task = load_task(task) if task else None
         if own_task is not None and onnx is not None and own_task.bundle_task == "custom":
@@ -177,7 +194,7 @@ def export(
         if (layout or box_rule) and not detector:
             raise ConfigError("--layout and --box-rule are for --onnx with --task detection")
         size = None if onnx is None else _own_size(onnx, output=output, task=task)
-        frames, contract = frames_of_dataset(dataset, data=data, image=image, size=size)
+        frames, contract = frames_of_dataset(dataset, parts=parts, data=data, image=image, size=size)
         if not (task or frames.task):
             raise ConfigError("pictures without labels do not tell the model's task: state it with --task")
         facts = ModelFacts(

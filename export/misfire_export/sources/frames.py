@@ -22,6 +22,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_runtime.toml import explain
 from misfire_train.data import Dataset, Examples, load_dataset, split
+from misfire_train.data.examples import join
 from misfire_train.fitting.frames import frames_to_fit
 from misfire_train.runs import Run, run_splits
 
@@ -89,6 +90,7 @@ def frames_of_dataset(
     name: str,
     *,
     data: Path | None,
+    parts: Mapping[str, str] | None = None,
     image: str = "",
     seed: int = 0,
     size: tuple[int, int, int] | None = None,
@@ -98,6 +100,7 @@ def frames_of_dataset(
     Args:
         name: Name of the data set.
         data: Folder of the published data sets.
+        parts: The user's own split instead, as `frames_of_parts` takes it.
         image: What the input expects, as JSON; what it leaves out is the data set's.
         seed: Random seed of the division of the test half.
         size: Channels, height and width that the graph takes, for what neither `image` nor the name states.
@@ -106,23 +109,97 @@ def frames_of_dataset(
         ConfigError: `image` is another text, or does not describe an input.
     """
     given = read_image(image)
+    if parts and parts.get("test"):
+        return frames_of_parts(parts, data=data, image=image, size=size)
     if name.startswith(PREFIX):
         return frames_of_pictures(Path(name.removeprefix(PREFIX)), given, size=size)
     dataset = load_dataset(_with_size(name, given, size), root=data)
     contract = laid_over(dataset.contract, _sized(name, given, size))
-    parts = split(
+    halves = split(
         dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
     )
     frames = Frames(
-        calibration=parts["calibration"],
+        calibration=halves["calibration"],
         fit=dataset.train,
-        holdout=parts["holdout"],
+        holdout=halves["holdout"],
         classes=dataset.classes,
         contract=laid_over(dataset.contract, {"color": contract.color}),
         task=dataset.task,
         dataset=(dataset.name, dataset.sha256),
     )
     return frames, contract
+
+
+def require_one_split(dataset: str, parts: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns the parts.
+
+    Raises ConfigError unless frames are named once: by a data set, or by parts of which one is the test.
+    """
+    given = [f"--{part}" for part, name in parts.items() if name]
+    if dataset and given:
+        raise ConfigError(f"--dataset and {', '.join(given)}: name a data set, or your own parts")
+    if given and not parts.get("test"):
+        raise ConfigError(f"{', '.join(given)}: an own split needs --test, the frames to calibrate on")
+    if not dataset and not given:
+        raise ConfigError(
+            "--torch and --onnx need --dataset: frames to calibrate on; or your own split: --train, "
+            "--holdout, --test"
+        )
+    names = [name for name in parts.values() if name]
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            "two of --train, --holdout and --test name the same data set: they must not share frames"
+        )
+    return parts
+
+
+def frames_of_parts(
+    parts: Mapping[str, str],
+    *,
+    data: Path | None,
+    image: str = "",
+    size: tuple[int, int, int] | None = None,
+) -> tuple[Frames, InputContract]:
+    """Returns the user's own split, each part whole, and what the model's input expects.
+
+    Args:
+        parts: data sets by part: test, and perhaps train and holdout.
+        data: Folder of the published data sets.
+        image: What the input expects, as JSON; what it leaves out is the test set's.
+        size: Channels, height and width that the graph takes.
+
+    Raises:
+        ConfigError: parts differ in task or classes, or `image` does not describe an input.
+    """
+    given = read_image(image)
+    loaded = {
+        part: load_dataset(_with_size(name, given, size), root=data) for part, name in parts.items() if name
+    }
+    test = loaded["test"]
+    for part, other in loaded.items():
+        if (other.task, other.classes) != (test.task, test.classes):
+            raise ConfigError(
+                f"--{part} has {other.task} with classes {', '.join(other.classes)}, --test {test.task} with "
+                f"{', '.join(test.classes)}; parts must agree (an empty folder is a class, too)"
+            )
+    contract = laid_over(test.contract, _sized(parts["test"], given, size))
+    whole = {part: _whole(dataset, part) for part, dataset in loaded.items()}
+    frames = Frames(
+        calibration=whole["test"],
+        fit=whole.get("train"),
+        holdout=whole.get("holdout"),
+        classes=test.classes,
+        contract=laid_over(test.contract, {"color": contract.color}),
+        task=test.task,
+        dataset=(test.name, test.sha256),
+    )
+    return frames, contract
+
+
+def _whole(dataset: Dataset, part: str) -> Examples:
+    """Returns both halves as one set; file names of two folders may be the same, so the part is named."""
+    both = join([dataset.train, dataset.test])
+    return replace(both, ids=tuple(f"{part}/{identity}" for identity in both.ids))
 
 
 def frames_of_pictures(

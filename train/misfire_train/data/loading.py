@@ -18,6 +18,7 @@ from misfire_train.data.readers.folders import load_image_folder
 from misfire_train.data.readers.kitti import load_kitti
 from misfire_train.data.readers.masks import load_masks
 from misfire_train.data.readers.options import Options, parse_argument, printable
+from misfire_train.data.readers.own import load_own
 from misfire_train.data.readers.published import (
     load_digits,
     load_fashion_mnist,
@@ -63,7 +64,8 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
 
     Args:
         name: one of `misfire data list`. Readers of your own files take a path after a colon, and after the
-            path optionally `?size=WIDTHxHEIGHT&group=REGEX`; docs/data.md has all options.
+            path optionally `?size=WIDTHxHEIGHT&group=REGEX`; docs/data.md has all options. A set of your own
+            code is `package.module:factory`.
         root: folder of the published sets; else MISFIRE_DATA, else the user's cache.
 
     Raises:
@@ -89,6 +91,8 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
         return _NAMED[name](root)
     if colon and reader in _NAMED:
         raise DatasetError(f"{reader} takes no path; name the folder of its files with --data")
+    if colon and argument.isidentifier() and all(part.isidentifier() for part in reader.split(".")):
+        return load_own(name)
     if name == "dashcam":
         raise DatasetError("dashcam has no labels: it is a source for `misfire run`, not for training")
     if reader == "images":
