@@ -20,7 +20,8 @@ from misfire_runtime.engines.scoring import Scorer, quantile
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.tables import Table
 from misfire_runtime.temporal.base import NAME as TEMPORAL
-from misfire_runtime.temporal.registry import comparison_of
+from misfire_runtime.temporal.drop import NAME as BOX_DROP
+from misfire_runtime.temporal.registry import MAX_SCORES, comparison_of
 from misfire_runtime.triggers.scored_frame import ScoredFrame
 
 Priority = Annotated[int, Field(ge=0, le=9)]
@@ -64,9 +65,17 @@ class BuildContext:
 
     @property
     def scores(self) -> Collection[str]:
-        """Returns the names of the bundle's scores, and `temporal` if its answers can be compared in time."""
-        compared = comparison_of(self.scorer) is not None
-        return (*self.scorer.tables, TEMPORAL) if compared else tuple(self.scorer.tables)
+        """Returns the names of the bundle's scores, and of those that the vehicle computes from its answers.
+
+        Those are `temporal` if answers can be compared in time, and `box_drop` if they are boxes.
+        """
+        names = list(self.scorer.tables)
+        if comparison_of(self.scorer) is not None:
+            names.append(TEMPORAL)
+        # An offer takes so many.
+        if self.scorer.output_of("boxes") is not None and BOX_DROP not in names and len(names) < MAX_SCORES:
+            names.append(BOX_DROP)
+        return tuple(names)
 
     def score(self, wanted: str | None) -> str:
         """Returns the score to look at: the wanted one, or the bundle's default.

@@ -32,6 +32,9 @@ from misfire_runtime.sources.context import Context
 from misfire_runtime.state.progress import Progress
 from misfire_runtime.state.statistics import Statistics
 from misfire_runtime.temporal.base import NAME as TEMPORAL
+from misfire_runtime.temporal.drop import NAME as BOX_DROP
+from misfire_runtime.temporal.drop import BoxDrop
+from misfire_runtime.temporal.levels import Levels
 from misfire_runtime.triggers import ScoredFrame, Selector, build_triggers
 from misfire_runtime.triggers.base import TriggerTable
 from misfire_runtime.triggers.budget import Budget
@@ -134,6 +137,7 @@ class Vehicle:
         self._memory = TriggerMemory(state_dir / "triggers.json")
         self._resume = resume
         self._delay = self._make_delay()
+        self._drop = self._make_drop()
         if resume:
             self._relearn(self._memory.load(scorer.label))
         self._on_tick = on_tick
@@ -346,11 +350,24 @@ class Vehicle:
         for name in scored.refused:
             self.statistics.refused_scores[name] += 1
         seen = ScoredFrame(frame, scored, self.scorer.label, self.context.snapshot(), self.statistics.frames)
+        self._compare_with_minutes(seen, live=live)
         held = Held(seen, in_stream)
         settled = [held] if self._delay is None else self._delay.add(held, live=live)
         chosen = [self._select(held) for held in settled]
         self.statistics.frame(scored.scores, latency_s=time.perf_counter() - began)
         self._keep(chosen, stop)
+
+    def _compare_with_minutes(self, frame: ScoredFrame, *, live: bool) -> None:
+        """Adds the score `box_drop`, if a trigger looks at it and it is known."""
+        if self._drop is None:
+            return
+        drop, levels = self._drop
+        time_s = frame.time_s if live or frame.frame.pts_s is not None else None
+        value = drop.see(frame.source, frame.scored.answer("boxes"), time_s)
+        if value is not None:
+            # The level first: a frame is compared with those before it.
+            frame.scored.add(BOX_DROP, value, level=levels.level(value))
+            levels.add(value)
 
     def _decide_all(self, stop: threading.Event) -> None:
         """Decides on the frames that wait, without what would have been known of them later."""
@@ -422,6 +439,9 @@ class Vehicle:
         self.config, self.scorer, self.selector, self._random = config, scorer, selector, selector.random
         self.budget.limits = config.limits
         self._delay = self._make_delay()
+        # A new threshold changes no answer, so what was usual stays.
+        if scorer is not old or self._drop is None or BOX_DROP not in selector.used:
+            self._drop = self._make_drop()
         self._relearn(learned)
         if scorer is not old:
             old.close()
@@ -449,6 +469,13 @@ class Vehicle:
         if TEMPORAL not in self.selector.used or TEMPORAL in self.scorer.tables:
             return None
         return DelayLine(self.scorer)
+
+    def _make_drop(self) -> tuple[BoxDrop, Levels] | None:
+        """Returns the memory of the last minutes, and the drops so far, if a trigger looks at them."""
+        if BOX_DROP not in self.selector.used or BOX_DROP in self.scorer.tables:
+            return None
+        rule = self.scorer.bundle.manifest.detection
+        return BoxDrop(threshold=0.0 if rule is None else rule.score_threshold), Levels()
 
     def _learned(self) -> Learned:
         late = {} if self._delay is None else self._delay.learned()
