@@ -9,7 +9,7 @@ folder is built beside its destination and renamed at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,11 +57,15 @@ LEARNED_LOSS = ("learning_loss_pp",)
 
 @dataclass(frozen=True)
 class GraphScore:
-    """Describes a score in the graph: its output is `score.<name>`."""
+    """Describes a score in the graph: its output is `score.<name>`.
+
+    of: a further answer of the graph, of which the frames have no labels; "" for the task's own.
+    """
 
     name: str
     definition: str
     free: bool
+    of: str = ""
 
     @property
     def predicts_loss(self) -> bool:
@@ -203,6 +207,8 @@ def _score_specs(
 ) -> tuple[tuple[ScoreSpec, ...], dict[str, Any]]:
     specs, reports = [], {}
     for score in source.scores:
+        # Failures of the task say nothing about another answer.
+        judged = measured if not score.of else replace(measured, labelled=False)
         calibration = calibrate(
             score.name,
             measured,
@@ -216,11 +222,11 @@ def _score_specs(
                 definition=score.definition,
                 free=score.free,
                 calibration=calibration,
-                operating_points=operating_points(score.name, measured, folds=folds, seed=seed),
+                operating_points=operating_points(score.name, judged, folds=folds, seed=seed),
             )
         )
         reports[score.name] = report(
-            score.name, measured, folds=folds, predicts_loss=calibration.loss_scale is not None
+            score.name, judged, folds=folds, predicts_loss=calibration.loss_scale is not None
         )
     return tuple(specs), reports
 
@@ -229,20 +235,21 @@ def _default_score(
     source: Source, measured: Measurement, calibration: Examples, session: Any, options: Options
 ) -> tuple[str, dict[str, Any]]:
     """Returns the trigger score: the requested one, or the gate's winner among what this engine measured."""
-    names = [score.name for score in source.scores]
+    names = [score.name for score in source.scores if not score.of]
     if options.default_score is not None:
         return options.default_score, {"verdict": "chosen by hand"}
-    free = {score.name for score in source.scores if score.free}
+    free = {score.name for score in source.scores if score.free and not score.of}
     if not free:
         return names[0], {"verdict": f"no free score in the bundle to compare with: trigger on {names[0]}"}
     preferred = source.task.default_free_score
     if not measured.labelled:
         chosen = preferred if preferred in free else next(name for name in names if name in free)
         return chosen, {"verdict": f"{NO_LABELS}: trigger on the free score {chosen}"}
+    own = replace(source, scores=tuple(score for score in source.scores if not score.of))
     return choose_trigger(
-        measured,
+        replace(measured, scores={name: measured.scores[name] for name in names}),
         calibration,
-        measure=lambda frames: _measure(source, session, frames, threshold=measured.threshold),
+        measure=lambda frames: _measure(own, session, frames, threshold=measured.threshold),
         free=free,
         fallback=preferred if preferred in free else None,
         refit=source.refit,

@@ -45,6 +45,13 @@ def export(
     output: Annotated[
         str, typer.Option(help="With --torch or --onnx: name the output that is the answer.")
     ] = "",
+    also: Annotated[
+        str,
+        typer.Option(
+            help="With --onnx: give further outputs scores of their own, comma-separated OUTPUT=TASK. "
+            "Default task: classification."
+        ),
+    ] = "",
     answer: Annotated[
         AnswerKind, typer.Option(help="With --onnx: read the answer as numbers of this kind.")
     ] = "auto",
@@ -203,6 +210,7 @@ def export(
             classes=own_names,
             output=output,
             answer=answer,
+            also=further_outputs(also, onnx),
             features=_listed(features),
             last_layer=last_layer or None,
             lineage=module_lineage(torch, weights, frames.dataset) if torch else None,
@@ -217,6 +225,15 @@ def export(
                 onnx, frames, facts, out=out, options=options, image=read_image(image), detection=detection
             )
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
+
+
+def further_outputs(text: str, onnx: Path | None) -> dict[str, str]:
+    """Returns {output: task} of --also. Raises ConfigError without a graph."""
+    from misfire_export.sources.onnx_outputs import parse_further
+
+    if text and onnx is None:
+        raise ConfigError("--also is for --onnx: a module gives one answer, named with --output")
+    return parse_further(text)
 
 
 def _own_size(path: Path, *, output: str, task: str) -> tuple[int, int, int] | None:

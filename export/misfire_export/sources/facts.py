@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from misfire_runtime.bundle import Lineage
 from misfire_runtime.preprocess import InputContract
@@ -19,6 +19,7 @@ class ModelFacts:
         task: Name of a built-in task, or a task made by `custom_task`.
         classes: Class names in the order of the model's outputs. Empty takes the file's own, or the data's.
         output: Output that is the answer, by name, key or position. Empty finds it.
+        also: Of an ONNX graph: further outputs that get scores of their own, {output: task}.
         answer: Of an ONNX graph: auto, logits, probabilities or sigmoid.
         features: Of a module: layers that a learned head reads.
         last_layer: Of a module: its last nn.Linear or 1x1 nn.Conv2d. None finds it.
@@ -30,6 +31,7 @@ class ModelFacts:
     classes: Sequence[str] = ()
     output: str = ""
     answer: str = "auto"
+    also: Mapping[str, str] = field(default_factory=dict)
     features: Sequence[str] = ()
     last_layer: str | None = None
     lineage: Lineage | None = None

@@ -45,6 +45,7 @@ from misfire_export.sources.labels import (
 from misfire_export.sources.onnx_graft import ScoreHead, append_scores, expose, hide
 from misfire_export.sources.onnx_import import adapt, fit_pixels
 from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
+from misfire_export.sources.onnx_outputs import AllOutputs, Further, join_scores, score_further
 from misfire_export.sources.onnx_proof import (
     Seen,
     as_logits,
@@ -149,24 +150,64 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
     if found.layer is not None:
         # It was an output for fitting and tracing scores only.
         hide(scored, "phi")
+    others = [
+        score_further(graph, name, task=foreign_task(kind), frames=frames.calibration, contract=contract)
+        for name, kind in facts.also.items()
+    ]
+    references = {}
+    for other in others:
+        scored = join_scores(scored, other)
+        running = open_session(other.exposed)
+        references[other.name] = ForeignReference(
+            running, other.head, output=other.answer, image=contract.name
+        )
+    reference = ForeignReference(session, head, output=task.output_name, image=contract.name)
     source = Source(
         graph=scored,
         contract=contract,
         task=task,
         output=task.output_name,
-        scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
+        scores=(
+            *(GraphScore(score.name, score.definition, score.free) for score in built),
+            *(
+                GraphScore(
+                    f"{other.name}_{score.name}",
+                    f"{score.definition}, of {other.name}",
+                    score.free,
+                    other.name,
+                )
+                for other in others
+                for score in other.scores
+            ),
+        ),
         lineage=_lineage(Path(path), frames.dataset),
         classes=order.names,
-        reference=ForeignReference(session, head, output=task.output_name, image=contract.name),
+        reference=AllOutputs(reference, references) if references else reference,
         ranges=frames.fit,
         precision=precision_of(given),
         labelled=frames.labelled,
         extra={
-            "notes": [*pixels, *notes, *found.notes, *_told(found), *told, *frames.notes],
+            "notes": [
+                *pixels,
+                *notes,
+                *found.notes,
+                *_told(found),
+                *told,
+                *frames.notes,
+                *_told_further(others),
+            ],
             "surgery": _report(found),
         },
     )
     return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
+
+
+def _told_further(others: Sequence[Further]) -> list[str]:
+    notes = [note for other in others for note in other.notes]
+    if others:
+        listed = ", ".join(other.name for other in others)
+        notes.append(f"{listed}: scores with quantiles only, because the frames have no labels of them")
+    return notes
 
 
 def foreign_task(name: str) -> Task:
