@@ -24,6 +24,7 @@ from misfire_export.measure.trigger import Shifts
 from misfire_export.options import Options
 from misfire_export.sources.detectors.cutting import keep_outputs
 from misfire_export.sources.detectors.exporting import export_detector
+from misfire_export.sources.detectors.labelled import in_detectors_terms, order_known_classes
 from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
@@ -395,6 +396,19 @@ def test_labels_are_brought_into_the_detectors_pixels_and_classes(tmp_path: Path
             out=tmp_path / "other",
             options=options,
         )
+
+
+def test_classes_that_the_detector_lacks_are_left_out_and_named() -> None:
+    order = order_known_classes(("car", "tram", "bike"), 3, stated=("bike", "car", "sign"), metadata=())
+    assert order.index == (1, -1, 0) and order.names == ("bike", "car", "sign")
+    assert order.note == "the detector has no class for tram: such objects are left out of the labels"
+    rows = np.array([[0, 0, 9, 9, label, 0] for label in (0, 1, 2)], np.float32)
+    frames = replace(pictures(1), targets=Detection().stack([rows]))
+    contract = InputContract(height=HEIGHT, width=WIDTH)
+    placed = in_detectors_terms(Frames(frames, contract=contract), contract, order, Detection())
+    assert placed.calibration.targets[0][:, 4].tolist() == [1, 0]
+    with pytest.raises(LabelError, match="does not have: tram"):
+        order_known_classes(("tram",), 3, stated=("bike", "car", "sign"), metadata=())
 
 
 def test_a_detector_of_another_normalisation_is_noticed(tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ from misfire_export.sources.detectors.grafting import (
     require_same,
     trace_head,
 )
-from misfire_export.sources.detectors.labelled import check_classes, in_detectors_terms
+from misfire_export.sources.detectors.labelled import check_classes, in_detectors_terms, order_known_classes
 from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import ASSUMED_PIXELS, Frames
-from misfire_export.sources.labels import ClassOrder, order_classes
+from misfire_export.sources.labels import ClassOrder
 from misfire_export.sources.onnx_import import adapt
 from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
 from misfire_runtime.boxes import BoxRule
@@ -108,7 +108,9 @@ def export_detector(
         at_least=len(frames.classes),
     )
     reading, contract = found.fit.reading, found.contract
-    order = order_classes(frames.classes, reading.classes, stated=facts.classes, metadata=class_names(given))
+    order = order_known_classes(
+        frames.classes, reading.classes, stated=facts.classes, metadata=class_names(given)
+    )
     task = Detection().with_rule(_rule(found, rule or {}), order.names)
     frames = in_detectors_terms(frames, contract, order, task)
     network, notes = _network(found)

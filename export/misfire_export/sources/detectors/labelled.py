@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from misfire_export.errors import LabelError
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.labels import Answered, ClassOrder, check_order
+from misfire_export.sources.labels import Answered, ClassOrder, check_order, order_classes
 from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import InputContract
 from misfire_train.boxes.columns import BOX, CLASS, FINAL, IGNORE
 from misfire_train.boxes.geometry import iou_matrix
 from misfire_train.data import Examples
+from misfire_train.data.readers.class_lists import nfc
 from misfire_train.tasks.detection import Detection
 
 FEW_FOUND = 0.1
@@ -44,6 +45,24 @@ def in_detectors_terms(frames: Frames, contract: InputContract, order: ClassOrde
     return replace(frames, calibration=calibration, fit=fit, holdout=holdout)
 
 
+def order_known_classes(
+    data: Sequence[str], outputs: int, *, stated: Sequence[str], metadata: Sequence[str]
+) -> ClassOrder:
+    """Returns which output is which class of the data; -1 for classes that the detector does not have.
+
+    Raises LabelError as `order_classes` does, also if the detector has none of the classes.
+    """
+    own = [nfc(name) for name in stated or (metadata if len(metadata) == outputs else ())]
+    missing = [name for name in data if nfc(name) not in own]
+    if not own or not 0 < len(missing) < len(data):
+        return order_classes(data, outputs, stated=stated, metadata=metadata)
+    known = [name for name in data if name not in missing]
+    order = order_classes(known, outputs, stated=stated, metadata=metadata)
+    index = tuple(own.index(nfc(name)) if name not in missing else -1 for name in data)
+    note = f"the detector has no class for {', '.join(missing)}: such objects are left out of the labels"
+    return replace(order, index=index, note=note)
+
+
 def _placed(
     part: Examples, before: InputContract, after: InputContract, order: ClassOrder, task: Detection
 ) -> Examples:
@@ -58,7 +77,8 @@ def _placed(
         found[:, :BOX] = Placement.of(width, height, after).to_network(picture)
         real = found[:, CLASS] >= 0
         found[real, CLASS] = index[found[real, CLASS].astype(int)]
-        rows.append(found)
+        # A detector cannot miss what it has no class for.
+        rows.append(found[~real | (found[:, CLASS] >= 0)])
     return replace(part, targets=task.stack(rows))
 
 
