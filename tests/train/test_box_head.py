@@ -153,8 +153,14 @@ def test_a_saved_head_gives_the_same_scores(probe: Probe, fitted: BoxHead) -> No
 
 
 def test_a_graph_without_features_has_a_head_too(probe: Probe, fitted: BoxHead) -> None:
+    options = fitted.options
     head = BoxHead(
-        rule=TASK.rule, width=64, height=48, columns=fitted.options["columns"] - 2, sees_features=False
+        frame_columns=options["frame_columns"] - 2,
+        rule=TASK.rule,
+        width=64,
+        height=48,
+        columns=options["columns"] - 2,
+        sees_features=False,
     )
     signals = probe(labelled(2, seed=7).images)
     assert head(signals).shape == (2,)

@@ -18,7 +18,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.boxes.matching import label_candidates
 from misfire_train.heads.base import Parts
-from misfire_train.heads.boxes import BELOW_ROW, KEPT_ROW, BoxHead
+from misfire_train.heads.boxes import BELOW_ROW, KEPT_ROW, LOG_UNSEEN, BoxHead
 from misfire_train.heads.data import LabelledSet, checked_losses, on_cpu
 from misfire_train.heads.fitted import CHECK_SHARE, Fitted, HeadReport, name_collapse
 from misfire_train.heads.pairs import paired_objective, row_weights
@@ -37,19 +37,25 @@ FRAMES = 48
 IMAGES = 32
 OBJECTIVE_WEIGHT = 0.3
 """Of the objective on frames, beside the cross-entropy of candidates, which has far more labels."""
+UNSEEN_WEIGHT = 0.3
+"""Of the likelihood of the unseen objects."""
+STEPS_SHARE = 4 / 7
+"""Of a recipe's steps: a step sees thousands of candidates, and more steps learn the drives by heart."""
 
 
 @dataclass(frozen=True)
 class BoxSet:
     """Holds R frames and versions. parts: of the head. right, overlap, uncovered: labels [R,K], NaN if none.
 
-    losses, failed: [R].  image: [R], the image that a row shows.  clean: bool [R].
+    unseen: [R], missed objects without a candidate.  losses, failed: [R].
+    image: [R], the image that a row shows.  clean: bool [R].
     """
 
     parts: Parts
     right: Tensor
     overlap: Tensor
     uncovered: Tensor
+    unseen: Tensor
     losses: Tensor
     failed: Tensor
     image: Tensor
@@ -70,6 +76,7 @@ class BoxSet:
             self.right,
             self.overlap,
             self.uncovered,
+            self.unseen,
             self.losses,
             self.failed,
             self.image,
@@ -130,19 +137,21 @@ def new_box_head(probe: Probe, *, task: Detection, recipe: HeadRecipe, contract:
         signals.last_input.shape[2] * signals.last_input.shape[3] == signals.outputs.shape[1]
     )
 
-    def made(columns: int) -> BoxHead:
+    def made(columns: int, frame_columns: int) -> BoxHead:
         return BoxHead(
             rule=task.rule,
             width=contract.width,
             height=contract.height,
             columns=columns,
+            frame_columns=frame_columns,
             sees_features=sees_features,
             hidden=recipe.hidden,
             members=recipe.members,
         )
 
     with torch.no_grad():
-        return made(made(1).extract(signals)[0].shape[2])
+        x, *_, frame = made(1, 1).extract(signals)
+        return made(x.shape[2], frame.shape[1])
 
 
 @torch.no_grad()
@@ -165,12 +174,14 @@ def collect_boxes(
             final = task.final(signals)[0]
             ids = [examples.ids[i] for i in rows]
             labels = label_candidates(task.candidates(signals), targets, task.rule)
+            missed = task.counts(final, targets)["missed"].to(labels.uncovered.dtype)
             sets.append(
                 BoxSet(
                     head.extract(signals),
                     labels.right,
                     labels.overlap,
                     labels.uncovered,
+                    (missed - labels.uncovered.nansum(1)).clamp_min(0),
                     checked_losses(task, final, targets, ids=ids),
                     task.failed(final, targets),
                     torch.from_numpy(rows),
@@ -212,15 +223,20 @@ def fit_on_boxes(
 @torch.no_grad()
 def standardise(head: BoxHead, data: BoxSet) -> None:
     """Sets mean and deviation of the statistics, and Platt's lines on the clean rows."""
-    x, logit, kept, below = data.parts
-    rows = x[(kept + below) > 0]
-    head.center.copy_(rows.mean(0))
-    deviation = rows.std(0)
-    # A column that never varied has no information: its first other value must not become a huge one.
-    head.spread.copy_(torch.where(deviation > 1e-5, deviation, torch.full_like(deviation, 1e3)))
+    x, logit, kept, below, frame = data.parts
+    for rows, center, spread in (
+        (x[(kept + below) > 0], head.center, head.spread),
+        (frame, head.frame_center, head.frame_spread),
+    ):
+        center.copy_(rows.mean(0))
+        deviation = rows.std(0)
+        # A column that never varied has no information: its first other value must not become a huge one.
+        spread.copy_(torch.where(deviation > 1e-5, deviation, torch.full_like(deviation, 1e3)))
     clean = data.clean.nonzero().flatten()
     head.lines[KEPT_ROW] = torch.tensor(platt(logit[clean], data.right[clean]))
     head.lines[BELOW_ROW] = torch.tensor(platt(logit[clean], data.uncovered[clean]))
+    # A hundredth of an object stands for none at all, whose logarithm would be infinite.
+    head.log_unseen.copy_(torch.log(data.unseen[clean].mean().clamp_min(0.01)))
     fit = head.task.rule.matching
     found = data.overlap[(data.right == 1) & (data.overlap >= fit)]
     if len(found) and fit < 1:
@@ -242,11 +258,12 @@ def optimise_boxes(
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    count = max(1, round(STEPS_SHARE * recipe.steps))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
     weights = row_weights(data.clean, share=recipe.clean_share)
     head.train()
-    with (reporter or Reporter(quiet=True)).steps("training the head", recipe.steps) as steps:
-        for _ in range(recipe.steps):
+    with (reporter or Reporter(quiet=True)).steps("training the head", count) as steps:
+        for _ in range(count):
             rows = torch.multinomial(weights, FRAMES, replacement=True, generator=generator)
             batch = data.take(rows)
             loss = box_objective(head, batch, task=task, recipe=recipe, eps=eps, generator=generator)
@@ -268,16 +285,18 @@ def box_objective(
     eps: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Returns cross-entropies of candidates and overlaps, and the recipe's objective on frames."""
-    log_odds, overlap = head.member_answers(batch.parts)
-    score = head.score_of(batch.parts, log_odds, overlap)
+    """Returns cross-entropies, the likelihood of unseen objects, and the recipe's objective on frames."""
+    log_odds, overlap, log_unseen = head.member_answers(batch.parts)
+    score = head.score_of(batch.parts, log_odds, overlap, log_unseen)
     label = torch.where(batch.right.isnan(), batch.uncovered, batch.right)
     loss = _cross_entropy(log_odds, label)
     tau = task.rule.matching
     place = torch.where(batch.right == 1, (batch.overlap - tau) / max(1 - tau, 1e-9), torch.nan)
     loss = loss + _cross_entropy(overlap, place.clamp(0, 1))
+    # Poisson's likelihood of a count, without its constant.
+    unseen = (torch.exp(log_unseen.clamp(*LOG_UNSEEN)) - batch.unseen * log_unseen).mean()
     paired = paired_objective(recipe.objective, score, batch.losses, eps=eps, generator=generator)
-    return loss + OBJECTIVE_WEIGHT * paired
+    return loss + UNSEEN_WEIGHT * unseen + OBJECTIVE_WEIGHT * paired
 
 
 def _cross_entropy(log_odds: Tensor, label: Tensor) -> Tensor:
@@ -305,7 +324,7 @@ def _report(head: BoxHead, check: BoxSet, base: Tensor, recipe: HeadRecipe, *, s
         recipe=recipe.name,
         samples=samples,
         units=int(check.right.shape[1]),
-        steps=recipe.steps,
+        steps=max(1, round(STEPS_SHARE * recipe.steps)),
         base=BASE,
         pair_accuracy=accuracy,
         deviation=deviation,

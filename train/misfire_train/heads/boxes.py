@@ -2,11 +2,13 @@
 
 log-odds of a candidate = Platt's line + mean over members of MLP(standardised statistics)
     kept boxes: it is the box of an object      candidates below the threshold: it is one without a box
-score of a frame = log of the LRP that these probabilities and the predicted overlaps add up to
+log of the unseen objects = constant + mean over members of MLP(standardised statistics of the frame)
+score of a frame = log of the LRP that probabilities, predicted overlaps and unseen objects add up to
 
-One network serves all candidates. Its last layer starts at zero, so the head starts as `expected_lrp` and
-cannot start worse. What a candidate looks like, which others agree with it, and what stands around it tell
-false boxes and misses apart better than its score alone. An object without any candidate stays unseen.
+One network serves all candidates. Last layers start at zero, so the head starts as `expected_lrp` and cannot
+start worse. What a candidate looks like, which others agree with it, and what stands around it tell false
+boxes and misses apart better than its score alone. An object without any candidate has no evidence of its
+own; but how many there are on average depends on how well the frame can be seen, and that shows in it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from misfire_train.heads.residual import CLIP, Committee
 from misfire_train.signals import Signals
 from misfire_train.tasks.detection import Detection
 
+# Ranks of candidates whose log-odds describe a frame: the best, those of usual objects, the background.
+RANKS = (0, 9, 29)
+LOG_UNSEEN = (-8.0, 4.0)
+"""Bounds of the logarithm of the unseen objects, so that an unfamiliar frame cannot make it explode."""
 # MetaDetect's limit (Schubert et al. 2021): candidates above it speak of one object.
 AGREES = 0.45
 # Below any loss that matters; keeps the log of an empty frame finite.
@@ -35,12 +41,14 @@ KEPT_ROW, BELOW_ROW = 0, 1
 
 
 class BoxHead(LossHead):
-    """Is LearningLoss++ for detectors. Its parts are (statistics [N,K,D], logit, kept, below [N,K]).
+    """Is LearningLoss++ for detectors.
+
+    Its parts are (statistics [N,K,D], logit, kept, below [N,K], statistics of the frame [N,F]).
 
     Args:
         rule: threshold, suppression and matching that it was trained for.
         width, height: of the network's input.
-        columns: number of statistics.
+        columns, frame_columns: number of statistics of a candidate, and of a frame.
         sees_features: it reads the features of each candidate's cell; a graph from elsewhere may have none.
         hidden, members: of its committees.
     """
@@ -51,6 +59,8 @@ class BoxHead(LossHead):
     lines: Tensor
     center: Tensor
     spread: Tensor
+    frame_center: Tensor
+    frame_spread: Tensor
 
     def __init__(
         self,
@@ -59,6 +69,7 @@ class BoxHead(LossHead):
         width: int,
         height: int,
         columns: int,
+        frame_columns: int,
         sees_features: bool = True,
         hidden: int = 32,
         members: int = 4,
@@ -70,9 +81,13 @@ class BoxHead(LossHead):
         self.hidden, self.members = hidden, members
         self.correction = Committee(columns, hidden=hidden, members=members)
         self.overlap = Committee(columns, hidden=hidden, members=members)
+        self.unseen = Committee(frame_columns, hidden=hidden, members=members)
         # Slope and offset of Platt's line of kept boxes, and of candidates below the threshold.
         self.lines = nn.Parameter(torch.tensor(((1.0, 0.0), (1.0, 0.0))))
         self.typical_overlap = nn.Parameter(torch.zeros(()))
+        self.log_unseen = nn.Parameter(torch.zeros(()))
+        self.register_buffer("frame_center", torch.zeros(frame_columns))
+        self.register_buffer("frame_spread", torch.ones(frame_columns))
         self.register_buffer("center", torch.zeros(columns))
         self.register_buffer("spread", torch.ones(columns))
 
@@ -85,19 +100,24 @@ class BoxHead(LossHead):
             "width": self.width,
             "height": self.height,
             "columns": len(self.center),
+            "frame_columns": len(self.frame_center),
             "sees_features": self.sees_features,
             "hidden": self.hidden,
             "members": self.members,
         }
 
     def extract(self, signals: Signals) -> Parts:
-        """Returns (statistics [N,K,D], logit, kept, below [N,K]) of the candidates."""
+        """Returns the parts: statistics of candidates and of the frame, and what is kept."""
         found = self.task.candidates(signals)
         x = candidate_statistics(found, width=self.width, height=self.height)
         if self.sees_features:
             x = torch.cat((x, feature_statistics(found, signals)), 2)
         kept, below = found.kept.to(x.dtype), found.below.to(x.dtype)
-        return x, found.logit, kept, below
+        frame = frame_statistics(found)
+        if self.sees_features:
+            # The candidates' own features, and those of the whole frame.
+            frame = torch.cat((frame, x[..., -2:].mean(1)), 1)
+        return x, found.logit, kept, below, frame
 
     def predict(self, parts: Parts) -> Tensor:
         """Returns the score of each frame, [N,1]."""
@@ -107,21 +127,25 @@ class BoxHead(LossHead):
         """Returns each member's score, [members,N,1]."""
         return self.score_of(parts, *self.member_answers(parts))[..., None]
 
-    def member_answers(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Returns each member's `answers`, [members,N,K] each."""
+    def member_answers(self, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns each member's `answers`, [members,N,K] twice and [members,N]."""
         rows, shape = self._rows(parts[0]), parts[1].shape
         log_odds = self._base(parts) + self.correction(rows).view(-1, *shape)
-        return log_odds, self.typical_overlap + self.overlap(rows).view(-1, *shape)
+        overlap = self.typical_overlap + self.overlap(rows).view(-1, *shape)
+        return log_odds, overlap, self.log_unseen + self.unseen(self._frames(parts))
 
-    def answers(self, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Returns log-odds of each candidate, and log-odds of its overlap above tau, [N,K] each."""
+    def answers(self, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns log-odds of candidates and of overlaps above tau, [N,K], and log unseen objects, [N]."""
         rows, shape = self._rows(parts[0]), parts[1].shape
         log_odds = self._base(parts) + self.correction.average(rows).view(shape)
-        return log_odds, self.typical_overlap + self.overlap.average(rows).view(shape)
+        overlap = self.typical_overlap + self.overlap.average(rows).view(shape)
+        return log_odds, overlap, self.log_unseen + self.unseen.average(self._frames(parts))[:, 0]
 
     def details(self, signals: Signals) -> dict[str, Tensor]:
         """Returns P(true positive) and the expected overlap of each final box, [N,M], 0 for padding."""
-        log_odds, overlap = signals.once((id(self), "answers"), lambda: self.answers(self._parts(signals)))
+        log_odds, overlap, _unseen = signals.once(
+            (id(self), "answers"), lambda: self.answers(self._parts(signals))
+        )
         boxes, order = self.task.final(signals)
         there = (boxes[..., 4] > 0).to(boxes.dtype)
         tau = self.task.rule.matching
@@ -141,21 +165,27 @@ class BoxHead(LossHead):
     def _rows(self, x: Tensor) -> Tensor:
         return ((x.flatten(0, 1) - self.center) / self.spread).clamp(-CLIP, CLIP)
 
+    def _frames(self, parts: Parts) -> Tensor:
+        return ((parts[4] - self.frame_center) / self.frame_spread).clamp(-CLIP / 2, CLIP / 2)
+
     def _base(self, parts: Parts) -> Tensor:
         """Returns Platt's line of each candidate, [N,K]."""
-        _x, logit, kept, _below = parts
+        _x, logit, kept, _below, _frame = parts
         slope = torch.lerp(self.lines[BELOW_ROW, 0], self.lines[KEPT_ROW, 0], kept)
         offset = torch.lerp(self.lines[BELOW_ROW, 1], self.lines[KEPT_ROW, 1], kept)
         return slope * logit + offset
 
-    def score_of(self, parts: Parts, log_odds: Tensor, overlap: Tensor) -> Tensor:
-        """Returns the log of the expected loss, [...,N], of log-odds and overlaps [...,N,K]."""
-        _x, _logit, kept, below = parts
+    def score_of(self, parts: Parts, log_odds: Tensor, overlap: Tensor, log_unseen: Tensor) -> Tensor:
+        """Returns the log of the expected loss, [...,N].
+
+        log_odds, overlap: [...,N,K].  log_unseen: [...,N].
+        """
+        _x, _logit, kept, below, _frame = parts
         p = torch.sigmoid(log_odds)
         right, false = (p * kept).sum(-1), ((1 - p) * kept).sum(-1)
         # The overlap runs from tau to 1, and (1 - IoU)/(1 - tau) from 1 to 0.
         misplaced = (p * (1 - torch.sigmoid(overlap)) * kept).sum(-1)
-        missed = (p * below).sum(-1)
+        missed = (p * below).sum(-1) + torch.exp(log_unseen.clamp(*LOG_UNSEEN))
         loss = (misplaced + false + missed) / (right + false + missed + PRIOR)
         return torch.log(loss + LEAST_LOSS)
 
@@ -240,6 +270,31 @@ def _surroundings(found: Candidates) -> Tensor:
         ),
         2,
     )
+
+
+def frame_statistics(found: Candidates) -> Tensor:
+    """Returns what a frame's candidates look like together, [N,F]: how much a detector sees in it."""
+    z, p = found.logit, found.probability
+    kept, below = found.kept.to(p.dtype), found.below.to(p.dtype)
+    near = (found.iou >= AGREES).to(p.dtype)
+    alike = torch.log((near * found.same.to(p.dtype)).sum(2).clamp_min(1.0)).mean(1)
+    sides = (found.boxes[..., 2:] - found.boxes[..., :2]).clamp_min(1.0)
+    spread = torch.log(found.spread / (sides[..., 0] * sides[..., 1]).sqrt() + 1e-3)
+    entropy = functional.softplus(z) - z * p
+    last = z.shape[1] - 1
+    mean = z.mean(1)
+    columns = [z[:, min(rank, last)] for rank in RANKS]
+    columns += [
+        mean,
+        (z.square().mean(1) - mean.square()).clamp_min(0).sqrt(),
+        torch.log1p(kept.sum(1)),
+        torch.log1p((p * kept).sum(1)),
+        torch.log1p((p * below).sum(1)),
+        (entropy * (kept + below)).sum(1) / (kept + below).sum(1).clamp_min(1.0),
+        alike,
+        spread[:, : RANKS[1] + 1].mean(1),
+    ]
+    return torch.stack(columns, 1)
 
 
 def feature_statistics(found: Candidates, signals: Signals) -> Tensor:
