@@ -127,7 +127,7 @@ def _layout(case: Case, folder: Path) -> dict[str, Any]:
     path = file_of(case, folder / f"{case.name}.onnx")
     names = tuple("abc") if case.name == "yolox-decoded" else ()
     facts = ModelFacts(_UNREAD.contract, classes=names)
-    bundle = _export(path, pictures(FRAMES), facts, folder / case.name)
+    bundle = _export(path, pictures(FRAMES), facts, folder / case.name, layout=case.stated)
 
     def read(image: NDArray[np.float32]) -> tuple[Array, Array, Array | None]:
         return (*expected(case, path, image, folder), None)

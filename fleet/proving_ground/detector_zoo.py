@@ -39,6 +39,7 @@ from proving_ground.detector_truth import (
     read_queries,
     read_rows,
     read_v5,
+    read_v5_maps,
     read_v8,
     read_yolox,
 )
@@ -303,8 +304,14 @@ class Anchored(nn.Module):
 class Case:
     """Describes one exporter's file.
 
-    layout: its name here.  truth: (the file's own outputs) -> boxes [P,4] by corners, scores [P,K].
-    cut: what makes the file choose by itself; its outputs are then not what `truth` reads.
+    Attributes:
+        layout: its name here.
+        outputs, inputs: names that the exporter gives.
+        truth: (the outputs of the file, or of `raw`) -> boxes [P,4] by corners, scores [P,K].
+        raw: the head alone, of a file that chooses boxes by itself.
+        final: only chosen boxes can be seen.
+        suppression: of the box rule that the bundle should have.
+        stated: layout that the user has to name, because two fit.
     """
 
     name: str
@@ -316,6 +323,7 @@ class Case:
     final: bool = False
     suppression: float = 0.6
     inputs: tuple[str, ...] = ("images",)
+    stated: str = ""
 
 
 CASES = (
@@ -330,6 +338,14 @@ CASES = (
         suppression=1.0,
     ),
     Case("yolov5", "yolov5", Yolo5, ("output0",), read_v5),
+    Case(
+        "yolov5-maps",
+        "yolov5",
+        lambda: Yolo5(maps=True),
+        ("p3", "p4", "p5"),
+        read_v5_maps,
+        stated="yolov5",
+    ),
     Case("yolox", "yolox", Yolox, ("output",), read_yolox),
     Case("yolox-decoded", "yolox", lambda: Yolox(decoded=True), ("output",), read_v5),
     Case("nanodet", "nanodet", Nanodet, ("output",), read_nanodet),

@@ -112,7 +112,7 @@ def names_of(case: Case) -> tuple[str, ...]:
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_every_layout_is_recognised_and_decoded_as_numpy_reads_it(case: Case, tmp_path: Path) -> None:
     path = file_of(case, tmp_path / "m.onnx")
-    found = seen(path, classes=len(names_of(case)))
+    found = seen(path, classes=len(names_of(case)), layout=case.stated)
     reading, contract = found.fit.reading, found.contract
     assert reading.layout == case.layout and reading.final is case.final
     assert found.said.startswith(f"layout {case.layout}: ") and f"input {WIDTH}x{HEIGHT}" in found.said
