@@ -25,7 +25,7 @@ from misfire_train.data.examples import join
 from misfire_train.data.images import DecodedImages
 from misfire_train.data.splits import fraction_of
 from misfire_train.fit import UPLOADS, Parts, finished_run, fit, fit_key
-from misfire_train.metrics import auroc, bootstrap_mean
+from misfire_train.metrics import auroc, bootstrap_ratio_gain
 from misfire_train.progress import Reporter
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import compute
@@ -34,6 +34,8 @@ from misfire_train.train_config import TrainConfig
 HOLDOUT_SHARE = 0.25
 UPLOAD_WEIGHT = 0.5
 """Uploads fill half as many places of an epoch as the old training data, as far as `MAX_REPEATS` allows."""
+Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Of each example, what is right and what counts, [N] and [N]."""
 # A handful of uploads repeated without limit would be memorised.
 MAX_REPEATS = 8
 # The middle of the five severities.
@@ -46,7 +48,7 @@ class Retrained:
 
     Attributes:
         run: the new one.
-        before, after: accuracy `clean` and `shifted`, and the head's failure `auroc_*`.
+        before, after: accuracy (F1 for detection) `clean` and `shifted`, and the head's failure `auroc_*`.
         difference: after minus before with a paired 95 % interval, for `clean` and `shifted`.
         uploads: number of uploads by part.
     """
@@ -202,26 +204,28 @@ def _compare(before: Run, after: Run, dataset: Dataset, *, uploads: dict[str, in
             if area is not None:
                 found[f"auroc_{view}"] = area
             right.append(correct)
-        gain = bootstrap_mean(right[1] - right[0])
+        gain = bootstrap_ratio_gain(right[0], right[1])
         difference[view] = (gain.value, gain.low, gain.high)
     return Retrained(after, numbers[0], numbers[1], difference, uploads)
 
 
 @torch.no_grad()
-def _judge(run: Run, examples: Examples) -> tuple[NDArray[np.float64], float, float | None]:
-    """Returns each test example's contribution [N], the task's accuracy, and the head's failure AUROC."""
+def _judge(run: Run, examples: Examples) -> tuple[Shares, float, float | None]:
+    """Returns each test example's contribution, the task's accuracy, and the head's failure AUROC."""
     outputs = []
     for start in range(0, len(examples), 256):
         positions = np.arange(start, min(start + 256, len(examples)))
-        outputs.append(run.model(examples.batch(positions, run.contract)))
+        outputs.append(run.task.condense(run.model(examples.batch(positions, run.contract))))
     joined, targets = torch.cat(outputs), run.task.collate(examples.targets)
     accuracy = float(run.task.accuracy(joined, targets))
     if not run.task.knows_failures:
         # Higher is better, as in the other case.
-        return -run.task.sample_loss(joined, targets).double().numpy(), accuracy, None
+        losses = run.task.sample_loss(joined, targets).double().numpy()
+        return (-losses, np.ones_like(losses)), accuracy, None
     failed = run.task.failed(joined, targets).numpy()
     area = None
     if run.head is not None and 0 < failed.sum() < len(failed):
         score = compute(run, examples, [run.head])[run.head.name]
         area = float(auroc(score, failed))
-    return 1.0 - failed, accuracy, area
+    right, counted = run.task.shares(joined, targets)
+    return (right.numpy(), counted.numpy()), accuracy, area

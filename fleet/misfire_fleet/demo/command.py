@@ -101,9 +101,12 @@ def _table(result: Result) -> Table:
             "... in a random sample of that size",
             f"{result.failures_random:,.1f}  (uploads hold {ratio:.1f}x)",
         ),
-        ("accuracy, clean: before, after", _pair(result.accuracy_before_clean, result.accuracy_after_clean)),
         (
-            "accuracy, shifted: before, after",
+            f"{result.accuracy_name}, clean: before, after",
+            _pair(result.accuracy_before_clean, result.accuracy_after_clean),
+        ),
+        (
+            f"{result.accuracy_name}, shifted: before, after",
             _pair(result.accuracy_before_shifted, result.accuracy_after_shifted),
         ),
     ]

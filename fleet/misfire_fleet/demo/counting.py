@@ -1,20 +1,24 @@
 """Counts the failures among the demo's uploads and in a random sample of the same size.
 
-A frame is a failure if the class that the vehicle's engine predicts is not its true class. For the random
-sample the expected value is used: it does not depend on one draw.
+A frame is a failure if the task's rule says so of the answer that the bundle's engine gives: another class
+than the true one, or a missed object. For the random sample the expected value is used: it does not depend on
+one draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from misfire_fleet.demo.drive import Frame
 from misfire_fleet.store.records import StoredSample
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import decode_image
+from misfire_train.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -28,36 +32,35 @@ class Findings:
     failure_rate: float
 
 
-def failing_samples(bundle: Path, frames: Sequence[Frame], classes: Sequence[str]) -> set[str]:
-    """Returns the sample ids of the frames that the bundle's model classifies wrongly."""
+def failing_samples(bundle: Path, frames: Sequence[Frame], task: Task) -> set[str]:
+    """Returns the sample ids of the frames that the bundle's model gets wrong."""
     scorer = Scorer.load(Bundle.open(bundle))
     try:
-        return {
-            frame.sample
-            for frame in frames
-            if scorer.score(decode_image(frame.file.read_bytes())).prediction["class"] != classes[frame.label]
-        }
+        return {frame.sample for frame in frames if _fails(scorer, frame, task)}
     finally:
         scorer.close()
 
 
-def count(
-    stored: Sequence[StoredSample], truth: Mapping[str, Frame], failing: set[str], classes: Sequence[str]
-) -> Findings:
+def _fails(scorer: Scorer, frame: Frame, task: Task) -> bool:
+    answer = scorer.score(decode_image(frame.file.read_bytes())).answer(task.output_kind)
+    # A copy: the engine may use its array again for the next frame.
+    outputs = torch.tensor(answer)
+    return bool(task.failed(outputs, task.collate(task.stack([frame.target])))[0])
+
+
+def count(stored: Sequence[StoredSample], failing: set[str], *, frames: int) -> Findings:
     """Counts failures among the uploads.
 
     Args:
         stored: the samples that arrived.
-        truth: every frame of all drives, by sample id.
         failing: the ids that `failing_samples` returns for all frames.
-        classes: names of the classes, by label number.
+        frames: number of frames of all drives.
     """
-    rate = len(failing) / len(truth)
-    wrong = [s for s in stored if s.prediction["class"] != classes[truth[s.id].label]]
+    rate = len(failing) / frames
     return Findings(
         uploads=len(stored),
         bytes=sum(sample.size for sample in stored),
-        failures_uploaded=len(wrong),
+        failures_uploaded=sum(sample.id in failing for sample in stored),
         failures_random=round(rate * len(stored), 1),
         failure_rate=rate,
     )

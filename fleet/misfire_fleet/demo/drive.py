@@ -1,7 +1,7 @@
 """Writes the drive of one of the demo's vehicles: real images in order, the second half in bad weather.
 
 The files are PNG, which vehicles upload byte for byte. A sample's id is the SHA-256 of those bytes, so it
-leads back to the frame's true label: this is the demo's oracle.
+leads back to the frame's truth: this is the demo's oracle.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +21,11 @@ from misfire_train.data.corruptions import corrupt
 
 @dataclass(frozen=True)
 class Frame:
-    """Describes one file of a drive: `sample` is its id when uploaded, `label` its true class."""
+    """Describes one file of a drive: `sample` is its id when uploaded, `target` its truth."""
 
     file: Path
     sample: str
-    label: int
+    target: Any
     bad_weather: bool
 
 
@@ -35,7 +36,7 @@ def write_drive(
 
     Args:
         folder: receives the files, and is created if needed.
-        examples: images and labels to draw from.
+        examples: images and targets to draw from.
         weather: names of corruptions; each frame of the second half gets a random one.
         severity: corruption severity at the end of the drive, 1 to 5; it rises from 1 from half way on.
         frames: number of frames. Fewer are written if two of them have equal pixels.
@@ -64,5 +65,5 @@ def write_drive(
         if sample in written:  # equal bytes have the same id, and the store keeps them once
             continue
         file.write_bytes(data)
-        written[sample] = Frame(file, sample, int(examples.targets[int(index)]), wet)
+        written[sample] = Frame(file, sample, examples.targets[int(index)], wet)
     return list(written.values())

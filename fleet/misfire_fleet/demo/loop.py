@@ -7,7 +7,6 @@ store + true labels --> retrained run --> new bundle; accuracy on the frozen tes
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -26,15 +25,16 @@ from misfire_fleet.console.app import create_app
 from misfire_fleet.demo.broker import Broker, embedded_broker
 from misfire_fleet.demo.counting import Findings, count, failing_samples
 from misfire_fleet.demo.drive import Frame, write_drive
+from misfire_fleet.demo.labels import write_labels
 from misfire_fleet.demo.plan import Plan
 from misfire_fleet.demo.vehicles import Assignment, running_vehicles
-from misfire_fleet.retrain.command import retrain_from_store
+from misfire_fleet.retrain.command import Outcome, retrain_from_store
 from misfire_fleet.store import Store
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.service.worker import Worker
-from misfire_train.data import Dataset, Examples, load_dataset
+from misfire_train.data import Examples, load_dataset
 from misfire_train.fit import train_run
-from misfire_train.runs import run_splits
+from misfire_train.runs import Run, run_splits
 from misfire_train.train_config import TrainConfig, parse_train_config
 
 FLEET = "demo"
@@ -44,9 +44,11 @@ _DRIVE_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True)
 class Result:
-    """Holds the demo's numbers. `bytes` are those of the stored uploads; accuracies are shares, 0..1."""
+    """Holds the demo's numbers. `bytes` are those of the stored uploads; accuracies are shares, 0..1 (F1
+    for detection)."""
 
     dataset: str
+    accuracy_name: str
     frames: int
     uploaded: int
     stored: int
@@ -112,7 +114,8 @@ class Demo:
         run = train_run(self.config, out=self.out / "run", command="misfire demo")
         parts = run_splits(run, self.dataset)
         right = run.record.metrics["test_accuracy"]
-        self.say(f"trained on {len(parts['train'])} images: {right:.1%} right on the test half")
+        name = run.task.accuracy_name
+        self.say(f"trained on {len(parts['train'])} images: {name} {right:.1%} on the test half")
         bundle = export_run(
             run,
             frames_of_run(run, self.dataset),
@@ -125,11 +128,11 @@ class Demo:
         self.say(f"{VEHICLES} vehicles drive {sum(map(len, drives))} frames; bad weather comes half way")
         reports = self._drive(bundle.path, broker)
         truth = {frame.sample: frame for drive in drives for frame in drive}
-        failing = failing_samples(bundle.path, list(truth.values()), self.dataset.classes)
+        failing = failing_samples(bundle.path, list(truth.values()), run.task)
         stored = store.among(list(truth))
-        findings = count(stored, truth, failing, self.dataset.classes)
+        findings = count(stored, failing, frames=len(truth))
         labels = write_labels(
-            self.out / "labels.csv", {s.id: truth[s.id].label for s in stored}, self.dataset
+            self.out / "labels.csv", [(sample, truth[sample.id]) for sample in stored], self.dataset
         )
         self.say(f"{findings.uploads} uploads stored and labelled; retraining on them")
         outcome = retrain_from_store(
@@ -140,7 +143,7 @@ class Demo:
             out=self.out / "run-2",
             bundle_out=self.out / "bundle-2",
         )
-        return self._result(reports, findings, outcome.before, outcome.after)
+        return self._result(run, reports, findings, outcome)
 
     def _write_drives(self, field: Examples) -> list[list[Frame]]:
         deal = np.random.default_rng(self.seed).permutation(len(field))
@@ -173,14 +176,12 @@ class Demo:
             return [vehicle.result(timeout_s=_DRIVE_TIMEOUT_S) for vehicle in vehicles]
 
     def _result(
-        self,
-        reports: list[Mapping[str, Any]],
-        findings: Findings,
-        before: Mapping[str, float],
-        after: Mapping[str, float],
+        self, run: Run, reports: list[Mapping[str, Any]], findings: Findings, outcome: Outcome
     ) -> Result:
+        before, after = outcome.before, outcome.after
         return Result(
             dataset=self.dataset.name,
+            accuracy_name=run.task.accuracy_name,
             frames=sum(report["frames"] for report in reports),
             uploaded=sum(report["counters"]["stored"] for report in reports),
             stored=findings.uploads,
@@ -194,24 +195,6 @@ class Demo:
         )
 
 
-def write_labels(file: Path, labels: Mapping[str, int], dataset: Dataset) -> Path:
-    """Writes a CSV for `misfire retrain` with the columns id and label (the name of the class).
-
-    Args:
-        file: path of the CSV.
-        labels: class number by sample id.
-        dataset: has the names of the classes.
-
-    Returns:
-        `file`.
-    """
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["id", "label"])
-        writer.writerows([sample, dataset.classes[label]] for sample, label in sorted(labels.items()))
-    return file
-
-
 def _train_config(dataset: str, plan: Plan, *, data: Path | None, seed: int) -> TrainConfig:
     return parse_train_config(
         {"dataset": dataset, "data": data, "seed": seed},
@@ -219,6 +202,7 @@ def _train_config(dataset: str, plan: Plan, *, data: Path | None, seed: int) -> 
             "split.field": plan.field,
             "split.limit": plan.limit,
             "training.epochs": plan.epochs,
+            **plan.training,
         },
         source=f"the demo's plan for {dataset}",
     )

@@ -5,12 +5,14 @@ The model is small and trained on little data on purpose: the demo needs a model
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from misfire_runtime.errors import ConfigError
 
-DemoDataset = Literal["digits", "traffic-lights", "fashion-mnist"]
+DemoDataset = Literal["digits", "traffic-lights", "fashion-mnist", "street"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Plan:
         limit: number of examples of the training half that are used; None uses all.
         weather: corruptions of the second half of each drive.
         upload_rate: share of the frames that each vehicle selects, 0..1.
+        training: further keys of the training configuration, with dots.
     """
 
     field: float
@@ -34,6 +37,7 @@ class Plan:
     limit: int | None = None
     weather: tuple[str, ...] = ("noise", "blur", "night", "fog", "glare")
     upload_rate: float = 0.10
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 PLANS = {
@@ -41,6 +45,18 @@ PLANS = {
     "traffic-lights": Plan(field=0.45, frames_per_vehicle=320, epochs=12, severity=3),
     "fashion-mnist": Plan(
         field=0.35, frames_per_vehicle=600, epochs=8, severity=2, limit=9000, upload_rate=0.06
+    ),
+    "street": Plan(
+        field=0.45,
+        frames_per_vehicle=300,
+        epochs=30,
+        severity=2,
+        training={
+            "model.options": {"width": 8, "tower": 32},
+            "training.batch": 16,
+            "training.learning_rate": 4e-3,
+            "training.flip": True,
+        },
     ),
 }
 

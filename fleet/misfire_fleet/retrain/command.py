@@ -192,7 +192,8 @@ def describe(outcome: Outcome) -> str:
     ]
     skipped = outcome.uploads.skipped.items()
     lines += [f"skipped, {name.replace('_', ' ')}: {count}" for name, count in skipped if count]
-    lines.append(f"{'accuracy on the test half':<28}{'before':>9}{'after':>9}   difference (95 % interval)")
+    heading = f"{outcome.run.task.accuracy_name} on the test half"
+    lines.append(f"{heading:<28}{'before':>9}{'after':>9}   difference (95 % interval)")
     for view, (value, low, high) in outcome.retrained.difference.items():
         before, after = outcome.before[view], outcome.after[view]
         lines.append(

@@ -2,7 +2,9 @@
 
 labels.csv has a header with `id` and `label`. A label is a class name (or its number); for regression numbers
 separated by spaces; for keypoints `x,y,visible` triples separated by spaces, in the network's input pixels;
-for segmentation the path of a mask image, relative to the folder of the CSV.
+for segmentation the path of a mask image, relative to the folder of the CSV; for detection
+`class,x0,y0,x1,y1` words separated by spaces, in pixels of the stored picture, and nothing for a frame
+without objects.
 """
 
 from __future__ import annotations
@@ -42,8 +44,12 @@ class Uploads:
     problems: tuple[str, ...]
 
 
-def read_labels(path: Path) -> dict[str, str]:
+def read_labels(path: Path, *, empty: bool = False) -> dict[str, str]:
     """Returns the label texts of a CSV by sample id.
+
+    Args:
+        path: of the CSV.
+        empty: whether an empty label is one: there is nothing in that frame.
 
     Raises:
         ConfigError: the file cannot be read, has no column id or label, or has two labels for one id. The
@@ -55,14 +61,14 @@ def read_labels(path: Path) -> dict[str, str]:
             raise ConfigError(f"{path}: {size} bytes; a label file has at most {MAX_LABEL_BYTES}")
         # utf-8-sig: spreadsheets save CSV with a byte order mark, which would become part of "id".
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            return _parse(path, csv.DictReader(stream))
+            return _parse(path, csv.DictReader(stream), empty=empty)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: not a CSV file in UTF-8: {error}") from error
 
 
-def _parse(path: Path, rows: csv.DictReader[str]) -> dict[str, str]:
+def _parse(path: Path, rows: csv.DictReader[str], *, empty: bool) -> dict[str, str]:
     missing = {"id", "label"} - set(rows.fieldnames or ())
     if missing:
         raise ConfigError(
@@ -73,7 +79,8 @@ def _parse(path: Path, rows: csv.DictReader[str]) -> dict[str, str]:
         identity, label = (row["id"] or "").strip(), (row["label"] or "").strip()
         if not identity and not label:
             continue
-        if not identity or not label:
+        # None is a row that ends before the label: cut off, rather than empty.
+        if not identity or not (label or (empty and row["label"] is not None)):
             raise ConfigError(f"{path}:{rows.line_num}: a row needs both an id and a label")
         if labels.setdefault(identity, label) != label:
             raise ConfigError(
@@ -98,7 +105,7 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
         ConfigError: the CSV or a label of it is invalid for the run's task.
         StoreError: no label belongs to a usable image.
     """
-    wanted = read_labels(labels)
+    wanted = read_labels(labels, empty=run.task.empty_label)
     # Sorted by id, not by arrival: the same uploads make the same run, in whatever order they arrived.
     labelled = store.among(list(wanted))
     total = store.count()

@@ -196,6 +196,38 @@ def bootstrap_mean(
     return estimate(float(numbers.mean()), np.concatenate(means))
 
 
+def bootstrap_ratio_gain(
+    before: tuple[ArrayLike, ArrayLike],
+    after: tuple[ArrayLike, ArrayLike],
+    *,
+    groups: ArrayLike | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Returns by how much a ratio of sums grew, with its paired 95 % interval.
+
+    Args:
+        before: numerators [N] and denominators [N]; the ratio is that of their sums.
+        after: the same of the same frames, in the same order.
+        groups: [N] drawn whole; None draws single frames.
+        replicates: number of resamples.
+        seed: random seed.
+
+    >>> right, counted = [0.0, 1.0, 1.0, 1.0] * 25, [1.0] * 100
+    >>> bootstrap_ratio_gain((right, counted), (counted, counted)).value
+    0.25
+    """
+    pairs = [tuple(np.asarray(each, np.float64) for each in side) for side in (before, after)]
+    labels = np.arange(len(pairs[0][0])) if groups is None else np.asarray(groups)
+
+    def gain(weights: NDArray[Any]) -> NDArray[np.float64]:
+        old, new = ((weights @ right) / np.maximum(weights @ counted, 1e-12) for right, counted in pairs)
+        return np.asarray(new - old, np.float64)
+
+    means = [gain(weights) for weights in resample_weights(labels, replicates=replicates, seed=seed)]
+    return estimate(float(gain(np.ones((1, len(labels))))[0]), np.concatenate(means))
+
+
 def wilson(hits: float, total: float, *, z: float = 1.96) -> tuple[float, float]:
     """Returns Wilson's interval of a share, for shares that no resample varies: none of ten is not zero.
 

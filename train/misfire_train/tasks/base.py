@@ -100,6 +100,8 @@ class Task(ABC):
         by_frame: outputs are one vector for each frame, not maps.
         independent: outputs are a logit for each class by itself, whose sigmoid is its probability.
         names_units: units are different things (joints, values), which a head has to distinguish.
+        empty_label: an empty label in labels.csv means that the frame holds nothing.
+        accuracy_name: what `accuracy` is, in the words of a report.
         mirrors: a mirrored picture still has the right targets, after `move`.
         shifts: training shifts pictures by default.
         zooms: `move` can follow a picture that was enlarged or reduced.
@@ -123,6 +125,8 @@ class Task(ABC):
     by_frame: bool = True
     independent: bool = False
     names_units: bool = False
+    empty_label: bool = False
+    accuracy_name: str = "accuracy"
     mirrors: bool = False
     shifts: bool = True
     zooms: bool = False
@@ -195,6 +199,15 @@ class Task(ABC):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns a scalar in 0..1 for reports; high is good."""
         return 1 / (1 + self.sample_loss(outputs, targets).mean())
+
+    def shares(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what each frame adds to a share of right answers: its right ones and all, [N] and [N].
+
+        The share of some frames is the sum of the first over the sum of the second; high is good.
+        Raises ConfigError if no threshold was stated.
+        """
+        right = 1.0 - self.failed(outputs, targets).double()
+        return right, torch.ones_like(right)
 
     def condense(self, outputs: Tensor) -> Tensor:
         """Returns what losses need of outputs [N,...], if that is less than all of it."""

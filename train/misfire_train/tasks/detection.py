@@ -68,6 +68,8 @@ class Detection(Task):
     default_model = "detector-small"
     ranks, looks = (3, 3), "[N,P,K+8] candidates or [N,M,6] boxes, and [N,G,6]"
     by_frame = False
+    empty_label = True
+    accuracy_name = "F1"
     mirrors = True
     zooms = True
     default_free_score = "expected_errors"
@@ -193,6 +195,12 @@ class Detection(Task):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns F1 at the deployed threshold, over all frames together."""
         return torch.tensor(f1(self._matches(outputs, targets)))
+
+    def shares(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what each frame adds to F1: twice its right boxes, and the same plus its errors."""
+        matches = self._matches(outputs, targets)
+        right = torch.tensor([2.0 * int(m.right.sum()) for m in matches], dtype=torch.float64)
+        return right, right + torch.tensor([frame_errors(m) for m in matches], dtype=torch.float64)
 
     def condense(self, outputs: Tensor) -> Tensor:
         """Returns the final boxes [N,M,6]."""

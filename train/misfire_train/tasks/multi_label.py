@@ -41,6 +41,7 @@ class MultiLabel(Task):
     form = "multi-label"
     ranks, looks = (2, 2), "[N,K] logits and [N,K] of 0 and 1"
     independent = True
+    empty_label = True
     mirrors = True
     foreign = True
     default_free_score = "any_label_wrong"
