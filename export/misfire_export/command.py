@@ -317,12 +317,16 @@ def summary(bundle: Bundle) -> dict[str, Any]:
 
 def describe(bundle: Bundle) -> str:
     """Returns the summary for people."""
+    from misfire_export.measure.calibrate import WARNING
+
     found = summary(bundle)
     calibration = found["calibration"]
     lines = [
         f"{bundle.path}: {bundle.manifest.label}, {found['task']}, {found['precision']}, "
         f"{found['onnx_bytes'] / 1e6:.2f} MB",
         _calibrated(calibration),
+        # Before anything else: what follows is of a model that may be misread.
+        *(note for note in found["notes"] if note.startswith(WARNING)),
     ]
     if found["parity_max_abs"] is not None:
         worst = max(found["parity_max_abs"], key=found["parity_max_abs"].__getitem__)
@@ -331,7 +335,7 @@ def describe(bundle: Bundle) -> str:
             f"{found['parity_max_abs'][worst]:.1e} ({worst})"
         )
     lines.append(f"trigger score: {found['default_score']}. {found['verdict']}")
-    return "\n".join([*lines, *found["notes"]])
+    return "\n".join([*lines, *(note for note in found["notes"] if not note.startswith(WARNING))])
 
 
 def _calibrated(found: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ def test_a_score_that_is_the_same_on_all_frames_is_named(out: Path, tmp_path: Pa
         tmp_path / "m.onnx", weight=np.zeros((3, 3), np.float32), bias=np.array([9, 0, 0], np.float32)
     )
     notes = export(path, out, scores=["entropy", "msp"]).manifest.extra["notes"]
-    assert any(note.startswith("msp is ") and "it cannot tell them apart" in note for note in notes)
+    assert any(note.startswith("WARNING: msp is ") and "it cannot tell them apart" in note for note in notes)
     assert any("no better than always" in note for note in notes)
 
 

@@ -26,6 +26,7 @@ from shape_cases import (
     tensors_of,
 )
 
+from misfire_export.command import describe
 from misfire_export.errors import GraphError, LabelError
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
@@ -306,3 +307,23 @@ def test_one_number_for_each_frame_becomes_two_classes(form: str, out: Path, tmp
     found = answers_of(bundle, FRAMES)
     assert found["logits"].shape == (20, 2)
     assert found["score.entropy"] == pytest.approx(binary_entropy(p), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"), [(("n", 4, 8, 8), 4), (("n", 8, 8, 4), 4), (("n", 9, 8, 8), 9)]
+)
+def test_channels_that_no_source_feeds_are_refused_with_what_a_vehicle_has(
+    shape: tuple[int | str, ...], channels: int, out: Path, tmp_path: Path
+) -> None:
+    path = network(tmp_path / "m.onnx", input_shape=shape)
+    with pytest.raises(GraphError, match=rf"{channels} channels: a vehicle's sources give RGB pictures"):
+        export(path, out)
+
+
+def test_a_model_that_looks_wrong_says_so_at_the_top_of_the_summary(out: Path, tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx", weight=WEIGHT * 0)
+    lines = describe(export(path, out)).splitlines()
+    assert "accuracy 0." in lines[1]
+    assert lines[2].startswith("WARNING: accuracy") and "no better than always answering" in lines[2]
+    assert lines[3].startswith("WARNING: entropy is") and "cannot tell them apart" in lines[3]
+    assert not any(line.startswith("WARNING") for line in lines[4:])

@@ -33,6 +33,8 @@ from misfire_train.metrics import (
     wilson,
 )
 
+WARNING = "WARNING: "
+"""Begins a note on a model that looks wrong on the frames given; a summary shows these first."""
 LEAST_FRAMES = 50
 """A threshold for a 2 % upload rate needs one frame above it."""
 RATES = (0.005, 0.01, 0.02, 0.05, 0.10, 0.20)
@@ -164,12 +166,15 @@ def score_notes(measured: Measurement, trigger: str) -> tuple[str, ...]:
     for name, values in measured.scores.items():
         if float(np.ptp(values)) <= _CONSTANT * max(float(np.abs(values).max()), 1e-12):
             constant = float(np.median(values))
-            notes.append(f"{name} is {constant:.4g} on all {len(values)} frames: it cannot tell them apart")
+            notes.append(
+                f"{WARNING}{name} is {constant:.4g} on all {len(values)} frames: it cannot tell them apart"
+            )
     values, failed = measured.scores[trigger], measured.failed
     if min(failed.sum(), (~failed).sum()) >= MIN_FAILURES and auroc(values, failed) < 0.5:
         notes.append(
-            f"the trigger {trigger} scores failures below successes (AUROC {auroc(values, failed):.3f}): the "
-            "answers, their classes or the normalisation are probably misread"
+            f"{WARNING}the trigger {trigger} scores failures below successes (AUROC "
+            f"{auroc(values, failed):.3f}): the answers, their classes or the normalisation are probably "
+            "misread"
         )
     return tuple(notes)
 

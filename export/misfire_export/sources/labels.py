@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from misfire_export.errors import LabelError, OutputError
+from misfire_export.measure.calibrate import WARNING
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.data.readers.class_lists import nfc, read_class_list
@@ -219,7 +220,7 @@ def check_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
         f"given, {float(seen.accuracies(best).mean()):.3f} with {likely}{more}"
     )
     if order.stated:
-        return (f"{text}; the order that --classes states was kept",)
+        return (f"{WARNING}{text}; the order that --classes states was kept",)
     raise LabelError(
         f"{text}. Give the model's class names in the order of its outputs, one a line, with --classes "
         "names.txt (the same file keeps the given order if that is right after all)"
@@ -254,7 +255,7 @@ def check_label_order(seen: Answered, order: ClassOrder) -> tuple[str, ...]:
         f"as given, {likelier.accuracy:.3f} with {likely}"
     )
     if order.stated:
-        return (f"{text}; the order that --classes states was kept",)
+        return (f"{WARNING}{text}; the order that --classes states was kept",)
     raise LabelError(f"{text}. Give the model's labels in the order of its outputs with --classes names.txt")
 
 
@@ -265,8 +266,8 @@ def chance_note(seen: Answered) -> tuple[str, ...]:
     if seen.accuracy > seen.chance + margin:
         return ()
     return (
-        f"accuracy {seen.accuracy:.3f} on {len(own)} frames is no better than always answering the commonest "
-        f"class ({seen.chance:.3f}): check the order of the classes, normalisation and colours",
+        f"{WARNING}accuracy {seen.accuracy:.3f} on {len(own)} frames is no better than always answering the "
+        f"commonest class ({seen.chance:.3f}): check the order of the classes, normalisation and colours",
     )
 
 
@@ -308,8 +309,8 @@ def normalisation_note(
     name, found = best
     asked = f"""--image '{{"mean": {list(found.mean)}, "std": {list(found.std)}}}'"""
     return (
-        f"with {name} the accuracy on {len(seen.truth)} frames is {seen.accuracy + gain:.3f} and not "
-        f"{seen.accuracy:.3f}: the model was probably trained with it; try {asked}",
+        f"{WARNING}with {name} the accuracy on {len(seen.truth)} frames is {seen.accuracy + gain:.3f} and "
+        f"not {seen.accuracy:.3f}: the model was probably trained with it; try {asked}",
     )
 
 
