@@ -26,12 +26,14 @@ from misfire_export.sources.run import export_run
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.heads import recipe_named
+from misfire_train.heads.box_training import new_box_head
 from misfire_train.heads.training import candidate_heads
 from misfire_train.models import build_model
 from misfire_train.runs import Run
 from misfire_train.scores import build, gather, names_for
 from misfire_train.signals import Probe, ScoredModel
 from misfire_train.tasks import get_task
+from misfire_train.tasks.detection import Detection
 from proving_ground.pictures import view
 
 pytestmark = pytest.mark.slow
@@ -118,3 +120,40 @@ def test_a_detector_is_taken_with_its_boxes_in_every_precision() -> None:
         assert check_conformance(lowered)["layers"] > 100
         (boxes,) = open_session(lowered).run([output], {"image": known.batch([0, 1], contract).numpy()})
         assert boxes.shape == (2, 100, 6) and np.isfinite(boxes).all()
+
+
+def test_a_detector_is_taken_with_its_scores_in_every_precision() -> None:
+    """Candidates, suppression, boxes, all one-pass scores and the head, and all of it equals torch."""
+    contract, task = InputContract(height=96, width=160, resize="letterbox"), get_task("detection")
+    assert isinstance(task, Detection)
+    torch.manual_seed(0)
+    built = build_model("detector-small", task="detection", outputs=3, channels=3)
+    # Untrained logits are all alike, and no candidate would become a box.
+    torch.nn.init.normal_(built.module.get_parameter("head.weight"), std=0.5)
+    probe = Probe(built.module.eval(), last_layer=built.last_layer, features=built.feature_layers).eval()
+    names = tuple(map(str, range(8)))
+    objects = task.stack([np.array([[8, 8, 60, 60, number % 3, 0]]) for number in range(8)])
+    images = [view(number, width=160, height=96) for number in range(8)]
+    known = Examples(images=images, targets=objects, ids=names, groups=names)
+    targets = task.collate(objects)
+    fit = gather(probe, known, targets, contract=contract, batch=4, lighten=task.lighten)
+    kinds = [name for name in names_for("detection", exportable=True) if name != "stacked"]
+    assert "silence" in kinds and "meta_detect" in kinds
+    scores = build(kinds, task=task, fit=fit, holdout=fit)
+    head = new_box_head(probe, task=task, recipe=recipe_named("learning-loss-pp"), contract=contract)
+    torch.nn.init.normal_(head.correction.last, std=0.1)
+    model = ScoredModel(probe, [head, *scores], output_name=task.output_name, answer=task.answer).eval()
+    graph = trace(model, contract=contract)
+    frames = known.batch([0, 1, 2], contract)
+    with torch.no_grad():
+        expected = model(frames)
+    assert bool((expected["detections"][..., 4] > 0).any())
+    values = open_session(graph).run(list(expected), {"image": frames.numpy()})
+    for (name, wanted), value in zip(expected.items(), values, strict=True):
+        np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
+    int8 = quantize(graph, target="tensorrt", frames=known, contract=contract, output=task.output_name)
+    for lowered in (graph, halve(graph, output=task.output_name), int8):
+        report = check_conformance(lowered)
+        assert report["layers"] > 50 and report["executed"] is False
+        values = open_session(lowered).run(None, {"image": frames.numpy()})
+        assert all(np.isfinite(value).all() for value in values)
