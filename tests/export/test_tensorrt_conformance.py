@@ -130,6 +130,7 @@ def test_a_detector_is_taken_with_its_scores_in_every_precision() -> None:
     built = build_model("detector-small", task="detection", outputs=3, channels=3)
     # Untrained logits are all alike, and no candidate would become a box.
     torch.nn.init.normal_(built.module.get_parameter("head.weight"), std=0.5)
+    torch.nn.init.zeros_(built.module.get_parameter("head.bias"))
     probe = Probe(built.module.eval(), last_layer=built.last_layer, features=built.feature_layers).eval()
     names = tuple(map(str, range(8)))
     objects = task.stack([np.array([[8, 8, 60, 60, number % 3, 0]]) for number in range(8)])
@@ -143,11 +144,11 @@ def test_a_detector_is_taken_with_its_scores_in_every_precision() -> None:
     head = new_box_head(probe, task=task, recipe=recipe_named("learning-loss-pp"), contract=contract)
     torch.nn.init.normal_(head.correction.last, std=0.1)
     model = ScoredModel(probe, [head, *scores], output_name=task.output_name, answer=task.answer).eval()
-    graph = trace(model, contract=contract)
     frames = known.batch([0, 1, 2], contract)
     with torch.no_grad():
         expected = model(frames)
     assert bool((expected["detections"][..., 4] > 0).any())
+    graph = trace(model, contract=contract)
     values = open_session(graph).run(list(expected), {"image": frames.numpy()})
     for (name, wanted), value in zip(expected.items(), values, strict=True):
         np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
