@@ -169,7 +169,7 @@ def test_registry_rows_agree_with_their_names_and_say_their_source() -> None:
             {},
             "unknown score 'entorpy'; did you mean entropy. For classification there are msp",
         ),
-        (["msp"], "detection", {}, "unknown task 'detection'"),
+        (["msp"], "tracking", {}, "unknown task 'tracking'"),
         (["msp"], "keypoints", {}, "msp serves classification, segmentation, not keypoints"),
         (["msp"], "classification", {"energy": {}}, "options given for energy"),
         (["self_residual"], "keypoints", {"self_residual": {"sgima": 1}}, "do not fit self_residual"),
