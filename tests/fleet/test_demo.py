@@ -16,10 +16,12 @@ import pytest
 
 from misfire_fleet.demo.counting import count
 from misfire_fleet.demo.drive import write_drive
-from misfire_fleet.demo.plan import plan_for
+from misfire_fleet.demo.loop import train_config
+from misfire_fleet.demo.plan import PLANS, plan_for
 from misfire_fleet.store import Store
 from misfire_runtime.errors import ConfigError
 from misfire_train.data import load_dataset
+from misfire_train.fit import new_model
 from proving_ground.services import find_program
 
 pytestmark = pytest.mark.slow
@@ -74,6 +76,16 @@ def test_an_out_folder_in_use_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_dataset_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match="digits, traffic-lights, fashion-mnist, street"):
         plan_for("roads")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_configures_a_training_of_its_data(name: str) -> None:
+    config = train_config(name, plan_for(name), data=None, seed=3)
+    assert (config.dataset, config.seed) == (name, 3)
+    assert config.training.epochs == PLANS[name].epochs
+    if name == "street":
+        assert config.detection.min_side == 12
+        assert new_model(config, load_dataset(name)).name == "detector-small"
 
 
 def test_a_drive_repeats_with_its_seed_and_turns_bad_half_way(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Demo:
         self.seed = seed
         self.mosquitto = mosquitto
         self.say = say
-        self.config = _train_config(dataset, plan, data=data, seed=seed)
+        self.config = train_config(dataset, plan, data=data, seed=seed)
         self.dataset = load_dataset(dataset, root=data)
 
     @contextmanager
@@ -195,7 +195,8 @@ class Demo:
         )
 
 
-def _train_config(dataset: str, plan: Plan, *, data: Path | None, seed: int) -> TrainConfig:
+def train_config(dataset: str, plan: Plan, *, data: Path | None, seed: int) -> TrainConfig:
+    """Returns the configuration of the first training."""
     return parse_train_config(
         {"dataset": dataset, "data": data, "seed": seed},
         overrides={

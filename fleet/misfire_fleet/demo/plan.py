@@ -47,15 +47,22 @@ PLANS = {
         field=0.35, frames_per_vehicle=600, epochs=8, severity=2, limit=9000, upload_rate=0.06
     ),
     "street": Plan(
-        field=0.45,
+        field=0.4,
         frames_per_vehicle=300,
-        epochs=30,
+        epochs=18,
         severity=2,
         training={
             "model.options": {"width": 8, "tower": 32},
+            "split.validation": 0.12,
             "training.batch": 16,
             "training.learning_rate": 4e-3,
+            "training.patience": 18,
+            "training.shift": 2,
             "training.flip": True,
+            # So small a network finds nothing that is smaller, and every frame would be a failure.
+            "detection.min_side": 12,
+            "detection.alarm": 0.6,
+            "head.copies": 2,
         },
     ),
 }
