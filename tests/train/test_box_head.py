@@ -14,12 +14,12 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.heads import build_head_from_state, recipe_named
 from misfire_train.heads.base import NAME
 from misfire_train.heads.box_training import BoxSet, collect_boxes, new_box_head, standardise
-from misfire_train.heads.boxes import BoxHead
+from misfire_train.heads.boxes import BoxHead, candidate_statistics
 from misfire_train.heads.data import TensorSet
 from misfire_train.heads.training import fit_head
 from misfire_train.metrics import spearman
 from misfire_train.scores import build, gather
-from misfire_train.signals import Probe, ScoredModel
+from misfire_train.signals import Probe, ScoredModel, Signals
 from misfire_train.tasks.detection import Detection
 
 CONTRACT = InputContract(width=64, height=48, color="gray")
@@ -164,6 +164,17 @@ def test_a_graph_without_features_has_a_head_too(probe: Probe, fitted: BoxHead) 
     )
     signals = probe(labelled(2, seed=7).images)
     assert head(signals).shape == (2,)
+
+
+def test_a_lone_box_agrees_with_itself_exactly() -> None:
+    # Far from the corner, squares of places would round to a spread of a tenth of a pixel.
+    outputs = torch.full((1, 3, 10), -9.0)
+    outputs[..., :4] = torch.tensor([[301.37, 187.91, 317.55, 190.13], [10.1, 9.7, 33.3, 31.9], [0, 0, 5, 5]])
+    outputs[0, :2, 4] = 2.0
+    found = TASK.candidates(Signals(outputs, torch.zeros(1, 4)))
+    # Count, any class, best and mean score, then both spreads.
+    agreement = candidate_statistics(found, width=320, height=192)[0, :2, 11:17]
+    assert agreement[:, [0, 1, 4, 5]].abs().max() == 0
 
 
 def test_rows_of_sets_stay_together(probe: Probe, fitted: BoxHead) -> None:

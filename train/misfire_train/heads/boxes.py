@@ -224,19 +224,20 @@ def _agreement(found: Candidates, size: Tensor) -> Tensor:
     p = found.probability
     near = (found.iou >= AGREES).to(p.dtype)
     alike = near * found.same.to(p.dtype)
-    # Sums over the neighbours of score, its square, the sides and their squares, in one product.
-    columns = torch.cat((p[..., None], p[..., None].square(), found.boxes, found.boxes.square()), 2)
-    sums = torch.matmul(alike, columns)
     count = alike.sum(2).clamp_min(1.0)
-    means = sums / count[..., None]
-    score_spread = (means[..., 1] - means[..., 0].square()).clamp_min(0).sqrt()
-    side_spread = (means[..., 6:10] - means[..., 2:6].square()).clamp_min(0).sqrt().mean(2) / size
+    # Differences of pairs, not squares minus a square: with places of hundreds of pixels that would be noise.
+    mean = (alike * p[:, None, :]).sum(2) / count
+    score_spread = (alike * (p[:, None, :] - p[..., None]).abs()).sum(2) / count
+    side_spread = torch.zeros_like(p)
+    for side in found.boxes.unbind(2):
+        side_spread = side_spread + (alike * (side[:, None, :] - side[..., None]).abs()).sum(2)
+    side_spread = side_spread / (4 * count * size)
     return torch.stack(
         (
             torch.log(count),
             torch.log(near.sum(2).clamp_min(1.0)),
             (alike * p[:, None, :]).amax(2),
-            means[..., 0],
+            mean,
             score_spread,
             side_spread,
         ),
