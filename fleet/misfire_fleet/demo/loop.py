@@ -110,7 +110,8 @@ class Demo:
             yield self._turn(store, broker)
 
     def _turn(self, store: Store, broker: Broker) -> Result:
-        self.say(f"training a small network on {self.dataset.name}, and its failure score on held-out losses")
+        score = "" if self.config.head.recipe == "none" else ", and its failure score on held-out losses"
+        self.say(f"training a small network on {self.dataset.name}{score}")
         run = train_run(self.config, out=self.out / "run", command="misfire demo")
         parts = run_splits(run, self.dataset)
         right = run.record.metrics["test_accuracy"]

@@ -79,7 +79,7 @@ class ChosenRows(Layout):
     about = "[N,M,6] x0 y0 x1 y1 score class, padded with zeros: only what the detector chose"
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields rows of six numbers whose score and class columns look like such."""
         for name, value in seen.tensors(3, final=True):
             if not seen.own(name) or value.shape[2] != 6 or value.shape[1] < 2:
                 continue
@@ -114,7 +114,7 @@ class ChosenParts(Layout):
     image = _TENSORFLOW
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields boxes beside which stand as many scores and class numbers."""
         boxes = next(
             (n for n, v in seen.tensors(3, final=True) if seen.own(n) and v.shape[2] == 4 and v.shape[1] > 1),
             "",

@@ -78,14 +78,14 @@ class DistributionDecoder(Decoder):
 
 @layout
 class NanoDet(Layout):
-    """Is NanoDet-Plus."""
+    """Recognises NanoDet-Plus."""
 
     name = "nanodet"
     about = "NanoDet-Plus: [N,P,C+32], sigmoids and raw distributions of the sides"
     image = _NANODET
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields rows of class scores that are followed by distributions of the four sides."""
         for name, value in seen.tensors(3):
             count, width = value.shape[1:]
             classes = width - 4 * NANODET_BINS
@@ -106,14 +106,14 @@ class NanoDet(Layout):
 
 @layout
 class PicoDet(Layout):
-    """Is PicoDet (PaddleDetection) without its post-processing."""
+    """Recognises PicoDet (PaddleDetection) without its post-processing."""
 
     name = "picodet"
     about = "PicoDet: class maps and raw distributions of each level"
     image = IMAGENET
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields pairs of class scores and distributions, one pair for each stride."""
         for strides in sorted(PYRAMIDS, key=len, reverse=True):
             grid = Grid(seen.width, seen.height, strides)
             if len(strides) < 3:

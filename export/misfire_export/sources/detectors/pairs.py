@@ -179,14 +179,14 @@ def _scores(seen: Seen, count: int, boxes: str) -> tuple[str, bool, Numbers, int
 
 @layout
 class RtDetr(_Pairs):
-    """Is RT-DETR and D-FINE, before the TopK of their post-processing."""
+    """Recognises RT-DETR and D-FINE, before the TopK of their post-processing."""
 
     name = "rt-detr"
     about = "RT-DETR, D-FINE: queries with class scores, before their TopK"
     image = _STRETCHED
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields boxes of queries with their scores, unless they are those of RF-DETR."""
         if _rf_detr(seen):
             return
         yield from self._read(seen, queries=True, forms=("xyxy", "cxcywh"), strength=QUERIES)
@@ -194,14 +194,14 @@ class RtDetr(_Pairs):
 
 @layout
 class RfDetr(_Pairs):
-    """Is RF-DETR: queries with raw logits, and pictures normalised as ImageNet's."""
+    """Recognises RF-DETR: queries with raw logits, and pictures normalised as ImageNet's."""
 
     name = "rf-detr"
     about = "RF-DETR: queries in 0..1 and raw logits; pictures normalised as ImageNet's"
     image = IMAGENET
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields boxes of queries with raw logits."""
         # A graph that was cut, or that takes the picture's size, has RT-DETR's post-processing.
         if (seen.cut or len(seen.inputs) > 1) and not _rf_detr(seen):
             return
@@ -223,7 +223,7 @@ class BoxesAndScores(_Pairs):
     about = "boxes [N,P,4] and scores [N,P,C], before a suppression (EfficientNMS, ...) or alone"
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields boxes with the scores of all classes."""
         # TensorFlow writes y first; inside a square nothing else could tell.
         forms = _Y_FIRST if any("detection_boxes" in name for name in seen.outputs) else FORMATS
         yield from self._read(seen, queries=False, forms=forms, strength=PAIRS)

@@ -63,7 +63,7 @@ class Ultralytics(Layout):
     about = "YOLOv8, v9, v10, 11, 26: [N,4+C,P], no objectness; also before nms=True or an end-to-end TopK"
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields boxes and class scores of every cell, with channels in either axis."""
         for name, value in seen.tensors(3):
             for channels_first in (True, False):
                 count, width = (

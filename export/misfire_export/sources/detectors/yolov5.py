@@ -91,26 +91,26 @@ class MapsDecoder(Decoder):
 
 @layout
 class YoloV5(Layout):
-    """Is YOLOv5, and v7 where it decodes its boxes itself."""
+    """Recognises YOLOv5, and v7 where it decodes its boxes itself."""
 
     name = "yolov5"
     about = "YOLOv5, v7: [N,P,5+C] with an objectness, three boxes a cell; or three raw maps of YOLOv5"
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields one tensor of all cells, or three raw maps with this version's anchors."""
         yield from _flat(self.name, seen)
         yield from _maps(self.name, seen, V5)
 
 
 @layout
 class YoloV7(Layout):
-    """Is YOLOv7 as three raw maps."""
+    """Recognises YOLOv7 as three raw maps."""
 
     name = "yolov7"
     about = "YOLOv7 as three raw maps, whose anchors differ from YOLOv5's"
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields three raw maps with this version's anchors."""
         yield from _maps(self.name, seen, V7)
 
 

@@ -49,14 +49,14 @@ class YoloXDecoder(Decoder):
 
 @layout
 class YoloX(Layout):
-    """Is YOLOX, decoded or not."""
+    """Recognises YOLOX, decoded or not."""
 
     name = "yolox"
     about = "YOLOX: [N,P,5+C] with an objectness, one box a cell; boxes raw or decoded"
     image = _IMAGE
 
     def read(self, seen: Seen) -> Iterator[Reading]:
-        """See Layout."""
+        """Yields boxes, objectness and class scores of every cell, decoded or raw."""
         for name, value in seen.tensors(3):
             count, width = value.shape[1:]
             grid = find_grid(count, width=seen.width, height=seen.height, per_cell=(1,))
