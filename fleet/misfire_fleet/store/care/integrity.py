@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import select
@@ -80,24 +81,31 @@ def integrity(database: Database) -> list[str]:
     return problems
 
 
+def _interrupt(connection: sqlite3.Connection, limit_s: float, ended: threading.Event) -> None:
+    """Interrupts a connection every `limit_s` seconds until its work has ended.
+
+    Once is not enough: SQLite forgets an interruption that comes before the statement runs.
+    """
+    while not ended.wait(limit_s):
+        connection.interrupt()
+
+
 def _pragma(path: Path, check: str, *, limit_s: float | None) -> list[str] | None:
     """Runs a PRAGMA check and returns its messages, or None if the time limit ended it without any."""
     found: list[str] = []
-    timer = None
+    ended = threading.Event()
     try:
-        connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
-        try:
+        with closing(sqlite3.connect(path, timeout=5.0, check_same_thread=False)) as connection:
             if limit_s is not None:
-                timer = threading.Timer(limit_s, connection.interrupt)
-                timer.start()
-            for (text,) in connection.execute(f"PRAGMA {check}({_MAX_MESSAGES})"):
-                found += [line for line in str(text).splitlines() if line and line != "ok"]
-        finally:
-            if timer is not None:
-                # Joined before the connection is closed: interrupting a closed connection is an error.
-                timer.cancel()
-                timer.join()
-            connection.close()
+                watch = threading.Thread(target=_interrupt, args=(connection, limit_s, ended), daemon=True)
+                watch.start()
+            try:
+                for (text,) in connection.execute(f"PRAGMA {check}({_MAX_MESSAGES})"):
+                    found += [line for line in str(text).splitlines() if line and line != "ok"]
+            finally:
+                ended.set()
+                if limit_s is not None:
+                    watch.join()  # interrupting a closed connection is an error
     # A damaged file raises DatabaseError itself; OperationalError, its subclass, is about access.
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error):
