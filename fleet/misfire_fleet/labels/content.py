@@ -1,4 +1,4 @@
-"""Defines what a label of one sample says, for every task. It is the one form between database, files and tools.
+"""Defines what a label of a sample says, for every task: the one form between database, files and tools.
 
 Names of classes, never numbers: a list of classes grows and changes its order. Coordinates are pixels of the
 stored picture, with the origin at the corner of the first pixel, so that a box over the whole picture of
