@@ -22,7 +22,7 @@ from misfire_train.heads.training import candidate_heads, fit_on_losses
 from misfire_train.runs import Run
 from misfire_train.scores import FitSet, build, gather
 from misfire_train.scores.density import k_center
-from misfire_train.scores.egl_pp import BANK_ROWS, bank_embedding
+from misfire_train.scores.gradient.egl_pp import BANK_ROWS, bank_embedding
 from misfire_train.signals import Score
 from misfire_train.vaal import fit_ranker
 

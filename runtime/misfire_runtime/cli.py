@@ -31,8 +31,8 @@ class Command:
 
 COMMANDS = {
     "demo": Command("misfire_fleet.demo.command:demo", "all", "Run the whole loop on embedded defaults."),
-    "data": Command("misfire_train.data_commands:app", "train", "List, fetch and inspect datasets."),
-    "train": Command("misfire_train.commands:train", "train", "Train a model and its failure score."),
+    "data": Command("misfire_train.commands.data:app", "train", "List, fetch and inspect datasets."),
+    "train": Command("misfire_train.commands.train:train", "train", "Train a model and its failure score."),
     "evaluate": Command(
         "misfire_train.judge.command:evaluate", "train", "Judge failure scores on held-out data."
     ),

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
-from misfire_train.contact_sheet import draw_sheet, write_sheet
+from misfire_train.commands.contact_sheet import draw_sheet, write_sheet
+from misfire_train.commands.data import app
 from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.images import ImageArray
-from misfire_train.data_commands import app
 from misfire_train.drawing import box_colour, colour_of, labelled_boxes, rgb
 
 CONTRACT = InputContract(height=40, width=40)

@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from misfire_runtime.errors import MisfireError
-from misfire_train.data_commands import app
+from misfire_train.commands.data import app
 from proving_ground.services import data_root
 
 

@@ -13,8 +13,8 @@ from misfire_train.heads.memory import COMPONENTS, WHOLE, Memory, principal_axes
 from misfire_train.heads.residual import Committee, ResidualHead
 from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.scores.neighbours import squared_distances
-from misfire_train.tasks.softmax import Softmax
-from misfire_train.tasks.statistics import (
+from misfire_train.tasks.answers.softmax import Softmax
+from misfire_train.tasks.answers.statistics import (
     class_statistics,
     joint_statistics,
     log_odds,

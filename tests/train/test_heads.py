@@ -24,7 +24,7 @@ from misfire_train.metrics import aurc, spearman
 from misfire_train.models import build_model, count_flops, count_parameters
 from misfire_train.signals import Probe, ScoredModel, Signals
 from misfire_train.tasks import custom_task, get_task
-from misfire_train.tasks.statistics import log_odds
+from misfire_train.tasks.answers.statistics import log_odds
 
 CONTRACT = InputContract(height=16, width=16, color="gray")
 TASKS = {

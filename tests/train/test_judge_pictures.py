@@ -12,7 +12,7 @@ import torch
 from misfire_runtime.preprocess import InputContract
 from misfire_train.drawing import SIDE, Drawing, colour_of
 from misfire_train.tasks import get_task
-from misfire_train.tasks.heatmaps import render_targets
+from misfire_train.tasks.answers.heatmaps import render_targets
 
 GREY = np.full((64, 64, 3), 90, np.uint8)
 CONTRACT = InputContract(height=64, width=64)

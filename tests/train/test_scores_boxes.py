@@ -13,7 +13,7 @@ from misfire_train.boxes.candidates import find_candidates
 from misfire_train.errors import ScoreError
 from misfire_train.metrics import auroc
 from misfire_train.scores import build, gather, names_for
-from misfire_train.scores.boxes import platt
+from misfire_train.scores.boxes.counting import platt
 from misfire_train.scores.fitting import FitSet
 from misfire_train.signals import Probe, ScoredModel, Signals
 from misfire_train.tasks.detection import Detection

@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from misfire_train.scores import FitSet, ScoreError, build
 from misfire_train.scores.committee import Committee, EglEnsemble, EglRegression
-from misfire_train.scores.egl import Egl, HeatmapEgl
-from misfire_train.scores.egl_pp import EglPP, HeatmapEglPP, SegmentationEglPP, bank_embedding
+from misfire_train.scores.gradient.egl import Egl, HeatmapEgl
+from misfire_train.scores.gradient.egl_pp import EglPP, HeatmapEglPP, SegmentationEglPP, bank_embedding
 from misfire_train.scores.neighbours import Neighbours
 from misfire_train.signals import Signals
-from misfire_train.tasks.heatmaps import render_gaussians
-from misfire_train.tasks.peaks import local_maxima
+from misfire_train.tasks.answers.heatmaps import render_gaussians
+from misfire_train.tasks.answers.peaks import local_maxima
 
 RTOL = 1e-9
 

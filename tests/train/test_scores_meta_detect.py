@@ -10,8 +10,8 @@ from misfire_runtime.boxes import BoxRule
 from misfire_train.boxes.candidates import Candidates, find_candidates
 from misfire_train.metrics import auroc
 from misfire_train.scores import build
+from misfire_train.scores.boxes.meta_detect import AGREES, MetaDetect, statistics
 from misfire_train.scores.fitting import FitSet
-from misfire_train.scores.meta_detect import AGREES, MetaDetect, statistics
 from misfire_train.signals import Signals
 from misfire_train.tasks.detection import Detection
 

@@ -22,8 +22,8 @@ from misfire_train.scores.output_only import (
     SelfResidual,
 )
 from misfire_train.signals import Signals
-from misfire_train.tasks.heatmaps import render_gaussians
-from misfire_train.tasks.peaks import local_maxima
+from misfire_train.tasks.answers.heatmaps import render_gaussians
+from misfire_train.tasks.answers.peaks import local_maxima
 
 CLASS_SCORES = [Msp, Entropy, Margin, Energy, MaxLogit]
 HEATMAP_SCORES = [MeanPeak, HeatmapEntropy, MultiPeakEntropy, SelfResidual]

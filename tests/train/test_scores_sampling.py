@@ -24,8 +24,8 @@ from misfire_train.scores.sampling import (
     spread,
 )
 from misfire_train.signals import Probe, Signals
-from misfire_train.tasks.heatmaps import render_gaussians
-from misfire_train.tasks.softmax import jensen_shannon
+from misfire_train.tasks.answers.heatmaps import render_gaussians
+from misfire_train.tasks.answers.softmax import jensen_shannon
 
 
 def network(*, dropout: bool = True) -> nn.Sequential:

@@ -11,8 +11,8 @@ from misfire_runtime.boxes import BoxRule
 from misfire_train.errors import ScoreError
 from misfire_train.metrics import auroc
 from misfire_train.scores import build
+from misfire_train.scores.boxes.silence import SHRINKAGE, whitening
 from misfire_train.scores.fitting import FitSet
-from misfire_train.scores.silence import SHRINKAGE, whitening
 from misfire_train.signals import Signals
 from misfire_train.tasks.detection import Detection
 

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from misfire_train.scores import FitSet, HoldoutWarning, ScoreError, build
+from misfire_train.scores.gradient.wrong_prediction import (
+    ErrorReduction,
+    WrongPrediction,
+    WrongPredictionApprox,
+)
 from misfire_train.scores.last_layer import exp_minus_one, log_one_plus
-from misfire_train.scores.wrong_prediction import ErrorReduction, WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Signals
-from misfire_train.tasks.softmax import log_one_plus_sum
+from misfire_train.tasks.answers.softmax import log_one_plus_sum
 
 CLASSES, CHANNELS, HELD_OUT = 4, 6, 15
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from misfire_runtime.errors import ConfigError
 from misfire_train.tasks import custom_task, get_task, mean_of_units
-from misfire_train.tasks.heatmaps import (
+from misfire_train.tasks.answers.heatmaps import (
     decode_heatmaps,
     render_gaussians,
     render_targets,

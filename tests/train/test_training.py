@@ -24,7 +24,7 @@ from misfire_train.fitting.backbone import CHECKPOINT
 from misfire_train.heads import recipe_named
 from misfire_train.runs import MODEL_FILE, RECORD, Run, load_run, read_splits, run_splits
 from misfire_train.tasks import Variation, get_task
-from misfire_train.tasks.planes import shift_planes, zoom_planes
+from misfire_train.tasks.answers.planes import shift_planes, zoom_planes
 from misfire_train.train_config import TrainConfig, TrainingTable, parse_train_config, read_train_config
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from misfire_runtime.preprocess import InputContract, to_tensor
 from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, corrupt
 from misfire_train.tasks import Task, Variation
-from misfire_train.tasks.planes import shift_planes, zoom_planes
+from misfire_train.tasks.answers.planes import shift_planes, zoom_planes
 from misfire_train.train_config import TrainingTable
 
 

@@ -35,7 +35,7 @@ from misfire_train.data import Examples
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Probe, answer_of
 from misfire_train.tasks import Task
-from misfire_train.tasks.shapes import Numbers
+from misfire_train.tasks.answers.shapes import Numbers
 
 # Enough to see whether numbers stay within 0..1.
 _SHOWN = 8

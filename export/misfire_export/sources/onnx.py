@@ -61,7 +61,7 @@ from misfire_train import scores as scoring
 from misfire_train.data import Examples
 from misfire_train.signals import Signals
 from misfire_train.tasks import Task, known_tasks
-from misfire_train.tasks.shapes import Numbers
+from misfire_train.tasks.answers.shapes import Numbers
 
 # Fewer than of a run: the file runs on one thread of the CPU, perhaps frame by frame.
 MAX_FIT = 2_000

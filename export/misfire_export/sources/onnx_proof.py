@@ -28,7 +28,7 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.scores.fitting import spread
 from misfire_train.tasks import Task
-from misfire_train.tasks.shapes import Numbers
+from misfire_train.tasks.answers.shapes import Numbers
 
 View = Literal["as-is", "flat", "channels-first", "one-channel"]
 """How a tensor becomes [N,K] or [N,K,H,W]: single pixels are joined, [N,H,W,K] is transposed, and an answer

@@ -11,11 +11,13 @@ from misfire_train.data.catalogue import entries
 from misfire_train.data.drawn.figures import load_figures
 from misfire_train.data.drawn.street import load_street
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.carla_detection import load_carla_detection
+from misfire_train.data.readers.boxes.carla_detection import load_carla_detection
+from misfire_train.data.readers.boxes.coco import load_coco_boxes
+from misfire_train.data.readers.boxes.kitti import load_kitti
+from misfire_train.data.readers.boxes.voc import load_voc
+from misfire_train.data.readers.boxes.yolo import load_yolo
 from misfire_train.data.readers.coco import load_coco_keypoints, load_coco_pose_ccby
-from misfire_train.data.readers.coco_boxes import load_coco_boxes
 from misfire_train.data.readers.folders import load_image_folder
-from misfire_train.data.readers.kitti import load_kitti
 from misfire_train.data.readers.masks import load_masks
 from misfire_train.data.readers.options import Options, parse_argument, printable
 from misfire_train.data.readers.own import load_own
@@ -27,8 +29,6 @@ from misfire_train.data.readers.published import (
     load_traffic_lights,
 )
 from misfire_train.data.readers.tables import load_csv_labels, load_csv_regression
-from misfire_train.data.readers.voc import load_voc
-from misfire_train.data.readers.yolo import load_yolo
 from misfire_train.errors import DatasetError
 
 _NAMED: dict[str, Callable[[Path | None], Dataset]] = {

@@ -22,11 +22,11 @@ from torch.nn import functional
 
 from misfire_train.data import Dataset
 from misfire_train.errors import ScoreError
-from misfire_train.scores.egl import Egl
 from misfire_train.scores.fitting import FitSet
+from misfire_train.scores.gradient.egl import Egl
+from misfire_train.scores.gradient.wrong_prediction import WrongPrediction, WrongPredictionApprox
 from misfire_train.scores.output_only import Entropy, Margin
 from misfire_train.scores.sampling import Bald, McDropout
-from misfire_train.scores.wrong_prediction import WrongPrediction, WrongPredictionApprox
 from misfire_train.signals import Signals
 from misfire_train.tasks.classification import Classification
 

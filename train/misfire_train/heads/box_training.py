@@ -26,7 +26,7 @@ from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import ratio_eps
 from misfire_train.progress import Reporter
-from misfire_train.scores.boxes import platt
+from misfire_train.scores.boxes.counting import platt
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
 from misfire_train.tasks.detection import Detection

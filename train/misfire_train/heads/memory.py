@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from misfire_train.scores.density import k_center
 from misfire_train.scores.neighbours import squared_distances
-from misfire_train.tasks.softmax import Softmax
+from misfire_train.tasks.answers.softmax import Softmax
 
 NEIGHBOURS = 10
 # A vehicle reads all of them for every frame: that is most of what a head costs.

@@ -23,7 +23,7 @@ from misfire_train.heads.memory import Memory
 from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.signals import Signals
 from misfire_train.tasks import Task, as_task
-from misfire_train.tasks.statistics import map_statistics
+from misfire_train.tasks.answers.statistics import map_statistics
 
 CLIP = 6.0
 

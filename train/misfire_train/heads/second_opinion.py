@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from misfire_train.tasks.softmax import Softmax
+from misfire_train.tasks.answers.softmax import Softmax
 
 STEPS = 500
 _CLIP = 5.0

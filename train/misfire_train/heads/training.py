@@ -45,8 +45,8 @@ from misfire_train.progress import Reporter
 from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task
+from misfire_train.tasks.answers.statistics import map_statistics
 from misfire_train.tasks.detection import Detection
-from misfire_train.tasks.statistics import map_statistics
 
 # With fewer, the check (CHECK_SHARE) would be left with less than three images.
 MIN_HELD_OUT = 20

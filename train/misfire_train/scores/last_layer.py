@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from misfire_train.errors import ScoreError
 from misfire_train.signals import Signals
-from misfire_train.tasks.softmax import is_predicted
+from misfire_train.tasks.answers.softmax import is_predicted
 
 
 def pooled(signals: Signals) -> Tensor:

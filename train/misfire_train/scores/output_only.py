@@ -13,9 +13,9 @@ from misfire_train.scores.fitting import FitSet
 from misfire_train.scores.last_layer import pseudo_residual
 from misfire_train.scores.registry import CLASSES, Recipe, register
 from misfire_train.signals import Score, Signals
-from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
-from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
-from misfire_train.tasks.softmax import softmax_entropy
+from misfire_train.tasks.answers.heatmaps import SIGMA, render_gaussians
+from misfire_train.tasks.answers.peaks import cells, local_maxima, scaled_peaks
+from misfire_train.tasks.answers.softmax import softmax_entropy
 
 
 class OutputScore(Score):

@@ -18,7 +18,7 @@ from misfire_train.scores.passes import DropoutScore, ImageScore
 from misfire_train.scores.registry import ALL, CLASSES, Recipe, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks import Task, as_task
-from misfire_train.tasks.heatmaps import peak_cells
+from misfire_train.tasks.answers.heatmaps import peak_cells
 
 
 def frame_mean(value: Tensor) -> Tensor:

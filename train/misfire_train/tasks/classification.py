@@ -17,10 +17,10 @@ from torch.nn import functional
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
 from misfire_train.drawing import SIDE, Drawing, data_url, enlarged
+from misfire_train.tasks.answers.shapes import require_classes
+from misfire_train.tasks.answers.softmax import jensen_shannon, softmax_entropy
+from misfire_train.tasks.answers.statistics import class_statistics, log_odds
 from misfire_train.tasks.base import Base, LabelPlace, Task
-from misfire_train.tasks.shapes import require_classes
-from misfire_train.tasks.softmax import jensen_shannon, softmax_entropy
-from misfire_train.tasks.statistics import class_statistics, log_odds
 
 # A message stays readable; data sets have up to thousands of classes.
 _NAMES_SHOWN = 12

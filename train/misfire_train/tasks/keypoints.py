@@ -30,9 +30,9 @@ from misfire_train.drawing import (
     pixel,
     rgb,
 )
+from misfire_train.tasks.answers.heatmaps import decode_heatmaps, peak_cells, render_targets
+from misfire_train.tasks.answers.statistics import joint_residual, joint_statistics
 from misfire_train.tasks.base import Base, LabelPlace, Task, Variation, mean_of_units, parse_numbers
-from misfire_train.tasks.heatmaps import decode_heatmaps, peak_cells, render_targets
-from misfire_train.tasks.statistics import joint_residual, joint_statistics
 
 
 class Keypoints(Task):

@@ -22,11 +22,11 @@ from misfire_runtime.preprocess import Image, InputContract, resize_image
 from misfire_train.data.readers.mask_images import IGNORE, read_mask, resize_mask
 from misfire_train.drawing import SIDE, TRUE, Drawing, Legend, colour_of, data_url, enlarged, rgb
 from misfire_train.errors import DatasetError
+from misfire_train.tasks.answers.planes import shift_planes
+from misfire_train.tasks.answers.shapes import require_classes
+from misfire_train.tasks.answers.softmax import jensen_shannon, softmax_entropy
+from misfire_train.tasks.answers.statistics import TILES, tile_statistics
 from misfire_train.tasks.base import Base, LabelPlace, Task, Variation
-from misfire_train.tasks.planes import shift_planes
-from misfire_train.tasks.shapes import require_classes
-from misfire_train.tasks.softmax import jensen_shannon, softmax_entropy
-from misfire_train.tasks.statistics import TILES, tile_statistics
 
 _PLACES = 1024
 """Pixels of a frame whose labels are compared on import; more only cost time."""

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from misfire_train.errors import HoldoutWarning, ScoreError
-from misfire_train.scores.egl_pp import class_labels
 from misfire_train.scores.fitting import FitSet
+from misfire_train.scores.gradient.egl_pp import class_labels
 from misfire_train.scores.last_layer import (
     exp_minus_one,
     label_maps,
@@ -33,7 +33,7 @@ from misfire_train.scores.last_layer import (
 )
 from misfire_train.scores.registry import CLASSES, Recipe, register
 from misfire_train.signals import Score, Signals
-from misfire_train.tasks.softmax import is_predicted
+from misfire_train.tasks.answers.softmax import is_predicted
 
 PERFECT_FIT = 1e-3
 """Mean residual norm below which a holdout has nothing left to teach."""

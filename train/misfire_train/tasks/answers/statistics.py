@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
-from misfire_train.tasks.peaks import cells, local_maxima
-from misfire_train.tasks.softmax import Softmax
+from misfire_train.tasks.answers.heatmaps import SIGMA, render_gaussians
+from misfire_train.tasks.answers.peaks import cells, local_maxima
+from misfire_train.tasks.answers.softmax import Softmax
 
 TOP = 5
 TILES = (4, 4)

@@ -18,9 +18,9 @@ from misfire_train.errors import ScoreError
 from misfire_train.scores.last_layer import feature_energy, last_outputs, scaled_features
 from misfire_train.scores.registry import MAPS, Recipe, register, register_variant
 from misfire_train.signals import Score, Signals
-from misfire_train.tasks.heatmaps import SIGMA, render_gaussians
-from misfire_train.tasks.peaks import cells, local_maxima, scaled_peaks
-from misfire_train.tasks.softmax import is_predicted
+from misfire_train.tasks.answers.heatmaps import SIGMA, render_gaussians
+from misfire_train.tasks.answers.peaks import cells, local_maxima, scaled_peaks
+from misfire_train.tasks.answers.softmax import is_predicted
 
 
 def squared_residuals(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_classes import require_numbers
-from misfire_train.data.readers.box_frames import assemble
-from misfire_train.data.readers.box_labels import Box, BoxFrame, Found
+from misfire_train.data.readers.boxes.classes import require_numbers
+from misfire_train.data.readers.boxes.frames import assemble
+from misfire_train.data.readers.boxes.labels import Box, BoxFrame, Found
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.data.readers.coco_documents import (
     Annotation,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from misfire_runtime.boxes import SILENCE
 from misfire_train.errors import ScoreError
-from misfire_train.scores.boxes import detection
+from misfire_train.scores.boxes.counting import detection
 from misfire_train.scores.registry import Recipe, register
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks import Task

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from misfire_train.data.readers.box_classes import require_numbers
+from misfire_train.data.readers.boxes.classes import require_numbers
 from misfire_train.data.readers.files import first_of
 from misfire_train.errors import DatasetError
 

@@ -16,12 +16,12 @@ from pathlib import Path, PureWindowsPath
 from xml.etree.ElementTree import Element
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import assemble
-from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
+from misfire_train.data.readers.boxes.frames import assemble
+from misfire_train.data.readers.boxes.image_sets import divided_by_lists, half_lists
+from misfire_train.data.readers.boxes.labels import Box, BoxFrame, Found, finite
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.data.readers.files import images_by_stem, named_file
 from misfire_train.data.readers.halves import split_word
-from misfire_train.data.readers.image_sets import divided_by_lists, half_lists
 from misfire_train.data.readers.options import Options
 from misfire_train.data.readers.plain_xml import read_xml
 from misfire_train.errors import DatasetError

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import assemble
-from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
+from misfire_train.data.readers.boxes.frames import assemble
+from misfire_train.data.readers.boxes.image_sets import divided_by_lists, half_lists
+from misfire_train.data.readers.boxes.labels import Box, BoxFrame, Found, finite
 from misfire_train.data.readers.class_lists import nfc
 from misfire_train.data.readers.files import first_of, images_by_stem
 from misfire_train.data.readers.halves import split_word
-from misfire_train.data.readers.image_sets import divided_by_lists, half_lists
 from misfire_train.data.readers.options import Options
 from misfire_train.errors import DatasetError
 

@@ -110,7 +110,7 @@ def show(
 
     dataset = load_dataset(name, root=data)
     if sheet is not None:
-        from misfire_train.contact_sheet import write_sheet
+        from misfire_train.commands.contact_sheet import write_sheet
 
         write_sheet(dataset, sheet, count=count)
     found: dict[str, Any] = {

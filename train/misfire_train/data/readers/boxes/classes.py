@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from misfire_train.data.readers.box_labels import BoxFrame
+from misfire_train.data.readers.boxes.labels import BoxFrame
 from misfire_train.data.readers.class_lists import ClassList, nfc
 from misfire_train.data.readers.files import first_of
 from misfire_train.data.readers.halves import Halves

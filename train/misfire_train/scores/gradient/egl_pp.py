@@ -24,11 +24,17 @@ from torch.nn import functional
 from misfire_train.errors import ScoreError
 from misfire_train.scores.density import k_center
 from misfire_train.scores.fitting import FitSet
-from misfire_train.scores.last_layer import feature_energy, label_maps, last_outputs, pooled, scaled_features
+from misfire_train.scores.last_layer import (
+    feature_energy,
+    label_maps,
+    last_outputs,
+    pooled,
+    scaled_features,
+)
 from misfire_train.scores.neighbours import Neighbours
 from misfire_train.scores.registry import ALL, Recipe, register, register_variant
 from misfire_train.signals import Score, Signals
-from misfire_train.tasks.heatmaps import SIGMA, STRIDE, peak_cells, render_gaussians, to_cells
+from misfire_train.tasks.answers.heatmaps import SIGMA, STRIDE, peak_cells, render_gaussians, to_cells
 
 # A vehicle compares every frame with the whole bank.
 BANK_ROWS = 1024

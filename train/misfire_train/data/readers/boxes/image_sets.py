@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from misfire_train.data.readers.box_labels import BoxFrame
+from misfire_train.data.readers.boxes.labels import BoxFrame
 from misfire_train.data.readers.files import EXTENSIONS, first_of
 from misfire_train.errors import DatasetError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from misfire_train.boxes.candidates import Candidates
 from misfire_train.boxes.matching import label_candidates
-from misfire_train.scores.boxes import BoxScore, detection
+from misfire_train.scores.boxes.counting import BoxScore, detection
 from misfire_train.scores.registry import Recipe, register
 from misfire_train.scores.stacked import logistic_regression
 from misfire_train.tasks import Task

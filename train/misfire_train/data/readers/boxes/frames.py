@@ -18,8 +18,8 @@ import numpy as np
 from misfire_runtime.bundle import sha256_file
 from misfire_train.data.boxes import ANY_CLASS, Boxes, clip_boxes, stack_boxes, to_targets
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_classes import class_notes, final_classes, used_classes, with_others
-from misfire_train.data.readers.box_labels import BoxFrame, Found
+from misfire_train.data.readers.boxes.classes import class_notes, final_classes, used_classes, with_others
+from misfire_train.data.readers.boxes.labels import BoxFrame, Found
 from misfire_train.data.readers.class_lists import find_class_list, nfc
 from misfire_train.data.readers.files import (
     ImageFile,

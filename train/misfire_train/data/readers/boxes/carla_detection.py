@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from misfire_train.data.catalogue import find_entry, open_file
 from misfire_train.data.examples import Dataset, Examples
-from misfire_train.data.readers.coco_boxes import load_coco_boxes
+from misfire_train.data.readers.boxes.coco import load_coco_boxes
 from misfire_train.data.readers.options import Options
 
 # Frames; 26 stretches in the training half, 8 in the test half.

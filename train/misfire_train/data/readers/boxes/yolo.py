@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
 from misfire_train.data.examples import Dataset
-from misfire_train.data.readers.box_frames import assemble
-from misfire_train.data.readers.box_labels import Box, BoxFrame, Found, finite
+from misfire_train.data.readers.boxes.frames import assemble
+from misfire_train.data.readers.boxes.labels import Box, BoxFrame, Found, finite
+from misfire_train.data.readers.boxes.yolo_description import Description, find_description
 from misfire_train.data.readers.class_lists import TEXT_NAME, find_class_list
 from misfire_train.data.readers.files import find_images
 from misfire_train.data.readers.halves import split_word
 from misfire_train.data.readers.options import Options
-from misfire_train.data.readers.yolo_description import Description, find_description
 from misfire_train.errors import DatasetError
 
 

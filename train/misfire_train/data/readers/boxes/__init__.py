@@ -1,0 +1,1 @@
+"""Reads boxes in other people's formats, one reader per format."""

@@ -1,0 +1,1 @@
+"""Defines scores of a detector's boxes."""
