@@ -7,7 +7,8 @@ the folder once. An object store does everything in one put. After a crash, a fi
 or none.
 
 Documents are small files next to the blobs: `offers/` has one per commit group, from which its rows can be
-built again (`offers.py`), `ledger/` has deletions and holds. Documents can be replaced.
+built again (`offers.py`), `labels/` has those of each import of labels (`labels.py`), `snapshots/` has one
+per snapshot, `ledger/` has deletions, holds and new classes. Documents can be replaced.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from misfire_runtime.clock import wall_time
 from misfire_runtime.files import write_through
 
 _TMP = "tmp"
-Kind = Literal["offers", "ledger"]
-DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger")
+Kind = Literal["offers", "ledger", "labels", "snapshots"]
+DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "snapshots")
 _BLOB = re.compile(r"[0-9a-f]{64}")
-_DOCUMENT = re.compile(r"[A-Za-z0-9.-]{1,64}")
+_DOCUMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ABANDONED_S = 3600.0
 """Age of temporary files that are removed at start; a living writer renames its own within seconds."""
 
@@ -46,7 +47,7 @@ class Staged:
 
 @dataclass(frozen=True)
 class Document:
-    """Holds a small file next to the blobs. `name` has at most 64 characters of [A-Za-z0-9.-]."""
+    """Holds a small file next to the blobs. `name` has at most 64 characters of [A-Za-z0-9._-]."""
 
     kind: Kind
     name: str

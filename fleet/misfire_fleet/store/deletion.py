@@ -1,10 +1,10 @@
 """Deletes samples for good: by vehicle and time, by age, or by size, unless a legal hold covers them.
 
 A deletion is one transaction. It removes the row, leaves a tombstone (a vehicle that still has the sample
-gets `declined`), marks the blob as doomed and the document with its offer as stale, and writes an audit line.
-After the commit, blobs are removed, and stale documents are rewritten without the deleted records; `purge`
-repeats this for those that a crash left behind. The ledger next to the blobs keeps tombstones, holds and
-audit lines in case the database is lost.
+gets `declined`), marks the blob as doomed and the document with its offer as stale, removes its labels, and
+writes an audit line. After the commit, blobs are removed, and stale documents are rewritten without the
+deleted records; `purge` repeats this for those that a crash left behind. The ledger next to the blobs keeps
+tombstones, holds and audit lines in case the database is lost.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from misfire_fleet.errors import StoreError
 from misfire_fleet.store.blobs import Blobs
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.groups import OfferGroups
+from misfire_fleet.store.labels import LabelRows
 from misfire_fleet.store.ledger import Ledger
 from misfire_fleet.store.records import Deletion, Hold
 from misfire_fleet.store.schema import audit, doomed_blobs, holds, samples, tombstones
@@ -37,6 +38,7 @@ class Deletions:
         self._database = database
         self._blobs = blobs
         self.groups = OfferGroups(database, blobs)
+        self.labels = LabelRows(database, blobs, self.groups)
         self.ledger = Ledger(blobs)
 
     def delete(
@@ -109,7 +111,7 @@ class Deletions:
             if connection.scalar(select(func.count()).where(holds.c.name == hold.name)):
                 raise StoreError(f"hold {hold.name!r} exists already; choose another name")
             connection.execute(holds.insert(), row)
-            self._log(connection, actor, "hold", row, at=now)
+            self.log(connection, actor, "hold", row, at=now)
 
     def release(self, name: str, *, actor: str = "") -> None:
         """Ends a hold, which stays in the list. Raises StoreError if there is no open hold of that name."""
@@ -122,7 +124,7 @@ class Deletions:
             ).rowcount
             if not ended:
                 raise StoreError(f"hold {name!r}: there is no open hold of that name")
-            self._log(connection, actor, "release", {"name": name}, at=now)
+            self.log(connection, actor, "release", {"name": name}, at=now)
 
     def holds(self) -> list[Hold]:
         """Returns all holds, open and released, oldest first."""
@@ -154,6 +156,8 @@ class Deletions:
                 connection.execute(delete(doomed_blobs).where(doomed_blobs.c.id.in_(group)))
         self.groups.tidy()
         self.groups.tidy_unowned()
+        self.labels.tidy()
+        self.labels.tidy_unowned()
         return removed
 
     def doom(self, ids: Sequence[str]) -> None:
@@ -163,7 +167,7 @@ class Deletions:
             rows = [{"id": key, "doomed_at": now} for key in ids]
             self._database.insert_new(connection, doomed_blobs, rows)
 
-    def _log(
+    def log(
         self, connection: Connection, actor: str, action: str, detail: dict[str, object], *, at: float
     ) -> None:
         """Writes an audit line to the database and, before the commit, to the ledger."""
@@ -188,7 +192,7 @@ class Deletions:
                 count, total = self._delete_group(connection, and_(matches, ~held), reason=reason)
                 if count:
                     detail: dict[str, object] = {"reason": reason, "deleted": count, "bytes": total}
-                    self._log(connection, actor, action, detail, at=wall_time())
+                    self.log(connection, actor, action, detail, at=wall_time())
             if not count:
                 break
             deleted, size = deleted + count, size + total
@@ -215,6 +219,7 @@ class Deletions:
                 connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids]
             )
             self.groups.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
+            self.labels.remove(connection, ids)
             connection.execute(delete(samples).where(samples.c.id.in_(ids)))
         return len(rows), sum(row.size for row in rows)
 

@@ -1,4 +1,6 @@
-"""Writes the ledger next to the blobs: holds, their ends, deletions and tombstones, one file per entry.
+"""Writes the ledger next to the blobs, one file per entry.
+
+It has holds, their ends, deletions, tombstones, new classes of labels, snapshots, runs and bundles.
 
 If the database is lost, `misfire fleet rebuild` reads it, so that deleted samples do not come back.
 """
@@ -16,7 +18,7 @@ from misfire_runtime.clock import wall_time
 
 
 class Ledger:
-    """Writes and reads entries: `at`, `action` (hold, release, delete, retention, tombstones) and details."""
+    """Writes and reads entries: `at`, `action` (hold, delete, tombstones, classes, ...) and details."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -40,12 +42,15 @@ class Ledger:
             if isinstance(entry, dict) and {"at", "action"} <= set(entry):
                 yield entry
 
-    def noted(self) -> tuple[set[str], set[str]]:
-        """Returns the ids of all tombstones and the names of all holds in the ledger."""
+    def noted(self) -> tuple[set[str], set[str], set[str]]:
+        """Returns the ids of all tombstones, the names of all holds, and all classes in the ledger."""
         graves: set[str] = set()
         held: set[str] = set()
+        named: set[str] = set()
         for entry in self.entries():
             graves |= {grave["id"] for grave in entry.get("tombstones", ())}
             if entry["action"] == "hold":
                 held.add(entry["detail"]["name"])
-        return graves, held
+            elif entry["action"] == "classes":
+                named |= set(entry["detail"]["names"])
+        return graves, held, named

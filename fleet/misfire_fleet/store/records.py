@@ -98,6 +98,11 @@ class SampleFilter:
     captured_from: float | None = None
     captured_to: float | None = None
     min_percentile: float | None = None
+    labelled: bool | None = None
+    label_class: str | None = None
+    """A class that the sample's label names."""
+    snapshot: str | None = None
+    """Name of a snapshot that holds the sample."""
     before_seq: int | None = None
 
 

@@ -2,9 +2,10 @@
 
 `samples` has one row per stored sample. Its key is the SHA-256 that also names the blob; `offers` is the name
 of the document next to the blobs that has its offer. The other tables hold vehicles, telemetry, refused
-offers, copies (vehicles that got `stored` for another vehicle's sample), and the records of deletion
-(tombstones, holds, blobs and offers to be removed, audit). Times are seconds since 1970, by the clock of the
-machine that wrote them.
+offers, copies (vehicles that got `stored` for another vehicle's sample), the records of deletion
+(tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
+snapshots, and which run and bundle came of which snapshot (lineage). Times are seconds since 1970, by the
+clock of the machine that wrote them.
 """
 
 from __future__ import annotations
@@ -137,4 +138,90 @@ audit = Table(
     Column("actor", String(64), nullable=False),
     Column("action", String(32), nullable=False),
     Column("detail", Text, nullable=False),
+)
+
+# Rows are added, and go only with their sample. `recorded_at` rises from one transaction to the next, so all
+# labels up to a time are the same whenever they are asked for. `at` is when the annotator made the label.
+labels = Table(
+    "labels",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("sample", String(64), nullable=False),
+    Column("source", String(64), nullable=False),
+    Column("annotator", String(200), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("content", Text, nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+    Column("document", String(64), nullable=False),
+    Index("uq_labels", "sample", "source", "annotator", "version", unique=True),
+    Index("ix_labels_recorded_at", "recorded_at"),
+    Index("ix_labels_document", "document"),
+)
+
+label_names = Table(
+    "label_names",
+    metadata,
+    Column("label", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String(200), primary_key=True),
+    Index("ix_label_names_name", "name"),
+)
+
+classes = Table(
+    "classes",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("added_by", String(64), nullable=False),
+    Column("added_at", Float, nullable=False),
+)
+
+stale_labels = Table(
+    "stale_labels",
+    metadata,
+    Column("name", String(64), primary_key=True),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("frozen", Boolean, nullable=False),
+    Column("header", Text, nullable=False),
+    Index("ix_snapshots_sha256", "sha256"),
+)
+
+snapshot_samples = Table(
+    "snapshot_samples",
+    metadata,
+    Column("snapshot", String(64), primary_key=True),
+    Column("sample", String(64), primary_key=True),
+    Column("side", String(16), nullable=False),
+    Column("label", String(64), nullable=False),
+    Index("ix_snapshot_samples_sample", "sample"),
+)
+
+frozen_groups = Table(
+    "frozen_groups",
+    metadata,
+    Column("group", String(300), primary_key=True),
+    Column("snapshot", String(64), primary_key=True),
+)
+
+lineage = Table(
+    "lineage",
+    metadata,
+    Column("child_kind", String(16), primary_key=True),
+    Column("child", String(130), primary_key=True),
+    Column("parent_kind", String(16), primary_key=True),
+    Column("parent", String(130), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("ix_lineage_parent", "parent_kind", "parent"),
 )

@@ -33,6 +33,7 @@ from misfire_fleet.store.blobs import Blobs, Staged, open_blobs
 from misfire_fleet.store.counts import VehicleCounts, foreign, note_copies, vehicle_counts
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.deletion import Deletions
+from misfire_fleet.store.labels import is_in_snapshot, is_labelled, names_class
 from misfire_fleet.store.offers import OfferRecord, group_of, offer_record, row_of
 from misfire_fleet.store.presence import present
 from misfire_fleet.store.records import ANY, NewSample, Outcome, SampleFilter, StoredSample, Totals
@@ -212,7 +213,7 @@ class Store:
     def newest(self, limit: int = 50, filters: SampleFilter = ANY) -> list[StoredSample]:
         """Returns up to `limit` matching samples, the last stored first."""
         query = select(samples).order_by(samples.c.seq.desc()).limit(limit)
-        for condition in _conditions(filters):
+        for condition in conditions_of(filters):
             query = query.where(condition)
         with self.database.read() as connection:
             return [sample_of(row) for row in connection.execute(query)]
@@ -220,7 +221,7 @@ class Store:
     def count(self, filters: SampleFilter = ANY) -> int:
         """Returns the number of matching samples."""
         query = select(func.count()).select_from(samples)
-        for condition in _conditions(filters):
+        for condition in conditions_of(filters):
             query = query.where(condition)
         with self.database.read() as connection:
             return int(connection.scalar(query) or 0)
@@ -314,7 +315,8 @@ class Store:
         )
 
 
-def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
+def conditions_of(filters: SampleFilter, *, up_to: float | None = None) -> list[ColumnElement[bool]]:
+    """Returns the conditions on rows of `samples`; `up_to` ignores labels that were recorded later."""
     exact = {
         "vehicle": filters.vehicle,
         "trigger": filters.trigger,
@@ -334,6 +336,20 @@ def _conditions(filters: SampleFilter) -> list[ColumnElement[bool]]:
         conditions.append(samples.c.percentile >= filters.min_percentile)
     if filters.before_seq is not None:
         conditions.append(samples.c.seq < filters.before_seq)
+    return conditions + _label_conditions(filters, up_to)
+
+
+def _label_conditions(filters: SampleFilter, up_to: float | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if filters.labelled is not None:
+        labelled = is_labelled(up_to=up_to)
+        conditions.append(labelled if filters.labelled else ~labelled)
+    for name, condition in (
+        (filters.label_class, names_class(filters.label_class or "", up_to=up_to)),
+        (filters.snapshot, is_in_snapshot(filters.snapshot or "")),
+    ):
+        if name is not None:
+            conditions.append(false() if _NUL in name else condition)
     return conditions
 
 

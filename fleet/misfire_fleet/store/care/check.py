@@ -16,6 +16,7 @@ from sqlalchemy import Row, select, update
 
 from misfire_fleet.errors import SampleGoneError, StoreUnavailableError
 from misfire_fleet.store.care.integrity import integrity
+from misfire_fleet.store.labels import known_classes
 from misfire_fleet.store.offers import OfferRecord, group_of, parse_record, row_of, split_group
 from misfire_fleet.store.rows import sample_of
 from misfire_fleet.store.schema import holds, samples, tombstones
@@ -36,7 +37,9 @@ PROBLEMS = {
     "wrong_size": "the blob has not the size that the row says",
     "wrong_hash": "the bytes are not those whose hash is their name",
     "not_removed": "deleted, but the blob is still here: --repair removes it",
-    "not_in_ledger": "deletions and holds that a rebuild would forget: --repair notes them",
+    "not_in_ledger": "deletions, holds and classes that a rebuild would forget: --repair notes them",
+    "labels_without_document": "labels that a rebuild would forget: --repair writes their documents",
+    "labels_without_row": "documents of labels that no row names: --repair adds the rows",
 }
 
 
@@ -90,6 +93,8 @@ def check(store: Store, *, deep: bool = False) -> Check:
         # A damaged database ends the comparison somewhere; what was found until then is still reported.
         _compare(store, found, blobs, young)
         _compare_ledger(store, found)
+        found.problems["labels_without_document"] += store.deletion.labels.lost(deep=deep)
+        found.problems["labels_without_row"] += store.deletion.labels.unowned()
     except StoreUnavailableError as error:
         if not problems:
             raise
@@ -173,12 +178,14 @@ def _unrecorded(store: Store, owned: set[str]) -> list[str]:
 
 
 def _compare_ledger(store: Store, found: Check) -> None:
-    noted, held = store.deletion.ledger.noted()
+    noted, held, named = store.deletion.ledger.noted()
     with store.database.read() as connection:
         tombstoned = connection.scalars(select(tombstones.c.id).execution_options(yield_per=_GROUP))
         found.problems["not_in_ledger"] += [key for key in tombstoned if key not in noted]
         names = connection.scalars(select(holds.c.name))
         found.problems["not_in_ledger"] += [f"hold {name}" for name in names if name not in held]
+        unnamed = sorted(known_classes(connection) - named)
+        found.problems["not_in_ledger"] += [f"class {name}" for name in unnamed]
 
 
 def _rows(store: Store) -> Iterator[Any]:
@@ -214,6 +221,10 @@ def repair(store: Store, found: Check) -> dict[str, int]:
         "rows_without_offer": _write_offers(store, found.problems["rows_without_offer"]),
         "blobs_without_row": add_rows(store, set(found.problems["blobs_without_row"])),
         "not_in_ledger": _note_missing(store),
+        "labels_without_document": store.deletion.labels.write_again(
+            found.problems["labels_without_document"]
+        ),
+        "labels_without_row": store.deletion.labels.restore(found.problems["labels_without_row"]),
     }
     store.deletion.doom(found.problems["not_removed"])
     mended["not_removed"] = store.deletion.purge()
@@ -289,8 +300,9 @@ def _records(store: Store, name: str, wanted: set[str] | None) -> list[OfferReco
 
 
 def _note_missing(store: Store) -> int:
-    noted, held = store.deletion.ledger.noted()
+    noted, held, named = store.deletion.ledger.noted()
     with store.database.read() as connection:
+        unnamed = sorted(known_classes(connection) - named)
         graves = [dict(row) for row in connection.execute(select(tombstones)).mappings()]
         covered = [dict(row) for row in connection.execute(select(holds)).mappings()]
     graves = [grave for grave in graves if grave["id"] not in noted]
@@ -299,4 +311,6 @@ def _note_missing(store: Store) -> int:
         store.deletion.ledger.note(action="tombstones", tombstones=graves[start : start + _GROUP])
     for row in covered:
         store.deletion.ledger.note(action="hold", detail=row)
-    return len(graves) + len(covered)
+    if unnamed:
+        store.deletion.ledger.note(action="classes", actor="repair", detail={"names": unnamed})
+    return len(graves) + len(covered) + len(unnamed)

@@ -13,14 +13,16 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.care.check import add_rows
 from misfire_fleet.store.care.integrity import file_damage, sqlite_file
+from misfire_fleet.store.database import Database
 from misfire_fleet.store.deletion import audit_row
-from misfire_fleet.store.schema import audit, holds, samples, tombstones
+from misfire_fleet.store.schema import audit, classes, holds, labels, samples, tombstones
 from misfire_fleet.store.store import Store
 from misfire_runtime.files import replace_durably
 
@@ -41,6 +43,8 @@ class Rebuilt:
     rows: int
     tombstones: int
     holds: int
+    labels: int
+    classes: int
     audit: int
     unknown: int
     kept: str | None = None
@@ -107,16 +111,19 @@ def _restore(store: Store) -> Rebuilt:
     # The tombstones first: add_rows gives no row to a sample that has one.
     _restore_ledger(store)
     add_rows(store)
+    store.deletion.labels.restore()
     with store.database.read() as connection:
         counts = {
             table.name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
-            for table in (samples, tombstones, holds, audit)
+            for table in (samples, tombstones, holds, audit, labels, classes)
         }
     blobs = sum(1 for _ in store.blobs.names())
     return Rebuilt(
         rows=counts["samples"],
         tombstones=counts["tombstones"],
         holds=counts["holds"],
+        labels=counts["labels"],
+        classes=counts["classes"],
         audit=counts["audit"],
         unknown=max(0, blobs - counts["samples"]),
     )
@@ -134,7 +141,16 @@ def _restore_ledger(store: Store) -> None:
             elif entry["action"] == "release":
                 ended = holds.update().where(holds.c.name == detail["name"])
                 connection.execute(ended.values(released_at=entry["at"]))
+            elif entry["action"] == "classes":
+                restore_classes(store.database, connection, entry)
             connection.execute(audit.insert(), audit_row(entry))
+
+
+def restore_classes(database: Database, connection: Connection, entry: Mapping[str, Any]) -> None:
+    """Adds the classes of an entry of the ledger."""
+    for name in entry["detail"]["names"]:
+        row = {"name": name, "added_by": entry["actor"], "added_at": entry["at"]}
+        connection.execute(database.insert_statement(classes).values(row).on_conflict_do_nothing())
 
 
 def _sound_rows(path: Path) -> int:
