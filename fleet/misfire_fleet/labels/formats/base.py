@@ -155,6 +155,12 @@ class Written:
     answered: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def count(self, item: ExportItem, *, labelled: bool = True, answered: bool = True) -> None:
+        """Counts an item that was written, and whether its label and its answer were."""
+        self.samples += 1
+        self.labelled += labelled and item.record is not None
+        self.answered += answered and item.answer is not None
+
 
 @dataclass(frozen=True)
 class Plan:

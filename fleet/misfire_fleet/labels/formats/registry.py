@@ -14,7 +14,17 @@ from misfire_fleet.labels.formats.base import Format
 from misfire_runtime.errors import ConfigError
 
 # Name and module, in the order in which a path is shown to them: the loosest look comes last.
-_BUILT_IN: dict[str, str] = {}
+_BUILT_IN = {
+    "fiftyone": "fiftyone",
+    "coco": "coco",
+    "voc": "voc",
+    "yolo": "yolo",
+    "masks": "masks",
+    "webdataset": "webdataset",
+    "parquet": "parquet",
+    "csv": "csv_table",
+    "folder": "folder",
+}
 NAMES = tuple(sorted(_BUILT_IN))
 _CLASSES: dict[str, type[Format]] = {}
 T = TypeVar("T", bound=type[Format])
