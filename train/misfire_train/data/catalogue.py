@@ -254,10 +254,49 @@ _ENTRIES = (
         listing="carla_detection.sha256",
     ),
     Entry(
+        "carla-masks",
+        "segmentation",
+        "MIT (Carla-Object-Detection-Dataset, Copyright (c) 2019 Daniel)",
+        "the same scenes 160x96 with coarse masks, made of the boxes; the test half is an unseen town",
+        size_bytes=62_579_680,
+        listing="carla_detection.sha256",
+    ),
+    Entry(
         "street",
         "detection",
         "Apache-2.0 (drawn by misfire)",
         "1,200 + 420 drawn road scenes 160x96 with boxes of cars, trucks and persons; needs no download",
+    ),
+    Entry(
+        "drive-garments",
+        "classification",
+        "Fashion-MNIST MIT (Zalando SE), photos as figures",
+        "Fashion-MNIST before photographs, 22 + 8 drives with a camera, light and weather of their own",
+        FASHION_FILES + STILLS + COCO_PHOTOS,
+        size_bytes=35_336_035,
+    ),
+    Entry(
+        "drive-lights",
+        "classification",
+        "CC BY-SA 4.0",
+        "the traffic lights as 22 + 8 drives with a camera, light and weather of their own",
+        LIGHTS_FILES,
+        size_bytes=1_732_529,
+    ),
+    *(
+        Entry(
+            f"drive-{kind}",
+            task,
+            "as figures",
+            f"figures 64x64 with {label}, 22 + 8 drives with a camera, light, photograph and weather each",
+            STILLS + COCO_PHOTOS,
+            size_bytes=4_457_390,
+        )
+        for kind, task, label in (
+            ("figures", "keypoints", "14 joints"),
+            ("parts", "segmentation", "masks of body parts"),
+            ("boxes", "regression", "the box around their joints"),
+        )
     ),
     Entry(
         "dashcam",

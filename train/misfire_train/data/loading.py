@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from misfire_train.data.catalogue import entries
+from misfire_train.data.drawn.drives import load_drives
 from misfire_train.data.drawn.figures import load_figures
 from misfire_train.data.drawn.street import load_street
 from misfire_train.data.examples import Dataset
 from misfire_train.data.readers.boxes.carla_detection import load_carla_detection
+from misfire_train.data.readers.boxes.carla_masks import load_carla_masks
 from misfire_train.data.readers.boxes.coco import load_coco_boxes
 from misfire_train.data.readers.boxes.kitti import load_kitti
 from misfire_train.data.readers.boxes.voc import load_voc
@@ -43,6 +45,12 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
     "street": lambda root: load_street(),
     "coco-pose-ccby": load_coco_pose_ccby,
     "carla-detection": load_carla_detection,
+    "carla-masks": load_carla_masks,
+    "drive-garments": lambda root: load_drives(root, kind="garments"),
+    "drive-lights": lambda root: load_drives(root, kind="lights"),
+    "drive-figures": lambda root: load_drives(root, kind="figures"),
+    "drive-parts": lambda root: load_drives(root, kind="parts"),
+    "drive-boxes": lambda root: load_drives(root, kind="boxes"),
 }
 _ALL_TAKE = ("size", "group", "test")
 READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] = {

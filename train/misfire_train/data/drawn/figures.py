@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.preprocess import Image, InputContract, decode_image
-from misfire_train.data.catalogue import Entry, find_entry, open_file
+from misfire_train.data.catalogue import find_entry, open_file
 from misfire_train.data.drawn.drawing import Wardrobe, draw_figure, sample_wardrobe
 from misfire_train.data.drawn.poses import JOINTS, Pose, sample_pose
 from misfire_train.data.examples import Dataset, Examples
@@ -77,7 +77,7 @@ def load_figures(
     """
     name, task, classes = _KINDS[labels]
     entry = find_entry(name)
-    found = _published(entry, root) if photos is None else list(photos)
+    found = published_photos(name, root) if photos is None else list(photos)
     # By photograph: no background is in both halves.
     halves = {"train": [p for i, p in enumerate(found) if i % 3], "test": found[::3]}
     counts = {"train": train, "test": test}
@@ -98,9 +98,14 @@ def load_figures(
     )
 
 
-def _published(entry: Entry, root: Path | None) -> list[Photo]:
-    files = ((file.path, open_file(file, name=entry.name, root=root)) for file in entry.files)
-    return [Photo(name, decode_image(path.read_bytes(), name=name)) for name, path in files]
+def published_photos(name: str, root: Path | None) -> list[Photo]:
+    """Returns the photographs among the files of a catalogue's entry, verified.
+
+    Raises DatasetError if one is missing or changed.
+    """
+    pictures = (file for file in find_entry(name).files if file.path.endswith(".jpg"))
+    files = ((file.path, open_file(file, name=name, root=root)) for file in pictures)
+    return [Photo(own, decode_image(path.read_bytes(), name=own)) for own, path in files]
 
 
 _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
