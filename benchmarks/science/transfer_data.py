@@ -20,14 +20,16 @@ from misfire_train.train_config import parse_train_config
 
 GROUPS_FILE = Path(__file__).with_name("groups.toml")
 ROLES = ("network", "validation", "calibration", "head", "tuning", "judging")
+_FAST = {"training.precision": "bf16", "training.patience": 20}
+_SMALL = _FAST | {"model.options": {"width": 8}, "training.batch": 32}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "drive-garments": {"training.epochs": 24, "training.batch": 64},
-    "drive-lights": {"training.epochs": 25, "training.batch": 32},
-    "drive-figures": {"training.epochs": 24, "training.batch": 32},
-    "drive-parts": {"training.epochs": 12, "training.batch": 32},
-    "drive-boxes": {"training.epochs": 20, "training.batch": 64},
-    "carla-masks": {"training.epochs": 16, "training.batch": 16},
-    "street": {"training.epochs": 20, "training.batch": 16, "model.options": {"width": 8, "tower": 32}},
+    "drive-garments": _FAST | {"training.epochs": 16, "training.batch": 64},
+    "drive-lights": _FAST | {"training.epochs": 16, "training.batch": 32},
+    "drive-figures": _FAST | {"training.epochs": 12, "training.batch": 32},
+    "drive-parts": _SMALL | {"training.epochs": 8},
+    "drive-boxes": _SMALL | {"training.epochs": 10},
+    "carla-masks": _SMALL | {"training.epochs": 14, "training.batch": 16},
+    "street": _FAST | {"training.epochs": 20, "model.options": {"width": 8, "tower": 32}},
 }
 """How the task network of each set is trained: small, and good enough to fail sometimes."""
 
