@@ -11,14 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
-from misfire_train.augment import Augmentation
+from misfire_train.augment import MOSAICS_UNTIL, Augmentation
+from misfire_train.boxes.geometry import LEAST_VISIBLE
+from misfire_train.boxes.mosaic import draw_mosaics, join_boxes, join_pictures
 from misfire_train.data import Examples
 from misfire_train.data.boxes import stack_boxes
 from misfire_train.data.corruptions import FAMILIES, corrupt, corrupt_all
 from misfire_train.data.images import ImageArray
 from misfire_train.tasks import get_task
-from misfire_train.tasks.detection import LEAST_VISIBLE
+from misfire_train.train_config import TrainingTable
 
 WIDTH, HEIGHT = 96, 64
 CONTRACT = InputContract(height=HEIGHT, width=WIDTH, dtype="uint8")
@@ -145,3 +148,50 @@ def test_corrupted_examples_keep_their_boxes(family: str) -> None:
     images, targets = varied.batch(examples, np.arange(2), np.random.default_rng(0))
     assert images.shape == (2, 3, HEIGHT, WIDTH)
     assert torch.equal(targets, get_task("detection").collate(examples.targets))
+
+
+@settings(max_examples=40, deadline=None)
+@given(frames=st.lists(boxes_in_thirds(), min_size=4, max_size=4), seed=st.integers(0, 1000))
+def test_boxes_of_a_mosaic_are_where_their_objects_are_seen(
+    frames: list[list[tuple[int, int, int, int]]], seed: int
+) -> None:
+    examples, task = painted(frames), get_task("detection")
+    drawn = draw_mosaics(1, np.random.default_rng(seed), width=WIDTH, height=HEIGHT)
+    picture = join_pictures(examples.batch(np.arange(4), CONTRACT)[None].float(), drawn)[0].numpy()
+    boxes = join_boxes(task.collate(examples.targets)[None], drawn)[0].unflatten(0, (4, -1))
+    for quarter, (window, factor) in enumerate(zip(drawn.windows[0], drawn.factor[0], strict=True)):
+        x0, y0, x1, y1 = window.tolist()
+        inside = picture[:, y0:y1, x0:x1]
+        for number in range(len(frames[quarter])):
+            colour = np.array(COLOURS[number])[:, None, None]
+            rows, columns = np.nonzero((np.abs(inside - colour) < 120).all(0))
+            box = boxes[quarter][number]
+            if box[4] < 0:
+                # What is gone covers less than a pixel in one direction.
+                assert not len(rows) or min(np.ptp(rows), np.ptp(columns)) <= 1
+                continue
+            assert int(box[4]) == number
+            if len(rows):
+                seen = [x0 + columns.min(), y0 + rows.min(), x0 + columns.max() + 1, y0 + rows.max() + 1]
+                assert np.abs(np.array(seen) - box[:4].numpy()).max() <= 1 + float(factor)
+            assert bool((box[:2] >= window[:2]).all()) and bool((box[2:4] <= window[2:]).all())
+
+
+def test_mosaics_fill_their_share_of_a_batch_keep_labels_and_end_before_the_training() -> None:
+    frames = [[(4, 4, 28, 60), (36, 4, 60, 60), (68, 4, 92, 60)] for _ in range(40)]
+    examples, task = painted(frames), get_task("detection")
+    varied = Augmentation(task, InputContract(height=HEIGHT, width=WIDTH), shift=3, zoom=0.4, mosaic=0.5)
+    images, targets = varied.batch(examples, np.arange(40), np.random.default_rng(0))
+    assert images.shape == (40, 3, HEIGHT, WIDTH)
+    counts = (targets[..., 4] >= 0).sum(1)
+    # A frame has three objects, and a mosaic up to twelve.
+    assert 12 <= int((counts > 3).sum()) <= 28 and int(counts.max()) <= 12
+    again = varied.batch(examples, np.arange(40), np.random.default_rng(0))
+    assert torch.equal(images, again[0]) and torch.equal(targets, again[1])
+    assert [len(rows) for rows in examples.targets] == [3] * 40
+    assert varied.at(MOSAICS_UNTIL - 0.01) is varied and varied.at(MOSAICS_UNTIL).mosaic == 0
+
+
+def test_targets_that_cannot_be_joined_are_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be joined"):
+        Augmentation.of(TrainingTable(mosaic=0.5), task=get_task("segmentation"), contract=CONTRACT)

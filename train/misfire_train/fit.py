@@ -61,7 +61,7 @@ from misfire_train.runs import (
 )
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task, get_task
-from misfire_train.train_config import TrainConfig
+from misfire_train.train_config import TrainConfig, completed, shown_training
 
 UPLOADS = "uploads-"
 """How the parts of splits.json begin whose frames are a fleet's uploads."""
@@ -122,11 +122,14 @@ def train_run(
         ConfigError: `out` holds another run and `resume` is not set, or the two do not match.
     """
     reporter = reporter or Reporter(quiet=True)
-    finished = finished_run(Path(out), fit_key(config), resume=resume)
-    if finished is not None:
-        return finished
+    # Before the data are read, which may take long.
+    require_free(Path(out), resume=resume)
     with _new_folder(Path(out)):
         dataset = load_dataset(config.dataset, root=config.data)
+        config, given = completed(config, get_task(dataset.task).training_defaults)
+        finished = finished_run(Path(out), fit_key(config), resume=resume)
+        if finished is not None:
+            return finished
         parts = split_dataset(dataset, config)
         reporter.line(
             f"{dataset.name}: " + ", ".join(f"{len(part)} {name}" for name, part in parts.items())
@@ -134,14 +137,30 @@ def train_run(
         )  # fmt: skip
         for note in dataset.notes:
             reporter.line(f"note: {note}")
-        given = Parts(
+        reporter.line(f"training: {shown_training(config.training)}")
+        if given:
+            reporter.line(
+                f"  of these, {', '.join(given)} are defaults of {dataset.task}; a config can state others"
+            )
+        whole = Parts(
             parts["train"],
             parts["validation"],
             parts["holdout"],
             parts["calibration"],
             ids={name: part.ids for name, part in parts.items()},
         )
-        return fit(config, dataset, given, out=Path(out), resume=resume, command=command, reporter=reporter)
+        return fit(config, dataset, whole, out=Path(out), resume=resume, command=command, reporter=reporter)
+
+
+def require_free(out: Path, *, resume: bool) -> None:
+    """Raises ConfigError if `out` is a file, or holds a run or its checkpoint that is not to be resumed."""
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; --out names a folder")
+    if (out / RECORD).exists() and not resume:
+        load_run(out)
+        raise ConfigError(f"{out} holds a finished run; choose another --out, or remove it")
+    if (out / CHECKPOINT).exists() and not resume:
+        raise ConfigError(f"{out} holds an interrupted run; continue it with --resume, or remove it")
 
 
 def finished_run(out: Path, key: str, *, resume: bool) -> Run | None:
@@ -149,18 +168,13 @@ def finished_run(out: Path, key: str, *, resume: bool) -> Run | None:
 
     key: identifies the fit. Raises ConfigError if `out` holds a file, or another run.
     """
-    if (out / RECORD).exists():
-        run = load_run(out)
-        if not resume:
-            raise ConfigError(f"{out} holds a finished run; choose another --out, or remove it")
-        if _key_of(run) != key:
-            raise ConfigError(f"{out} is a finished run of another configuration; choose another --out")
-        return run
-    if (out / CHECKPOINT).exists() and not resume:
-        raise ConfigError(f"{out} holds an interrupted run; continue it with --resume, or remove it")
-    if out.is_file():
-        raise ConfigError(f"{out} is a file; --out names a folder")
-    return None
+    require_free(out, resume=resume)
+    if not (out / RECORD).exists():
+        return None
+    run = load_run(out)
+    if _key_of(run) != key:
+        raise ConfigError(f"{out} is a finished run of another configuration; choose another --out")
+    return run
 
 
 def fit(

@@ -1,11 +1,13 @@
 """Defines the configuration of a training run, TOML checked by pydantic.
 
-file --read_train_config--> TrainConfig; options of the command line override it. Every error names file, line
-and what was expected. run.json repeats the whole config, so that a run can be repeated from its own record.
+file --read_train_config--> TrainConfig; options of the command line override it; what neither states is the
+task's default (`completed`), or else the table's. Every error names file, line and what was expected.
+run.json repeats the whole config, so that a run can be repeated from its own record.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +62,8 @@ class TrainingTable(Table):
     right).
     corrupt: share of training images that get a random corruption.
     zoom: largest random change of size; 0.5 enlarges or reduces by a factor of up to 1.5 (detection only).
+    mosaic: share of training images that are joined with three others, until the last fifth of the epochs
+    (detection only).
     precision: bf16 computes the forward pass in bfloat16; it halves the time on processors with AMX or
     AVX512-BF16 and on GPUs, and takes longer on others. Weights and losses stay fp32.
     """
@@ -74,6 +78,7 @@ class TrainingTable(Table):
     flip: bool = False
     corrupt: float = Field(default=0.0, ge=0, le=1)
     zoom: float = Field(default=0.0, ge=0, le=4)
+    mosaic: float = Field(default=0.0, ge=0, le=1)
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -157,6 +162,42 @@ def parse_train_config(
     Raises ConfigError that names the key.
     """
     return _checked(TomlFile(values, "", source), overrides or {})
+
+
+def completed(config: TrainConfig, defaults: Mapping[str, Any]) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Returns a config with defaults, by dotted key, where it states nothing, and what was filled in.
+
+    >>> config = parse_train_config({"training": {"batch": 4}})
+    >>> whole, filled = completed(config, {"training.batch": 8, "training.epochs": 20})
+    >>> whole.training.batch, whole.training.epochs, filled
+    (4, 20, ('epochs',))
+    """
+    tables: dict[str, Table] = {}
+    filled = []
+    for dotted, value in defaults.items():
+        name, _, key = dotted.partition(".")
+        table: Table = tables.get(name, getattr(config, name))
+        if key not in table.model_fields_set:
+            tables[name] = table.model_copy(update={key: value})
+            filled.append(dotted.removeprefix("training."))
+    return config.model_copy(update=tables), tuple(filled)
+
+
+def shown_training(table: TrainingTable) -> str:
+    """Returns the values of the table in one line, without what is off.
+
+    >>> shown_training(TrainingTable(zoom=0.4))
+    'epochs 12, batch 128, learning rate 0.002, weight decay 0.05, patience 5, zoom 0.4, fp32'
+    """
+    words = [f"epochs {table.epochs}", f"batch {table.batch}", f"learning rate {table.learning_rate:g}"]
+    words += [f"weight decay {table.weight_decay:g}", f"patience {table.patience}"]
+    words += [f"shift {table.shift}"] if table.shift is not None else []
+    words += ["flip"] if table.flip else []
+    words += [f"{name} {getattr(table, name):g}" for name in _SHARES if getattr(table, name)]
+    return ", ".join([*words, table.precision])
+
+
+_SHARES = ("corrupt", "zoom", "mosaic")
 
 
 def _checked(file: TomlFile, overrides: dict[str, Any]) -> TrainConfig:

@@ -31,7 +31,9 @@ def train(
             "keypoint-small, detector-small or timm:NAME. Default: the small one for the task."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs. Default: 12.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Maximum number of epochs. Default: the task's, mostly 12.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed. Default: 0.")] = None,
     field: Annotated[
         float | None,

@@ -187,19 +187,20 @@ class _Loop:
         torch.manual_seed((self.seed * 1_000_003 + number) % 2**63)
         generator = np.random.default_rng([self.seed, number])
         batches = list(_batches(self.data.order(generator), self.table.batch, self.accelerator))
+        augmentation = self.augmentation.at(number / self.table.epochs)
         self.probe.train()
         total = torch.zeros((), device=self.accelerator.device)
         for done, positions in enumerate(batches):
             rate = _rate(self.table, (number + done / len(batches)) / self.table.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            total += self._step(positions, generator, epoch=number)
+            images, targets = augmentation.batch(self.data.train, positions, generator)
+            total += self._step(images, targets, epoch=number)
         self.probe.eval()
         return float(total / max(1, len(batches)))
 
-    def _step(self, positions: NDArray[np.int64], generator: np.random.Generator, *, epoch: int) -> Tensor:
+    def _step(self, images: Tensor, targets: Tensor, *, epoch: int) -> Tensor:
         device = self.accelerator.device
-        images, targets = self.augmentation.batch(self.data.train, positions, generator)
         images, targets = images.to(device), targets.to(device)
         signals = self._signals(images)
         loss = self.task.training_loss(signals.outputs, targets)

@@ -34,6 +34,7 @@ from misfire_runtime.boxes import BoxRule
 from misfire_runtime.choices import TaskName
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import Image, InputContract
+from misfire_train.boxes.mosaic import Mosaics
 from misfire_train.boxes.parts import Parts
 from misfire_train.drawing import SIDE, Drawing, Legend, data_url, enlarged
 from misfire_train.signals import Score, Signals
@@ -105,6 +106,7 @@ class Task(ABC):
         mirrors: a mirrored picture still has the right targets, after `move`.
         shifts: training shifts pictures by default.
         zooms: `move` can follow a picture that was enlarged or reduced.
+        joins: `join` gives the targets of four pictures that became one.
         foreign: ONNX graphs that were trained elsewhere can be read as this task.
         default_free_score: the free score that others have to beat, None if there is none.
         default_scores: the scores that a bundle carries by default, beside a learned head.
@@ -130,12 +132,18 @@ class Task(ABC):
     mirrors: bool = False
     shifts: bool = True
     zooms: bool = False
+    joins: bool = False
     foreign: bool = False
     default_free_score: str | None = None
     default_scores: tuple[str, ...] = ()
     own_scores: tuple[type[Score], ...] = ()
     score_batch: int = 256
     failure_threshold: float | None = None
+
+    @property
+    def training_defaults(self) -> Mapping[str, Any]:
+        """Returns what a run's configuration has, by dotted key, where it states nothing."""
+        return {}
 
     def configured(self: T, config: TrainConfig, classes: Sequence[str]) -> T:
         """Returns the task as a run's configuration has it, for data with these classes."""
@@ -187,6 +195,10 @@ class Task(ABC):
     def move(self, targets: Tensor, variation: Variation) -> Tensor:
         """Returns the targets [N,...] of pictures that were varied; by default they stay as they are."""
         return targets
+
+    def join(self, targets: NDArray[Any], mosaics: Mosaics) -> NDArray[Any]:
+        """Returns the targets [N,...] of mosaics of four pictures with targets [N,4,...], if it `joins`."""
+        raise NotImplementedError
 
     @abstractmethod
     def sample_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ A failure is a missed object, or a false box whose score would raise an alarm.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import Image, InputContract, resize_image
 from misfire_train.boxes.candidates import Candidates, final_boxes, finals, find_candidates
 from misfire_train.boxes.columns import BOX, CELL_X, CLASS, FINAL, IGNORE, STRIDE, class_count, is_final
-from misfire_train.boxes.geometry import areas, iou_matrix
+from misfire_train.boxes.geometry import cut_boxes, iou_matrix
 from misfire_train.boxes.losses import f1, frame_errors, frame_failed, frame_loss
 from misfire_train.boxes.matching import Match, match_frames
+from misfire_train.boxes.mosaic import Mosaics, join_boxes
 from misfire_train.boxes.parts import LOOSE, Parts, find_parts
 from misfire_train.boxes.training_loss import training_loss
 from misfire_train.drawing import (
@@ -47,8 +48,6 @@ from misfire_train.tasks.base import LabelPlace, Task, Variation
 from misfire_train.train_config import TrainConfig
 
 IGNORED = (150, 150, 150)
-LEAST_VISIBLE = 0.3
-"""Share of an object that must stay in a shifted picture for it to count."""
 # Most frames have fewer objects; a bar of its own for each number would say nothing.
 _BANDS = ((0, "none"), (2, "1 to 2"), (5, "3 to 5"))
 
@@ -72,6 +71,7 @@ class Detection(Task):
     accuracy_name = "F1"
     mirrors = True
     zooms = True
+    joins = True
     default_free_score = "expected_errors"
     default_scores = ("expected_errors", "expected_lrp", "entropy_sum", "box_count", "silence")
     # Candidates of a batch are larger than a vector of logits.
@@ -80,6 +80,22 @@ class Detection(Task):
     def __init__(self, rule: BoxRule | None = None, *, relevant: Sequence[int] = ()) -> None:
         self.rule = rule or BoxRule()
         self.relevant = tuple(relevant)
+
+    @property
+    def training_defaults(self) -> Mapping[str, Any]:
+        """Returns small batches and many epochs of mirrored, zoomed and joined pictures."""
+        return {
+            "training.epochs": 20,
+            "training.batch": 8,
+            # The few frames that would stop it are no judge: training always runs to the end.
+            "training.patience": 20,
+            "training.flip": True,
+            "training.zoom": 0.4,
+            "training.mosaic": 0.5,
+            "training.precision": "bf16" if half_pays() else "fp32",
+            # Frames are few: more copies would teach the head these drives, not drives.
+            "head.copies": 4,
+        }
 
     @property
     def box_rule(self) -> BoxRule | None:
@@ -175,13 +191,14 @@ class Detection(Task):
         if variation.zoom is not None:
             factor, still = variation.zoom[:, None, :1], variation.zoom[:, None, [1, 2, 1, 2]]
             moved[..., :4] = still + factor * (moved[..., :4] - still)
-        limit = torch.tensor((variation.width, variation.height) * 2, dtype=moved.dtype)
-        cut = torch.minimum(moved[..., :4].clamp_min(0), limit)
-        gone = (cut[..., 2] - cut[..., 0] < 1) | (cut[..., 3] - cut[..., 1] < 1)
-        little = areas(cut) < LEAST_VISIBLE * areas(moved[..., :4])
-        moved[..., IGNORE] = torch.maximum(moved[..., IGNORE], little.to(moved.dtype))
-        padding = moved.new_tensor((0.0, 0.0, 0.0, 0.0, -1.0, 0.0))
-        return torch.where(gone[..., None], padding, torch.cat((cut, moved[..., 4:]), 2))
+        return cut_boxes(moved, moved.new_tensor((0.0, 0.0, variation.width, variation.height)))
+
+    def join(self, targets: NDArray[Any], mosaics: Mosaics) -> NDArray[Any]:
+        """Returns the boxes of mosaics, cut at the edges of their pictures."""
+        padded = self.collate(list(targets.ravel()))
+        padded = padded.view(*targets.shape, *padded.shape[1:])
+        joined = join_boxes(padded, mosaics).numpy()
+        return self.stack([rows[(rows[:, CLASS] >= 0) | (rows[:, IGNORE] > 0)] for rows in joined])
 
     def sample_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the smoothed LRP of each frame at the deployed threshold, [N], in 0..1."""
@@ -380,6 +397,13 @@ class Detection(Task):
     def answer(self, signals: Signals) -> Tensor:
         """Returns the final boxes [N,M,6]."""
         return self.final(signals)[0]
+
+
+def half_pays() -> bool:
+    """Returns whether this machine computes in bfloat16 faster than in fp32."""
+    # Older versions of torch cannot tell; fp32 is never wrong.
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.cuda.is_available() or bool(can.get("amx_bf16") or can.get("avx512_bf16"))
 
 
 def _parsed(word: str, classes: Sequence[str]) -> tuple[float, float, float, float, int]:
