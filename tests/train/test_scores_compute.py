@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -275,3 +277,11 @@ def test_separable_failures_do_not_run_away() -> None:
     design = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]], dtype=torch.float64)
     weight = logistic_regression(design, torch.tensor([0.0, 0, 1, 1], dtype=torch.float64), penalty=1.0)
     assert 0 < float(weight[0]) < 5
+
+
+def test_every_score_is_known_by_name_in_a_fresh_process() -> None:
+    code = "from misfire_train import scores; print(*scores.SCORES)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert {"egl", "egl_pp", "wrong_prediction_approx", "silence", "expected_errors"} <= set(
+        found.stdout.split()
+    )

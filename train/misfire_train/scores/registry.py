@@ -124,8 +124,9 @@ class Registry(Mapping[str, ScoreInfo]):
     def _all(self) -> dict[str, ScoreInfo]:
         if not self._complete:
             # Importing a file registers its scores.
-            for module in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__):
-                importlib.import_module(f"{_PACKAGE}.{module.name}")
+            package = importlib.import_module(_PACKAGE)
+            for module in pkgutil.walk_packages(package.__path__, f"{_PACKAGE}."):
+                importlib.import_module(module.name)
             # Files import each other, so the order in which they registered depends on who was first.
             self._complete = True
             self._rows = dict(sorted(self._rows.items(), key=lambda item: _place(item[1])))
