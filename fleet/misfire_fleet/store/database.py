@@ -303,6 +303,9 @@ def _translated(where: str) -> Iterator[None]:
         raise kind(f"{where}: {reason}") from error
     except SQLAlchemyError as error:
         raise StoreUnavailableError(f"{where}: {error}") from error
+    except OSError as error:
+        # A driver that has no file descriptor left for its connection does not wrap this.
+        raise StoreUnavailableError(f"{where}: {error}") from error
 
 
 _NOT_NULL, _CHECK = "23502", "23514"

@@ -11,6 +11,9 @@ import psycopg
 Want = Literal["memory", "descriptors"]
 
 _KINDS: dict[Want, int] = {"memory": resource.RLIMIT_AS, "descriptors": resource.RLIMIT_NOFILE}
+_FEW_FILES = 8
+"""A new file takes the lowest free number, which must be below the limit. A limit of the number of open files
+would leave those that were closed since, and the gaps between them."""
 
 RENEW = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -27,11 +30,11 @@ WAITING = (
 
 
 def starve(pid: int, want: Want) -> None:
-    """Limits the process to the memory, or the file descriptors, that it has now."""
+    """Limits the process to the memory that it has now, or leaves it no file descriptor to open."""
     kind = _KINDS[want]
     # Only the soft limit moves: raising a hard one again needs rights.
     _soft, hard = resource.prlimit(pid, kind)
-    resource.prlimit(pid, kind, (_mapped(pid) if want == "memory" else _open_files(pid), hard))
+    resource.prlimit(pid, kind, (_mapped(pid) if want == "memory" else _FEW_FILES, hard))
 
 
 def relieve(pid: int, want: Want) -> None:
@@ -58,7 +61,3 @@ def seal(address: str, *, shut: bool) -> None:
 def _mapped(pid: int) -> int:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     return pages * resource.getpagesize()
-
-
-def _open_files(pid: int) -> int:
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
