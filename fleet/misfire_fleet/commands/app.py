@@ -10,6 +10,7 @@ from misfire_fleet.commands.offer_again import offer_again
 from misfire_fleet.commands.rescue import backup, check, rebuild
 from misfire_fleet.commands.serve import serve
 from misfire_fleet.commands.simulate import simulate
+from misfire_fleet.commands.snapshot import classes, snapshot, snapshots
 from misfire_fleet.commands.store import audit, delete, hold, holds, release, retention, status
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
-    *(check, backup, rebuild, offer_again, configure),
+    *(check, backup, rebuild, offer_again, configure, snapshots, classes),
 ):
     app.command()(_command)
+app.add_typer(snapshot)

@@ -35,7 +35,7 @@ class Deletions:
     """Deletes samples and manages holds. The audit log records every change with its `actor`."""
 
     def __init__(self, database: Database, blobs: Blobs) -> None:
-        self._database = database
+        self.database = database
         self._blobs = blobs
         self.groups = OfferGroups(database, blobs)
         self.labels = LabelRows(database, blobs, self.groups)
@@ -107,7 +107,7 @@ class Deletions:
         """Protects the samples that the hold covers. Raises StoreError if its name is in use."""
         now = wall_time()
         row = asdict(hold) | {"created_at": now, "released_at": None}
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             if connection.scalar(select(func.count()).where(holds.c.name == hold.name)):
                 raise StoreError(f"hold {hold.name!r} exists already; choose another name")
             connection.execute(holds.insert(), row)
@@ -116,7 +116,7 @@ class Deletions:
     def release(self, name: str, *, actor: str = "") -> None:
         """Ends a hold, which stays in the list. Raises StoreError if there is no open hold of that name."""
         now = wall_time()
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             ended = connection.execute(
                 holds.update()
                 .where(holds.c.name == name, holds.c.released_at.is_(None))
@@ -128,13 +128,13 @@ class Deletions:
 
     def holds(self) -> list[Hold]:
         """Returns all holds, open and released, oldest first."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(holds).order_by(holds.c.created_at, holds.c.name))
             return [Hold(**row) for row in rows.mappings()]
 
     def audit(self, *, limit: int = 200) -> list[tuple[float, str, str, dict[str, object]]]:
         """Returns the audit log as (seconds since 1970, actor, action, detail), newest first."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(audit).order_by(audit.c.seq.desc()).limit(limit))
             return [(row.at, row.actor, row.action, json.loads(row.detail)) for row in rows]
 
@@ -142,7 +142,7 @@ class Deletions:
         """Removes the blobs and offers of deleted samples; returns the number of removed blobs."""
         removed = 0
         while True:
-            with self._database.read() as connection:
+            with self.database.read() as connection:
                 group = list(connection.scalars(select(doomed_blobs.c.id).limit(_GROUP)))
                 graves = connection.execute(select(tombstones).where(tombstones.c.id.in_(group))).mappings()
                 tombstoned = [dict(row) for row in graves]
@@ -152,7 +152,7 @@ class Deletions:
             self.ledger.note(action="tombstones", tombstones=tombstoned)
             # The marks go last: after a crash before that, the removal is repeated, which changes nothing.
             removed += self._blobs.delete_many(group)
-            with self._database.write() as connection:
+            with self.database.write() as connection:
                 connection.execute(delete(doomed_blobs).where(doomed_blobs.c.id.in_(group)))
         self.groups.tidy()
         self.groups.tidy_unowned()
@@ -163,9 +163,9 @@ class Deletions:
     def doom(self, ids: Sequence[str]) -> None:
         """Marks blobs for the next `purge`."""
         now = wall_time()
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             rows = [{"id": key, "doomed_at": now} for key in ids]
-            self._database.insert_new(connection, doomed_blobs, rows)
+            self.database.insert_new(connection, doomed_blobs, rows)
 
     def log(
         self, connection: Connection, actor: str, action: str, detail: dict[str, object], *, at: float
@@ -180,7 +180,7 @@ class Deletions:
     ) -> Deletion:
         held = _is_held()
         deleted = size = 0
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             kept = connection.scalar(select(func.count()).select_from(samples).where(matches, held)) or 0
             if dry_run:
                 count, total = connection.execute(
@@ -214,10 +214,8 @@ class Deletions:
                 {"id": row.id, "vehicle": row.vehicle, "deleted_at": now, "reason": reason[:256]}
                 for row in rows
             ]
-            self._database.insert_new(connection, tombstones, graves)
-            self._database.insert_new(
-                connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids]
-            )
+            self.database.insert_new(connection, tombstones, graves)
+            self.database.insert_new(connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids])
             self.groups.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
             self.labels.remove(connection, ids)
             connection.execute(delete(samples).where(samples.c.id.in_(ids)))
@@ -228,7 +226,7 @@ class Deletions:
         over = func.sum(samples.c.size).over(order_by=samples.c.seq.desc()).label("newer_bytes")
         running = select(samples.c.seq, over).subquery()
         query = select(func.max(running.c.seq)).where(running.c.newer_bytes > max_bytes)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             newest: int | None = connection.scalar(query)
         return -1 if newest is None else newest
 

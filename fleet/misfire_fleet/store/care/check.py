@@ -8,7 +8,7 @@ reported. It uses about 150 bytes of memory per blob.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy import Row, select, update
 
 from misfire_fleet.errors import SampleGoneError, StoreUnavailableError
 from misfire_fleet.store.care.integrity import integrity
+from misfire_fleet.store.curated import snapshots
 from misfire_fleet.store.labels import known_classes
 from misfire_fleet.store.offers import OfferRecord, group_of, parse_record, row_of, split_group
 from misfire_fleet.store.rows import sample_of
@@ -40,6 +41,8 @@ PROBLEMS = {
     "not_in_ledger": "deletions, holds and classes that a rebuild would forget: --repair notes them",
     "labels_without_document": "labels that a rebuild would forget: --repair writes their documents",
     "labels_without_row": "documents of labels that no row names: --repair adds the rows",
+    "snapshots_damaged": "the manifest is lost or altered: misfire fleet snapshot rebuild NAME",
+    "snapshots_without_row": "in the ledger and not in the database: --repair adds the rows",
 }
 
 
@@ -95,6 +98,10 @@ def check(store: Store, *, deep: bool = False) -> Check:
         _compare_ledger(store, found)
         found.problems["labels_without_document"] += store.deletion.labels.lost(deep=deep)
         found.problems["labels_without_row"] += store.deletion.labels.unowned()
+        found.problems["snapshots_damaged"] += snapshots.damaged(store.database, store.blobs)
+        found.problems["snapshots_without_row"] += [
+            entry["detail"]["name"] for entry in _missing_snapshots(store)
+        ]
     except StoreUnavailableError as error:
         if not problems:
             raise
@@ -225,6 +232,7 @@ def repair(store: Store, found: Check) -> dict[str, int]:
             found.problems["labels_without_document"]
         ),
         "labels_without_row": store.deletion.labels.restore(found.problems["labels_without_row"]),
+        "snapshots_without_row": _restore_snapshots(store),
     }
     store.deletion.doom(found.problems["not_removed"])
     mended["not_removed"] = store.deletion.purge()
@@ -257,6 +265,18 @@ def _record_of(row: Row[Any]) -> OfferRecord:
         height=row.height,
         offer=sample_of(row).offer,
     )
+
+
+def _missing_snapshots(store: Store) -> list[Mapping[str, Any]]:
+    return snapshots.missing(store.database, store.deletion.ledger.entries())
+
+
+def _restore_snapshots(store: Store) -> int:
+    added = 0
+    for entry in _missing_snapshots(store):
+        with store.deletion.groups.alone() as connection:
+            added += snapshots.restore(connection, store.blobs, entry)
+    return added
 
 
 def add_rows(store: Store, wanted: set[str] | None = None) -> int:

@@ -20,14 +20,17 @@ from sqlalchemy import Connection, func, select
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.care.check import add_rows
 from misfire_fleet.store.care.integrity import file_damage, sqlite_file
+from misfire_fleet.store.curated import lineage
+from misfire_fleet.store.curated import snapshots as snapshot_rows
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.deletion import audit_row
-from misfire_fleet.store.schema import audit, classes, holds, labels, samples, tombstones
+from misfire_fleet.store.schema import audit, classes, holds, labels, samples, snapshots, tombstones
 from misfire_fleet.store.store import Store
 from misfire_runtime.files import replace_durably
 
 NOT_RESTORED = (
     "vehicles, their heartbeats and counts of refusals (they come again with each vehicle's next message)",
+    "snapshots whose manifest is lost or altered",
     "which vehicles hold copies of another vehicle's sample",
     "samples of versions that kept no offers beside blobs, unless misfire fleet check --repair was run",
 )
@@ -45,6 +48,7 @@ class Rebuilt:
     holds: int
     labels: int
     classes: int
+    snapshots: int
     audit: int
     unknown: int
     kept: str | None = None
@@ -115,7 +119,7 @@ def _restore(store: Store) -> Rebuilt:
     with store.database.read() as connection:
         counts = {
             table.name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
-            for table in (samples, tombstones, holds, audit, labels, classes)
+            for table in (samples, tombstones, holds, audit, labels, classes, snapshots)
         }
     blobs = sum(1 for _ in store.blobs.names())
     return Rebuilt(
@@ -124,6 +128,7 @@ def _restore(store: Store) -> Rebuilt:
         holds=counts["holds"],
         labels=counts["labels"],
         classes=counts["classes"],
+        snapshots=counts["snapshots"],
         audit=counts["audit"],
         unknown=max(0, blobs - counts["samples"]),
     )
@@ -143,6 +148,10 @@ def _restore_ledger(store: Store) -> None:
                 connection.execute(ended.values(released_at=entry["at"]))
             elif entry["action"] == "classes":
                 restore_classes(store.database, connection, entry)
+            elif entry["action"] == "snapshot":
+                snapshot_rows.restore(connection, store.blobs, entry)
+            elif entry["action"] == "lineage":
+                lineage.restore(store.database, connection, entry)
             connection.execute(audit.insert(), audit_row(entry))
 
 
