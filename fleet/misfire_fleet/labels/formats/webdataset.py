@@ -32,6 +32,7 @@ from misfire_fleet.labels.formats.base import (
 )
 from misfire_fleet.labels.formats.parts.fields import fields_of, moment_of
 from misfire_fleet.labels.formats.parts.json_stream import json_text
+from misfire_fleet.labels.formats.parts.tar_headers import BoundedHeader
 from misfire_fleet.labels.formats.registry import register
 from misfire_runtime.errors import ConfigError
 
@@ -145,7 +146,7 @@ def _shards(path: Path) -> list[Path]:
 def _first_is_a_sample(shard: Path) -> bool:
     """Returns whether a tar begins with a member of a sample at its top: `NAME.json`, .cls or a picture."""
     try:
-        with tarfile.open(shard, "r|") as archive:
+        with tarfile.open(shard, "r|", tarinfo=BoundedHeader) as archive:
             first = next((member for member in archive if member.isfile()), None)
     except (OSError, tarfile.TarError):
         return False
@@ -171,7 +172,7 @@ def _read_shard(shard: Path, classes: tuple[str, ...]) -> Iterator[ImportedLabel
     told = ""
     try:
         # "r|" reads forwards only, so that links and offsets of a hostile archive lead nowhere.
-        with tarfile.open(shard, "r|") as archive:
+        with tarfile.open(shard, "r|", tarinfo=BoundedHeader) as archive:
             for count, member in enumerate(archive):
                 archive.members.clear()  # type: ignore[attr-defined]
                 if count > _MAX_MEMBERS:

@@ -146,3 +146,13 @@ def filled(polygons: Sequence[Sequence[float]], *, height: int, width: int) -> N
             raise ValueError("a polygon has numbers that are no places in a picture")
         cv2.fillPoly(mask, [np.round(points - 0.5).astype(np.int32)], 1)
     return mask.astype(bool)
+
+
+def mask_size(label: MaskLabel) -> tuple[int, int]:
+    """Returns width and height as the PNG's first chunk states them; zeros if it has none."""
+    try:
+        # 32 characters of base64 are the signature and the first chunk's size.
+        head = base64.b64decode(label.png[:32])
+    except binascii.Error:
+        return 0, 0
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
