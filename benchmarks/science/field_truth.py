@@ -2,14 +2,14 @@
 
     python benchmarks/science/field_truth.py --json --out benchmarks/results/science/field_truth.json
 
-Simulated: scores of failures and successes are normal (AUROC .9 by default), and each repetition draws its
-labels anew. `coverage` is the share of repetitions whose 95 % interval has the true rate, by estimator and rate.
-`width` is the mean width over that of plain labels, at equally many of them. `stratified` is the default of
-`misfire fleet truth`; that was decided before, and no data set chooses. `stratified afterwards` has labels that
-were drawn uniformly. Probabilities for `prediction-powered` and `combined` are calibrated on other frames, with
-10 % failures whatever the rate. `frames`: a real stream: a network that is trained here, its exported bundle's
-own score, Fashion-MNIST's test images clean and under corruptions that the network never saw, labels from the
-data set. `sequence`: coverage of the betting sequence at all looks at once.
+Simulated: scores of failures and successes are normal (AUROC .9), and each repetition draws labels anew.
+`coverage` is the share of repetitions whose 95 % interval has the true rate, by estimator and rate. `width` is
+the mean width over that of plain labels, at equally many of them. `stratified` is the default of `misfire fleet
+truth`; that was decided before, and no data set chooses. `stratified afterwards` has labels that were drawn
+uniformly. Probabilities for `prediction-powered` and `combined` are calibrated on other frames, with 10 %
+failures whatever the rate. `frames`: a real stream: a network that is trained here, its exported bundle's own
+score, Fashion-MNIST's test images clean and under corruptions that the network never saw, labels from the data
+set. `sequence`: coverage of the betting sequence at all looks at once.
 """
 
 from __future__ import annotations
@@ -119,10 +119,7 @@ def _block(frames: Population, labels: int, repeats: int, rng: np.random.Generat
     worths = np.bincount(stratum_of(values, edges), worth(counts), strata)
     dealt = deal(labels, worths, np.bincount(stratum, minlength=strata))
     drawn = np.concatenate(
-        [
-            rng.choice(np.flatnonzero(stratum == k), (repeats, size))
-            for k, size in enumerate(dealt)
-        ],
+        [rng.choice(np.flatnonzero(stratum == k), (repeats, size)) for k, size in enumerate(dealt)],
         axis=1,
     )
     failures = _by_stratum(frames.failed[drawn], stratum[drawn], strata)
@@ -238,14 +235,17 @@ def simulate(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         for rate in RATES:
             population = simulated(rate, AUROC, rng, frames=frames)
             found = trial(population, labels=labels, repeats=fewer, rng=rng)
-            spent.append({"labels": labels, "rate": rate, "plain_width": found["plain"][1], **_relative(found)})
+            spent.append(
+                {"labels": labels, "rate": rate, "plain_width": found["plain"][1], **_relative(found)}
+            )
     for auroc in () if options.quick else (0.5, 0.7, 0.8, 0.96):
         for rate in RATES:
             population = simulated(rate, auroc, rng, frames=frames)
             found = trial(population, labels=options.labels, repeats=fewer, rng=rng)
             others.append({"auroc": auroc, "rate": rate, **_relative(found)})
     looks = {
-        f"{rate:g}": sequence(rate, labels=options.labels, repeats=min(fewer, 2000), rng=rng) for rate in RATES
+        f"{rate:g}": sequence(rate, labels=options.labels, repeats=min(fewer, 2000), rng=rng)
+        for rate in RATES
     }
     return {
         "coverage": {n: {r: main[r]["coverage"][n] for r in main} for n in ESTIMATORS},

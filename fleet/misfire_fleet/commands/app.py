@@ -14,6 +14,7 @@ from misfire_fleet.commands.serve import serve
 from misfire_fleet.commands.simulate import simulate
 from misfire_fleet.commands.snapshot import classes, snapshot, snapshots
 from misfire_fleet.commands.store import audit, delete, hold, holds, release, retention, status
+from misfire_fleet.commands.truth import truth
 
 app = typer.Typer(
     name="fleet",
@@ -25,6 +26,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
+    truth,
 ):
     app.command()(_command)
 app.command("import")(import_)

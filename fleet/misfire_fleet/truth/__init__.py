@@ -1,1 +1,1 @@
-"""Estimates the failure rate of a deployed fleet from its random stream, its score sketches and few labels."""
+"""Estimates the failure rate of a deployed fleet from random stream, score sketches and few labels."""

@@ -2,10 +2,10 @@
 
 histogram of the score --rank of each bin --failure_curve--> assumed P(failure) --cut--> strata of equal worth
 
-A frame is worth sqrt(f (1 - f)) labels (Neyman 1934), f being the probability of failure at its rank. The curve
-is fixed in advance, and depends on no label: a wrong curve costs some width (docs/field-truth.md has numbers),
-while one that was fitted to the labels could bend the estimate. A part of the worth is equal for all frames,
-so that no stratum goes without labels if the score is worthless.
+A frame is worth sqrt(f (1 - f)) labels (Neyman 1934), f being the probability of failure at its rank. The
+curve is fixed in advance, and depends on no label: a wrong curve costs some width (docs/field-truth.md has
+numbers), while one that was fitted to the labels could bend the estimate. A part of the worth is equal for all
+frames, so that no stratum goes without labels if the score is worthless.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EQUAL = 0.5
 
 
 def ranks(counts: ArrayLike) -> Array:
-    """Returns the share of frames below each bin and half of its own, [B] in 0..1. counts: [B], rising score."""
+    """Returns the share of frames below each bin and half of its own, [B]. counts: [B], rising score."""
     c = np.asarray(counts, float)
     return np.asarray((np.cumsum(c) - c / 2) / max(c.sum(), 1e-300))
 
@@ -72,7 +72,9 @@ def stratum_of(scores: ArrayLike, edges: ArrayLike) -> np.ndarray[tuple[int, ...
     return np.searchsorted(np.asarray(edges, float), np.asarray(scores, float), side="right").astype(np.int64)
 
 
-def deal(labels: int, worths: ArrayLike, available: ArrayLike) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def deal(
+    labels: int, worths: ArrayLike, available: ArrayLike
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Returns how many labels each stratum gets: by worth, and at most what is there.
 
     Args:

@@ -72,4 +72,4 @@ def plain(failed: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
 def ratio(numerator: Any, denominator: Any) -> Array:
     """Returns the quotient, and 0 where the denominator is not positive."""
     top, bottom = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
-    return np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0))

@@ -35,7 +35,7 @@ def betting_sequence(values: ArrayLike, *, confidence: float = CONFIDENCE, grid:
     if x.size and not ((x >= 0) & (x <= 1)).all():
         raise ValueError("values must be in 0..1")
     alpha, count = 1 - confidence, x.shape[-1]
-    means = np.linspace(0, 1, grid)
+    means: Array = np.linspace(0, 1, grid).astype(np.float64)
     bets = _bets(x, alpha)
     # Log wealth of the bet that the mean is higher than each candidate, and of the bet that it is lower.
     up, down = np.zeros((*x.shape[:-1], grid)), np.zeros((*x.shape[:-1], grid))
@@ -66,7 +66,7 @@ def _bets(x: Array, alpha: float) -> Array:
 
 
 def _ends(alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], means: Array) -> tuple[Array, Array]:
-    """Returns the lowest and highest candidates that are left, one step wider: the mean may be between two."""
+    """Returns the lowest and highest candidates left, one step wider: the mean may be between two."""
     step = means[1]
     some = alive.any(-1)
     low = means[alive.argmax(-1)] - step

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from misfire_fleet.truth.intervals import CONFIDENCE, Array, Interval, normal_quantile, ratio
+from misfire_fleet.truth.intervals import CONFIDENCE, Array, Interval, normal_quantile
 
 MIN_LABELS = 3
 """A stratum with fewer labels is merged with its neighbour."""
@@ -98,33 +98,35 @@ def _constrained(w: Array, n: Array, x: Array, multiplier: Array) -> Array:
     return np.clip(np.where(stable, direct, other), 0.0, 1.0)
 
 
-def merge(weights: Array, labels: Array, *parts: Array, least: float = MIN_LABELS) -> tuple[Array, ...]:
-    """Returns weights, labels and parts, [K], with small strata merged into their neighbours.
+def groups_of(labels: ArrayLike, *, least: float = MIN_LABELS) -> list[list[int]]:
+    """Returns which strata to merge, so that each group of neighbours has at least `least` labels.
 
-    It looks at the numbers of labels only, never at failures, so it favours no outcome. The shares of merged
-    strata add up; labels that were drawn from them at different rates must have been weighted before.
+    It looks at the numbers of labels only, never at failures, so it favours no outcome.
 
     Args:
-        weights: [K] shares, from the lowest scores to the highest.
-        labels: [K] numbers of labels.
-        parts: [K] each, to be added up alike.
-        least: labels that a stratum needs.
+        labels: [K] numbers of labels, from the lowest scores to the highest.
+        least: labels that a group needs.
     """
-    columns = [np.asarray(column, float) for column in (weights, labels, *parts)]
+    n = np.asarray(labels, float)
     groups: list[list[int]] = []
-    for stratum in range(len(columns[0])):
-        if groups and columns[1][groups[-1]].sum() < least:
+    for stratum in range(len(n)):
+        if groups and n[groups[-1]].sum() < least:
             groups[-1].append(stratum)
         else:
             groups.append([stratum])
     # The last one may be small, and has no neighbour above.
-    if len(groups) > 1 and columns[1][groups[-1]].sum() < least:
-        groups[-2].extend(groups.pop())
-    return tuple(np.array([column[group].sum() for group in groups]) for column in columns)
+    if len(groups) > 1 and n[groups[-1]].sum() < least:
+        last = groups.pop()
+        groups[-1].extend(last)
+    return groups
 
 
-def standard_error(weights: ArrayLike, labels: ArrayLike, failures: ArrayLike) -> Array:
-    """Returns the standard error, with one more failure and one more success in each stratum."""
-    w, n, x = (np.asarray(each, float) for each in (weights, labels, failures))
-    p = (x + 1) / (n + 2)
-    return np.asarray(np.sqrt((w**2 * ratio(p * (1 - p), n)).sum(-1)))
+def merge(weights: Array, labels: Array, failures: Array) -> tuple[Array, Array, Array]:
+    """Returns shares, labels and failures, [K], of strata that were merged by `groups_of`.
+
+    Only for labels that were drawn uniformly: else those of one group have different weights.
+    """
+    groups = groups_of(labels)
+    columns = (np.asarray(column, float) for column in (weights, labels, failures))
+    w, n, x = (np.array([column[group].sum() for group in groups]) for column in columns)
+    return w, n, x

@@ -1,0 +1,403 @@
+"""Puts together the failure rate of a bundle, whole and by slice: frames, labels, deals, sketches --> Report.
+
+stream, deals --probability of each label--+
+telemetry --shares of the strata-----------+--> stratified, per slice --> rate, interval, labels to halve it
+labels, offers --failed or not-------------+
+
+The estimator is fixed: stratified by score, with the strata of `curve.cut`. Neighbouring strata are merged
+where labels are few; one that is left is the plain estimator. Nothing is chosen by looking at failures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from misfire_fleet.errors import StoreError
+from misfire_fleet.labels.ledger import LabelLedger
+from misfire_fleet.store import Store
+from misfire_fleet.store.labels import MACHINES
+from misfire_fleet.store.records import SampleFilter
+from misfire_fleet.truth import checks
+from misfire_fleet.truth.curve import cut, stratum_of, worth
+from misfire_fleet.truth.deals import Deal, draw, keep, kept_deals, stratum_number
+from misfire_fleet.truth.histogram import Histogram
+from misfire_fleet.truth.intervals import CONFIDENCE, Interval
+from misfire_fleet.truth.judging import Judge, UnjudgedError
+from misfire_fleet.truth.stratified import groups_of, stratified
+from misfire_fleet.truth.stream import (
+    SKETCHED,
+    Sketches,
+    StreamFrame,
+    frames,
+    score_names,
+    sketches,
+)
+
+_MOST_TIMES = 400.0
+"""A halved interval needs about 4 times the labels; where frames limit it, no number of labels is enough."""
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Query:
+    """Says of which frames the failure rate is wanted.
+
+    Attributes:
+        bundle: `name@version`.
+        by: "vehicle", "day", "class" (that the vehicle answered) or a key of the context; "" for no slices.
+        score: strata are cut by it; None takes the first of `stream.PREFERRED` that vehicles send.
+        since, until: capture times in seconds since 1970; None is open.
+        vehicle: only of this vehicle.
+        confidence: of the intervals.
+        judge: the rule of the task.
+    """
+
+    bundle: str
+    by: str = ""
+    score: str | None = None
+    since: float | None = None
+    until: float | None = None
+    vehicle: str | None = None
+    confidence: float = CONFIDENCE
+    judge: Judge = field(default_factory=Judge)
+
+    @property
+    def filters(self) -> SampleFilter:
+        """Returns the filter of the random stream."""
+        return SampleFilter(
+            vehicle=self.vehicle,
+            bundle=self.bundle,
+            random=True,
+            captured_from=self.since,
+            captured_to=self.until,
+        )
+
+
+@dataclass(frozen=True)
+class SliceRate:
+    """Holds the failure rate of a slice; rate and ends are None if it has no label.
+
+    Attributes:
+        name: of the slice; "" for all frames.
+        labels, failures: that count.
+        frames: that the rate is of: of all vehicles' sketches, or of the random stream.
+        source: "sketches" or "stream": what tells the shares of the strata.
+        stream: frames in the random stream.
+        estimator: "stratified", or "plain" if few labels left one stratum.
+        to_halve: labels more that would halve the interval; None if no number of labels would.
+        unlabelled: frames of the stream that could be labelled.
+    """
+
+    name: str
+    rate: float | None
+    low: float | None
+    high: float | None
+    labels: int
+    failures: int
+    frames: int
+    source: str
+    stream: int
+    estimator: str
+    to_halve: int | None
+    unlabelled: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Holds the rates of a bundle and what may be wrong with them."""
+
+    bundle: str
+    score: str
+    by: str
+    since: float | None
+    until: float | None
+    confidence: float
+    whole: SliceRate
+    slices: tuple[SliceRate, ...]
+    unjudged: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns an object for JSON."""
+        return asdict(self)
+
+
+class FieldTruth:
+    """Reads a store once, and answers for all frames and for each slice.
+
+    Raises:
+        StoreError: the bundle has no frame in the random stream.
+    """
+
+    def __init__(self, store: Store, query: Query) -> None:
+        self._store = store
+        self.query = query
+        names = [query.score] if query.score else score_names(store, query.filters)
+        self.deals = kept_deals(store, query.bundle)
+        wanted = {"", query.by, *(deal.by for deal in self.deals)}
+        self.score = names[0] if names else ""
+        self.frames = list(frames(store, query.filters, score=self.score, by=wanted))
+        if not self.frames:
+            raise StoreError(
+                f"bundle {query.bundle!r} has no frame in the random stream; vehicles draw it with "
+                "`[random] rate`, 0.01 by default"
+            )
+        self.sketches = self._sketches()
+        self.edges = tuple(float(edge) for edge in cut(*self._histogram().table()))
+        self._strata = {frame.id: stratum_number(frame, self.edges) for frame in self.frames}
+        self._labelled: dict[str, tuple[bool | None, str]] = {}
+        self.unjudged: Counter[str] = Counter()
+        self.votes = 0
+        self._read_labels()
+        self._by_slice: dict[str, dict[str, list[StreamFrame]]] = {}
+
+    @property
+    def recorded(self) -> int:
+        """Returns the number of frames that were read from recordings."""
+        return sum(frame.recorded for frame in self.frames)
+
+    @property
+    def sources(self) -> Counter[str]:
+        """Returns the number of labels by where they were made."""
+        return Counter(source for _failed, source in self._labelled.values())
+
+    def report(self) -> Report:
+        """Returns the failure rates."""
+        slices = self._cells(self.query.by) if self.query.by else {}
+        rates = tuple(self._rate(name, found) for name, found in sorted(slices.items()))
+        whole = self._rate("", self.frames)
+        return Report(
+            bundle=self.query.bundle,
+            score=self.score,
+            by=self.query.by,
+            since=self.query.since,
+            until=self.query.until,
+            confidence=self.query.confidence,
+            whole=whole,
+            slices=rates,
+            unjudged=dict(self.unjudged),
+            warnings=tuple(self._warnings((whole, *rates))),
+        )
+
+    def deal(self, count: int, *, actor: str, dry_run: bool = False) -> list[str]:
+        """Deals the next frames to label, and remembers the deal.
+
+        Args:
+            count: frames, in equal parts to the slices of the query.
+            actor: for the audit log.
+            dry_run: only list what would be dealt.
+
+        Returns:
+            Ids of samples, in an order that says nothing of their scores.
+        """
+        cells = {
+            name: [[f for f in found if self._strata[f.id] == k] for k in range(len(self.edges) + 1)]
+            for name, found in sorted(self._cells(self.query.by).items())
+        }
+        values, counts = self._histogram().table()
+        worths = np.bincount(stratum_of(values, self.edges), worth(counts), len(self.edges) + 1)
+        cuts, chosen = draw(cells, list(worths), set(self._labelled), count)
+        if chosen and not dry_run:
+            made = Deal(
+                bundle=self.query.bundle,
+                score=self.score,
+                edges=self.edges,
+                by=self.query.by,
+                cuts=cuts,
+                since=self.query.since,
+                until=self.query.until,
+                last_seq=self.frames[-1].seq,
+            )
+            keep(self._store, made, actor=actor)
+        return [frame.id for frame in chosen]
+
+    def probability(self, frame: StreamFrame) -> float:
+        """Returns the probability that a frame was dealt: 0 if it was not, 1 if there was no deal at all."""
+        covering = [deal for deal in self.deals if deal.score == self.score]
+        if not covering:
+            return 1.0
+        highest = max(deal.cut_of(frame) for deal in covering)
+        return highest if frame.order <= highest else 0.0
+
+    def _sketches(self) -> Sketches:
+        query = self.query
+        return sketches(
+            self._store,
+            bundle=query.bundle,
+            score=self.score,
+            by=query.by if query.by in SKETCHED else "",
+            since=query.since,
+            until=query.until,
+            vehicle=query.vehicle,
+        )
+
+    def _histogram(self) -> Histogram:
+        """Returns the scores of all frames: the vehicles' sketches, or those of the stream."""
+        found = self.sketches.by.get("")
+        if found is not None and self._sketches_fit:
+            return found
+        own = Histogram()
+        own.add_scores([frame.score for frame in self.frames if frame.score is not None])
+        return own
+
+    @property
+    def _sketches_fit(self) -> bool:
+        # A recording's frames carry its own dates, and their sketches that of the replay.
+        return self.sketches.frames > 0 and not self.recorded
+
+    def _read_labels(self) -> None:
+        """Reads who labelled what, and judges it, in pages."""
+        known = {frame.id for frame in self.frames}
+        page = []
+        for record in LabelLedger(self._store).current(self.query.filters):
+            if record.sample not in known:
+                continue
+            if record.source in MACHINES:
+                self.votes += 1
+                continue
+            page.append(record)
+            if len(page) == _PAGE:
+                self._judge(page)
+                page = []
+        self._judge(page)
+
+    def _judge(self, page: Sequence[Any]) -> None:
+        stored = {sample.id: sample for sample in self._store.among([record.sample for record in page])}
+        for record in page:
+            sample = stored.get(record.sample)
+            if sample is None:
+                continue
+            failed: bool | None = None
+            try:
+                failed = self.query.judge.failed(
+                    sample.prediction, record.label, size=(sample.width, sample.height)
+                )
+            except UnjudgedError as error:
+                self.unjudged[str(error)] += 1
+            self._labelled[record.sample] = (failed, record.source)
+
+    def _cells(self, by: str) -> dict[str, list[StreamFrame]]:
+        if by not in self._by_slice:
+            found: dict[str, list[StreamFrame]] = defaultdict(list)
+            for frame in self.frames:
+                found[frame.slices[by]].append(frame)
+            self._by_slice[by] = dict(found)
+        return self._by_slice[by]
+
+    def _shares(self, name: str, found: Sequence[StreamFrame]) -> tuple[np.ndarray[Any, Any], float, str]:
+        """Returns the shares of the strata in a slice, of how many frames, and what tells it."""
+        histogram = self.sketches.by.get(name)
+        told = name == "" or self.query.by in SKETCHED
+        if told and histogram is not None and histogram.total > 0 and self._sketches_fit:
+            values, counts = histogram.table()
+            shares = np.bincount(stratum_of(values, self.edges), counts, len(self.edges) + 1)
+            return shares / shares.sum(), histogram.total, "sketches"
+        weights = [1 / (frame.rate or 1.0) for frame in found]
+        places = [self._strata[frame.id] for frame in found]
+        shares = np.bincount(places, weights, len(self.edges) + 1)
+        return shares / shares.sum(), float(len(found)), "stream"
+
+    def _rate(self, name: str, found: Sequence[StreamFrame]) -> SliceRate:
+        drawn = [
+            (self._strata[frame.id], 1 / (probability * (frame.rate or 1.0)), float(failed))
+            for frame in found
+            if (failed := self._labelled.get(frame.id, (None, ""))[0]) is not None
+            and (probability := self.probability(frame)) > 0
+        ]
+        shares, count, source = self._shares(name, found)
+        free = sum(frame.id not in self._labelled for frame in found)
+        failures = int(sum(failed for _stratum, _weight, failed in drawn))
+        common: dict[str, Any] = {
+            "name": name,
+            "labels": len(drawn),
+            "failures": failures,
+            "frames": round(count),
+            "source": source,
+            "stream": len(found),
+            "unlabelled": free,
+        }
+        if not drawn:
+            return SliceRate(rate=None, low=None, high=None, estimator="none", to_halve=None, **common)
+        columns = _columns(shares, drawn)
+        pool = count if source == "stream" else None
+        interval = stratified(*columns, pool=pool, confidence=self.query.confidence)
+        return SliceRate(
+            rate=float(interval.rate),
+            low=float(interval.low),
+            high=float(interval.high),
+            estimator="stratified" if len(columns[0]) > 1 else "plain",
+            to_halve=labels_to_halve(columns, interval, pool=pool, confidence=self.query.confidence),
+            **common,
+        )
+
+    def _warnings(self, rates: Sequence[SliceRate]) -> list[str]:
+        dealt = [frame for frame in self.frames if self.probability(frame) > 0] if self.deals else []
+        outside = sum(frame.id in self._labelled and self.probability(frame) == 0 for frame in self.frames)
+        shares, _count, source = self._shares("", self.frames)
+        places = [self._strata[frame.id] for frame in self.frames]
+        marked = [self._strata[frame.id] for frame in self.frames if frame.id in self._labelled]
+        strata = len(shares)
+        return [
+            *checks.stream_size(self.frames, self.sketches),
+            *checks.stream_scores(np.bincount(places, minlength=strata), shares, source=source),
+            *checks.missing_frames(self.sketches),
+            *checks.recordings(self.recorded),
+            *checks.label_sources(self.sources, votes=self.votes),
+            *checks.free_labels(
+                np.bincount(marked, minlength=strata), np.bincount(places, minlength=strata), dealt=self.deals
+            ),
+            *checks.deals(dealt, {frame.id for frame in dealt} & set(self._labelled), outside=outside),
+            *checks.unjudged(self.unjudged),
+            *checks.too_few(rates),
+        ]
+
+
+def _columns(
+    shares: np.ndarray[Any, Any], drawn: Sequence[tuple[int, float, float]]
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Returns shares, effective labels and failures of merged strata. drawn: (stratum, weight, failed)."""
+    counts = np.bincount([stratum for stratum, _w, _y in drawn], minlength=len(shares))
+    columns = []
+    for group in groups_of(counts):
+        inside = [(weight, failed) for stratum, weight, failed in drawn if stratum in group]
+        weights, failed = (np.array(column) for column in zip(*inside, strict=True))
+        # Kish (1965): as many labels of equal weight would be as exact.
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        columns.append((shares[group].sum(), effective, effective * (weights @ failed) / weights.sum()))
+    return tuple(np.array(column, float) for column in zip(*columns, strict=True))
+
+
+def labels_to_halve(
+    columns: Sequence[np.ndarray[Any, Any]], now: Interval, *, pool: float | None, confidence: float
+) -> int | None:
+    """Returns how many labels more would halve an interval, if they are dealt as those before.
+
+    Args:
+        columns: shares, labels and failures of the strata.
+        now: the interval.
+        pool: frames from which the shares were estimated; None if they are known.
+        confidence: of the interval.
+
+    Returns:
+        A number of labels; None if no number would be enough, because frames are too few.
+    """
+    shares, labels, failures = columns
+    wanted = float(now.width) / 2
+
+    def width(times: float) -> float:
+        return float(
+            stratified(shares, labels * times, failures * times, pool=pool, confidence=confidence).width
+        )
+
+    low, high = 1.0, _MOST_TIMES
+    if width(high) > wanted:
+        return None
+    for _step in range(30):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if width(middle) > wanted else (low, middle)
+    return int(np.ceil((high - 1) * labels.sum()))
