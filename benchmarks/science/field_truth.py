@@ -3,13 +3,13 @@
     python benchmarks/science/field_truth.py --json --out benchmarks/results/science/field_truth.json
 
 Simulated: scores of failures and successes are normal (AUROC .9), and each repetition draws labels anew.
-`coverage` is the share of repetitions whose 95 % interval has the true rate, by estimator and rate. `width` is
-the mean width over that of plain labels, at equally many of them. `stratified` is the default of `misfire fleet
-truth`; that was decided before, and no data set chooses. `stratified afterwards` has labels that were drawn
-uniformly. Probabilities for `prediction-powered` and `combined` are calibrated on other frames, with 10 %
-failures whatever the rate. `frames`: a real stream: a network that is trained here, its exported bundle's own
-score, Fashion-MNIST's test images clean and under corruptions that the network never saw, labels from the data
-set. `sequence`: coverage of the betting sequence at all looks at once.
+`coverage` is the share of repetitions whose 95 % interval has the true rate, by estimator and rate. `width`
+is the mean width over that of plain labels, at equally many of them. `stratified` is the default of `misfire
+fleet truth`; that was decided before, and no data set chooses. `stratified afterwards` has labels that were
+drawn uniformly. Probabilities for `prediction-powered` and `combined` are calibrated on other frames, with
+10 % failures whatever the rate. `frames`: a real stream: a network that is trained here, its exported bundle's
+own score, Fashion-MNIST's test images clean and under corruptions that the network never saw, the data set's
+labels. `sequence`: coverage of the betting sequence at all looks at once.
 """
 
 from __future__ import annotations

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misfire_fleet.truth.stream import Sketches, StreamFrame
-
-if TYPE_CHECKING:
-    from misfire_fleet.truth.report import SliceRate
 
 _FAR = 4.0
 """Standard errors; by chance, one report in 16,000 is that far off."""
@@ -151,12 +148,16 @@ def unjudged(reasons: Mapping[str, int]) -> list[str]:
     return [f"{count} labels cannot be judged: {reason}" for reason, count in sorted(reasons.items())]
 
 
-def too_few(rates: Sequence[SliceRate]) -> list[str]:
-    """Names the slices that have too few labels for more than a rough idea."""
+def too_few(counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Names the slices that have too few labels for more than a rough idea.
+
+    Args:
+        counts: labels and failures of each slice.
+    """
     few = [
-        rate.name or "all"
-        for rate in rates
-        if rate.labels < _FEW_LABELS or min(rate.failures, rate.labels - rate.failures) < _FEW_FAILURES
+        name
+        for name, (labels, failures) in counts.items()
+        if labels < _FEW_LABELS or min(failures, labels - failures) < _FEW_FAILURES
     ]
     if not few:
         return []

@@ -4,8 +4,8 @@ histogram of the score --rank of each bin --failure_curve--> assumed P(failure) 
 
 A frame is worth sqrt(f (1 - f)) labels (Neyman 1934), f being the probability of failure at its rank. The
 curve is fixed in advance, and depends on no label: a wrong curve costs some width (docs/field-truth.md has
-numbers), while one that was fitted to the labels could bend the estimate. A part of the worth is equal for all
-frames, so that no stratum goes without labels if the score is worthless.
+numbers), while one that was fitted to the labels could bend the estimate. A part of the worth is equal for
+all frames, so that no stratum goes without labels if the score is worthless.
 """
 
 from __future__ import annotations

@@ -353,7 +353,7 @@ class FieldTruth:
             ),
             *checks.deals(dealt, {frame.id for frame in dealt} & set(self._labelled), outside=outside),
             *checks.unjudged(self.unjudged),
-            *checks.too_few(rates),
+            *checks.too_few({rate.name or "all": (rate.labels, rate.failures) for rate in rates}),
         ]
 
 

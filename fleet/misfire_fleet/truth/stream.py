@@ -112,7 +112,7 @@ def score_names(store: Store, filters: SampleFilter) -> list[str]:
 
 
 def frames(store: Store, filters: SampleFilter, *, score: str, by: Collection[str]) -> Iterator[StreamFrame]:
-    """Yields the frames of the random stream that match, in order of storing, with their slice of each `by`."""
+    """Yields the frames of the random stream that match, oldest first, and their slice of each `by`."""
     columns = [samples.c[name] for name in ("seq", "id", "vehicle", "captured_at", "offer")]
     query = select(*columns).where(*conditions_of(filters)).order_by(samples.c.seq).limit(_PAGE)
     after = -1
