@@ -7,7 +7,7 @@ Simulated: scores of failures and successes are normal (AUROC .9), and each repe
 is the mean width over that of plain labels, at equally many of them. `stratified` is the default of `misfire
 fleet truth`; that was decided before, and no data set chooses. `stratified afterwards` has labels that were
 drawn uniformly. Probabilities for `prediction-powered` and `combined` are calibrated on other frames, with
-10 % failures whatever the rate. `frames`: a real stream: a network that is trained here, its exported bundle's
+10 % failures whatever the rate. `frames`: a real stream, with a network that is trained here, its bundle's
 own score, Fashion-MNIST's test images clean and under corruptions that the network never saw, the data set's
 labels. `sequence`: coverage of the betting sequence at all looks at once.
 """
