@@ -31,6 +31,7 @@ from misfire_runtime.bundle import (
     MANIFEST,
     MODEL,
     Bundle,
+    FurtherAnswer,
     Lineage,
     Manifest,
     OutputSpec,
@@ -59,7 +60,7 @@ LEARNED_LOSS = ("learning_loss_pp",)
 class GraphScore:
     """Describes a score in the graph: its output is `score.<name>`.
 
-    of: a further answer of the graph, of which the frames have no labels; "" for the task's own.
+    of: name of a further answer of the graph, which the score's name begins with; "" for the task's own.
     """
 
     name: str
@@ -68,9 +69,33 @@ class GraphScore:
     of: str = ""
 
     @property
+    def plain(self) -> str:
+        """Returns its name without that of the answer."""
+        return self.name.removeprefix(f"{self.of}_") if self.of else self.name
+
+    @property
     def predicts_loss(self) -> bool:
         """Returns whether c * exp(score) is the predicted loss."""
-        return self.name in LEARNED_LOSS
+        return self.plain in LEARNED_LOSS
+
+
+@dataclass(frozen=True)
+class Further:
+    """Holds a further answer of a network with several tasks.
+
+    Attributes:
+        name: of the answer; its scores are named `<name>_<score>`.
+        output: of the graph.
+        calibration: the calibration frames with its labels; None if they have none.
+        refit: how to fit its learned head again.
+    """
+
+    name: str
+    task: Task
+    output: str
+    classes: tuple[str, ...] = ()
+    calibration: Examples | None = None
+    refit: Refit | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,7 @@ class Source:
         ranges: frames for int8's activation ranges; None takes the calibration frames.
         precision: of the graph as it came.
         labelled: the calibration frames have labels. Without, nothing is judged.
+        further: answers beside that of `task`.
     """
 
     graph: onnx.ModelProto
@@ -99,6 +125,7 @@ class Source:
     refit: Refit | None = None
     ranges: Examples | None = None
     labelled: bool = True
+    further: tuple[Further, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -118,7 +145,8 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     require_free(out)
     require_frames(len(calibration))
     require_options(options, [score.name for score in source.scores])
-    check_graph(source.graph, source.contract, outputs=[source.output, *_score_outputs(source)])
+    answers = [source.output, *(answer.output for answer in source.further)]
+    check_graph(source.graph, source.contract, outputs=[*answers, *_score_outputs(source)])
     session = open_session(source.graph)
     # Of the graph as traced: a lower precision differs from torch on purpose.
     parity = _parity(source, session, calibration, options)
@@ -145,9 +173,14 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
     measured = _measure(source, session, calibration, threshold=options.failure_threshold)
     folds = deal(measured.groups, seed=options.seed)
     precision = source.precision if options.precision == "fp32" else options.precision
-    specs, reports["scores"] = _score_specs(source, measured, folds, precision, seed=options.seed)
+    parts = {"": measured, **_measure_further(source, session, measured)}
+    specs, reports["scores"] = _score_specs(source, parts, folds, precision, seed=options.seed)
     default, reports["gate"] = _default_score(source, measured, calibration, session, options)
-    notes = [*reports.get("notes", ()), *score_notes(measured, default)]
+    if source.further:
+        reports["further"] = _report_further(source, parts, session, options)
+    of = next(score.of for score in source.scores if score.name == default)
+    judged = replace(measured, failed=parts[of].failed)
+    notes = [*reports.get("notes", ()), *score_notes(judged, default)]
     if notes:
         reports["notes"] = notes
     reports["calibration"] = {
@@ -172,6 +205,15 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             outputs=_outputs(graph, source),
             classes=source.classes,
             detection=source.task.box_rule,
+            further=tuple(
+                FurtherAnswer(
+                    name=answer.name,
+                    output=answer.output,
+                    kind=answer.task.output_kind,
+                    classes=answer.classes,
+                )
+                for answer in source.further
+            ),
             scores=specs,
             default_score=default,
             parity=parity,
@@ -202,16 +244,92 @@ def _require_full(source: Source, options: Options) -> None:
         )
 
 
+def _measure_further(source: Source, session: Any, own: Measurement) -> dict[str, Measurement]:
+    """Returns scores of each further answer by their own names, with its failures if it has labels."""
+    found = {}
+    for answer in source.further:
+        names = [score.name for score in source.scores if score.of == answer.name]
+        # Failures of the task say nothing about another answer.
+        measured = replace(own, scores={name: own.scores[name] for name in names}, labelled=False)
+        if answer.calibration is not None:
+            measured = _measure_answer(source, answer, session, answer.calibration, threshold=None)
+        found[answer.name] = measured
+    return found
+
+
+def _measure_answer(
+    source: Source, answer: Further, session: Any, frames: Examples, *, threshold: float | None
+) -> Measurement:
+    return measure(
+        session,
+        frames,
+        contract=source.contract,
+        task=answer.task,
+        output=answer.output,
+        scores=[score.name for score in source.scores if score.of == answer.name],
+        threshold=threshold,
+    )
+
+
+def _report_further(
+    source: Source, parts: Mapping[str, Measurement], session: Any, options: Options
+) -> dict[str, Any]:
+    """Returns accuracy, failures and the gate's choice of each further answer."""
+    reports: dict[str, Any] = {}
+    for answer in source.further:
+        measured = parts[answer.name]
+        report: dict[str, Any] = {"task": answer.task.name, "labelled": measured.labelled}
+        if answer.calibration is not None:
+            trigger, gate = _choose_further(source, answer, measured, session, options)
+            report |= {
+                "accuracy": measured.accuracy,
+                "failures": int(measured.failed.sum()),
+                "failure_threshold": measured.threshold,
+                "trigger": trigger,
+                "gate": gate,
+            }
+        reports[answer.name] = report
+    return reports
+
+
+def _choose_further(
+    source: Source, answer: Further, measured: Measurement, session: Any, options: Options
+) -> tuple[str, dict[str, Any]]:
+    """Returns the score of a further answer that its gate chooses, and the gate's report in plain names."""
+    own = [score for score in source.scores if score.of == answer.name]
+    plain = {score.name: score.plain for score in own}
+    free = {score.plain for score in own if score.free}
+    preferred = answer.task.default_free_score
+    assert answer.calibration is not None
+
+    def renamed(found: Measurement) -> Measurement:
+        return replace(found, scores={plain[name]: values for name, values in found.scores.items()})
+
+    def measured_again(frames: Examples) -> Measurement:
+        return renamed(_measure_answer(source, answer, session, frames, threshold=measured.threshold))
+
+    chosen, report = choose_trigger(
+        renamed(measured),
+        answer.calibration,
+        measure=measured_again,
+        free=free,
+        fallback=preferred if preferred in free else None,
+        refit=answer.refit,
+        shifts=options.shifts,
+        seed=options.seed,
+    )
+    return f"{answer.name}_{chosen}", report
+
+
 def _score_specs(
-    source: Source, measured: Measurement, folds: Folds, precision: Precision, *, seed: int
+    source: Source, parts: Mapping[str, Measurement], folds: Folds, precision: Precision, *, seed: int
 ) -> tuple[tuple[ScoreSpec, ...], dict[str, Any]]:
     specs, reports = [], {}
     for score in source.scores:
-        # Failures of the task say nothing about another answer.
-        judged = measured if not score.of else replace(measured, labelled=False)
+        judged = parts[score.of]
         calibration = calibrate(
             score.name,
-            measured,
+            judged,
             engine=ENGINE,
             precision=precision,
             predicts_loss=score.predicts_loss,
@@ -221,6 +339,7 @@ def _score_specs(
                 name=score.name,
                 definition=score.definition,
                 free=score.free,
+                of=score.of,
                 calibration=calibration,
                 operating_points=operating_points(score.name, judged, folds=folds, seed=seed),
             )

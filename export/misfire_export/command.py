@@ -48,8 +48,8 @@ def export(
     also: Annotated[
         str,
         typer.Option(
-            help="With --onnx: give further outputs scores of their own, comma-separated OUTPUT=TASK. "
-            "Default task: classification."
+            help="With --torch or --onnx: give further outputs scores of their own, comma-separated "
+            "OUTPUT=TASK. Default task: classification. Outputs that the data set has labels of have them."
         ),
     ] = "",
     answer: Annotated[
@@ -159,6 +159,7 @@ def export(
     from misfire_export.sources.run import export_run
     from misfire_export.sources.score_names import read_score_options
     from misfire_train.data import load_dataset
+    from misfire_train.data.loading import is_own
     from misfire_train.runs import load_run
     from misfire_train.tasks.loading import load_task
 
@@ -200,7 +201,9 @@ def export(
         detector = onnx is not None and task == "detection"
         if (layout or box_rule) and not detector:
             raise ConfigError("--layout and --box-rule are for --onnx with --task detection")
-        size = None if onnx is None else _own_size(onnx, output=output, task=task)
+        # Labels of several outputs, which only code can give, say which output is the answer.
+        told = bool(output) or not is_own(dataset or test)
+        size = None if onnx is None else _own_size(onnx, output=output, task=task, told=told)
         frames, contract = frames_of_dataset(dataset, parts=parts, data=data, image=image, size=size)
         if not (task or frames.task):
             raise ConfigError("pictures without labels do not tell the model's task: state it with --task")
@@ -210,7 +213,7 @@ def export(
             classes=own_names,
             output=output,
             answer=answer,
-            also=further_outputs(also, onnx),
+            also=further_outputs(also),
             features=_listed(features),
             last_layer=last_layer or None,
             lineage=module_lineage(torch, weights, frames.dataset) if torch else None,
@@ -227,23 +230,26 @@ def export(
     typer.echo(json.dumps(summary(bundle), indent=2) if as_json else describe(bundle))
 
 
-def further_outputs(text: str, onnx: Path | None) -> dict[str, str]:
-    """Returns {output: task} of --also. Raises ConfigError without a graph."""
-    from misfire_export.sources.onnx_outputs import parse_further
+def further_outputs(text: str) -> dict[str, str]:
+    """Returns {output: task} of --also."""
+    from misfire_export.sources.frames import parse_further
 
-    if text and onnx is None:
-        raise ConfigError("--also is for --onnx: a module gives one answer, named with --output")
     return parse_further(text)
 
 
-def _own_size(path: Path, *, output: str, task: str) -> tuple[int, int, int] | None:
-    """Returns channels, height and width of a graph's picture, after the checks that need no data."""
+def _own_size(path: Path, *, output: str, task: str, told: bool) -> tuple[int, int, int] | None:
+    """Returns channels, height and width of a graph's picture, after the checks that need no data.
+
+    told: it is known which output is the answer.
+    """
     from misfire_export.sources.detectors.recognising import own_picture
     from misfire_export.sources.onnx import open_graph
     from misfire_export.sources.onnx_open import load_graph, own_size
 
     if task == "detection":
         return own_picture(load_graph(path))
+    if not told:
+        return own_size(load_graph(path))
     return own_size(open_graph(path, output=output, task=task))
 
 
@@ -307,6 +313,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
         "parity_max_abs": None if manifest.parity is None else manifest.parity.max_abs,
         "parity_images": None if manifest.parity is None else manifest.parity.images,
         "calibration": manifest.extra["calibration"],
+        "further": manifest.extra.get("further", {}),
         "precision_report": manifest.extra.get("precision"),
         "tensorrt": manifest.extra.get("tensorrt"),
         "notes": manifest.extra.get("notes", []),
@@ -318,6 +325,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
 def describe(bundle: Bundle) -> str:
     """Returns the summary for people."""
     from misfire_export.measure.calibrate import WARNING
+    from misfire_runtime.commands.bundle_page import further_text
 
     found = summary(bundle)
     calibration = found["calibration"]
@@ -335,6 +343,7 @@ def describe(bundle: Bundle) -> str:
             f"{found['parity_max_abs'][worst]:.1e} ({worst})"
         )
     lines.append(f"trigger score: {found['default_score']}. {found['verdict']}")
+    lines += [f"further answer {text}" for text in further_text(bundle.manifest)]
     return "\n".join([*lines, *(note for note in found["notes"] if not note.startswith(WARNING))])
 
 

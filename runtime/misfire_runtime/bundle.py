@@ -70,6 +70,18 @@ class OutputSpec(_Part):
     shape: tuple[int, ...]
 
 
+class FurtherAnswer(_Part):
+    """Describes a further answer of a network with several tasks.
+
+    Scores of it are named NAME_SCORE. The kind of its output is `other`, which older vehicles pass over.
+    """
+
+    name: str = Field(min_length=1, max_length=64)
+    output: str
+    kind: Literal["logits", "values", "heatmaps", "segmentation", "labels"]
+    classes: tuple[str, ...] = ()
+
+
 class QuantileTable(_Part):
     """Holds the distribution of a score on held-out frames: `values[i]` is its `levels[i]` quantile."""
 
@@ -121,6 +133,8 @@ class ScoreSpec(_Part):
     definition: str
     free: bool
     """True if the score needs only the task's outputs."""
+    of: str = ""
+    """Name of the further answer that it scores; "" for the task's own."""
     calibration: Calibration
     operating_points: tuple[OperatingPoint, ...] = ()
 
@@ -172,6 +186,8 @@ class Manifest(_Part):
     classes: tuple[str, ...] = ()
     detection: BoxRule | None = None
     """How a detector's boxes were chosen, and when they count as right; None for other tasks."""
+    further: tuple[FurtherAnswer, ...] = Field(default=(), max_length=8)
+    """Answers beside that of `task`, for a network with several."""
     scores: tuple[ScoreSpec, ...]
     default_score: str
     parity: Parity | None = None
@@ -204,6 +220,9 @@ class Manifest(_Part):
         for score in self.scores:
             if score.output not in outputs:
                 raise ValueError(f"score {score.name!r} has no output {score.output!r}")
+        for answer in self.further:
+            if answer.output not in outputs:
+                raise ValueError(f"further answer {answer.name!r} has no output {answer.output!r}")
         self.score(self.default_score)
         return self
 

@@ -128,6 +128,13 @@ def test_joints_and_shares_are_drawn_too(console: str, page: Page, store: Store)
     assert "road" in page.inner_text("main") and "75.0 %" in page.inner_text("main")
 
 
+def test_further_answers_are_named(console: str, store: Store) -> None:
+    prediction = {"class": "red", "confidence": 0.9, "scene": {"night": 0.8}, "lanes": {"road": 0.25}}
+    sample = lit(store, prediction=prediction)
+    text = httpx.get(f"{console}/samples/{sample}").text
+    assert "<dt>scene</dt><dd>night 80.0 %</dd>" in text and "<dt>lanes</dt><dd>road 25.0 %</dd>" in text
+
+
 def test_a_detector_that_sees_nothing_says_so(console: str, store: Store) -> None:
     sample = lit(store, prediction={"boxes": [], "more": 0, "size": [320, 160]})
     text = httpx.get(f"{console}/samples/{sample}").text

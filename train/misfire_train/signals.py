@@ -8,7 +8,8 @@ traces, so pool scoring in torch and the vehicle's graph are the same object.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -121,6 +122,15 @@ class Score(nn.Module):
         return {}
 
 
+@dataclass(frozen=True)
+class Captured:
+    """Holds what layers gave in one pass: outputs by name, and inputs and outputs of the last one."""
+
+    features: dict[str, Tensor] = field(default_factory=dict)
+    last: list[Tensor] = field(default_factory=list)
+    made: list[Tensor] = field(default_factory=list)
+
+
 class Probe(nn.Module):
     """Runs `model` once and returns Signals. The model's own outputs are unchanged.
 
@@ -162,32 +172,48 @@ class Probe(nn.Module):
 
     def forward(self, image: Tensor) -> Signals:
         """Returns the Signals of images [N,C,H,W]."""
-        captured: dict[str, Tensor] = {}
-        last: list[Tensor] = []
-        made: list[Tensor] = []
+        with self.capturing() as captured:
+            given = self.model(image)
+        return self.read(given, captured)
+
+    @contextmanager
+    def capturing(self) -> Iterator[Captured]:
+        """Captures what the layers give while the model runs inside the block."""
+        captured = Captured()
 
         def keep_output(name: str):  # type: ignore[no-untyped-def]
             def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                captured[name] = output
+                captured.features[name] = output
 
             return hook
 
+        def keep_last(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            captured.last.append(inputs[0])
+
+        def keep_made(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            captured.made.append(output)
+
         handles = [module.register_forward_hook(keep_output(name)) for name, module in self._taps.items()]
-        handles.append(self._last.register_forward_pre_hook(lambda _m, inputs: last.append(inputs[0])))
-        handles.append(self._last.register_forward_hook(lambda _m, _inputs, output: made.append(output)))
+        handles.append(self._last.register_forward_pre_hook(keep_last))
+        handles.append(self._last.register_forward_hook(keep_made))
         try:
-            outputs = answer_of(self.model(image), self.output)
+            yield captured
         finally:
             for handle in handles:
                 handle.remove()
-        if not last:
+
+    def read(self, given: Any, captured: Captured) -> Signals:
+        """Returns the Signals of what the model gave. Raises ConfigError if its last layer was not called."""
+        outputs = answer_of(given, self.output)
+        if not captured.last:
             raise ConfigError(
                 f"the last layer {self.last_layer!r} is not called when the model answers (an auxiliary "
                 "head?): name the layer that gives the answer with last_layer"
             )
         weight, bias = (self.reading.rows(p) for p in (self._last.weight.flatten(1), self._last.bias))
         # A layer that is called more than once gives the answer in its last call.
-        return Signals(self.reading.logits(outputs, made[-1]), last[-1], captured, weight, bias)
+        logits = self.reading.logits(outputs, captured.made[-1])
+        return Signals(logits, captured.last[-1], captured.features, weight, bias)
 
 
 def answer_of(given: Any, output: str = "") -> Tensor:
@@ -270,7 +296,10 @@ class ScoredModel(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Returns all outputs from one forward pass; each score is [N] float32."""
-        signals = self.probe(image)
+        return self.outputs_of(self.probe(image))
+
+    def outputs_of(self, signals: Signals) -> dict[str, Tensor]:
+        """Returns all outputs of the signals of a forward pass."""
         whole = signals.float()
         made = whole.outputs if self.answer is None else self.answer(whole)
         # What the network gives is given on in the network's own precision.
@@ -281,4 +310,41 @@ class ScoredModel(nn.Module):
             for name, value in score.details(whole).items():
                 result.setdefault(name, value.float())
         result["embedding"] = whole.embedding.float()
+        return result
+
+
+class ScoredAnswers(nn.Module):
+    """Scores several answers of one network, which runs once.
+
+    Args:
+        main: the task's own answer, whose outputs keep their names.
+        further: further answers of the same network by name; their scores become `score.<name>_<score>`.
+        outputs: name of the logits of each further answer.
+    """
+
+    def __init__(
+        self, main: ScoredModel, further: Mapping[str, ScoredModel], *, outputs: Mapping[str, str]
+    ) -> None:
+        super().__init__()
+        self.main = main
+        self.further = nn.ModuleDict(dict(further))
+        self.names = dict(outputs)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Returns all outputs from one forward pass."""
+        further = {name: cast(ScoredModel, model) for name, model in self.further.items()}
+        models = {"": self.main, **further}
+        with ExitStack() as stack:
+            seen = {name: stack.enter_context(model.probe.capturing()) for name, model in models.items()}
+            given = self.main.probe.model(image)
+        result: dict[str, Tensor] = {}
+        for name, model in models.items():
+            found = model.outputs_of(model.probe.read(given, seen[name]))
+            if not name:
+                result |= found
+                continue
+            result[self.names[name]] = found[model.output_name].float()
+            for key, value in found.items():
+                if key.startswith("score."):
+                    result[f"score.{name}_{key.removeprefix('score.')}"] = value
         return result

@@ -1,7 +1,7 @@
 """Frees misfire's public names in a foreign graph: its own `logits` becomes `model/logits`.
 
-image, phi, embedding, score.*, misfire/* and the output of every task belong to the bundle. A foreign tensor
-of such a name, anywhere in the graph or in a subgraph, is renamed before anything is appended.
+image, phi, embedding, score.*, answer.*, misfire/* and the output of every task belong to the bundle. A
+tensor of such a name, anywhere in the graph or in a subgraph, is renamed before anything is appended.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from misfire_train.tasks import known_tasks
 MOVED = "model/"
 """Prefix of a tensor that had a public name."""
 PUBLIC = frozenset({"image", "phi", "embedding", *(task.output_name for task in known_tasks())})
-_RESERVED = ("score.", "misfire/")
+_RESERVED = ("score.", "answer.", "misfire/")
 
 
 def make_room(model: onnx.ModelProto, *, names: frozenset[str] = PUBLIC) -> None:

@@ -10,19 +10,20 @@ calibration frames come from the test half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from misfire_export.errors import LabelError
 from misfire_export.sources.pictures import PREFIX, read_pictures
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_runtime.toml import explain
 from misfire_train.data import Dataset, Examples, load_dataset, split
-from misfire_train.data.examples import join
+from misfire_train.data.examples import Labels, join
 from misfire_train.fitting.frames import frames_to_fit
 from misfire_train.runs import Run, run_splits
 
@@ -49,6 +50,7 @@ class Frames:
         dataset: Name and sha256 of their source.
         labelled: Whether they have labels; without, `targets` are empty and nothing may read them.
         notes: What must be reported of them, one sentence each.
+        answers: Of labels of several outputs, task and classes by output; targets have a field for each.
     """
 
     calibration: Examples
@@ -60,6 +62,17 @@ class Frames:
     dataset: tuple[str, str] = ("unknown", "0" * 64)
     labelled: bool = True
     notes: tuple[str, ...] = ()
+    answers: Mapping[str, Labels] = field(default_factory=dict)
+
+    def of(self, output: str) -> Frames:
+        """Returns the frames with the labels of one output."""
+        labels = self.answers[output]
+        chosen = self.relabelled(lambda part: part.of(output))
+        return replace(chosen, classes=labels.classes, task=labels.task, answers={})
+
+    def without_labels(self) -> Frames:
+        """Returns the frames as if they had no labels."""
+        return replace(self, labelled=False, classes=(), task="", answers={})
 
     def relabelled(self, change: Callable[[Examples], Examples]) -> Frames:
         """Returns the same frames with targets that count the model's outputs."""
@@ -67,6 +80,90 @@ class Frames:
             return self
         fit, holdout = (None if part is None else change(part) for part in (self.fit, self.holdout))
         return replace(self, calibration=change(self.calibration), fit=fit, holdout=holdout)
+
+
+@dataclass(frozen=True)
+class LabelsByOutput:
+    """Says which frames have the labels of which output of a network.
+
+    Attributes:
+        output, task: of the main answer, "" if nothing is known of it.
+        frames: for it.
+        also: task of each further output.
+        further: frames with labels of further outputs, None for an output without.
+    """
+
+    output: str
+    task: str
+    frames: Frames
+    also: Mapping[str, str]
+    further: Mapping[str, Frames | None]
+
+
+def labels_by_output(
+    frames: Frames, outputs: Sequence[str], *, output: str, also: Mapping[str, str]
+) -> LabelsByOutput:
+    """Returns whose labels the frames have: those of one output, or by name or position of several.
+
+    Args:
+        frames: Of a data set.
+        outputs: Names of the network's outputs, in order.
+        output: Name of the main answer, "" for the first that has labels.
+        also: Task of each further output that is to have scores.
+
+    Raises:
+        LabelError: the data set has labels of an output that the network lacks, or of another task than
+            is stated.
+    """
+    if not frames.answers:
+        return LabelsByOutput(output, "", frames, also, dict.fromkeys(also))
+    named = {_output_named(key, outputs): key for key in frames.answers}
+    main = output or next(iter(named))
+    if main not in named:
+        raise LabelError(
+            f"the data set has labels of {', '.join(frames.answers)}, not of {main}: name one of them with "
+            "--output"
+        )
+    labels = {name: frames.answers[key] for name, key in named.items()}
+    wrong = [n for n, task in also.items() if n in labels and labels[n].task != task]
+    if wrong:
+        raise LabelError(f"--also {wrong[0]}={also[wrong[0]]}: its labels are of {labels[wrong[0]].task}")
+    tasks = {**{name: label.task for name, label in labels.items() if name != main}, **also}
+    further = {name: frames.of(named[name]) if name in named else None for name in tasks}
+    return LabelsByOutput(main, labels[main].task, frames.of(named[main]), tasks, further)
+
+
+def quantiles_only(names: Sequence[str]) -> str:
+    """Returns a note on further answers without labels."""
+    return f"{', '.join(names)}: scores with quantiles only, because the frames have no labels of them"
+
+
+def _output_named(key: str, outputs: Sequence[str]) -> str:
+    """Returns the output that labels are of, by name or position."""
+    if key in outputs:
+        return key
+    if key.isdigit() and int(key) < len(outputs):
+        return outputs[int(key)]
+    raise LabelError(
+        f"the data set has labels of an output {key}, which the model lacks; it has {', '.join(outputs)}"
+    )
+
+
+def parse_further(text: str) -> dict[str, str]:
+    """Returns {output: task} of OUTPUT=TASK, comma-separated; the task is classification if none is named.
+
+    Raises ConfigError if an output is named twice.
+
+    >>> parse_further("scene, lanes=segmentation")
+    {'scene': 'classification', 'lanes': 'segmentation'}
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        output, _, task = (word.strip() for word in part.partition("="))
+        if output in found or not output:
+            raise ConfigError(f"--also is {text!r}; expected OUTPUT=TASK, each output once")
+        found[output] = task or "classification"
+    return found
 
 
 def frames_of_run(run: Run, dataset: Dataset) -> Frames:
@@ -113,7 +210,7 @@ def frames_of_dataset(
         return frames_of_parts(parts, data=data, image=image, size=size)
     if name.startswith(PREFIX):
         return frames_of_pictures(Path(name.removeprefix(PREFIX)), given, size=size)
-    dataset = load_dataset(_with_size(name, given, size), root=data)
+    dataset = load_dataset(_with_size(name, given, size), root=data, several=True)
     contract = laid_over(dataset.contract, _sized(name, given, size))
     halves = split(
         dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
@@ -126,6 +223,7 @@ def frames_of_dataset(
         contract=laid_over(dataset.contract, {"color": contract.color}),
         task=dataset.task,
         dataset=(dataset.name, dataset.sha256),
+        answers=dataset.answers,
     )
     return frames, contract
 
@@ -173,11 +271,13 @@ def frames_of_parts(
     """
     given = read_image(image)
     loaded = {
-        part: load_dataset(_with_size(name, given, size), root=data) for part, name in parts.items() if name
+        part: load_dataset(_with_size(name, given, size), root=data, several=True)
+        for part, name in parts.items()
+        if name
     }
     test = loaded["test"]
     for part, other in loaded.items():
-        if (other.task, other.classes) != (test.task, test.classes):
+        if (other.task, other.classes, other.answers) != (test.task, test.classes, test.answers):
             raise ConfigError(
                 f"--{part} has {other.task} with classes {', '.join(other.classes)}, --test {test.task} with "
                 f"{', '.join(test.classes)}; parts must agree (an empty folder is a class, too)"
@@ -192,6 +292,7 @@ def frames_of_parts(
         contract=laid_over(test.contract, {"color": contract.color}),
         task=test.task,
         dataset=(test.name, test.sha256),
+        answers=test.answers,
     )
     return frames, contract
 

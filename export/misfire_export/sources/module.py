@@ -7,22 +7,23 @@ factory() --weights--> module --attach to named layers--> LearningLoss++ head fi
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from misfire_export.assemble import GraphScore, Source, assemble, require_free
+from misfire_export.assemble import Further, GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_small_scores
 from misfire_export.graph.trace import PixelInput, trace
 from misfire_export.measure.calibrate import require_frames
 from misfire_export.options import Options
 from misfire_export.sources.facts import ModelFacts
-from misfire_export.sources.frames import Frames
-from misfire_export.sources.module_checks import layer_notes, probe_of, settle_classes
-from misfire_export.sources.score_names import HEAD, wanted_scores
+from misfire_export.sources.frames import Frames, labels_by_output, quantiles_only
+from misfire_export.sources.module_checks import layer_notes, outputs_of, probe_of, settle_classes
+from misfire_export.sources.score_names import HEAD, further_name, further_output, wanted_scores
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_train import scores as scoring
 from misfire_train.attaching import Attached, attach
@@ -30,7 +31,7 @@ from misfire_train.data import Examples
 from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.refit import Refit
 from misfire_train.heads import recipe_named
-from misfire_train.signals import Score, ScoredModel
+from misfire_train.signals import Score, ScoredAnswers, ScoredModel
 from misfire_train.tasks import Task, get_task
 from misfire_train.tasks.custom import CustomTask
 from misfire_train.train_config import FailureTable
@@ -46,7 +47,7 @@ def export_module_bundle(
 
     Args:
         model: The module, in eval mode; or what `attach` returned, fitted: then the bundle has its head and
-            its task, and `facts.task`, `features`, `last_layer` and `output` are not read.
+            its task, and `facts.task`, `features`, `last_layer`, `output` and `also` are not read.
         frames: Frames, without labels for upload rates only. With `facts.features` a head is fitted on
             `holdout` and knows `fit`.
         facts: What is known of the module.
@@ -63,6 +64,71 @@ def export_module_bundle(
     """
     require_free(Path(out))
     require_frames(len(frames.calibration))
+    attached = model if isinstance(model, Attached) else None
+    labels = labels_by_output(
+        frames,
+        () if isinstance(model, Attached) else outputs_of(model, facts.contract),
+        output=facts.output,
+        also=facts.also,
+    )
+    facts = replace(facts, output=labels.output, task=labels.task or facts.task)
+    own = _score_answer(model, labels.frames, facts, options)
+    others = {
+        further_name(name): _score_answer(
+            model,
+            labels.further.get(name) or frames.without_labels(),
+            replace(facts, output=name, task=_further_task(task), classes=(), last_layer=None),
+            replace(options, scores=None, score_options={}, failure_threshold=None),
+        )
+        for name, task in labels.also.items()
+    }
+    contract, kind = facts.contract, own.refit.task
+    scored: nn.Module = own.model
+    if others:
+        parts = {name: other.model for name, other in others.items()}
+        scored = ScoredAnswers(own.model, parts, outputs={name: further_output(name) for name in parts})
+    source = Source(
+        graph=trace(scored, contract=contract),
+        contract=contract,
+        task=kind,
+        output=kind.output_name,
+        scores=(
+            *(GraphScore(score.name, score.definition, score.free) for score in own.scores),
+            *(
+                GraphScore(f"{name}_{score.name}", f"{score.definition}, of {name}", score.free, name)
+                for name, other in others.items()
+                for score in other.scores
+            ),
+        ),
+        # The manifest needs a checksum; zeros mark an unknown data set.
+        lineage=facts.lineage or Lineage(run_id="module", dataset="unknown", dataset_sha256="0" * 64),
+        classes=own.classes,
+        reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,
+        refit=own.refit if facts.features or attached else None,
+        ranges=own.frames.fit,
+        labelled=own.frames.labelled,
+        further=tuple(_further(name, other, headed=bool(facts.features)) for name, other in others.items()),
+        extra={"notes": [*own.notes, *frames.notes, *_told_further(others)]},
+    )
+    return assemble(source, calibration=own.frames.calibration, out=Path(out), options=options)
+
+
+@dataclass(frozen=True)
+class _ScoredAnswer:
+    """Holds one answer of a module with its scores, fitted on frames with its labels."""
+
+    model: ScoredModel
+    refit: Refit
+    scores: tuple[Score, ...]
+    classes: tuple[str, ...]
+    frames: Frames
+    notes: tuple[str, ...]
+
+
+def _score_answer(
+    model: nn.Module | Attached, frames: Frames, facts: ModelFacts, options: Options
+) -> _ScoredAnswer:
+    """Returns one answer with its scores. facts.output names it."""
     attached = model if isinstance(model, Attached) else None
     contract, kind = facts.contract, _task(facts) if attached is None else attached.task
     # With uint8 pixels the graph normalises by itself; the module takes what comes out of that.
@@ -86,7 +152,7 @@ def export_module_bundle(
     if (kind.by_class or kind.independent) and frames.labelled:
         order, told = settle_classes(probe, frames, contract=plain, task=kind, stated=facts.classes)
         classes, notes, frames = order.names, [*notes, *told], frames.relabelled(order.of)
-    if frames.holdout is not None:
+    if frames.holdout is not None and frames.labelled:
         table = FailureTable(threshold=options.failure_threshold)
         kind, _ = settle_failures(probe, kind, frames.holdout, contract=plain, table=table)
     refit = Refit(
@@ -99,25 +165,36 @@ def export_module_bundle(
         holdout=frames.holdout,
         seed=options.seed,
     )
-    built = _build_scores(refit, facts.features, options, attached=attached)
+    features = facts.features if frames.labelled or not facts.output else ()
+    built = _build_scores(refit, features, options, attached=attached, labelled=frames.labelled)
     require_small_scores(built)
     scored = ScoredModel(probe, built, output_name=kind.output_name, answer=kind.answer).eval()
-    source = Source(
-        graph=trace(scored, contract=contract),
-        contract=contract,
-        task=kind,
-        output=kind.output_name,
-        scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
-        # The manifest needs a checksum; zeros mark an unknown data set.
-        lineage=facts.lineage or Lineage(run_id="module", dataset="unknown", dataset_sha256="0" * 64),
-        classes=classes,
-        reference=PixelInput(scored, contract=contract) if contract.dtype == "uint8" else scored,
-        refit=refit if facts.features or attached else None,
-        ranges=frames.fit,
-        labelled=frames.labelled,
-        extra={"notes": [*notes, *frames.notes]},
+    return _ScoredAnswer(scored, refit, tuple(built), classes, frames, tuple(notes))
+
+
+def _further(name: str, answer: _ScoredAnswer, *, headed: bool) -> Further:
+    labelled = answer.frames.labelled
+    return Further(
+        name,
+        answer.refit.task,
+        further_output(name),
+        answer.classes,
+        answer.frames.calibration if labelled else None,
+        answer.refit if labelled and headed else None,
     )
-    return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
+
+
+def _further_task(name: str) -> str:
+    """Returns a task that a further answer can have. Raises ExportError on any other."""
+    if get_task(name).output_kind in ("boxes", "other"):
+        raise ExportError(f"--also: a further answer cannot be {name}; make it the answer with --output")
+    return name
+
+
+def _told_further(others: Mapping[str, _ScoredAnswer]) -> list[str]:
+    notes = [f"{name}: {note}" for name, other in others.items() for note in other.notes]
+    bare = [name for name, other in others.items() if not other.frames.labelled]
+    return [*notes, *([quantiles_only(bare)] if bare else [])]
 
 
 def _task(facts: ModelFacts) -> Task:
@@ -133,7 +210,12 @@ def _task(facts: ModelFacts) -> Task:
 
 
 def _build_scores(
-    refit: Refit, features: Sequence[str], options: Options, *, attached: Attached | None
+    refit: Refit,
+    features: Sequence[str],
+    options: Options,
+    *,
+    attached: Attached | None,
+    labelled: bool = True,
 ) -> list[Score]:
     """Returns the head, if it has layers to read, and the other scores by name."""
     headed = bool(features) or attached is not None
@@ -154,8 +236,8 @@ def _build_scores(
         *scoring.build(
             [name for name in names if name != HEAD],
             task=refit.task,
-            fit=_gather(refit, refit.train),
-            holdout=_gather(refit, refit.holdout),
+            fit=_gather(refit, refit.train if labelled else None),
+            holdout=_gather(refit, refit.holdout if labelled else None),
             **dict(options.score_options),
         ),
     ]

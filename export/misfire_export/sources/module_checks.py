@@ -5,8 +5,8 @@ module --an image--> answer, last layer --frames--> labels and answers --> order
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,17 +55,12 @@ def probe_of(
 
     Raises TraceError if the model does not take an image, or has no last layer that scores can use.
     """
-    image = example_input(contract, batch=2)
+    given = _given(model, contract)
     try:
-        with torch.no_grad():
-            answer_of(model(image), output)
+        answer_of(given, output)
     except MisfireError as error:
         # Messages for notebooks name arguments; here the user typed options.
         raise TraceError(str(error).replace("output=", "--output")) from error
-    except Exception as error:
-        raise TraceError(
-            f"the model does not take {contract.name} {list(image.shape)}: {cause(error)}"
-        ) from error
     shown = _shown(frames, contract)
     try:
         last, reading = settle_answer(model, shown, task=task, output=output, last_layer=last_layer)
@@ -76,6 +71,29 @@ def probe_of(
         why = str(error).removeprefix("attach: ").replace("last_layer", "--last-layer")
         raise TraceError(f"no recognisable last layer: {why}") from error
     return probe
+
+
+def outputs_of(model: nn.Module, contract: InputContract) -> tuple[str, ...]:
+    """Returns keys or positions of what the model returns; () if it is one tensor.
+
+    Raises TraceError if the model does not take an image.
+    """
+    given = _given(model, contract)
+    if isinstance(given, Mapping):
+        return tuple(map(str, given))
+    return tuple(map(str, range(len(given)))) if isinstance(given, tuple | list) else ()
+
+
+def _given(model: nn.Module, contract: InputContract) -> Any:
+    """Returns what the model returns of two pictures."""
+    image = example_input(contract.model_copy(update={"dtype": "float32"}), batch=2)
+    try:
+        with torch.no_grad(), evaluating(model):
+            return model(image)
+    except Exception as error:
+        raise TraceError(
+            f"the model does not take {contract.name} {list(image.shape)}: {cause(error)}"
+        ) from error
 
 
 def _shown(frames: Examples, contract: InputContract) -> Tensor:

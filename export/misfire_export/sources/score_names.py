@@ -1,7 +1,11 @@
-"""Resolves which failure scores a bundle carries: the requested ones, all of a task, or the usual ones."""
+"""Resolves which failure scores a bundle carries, and names those of further answers.
+
+Scores are the requested ones, all of a task, or the usual ones.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +17,7 @@ from misfire_train.tasks import Task
 
 HEAD = "learning_loss_pp"
 ALL = "all"
+_ANSWER = "answer."
 
 
 def wanted_scores(names: Sequence[str] | None, *, task: Task, head: bool) -> tuple[str, ...]:
@@ -30,6 +35,22 @@ def all_scores(task: Task, *, head: bool) -> tuple[str, ...]:
 def default_scores(task: Task, *, head: bool) -> tuple[str, ...]:
     """Returns the learned head and the scores that every network of the task has."""
     return (HEAD, *task.default_scores) if head else task.default_scores
+
+
+def further_name(output: str) -> str:
+    """Returns a further answer's name as its scores begin with it, from an output's name or position.
+
+    >>> further_name("time.of-day"), further_name("1")
+    ('time_of_day', 'out1')
+    """
+    plain = re.sub(r"\W", "_", output)
+    # Rules name scores, and a name does not begin with a digit.
+    return f"out{plain}" if plain[:1].isdigit() else plain
+
+
+def further_output(name: str) -> str:
+    """Returns the graph's output with the logits of a further answer."""
+    return f"{_ANSWER}{name}"
 
 
 def read_score_options(text: str) -> dict[str, dict[str, Any]]:

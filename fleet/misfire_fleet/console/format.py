@@ -50,8 +50,17 @@ def _written_out(character: str) -> str:
 
 
 def brief(value: Any) -> str:
-    """Returns the text of a prediction's or context's value, cut to 200 characters."""
+    """Returns the text of a prediction's or context's value, cut to 200 characters.
+
+    Shares by name, such as a further answer's, are in percent.
+    """
     text = number(value) if isinstance(value, float) else str(value)
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(v, float) and 0 <= v <= 1 for v in value.values())
+    ):
+        text = ", ".join(f"{name} {percent(share)}" for name, share in value.items())
     return text if len(text) <= _BRIEF else text[: _BRIEF - 1] + "…"
 
 

@@ -89,6 +89,7 @@ def _facts(manifest: Manifest) -> str:
         ("Why", str(gate.get("verdict", "")) if isinstance(gate, dict) else ""),
         ("Held out", _held_out(gate)),
         ("Accuracy", accuracy_text(manifest)),
+        ("Further answers", "; ".join(further_text(manifest))),
         (origin(manifest).capitalize(), f"{manifest.lineage.dataset}, run {manifest.lineage.run_id}"),
     ]
     if manifest.parity is not None:
@@ -107,6 +108,23 @@ def accuracy_text(manifest: Manifest) -> str:
     if not isinstance(accuracy, int | float):
         return ""
     return f"{accuracy:.3f} on {frames} calibration frames, {failures} failures"
+
+
+def further_text(manifest: Manifest) -> tuple[str, ...]:
+    """Returns a sentence for each further answer of a network with several tasks."""
+    reports = _part(manifest.extra, "further")
+    lines = []
+    for answer in manifest.further:
+        report = _part(reports, answer.name)
+        known = f", {len(answer.classes)} classes" if answer.classes else ""
+        line = f"{answer.name}: {report.get('task', answer.kind)}{known}"
+        if isinstance(report.get("accuracy"), int | float):
+            line += f", accuracy {report['accuracy']:.3f}, {report.get('failures')} failures"
+            line += f"; its gate chooses {report.get('trigger')}"
+        else:
+            line += ", no labels"
+        lines.append(line)
+    return tuple(lines)
 
 
 def share_text(share: Interval | None) -> str:

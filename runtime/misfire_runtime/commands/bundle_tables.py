@@ -8,7 +8,7 @@ from rich.table import Table
 
 from misfire_runtime.boxes import BoxRule
 from misfire_runtime.bundle import MODEL, Manifest
-from misfire_runtime.commands.bundle_page import accuracy_text, origin, share_text
+from misfire_runtime.commands.bundle_page import accuracy_text, further_text, origin, share_text
 from misfire_runtime.preprocess import InputContract
 
 
@@ -33,6 +33,7 @@ def _facts(manifest: Manifest) -> Table:
         "held out": ", ".join(map(str, gate.get("shifts") or ())),
         "parity": _parity(manifest),
         "accuracy": accuracy_text(manifest),
+        "further answers": "\n".join(further_text(manifest)),
         origin(manifest): f"{lineage.dataset} ({lineage.dataset_sha256[:12]}), run {lineage.run_id}",
         "notes": "\n".join(map(str, manifest.extra.get("notes") or ())),
         "graph": f"{manifest.files[MODEL].bytes / 1e6:.2f} MB, sha256 {manifest.files[MODEL].sha256[:16]}",

@@ -42,6 +42,18 @@ def brief_of(
     return {"not_finite": not_finite} if not_finite else _ANSWERS[kind](values, classes, place)
 
 
+def brief_further(kind: str, values: NDArray[Any], classes: tuple[str, ...], place: Placement | None) -> Any:
+    """Returns a further answer (of one picture) as one value of a prediction.
+
+    The class with its probability, the labels or shares by name, or a list of values or points.
+    """
+    found = brief_of(kind, values, classes, place)
+    if "class" in found:
+        return {found["class"]: found["confidence"]}
+    listed = ("shares", "labels", "values", "points", "not_finite")
+    return next((found[key] for key in listed if key in found), None)
+
+
 def within(
     prediction: dict[str, Any], region: tuple[int, int, int, int], *, size: tuple[int, int]
 ) -> dict[str, Any]:

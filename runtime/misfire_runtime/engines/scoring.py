@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.bundle import Bundle, QuantileTable
-from misfire_runtime.engines.answers import KINDS, Outputs, brief_of, top_classes
+from misfire_runtime.engines.answers import KINDS, Outputs, brief_further, brief_of, top_classes
 from misfire_runtime.engines.base import Engine, EngineOptions
 from misfire_runtime.engines.detections import P_TP, Boxes, brief_boxes, check_detections, find_boxes
 from misfire_runtime.engines.load import load_engine
@@ -109,13 +109,15 @@ class Scored:
 
     @property
     def prediction(self) -> dict[str, Any]:
-        """Returns the task's answer in a few numbers."""
+        """Returns the task's answer in a few numbers, and each further answer by its name."""
         if self._prediction is None:
             boxes = self.boxes
             if boxes is None:
-                self._prediction = self._scorer.brief(self._outputs, self.place)
+                own = self._scorer.brief(self._outputs, self.place)
             else:
-                self._prediction = brief_boxes(boxes, self._scorer.classes, self.place)
+                own = brief_boxes(boxes, self._scorer.classes, self.place)
+            # The task's own fields win over a further answer of such a name.
+            self._prediction = {**own, **self._scorer.further(self._outputs, self.place), **own}
         return self._prediction
 
     @property
@@ -256,6 +258,13 @@ class Scorer:
             return brief_boxes(boxes, self.classes, place)
         kind = next((kind for kind in KINDS if kind in self._kinds), None)
         return {} if kind is None else brief_of(kind, outputs[self._kinds[kind]], self.classes, place)
+
+    def further(self, outputs: Outputs, place: Placement | None = None) -> dict[str, Any]:
+        """Returns the further answers of a network with several tasks in a few numbers, by name."""
+        return {
+            answer.name: brief_further(answer.kind, outputs[answer.output], answer.classes, place)
+            for answer in self.bundle.manifest.further
+        }
 
 
 def percentile(table: QuantileTable, value: float) -> float:

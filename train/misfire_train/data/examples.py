@@ -6,8 +6,8 @@ uses `misfire_runtime.preprocess`, as the vehicle does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class Examples:
     Attributes:
         images: each uint8 [H,W,3] RGB of any size; grey is replicated.
         targets: as the task's class documents them (`misfire_train.tasks`), such as int64 [N] for
-            classification. Ragged targets are an array of N arrays.
+            classification. Ragged targets are an array of N arrays. Labels of several outputs are a
+            structured array with a field for each output.
         ids: stable and unique names.
         groups: drive, vehicle or track of each example; its id if it has none.
 
@@ -68,6 +69,10 @@ class Examples:
             ids=tuple(self.ids[i] for i in chosen),
             groups=tuple(self.groups[i] for i in chosen),
         )
+
+    def of(self, output: str) -> Examples:
+        """Returns the examples with the targets of one output, of targets that are a structured array."""
+        return replace(self, targets=self.targets[output])
 
     def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
         """Returns the positions of these ids, int64 [n].
@@ -112,12 +117,22 @@ def join(parts: Sequence[Examples]) -> Examples:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Describes the labels of one output of a network that has several. classes: as of a data set."""
+
+    task: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Holds a data set: `train` to train, hold out and calibrate on; `test` for the final evaluation only.
 
     Attributes:
         task: as in misfire_train.tasks.
         classes: names of classes, joints or values.
+        answers: of labels of several outputs, task and classes by output; the targets have a field for each,
+            and `task` and `classes` are those of the first.
         contract: the network's input.
         sha256: of the bytes that it was read from.
         notes: what a reader skipped or generated, one sentence each.
@@ -132,6 +147,22 @@ class Dataset:
     sha256: str
     licence: str
     notes: tuple[str, ...] = field(default=())
+    answers: Mapping[str, Labels] = field(default_factory=dict)
+
+    def of(self, output: str) -> Dataset:
+        """Returns the data set with the labels of one output only. Raises DatasetError if it has none."""
+        labels = self.answers.get(output)
+        if labels is None:
+            known = ", ".join(self.answers) or "one output, without a name"
+            raise DatasetError(f"{self.name} has no labels of an output {output!r}; it has those of {known}")
+        return replace(
+            self,
+            task=labels.task,
+            classes=labels.classes,
+            train=self.train.of(output),
+            test=self.test.of(output),
+            answers={},
+        )
 
 
 def _joined_images(parts: Sequence[Sequence[Image]]) -> Sequence[Image]:

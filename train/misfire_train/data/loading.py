@@ -67,7 +67,18 @@ READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] =
 """The readers of one's own data, and the options that each takes."""
 
 
-def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
+def is_own(name: str) -> bool:
+    """Returns whether a data set is of one's own code: `package.module:factory`, no reader and its path.
+
+    >>> is_own("mydata:frames?output=scene"), is_own("images:frames"), is_own("digits")
+    (True, False, False)
+    """
+    module, _, rest = name.partition(":")
+    names = [rest.partition("?")[0], *module.split(".")]
+    return module not in (*READERS, *_NAMED, "images") and all(part.isidentifier() for part in names)
+
+
+def load_dataset(name: str, *, root: Path | None = None, several: bool = False) -> Dataset:
     """Returns the data set of that name, its files verified by checksum.
 
     Args:
@@ -75,6 +86,7 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
             path optionally `?size=WIDTHxHEIGHT&group=REGEX`; docs/data.md has all options. A set of your own
             code is `package.module:factory`.
         root: folder of the published sets; else MISFIRE_DATA, else the user's cache.
+        several: labels of several outputs are welcome. A training takes those of one.
 
     Raises:
         DatasetError: the name is unknown, a file is missing or changed, or its content is malformed.
@@ -99,8 +111,14 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
         return _NAMED[name](root)
     if colon and reader in _NAMED:
         raise DatasetError(f"{reader} takes no path; name the folder of its files with --data")
-    if colon and argument.isidentifier() and all(part.isidentifier() for part in reader.split(".")):
-        return load_own(name)
+    if is_own(name):
+        own = load_own(name)
+        if own.answers and not several:
+            raise DatasetError(
+                f"{name} has labels of several outputs ({', '.join(own.answers)}): name one with "
+                f"{name}?output={next(iter(own.answers))}"
+            )
+        return own
     if name == "dashcam":
         raise DatasetError("dashcam has no labels: it is a source for `misfire run`, not for training")
     if reader == "images":

@@ -3,6 +3,9 @@
 factory() --> a Dataset, or {"train": ..., "test": ..., "classes": [...], ...}, or (train, test)
    a part: Examples, a torch Dataset of (image, target), a list of such pairs, or (images, targets)
 
+A target of a network with several outputs is a dict {output: label}, or a tuple of labels in the order of
+the outputs; `task` and `classes` are then dicts, too. `module:factory?output=NAME` reads the labels of one.
+
 Images are pictures as a camera gives them: uint8 [H,W,3] or [H,W], [3,H,W] tensors, PIL images, or floats of
 0..1. Resizing and normalising are misfire's, as on the vehicle.
 """
@@ -13,6 +16,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.preprocess import Image, InputContract
-from misfire_train.data.examples import Dataset, Examples
+from misfire_train.data.examples import Dataset, Examples, Labels
 from misfire_train.data.images import DecodedImages
 from misfire_train.data.splits import split
 from misfire_train.errors import DatasetError
@@ -34,8 +38,18 @@ _KNOWN = ("train", "test", "classes", "task", "contract", "groups", "name", "lic
 def load_own(name: str) -> Dataset:
     """Returns the data set that `package.module:factory` gives. The current folder is searched.
 
-    Raises DatasetError if it cannot be imported, called, or read as one.
+    name: `?output=NAME` behind it takes the labels of one output. Raises DatasetError if it cannot be
+    imported, called, or read as one.
     """
+    source, _, query = name.partition("?")
+    output = query.removeprefix("output=")
+    if query and (output == query or not output):
+        raise DatasetError(f"the data set {name}: expected {source}?output=NAME")
+    found = _load(source)
+    return replace(found.of(output), name=name) if output else found
+
+
+def _load(name: str) -> Dataset:
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -70,10 +84,13 @@ def _dataset(given: Any, *, name: str) -> Dataset:
         parts = split(train, fractions={"train": 1 - TEST_FRACTION, "test": TEST_FRACTION}, seed=0)
         train, test = parts["train"], parts["test"]
         notes = (f"no test half was given: {len(test)} examples were set aside",)
+    answers = _answers(facts, train, test, name=name)
+    first = next(iter(answers.values()), None)
     return Dataset(
         name=name,
-        task=str(facts.get("task") or _task_of(train.targets)),
-        classes=_classes(facts, train, test),
+        task=first.task if first else str(facts.get("task") or _task_of(train.targets)),
+        classes=first.classes if first else _classes(facts, train.targets, test.targets),
+        answers=answers,
         contract=_contract(facts.get("contract"), train),
         train=train,
         test=test,
@@ -81,6 +98,26 @@ def _dataset(given: Any, *, name: str) -> Dataset:
         licence=str(facts.get("licence", "yours")),
         notes=notes,
     )
+
+
+def _answers(facts: Mapping[str, Any], train: Examples, test: Examples, *, name: str) -> dict[str, Labels]:
+    """Returns task and classes by output, {} if there is one. Raises DatasetError if the halves differ."""
+    if train.targets.dtype.names != test.targets.dtype.names:
+        raise DatasetError(f"{name}: the targets of train and test are of different outputs")
+    found = {}
+    for output in train.targets.dtype.names or ():
+        own = {key: _of_output(facts.get(key), output) for key in ("task", "classes")}
+        halves = train.targets[output], test.targets[output]
+        try:
+            classes = _classes({"train": None, **own}, *halves)
+        except DatasetError as error:
+            raise DatasetError(f"{name}: output {output}: {error}") from error
+        found[output] = Labels(str(own["task"] or _task_of(halves[0])), classes)
+    return found
+
+
+def _of_output(stated: Any, output: str) -> Any:
+    return stated.get(output) if isinstance(stated, Mapping) else None
 
 
 def _examples(given: Any, *, name: str, prefix: str = "", groups: Any = None) -> Examples:
@@ -94,13 +131,13 @@ def _examples(given: Any, *, name: str, prefix: str = "", groups: Any = None) ->
         def of_pairs(index: int) -> Any:
             return images[index]
 
-        decode, labels = of_pairs, [_plain(target) for target in targets]
+        decode, labels = of_pairs, list(targets)
     elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
 
         def of_items(index: int) -> Any:
             return _pair(given[index], name=name)[0]
 
-        decode, labels = of_items, [_plain(_pair(given[i], name=name)[1]) for i in range(len(given))]
+        decode, labels = of_items, [_pair(given[i], name=name)[1] for i in range(len(given))]
     else:
         raise DatasetError(
             f"{name} is {type(given).__name__}; expected Examples, (images, targets), or something with a "
@@ -110,7 +147,7 @@ def _examples(given: Any, *, name: str, prefix: str = "", groups: Any = None) ->
         raise DatasetError(f"{name} is empty")
     ids = tuple(f"{prefix}{i}" for i in range(len(labels)))
     named = tuple(map(str, groups if groups is not None else getattr(given, "groups", ids)))
-    return Examples(_pictures(decode, len(labels), name=name), _joined(labels), ids, named)
+    return Examples(_pictures(decode, len(labels), name=name), _joined_all(labels, name=name), ids, named)
 
 
 def _pair(item: Any, *, name: str) -> tuple[Any, Any]:
@@ -156,8 +193,41 @@ def as_picture(value: Any, *, name: str = "image") -> Image:
     return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
-def _plain(target: Any) -> NDArray[Any]:
-    return np.asarray(target)
+def _joined_all(labels: Sequence[Any], *, name: str) -> NDArray[Any]:
+    """Returns targets as one array, a structured one of labels of several outputs.
+
+    Raises DatasetError if examples have labels of different outputs.
+    """
+    if not _is_several(labels[0]):
+        return _joined([np.asarray(label) for label in labels])
+    rows = [_by_output(label) for label in labels]
+    outputs = list(rows[0])
+    wrong = next((i for i, row in enumerate(rows) if list(row) != outputs), None)
+    if wrong is not None:
+        raise DatasetError(
+            f"{name}: target {wrong} is of {', '.join(rows[wrong]) or 'no output'}, the first of "
+            f"{', '.join(outputs)}; every example needs a label of every output"
+        )
+    columns = {output: _joined([np.asarray(row[output]) for row in rows]) for output in outputs}
+    made = np.empty(
+        len(rows), [(output, column.dtype, column.shape[1:]) for output, column in columns.items()]
+    )
+    for output, column in columns.items():
+        made[output] = column
+    return made
+
+
+def _is_several(label: Any) -> bool:
+    """Returns whether a target is of several outputs: a dict, or a tuple that is not a row of decimals."""
+    if isinstance(label, Mapping):
+        return True
+    return isinstance(label, tuple) and len(label) > 1 and not all(isinstance(v, float) for v in label)
+
+
+def _by_output(label: Any) -> dict[str, Any]:
+    if isinstance(label, Mapping):
+        return {str(key): value for key, value in label.items()}
+    return {str(place): value for place, value in enumerate(label)} if isinstance(label, tuple) else {}
 
 
 def _joined(labels: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -181,18 +251,16 @@ def _task_of(targets: NDArray[Any]) -> str:
     return "classification" if targets.ndim == 1 else "segmentation"
 
 
-def _classes(facts: Mapping[str, Any], train: Examples, test: Examples) -> tuple[str, ...]:
+def _classes(facts: Mapping[str, Any], targets: NDArray[Any], others: NDArray[Any]) -> tuple[str, ...]:
+    """Returns the classes that are stated, else those of the targets of train and test."""
     stated = facts.get("classes") or getattr(facts["train"], "classes", None)
     if stated:
         return tuple(map(str, stated))
-    targets = train.targets
     if targets.dtype == object:
         raise DatasetError("a data set of boxes needs class names: give classes=[...]")
     if np.issubdtype(targets.dtype, np.floating):
         return tuple(f"value_{i}" for i in range(targets.shape[1] if targets.ndim == 2 else 1))
-    known = [
-        part.targets[part.targets != 255] if targets.ndim == 3 else part.targets for part in (train, test)
-    ]
+    known = [part[part != 255] if targets.ndim == 3 else part for part in (targets, others)]
     return tuple(str(k) for k in range(1 + max(int(part.max()) for part in known if part.size)))
 
 
@@ -207,8 +275,9 @@ def _checksum(train: Examples, test: Examples) -> str:
     """Returns a SHA-256 over all targets and some evenly spaced images."""
     digest = hashlib.sha256()
     for part in (train, test):
-        for target in part.targets:
-            digest.update(np.ascontiguousarray(target).tobytes())
+        for column in [part.targets[name] for name in part.targets.dtype.names or ()] or [part.targets]:
+            for target in column:
+                digest.update(np.ascontiguousarray(target).tobytes())
         for i in np.linspace(0, len(part) - 1, min(_HASHED, len(part))).astype(int):
             digest.update(np.ascontiguousarray(part.images[int(i)]).tobytes())
     return digest.hexdigest()
