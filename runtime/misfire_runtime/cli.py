@@ -51,6 +51,9 @@ COMMANDS = {
     "schemas": Command(
         "misfire_runtime.commands.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."
     ),
+    "labels": Command(
+        "misfire_fleet.commands.labels:app", "fleet", "Label samples: votes of models, and label tools."
+    ),
     "fleet": Command("misfire_fleet.commands.app:app", "fleet", "Collect, show and simulate uploads."),
     "retrain": Command(
         "misfire_fleet.retrain.command:retrain", "all", "Train on with what the fleet uploaded."

@@ -1,0 +1,21 @@
+"""Defines `misfire labels`: its commands and their order in the help."""
+
+from __future__ import annotations
+
+import typer
+
+from misfire_fleet.commands.vote import vote
+
+app = typer.Typer(
+    name="labels",
+    help="Label samples: votes of models, and label tools.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command()(vote)
+
+
+@app.callback()
+def labels() -> None:
+    """Label samples: votes of models, and label tools."""
