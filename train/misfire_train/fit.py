@@ -79,6 +79,7 @@ class Parts:
         ids: Ids of every part for splits.json; uploads are in parts of their own, "uploads-...".
         repeats: How often an epoch shows each frame of `train`. None: once.
         parent: The run whose weights it starts from. None: random weights.
+        snapshot: SHA-256 of the fleet's snapshot that uploads are from, for run.json.
     """
 
     train: Examples
@@ -88,6 +89,7 @@ class Parts:
     ids: Mapping[str, tuple[str, ...]]
     repeats: NDArray[np.int64] | None = None
     parent: Run | None = None
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -472,6 +474,7 @@ def make_record(
     return RunRecord(
         run_id="",
         parent_run_id=None if parts.parent is None else parts.parent.record.run_id,
+        snapshot=parts.snapshot,
         created_at=utc_text(wall_time()),
         command=command,
         config=json.loads(spelled_out(config).model_dump_json()),

@@ -27,11 +27,13 @@ from misfire_train.data.splits import fraction_of
 from misfire_train.fit import UPLOADS, Parts, finished_run, fit, fit_key
 from misfire_train.metrics import auroc, bootstrap_ratio_gain
 from misfire_train.progress import Reporter
-from misfire_train.runs import Run, run_splits
+from misfire_train.runs import Run, read_splits, run_splits
 from misfire_train.scores import compute
 from misfire_train.train_config import TrainConfig
 
 HOLDOUT_SHARE = 0.25
+EARLIER = "earlier-uploads"
+"""The part of splits.json that names the uploads of a run's ancestors."""
 UPLOAD_WEIGHT = 0.5
 """Uploads fill half as many places of an epoch as the old training data, as far as `MAX_REPEATS` allows."""
 Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -82,6 +84,8 @@ def retrain_run(
     dataset: Dataset,
     out: Path,
     schedule: Schedule = Schedule(),
+    held: Examples | None = None,
+    snapshot: str | None = None,
     resume: bool = False,
     command: str = "",
     reporter: Reporter | None = None,
@@ -94,6 +98,8 @@ def retrain_run(
         dataset: The data set that the parent was trained on.
         out: Folder of the child.
         schedule: What differs from the parent's configuration.
+        held: Labelled examples to hold out for the failure score. None: a part of the uploads.
+        snapshot: SHA-256 of the snapshot that the uploads are from, for run.json.
         resume: Go on from the checkpoint in `out`; a finished child is measured again.
         command: Recorded in run.json.
         reporter: Shows progress.
@@ -103,33 +109,46 @@ def retrain_run(
     """
     reporter = reporter or Reporter(quiet=True)
     config = child_config(run, schedule)
-    parts = parts_with(run, uploads, dataset)
+    parts = parts_with(run, uploads, dataset, held=held, snapshot=snapshot)
     counts = {name: len(parts.ids[f"{UPLOADS}{name}"]) for name in ("train", "holdout")}
     child = finished_run(out, fit_key(config, parts), resume=resume)
     if child is None:
         reporter.line(
-            f"{len(uploads)} uploads: {counts['train']} to train on, {counts['holdout']} held out for the "
-            "failure score"
+            f"{sum(counts.values())} uploads: {counts['train']} to train on, {counts['holdout']} held out "
+            "for the failure score"
         )
         child = fit(config, dataset, parts, out=out, resume=resume, command=command, reporter=reporter)
     return _compare(run, child, dataset, uploads=counts)
 
 
-def parts_with(run: Run, uploads: Examples, dataset: Dataset) -> Parts:
+def parts_with(
+    run: Run,
+    uploads: Examples,
+    dataset: Dataset,
+    *,
+    held: Examples | None = None,
+    snapshot: str | None = None,
+) -> Parts:
     """Returns the run's own parts with the uploads in them, starting from the run's weights.
+
+    With `held` all uploads are trained on, and `held` is held out.
 
     Raises ConfigError if the data set is another, or an upload is a test example.
     """
     own = run_splits(run, dataset)
     # Before any training: accuracy on a test half that was trained on would mean nothing.
-    overlap = set(uploads.ids) & set(own["test"].ids)
+    given = {*uploads.ids, *(held.ids if held is not None else ())}
+    overlap = given & set(own["test"].ids)
     if overlap:
         raise ConfigError(
             f"upload {sorted(overlap)[0]} is an example of the test half; it must not be trained on"
         )
-    fitting, held = divide(uploads)
+    fitting, held = divide(uploads) if held is None else (uploads, held)
     train, repeats = _mixed(own["train"], fitting)
     ids = {name: part.ids for name, part in own.items() if name != "test"}
+    earlier = _earlier_uploads(run)
+    if earlier:
+        ids[EARLIER] = earlier
     return Parts(
         train,
         own["validation"],
@@ -138,6 +157,15 @@ def parts_with(run: Run, uploads: Examples, dataset: Dataset) -> Parts:
         ids={**ids, f"{UPLOADS}train": fitting.ids, f"{UPLOADS}holdout": held.ids},
         repeats=repeats,
         parent=run,
+        snapshot=snapshot,
+    )
+
+
+def _earlier_uploads(run: Run) -> tuple[str, ...]:
+    """Returns the ids of all uploads that the run and its ancestors were fitted on."""
+    parts = read_splits(run.path)
+    return tuple(
+        sorted({i for name, ids in parts.items() if name.startswith((UPLOADS, EARLIER)) for i in ids})
     )
 
 

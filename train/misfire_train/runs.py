@@ -92,11 +92,13 @@ class RunRecord(_Part):
     """Is run.json: everything needed to repeat and to use a run. metrics: numbers by name, all measured.
 
     failure: None if the task itself defines failures.
+    snapshot: SHA-256 of the fleet's snapshot that its uploads are from.
     """
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
     parent_run_id: str | None = None
+    snapshot: str | None = None
     created_at: str
     command: str
     config: dict[str, Any]

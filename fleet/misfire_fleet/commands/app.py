@@ -8,6 +8,7 @@ from misfire_fleet.commands.collect import collect
 from misfire_fleet.commands.configure import configure
 from misfire_fleet.commands.export_labels import export, formats
 from misfire_fleet.commands.import_labels import import_
+from misfire_fleet.commands.lineage import lineage
 from misfire_fleet.commands.offer_again import offer_again
 from misfire_fleet.commands.rescue import backup, check, rebuild
 from misfire_fleet.commands.serve import serve
@@ -26,7 +27,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
-    truth,
+    *(truth, lineage),
 ):
     app.command()(_command)
 app.command("import")(import_)

@@ -1,6 +1,6 @@
 """Implements `misfire retrain`: makes the next run and bundle from the store's uploads and their labels.
 
-store + labels.csv --labelled_uploads--> Examples --retrain_run--> RUN2 --export_run--> bundle
+store + snapshot or labels.csv --> Examples --retrain_run--> RUN2 --export_run--> bundle, and links of lineage
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_train.options import AsJson, DataFolder
 
 if TYPE_CHECKING:
+    from misfire_fleet.retrain.snapshot import SnapshotUploads
     from misfire_fleet.retrain.uploads import Uploads
     from misfire_fleet.store import Store
     from misfire_train.data import Dataset
@@ -31,6 +32,10 @@ class Outcome:
     retrained: Retrained
     uploads: Uploads
     bundle: Path | None
+    snapshot: str | None = None
+    """Name of the snapshot that it was trained on; None: labels.csv."""
+    deleted: int = 0
+    """Samples of the snapshot that were deleted since."""
 
     @property
     def run(self) -> Run:
@@ -55,6 +60,9 @@ class Outcome:
             "run_id": self.run.record.run_id,
             "parent_run_id": self.run.record.parent_run_id,
             "bundle": None if self.bundle is None else str(self.bundle),
+            "snapshot": self.snapshot,
+            "snapshot_sha256": self.run.record.snapshot,
+            "deleted": self.deleted,
             "uploads_stored": self.uploads.stored,
             "uploads_used": len(self.uploads.examples),
             "uploads_train": self.retrained.uploads["train"],
@@ -79,7 +87,8 @@ def retrain_from_store(
     run: Run,
     store: Store,
     *,
-    labels: Path,
+    labels: Path | None = None,
+    snapshot: str | None = None,
     dataset: Dataset,
     out: Path,
     bundle_out: Path | None = None,
@@ -89,10 +98,14 @@ def retrain_from_store(
 ) -> Outcome:
     """Retrains on the store's labelled uploads and, with `bundle_out`, exports the new run.
 
+    The store learns which run came of which snapshot, and which bundle of which run.
+
     Args:
         run: the run to continue from.
         store: the store with the uploads.
         labels: CSV with the columns id and label.
+        snapshot: name of a snapshot, instead of `labels`: its train side is trained on, its holdout side is
+            held out for the score, and its test side is not read.
         dataset: the data set of `run`.
         out: folder for the new run.
         bundle_out: empty or new folder for the bundle; None exports none.
@@ -101,36 +114,73 @@ def retrain_from_store(
         options: passed to `retrain_run` (schedule, resume, command).
 
     Raises:
-        ConfigError: `bundle_out` is not empty, or the labels are invalid.
-        StoreError: no label belongs to a usable image.
+        ConfigError: `bundle_out` is not empty, the labels are invalid, or there is not one source of labels.
+        StoreError: no label belongs to a usable image, the snapshot was altered, or something to train on
+            belongs to a frozen test set.
     """
-    from misfire_fleet.retrain.uploads import labelled_uploads
+    from misfire_fleet.retrain.origins import record_origins
+    from misfire_fleet.retrain.snapshot import refuse_run
     from misfire_train.retraining import retrain_run
 
     # Checked before the training, which may take hours, and not only by the export after it.
     if bundle_out is not None and bundle_out.exists() and any(bundle_out.iterdir()):
         raise ConfigError(f"{bundle_out} is not empty; choose another --bundle-out")
-    uploads = labelled_uploads(store, labels, run=run)
-    retrained = retrain_run(run, uploads.examples, dataset=dataset, out=out, reporter=reporter, **options)
+    refuse_run(store, run)
+    given = _given(store, labels, snapshot, run=run)
+    retrained = retrain_run(
+        run,
+        given.train.examples,
+        held=None if given.holdout is None else given.holdout.examples,
+        snapshot=given.sha256,
+        dataset=dataset,
+        out=out,
+        reporter=reporter,
+        **options,
+    )
+    bundle = None
     if bundle_out is not None:
         from misfire_export.options import Options as ExportOptions
         from misfire_export.sources.frames import frames_of_run
         from misfire_export.sources.run import export_run
 
-        export_run(
+        bundle = export_run(
             retrained.run,
             frames_of_run(retrained.run, dataset),
             out=bundle_out,
-            options=ExportOptions(f"retrained-{dataset.name.partition(':')[0]}", version),
+            options=ExportOptions(
+                f"retrained-{dataset.name.partition(':')[0]}", version, snapshot_id=given.sha256
+            ),
         )
-    return Outcome(retrained, uploads, bundle_out)
+    record_origins(store, retrained.run, snapshot=given.name, bundle=bundle)
+    return Outcome(retrained, given.all(), bundle_out, given.name, given.deleted)
+
+
+def _given(store: Store, labels: Path | None, snapshot: str | None, *, run: Run) -> SnapshotUploads:
+    """Returns what to train on. Raises ConfigError unless there is one source of labels."""
+    from misfire_fleet.retrain.snapshot import SnapshotUploads, refuse_frozen, snapshot_uploads
+    from misfire_fleet.retrain.uploads import labelled_uploads
+
+    if (labels is None) == (snapshot is None):
+        raise ConfigError("say where the labels are: --snapshot NAME, or --labels FILE, and not both")
+    if snapshot is not None:
+        return snapshot_uploads(store, snapshot, run=run)
+    uploads = labelled_uploads(store, labels, run=run)  # type: ignore[arg-type]
+    refuse_frozen(store, uploads.examples.ids, what=str(labels))
+    return SnapshotUploads(None, None, uploads, None, 0)
 
 
 def retrain(
     *,
     run: Annotated[Path, typer.Argument(help="Continue from the run in this folder.")],
-    labels: Annotated[Path, typer.Option(help="Read labels from this CSV with the columns id and label.")],
     out: Annotated[Path, typer.Option(help="Write the new run to this folder.")],
+    snapshot: Annotated[
+        str | None,
+        typer.Option(help="Train on the train side of this snapshot; its holdout is held out for the score."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Read labels from this CSV with the columns id and label, instead of --snapshot."),
+    ] = None,
     uploads: Annotated[
         Path | None, typer.Option(help="Read uploads from the store in this folder: fleet.sqlite and blobs/.")
     ] = None,
@@ -169,6 +219,7 @@ def retrain(
             current,
             store,
             labels=labels,
+            snapshot=snapshot,
             dataset=dataset,
             out=out,
             bundle_out=bundle_out,

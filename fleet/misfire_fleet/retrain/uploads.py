@@ -10,6 +10,8 @@ without objects.
 from __future__ import annotations
 
 import csv
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +108,39 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
         StoreError: no label belongs to a usable image.
     """
     wanted = read_labels(labels, empty=run.task.empty_label)
+
+    def target(sample: StoredSample) -> NDArray[Any]:
+        size = (sample.width, sample.height)
+        return parse_label(wanted[sample.id], run=run, sample=sample.id, beside=labels.parent, size=size)
+
+    return uploads_of(store, list(wanted), target=target, group=_minute, run=run, what=str(labels))
+
+
+def uploads_of(
+    store: Store,
+    ids: Sequence[str],
+    *,
+    target: Callable[[StoredSample], NDArray[Any]],
+    group: Callable[[StoredSample], str],
+    run: Run,
+    what: str,
+) -> Uploads:
+    """Returns the stored images with these ids that decode as examples.
+
+    Args:
+        store: the store with the uploads.
+        ids: of labelled samples.
+        target: of a sample, by its label.
+        group: of a sample: what must stay on one side of a split.
+        run: its contract says how pixels are read.
+        what: where the labels are, for the error.
+
+    Raises:
+        ConfigError: a label is invalid for the run's task.
+        StoreError: no label belongs to a usable image, or the bytes of a sample were altered.
+    """
     # Sorted by id, not by arrival: the same uploads make the same run, in whatever order they arrived.
-    labelled = store.among(list(wanted))
+    labelled = store.among(ids)
     total = store.count()
     pictures = [sample for sample in labelled if sample.media_type.startswith("image/")]
     problems = [f"{s.id[:16]}: {s.media_type}" for s in labelled if not s.media_type.startswith("image/")]
@@ -115,25 +148,17 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
     usable, damaged = _decodable(images, run)
     if not usable:
         raise StoreError(
-            f"none of the {len(wanted)} labels in {labels} belongs to a usable image "
-            f"among {total} stored samples"
+            f"none of the {len(ids)} labels in {what} belongs to a usable image among {total} stored samples"
         )
     chosen = [pictures[i] for i in usable]
     examples = Examples(
         images=ImageSubset(images, usable),
-        targets=run.task.stack(
-            [
-                parse_label(
-                    wanted[s.id], run=run, sample=s.id, beside=labels.parent, size=(s.width, s.height)
-                )
-                for s in chosen
-            ]
-        ),
+        targets=run.task.stack([target(sample) for sample in chosen]),
         ids=tuple(sample.id for sample in chosen),
-        groups=tuple(map(_minute, chosen)),
+        groups=tuple(map(group, chosen)),
     )
     skipped = {
-        "not_stored": len(wanted) - len(labelled),
+        "not_stored": len(ids) - len(labelled),
         "not_an_image": len(labelled) - len(pictures),
         "undecodable": len(damaged),
     }
@@ -141,7 +166,11 @@ def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
 
 
 def _read(store: Store, sample: StoredSample) -> Image:
-    return decode_image(store.read_blob(sample.id), name=sample.id)
+    data = store.read_blob(sample.id)
+    # The id is the hash of the bytes. Others, such as those of a test sample, must not be trained on.
+    if hashlib.sha256(data).hexdigest() != sample.id:
+        raise StoreError(f"sample {sample.id[:16]}: its bytes were altered; misfire fleet check --deep")
+    return decode_image(data, name=sample.id)
 
 
 def _decodable(images: DecodedImages, run: Run) -> tuple[list[int], list[str]]:
