@@ -29,7 +29,7 @@ from misfire_fleet.labels.content import (
 from misfire_fleet.labels.exchange.archives import Limits, unpacked
 from misfire_fleet.labels.exchange.manifest import ExportManifest, manifest_of
 from misfire_fleet.labels.formats.base import Format, ImportedLabel, Kind, Known, Problem, SizeOf
-from misfire_fleet.labels.formats.parts.geometry import hull_of, moved
+from misfire_fleet.labels.formats.parts.geometry import hull_of, moved, same_shape
 from misfire_fleet.labels.formats.parts.mask_pixels import mask_size
 from misfire_fleet.labels.formats.registry import recognised
 from misfire_fleet.labels.ledger import LabelLedger
@@ -249,18 +249,15 @@ def _nfc(name: str) -> str:
 
 
 def _scaled(label: Label, size: tuple[float, float], stored: tuple[int, int]) -> Label:
-    across, down = stored[0] / size[0], stored[1] / size[1]
-    # Rounding to whole pixels changes the shape of a thumbnail by half a pixel on each side.
-    slack = 1.01 * (0.5 / min(size) + 0.5 / min(stored)) + 1e-3
     shown = f"{size[0]:g}x{size[1]:g}", f"{stored[0]}x{stored[1]}"
     if isinstance(label, MaskLabel):
         raise ValueError(f"its mask is {shown[0]}, the stored picture {shown[1]}; masks are not resized")
-    if abs(across / down - 1) > slack:
+    if not same_shape(size, stored):
         raise ValueError(
             f"its picture is {shown[0]}, the stored one {shown[1]}, which has another shape: it was cropped "
             "or turned, so its places mean nothing here"
         )
-    return moved(label, across=across, down=down)
+    return moved(label, across=stored[0] / size[0], down=stored[1] / size[1])
 
 
 def _require_inside(label: Label, size: tuple[int, int]) -> None:

@@ -29,8 +29,14 @@ from misfire_fleet.labels.formats.base import (
     require_bounded,
 )
 from misfire_fleet.labels.formats.parts.fields import SIDECAR, FieldsTable, fields_of
-from misfire_fleet.labels.formats.parts.geometry import Corner, around, box_from_corners, corners_of
-from misfire_fleet.labels.formats.parts.pictures import files_below, write_picture
+from misfire_fleet.labels.formats.parts.geometry import (
+    Corner,
+    around,
+    box_from_corners,
+    corners_of,
+    same_shape,
+)
+from misfire_fleet.labels.formats.parts.pictures import files_below, picture_size, write_picture
 from misfire_fleet.labels.formats.registry import register
 from misfire_runtime.errors import ConfigError
 
@@ -38,6 +44,7 @@ DESCRIPTION = "data.yaml"
 SKELETON = "skeleton"
 """The class of a skeleton's line: a label of points has none of its own."""
 _HALVES = ("train", "val", "test")
+_PICTURES = (".jpg", ".png", ".webp", ".jpeg")
 _MAX_BYTES = 8 * 1024 * 1024
 _NOT_LABELS = frozenset({"classes", "labels", "train", "val", "valid", "test", "readme", "notes"})
 
@@ -110,6 +117,10 @@ class Yolo(Format):
             if size is None:
                 # Counted as unknown by the importer; its boxes need no size for that.
                 yield ImportedLabel(sample, BoxesLabel(boxes=()), where)
+                continue
+            cut = _other_shape(file, size)
+            if cut is not None:
+                yield Problem(where, f"its picture is {cut[0]}x{cut[1]}, the stored one {size[0]}x{size[1]}")
                 continue
             yield _read_file(file, sample, where, names=names, size=size, keypoints=keypoints)
 
@@ -214,6 +225,23 @@ def _label_files(folder: Path) -> Iterator[Path]:
             parts = file.relative_to(folder).parts
             if below or not (file.stem.casefold() in _NOT_LABELS or "predictions" in parts):
                 yield file
+
+
+def _other_shape(file: Path, stored: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns the size of the picture beside a text if it has another shape: shares of it mean nothing here.
+
+    A picture that was only resized has the same shares, so its size does not matter.
+    """
+    places, parts = [file], list(file.parts)
+    if "labels" in parts[:-1]:
+        # The last one: a folder above may have the name too.
+        parts[len(parts) - 2 - parts[-2::-1].index("labels")] = "images"
+        places.insert(0, Path(*parts))
+    for picture in (place.with_suffix(ending) for place in places for ending in _PICTURES):
+        size = picture_size(picture) if picture.is_file() else None
+        if size is not None and min(size) > 0:
+            return None if same_shape(size, stored) else size
+    return None
 
 
 def _head(file: Path) -> str:

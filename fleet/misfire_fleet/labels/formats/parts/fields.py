@@ -26,7 +26,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def fields_of(item: ExportItem) -> dict[str, str | float | bool | None]:
     """Returns a picture's fields by name; all values are text, numbers or truths."""
-    record = item.record
+    record, doubt = item.record, suspicion(item)
     return {
         "sample_id": item.sample,
         "file_name": item.file_name,
@@ -41,7 +41,7 @@ def fields_of(item: ExportItem) -> dict[str, str | float | bool | None]:
         "percentile": item.percentile,
         **({"split": item.split} if item.split else {}),
         **({"annotator": record.annotator, "labelled_at": record.at.isoformat()} if record else {}),
-        **({"suspicion": suspicion(item)} if suspicion(item) is not None else {}),
+        **({"suspicion": doubt} if doubt is not None else {}),
         **{f"score.{name}": value for name, value in sorted(item.scores.items())},
         **{f"percentile.{name}": value for name, value in sorted(item.percentiles.items())},
         **{f"context.{name}": value for name, value in sorted(item.context.items())},

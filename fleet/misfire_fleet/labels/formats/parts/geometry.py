@@ -96,6 +96,15 @@ def _smallest(points: Sequence[Corner]) -> list[Corner]:
     return [(float(x), float(y)) for x, y in found]
 
 
+def same_shape(size: tuple[float, float], stored: tuple[float, float]) -> bool:
+    """Returns whether two sizes (width, height) can be of one picture, only resized.
+
+    Rounding to whole pixels changes the shape of a thumbnail by half a pixel on each side.
+    """
+    slack = 1.01 * (0.5 / min(size) + 0.5 / min(stored)) + 1e-3
+    return abs((stored[0] / size[0]) / (stored[1] / size[1]) - 1) <= slack
+
+
 def moved(label: Label, *, across: float, down: float) -> Label:
     """Returns a label for the same picture in another size.
 

@@ -21,6 +21,7 @@ MAX_PIECE = 64 * 1024 * 1024
 """Characters of one element; a mask of 40 million pixels stays below."""
 _CHUNK = 256 * 1024
 _SPACE = re.compile(r"[ \t\r\n]*")
+_REST_OF_NUMBER = re.compile(r"[-+.0-9eE]*")
 
 
 def members(path: Path) -> Iterator[tuple[str, Any]]:
@@ -103,7 +104,7 @@ class _Scanner:
 
     def _peek(self) -> str:
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            self._at = _past(_SPACE, self._text, self._at)
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._more(_CHUNK):
@@ -122,8 +123,8 @@ class _Scanner:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                # A number at the end of the text may go on.
-                if end < len(self._text) or not self._more(_CHUNK):
+                # A number at the end of the text may go on: 1 in 1.5, or in 1. at the end of what was read.
+                if _past(_REST_OF_NUMBER, self._text, end) < len(self._text) or not self._more(_CHUNK):
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
@@ -153,6 +154,12 @@ class _Scanner:
 
     def _refuse(self, constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number of JSON")
+
+
+def _past(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Returns the place behind a pattern that may be empty."""
+    found = pattern.match(text, at)
+    return at if found is None else found.end()
 
 
 class JsonParts:
