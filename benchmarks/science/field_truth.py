@@ -9,13 +9,14 @@ fleet truth`; that was decided before, and no data set chooses. `stratified afte
 drawn uniformly. Probabilities for `prediction-powered` and `combined` are calibrated on other frames, with
 10 % failures whatever the rate. `frames`: a real stream, with a network that is trained here, its bundle's
 own score, Fashion-MNIST's test images clean and under corruptions that the network never saw, the data set's
-labels. `sequence`: coverage of the betting sequence at all looks at once.
+labels. `rejected`: what was tried and lost. `sequence`: coverage of the betting sequence at all looks.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -107,23 +108,46 @@ def trial(
     return result
 
 
+@dataclass(frozen=True)
+class Strata:
+    """Holds the fleet's strata of a population: of each frame, shares, and labels dealt to each."""
+
+    stratum: NDArray[np.int64]
+    shares: Array
+    dealt: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, frames: Population, labels: int) -> Strata:
+        """Cuts and deals as `misfire fleet truth` does."""
+        histogram = Histogram()
+        histogram.add_scores(frames.score)
+        values, counts = histogram.table()
+        edges = cut(values, counts)
+        stratum = stratum_of(frames.score, edges)
+        sizes = np.bincount(stratum, minlength=len(edges) + 1)
+        worths = np.bincount(stratum_of(values, edges), worth(counts), len(sizes))
+        return cls(stratum, sizes / len(stratum), deal(labels, worths, sizes))
+
+    def draw(self, repeats: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draws the dealt labels of each stratum, with replacement: [repeats, labels] frames."""
+        parts = [
+            rng.choice(np.flatnonzero(self.stratum == k), (repeats, size))
+            for k, size in enumerate(self.dealt)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def failures(self, failed: Array, drawn: NDArray[np.int64]) -> Array:
+        """Failures in each stratum, [repeats, K]."""
+        return _by_stratum(failed, self.stratum[drawn], len(self.shares))
+
+
 def _block(frames: Population, labels: int, repeats: int, rng: np.random.Generator) -> dict[str, Interval]:
-    histogram = Histogram()
-    histogram.add_scores(frames.score)
-    values, counts = histogram.table()
-    edges = cut(values, counts)
-    stratum = stratum_of(frames.score, edges)
-    strata = len(edges) + 1
-    shares = np.bincount(stratum, minlength=strata) / len(stratum)
+    strata = Strata.of(frames, labels)
+    stratum, shares, dealt = strata.stratum, strata.shares, strata.dealt
     even = rng.integers(0, len(stratum), (repeats, labels))
-    worths = np.bincount(stratum_of(values, edges), worth(counts), strata)
-    dealt = deal(labels, worths, np.bincount(stratum, minlength=strata))
-    drawn = np.concatenate(
-        [rng.choice(np.flatnonzero(stratum == k), (repeats, size)) for k, size in enumerate(dealt)],
-        axis=1,
-    )
-    failures = _by_stratum(frames.failed[drawn], stratum[drawn], strata)
-    predicted = np.bincount(stratum, frames.predicted, strata) / np.bincount(stratum, minlength=strata)
+    drawn = strata.draw(repeats, rng)
+    failures = strata.failures(frames.failed[drawn], drawn)
+    predicted = np.bincount(stratum, frames.predicted, len(shares)) / np.bincount(stratum)
     return {
         "plain": plain(frames.failed[even]),
         "prediction-powered": prediction_powered(
@@ -212,6 +236,53 @@ def real_stream(options: argparse.Namespace, work: Path, *, seed: int, part: flo
     return Population(binned(scores[~other]), failed[~other], predicted[~other])
 
 
+def rejected(
+    frames: Population, *, labels: int, repeats: int, rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
+    """Coverage and mean width over plain of what was tried and lost."""
+    z = NormalDist().inv_cdf(0.975)
+    strata = Strata.of(frames, labels)
+    even, drawn = rng.integers(0, len(frames.failed), (repeats, labels)), strata.draw(repeats, rng)
+    y, f = frames.failed[even], frames.predicted[even]
+    rate, variance = _powered(labels, [each.sum(1) for each in (y, f, f * f, y * f)], frames)
+    error = np.sqrt(variance)
+    # The same resamples for all repetitions: each is a fair bootstrap, and sums become one product.
+    counts = rng.multinomial(labels, np.full(labels, 1 / labels), size=499).astype(float)
+    again, spread = _powered(labels, [counts @ each.T for each in (y, f, f * f, y * f)], frames)
+    low, high = np.quantile((again - rate) / np.sqrt(np.maximum(spread, 1e-12)), (0.975, 0.025), axis=0)
+    p = strata.failures(frames.failed[drawn], drawn) / strata.dealt
+    four = (p * strata.dealt + 2) / (strata.dealt + 4)
+    middle = (strata.shares * p).sum(-1)
+    plugged, plus = (
+        z * np.sqrt((strata.shares**2 * each * (1 - each) / strata.dealt).sum(-1)) for each in (p, four)
+    )
+    found = {
+        "prediction-powered, normal": Interval(rate, rate - z * error, rate + z * error),
+        "prediction-powered, bootstrap-t": Interval(rate, rate - low * error, rate - high * error),
+        "stratified, plugged-in variance": Interval(middle, middle - plugged, middle + plugged),
+        "stratified, plus four": Interval(middle, middle - plus, middle + plus),
+    }
+    known = plain(y).width.mean()
+    return {
+        name: (
+            float(((each.low <= frames.rate) & (frames.rate <= each.high)).mean()),
+            float(each.width.mean() / known),
+        )
+        for name, each in found.items()
+    }
+
+
+def _powered(count: int, sums: Sequence[Array], frames: Population) -> tuple[Array, Array]:
+    """The prediction-powered rate and its plugged-in variance, from sums of y, f, ff, yf over the labels."""
+    y, f, ff, yf = sums
+    mean, spread = f / count, np.maximum(ff / count - (f / count) ** 2, 1e-12)
+    rate = y / count
+    shared = yf / count - rate * mean
+    power = np.maximum(shared / spread, 0)
+    variance = (rate * (1 - rate) - 2 * power * shared + power**2 * spread) / (count - 2)
+    return rate + power * (frames.predicted.mean() - mean), np.maximum(variance, 0)
+
+
 def _relative(found: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
     return {
         "coverage": {name: each[0] for name, each in found.items()},
@@ -243,6 +314,11 @@ def simulate(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             population = simulated(rate, auroc, rng, frames=frames)
             found = trial(population, labels=options.labels, repeats=fewer, rng=rng)
             others.append({"auroc": auroc, "rate": rate, **_relative(found)})
+    lost = {}
+    for rate in RATES:
+        population = simulated(rate, AUROC, rng, frames=frames)
+        found = rejected(population, labels=options.labels, repeats=min(fewer, 4000), rng=rng)
+        lost[f"{rate:g}"] = {name: {"coverage": each[0], "width": each[1]} for name, each in found.items()}
     looks = {
         f"{rate:g}": sequence(rate, labels=options.labels, repeats=min(fewer, 2000), rng=rng)
         for rate in RATES
@@ -252,6 +328,7 @@ def simulate(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "width": {n: {r: main[r]["width"][n] for r in main} for n in ESTIMATORS},
         "by_labels": spent,
         "by_auroc": others,
+        "rejected": lost,
         "sequence": looks,
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.fleet.stores import without_tables
 from tests.fleet.truths import BUNDLE, Field, drive, label, make_field, open_store
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from misfire_fleet.commands.app import app
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store import Store
 from misfire_fleet.truth.report import FieldTruth, Query, Report
+from proving_ground.services import Postgres
 
 FRAMES = 20_000
 
@@ -62,6 +64,19 @@ def test_dealt_labels_tell_more_than_uniform_ones(store: Store, field: Field, tm
     assert uniform.high is not None and uniform.low is not None and uniform.rate is not None
     assert uniform.low <= field.rate <= uniform.high
     assert by_score.high - by_score.low < 0.9 * (uniform.high - uniform.low)
+
+
+@pytest.mark.slow
+def test_postgres_answers_alike(store: Store, field: Field, database: Postgres, tmp_path: Path) -> None:
+    ids = drive(store, field)
+    without_tables(database)
+    with Store.open(database.url, tmp_path / "blobs") as other:
+        assert drive(other, field) == ids
+        chosen = dealt(store, 200, by="vehicle")
+        assert dealt(other, 200, by="vehicle") == chosen
+        for each in (store, other):
+            label(each, field, ids, chosen)
+        assert report(other, by="vehicle") == report(store, by="vehicle")
 
 
 @pytest.mark.parametrize("by", ["vehicle", "day", "weather"])
@@ -162,7 +177,7 @@ def test_a_stream_that_is_not_uniform_is_noticed(store: Store, field: Field) -> 
     label(store, field, ids, dealt(store, 100))
     warnings = report(store).warnings
     assert any("the random stream is not uniform" in warning for warning in warnings)
-    assert any("frames of the stream are missing" in warning for warning in warnings)
+    assert any("frames are missing" in warning for warning in warnings)
 
 
 def test_frames_that_no_sketch_has_are_noticed(store: Store, field: Field) -> None:

@@ -38,9 +38,9 @@ def stream_size(stream: Sequence[StreamFrame], sketches: Sketches) -> list[str]:
     spread = float(np.sqrt(expected)) + 1.0
     if abs(len(stream) - expected) > _FAR * spread:
         what = (
-            "frames of the stream are missing: evicted, declined, not yet uploaded, or lost in restarts"
+            "frames are missing (evicted, declined, not yet uploaded), or some were read twice"
             if len(stream) < expected
-            else "sketches are missing, or frames were sampled twice: restarts, replays"
+            else "sketches are missing, or frames were sampled twice in a restart"
         )
         found.append(
             f"the random stream has {len(stream)} frames where {expected:.0f} (+- {2 * spread:.0f}) were "

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import select
 
 from misfire_fleet.store import Store
@@ -39,7 +40,7 @@ class Deal:
         by: name of the slices; "" for one slice.
         cuts: by slice, the cut of each stratum.
         since, until: capture times that it covers; None is open.
-        last_seq: it covers rows up to this one.
+        stored_to: it covers frames that were stored until then; row numbers change in a rebuild.
     """
 
     bundle: str
@@ -49,24 +50,42 @@ class Deal:
     cuts: dict[str, tuple[float, ...]]
     since: float | None
     until: float | None
-    last_seq: int
+    stored_to: float
 
-    def cut_of(self, frame: StreamFrame) -> float:
-        """Returns the cut of the frame's cell; 0 if the deal does not cover it."""
-        own_slice = frame.slices[self.by]
+    def covers(self, frame: StreamFrame) -> bool:
+        """Returns whether the frame could have been dealt."""
         after = self.until is not None and frame.captured_at >= self.until
         before = self.since is not None and frame.captured_at < self.since
-        if frame.seq > self.last_seq or before or after or own_slice not in self.cuts:
-            return 0.0
-        cuts = self.cuts[own_slice]
-        return cuts[min(stratum_number(frame, self.edges), len(cuts) - 1)]
+        return (
+            not (frame.stored_at > self.stored_to or before or after) and frame.slices[self.by] in self.cuts
+        )
+
+    def cuts_of(self, frames: Sequence[StreamFrame]) -> NDArray[np.float64]:
+        """Returns the cut of each frame's cell, [N]; 0 for those that the deal does not cover."""
+        places = strata_of(frames, self.edges)
+        return np.array(
+            [
+                self.cuts[frame.slices[self.by]][place] if self.covers(frame) else 0.0
+                for frame, place in zip(frames, places, strict=True)
+            ]
+        )
 
 
-def stratum_number(frame: StreamFrame, edges: Sequence[float]) -> int:
-    """Returns the stratum of a frame; a refused score is in the highest one."""
-    if frame.score is None:
-        return len(edges)
-    return int(stratum_of(binned(frame.score), np.asarray(edges)))
+def strata_of(frames: Sequence[StreamFrame], edges: Sequence[float]) -> NDArray[np.int64]:
+    """Returns the stratum of each frame, [N]; a refused score is in the highest one."""
+    scores = np.array([np.inf if frame.score is None else frame.score for frame in frames], float)
+    known = np.isfinite(scores)
+    places = stratum_of(binned(np.where(known, scores, 0.0)), np.asarray(edges))
+    return np.where(known, places, len(edges))
+
+
+def probabilities(deals: Sequence[Deal], frames: Sequence[StreamFrame]) -> NDArray[np.float64]:
+    """Returns the probability with which each frame was dealt, [N]: 0 if it was not, 1 without any deal."""
+    if not deals:
+        return np.ones(len(frames))
+    highest = np.max([deal.cuts_of(frames) for deal in deals], axis=0)
+    order = np.array([frame.order for frame in frames])
+    return np.where(order <= highest, highest, 0.0)
 
 
 def kept_deals(store: Store, bundle: str) -> list[Deal]:
@@ -85,7 +104,7 @@ def keep(store: Store, deal: Deal, *, actor: str) -> None:
 
 def _deal(detail: dict[str, Any]) -> Deal:
     return Deal(
-        **{name: detail[name] for name in ("bundle", "score", "by", "since", "until", "last_seq")},
+        **{name: detail[name] for name in ("bundle", "score", "by", "since", "until", "stored_to")},
         edges=tuple(detail["edges"]),
         cuts={name: tuple(cuts) for name, cuts in detail["cuts"].items()},
     )

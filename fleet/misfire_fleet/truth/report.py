@@ -24,7 +24,7 @@ from misfire_fleet.store.labels import MACHINES
 from misfire_fleet.store.records import SampleFilter
 from misfire_fleet.truth import checks
 from misfire_fleet.truth.curve import cut, stratum_of, worth
-from misfire_fleet.truth.deals import Deal, draw, keep, kept_deals, stratum_number
+from misfire_fleet.truth.deals import Deal, draw, keep, kept_deals, probabilities, strata_of
 from misfire_fleet.truth.histogram import Histogram
 from misfire_fleet.truth.intervals import CONFIDENCE, Interval
 from misfire_fleet.truth.judging import Judge, UnjudgedError
@@ -138,9 +138,10 @@ class FieldTruth:
         self._store = store
         self.query = query
         names = [query.score] if query.score else score_names(store, query.filters)
-        self.deals = kept_deals(store, query.bundle)
-        wanted = {"", query.by, *(deal.by for deal in self.deals)}
         self.score = names[0] if names else ""
+        # Strata of another score are no cells of these frames.
+        self.deals = [deal for deal in kept_deals(store, query.bundle) if deal.score == self.score]
+        wanted = {"", query.by, *(deal.by for deal in self.deals)}
         self.frames = list(frames(store, query.filters, score=self.score, by=wanted))
         if not self.frames:
             raise StoreError(
@@ -149,7 +150,9 @@ class FieldTruth:
             )
         self.sketches = self._sketches()
         self.edges = tuple(float(edge) for edge in cut(*self._histogram().table()))
-        self._strata = {frame.id: stratum_number(frame, self.edges) for frame in self.frames}
+        ids = [frame.id for frame in self.frames]
+        self._strata = dict(zip(ids, strata_of(self.frames, self.edges).tolist(), strict=True))
+        self._probability = dict(zip(ids, probabilities(self.deals, self.frames).tolist(), strict=True))
         self._labelled: dict[str, tuple[bool | None, str]] = {}
         self.unjudged: Counter[str] = Counter()
         self.votes = 0
@@ -195,10 +198,7 @@ class FieldTruth:
         Returns:
             Ids of samples, in an order that says nothing of their scores.
         """
-        cells = {
-            name: [[f for f in found if self._strata[f.id] == k] for k in range(len(self.edges) + 1)]
-            for name, found in sorted(self._cells(self.query.by).items())
-        }
+        cells = {name: self._by_stratum(found) for name, found in sorted(self._cells(self.query.by).items())}
         values, counts = self._histogram().table()
         worths = np.bincount(stratum_of(values, self.edges), worth(counts), len(self.edges) + 1)
         cuts, chosen = draw(cells, list(worths), set(self._labelled), count)
@@ -211,18 +211,16 @@ class FieldTruth:
                 cuts=cuts,
                 since=self.query.since,
                 until=self.query.until,
-                last_seq=self.frames[-1].seq,
+                stored_to=max(frame.stored_at for frame in self.frames),
             )
             keep(self._store, made, actor=actor)
         return [frame.id for frame in chosen]
 
-    def probability(self, frame: StreamFrame) -> float:
-        """Returns the probability that a frame was dealt: 0 if it was not, 1 if there was no deal at all."""
-        covering = [deal for deal in self.deals if deal.score == self.score]
-        if not covering:
-            return 1.0
-        highest = max(deal.cut_of(frame) for deal in covering)
-        return highest if frame.order <= highest else 0.0
+    def _by_stratum(self, found: Sequence[StreamFrame]) -> list[list[StreamFrame]]:
+        cells: list[list[StreamFrame]] = [[] for _stratum in range(len(self.edges) + 1)]
+        for frame in found:
+            cells[self._strata[frame.id]].append(frame)
+        return cells
 
     def _sketches(self) -> Sketches:
         query = self.query
@@ -307,7 +305,7 @@ class FieldTruth:
             (self._strata[frame.id], 1 / (probability * (frame.rate or 1.0)), float(failed))
             for frame in found
             if (failed := self._labelled.get(frame.id, (None, ""))[0]) is not None
-            and (probability := self.probability(frame)) > 0
+            and (probability := self._probability[frame.id]) > 0
         ]
         shares, count, source = self._shares(name, found)
         free = sum(frame.id not in self._labelled for frame in found)
@@ -336,8 +334,8 @@ class FieldTruth:
         )
 
     def _warnings(self, rates: Sequence[SliceRate]) -> list[str]:
-        dealt = [frame for frame in self.frames if self.probability(frame) > 0] if self.deals else []
-        outside = sum(frame.id in self._labelled and self.probability(frame) == 0 for frame in self.frames)
+        dealt = [f for f in self.frames if self._probability[f.id] > 0] if self.deals else []
+        outside = sum(frame.id in self._labelled and not self._probability[frame.id] for frame in self.frames)
         shares, _count, source = self._shares("", self.frames)
         places = [self._strata[frame.id] for frame in self.frames]
         marked = [self._strata[frame.id] for frame in self.frames if frame.id in self._labelled]

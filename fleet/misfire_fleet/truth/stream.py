@@ -36,23 +36,22 @@ class StreamFrame:
     """Holds what is kept of a frame of the random stream.
 
     Attributes:
-        seq: row number, in order of storing.
         id: of the sample.
         score: of the model, None if it was refused.
         rate: probability with which the vehicle drew it; None if the offer does not say.
         slices: the name of its slice, by what the frames are sliced by.
         order: its place in the order of dealing, uniform in 0..1 and independent of everything else.
-        captured_at: seconds since 1970.
+        captured_at, stored_at: seconds since 1970.
         recorded: whether it was read from a recording.
     """
 
-    seq: int
     id: str
     score: float | None
     rate: float | None
     slices: dict[str, str]
     order: float
     captured_at: float
+    stored_at: float
     recorded: bool
 
 
@@ -113,7 +112,7 @@ def score_names(store: Store, filters: SampleFilter) -> list[str]:
 
 def frames(store: Store, filters: SampleFilter, *, score: str, by: Collection[str]) -> Iterator[StreamFrame]:
     """Yields the frames of the random stream that match, oldest first, and their slice of each `by`."""
-    columns = [samples.c[name] for name in ("seq", "id", "vehicle", "captured_at", "offer")]
+    columns = [samples.c[name] for name in ("seq", "id", "vehicle", "captured_at", "stored_at", "offer")]
     query = select(*columns).where(*conditions_of(filters)).order_by(samples.c.seq).limit(_PAGE)
     after = -1
     while True:
@@ -126,13 +125,13 @@ def frames(store: Store, filters: SampleFilter, *, score: str, by: Collection[st
             value, rate = offer.get("scores", {}).get(score), offer.get("trigger", {}).get("rate")
             finite = isinstance(value, (int, float)) and math.isfinite(value)
             yield StreamFrame(
-                seq=int(row.seq),
                 id=row.id,
                 score=float(value) if finite else None,
                 rate=float(rate) if isinstance(rate, (int, float)) and rate > 0 else None,
                 slices={name: _slice(name, row.vehicle, row.captured_at, offer) for name in by},
                 order=order_of(row.id),
                 captured_at=float(row.captured_at),
+                stored_at=float(row.stored_at),
                 recorded=offer.get("recorded_at") is not None or offer.get("position_s") is not None,
             )
         if len(rows) < _PAGE:
