@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: demo quick test check bench install clean
+.PHONY: demo quick test check bench install clean label-studio
 
 install: $(STAMP)
 
@@ -24,6 +24,18 @@ $(VENV)/.services: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'moto[server]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-check]'
 	touch $@
+
+# For the tests of `misfire labels`: a real Label Studio in a venv of its own (1 GB; its libraries are others),
+# and its database, whose first migration takes as long as the install. Tests skip if it is not here.
+LABEL_STUDIO ?= .label-studio
+
+label-studio: $(LABEL_STUDIO)/data/label_studio.sqlite3
+
+$(LABEL_STUDIO)/data/label_studio.sqlite3: fleet/proving_ground/label_studio.txt
+	test -x $(LABEL_STUDIO)/bin/python || $(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	rm -f $@
+	MISFIRE_LABEL_STUDIO=$(abspath $(LABEL_STUDIO)) PYTHONPATH=fleet $(PYTHON) -m proving_ground.label_studio
 
 # Two workers, each with whole files: fixtures that are dear (a trained network, a database) serve a file.
 WORKERS ?= 2
@@ -47,4 +59,4 @@ bench: install
 	$(BIN)/python -m benchmarks --quick
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(LABEL_STUDIO) dist build

@@ -6,6 +6,8 @@ MisfireError (misfire_runtime.errors)
 │   └── RowRefusedError      the database refuses the values of a row
 ├── StoreUnavailableError    database or blob store do not work now: try again later
 ├── CheckFailedError         a sample could not be checked, which proves nothing about it: try again later
+├── LabelToolError           a label tool refuses a request, or is not set up for it: waiting does not help
+├── LabelToolUnavailableError  a label tool does not work now: try again later
 └── CollectorError           the collector cannot work with this broker
 """
 
@@ -40,3 +42,19 @@ class CheckFailedError(MisfireError):
 
 class CollectorError(MisfireError):
     """Reports that the collector cannot work with this broker."""
+
+
+class LabelToolError(MisfireError):
+    """Reports that a label tool refuses a request, or has a project that does not fit.
+
+    Attributes:
+        status: of the tool's HTTP answer; 0 if there was none.
+    """
+
+    def __init__(self, sentence: str, *, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class LabelToolUnavailableError(MisfireError):
+    """Reports that a label tool does not work now. Nothing is lost; run the command again later."""

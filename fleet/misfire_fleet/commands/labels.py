@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from misfire_fleet.commands.label_tools import pull, push, status
 from misfire_fleet.commands.vote import vote
 
 app = typer.Typer(
@@ -13,7 +14,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-app.command()(vote)
+for _command in (push, pull, status, vote):
+    app.command()(_command)
 
 
 @app.callback()

@@ -8,7 +8,8 @@ or none.
 
 Documents are small files next to the blobs: `offers/` has one per commit group, from which its rows can be
 built again (`offers.py`), `labels/` has those of each import of labels (`labels.py`), `snapshots/` has one
-per snapshot, `ledger/` has deletions, holds and new classes. Documents can be replaced.
+per snapshot, `ledger/` has deletions, holds and new classes, `cursors/` has how far labels were fetched from
+each label tool. Documents can be replaced.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from misfire_runtime.clock import wall_time
 from misfire_runtime.files import write_through
 
 _TMP = "tmp"
-Kind = Literal["offers", "ledger", "labels", "snapshots"]
-DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "snapshots")
+Kind = Literal["offers", "ledger", "labels", "snapshots", "cursors"]
+DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "snapshots", "cursors")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _DOCUMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SIGNED_FOR = timedelta(days=7)
+"""The longest that S3 allows."""
 _ABANDONED_S = 3600.0
 """Age of temporary files that are removed at start; a living writer renames its own within seconds."""
 
@@ -85,6 +88,9 @@ class Blobs(Protocol):
 
     def get(self, sample: str) -> bytes:
         """Returns a blob. Raises SampleGoneError if there is none."""
+
+    def signed_url(self, sample: str) -> str:
+        """Returns an address at which anybody can read the blob for a week. Raises StoreError."""
 
     def exists(self, sample: str) -> bool:
         """Returns True if the blob exists."""
@@ -183,6 +189,10 @@ class FolderBlobs:
             raise SampleGoneError(f"sample {sample}: no blob in {self.root}") from error
         except OSError as error:
             raise StoreUnavailableError(f"blob {self.root}/{sample}: {error.strerror}") from error
+
+    def signed_url(self, sample: str) -> str:
+        """Raises StoreError: a folder has no addresses."""
+        raise StoreError(f"blob folder {self.root}: has no signed links; only an object store has them")
 
     def exists(self, sample: str) -> bool:
         """Returns True if the file exists."""
@@ -357,6 +367,13 @@ class ObjectBlobs:
             raise SampleGoneError(f"sample {sample}: no blob in {self.url}") from error
         except (self._error, OSError) as error:
             raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
+
+    def signed_url(self, sample: str) -> str:
+        """Signs a GET with the store's own keys; nothing is sent."""
+        try:
+            return str(self._obstore.sign(cast(Any, self._store), "GET", _key(sample), _SIGNED_FOR))
+        except (self._error, OSError, ValueError) as error:
+            raise StoreError(f"blob store {self.url}: cannot sign links ({_first_line(error)})") from error
 
     def exists(self, sample: str) -> bool:
         """Sends one HEAD request."""

@@ -15,6 +15,8 @@ from misfire_runtime.errors import ConfigError
 
 # Name and module, in the order in which a path is shown to them: the loosest look comes last.
 _BUILT_IN = {
+    "label-studio": "label_studio.tasks",
+    "cvat": "cvat",
     "fiftyone": "fiftyone",
     "coco": "coco",
     "voc": "voc",

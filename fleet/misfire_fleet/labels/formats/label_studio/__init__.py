@@ -1,0 +1,1 @@
+"""Label Studio's files: tasks with annotations and predictions, the labelling configuration, brush masks."""

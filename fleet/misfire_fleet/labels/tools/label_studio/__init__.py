@@ -1,0 +1,1 @@
+"""Label Studio over its REST API: projects, tasks with predictions, and the annotations that changed."""
