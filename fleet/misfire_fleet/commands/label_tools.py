@@ -37,6 +37,13 @@ Insecure = Annotated[
     bool,
     typer.Option("--insecure", envvar="MISFIRE_INSECURE", help="Allow plain http:// to another machine."),
 ]
+Kind = Annotated[
+    KindName | None,
+    typer.Option(
+        "--kind",
+        help="Ask for labels of this kind. Default: that of the vehicles' answers, or of the project.",
+    ),
+]
 Where = Annotated[list[str] | None, typer.Option("--where", help=WHERE_HELP)]
 
 
@@ -60,10 +67,7 @@ def push(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Send this many of the most suspicious samples at most.")
     ] = None,
-    kind: Annotated[
-        KindName | None,
-        typer.Option(help="Ask for labels of this kind. Default: that of the vehicles' answers."),
-    ] = None,
+    kind: Kind = None,
     names: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +126,7 @@ def pull(
     *,
     at: ToolOptions,
     place: StoreOptions,
+    kind: Kind = None,
     add_classes: Annotated[
         bool, typer.Option("--add-classes", help="Add classes that the fleet does not have yet.")
     ] = False,
@@ -136,7 +141,7 @@ def pull(
     from misfire_fleet.labels.tools.pull import pull as pull_labels
 
     with place.open() as store:
-        tool = connect(_request(at))
+        tool = connect(_request(at, kind))
         done = pull_labels(
             store,
             tool,
@@ -160,13 +165,15 @@ def pull(
 
 
 @with_options(at=ToolOptions, place=StoreOptions)
-def status(*, at: ToolOptions, place: StoreOptions, where: Where = None, as_json: AsJson = False) -> None:
+def status(
+    *, at: ToolOptions, place: StoreOptions, where: Where = None, kind: Kind = None, as_json: AsJson = False
+) -> None:
     """Print what the tool has, what is not pushed and what is not pulled; nothing is changed."""
     from misfire_fleet.labels.tools.connect import connect
     from misfire_fleet.labels.tools.pull import status as status_of
 
     with place.open() as store:
-        tool = connect(_request(at))
+        tool = connect(_request(at, kind))
         now = status_of(store, tool, _unlabelled(where))
     has = now.tool
     until = "never" if now.pulled_until is None else now.pulled_until.isoformat(timespec="seconds")
@@ -189,11 +196,11 @@ def status(*, at: ToolOptions, place: StoreOptions, where: Where = None, as_json
     )
 
 
-def _request(at: ToolOptions) -> ProjectRequest:
+def _request(at: ToolOptions, kind: KindName | None) -> ProjectRequest:
     from misfire_fleet.labels.tools.connect import ProjectRequest
 
     return ProjectRequest(
-        tool=at.to, url=at.url, project=at.project, token_file=at.token_file, insecure=at.insecure
+        tool=at.to, url=at.url, project=at.project, token_file=at.token_file, insecure=at.insecure, kind=kind
     )
 
 

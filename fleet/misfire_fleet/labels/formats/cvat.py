@@ -296,6 +296,7 @@ class ReadImage:
         size: of the picture.
         annotator: to whom the task or job is assigned; "" if nobody.
         problem: why there is no label.
+        number: of the picture in its task; -1 if the file does not say.
     """
 
     sample: str
@@ -305,6 +306,7 @@ class ReadImage:
     size: tuple[float, float] | None = None
     annotator: str = ""
     problem: str = ""
+    number: int = -1
 
 
 def read_images(file: Path, known: Known) -> Iterator[ReadImage]:
@@ -348,6 +350,8 @@ def _kind_of(image: Element) -> Kind | None:
 
 def _image(image: Element, kind: Kind | None, known: Known, where: str, annotator: str) -> ReadImage:
     sample = id_in(image.get("name", ""))
+    text = image.get("id", "")
+    number = int(text) if text.isdecimal() and len(text) < 10 else -1
     parts = [each for each in image if each.get("label") != CHECKED]
     checked = len(parts) < len(image)
     by_person = checked or any(each.get("source", "manual") not in ("auto", "file") for each in parts)
@@ -361,8 +365,8 @@ def _image(image: Element, kind: Kind | None, known: Known, where: str, annotato
         told = by_person or parts or kind in ("boxes", "classes")
         label = _label(parts, kind, known, size) if told and kind is not None else None
     except ValueError as error:
-        return ReadImage(sample, where, problem=str(error))
-    return ReadImage(sample, where, label, by_person=by_person, size=size, annotator=annotator)
+        return ReadImage(sample, where, problem=str(error), number=number)
+    return ReadImage(sample, where, label, by_person=by_person, size=size, annotator=annotator, number=number)
 
 
 def _size(image: Element) -> tuple[int, int]:

@@ -15,7 +15,9 @@ from misfire_fleet.labels.formats.label_studio.results import numbered
 from misfire_fleet.labels.formats.label_studio.tasks import names_in
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.labels.tools.base import LabelTool
-from misfire_fleet.labels.tools.http import Endpoint, Limits
+from misfire_fleet.labels.tools.cvat import server as cvat_server
+from misfire_fleet.labels.tools.cvat import tool as cvat
+from misfire_fleet.labels.tools.http import Endpoint, Limits, checked_url
 from misfire_fleet.labels.tools.label_studio.api import LabelStudioApi, Project
 from misfire_fleet.labels.tools.label_studio.credentials import credentials_of
 from misfire_fleet.labels.tools.label_studio.images import (
@@ -76,6 +78,15 @@ def connect(request: ProjectRequest) -> LabelTool:
         LabelToolError: the tool refuses the token, or has no such project.
         LabelToolUnavailableError: the tool does not work now.
     """
+    if request.tool == "cvat":
+        server = _cvat(request)
+        found = cvat.find_project(server, request.project)
+        if found is None:
+            raise LabelToolError(
+                f"CVAT at {server.url} has no project named {request.project!r}; "
+                "`misfire labels push` creates it"
+            )
+        return cvat.CvatTool(server, found, kind=request.kind)
     api = _label_studio(request)
     project = find_project(api, request.project)
     if project is None:
@@ -106,15 +117,27 @@ def connect_for_push(
         LabelToolError: the tool refuses the token, or its project is set up otherwise.
         LabelToolUnavailableError: the tool does not work now.
     """
-    api = _label_studio(request)
     first, items = _ahead(store, filters, limit)
     kind = request.kind or next((item.answer.label.kind for item in first if item.answer), None)
     if kind is None:
         raise ConfigError("no answer of a vehicle tells which kind of labels is wanted; say it with --kind")
     names = request.names or _names(store, kind, first)
+    if request.tool == "cvat":
+        server = _cvat(request)
+        if kind == "values":
+            raise ConfigError("CVAT has no place for numbers; use --to label-studio")
+        there = cvat.prepare_project(server, request.project, kind=kind, names=names, update=request.update)
+        points = names if kind == "points" else ()
+        return cvat.CvatTool(server, there, kind=kind, points=points), items
+    api = _label_studio(request)
     project, config = prepare_project(api, request.project, kind=kind, names=names, update=request.update)
     images = _images(request, api, project, store)
     return LabelStudioProject(api, project, config, images=images), items
+
+
+def _cvat(request: ProjectRequest) -> cvat_server.CvatServer:
+    token = read_token(request.token_file, variable="CVAT_ACCESS_TOKEN")
+    return cvat_server.SdkServer(checked_url(request.url, insecure=request.insecure), token=token)
 
 
 def _label_studio(request: ProjectRequest) -> LabelStudioApi:
