@@ -63,16 +63,22 @@ def import_(
     )
     with place.open() as store:
         found = import_labels(store, path, wish=wish, actor=getpass.getuser())
-    listed = found.problems()
-    file = problems or (Path(f"{path.resolve().name}.problems.txt") if len(listed) > _SHOWN else None)
-    if file is not None and listed:
-        _write(file, listed)
+    listed, differ = found.problems(), list(found.conflicts)
+    long = max(len(listed), len(differ)) > _SHOWN
+    file = problems or (Path(f"{path.resolve().name}.problems.txt") if long else None)
+    if file is not None and (listed or differ):
+        _write(file, [*listed, *differ])
     if as_json:
         typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         typer.echo(_summary(found, listed, file, dry_run=dry_run))
     if listed and not (found.added.written or (skip_bad and not dry_run)):
         raise typer.Exit(1)
+
+
+def _beginning(word: str, listed: list[str], file: Path | None) -> list[str]:
+    more = [f"{word}: {len(listed):,} in all; see {file}"] if len(listed) > _SHOWN else []
+    return [*(f"{word}: {line}" for line in listed[:_SHOWN]), *more]
 
 
 def _write(file: Path, listed: list[str]) -> None:
@@ -92,10 +98,9 @@ def _summary(found: Imported, listed: list[str], file: Path | None, *, dry_run: 
     ]
     if added.new_classes:
         lines.append(f"classes added: {', '.join(added.new_classes)}")
+    lines += _beginning("differs", list(found.conflicts), file)
     if listed:
-        lines += [f"wrong: {line}" for line in listed[:_SHOWN]]
-        if len(listed) > _SHOWN:
-            lines.append(f"wrong: {len(listed):,} in all; see {file}")
+        lines += _beginning("wrong", listed, file)
         if not added.written:
             lines.append("nothing was recorded" + ("" if dry_run else ": mend the file, or use --skip-bad"))
         if added.unknown_classes:

@@ -507,3 +507,16 @@ def test_the_kinds_that_a_format_has_no_place_for_are_counted(fleet: Fleet, tmp_
 def test_the_formats_are_listed(fleet: Fleet) -> None:
     result = CliRunner().invoke(app, ["formats", "--json"])
     assert {row["name"] for row in json.loads(result.stdout)["formats"]} == set(NAMES)
+
+
+def test_annotators_who_differ_are_both_kept_and_named(fleet: Fleet, tmp_path: Path) -> None:
+    ids = fleet.add(30)
+    fleet.label(dict.fromkeys(ids, ClassLabel(name="Auto")))
+    file = table(tmp_path / "bo.csv", [["id", "label"], *([key, "no"] for key in ids[:3]), [ids[4], "Auto"]])
+    result = fleet.run("import", file, "--add-classes", "--annotator", "Bo")
+    assert result.exit_code == 0
+    for key in ids[:3]:
+        assert f"differs: sample {key}: Bo says 'no', Zoë says 'Auto'" in result.output
+    assert result.output.count("differs:") == 3
+    found = fleet.ok("import", file, "--annotator", "Cy")
+    assert len(found["conflicts"]) == 3 and found["ok"]

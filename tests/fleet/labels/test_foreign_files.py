@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -583,3 +585,46 @@ def test_a_skeleton_of_yolo_is_read_with_and_without_visibility(tmp_path: Path) 
             (20, 20, seen[0]),
             (60, 40, seen[1]),
         ]
+
+
+_INSIDE = st.tuples(
+    st.sampled_from(given.CLASSES),
+    st.floats(0, 60),
+    st.floats(0, 44),
+    st.floats(0.1, 200),
+    st.floats(0.1, 200),
+)
+
+
+@pytest.mark.parametrize("name", ["coco", "voc", "yolo"])
+@settings(max_examples=15, deadline=None)
+@sampled(rows=st.lists(_INSIDE, max_size=5))
+def test_any_boxes_in_a_picture_survive_a_format(
+    name: str, rows: list[tuple[str, float, float, float, float]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    label = given.boxes(*((n, x, y, min(64, x + w), min(48, y + h)) for n, x, y, w, h in rows))
+    item, folder = given.item(given.drawn(1), label), tmp_path_factory.mktemp("any")
+    format_of(name).write(iter([item]), folder, given.plan())
+    found = given.read_all(format_of(name), folder, given.known_of([item]))
+    assert given.same(found[item.sample].label, label, within=1e-5)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("yolo", "yaml"), ("masks", "PIL"), ("parquet", "pyarrow")])
+def test_a_missing_library_is_one_sentence_with_the_extra(name: str, missing: str, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "from pathlib import Path\n"
+        "from misfire_fleet.labels.formats.base import Known\n"
+        "from misfire_fleet.labels.formats.registry import format_of, recognised\n"
+        "from misfire_runtime.errors import MissingExtraError\n"
+        "form, _ = recognised(Path(sys.argv[1]))\n"
+        "try:\n    list(form.read(Path(sys.argv[1]), Known(size_of=lambda s: (64, 48))))\n"
+        "except MissingExtraError as error:\n    print(form.name, error)\n"
+    )
+    kind = "mask" if name == "masks" else "boxes"
+    format_of(name).write(iter(given.items_of(kind)), tmp_path, given.plan())
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith(f"{name} this format needs {missing}, which is not installed: pip install")

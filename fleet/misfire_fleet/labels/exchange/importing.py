@@ -9,7 +9,7 @@ skipped.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -31,6 +31,7 @@ from misfire_fleet.labels.exchange.manifest import ExportManifest, manifest_of
 from misfire_fleet.labels.formats.base import Format, ImportedLabel, Kind, Known, Problem, SizeOf
 from misfire_fleet.labels.formats.parts.geometry import hull_of, moved, same_shape
 from misfire_fleet.labels.formats.parts.mask_pixels import mask_size
+from misfire_fleet.labels.formats.parts.words import words_of
 from misfire_fleet.labels.formats.registry import recognised
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.store import Store
@@ -52,6 +53,8 @@ class Imported:
         scaled: labels that were scaled to the size of the stored picture.
         added: what was recorded, and what the store says is wrong.
         unreadable: a sentence for each part of the file that is wrong in itself.
+        conflicts: a sentence for each of its samples about which annotators differ now. Nothing is wrong:
+            every annotator's label is kept.
     """
 
     format: str
@@ -60,6 +63,7 @@ class Imported:
     scaled: int
     added: Added
     unreadable: tuple[str, ...]
+    conflicts: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -79,6 +83,7 @@ class Imported:
             "labels": self.labels,
             "scaled": self.scaled,
             "unreadable": list(self.unreadable),
+            "conflicts": list(self.conflicts),
             "ok": self.ok,
         }
 
@@ -134,7 +139,10 @@ def import_labels(store: Store, path: Path, *, wish: Wish, actor: str = "") -> I
         )
         reading = _Reading(form, place, known, wish, manifest)
         result = _record(ledger, reading, wish, actor)
-    found = Imported(form.name, seen, reading.labels, reading.scaled, result, tuple(reading.problems))
+        conflicts = tuple(_conflicts(ledger, reading.samples)) if result.written else ()
+    found = Imported(
+        form.name, seen, reading.labels, reading.scaled, result, tuple(reading.problems), conflicts
+    )
     _require_own(path, found, manifest)
     return found
 
@@ -175,6 +183,7 @@ class _Reading:
         self._manifest = manifest
         self.labels = self.scaled = 0
         self.problems: list[str] = []
+        self.samples: set[str] = set()
 
     def pass_over(self, *, to_the_end: bool = False) -> Iterator[NewLabel]:
         """Yields the labels that are right in themselves.
@@ -194,6 +203,7 @@ class _Reading:
             except ValueError as error:
                 self.problems.append(f"{each.where}: {error}")
                 continue
+            self.samples.add(each.sample)
             yield NewLabel(
                 each.sample,
                 label,
@@ -226,6 +236,14 @@ class _Reading:
                 f"{self._place.name}: has {read:,} labels, and had {expected:,} when it was exported: some "
                 "were deleted, or it was copied in part"
             )
+
+
+def _conflicts(ledger: LabelLedger, ids: Set[str]) -> Iterator[str]:
+    """Yields a sentence for each of these samples about which annotators differ."""
+    for conflict in ledger.conflicts():
+        if conflict.sample in ids:
+            said = (f"{r.annotator or r.source} says {words_of(r.label)[:60]!r}" for r in conflict.records)
+            yield f"sample {conflict.sample}: {', '.join(said)}"
 
 
 def composed(label: Label) -> Label:

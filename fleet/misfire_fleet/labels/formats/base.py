@@ -14,13 +14,14 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 from misfire_fleet.labels.content import Label, LabelRecord
-from misfire_runtime.errors import ConfigError
+from misfire_runtime.errors import ConfigError, MissingExtraError
 
 Kind: TypeAlias = Literal["class", "classes", "values", "boxes", "points", "mask"]
 """`kind` of a label's content."""
@@ -283,6 +284,25 @@ def id_in(name: str) -> str:
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     found = _ID.findall(last.lower())
     return found[0] if len(set(found)) == 1 else last
+
+
+@contextmanager
+def training_readers() -> Iterator[None]:
+    """Translates a missing library of the trainer's readers, which some formats share, into what to install.
+
+    Raises:
+        MissingExtraError: the server was installed without the extra `train`.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or str(error)).partition(".")[0]
+        if missing.startswith("misfire"):
+            raise
+        raise MissingExtraError(
+            f"this format needs {missing}, which is not installed: pip install 'misfire[train]' "
+            "-c constraints.txt"
+        ) from error
 
 
 def require_bounded(path: Path, max_bytes: int) -> None:

@@ -26,11 +26,12 @@ from misfire_fleet.labels.formats.base import (
     Problem,
     Written,
     id_in,
+    training_readers,
 )
 from misfire_fleet.labels.formats.parts.fields import suspicion
 from misfire_fleet.labels.formats.parts.words import label_of, words_of
 from misfire_fleet.labels.formats.registry import register
-from misfire_runtime.errors import ConfigError, MissingExtraError
+from misfire_runtime.errors import ConfigError
 
 _MAX_FILE_BYTES = 512 * 1024 * 1024
 _GROUP_ROWS, _GROUP_BYTES = 256, 32 * 1024 * 1024
@@ -76,13 +77,9 @@ class Parquet(Format):
 
 
 def _arrow() -> Any:
-    try:
+    with training_readers():
         import pyarrow
         import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "Parquet needs pyarrow, which is not installed: pip install 'misfire[train]' -c constraints.txt"
-        ) from error
     return pyarrow
 
 

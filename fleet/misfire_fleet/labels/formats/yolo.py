@@ -27,6 +27,7 @@ from misfire_fleet.labels.formats.base import (
     Written,
     id_in,
     require_bounded,
+    training_readers,
 )
 from misfire_fleet.labels.formats.parts.fields import SIDECAR, FieldsTable, fields_of
 from misfire_fleet.labels.formats.parts.geometry import (
@@ -262,9 +263,10 @@ def _looks_like_a_line(line: str) -> bool:
 
 def _names(path: Path, folder: Path, known: Known) -> tuple[tuple[str, ...], bool]:
     """Returns the class names by number, and whether lines have points after the box."""
-    from misfire_train.data.readers.boxes.yolo_description import find_description
-    from misfire_train.data.readers.class_lists import read_class_list
-    from misfire_train.errors import DatasetError
+    with training_readers():
+        from misfire_train.data.readers.boxes.yolo_description import find_description
+        from misfire_train.data.readers.class_lists import read_class_list
+        from misfire_train.errors import DatasetError
 
     try:
         described = find_description(path if path.is_file() else folder)

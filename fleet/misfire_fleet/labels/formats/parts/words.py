@@ -26,7 +26,7 @@ from misfire_fleet.labels.content import (
     canonical,
     parse,
 )
-from misfire_fleet.labels.formats.base import Kind, Known
+from misfire_fleet.labels.formats.base import Kind, Known, training_readers
 from misfire_fleet.labels.formats.parts.mask_pixels import mask_label
 from misfire_runtime.errors import ConfigError
 
@@ -161,8 +161,9 @@ def _inside(text: str, beside: Path) -> Path | None:
 
 def read_mask_label(file: Path, *, names: dict[int, str], where: str) -> MaskLabel:
     """Returns the label of a mask's file. Raises ConfigError if it is no lossless picture of numbers."""
-    from misfire_train.data.readers.mask_images import read_mask
-    from misfire_train.errors import DatasetError
+    with training_readers():
+        from misfire_train.data.readers.mask_images import read_mask
+        from misfire_train.errors import DatasetError
 
     try:
         return mask_label(read_mask(file, classes=len(names) or None), names)
