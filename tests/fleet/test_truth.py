@@ -116,6 +116,22 @@ def test_deals_follow_each_other_and_repeat_nothing(store: Store, field: Field) 
     assert found.whole.low <= field.rate <= found.whole.high
 
 
+def test_true_classes_have_rates_of_labelled_frames(store: Store, field: Field) -> None:
+    ids = drive(store, field)
+    label(store, field, ids, dealt(store, 600))
+    found = report(store, by="label")
+    index = np.arange(FRAMES)
+    # The right class is the answer, or the other one where the frame failed.
+    red = (index % 2 == 1) != field.failed
+    for one in found.slices:
+        true = field.failed[red if one.name == "red" else ~red].mean()
+        assert one.low is not None and one.high is not None
+        assert one.low <= true <= one.high
+        assert one.high - one.low < 0.12
+    assert [one.name for one in found.slices] == ["green", "red"]
+    assert sum(one.labels for one in found.slices) == 600
+
+
 def test_the_interval_covers_at_its_confidence(tmp_path: Path) -> None:
     """Twenty-five fleets at 80 %, each with its own stream and deal: 20 are expected, give or take two."""
     covered = 0
@@ -219,6 +235,14 @@ def test_the_command_deals_and_prints(store: Store, field: Field, tmp_path: Path
     assert "fog" in text.stdout and "sun" in text.stdout and "stratified" in text.stdout
     printed = json.loads(CliRunner().invoke(app, ["truth", "--json", *place]).stdout)["reports"][0]
     assert printed["whole"]["low"] <= field.rate <= printed["whole"]["high"]
+
+
+def test_what_was_dealt_and_not_labelled_is_listed(store: Store, field: Field, tmp_path: Path) -> None:
+    ids = drive(store, field)
+    chosen = dealt(store, 30)
+    label(store, field, ids, chosen[::2])
+    command = ["truth", "--outstanding", "--fleet-dir", str(tmp_path / "fleet")]
+    assert CliRunner().invoke(app, command).stdout.split() == chosen[1::2]
 
 
 def test_dry_deals_leave_no_trace(store: Store, field: Field, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def truth(
     by: Annotated[
         str,
         typer.Option(
-            "--by", help="Also print a rate for each: vehicle, day, class (as answered), or a context key."
+            "--by",
+            help="Also print a rate for each: vehicle, day, class (as answered), label (the true class), "
+            "or a context key.",
         ),
     ] = "",
     bundle: Annotated[
@@ -62,6 +64,9 @@ def truth(
             help="Deal this many frames of the random stream and print their ids, one a line.",
         ),
     ] = None,
+    outstanding: Annotated[
+        bool, typer.Option("--outstanding", help="Print the ids of dealt frames that have no label yet.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -84,8 +89,9 @@ def truth(
             raise StoreError(
                 "no frame of the random stream in this store or period; vehicles draw it with `[random] rate`"
             )
-        if to_label is not None and len(names) > 1:
-            raise ConfigError(f"--to-label needs --bundle; there are {', '.join(names)}")
+        if (to_label is not None or outstanding) and len(names) > 1:
+            option = "--outstanding" if to_label is None else "--to-label"
+            raise ConfigError(f"{option} needs --bundle; there are {', '.join(names)}")
         if manifest is not None and names != [manifest.label]:
             raise ConfigError(f"--bundle-dir holds {manifest.label}; give --bundle {manifest.label}")
         found = [
@@ -108,6 +114,10 @@ def truth(
             ids = found[0].deal(to_label, actor=getpass.getuser(), dry_run=dry_run)
             if len(ids) < to_label:
                 typer.echo(f"misfire: the random stream has only {len(ids)} unlabelled frames left", err=True)
+            show({"bundle": names[0], "samples": ids}, as_json=as_json, text="\n".join(ids))
+            return
+        if outstanding:
+            ids = found[0].outstanding()
             show({"bundle": names[0], "samples": ids}, as_json=as_json, text="\n".join(ids))
             return
         reports = [each.report() for each in found]

@@ -4,7 +4,7 @@ frames of a cell (slice and stratum), by their order --deal--> those up to a cut
 
 A sample's order is a hash of its id: uniform, and the same for ever (permanent random numbers, Ohlsson 1995).
 A deal takes a cell's frames up to a cut, so a frame is dealt if its order is below the highest cut of all
-deals that covered it, and that cut is its probability. Deals need no list of ids, and may overlap and follow
+deals that covered it, and that decides its probability. Deals need no list of ids, and may overlap and follow
 each other. They are lines of the audit log.
 """
 
@@ -60,6 +60,18 @@ class Deal:
             not (frame.stored_at > self.stored_to or before or after) and frame.slices[self.by] in self.cuts
         )
 
+    def cells_of(self, frames: Sequence[StreamFrame]) -> NDArray[np.int64]:
+        """Returns the number of each frame's cell, [N]; -1 for those that the deal does not cover."""
+        numbers = {name: number for number, name in enumerate(sorted(self.cuts))}
+        places = strata_of(frames, self.edges)
+        return np.array(
+            [
+                numbers[frame.slices[self.by]] * (len(self.edges) + 1) + place if self.covers(frame) else -1
+                for frame, place in zip(frames, places, strict=True)
+            ],
+            np.int64,
+        )
+
     def cuts_of(self, frames: Sequence[StreamFrame]) -> NDArray[np.float64]:
         """Returns the cut of each frame's cell, [N]; 0 for those that the deal does not cover."""
         places = strata_of(frames, self.edges)
@@ -80,12 +92,20 @@ def strata_of(frames: Sequence[StreamFrame], edges: Sequence[float]) -> NDArray[
 
 
 def probabilities(deals: Sequence[Deal], frames: Sequence[StreamFrame]) -> NDArray[np.float64]:
-    """Returns the probability with which each frame was dealt, [N]: 0 if it was not, 1 without any deal."""
+    """Returns the probability with which each frame was dealt, [N]: 0 if it was not, 1 without any deal.
+
+    It is the dealt share of the frames that all deals treat alike. The cut itself is that share but for the
+    draw's chance, which would only add noise to the weights.
+    """
     if not deals:
         return np.ones(len(frames))
     highest = np.max([deal.cuts_of(frames) for deal in deals], axis=0)
-    order = np.array([frame.order for frame in frames])
-    return np.where(order <= highest, highest, 0.0)
+    dealt = np.array([frame.order for frame in frames]) <= highest
+    treated = np.stack([deal.cells_of(frames) for deal in deals], axis=1)
+    _kinds, kind = np.unique(treated, axis=0, return_inverse=True)
+    kind = kind.reshape(-1)
+    share = np.bincount(kind, dealt) / np.bincount(kind)
+    return np.where(dealt, share[kind], 0.0)
 
 
 def kept_deals(store: Store, bundle: str) -> list[Deal]:

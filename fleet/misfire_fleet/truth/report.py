@@ -11,13 +11,15 @@ where labels are few; one that is left is the plain estimator. Nothing is chosen
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from misfire_fleet.errors import StoreError
+from misfire_fleet.labels.content import ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.store import Store
 from misfire_fleet.store.labels import MACHINES
@@ -26,7 +28,7 @@ from misfire_fleet.truth import checks
 from misfire_fleet.truth.curve import cut, stratum_of, worth
 from misfire_fleet.truth.deals import Deal, draw, keep, kept_deals, probabilities, strata_of
 from misfire_fleet.truth.histogram import Histogram
-from misfire_fleet.truth.intervals import CONFIDENCE, Interval
+from misfire_fleet.truth.intervals import CONFIDENCE, Interval, wilson
 from misfire_fleet.truth.judging import Judge, UnjudgedError
 from misfire_fleet.truth.stratified import groups_of, stratified
 from misfire_fleet.truth.stream import (
@@ -37,10 +39,22 @@ from misfire_fleet.truth.stream import (
     score_names,
     sketches,
 )
+from misfire_runtime.errors import ConfigError
 
 _MOST_TIMES = 400.0
 """A halved interval needs about 4 times the labels; where frames limit it, no number of labels is enough."""
 _PAGE = 500
+LABEL = "label"
+"""`by`: the class that the label names."""
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Holds whether a labelled sample failed (None: cannot be judged), and its label's source and class."""
+
+    failed: bool | None
+    source: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,8 @@ class Query:
 
     Attributes:
         bundle: `name@version`.
-        by: "vehicle", "day", "class" (that the vehicle answered) or a key of the context; "" for no slices.
+        by: "vehicle", "day", "class" (that the vehicle answered), "label" (that is right), or a key of the
+            context; "" for no slices.
         score: strata are cut by it; None takes the first of `stream.PREFERRED` that vehicles send.
         since, until: capture times in seconds since 1970; None is open.
         vehicle: only of this vehicle.
@@ -141,7 +156,7 @@ class FieldTruth:
         self.score = names[0] if names else ""
         # Strata of another score are no cells of these frames.
         self.deals = [deal for deal in kept_deals(store, query.bundle) if deal.score == self.score]
-        wanted = {"", query.by, *(deal.by for deal in self.deals)}
+        wanted = {"", query.by if query.by != LABEL else "", *(deal.by for deal in self.deals)}
         self.frames = list(frames(store, query.filters, score=self.score, by=wanted))
         if not self.frames:
             raise StoreError(
@@ -153,7 +168,7 @@ class FieldTruth:
         ids = [frame.id for frame in self.frames]
         self._strata = dict(zip(ids, strata_of(self.frames, self.edges).tolist(), strict=True))
         self._probability = dict(zip(ids, probabilities(self.deals, self.frames).tolist(), strict=True))
-        self._labelled: dict[str, tuple[bool | None, str]] = {}
+        self._labelled: dict[str, _Labelled] = {}
         self.unjudged: Counter[str] = Counter()
         self.votes = 0
         self._read_labels()
@@ -167,12 +182,15 @@ class FieldTruth:
     @property
     def sources(self) -> Counter[str]:
         """Returns the number of labels by where they were made."""
-        return Counter(source for _failed, source in self._labelled.values())
+        return Counter(each.source for each in self._labelled.values())
 
     def report(self) -> Report:
         """Returns the failure rates."""
-        slices = self._cells(self.query.by) if self.query.by else {}
-        rates = tuple(self._rate(name, found) for name, found in sorted(slices.items()))
+        if self.query.by == LABEL:
+            rates = tuple(self._rates_by_label())
+        else:
+            slices = self._cells(self.query.by) if self.query.by else {}
+            rates = tuple(self._rate(name, found) for name, found in sorted(slices.items()))
         whole = self._rate("", self.frames)
         return Report(
             bundle=self.query.bundle,
@@ -187,6 +205,13 @@ class FieldTruth:
             warnings=tuple(self._warnings((whole, *rates))),
         )
 
+    def outstanding(self) -> list[str]:
+        """Returns the ids of frames that were dealt and have no label, in the order of `deal`."""
+        left = [
+            f for f in self.frames if self.deals and self._probability[f.id] and f.id not in self._labelled
+        ]
+        return [frame.id for frame in sorted(left, key=lambda frame: frame.order)]
+
     def deal(self, count: int, *, actor: str, dry_run: bool = False) -> list[str]:
         """Deals the next frames to label, and remembers the deal.
 
@@ -198,6 +223,8 @@ class FieldTruth:
         Returns:
             Ids of samples, in an order that says nothing of their scores.
         """
+        if self.query.by == LABEL:
+            raise ConfigError("frames cannot be dealt by a label that they do not have yet; use --by class")
         cells = {name: self._by_stratum(found) for name, found in sorted(self._cells(self.query.by).items())}
         values, counts = self._histogram().table()
         worths = np.bincount(stratum_of(values, self.edges), worth(counts), len(self.edges) + 1)
@@ -277,7 +304,8 @@ class FieldTruth:
                 )
             except UnjudgedError as error:
                 self.unjudged[str(error)] += 1
-            self._labelled[record.sample] = (failed, record.source)
+            name = record.label.name if isinstance(record.label, ClassLabel) else "unknown"
+            self._labelled[record.sample] = _Labelled(failed, record.source, name)
 
     def _cells(self, by: str) -> dict[str, list[StreamFrame]]:
         if by not in self._by_slice:
@@ -300,13 +328,47 @@ class FieldTruth:
         shares = np.bincount(places, weights, len(self.edges) + 1)
         return shares / shares.sum(), float(len(found)), "stream"
 
-    def _rate(self, name: str, found: Sequence[StreamFrame]) -> SliceRate:
-        drawn = [
-            (self._strata[frame.id], 1 / (probability * (frame.rate or 1.0)), float(failed))
+    def _drawn(self, found: Sequence[StreamFrame]) -> list[tuple[int, float, float]]:
+        """Returns stratum, weight and failure of the labels that count."""
+        return [
+            (self._strata[frame.id], 1 / (probability * (frame.rate or 1.0)), float(labelled.failed))
             for frame in found
-            if (failed := self._labelled.get(frame.id, (None, ""))[0]) is not None
+            if (labelled := self._labelled.get(frame.id)) is not None
+            and labelled.failed is not None
             and (probability := self._probability[frame.id]) > 0
         ]
+
+    def _rates_by_label(self) -> Iterator[SliceRate]:
+        """Yields a rate for each class that labels name: only labelled frames can be of one."""
+        names = sorted({each.name for each in self._labelled.values()})
+        shares, _count, _source = self._shares("", self.frames)
+        sizes = np.zeros(len(shares))
+        for stratum, weight, _failed in self._drawn(self.frames):
+            sizes[stratum] += weight
+        for name in names:
+            own = {sample for sample, each in self._labelled.items() if each.name == name}
+            drawn = self._drawn([frame for frame in self.frames if frame.id in own])
+            # Each label stands for its part of its stratum.
+            weights = np.array([weight * shares[stratum] / sizes[stratum] for stratum, weight, _y in drawn])
+            interval = weighted(weights, [failed for _s, _w, failed in drawn], self.query.confidence)
+            yield SliceRate(
+                name=name,
+                rate=float(interval.rate) if drawn else None,
+                low=float(interval.low) if drawn else None,
+                high=float(interval.high) if drawn else None,
+                labels=len(drawn),
+                failures=int(sum(failed for _s, _w, failed in drawn)),
+                frames=len(own),
+                source="labels",
+                stream=len(own),
+                estimator="weighted" if drawn else "none",
+                # Four times as many labels of this class.
+                to_halve=3 * len(drawn) if drawn else None,
+                unlabelled=sum(frame.id not in self._labelled for frame in self.frames),
+            )
+
+    def _rate(self, name: str, found: Sequence[StreamFrame]) -> SliceRate:
+        drawn = self._drawn(found)
         shares, count, source = self._shares(name, found)
         free = sum(frame.id not in self._labelled for frame in found)
         failures = int(sum(failed for _stratum, _weight, failed in drawn))
@@ -368,6 +430,26 @@ def _columns(
         effective = weights.sum() ** 2 / (weights**2).sum()
         columns.append((shares[group].sum(), effective, effective * (weights @ failed) / weights.sum()))
     return tuple(np.array(column, float) for column in zip(*columns, strict=True))
+
+
+def weighted(weights: ArrayLike, failed: ArrayLike, confidence: float) -> Interval:
+    """Returns the rate of frames that stand for unequally many, with Wilson's interval.
+
+    Args:
+        weights: [n] frames that each label stands for.
+        failed: [n] 1 for a failure, else 0.
+        confidence: of the interval.
+    """
+    w, y = np.asarray(weights, float), np.asarray(failed, float)
+    if not w.size:
+        return wilson(0.0, 0, confidence=confidence)
+    rate = float(w @ y / w.sum())
+    labels = float(w.sum() ** 2 / (w @ w))
+    # Linearised variance of a ratio; where it says more than Kish's number of labels, that is not believed.
+    variance = float((w**2 @ (y - rate) ** 2) / w.sum() ** 2)
+    if variance > 0:
+        labels = min(labels, rate * (1 - rate) / variance)
+    return wilson(rate, labels, confidence=confidence)
 
 
 def labels_to_halve(
