@@ -203,15 +203,22 @@ def retrain(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
     ] = False,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Log parameters, numbers and lineage to this MLflow server."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Retrain on what the fleet uploaded, and print what that changed on the frozen test half."""
+    from misfire_fleet.retrain.tracking import Tracking
     from misfire_train.data import load_dataset
     from misfire_train.progress import Reporter
     from misfire_train.provenance import command_line
     from misfire_train.retraining import Schedule
     from misfire_train.runs import load_run
 
+    # Before the training, which may take hours: a server that is not there is found at once.
+    tracking = None if mlflow is None else Tracking(mlflow)
     current = load_run(run)
     dataset = load_dataset(current.record.dataset.name, root=data or _data_of(current))
     with _open_store(uploads, database, blobs) as store:
@@ -230,6 +237,8 @@ def retrain(
             reporter=Reporter(),
         )
     typer.echo(json.dumps(outcome.to_dict()) if as_json else describe(outcome))
+    if tracking is not None:
+        tracking.log(outcome)
 
 
 def describe(outcome: Outcome) -> str:
