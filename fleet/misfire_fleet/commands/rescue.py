@@ -75,7 +75,7 @@ def backup(
     from misfire_fleet.store.care.backup import backup as write_backup
 
     size = write_backup(database or fleet_dir / "fleet.sqlite", file)
-    text = f"{file}: {byte_count(size)}; blobs, offers and ledger are in the blob store: copy it as well"
+    text = f"{file}: {byte_count(size)}; copy the blob store as well: it has blobs, offers, labels and ledger"
     show({"file": str(file), "bytes": size}, as_json=as_json, text=text)
 
 
