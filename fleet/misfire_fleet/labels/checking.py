@@ -29,7 +29,7 @@ MAX_NAME = 200
 """Characters of a class or an annotator."""
 GROUP = 500
 """Records per statement and per document."""
-_GROUP_BYTES = 8 * 1024 * 1024
+GROUP_BYTES = 8 * 1024 * 1024
 """Bytes of records that are in memory at once; one mask may be larger."""
 _ID_DIGITS = frozenset("0123456789abcdef")
 
@@ -228,7 +228,7 @@ def groups(spool: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     size = 0
     for raw in spool:
-        if group and (len(group) == GROUP or size + len(raw) > _GROUP_BYTES):
+        if group and (len(group) == GROUP or size + len(raw) > GROUP_BYTES):
             yield group
             group, size = [], 0
         group.append(json.loads(raw))

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, select
 from misfire_fleet.errors import StoreError
 from misfire_fleet.labels.checking import (
     GROUP,
+    GROUP_BYTES,
     MAX_NAME,
     Added,
     Checker,
@@ -169,7 +170,7 @@ class LabelLedger:
             StoreError: a record in the database is damaged.
         """
         query = (
-            select(labels)
+            select(labels.c.seq, labels.c.sample, func.length(labels.c.content).label("size"))
             .join(samples, labels.c.sample == samples.c.id)
             .where(labels.c.seq == newest_label(up_to=up_to), *conditions_of(filters, up_to=up_to))
             .order_by(samples.c.id)
@@ -178,11 +179,13 @@ class LabelLedger:
         after = ""
         while True:
             with self._store.database.read() as connection:
-                rows = connection.execute(query.where(samples.c.id > after)).mappings().all()
-            yield from map(record_of, rows)
+                rows = connection.execute(query.where(samples.c.id > after)).all()
+            # A page of masks may be gigabytes; one of class names is read at once.
+            for seqs in _within((row.seq, row.size) for row in rows):
+                yield from self._records(seqs)
             if len(rows) < page:
                 return
-            after = rows[-1]["sample"]
+            after = rows[-1].sample
 
     def label_of(self, sample: str) -> LabelRecord | None:
         """Returns the label of a sample, or None if it has none."""
@@ -213,8 +216,10 @@ class LabelLedger:
         while True:
             with self._store.database.read() as connection:
                 ids = list(connection.scalars(differing.where(labels.c.sample > after)))
-                found = list(_in_conflict(connection, ids))
-            yield from found
+                found = _in_conflict(connection, ids)
+            for sample, seqs in found.items():
+                newest = sorted(self._records(seqs), key=lambda each: each.at, reverse=True)
+                yield Conflict(sample, tuple(newest))
             if len(ids) < page:
                 return
             after = ids[-1]
@@ -259,6 +264,13 @@ class LabelLedger:
             connection.execute(classes.insert(), rows)
             self._store.deletion.log(connection, actor[:64], "classes", {"names": list(names)}, at=now)
 
+    def _records(self, seqs: Sequence[int]) -> list[LabelRecord]:
+        """Returns these records, by sample; those that were deleted meanwhile are left out."""
+        query = select(labels).where(labels.c.seq.in_(seqs)).order_by(labels.c.sample, labels.c.seq.desc())
+        with self._store.database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [record_of(row) for row in rows]
+
     def _read(self, query: Select[Any], sample: str) -> Sequence[RowMapping]:
         if not storable(sample):
             return []
@@ -292,13 +304,27 @@ def _said(connection: Connection, ids: Sequence[str]) -> dict[str, list[dict[str
     return said
 
 
-def _in_conflict(connection: Connection, ids: Sequence[str]) -> Iterator[Conflict]:
+def _in_conflict(connection: Connection, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Returns `seq` of each annotator's newest record, for the samples on which they differ."""
+    found: dict[str, list[int]] = {}
     for sample, rows in sorted(_said(connection, ids).items()):
         newest: dict[tuple[str, str], dict[str, Any]] = {}
         for row in sorted(rows, key=lambda row: (row["at"], row["version"])):
             newest[row["source"], row["annotator"]] = row
         if len({row["content_hash"] for row in newest.values()}) > 1:
-            seqs = [row["seq"] for row in newest.values()]
-            query = select(labels).where(labels.c.seq.in_(seqs))
-            query = query.order_by(labels.c.at.desc(), labels.c.recorded_at.desc(), labels.c.seq.desc())
-            yield Conflict(sample, tuple(map(record_of, connection.execute(query).mappings())))
+            found[sample] = [row["seq"] for row in newest.values()]
+    return found
+
+
+def _within(sized: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
+    """Yields the first of each pair in groups whose sizes together are bounded, or that are one."""
+    group: list[int] = []
+    total = 0
+    for seq, size in sized:
+        if group and total + size > GROUP_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(seq)
+        total += size
+    if group:
+        yield group

@@ -8,6 +8,7 @@ Nothing of a frozen test set goes in, whatever the manifest says: ids, groups an
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,8 @@ from misfire_fleet.store.schema import labels
 from misfire_train.data.examples import join
 from misfire_train.runs import Run, read_splits
 
-_PAGE = 500
+_PAGE = 100
+"""Labels in memory at once: a mask has 16 MiB at most."""
 
 
 @dataclass(frozen=True)
@@ -107,31 +109,48 @@ def refuse_run(store: Store, run: Run) -> None:
 
 
 def _uploads(store: Store, members: Sequence[Member], *, run: Run, what: str) -> Uploads:
-    contents = {}
-    for member, label in _labels(store, members):
-        contents[member.id] = label
+    contents = _Contents(store, members)
     groups = {member.id: member.group for member in members}
 
     def target(sample: StoredSample) -> NDArray[Any]:
         size = (sample.width, sample.height)
-        return target_of(contents[sample.id], run=run, size=size, where=f"sample {sample.id[:16]}")
+        return target_of(contents.of(sample.id), run=run, size=size, where=f"sample {sample.id[:16]}")
 
-    return uploads_of(store, list(contents), target=target, group=lambda s: groups[s.id], run=run, what=what)
+    return uploads_of(store, list(groups), target=target, group=lambda s: groups[s.id], run=run, what=what)
 
 
-def _labels(store: Store, members: Sequence[Member]) -> Iterator[tuple[Member, Label]]:
-    """Yields the members that are stored, with their labels. Raises StoreError on another content."""
-    for start in range(0, len(members), _PAGE):
-        some = {(m.id, m.source, m.annotator, m.version): m for m in members[start : start + _PAGE]}
-        query = select(labels).where(labels.c.sample.in_([key[0] for key in some]))
-        with store.database.read() as connection:
-            rows = connection.execute(query).mappings().all()
+class _Contents:
+    """Reads the labels of members in pages, of which one is in memory: masks may be large."""
+
+    def __init__(self, store: Store, members: Sequence[Member]) -> None:
+        self._store = store
+        self._members = sorted(members, key=lambda member: member.id)
+        self._ids = [member.id for member in self._members]
+        self._page: dict[str, Label] = {}
+
+    def of(self, sample: str) -> Label:
+        """Returns the label of a sample. Raises StoreError if it was altered, or deleted just now.
+
+        Samples are asked for in the order of their ids, so that each page is read once.
+        """
+        if sample not in self._page:
+            start = bisect_left(self._ids, sample)
+            self._page = dict(self._read(self._members[start : start + _PAGE]))
+        if sample not in self._page:
+            raise StoreError(f"label of sample {sample[:16]}: it was deleted meanwhile; start again")
+        return self._page[sample]
+
+    def _read(self, members: Sequence[Member]) -> Iterator[tuple[str, Label]]:
+        wanted = {(m.id, m.source, m.annotator, m.version): m for m in members}
+        key = (labels.c.sample, labels.c.source, labels.c.annotator, labels.c.version)
+        query = select(labels.c.seq, *key).where(labels.c.sample.in_([m.id for m in members]))
+        with self._store.database.read() as connection:
+            seqs = [row.seq for row in connection.execute(query) if tuple(row)[1:] in wanted]
+            rows = connection.execute(select(labels).where(labels.c.seq.in_(seqs))).mappings().all()
         for row in rows:
-            member = some.get((row["sample"], row["source"], row["annotator"], row["version"]))
-            if member is None:
-                continue
+            member = wanted[row["sample"], row["source"], row["annotator"], row["version"]]
             label = record_of(row).label
             # The content itself is hashed: a row's own hash may have been left as it was.
             if content_hash(label) != member.label:
                 raise StoreError(f"label of sample {member.id[:16]}: its content was altered")
-            yield member, label
+            yield member.id, label
