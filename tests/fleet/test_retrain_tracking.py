@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from misfire_fleet.errors import StoreUnavailableError
-from misfire_fleet.retrain.command import Outcome
 from misfire_fleet.retrain.tracking import Tracking
 from misfire_runtime.cli import app
 from misfire_runtime.errors import MissingExtraError
+from misfire_train.retraining import Retrained
 
 
-def outcome(run_id: str = "0123abcd") -> Outcome:
+def retrained(run_id: str = "0123abcd") -> Retrained:
     dataset = SimpleNamespace(name="digits", sha256="d" * 64)
     record = SimpleNamespace(
         run_id=run_id,
@@ -31,10 +31,12 @@ def outcome(run_id: str = "0123abcd") -> Outcome:
         run=SimpleNamespace(record=record, path=Path("run2")),
         before={"clean": 0.8, "auroc_clean": 0.7},
         after={"clean": 0.9},
-        snapshot="autumn",
-        bundle=None,
     )
-    return cast(Outcome, found)
+    return cast(Retrained, found)
+
+
+def logged(uri: str, run_id: str = "0123abcd") -> str:
+    return Tracking(uri).log(retrained(run_id), snapshot="autumn", bundle=None)
 
 
 def test_a_missing_library_is_said_before_anything_is_trained(
@@ -58,14 +60,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_run_is_logged_with_its_lineage_and_only_once(folder: str) -> None:
     from mlflow.tracking import MlflowClient
 
-    first = Tracking(folder).log(outcome())
-    assert Tracking(folder).log(outcome()) == first
-    assert Tracking(folder).log(outcome("another")) != first
-    logged = MlflowClient(tracking_uri=folder).get_run(first).data
-    assert logged.metrics == {"before.clean": 0.8, "before.auroc_clean": 0.7, "after.clean": 0.9}
-    assert logged.params["training.epochs"] == "3" and len(logged.params) == 252
-    assert logged.tags["misfire.snapshot"] == "autumn" and logged.tags["misfire.run_id"] == "0123abcd"
-    assert logged.tags["misfire.snapshot_sha256"] == "e" * 64 and "misfire.git_commit" not in logged.tags
+    first = logged(folder)
+    assert logged(folder) == first and logged(folder, "another") != first
+    found = MlflowClient(tracking_uri=folder).get_run(first).data
+    assert found.metrics == {"before.clean": 0.8, "before.auroc_clean": 0.7, "after.clean": 0.9}
+    assert found.params["training.epochs"] == "3" and len(found.params) == 252
+    assert found.tags["misfire.snapshot"] == "autumn" and found.tags["misfire.run_id"] == "0123abcd"
+    assert found.tags["misfire.snapshot_sha256"] == "e" * 64 and "misfire.git_commit" not in found.tags
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,8 @@ def retrain(
         )
     typer.echo(json.dumps(outcome.to_dict()) if as_json else describe(outcome))
     if tracking is not None:
-        tracking.log(outcome)
+        folder = None if outcome.bundle is None else outcome.bundle.name
+        tracking.log(outcome.retrained, snapshot=outcome.snapshot, bundle=folder)
 
 
 def describe(outcome: Outcome) -> str:

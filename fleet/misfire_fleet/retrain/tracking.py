@@ -12,7 +12,7 @@ from misfire_fleet.errors import StoreUnavailableError
 from misfire_runtime.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from misfire_fleet.retrain.command import Outcome
+    from misfire_train.retraining import Retrained
 
 EXPERIMENT = "misfire"
 _RUN_ID = "misfire.run_id"
@@ -51,13 +51,18 @@ class Tracking:
                 found.experiment_id if found is not None else self._client.create_experiment(EXPERIMENT)
             )
 
-    def log(self, outcome: Outcome) -> str:
+    def log(self, retrained: Retrained, *, snapshot: str | None, bundle: str | None) -> str:
         """Logs a finished retraining; returns the id of MLflow's run.
+
+        Args:
+            retrained: the new run, and its numbers before and after.
+            snapshot: name of the snapshot that it was trained on.
+            bundle: name of the bundle's folder.
 
         Raises:
             StoreUnavailableError: MLflow does not answer; the run of misfire is complete.
         """
-        record = outcome.run.record
+        record = retrained.run.record
         with _Translated(self):
             same = self._client.search_runs(
                 [self._experiment], filter_string=f"tags.`{_RUN_ID}` = '{record.run_id}'", max_results=1
@@ -67,28 +72,26 @@ class Tracking:
             if same:
                 run_id = same[0].info.run_id
             else:
-                tags = {_RUN_ID: record.run_id, "mlflow.runName": outcome.run.path.name}
+                tags = {_RUN_ID: record.run_id, "mlflow.runName": retrained.run.path.name}
                 run_id = self._client.create_run(self._experiment, tags=tags).info.run_id
-            self._log_batches(run_id, outcome)
+            self._log_batches(run_id, retrained, {"misfire.snapshot": snapshot, "misfire.bundle": bundle})
             self._client.set_terminated(run_id)
             return str(run_id)
 
-    def _log_batches(self, run_id: str, outcome: Outcome) -> None:
+    def _log_batches(self, run_id: str, retrained: Retrained, lineage: Mapping[str, str | None]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        record = outcome.run.record
-        lineage = {
+        record = retrained.run.record
+        lineage = dict(lineage) | {
             "misfire.parent_run_id": record.parent_run_id,
-            "misfire.snapshot": outcome.snapshot,
             "misfire.snapshot_sha256": record.snapshot,
             "misfire.dataset": record.dataset.name,
             "misfire.dataset_sha256": record.dataset.sha256,
             "misfire.git_commit": record.git_commit,
-            "misfire.bundle": None if outcome.bundle is None else outcome.bundle.name,
         }
         tags = [RunTag(key, str(value)) for key, value in lineage.items() if value is not None]
-        numbers = {f"before.{name}": value for name, value in outcome.before.items()}
-        numbers |= {f"after.{name}": value for name, value in outcome.after.items()}
+        numbers = {f"before.{name}": value for name, value in retrained.before.items()}
+        numbers |= {f"after.{name}": value for name, value in retrained.after.items()}
         metrics = [Metric(name, float(value), 0, 0) for name, value in numbers.items()]
         params = [Param(name, value[:_LONGEST]) for name, value in _flat(record.config)]
         self._client.log_batch(run_id, metrics=metrics, tags=tags)
