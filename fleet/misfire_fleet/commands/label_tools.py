@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -14,6 +16,7 @@ from misfire_fleet.commands.options import AsJson, DryRun, StoreOptions, show, w
 from misfire_fleet.store.where import HELP as WHERE_HELP
 
 if TYPE_CHECKING:
+    from misfire_fleet.labels.formats.base import ExportItem
     from misfire_fleet.labels.tools.connect import ProjectRequest
     from misfire_fleet.store.records import SampleFilter
 
@@ -88,6 +91,10 @@ def push(
     update_project: Annotated[
         bool, typer.Option("--update-project", help="Add the classes that an existing project lacks.")
     ] = False,
+    blind: Annotated[
+        bool,
+        typer.Option("--blind", help="Hide answers, scores and triggers, and send in no telling order."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send samples to a label tool, the most suspicious first; those that are there already are left out."""
@@ -105,10 +112,13 @@ def push(
             images=images,
             console=console,
             update=update_project,
+            blind=blind,
         )
         filters = _unlabelled(where)
         tool, items = connect_for_push(store, request, filters, limit=limit)
-        done = tool.push(items)
+        count = store.count(filters) if limit is None else min(limit, store.count(filters))
+        with _progress(items, count) as shown:
+            done = tool.push(shown)
     left_out = "".join(f"\nleft out {count}: {reason}" for reason, count in done.left_out.most_common())
     text = (
         f"{tool.place}: {done.created} tasks created, {done.present} were there, {done.predictions} answers "
@@ -194,6 +204,16 @@ def status(
         as_json=as_json,
         text="\n".join(lines),
     )
+
+
+@contextmanager
+def _progress(items: Iterable[ExportItem], count: int) -> Iterator[Iterable[ExportItem]]:
+    """Shows a bar on a terminal while the items are consumed."""
+    if not sys.stderr.isatty():
+        yield items
+        return
+    with typer.progressbar(items, length=count, label="samples", file=sys.stderr) as bar:
+        yield bar
 
 
 def _request(at: ToolOptions, kind: KindName | None) -> ProjectRequest:

@@ -42,7 +42,7 @@ def upload(number: int, **fields: Any) -> NewSample:
         "trigger": Trigger(name="doubt", reason="msp is above 0.9"),
         "context": {"weather": "fog"},
     }
-    offer = make_offer(data, media_type="image/png", **(values | fields))
+    offer = make_offer(data, **({"media_type": "image/png"} | values | fields))
     return NewSample(offer, data, *SIZE, "collector-1")
 
 

@@ -279,6 +279,20 @@ def test_two_tasks_of_a_sample_become_one_unless_people_worked_on_both(
     assert cli.run("pull", "--add-classes")["recorded"] == 3
 
 
+def test_a_blind_push_tells_nothing_of_what_a_model_thought(
+    server: LabelStudio, title: str, tmp_path: Path
+) -> None:
+    order = fill(tmp_path / "fleet", 5)
+    cli = Cli(tmp_path / "fleet", server.url, TOKEN, project=title)
+    assert cli.run("push", "--blind")["created"] == 5
+    tasks = server.tasks(project_of(server, title))
+    assert [task["data"]["sample_id"] for task in tasks] == sorted(order)
+    for task in tasks:
+        told = {name for name, value in task["data"].items() if value not in ("", None, False)}
+        assert task["predictions"] == []
+        assert not any(part in name for name in told for part in ("score", "percentile", "reason", "trigger"))
+
+
 def test_a_second_bundles_answer_joins_the_task_once(server: LabelStudio, title: str, tmp_path: Path) -> None:
     fill(tmp_path / "old", 2)
     fill(tmp_path / "new", 2, bundle="lights@2.0.0")

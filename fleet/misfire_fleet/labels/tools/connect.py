@@ -28,7 +28,7 @@ from misfire_fleet.labels.tools.label_studio.images import (
 )
 from misfire_fleet.labels.tools.label_studio.project import config_of, find_project, prepare_project
 from misfire_fleet.labels.tools.label_studio.tool import LabelStudioProject
-from misfire_fleet.labels.tools.selection import most_suspicious
+from misfire_fleet.labels.tools.selection import blinded, most_suspicious
 from misfire_fleet.labels.tools.tokens import read_token
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import SampleFilter
@@ -56,6 +56,7 @@ class ProjectRequest:
         images: how the tool gets pictures.
         console: address of the console, if it links to it.
         update: adds names that an existing project lacks.
+        blind: sends neither answers nor scores, and in no order that tells them.
     """
 
     tool: ToolName
@@ -68,6 +69,7 @@ class ProjectRequest:
     images: str = "upload"
     console: str = ""
     update: bool = False
+    blind: bool = False
 
 
 def connect(request: ProjectRequest) -> LabelTool:
@@ -117,22 +119,23 @@ def connect_for_push(
         LabelToolError: the tool refuses the token, or its project is set up otherwise.
         LabelToolUnavailableError: the tool does not work now.
     """
-    first, items = _ahead(store, filters, limit)
+    first, items = _ahead(store, filters, limit, blind=request.blind)
     kind = request.kind or next((item.answer.label.kind for item in first if item.answer), None)
     if kind is None:
         raise ConfigError("no answer of a vehicle tells which kind of labels is wanted; say it with --kind")
     names = request.names or _names(store, kind, first)
+    sent = map(blinded, items) if request.blind else items
     if request.tool == "cvat":
         server = _cvat(request)
         if kind == "values":
             raise ConfigError("CVAT has no place for numbers; use --to label-studio")
         there = cvat.prepare_project(server, request.project, kind=kind, names=names, update=request.update)
         points = names if kind == "points" else ()
-        return cvat.CvatTool(server, there, kind=kind, points=points), items
+        return cvat.CvatTool(server, there, kind=kind, points=points), sent
     api = _label_studio(request)
     project, config = prepare_project(api, request.project, kind=kind, names=names, update=request.update)
     images = _images(request, api, project, store)
-    return LabelStudioProject(api, project, config, images=images), items
+    return LabelStudioProject(api, project, config, images=images), sent
 
 
 def _cvat(request: ProjectRequest) -> cvat_server.CvatServer:
@@ -159,10 +162,10 @@ def _label_studio(request: ProjectRequest) -> LabelStudioApi:
 
 
 def _ahead(
-    store: Store, filters: SampleFilter, limit: int | None
+    store: Store, filters: SampleFilter, limit: int | None, *, blind: bool
 ) -> tuple[list[ExportItem], Iterator[ExportItem]]:
     """Returns the first items, and all items."""
-    items = most_suspicious(store, filters, limit=limit)
+    items = most_suspicious(store, filters, limit=limit, by_id=blind)
     first = [item for item, _ in zip(items, range(_LOOKED_AT), strict=False)]
     return first, chain(first, items)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select
 
 from misfire_fleet.labels.formats.base import ENDINGS, ExportItem
 from misfire_fleet.labels.items import export_item
@@ -14,10 +16,13 @@ from misfire_fleet.store.rows import sample_of
 from misfire_fleet.store.schema import samples
 from misfire_fleet.store.store import conditions_of
 
-_PAGE = 200
+_PAGE = 1000
+"""Rows per query: each one sorts all that match."""
 
 
-def most_suspicious(store: Store, filters: SampleFilter, *, limit: int | None = None) -> Iterator[ExportItem]:
+def most_suspicious(
+    store: Store, filters: SampleFilter, *, limit: int | None = None, by_id: bool = False
+) -> Iterator[ExportItem]:
     """Yields matching pictures by the highest percentile of their scores, highest first.
 
     Those without a percentile come last, and of two with the same one the older first. Pages begin where the
@@ -27,12 +32,14 @@ def most_suspicious(store: Store, filters: SampleFilter, *, limit: int | None = 
         store: of the samples.
         filters: samples that are wanted.
         limit: ends after this many; None yields all.
+        by_id: sorts by id instead, which is as good as by chance.
     """
-    rank = func.coalesce(samples.c.percentile, -1.0)
+    rank: ColumnElement[float] = literal(0.0) if by_id else func.coalesce(samples.c.percentile, -1.0)
+    tie: ColumnElement[Any] = samples.c.id if by_id else samples.c.seq
     query = (
         select(samples, rank.label("rank"))
         .where(samples.c.media_type.in_(list(ENDINGS)), *conditions_of(filters))
-        .order_by(rank.desc(), samples.c.seq)
+        .order_by(rank.desc(), tie)
     )
     told, page = 0, query
     while True:
@@ -48,7 +55,23 @@ def most_suspicious(store: Store, filters: SampleFilter, *, limit: int | None = 
         if len(rows) < _PAGE:
             return
         last = rows[-1]
-        page = query.where(or_(rank < last.rank, and_(rank == last.rank, samples.c.seq > last.seq)))
+        page = query.where(
+            or_(rank < last.rank, and_(rank == last.rank, tie > (last.id if by_id else last.seq)))
+        )
+
+
+def blinded(item: ExportItem) -> ExportItem:
+    """Returns an item without what a model thought of it, for labels that must not depend on that."""
+    return replace(
+        item,
+        answer=None,
+        percentile=None,
+        scores={},
+        percentiles={},
+        trigger="",
+        reason="",
+        random=False,
+    )
 
 
 def _reader(store: Store, sample: str) -> Callable[[], bytes]:
