@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
-from misfire_fleet.commands.options import AsJson, DryRun, StoreOptions, show, with_options
-from misfire_fleet.store.where import HELP as WHERE_HELP
+from misfire_fleet.commands.options import WHERE_HELP, AsJson, DryRun, StoreOptions, show, with_options
 
 if TYPE_CHECKING:
     from misfire_fleet.labels.formats.base import ExportItem

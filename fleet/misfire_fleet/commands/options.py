@@ -68,6 +68,11 @@ PasswordFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 JsonLogs = Annotated[bool, typer.Option("--json", help="Log one JSON object per line.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count what would be done, and change nothing.")]
+WHERE_HELP = (
+    "Take only samples with KEY=VALUE (repeat for more): vehicle, bundle, trigger, random, from, to, "
+    "percentile, labelled, class, snapshot."
+)
+"""Written out: `misfire_fleet.store.where` has the keys, but its imports would delay every `--help`."""
 DEFAULT_DIR = Path("fleet")
 
 

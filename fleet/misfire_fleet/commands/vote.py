@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_options
-from misfire_fleet.store.where import HELP as WHERE_HELP
+from misfire_fleet.commands.options import WHERE_HELP, AsJson, StoreOptions, show, with_options
 from misfire_runtime.errors import ConfigError
 
 if TYPE_CHECKING:

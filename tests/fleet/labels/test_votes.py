@@ -15,6 +15,7 @@ from misfire_export.options import Options
 from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
 from misfire_fleet.commands.labels import app
+from misfire_fleet.commands.options import WHERE_HELP
 from misfire_fleet.labels.content import ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
 from misfire_fleet.labels.votes.ballots import Ballot, Journal, VoteError, question_of
@@ -23,6 +24,7 @@ from misfire_fleet.labels.votes.endpoint import Endpoint, EndpointVoter, class_i
 from misfire_fleet.labels.votes.poll import Poll, VoteRun, is_audited
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample, SampleFilter
+from misfire_fleet.store.where import CONDITIONS
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import encode_png
 from misfire_runtime.testing import make_offer
@@ -315,6 +317,11 @@ def test_the_audit_is_a_random_share() -> None:
     assert sum(is_audited(sample, 0.1) for sample in ids) == pytest.approx(400, abs=60)
     assert not any(is_audited(sample, 0.0) for sample in ids)
     assert all(is_audited(sample, 1.0) for sample in ids)
+
+
+def test_the_help_names_every_condition() -> None:
+    named = WHERE_HELP.split(": ")[1].rstrip(".").split(", ")
+    assert named == list(CONDITIONS)
 
 
 def test_a_poll_counts_nothing_before_it_began() -> None:
