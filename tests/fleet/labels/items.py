@@ -202,3 +202,42 @@ def _alike(first: Any, second: Any, within: float) -> bool:
     if isinstance(first, float) and isinstance(second, int | float):
         return abs(first - second) <= within * max(1.0, abs(first))
     return bool(first == second)
+
+
+def traffic_lights(most: int) -> Iterator[ExportItem]:
+    """Crops of odd sizes with the colour of their light."""
+    with np.load(data_root() / "traffic_lights" / "test.npz") as content:
+        data, offsets = content["bytes"], content["offset"]
+        for at in range(most):
+            picture = data[offsets[at] : offsets[at + 1]].tobytes()
+            height, width = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+            name = str(content["classes"][content["label"][at]])
+            yield item(picture, ClassLabel(name=name), size=(width, height))
+
+
+def people() -> Iterator[ExportItem]:
+    """Photographs with the skeleton of the first person whose joints are labelled."""
+    folder = data_root() / "coco_pose_ccby"
+    document = json.loads((folder / "person_keypoints.json").read_text())
+    joints = {a["image_id"]: a["keypoints"] for a in document["annotations"] if a["num_keypoints"]}
+    for picture in document["images"]:
+        if picture["id"] in joints:
+            values = joints[picture["id"]]
+            points = tuple(
+                Point(x=x, y=y, visible=v)
+                for x, y, v in zip(values[::3], values[1::3], values[2::3], strict=True)
+            )
+            file = next(folder.rglob(picture["file_name"].rpartition("/")[2]))
+            size = picture["width"], picture["height"]
+            yield item(file.read_bytes(), PointsLabel(points=points), size=size)
+
+
+def street_masks(most: int) -> Iterator[ExportItem]:
+    """Frames whose objects are rectangles of their class, above a road that is not labelled."""
+    for frame in carla(most):
+        assert isinstance(frame.label, BoxesLabel)
+        names = sorted({box.name for box in frame.label.boxes})
+        pixels = np.full((frame.height, frame.width), 255, np.uint8)
+        for box in frame.label.boxes:
+            pixels[int(box.y0) : int(box.y1) + 1, int(box.x0) : int(box.x1) + 1] = names.index(box.name)
+        yield item(frame.read(), mask_label(pixels, dict(enumerate(names))), size=(frame.width, frame.height))

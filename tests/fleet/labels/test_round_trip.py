@@ -81,19 +81,27 @@ def test_the_annotator_and_the_time_travel_with_the_label(name: str, tmp_path: P
     assert found.at in (given.NOON, None)
 
 
-@pytest.mark.parametrize("name", ["coco", "csv", "fiftyone", "parquet", "voc", "webdataset", "yolo"])
-def test_real_frames_come_back(name: str, tmp_path: Path) -> None:
-    items = list(given.carla(40))
+REAL = {
+    "boxes": lambda: list(given.carla(40)),
+    "class": lambda: list(given.traffic_lights(60)),
+    "points": lambda: list(given.people()),
+    "mask": lambda: list(given.street_masks(8)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [each for each in CARRIED if each[1] in REAL])
+def test_real_pictures_come_back(name: str, kind: str, tmp_path: Path) -> None:
+    items = REAL[kind]()
     form = format_of(name)
     form.write(iter(items), tmp_path, given.plan(classes=()))
-    found = given.read_all(form, tmp_path, given.known_of(items, kind="boxes"))
-    assert len(found) == 40
+    found = given.read_all(form, tmp_path, given.known_of(items, kind=kind))
+    assert len(found) == len({each.sample for each in items})
     for each in items:
         label = each.label
-        assert isinstance(label, BoxesLabel)
-        if name == "yolo":
+        if name == "yolo" and isinstance(label, BoxesLabel):
             label = BoxesLabel(boxes=tuple(box for box in label.boxes if not box.ignore))
-        assert given.same(label, found[each.sample].label, within=1e-5), each.sample
+        assert label is not None and given.same(label, found[each.sample].label, within=1e-5), each.sample
 
 
 @pytest.mark.parametrize(("name", "reader"), [("coco", "coco-boxes"), ("yolo", "yolo"), ("voc", "voc")])
