@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from misfire_fleet.commands.app import app
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store import Store
+from misfire_fleet.store.where import parse_where, where_of
 from misfire_fleet.truth.report import FieldTruth, Query, Report
+from misfire_runtime.errors import ConfigError
 from proving_ground.services import Postgres
 
 FRAMES = 20_000
@@ -243,6 +245,20 @@ def test_what_was_dealt_and_not_labelled_is_listed(store: Store, field: Field, t
     label(store, field, ids, chosen[::2])
     command = ["truth", "--outstanding", "--fleet-dir", str(tmp_path / "fleet")]
     assert CliRunner().invoke(app, command).stdout.split() == chosen[1::2]
+
+
+def test_other_commands_take_the_dealt_frames_by_a_file(store: Store, field: Field, tmp_path: Path) -> None:
+    drive(store, field)
+    chosen = dealt(store, 700)
+    file = tmp_path / "to-label.txt"
+    file.write_text("\n".join(chosen) + "\n", encoding="ascii")
+    filters = parse_where([f"ids=@{file}", "random=yes"])
+    assert {sample.id for sample in store.newest(5000, filters)} == set(chosen)
+    assert store.count(filters) == 700
+    assert parse_where(where_of(filters)) == filters
+    for wrong in ("ids=@/no/such/file", "ids=", "ids=abc", f"ids={chosen[0]},{chosen[1][:-1]}"):
+        with pytest.raises(ConfigError, match="ids"):
+            parse_where([wrong])
 
 
 def test_dry_deals_leave_no_trace(store: Store, field: Field, tmp_path: Path) -> None:

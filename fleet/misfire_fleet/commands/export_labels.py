@@ -30,7 +30,8 @@ Where = Annotated[
     typer.Option(
         "--where",
         help="Take only samples with KEY=VALUE; repeat it for more. Keys: vehicle, bundle, trigger, random "
-        "(yes, no), from, to, percentile (0..1), labelled (yes, no), class, snapshot. Default: all samples.",
+        "(yes, no), from, to, percentile (0..1), labelled (yes, no), class, snapshot, ids (@FILE). Default: "
+        "all samples.",
     ),
 ]
 

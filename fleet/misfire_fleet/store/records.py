@@ -103,6 +103,8 @@ class SampleFilter:
     """A class that the sample's label names."""
     snapshot: str | None = None
     """Name of a snapshot that holds the sample."""
+    ids: tuple[str, ...] | None = None
+    """One of these samples."""
     before_seq: int | None = None
 
 

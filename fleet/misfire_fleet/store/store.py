@@ -334,6 +334,8 @@ def conditions_of(filters: SampleFilter, *, up_to: float | None = None) -> list[
         conditions.append(samples.c.captured_at < filters.captured_to)
     if filters.min_percentile is not None:
         conditions.append(samples.c.percentile >= filters.min_percentile)
+    if filters.ids is not None:
+        conditions.append(samples.c.id.in_(filters.ids))
     if filters.before_seq is not None:
         conditions.append(samples.c.seq < filters.before_seq)
     return conditions + _label_conditions(filters, up_to)

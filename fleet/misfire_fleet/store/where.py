@@ -1,13 +1,15 @@
 """Parses `--where KEY=VALUE`, the conditions on samples of the fleet's commands, and writes them again.
 
---where vehicle=car-7 --where random=yes --where class=pedestrian
+--where vehicle=car-7 --where random=yes --where class=pedestrian --where ids=@to-label.txt
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from misfire_fleet.moments import parse_moment
@@ -15,6 +17,9 @@ from misfire_fleet.store.records import ANY, SampleFilter
 from misfire_runtime.errors import ConfigError
 
 _MAX_TEXT = 200
+_MAX_IDS = 20_000
+"""Fewer than the parameters of a statement: 32,766 in SQLite."""
+_ID = re.compile("[0-9a-f]{64}")
 
 
 def _text(value: str) -> str:
@@ -40,6 +45,25 @@ def _share(value: str) -> float:
     return share
 
 
+def _ids(value: str) -> tuple[str, ...]:
+    """Returns ids from a list with commas, or from a file as `misfire fleet truth --to-label` prints it."""
+    text = value
+    if value.startswith("@"):
+        try:
+            with Path(value[1:]).open(encoding="ascii") as stream:
+                text = stream.read(_MAX_IDS * 70)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"the file cannot be read ({error})") from error
+    ids = tuple(dict.fromkeys(text.replace(",", " ").split()))
+    wrong = [each for each in ids if not _ID.fullmatch(each)]
+    if wrong or not 1 <= len(ids) <= _MAX_IDS:
+        raise ValueError(
+            f"expected @FILE with 1 to {_MAX_IDS} ids of 64 hex digits, one a line, or ids with commas"
+            + (f"; {wrong[0][:80]!r} is none" if wrong else "")
+        )
+    return ids
+
+
 CONDITIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "vehicle": ("vehicle", _text, "NAME"),
     "bundle": ("bundle", _text, "NAME@VERSION"),
@@ -51,6 +75,7 @@ CONDITIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "labelled": ("labelled", _flag, "yes or no"),
     "class": ("label_class", _text, "NAME: the label names it"),
     "snapshot": ("snapshot", _text, "NAME: the snapshot holds it"),
+    "ids": ("ids", _ids, "@FILE of ids, one a line, or ids with commas"),
 }
 """The field of SampleFilter, the parser, and what to write, by key."""
 HELP = "Take only samples with KEY=VALUE (repeat for more): " + ", ".join(CONDITIONS) + "."
@@ -90,5 +115,7 @@ def where_of(filters: SampleFilter) -> list[str]:
             value = datetime.fromtimestamp(value, timezone.utc).isoformat()
         elif parse is _flag:
             value = "yes" if value else "no"
+        elif parse is _ids:
+            value = ",".join(value)
         texts.append(f"{key}={value}")
     return texts
