@@ -105,7 +105,7 @@ def test_few_failures_without_groups_still_judge_the_clean_frames() -> None:
     assert 30 <= rows["failed"][clean].sum() < 80  # ten folds of them would say nothing
     head = noisy(rows, np.where(clean, 3.0, 0.3))
     result = judge(rows, {"msp": noisy(rows, 1.0), "head": head})
-    groups = next(view for view in result.views if view.kind == "groups")
+    groups = next(view for view in result.views if view.kind == "frames")
     assert sum(fold.failures for fold in groups.folds) == rows["failed"][clean].sum()
     assert groups.left_out == ()
     assert not result.passed
@@ -115,7 +115,7 @@ def test_frames_of_a_single_drive_are_judged_clean_too() -> None:
     rows = field(10, drives=1, per_drive=800, shifts=("clean", "fog"))
     head = noisy(rows, np.where(rows["shifts"] == "clean", 3.0, 0.3))
     result = judge(rows, {"msp": noisy(rows, 1.0), "head": head})
-    assert {view.kind for view in result.views} == {"groups", "corruptions"}
+    assert {view.kind for view in result.views} == {"frames", "corruptions"}
     assert not result.passed
     assert result.winner == "msp"
 
@@ -217,6 +217,86 @@ def test_nan_is_named_by_frame() -> None:
     score = np.array([0.0, np.nan, 1.0])
     with pytest.raises(JudgeError, match=r"score 'msp' is NaN.*drive-2/7"):
         Evidence.of({"msp": score}, failed=[0, 1, 0], frames=["a", "drive-2/7", "c"])
+
+
+def test_another_free_score_that_is_as_good_in_the_view_itself_is_not_passed_over() -> None:
+    """The nominee of the other drives is weak here; a head that only beats that one has earned nothing."""
+    rows = field(13, drives=2, per_drive=1500, shifts=("clean",))
+    first = rows["groups"] == 0
+    scores = {
+        "msp": noisy(rows, np.where(first, 0.3, 1.1)),
+        "entropy": noisy(rows, np.where(first, 1.1, 0.3)),
+        "head": noisy(rows, 0.9),
+    }
+    result = judge(rows, scores)
+    (view,) = result.views
+    # Each drive nominates the free score that is bad on the other one, so the head beats both nominees.
+    assert all(pooled.a_wins for pooled in view.pooled)
+    assert not any(pooled.a_wins for pooled in view.against_best) and not view.passed
+    assert result.winner_is_free and "does win" not in result.verdict
+    assert "is as good there" in result.verdict
+
+
+def test_what_wins_is_said_of_the_best_free_score_only() -> None:
+    rows = field(14, shifts=("clean", "fog"))
+    foggy = rows["shifts"] == "fog"
+    scores = {"msp": noisy(rows, 1.0), "head": noisy(rows, np.where(foggy, 0.3, 1.3))}
+    result = judge(rows, scores)
+    assert not result.passed and "does win in auroc on held-out corruptions" in result.verdict
+    assert "on held-out groups" not in result.verdict.split("does win in")[1]
+
+
+def test_frames_without_groups_are_named_as_such() -> None:
+    rows = field(15, drives=1500, per_drive=1, shifts=("clean",))
+    result = judge(rows, {"msp": noisy(rows, 1.2), "head": noisy(rows, 0.5)})
+    assert [view.kind for view in result.views] == ["frames"]
+    assert "beats the best free score (msp) on held-out frames" in result.verdict
+    assert "No groups are known" in result.verdict
+
+
+@pytest.mark.parametrize(("rate", "said"), [(1.0, "all 1200 frames fail"), (0.0, "none of 1200 frames fail")])
+def test_a_shift_under_which_all_or_none_fail_is_said(rate: float, said: str) -> None:
+    rows = field(16, drives=30, per_drive=40, shifts=("clean", "night", "fog"))
+    rows["failed"][rows["shifts"] == "night"] = bool(rate)
+    result = judge(rows, {"msp": noisy(rows, 1.2), "head": noisy(rows, 0.5)})
+    note = next(note for note in result.notes if "night" in note)
+    assert said in note and ("lower" if rate else "higher") in note
+    # The other corruption is judged.
+    assert [fold.name for fold in result.views[1].folds] == ["fog"]
+    assert "nan" not in json.dumps(result.to_dict()).lower()
+
+
+def test_the_least_number_of_failures_and_successes_holds_for_every_view() -> None:
+    rows = field(17, drives=30, per_drive=30, shifts=("clean", "fog"))
+    fog = np.flatnonzero(rows["shifts"] == "fog")
+    rows["failed"][fog] = np.arange(len(fog)) < 12
+    result = judge(rows, {"msp": noisy(rows, 1.2), "head": noisy(rows, 0.5)})
+    assert not result.passed and result.needed == 30
+    assert "Too few errors on held-out corruptions to judge: 12" in result.verdict
+    rows["failed"][fog] = np.arange(len(fog)) >= 12
+    result = judge(rows, {"msp": noisy(rows, 1.2), "head": noisy(rows, 0.5)})
+    assert "Too few successes on held-out corruptions to judge: 12" in result.verdict
+
+
+def test_verdicts_on_signs_roads_and_joints() -> None:
+    """Signs: the head wins everywhere. Roads: it loses on the next drives. Joints: it is level."""
+    signs = field(18, drives=60, per_drive=60)
+    foul = signs["shifts"] != "clean"
+    head = noisy(signs, np.where(foul, 0.7, 0.8))
+    assert judge(signs, {"msp": noisy(signs, 1.0), "entropy": noisy(signs, 1.02), "head": head}).passed
+    roads = field(19, drives=4, per_drive=150)
+    new = np.isin(roads["groups"], (2, 3))
+    head = noisy(roads, np.where(new & (roads["shifts"] == "clean"), 3.0, 0.7))
+    result = judge(roads, {"entropy": noisy(roads, 0.8), "msp": noisy(roads, 0.9), "head": head})
+    assert result.winner == "entropy" and "worse on groups" in result.verdict
+    joints = field(20, drives=20, per_drive=60)
+    level = noisy(joints, 0.7)
+    scores = {"mean_peak": level, "head": level + 0.05 * joints["rng"].normal(size=len(level))}
+    result = choose_score(
+        Evidence.of(scores, **{k: joints[k] for k in ("failed", "frames", "groups", "shifts")}),
+        GateRules({"mean_peak"}, replicates=200),
+    )
+    assert result.winner == "mean_peak" and not result.passed
 
 
 def test_failures_needed_follow_the_width_of_the_interval() -> None:

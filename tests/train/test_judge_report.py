@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from misfire_runtime.cli import app
 from misfire_train.data import load_dataset
+from misfire_train.data.corruptions import SEVERITIES, corrupt_all
 from misfire_train.errors import JudgeError
 from misfire_train.fit import train_run
+from misfire_train.fitting.severity import adapt_severity, failed_share
 from misfire_train.judge.evaluating import evaluate, find_frames
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.gate import GateRules
@@ -29,7 +31,7 @@ from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.judge.score_names import chosen_scores
 from misfire_train.judge.slices import slice_report
 from misfire_train.metrics import aurc, auroc, budget_table
-from misfire_train.runs import Run
+from misfire_train.runs import Run, run_splits
 from misfire_train.train_config import parse_train_config
 
 pytestmark = pytest.mark.slow
@@ -223,6 +225,26 @@ def test_a_run_is_judged_on_its_test_images_with_refits_and_pictures(run: Run) -
         run, dataset, Judging(scores=("msp",), limit=100, shifts=("fog",), refit=False, replicates=50)
     )
     assert any("these shifts are not held out" in note for note in honest[0].gate.notes)
+
+
+def test_a_severity_of_0_adapts_on_held_out_frames_until_a_tenth_to_a_half_fail(run: Run) -> None:
+    dataset = load_dataset("digits")
+    held_out = run_splits(run, dataset)["holdout"]
+    chosen = adapt_severity(run.probe, run.task, held_out, "noise", contract=run.contract)
+    shares = [
+        failed_share(
+            run.probe,
+            run.task,
+            corrupt_all(held_out, "noise", severity=severity, seed=0),
+            contract=run.contract,
+        )
+        for severity in SEVERITIES
+    ]
+    inside = [s for s, share in zip(SEVERITIES, shares, strict=True) if 0.1 <= share <= 0.5]
+    assert chosen == inside[0] if inside else chosen in (1, 5)
+    judging = Judging(scores=("msp",), severity=0, shifts=("noise",), limit=100, refit=False, replicates=20)
+    report, _ = judge_run(run, dataset, judging)
+    assert report.settings["severity"] == chosen
 
 
 def test_a_head_that_was_cross_fitted_or_trained_along_is_not_fitted_again(

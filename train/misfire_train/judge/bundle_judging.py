@@ -171,6 +171,8 @@ def judge_bundle(
     """
     if judging.part != "test":
         raise JudgeError("a bundle is judged on the data set's test half: leave out --part")
+    if judging.shifts and not judging.severity:
+        raise JudgeError("a bundle has no held-out frames to adapt the severity on: state --severity 1 to 5")
     names = _chosen(judging, subject)
     task, meaning = _failures(subject, judging)
     examples = some_of(dataset.test, limit=judging.limit, seed=judging.seed)

@@ -59,7 +59,14 @@ def evaluate(
             + ". Default: none."
         ),
     ] = "",
-    severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of each corruption.")] = 3,
+    severity: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=5,
+            help="Severity of each corruption, 1 to 5. 0 adapts it, so that 10 to 50 % of the frames fail.",
+        ),
+    ] = 3,
     part: Annotated[
         JudgedPart, typer.Option(help="Judge on this part of the data, on which nothing was fitted.")
     ] = "test",

@@ -29,7 +29,10 @@ GOOD_PER_FOLD = 15
 
 @dataclass(frozen=True)
 class Fold:
-    """Holds rows that are held out together. kind: "groups" or "corruptions"."""
+    """Holds rows that are held out together.
+
+    kind: "groups", "frames" if no two frames share a group, or "corruptions".
+    """
 
     name: str
     kind: str
@@ -53,22 +56,29 @@ def group_folds(evidence: Evidence, *, most: int, seed: int) -> tuple[Fold, ...]
     """
     rows = evidence.clean
     labels = evidence.groups[rows]
-    if len(np.unique(labels)) < 2:
+    known = len(np.unique(labels))
+    # A fold of single frames holds no drive out: nobody must read it as one that does.
+    kind = "groups" if 1 < known < len(np.unique(evidence.frames[rows])) else "frames"
+    if known < 2:
         labels = evidence.frames[rows]
     names, members = np.unique(labels, return_inverse=True)
     if len(names) < 2:
         return ()
     if len(names) <= most:
-        folds = tuple(
-            _fold(str(name), "groups", rows[members == i], evidence) for i, name in enumerate(names)
-        )
+        folds = tuple(_fold(str(name), kind, rows[members == i], evidence) for i, name in enumerate(names))
         if sum(fold.usable for fold in folds) > 1:
             return folds
-    return _dealt(rows, members, evidence, most=most, seed=seed)
+    return _dealt(rows, members, evidence, kind=kind, most=most, seed=seed)
 
 
 def _dealt(
-    rows: NDArray[np.intp], members: NDArray[np.intp], evidence: Evidence, *, most: int, seed: int
+    rows: NDArray[np.intp],
+    members: NDArray[np.intp],
+    evidence: Evidence,
+    *,
+    kind: str,
+    most: int,
+    seed: int,
 ) -> tuple[Fold, ...]:
     """Deals whole groups in turn, those with the most failures first.
 
@@ -82,7 +92,7 @@ def _dealt(
     fold_of_group = np.empty(len(failures), np.intp)
     fold_of_group[by_failures] = np.arange(len(failures)) % count
     dealt = fold_of_group[members]
-    return tuple(_fold(f"fold {i + 1}", "groups", rows[dealt == i], evidence) for i in range(count))
+    return tuple(_fold(f"fold {i + 1}", kind, rows[dealt == i], evidence) for i in range(count))
 
 
 def shift_folds(evidence: Evidence, *, known: Collection[str] = ()) -> tuple[Fold, ...]:

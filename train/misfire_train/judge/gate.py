@@ -2,9 +2,10 @@
 
 A learned score is chosen only if, on data held out by group (drive, vehicle, track) and by corruption family,
 it beats the best free score with the whole 95 % paired bootstrap interval, in every requested metric, and is
-significantly worse in no single fold. Both sides of a fold are nominated on the other folds. All conditions
-must hold at once, so testing several of them makes the gate stricter, never luckier. Otherwise the bundle
-triggers on the free score, and the verdict states it.
+significantly worse in no single fold. Both sides of a fold are nominated on the other folds; beside its free
+nominee the learned score has to beat the free score that is best in that very view. All conditions must hold
+at once, so testing several of them makes the gate stricter, never luckier. Otherwise the bundle triggers on
+the free score, and the verdict states it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from numpy.typing import ArrayLike
 
 from misfire_runtime.boxes import SILENCE
 from misfire_train.errors import JudgeError
-from misfire_train.judge.evidence import Evidence
-from misfire_train.judge.folds import Table, group_folds, shift_folds, tabulate
+from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.folds import MIN_PER_FOLD, Table, group_folds, shift_folds, tabulate
 from misfire_train.judge.plain import json_value
 from misfire_train.judge.views import Candidate, View, build_view, list_candidates
 from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER
@@ -136,6 +137,9 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
             },
         )
         if table.folds:
+            few = _too_few_in(table, rules.min_failures)
+            if few is not None:
+                return _undecided(default, evidence, few, needed=rules.min_failures)
             tables.append(table)
             left_out.append(tuple(fold.name for fold in folds if not fold.usable))
     if not tables:
@@ -171,7 +175,7 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
         candidates=tuple(
             c for t in tables for c in list_candidates(t, free=free_names, metrics=rules.metrics)
         ),
-        notes=evidence.clusters()[1],
+        notes=(*evidence.clusters()[1], *one_sided(evidence)),
     )
 
 
@@ -214,6 +218,33 @@ def _too_few(evidence: Evidence, least: int) -> str | None:
     return None
 
 
+def _too_few_in(table: Table, least: int) -> str | None:
+    """Returns why a kind of held-out data is not judged: the clean frames' rule holds for each."""
+    kind = table.folds[0].kind
+    failures = sum(fold.failures for fold in table.folds)
+    successes = sum(len(fold.rows) for fold in table.folds) - failures
+    for name, count in (("errors", failures), ("successes", successes)):
+        if count < least:
+            return f"Too few {name} on held-out {kind} to judge: {count}; at least {least} are needed."
+    return None
+
+
+def one_sided(evidence: Evidence) -> tuple[str, ...]:
+    """Returns a sentence for each condition under which so few or so many frames fail that nothing shows."""
+    notes = []
+    for shift in sorted({str(name) for name in evidence.shifts}):
+        rows = evidence.shifts == shift
+        count, failures = int(rows.sum()), int(evidence.failed[rows].sum())
+        if MIN_PER_FOLD <= failures <= count - MIN_PER_FOLD:
+            continue
+        many = failures > count / 2
+        share = f"all {count}" if failures == count else f"{failures or 'none'} of {count}"
+        # The severity of clean frames cannot be changed.
+        advice = "" if shift == CLEAN else f"; judge it at a {'lower' if many else 'higher'} severity"
+        notes.append(f"Under {shift} {share} frames fail, so no score can be compared there{advice}.")
+    return tuple(notes)
+
+
 def _undecided(default: str, evidence: Evidence, why: str, *, needed: int | None = None) -> GateResult:
     return GateResult(
         winner=default,
@@ -225,6 +256,7 @@ def _undecided(default: str, evidence: Evidence, why: str, *, needed: int | None
         samples=len(evidence),
         failures=int(evidence.failed.sum()),
         needed=needed,
+        notes=one_sided(evidence),
     )
 
 
@@ -266,7 +298,8 @@ def _verdict(
         return f"No learned score was offered: trigger on the free score {free}, the best of its kind.", None
     if earned is not None:
         where = " and ".join(f"held-out {view.kind}" for view in views)
-        return f"Trigger on {earned}: it beats the best free score ({free}) on {where}.", None
+        text = f"Trigger on {earned}: it beats the best free score ({free}) on {where}."
+        return f"{text}{_without_groups(views)}", None
     if all(view.passed for view in views):
         return f"Trigger on the free score {free}: no single learned score holds up everywhere.", None
     reasons, needed = [], []
@@ -285,13 +318,19 @@ def _verdict(
                     # at this many.
                     math.ceil(failures * ((pooled.difference - pooled.low) / pooled.difference) ** 2)
                 )
+        for best, pooled in zip(view.best_free, view.against_best, strict=True):
+            # The nominees' own loss has been named already.
+            if not pooled.a_wins and all(c.a_wins for c in view.pooled if c.metric == pooled.metric):
+                reasons.append(
+                    f"{best} is as good there: {pooled.metric} on held-out {view.kind} "
+                    f"{pooled.difference:+.4f} [{pooled.low:+.4f}, {pooled.high:+.4f}]"
+                )
         reasons.extend(f"worse on {view.kind} {name}" for name in view.worse)
     text = f"Trigger on the free score {free}: {learned} did not earn its place ({'; '.join(reasons)})."
-    won = [
-        f"{c.metric} on held-out {v.kind}: {c.difference:+.4f}" for v in views for c in v.pooled if c.a_wins
-    ]
+    won = [f"{c.metric} on held-out {v.kind}: {c.difference:+.4f}" for v in views for c in v.won]
     if won:
         text += f" It does win in {', '.join(won)}."
+    text += _without_groups(views)
     if not needed:
         return text, None
     if max(needed) > MOST_FAILURES:
@@ -301,3 +340,10 @@ def _verdict(
         f"{text} A gain of this size would need about {max(needed)} held-out failures to show.",
         max(needed),
     )
+
+
+def _without_groups(views: Sequence[View]) -> str:
+    """Returns a sentence if the clean folds were single frames, "" if they were groups."""
+    if all(view.kind != "frames" for view in views):
+        return ""
+    return " No groups are known: frames were held out, not drives, which does not show the next drive."

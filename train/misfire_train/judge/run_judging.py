@@ -23,6 +23,7 @@ from misfire_train.errors import JudgeError
 from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.frames import frames_to_fit, signals_to_fit
 from misfire_train.fitting.refit import refit_of_run
+from misfire_train.fitting.severity import adapt_severity
 from misfire_train.heads import recipe_named
 from misfire_train.judge.columns import (
     Column,
@@ -56,7 +57,7 @@ class Judging:
     Attributes:
         scores: "all", "free" and names, in any combination.
         shifts: corruption families.
-        severity: 1..5, of each family.
+        severity: 1..5, of each family; 0 adapts it to each, so that a tenth to a half of the frames fail.
         part: "test", or a part of the run that nothing was fitted on ("field").
         limit: maximum number of frames, None for all.
         refit: fit the head again without each shift of its library.
@@ -88,7 +89,11 @@ def judge_run(
     progress("fitting scores")
     task, meaning = _failures(run, parts, judging)
     modules, skipped = _build_scores(run, parts, task, judging)
-    images = {CLEAN: examples} | {name: _shifted(examples, name, judging) for name in judging.shifts}
+    severities = _severities(run, parts, task, judging)
+    images = {CLEAN: examples} | {
+        name: corrupt_all(examples, name, severity=severity, seed=judging.seed)
+        for name, severity in severities.items()
+    }
     columns = {}
     for name, rows in images.items():
         progress(f"scoring {len(rows)} frames, {name}")
@@ -112,7 +117,7 @@ def judge_run(
         loss_scales=_loss_scales(run, parts, modules),
         loss_scales_from="the run's calibration part",
         replicates=judging.replicates,
-        settings=_settings(run, dataset, judging, examples, meaning),
+        settings=_settings(run, dataset, judging, examples, meaning) | {"severity": _stated(severities)},
     )
     found = find_column_parts(columns, examples, task, contract=run.contract, classes=run.record.classes)
     report = with_parts(report, evidence, found, replicates=judging.replicates, seed=judging.seed)
@@ -134,8 +139,21 @@ def _part(parts: Mapping[str, Examples], judging: Judging) -> Examples:
     return some_of(parts[judging.part], limit=judging.limit, seed=judging.seed)
 
 
-def _shifted(examples: Examples, family: str, judging: Judging) -> Examples:
-    return corrupt_all(examples, family, severity=judging.severity, seed=judging.seed)
+def _severities(run: Run, parts: Mapping[str, Examples], task: Task, judging: Judging) -> dict[str, int]:
+    """Returns {family: severity}, adapted on frames that are not judged if none is stated."""
+    if judging.severity:
+        return dict.fromkeys(judging.shifts, judging.severity)
+    others = [name for name in ("holdout", "calibration") if name in parts and name != judging.part]
+    if not others:
+        raise JudgeError(
+            "the severity can only be adapted on held-out frames, and the run has none: state it"
+        )
+    return {
+        name: adapt_severity(
+            run.probe, task, parts[others[0]], name, contract=run.contract, seed=judging.seed
+        )
+        for name in judging.shifts
+    }
 
 
 def _build_scores(
@@ -258,6 +276,13 @@ def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Scor
     return {run.head.name: fit_loss_scale(column.scores[run.head.name], column.loss)}
 
 
+def _stated(severities: Mapping[str, int]) -> int | str | None:
+    """Returns the severity for the report: one number if all are alike."""
+    if len(set(severities.values())) < 2:
+        return next(iter(severities.values()), None)
+    return ", ".join(f"{name} {severity}" for name, severity in severities.items())
+
+
 def _settings(
     run: Run, dataset: Dataset, judging: Judging, examples: Examples, meaning: str
 ) -> dict[str, Any]:
@@ -270,7 +295,6 @@ def _settings(
         "groups": len(set(examples.groups)),
         "failure": meaning,
         "shifts": ", ".join(judging.shifts) or "none",
-        "severity": judging.severity if judging.shifts else None,
         "head": run.record.head.recipe if run.record.head else None,
         "replicates": judging.replicates,
         "data_notes": "; ".join(note.rstrip(".") for note in dataset.notes) or None,

@@ -29,17 +29,29 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class View:
-    """Holds all folds of one kind. pooled: learned minus free nominee, failure-weighted mean over folds."""
+    """Holds all folds of one kind.
+
+    pooled: learned minus free nominee, failure-weighted mean over folds.
+    best_free: by metric, the free score that is best in this very view.
+    against_best: learned nominee minus that score.
+    """
 
     kind: str
     folds: tuple[FoldResult, ...]
     pooled: tuple[Comparison, ...]
     left_out: tuple[str, ...] = ()
+    best_free: tuple[str, ...] = ()
+    against_best: tuple[Comparison, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Returns whether every pooled interval is above zero, and no fold is significantly worse."""
-        return all(c.a_wins for c in self.pooled) and not self.worse
+        """Returns whether every interval is above zero, and no fold is significantly worse."""
+        return all(c.a_wins for c in (*self.pooled, *self.against_best)) and not self.worse
+
+    @property
+    def won(self) -> tuple[Comparison, ...]:
+        """Returns the metrics in which the learned nominee beats the best free score of this view."""
+        return tuple(c for c in self.against_best if c.a_wins)
 
     @property
     def worse(self) -> tuple[str, ...]:
@@ -91,7 +103,13 @@ def build_view(
         for i, fold in enumerate(table.folds)
     )
     pooled = tuple(_compare_pooled(table, pairs, metric) for metric in metrics)
-    return View(table.folds[0].kind, folds, pooled, left_out)
+    # The nominee of the other folds may be beaten here by another free score, which a user could have had.
+    best_free = tuple(table.best(free, metric) for metric in metrics)
+    against_best = tuple(
+        _compare_pooled(table, [(best, learned) for _, learned in pairs], metric)
+        for metric, best in zip(metrics, best_free, strict=True)
+    )
+    return View(table.folds[0].kind, folds, pooled, left_out, best_free, against_best)
 
 
 def _compare_fold(
