@@ -7,7 +7,7 @@ Per seed: a small ResNet is trained on a share of 12,000 Fashion-MNIST images an
 corruption family (severity 1 to 5 drawn per image). `library`: the head knew all families. `left out`: for
 each family a head that never saw it. Differences to entropy and MSP are paired on the same bootstrap
 resamples of test images, drawn with all their corrupted copies, and averaged over seeds. Nothing is chosen
-on the test half: recipes were tuned on other seeds and other training images (docs/detectors.md).
+on the test half: recipes were tuned on other seeds and other training images (docs/failure-scores.md).
 Intermediate results are kept in --work, so that an interrupted benchmark goes on where it stopped. --quick:
 a small part, to see that it runs.
 """
@@ -193,7 +193,10 @@ def judge_seed(
             judged: dict[str, Observed] = kept["views"]
             return judged
     gathered = gather_signals()
-    head = fit(gathered, left_out=None, recipe=recipe, seed=seed)
+    # All columns, because the views were gathered with them; the strength is chosen once for the seed.
+    head = fit(gathered, left_out=None, recipe=replace(recipe, columns="all"), seed=seed)
+    assert isinstance(head, ResidualHead)
+    given, recipe = recipe, replace(recipe, strength=head.strength, columns="all")
     views: dict[str, View] = gathered["views"]
     known = {name: observed(view, {"learning_loss_pp": head}) for name, view in views.items()}
     apart = []
@@ -204,7 +207,7 @@ def judge_seed(
     result = {"clean": known["clean"], "library": library, "left out": pool(apart)}
     result |= {f"library {family}": known[family] for family in FAMILIES}
     result |= {f"left out {family}": one for family, one in zip(FAMILIES, apart, strict=True)}
-    torch.save({"recipe": recipe, "views": result}, cache)
+    torch.save({"recipe": given, "views": result}, cache)
     return result
 
 

@@ -82,7 +82,8 @@ def gains(views: dict[str, View], head: LossHead, names: Sequence[str]) -> dict[
 def tune(run: Run, dataset: Any, *, seed: int, frames: int, quick: bool) -> Rows:
     """One row per setting."""
     steps_scale = 0.05 if quick else 1.0
-    recipe = recipe_named("learning-loss-pp")
+    # At full strength, since settings are compared and not heads.
+    recipe = replace(recipe_named("learning-loss-pp"), strength=1.0)
     parts = run_splits(run, dataset)
     heads = candidate_heads(
         run.probe, recipe, contract=run.contract, task=run.task, train=parts["train"], seed=seed

@@ -55,7 +55,8 @@ def judge(
     run: Run, dataset: Any, *, rows: int, kept: int, seed: int, frames: int, quick: bool
 ) -> dict[str, Any]:
     """One row of the table."""
-    recipe = recipe_named("learning-loss-pp")
+    # At full strength, since settings are compared and not heads.
+    recipe = replace(recipe_named("learning-loss-pp"), strength=1.0)
     parts = run_splits(run, dataset)
     holdout = parts["holdout"]
     sized = functools.partial(Memory.fit, rows=rows, kept=kept)

@@ -26,7 +26,7 @@ from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.fit import train_run
 from misfire_train.fitting.failures import settle_failures
-from misfire_train.heads import HeadRecipe, LossHead, recipe_named
+from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
 from misfire_train.heads.data import LossSet, checked_losses, collect, corrupted_copies, join_sets
 from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
 from misfire_train.progress import Reporter
@@ -147,6 +147,9 @@ def judge_seed(
     assert failure is not None
     begun = start(run, task, parts, recipe=recipe, seed=seed)
     head = fit(run, task, begun, parts["holdout"], recipe=recipe, seed=seed)
+    if isinstance(head, ResidualHead):
+        # Heads without a group of families have the strength and the columns of the one that is shipped.
+        recipe = replace(recipe, strength=head.strength, columns=head.columns)
     everything = shifted(test, tuple(FAMILIES), seed=7_000_000 + seed)
     result = {
         "clean": observe(run, task, test, head, free=bench.free),

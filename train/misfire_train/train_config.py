@@ -96,12 +96,17 @@ class FailureTable(Table):
 Objective = Literal["learning-loss", "learning-loss-pp", "rank-bce", "log-loss-regression"]
 
 
+Columns = Literal["all", "beliefs", "answer", "own"]
+
+
 class HeadTable(Table):
-    """Configures how the failure score is fitted; see docs/detectors.md. None takes the recipe's value.
+    """Configures how the failure score is fitted; see docs/failure-scores.md. None takes the recipe's value.
 
     recipe: learning-loss-pp (the default), or a paper's own by name; "none" trains no head.
     layers: the task network's layers to attach to; empty takes the architecture's own.
     families: corruption library; None takes all, an empty list none. copies: corrupted copies per image.
+    strength: share of the correction that the head keeps, 0 to 1; None chooses it, and with it the
+    columns, by leaving out groups of the holdout. columns: all, beliefs, answer or own.
     joint: let the head's gradients into the task network, until after `detach_epoch` (Yoo & Kweon).
     folds: 2 or more fits the head on cross-fitted losses of that many networks instead of a holdout.
     """
@@ -115,6 +120,8 @@ class HeadTable(Table):
     learning_rate: float | None = Field(default=None, gt=0, le=10)
     weight_decay: float | None = Field(default=None, ge=0)
     batch: int | None = Field(default=None, ge=2)
+    strength: float | None = Field(default=None, ge=0, le=1)
+    columns: Columns | None = None
     joint: bool | None = None
     joint_weight: float = Field(default=1.0, ge=0)
     detach_epoch: int | None = Field(default=None, ge=0)

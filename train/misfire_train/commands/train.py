@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,18 +113,39 @@ def describe(run: Run) -> str:
     ]
     if record.failure is not None:
         lines.append(f"a failure is a loss above {record.failure.threshold:.4g}: {record.failure.source}")
-    report = metrics.get("head")
-    if report:
-        stands = f" on {report['base']}" if report["base"] else ""
-        lines.append(
-            f"failure score: {report['recipe']}{stands}, held-out pair accuracy {report['pair_accuracy']:.3f}"
-            + (f", AUROC {report['auroc']:.3f}" if report["auroc"] is not None else "")
-            + (
-                f" against {report['auroc_base']:.3f} of the free score"
-                if report["auroc_base"] is not None
-                else ""
-            )
-        )
+    if metrics.get("head"):
+        lines += describe_head(metrics["head"])
+        lines.append(f"that is a check of the fit, not a result; for one: misfire evaluate {run.path}")
     lines += [f"warning: {text}" for text in record.warnings]
     lines.append(f"next: misfire export {run.path} --out bundle")
     return "\n".join(lines)
+
+
+def describe_head(report: Mapping[str, Any]) -> list[str]:
+    """Returns what a head is and what its own check showed, in words that do not read like a result."""
+    stands = f" on {report['base']}" if report["base"] else ""
+    choice = report.get("choice")
+    if not choice:
+        lines = [f"failure score: {report['recipe']}{stands}"]
+        seen = "held-out images set aside"
+    else:
+        at_zero = (
+            "the score is constant" if report["base"] == "none" else f"the score is the {report['base']}"
+        )
+        words = f"strength {choice['strength']:g} of 1, chosen over {choice['count']} {choice['by']}"
+        columns = f", reads {choice['columns']}" if choice["strength"] else ""
+        lines = [f"failure score: {report['recipe']}{stands}, {words}{columns}; at 0 {at_zero}"]
+        seen = f"{choice['by']} left out"
+        if choice["by"] == "images":
+            lines.append("no groups in the data: what holds on the next drive was not checked")
+    if report["auroc"] is None:
+        lines.append(f"fit check on {seen}: too few clean failures or successes for an AUROC")
+    elif report["auroc_base"] is None:
+        lines.append(f"fit check on {seen}, clean frames: AUROC {100 * report['auroc']:.1f}")
+    else:
+        free = 100 * report["auroc_base"]
+        gain = 100 * report["auroc"] - free
+        lines.append(
+            f"fit check on {seen}, clean frames: {gain:+.1f} points of AUROC to the free score's {free:.1f}"
+        )
+    return lines

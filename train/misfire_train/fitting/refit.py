@@ -105,6 +105,10 @@ def refit_of_run(
     if run.head is None or run.record.head is None:
         return None
     recipe = recipe_named(run.record.head.recipe).with_table(run.config.head)
+    # The refit is judged for the score that the run has, so it is of the same strength.
+    options = run.record.head.options
+    if "strength" in options:
+        recipe = replace(recipe, strength=options["strength"], columns=options.get("columns"))
     folds: tuple[FoldNetwork, ...] = ()
     obstacle = ""
     if recipe.joint:

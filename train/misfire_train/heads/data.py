@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from misfire_runtime.errors import ConfigError
@@ -91,6 +92,7 @@ class LossSet:
         failed: [R] bool, None if the task has no failure.
         image: [R], the image that a row shows.
         clean: [R] bool, False for corrupted copies.
+        group: [R] text, the drive, vehicle or track of the image; None if no group is known.
     """
 
     parts: Parts
@@ -99,22 +101,38 @@ class LossSet:
     failed: Tensor | None
     image: Tensor
     clean: Tensor
+    group: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.losses)
 
     def take(self, rows: Tensor) -> LossSet:
         """Returns the rows at these positions."""
-        failed = None if self.failed is None else self.failed[rows]
-        parts = tuple(part[rows] for part in self.parts)
         return LossSet(
-            parts, self.losses[rows], self.frame_losses[rows], failed, self.image[rows], self.clean[rows]
+            tuple(part[rows] for part in self.parts),
+            self.losses[rows],
+            self.frame_losses[rows],
+            None if self.failed is None else self.failed[rows],
+            self.image[rows],
+            self.clean[rows],
+            None if self.group is None else self.group[rows.numpy()],
         )
+
+    def groups_of_images(self) -> list[str]:
+        """Returns the group of each image, by number; its own number if no group is known."""
+        images = int(self.image.max()) + 1
+        if self.group is None:
+            return [str(number) for number in range(images)]
+        names = [""] * images
+        for number, name in zip(self.image.tolist(), self.group.tolist(), strict=True):
+            names[number] = name
+        return names
 
 
 def join_sets(sets: Sequence[LossSet]) -> LossSet:
     """Returns all rows of several sets."""
     failed = [s.failed for s in sets if s.failed is not None]
+    groups = [s.group for s in sets if s.group is not None]
     return LossSet(
         parts=tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True)),
         losses=torch.cat([s.losses for s in sets]),
@@ -122,6 +140,7 @@ def join_sets(sets: Sequence[LossSet]) -> LossSet:
         failed=torch.cat(failed) if len(failed) == len(sets) else None,
         image=torch.cat([s.image for s in sets]),
         clean=torch.cat([s.clean for s in sets]),
+        group=np.concatenate(groups) if len(groups) == len(sets) else None,
     )
 
 
@@ -164,6 +183,7 @@ def collect(
         failed=task.failed(joined, targets) if task.knows_failures else None,
         image=torch.arange(len(examples)),
         clean=torch.full((len(examples),), clean),
+        group=np.array(examples.groups, np.str_) if isinstance(examples, Examples) else None,
     )
 
 

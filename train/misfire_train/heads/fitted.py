@@ -9,7 +9,7 @@ from typing import Any
 from misfire_train.heads.base import LossHead
 
 CHECK_SHARE = 0.15
-"""Share of the held-out images that a head is checked on."""
+"""Share of the held-out images that a head is checked on, if nothing is left out to choose its strength."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class HeadReport:
     auroc: float | None = None
     auroc_base: float | None = None
     notes: tuple[str, ...] = ()
+    choice: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for run.json."""

@@ -37,6 +37,8 @@ class HeadRecipe:
         clean_share: of the rows of a batch.
         sees_features: a residual head reads the embedding and statistics of feature maps too.
         hidden, members: of its committee.
+        strength: of the correction, 0 to 1; None chooses it by leaving out groups (heads/strength.py).
+        columns: the set of statistics that a residual head reads; None chooses it with the strength.
         joint: the network trains along, with gradients of the head until after `detach_epoch`, by default
             three fifths of the epochs.
     """
@@ -59,6 +61,8 @@ class HeadRecipe:
     joint: bool = False
     detach_epoch: int | None = None
     families: tuple[str, ...] | None = None
+    strength: float | None = None
+    columns: str | None = None
 
     def with_table(self, table: HeadTable) -> HeadRecipe:
         """Returns the recipe with a config's values in place of its own."""
@@ -85,6 +89,8 @@ _OPEN = (
     "joint",
     "detach_epoch",
     "families",
+    "strength",
+    "columns",
 )
 """Fields of a config's head table that None leaves to the recipe."""
 

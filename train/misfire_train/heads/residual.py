@@ -6,6 +6,9 @@ The last layers start at zero, so the head starts as the free score and cannot s
 a loss: the frame of a classifier, a joint, a tile of a segmenter, a value of a regressor. One network serves
 all units; a one-hot tells joints and values apart. Statistics are clipped at six deviations, so that an
 unfamiliar shift cannot drive the correction without bound.
+
+After training the correction keeps a strength of 0 to 1 (heads/strength.py), which is multiplied into the
+last layers; at 0 the score orders frames exactly as the free score does.
 """
 
 from __future__ import annotations
@@ -26,6 +29,18 @@ from misfire_train.tasks import Task, as_task
 from misfire_train.tasks.answers.statistics import map_statistics
 
 CLIP = 6.0
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "all": ("own", "mean", "unit", "memory", "norm", "embedding", "maps", "opinions"),
+    # What carries the place (channel by channel, the embedding itself) is left out, what was made of it not.
+    "beliefs": ("own", "mean", "unit", "memory", "opinions"),
+    "answer": ("own", "mean", "unit"),
+    "own": ("own", "unit"),
+}
+"""Sets of statistics, by the blocks of columns that they keep.
+
+Of one's own unit, their mean over units, a one-hot of the unit, distances to the memory, the norm of the
+embedding, the embedding, statistics of feature maps, and second opinions on them.
+"""
 
 
 class Committee(nn.Module):
@@ -75,11 +90,16 @@ class ResidualHead(LossHead):
         maps: names of feature maps whose statistics it reads.
         rows, kept: of the memory (by default kept whole).
         opinions: for classes, the number of map statistics that each second opinion sees.
+        columns: the set of statistics (COLUMNS) that it reads.
+        strength: what is left of the correction, for the record: it is in the weights.
+        pooling: "exp", or "mean" if a frame's score is the mean over units.
     """
 
     recipe = "learning-loss-pp"
     center: Tensor
     spread: Tensor
+    blocks: tuple[tuple[str, int], ...] = ()
+    """Names and widths of its blocks of columns, in order; only of a head that was just built."""
 
     def __init__(
         self,
@@ -96,21 +116,36 @@ class ResidualHead(LossHead):
         sees_embedding: bool = True,
         opinions: tuple[int, ...] = (),
         kept: int | None = None,
+        columns: str = "all",
+        strength: float = 1.0,
+        pooling: str = "exp",
     ) -> None:
         super().__init__()
         self.task = as_task(task)
+        self.columns, self.strength, self.pooling = columns, strength, pooling
         self.outputs, self.base, self.embedding = outputs, base, embedding
         self.maps, self.hidden, self.members = tuple(maps), hidden, members
         self.sees_embedding = sees_embedding
         classes = outputs if remembers_classes(self.task) else 0
-        self.memory = Memory(rows, embedding, classes, kept=embedding if kept is None else kept)
+        self.rows, self.kept = rows, embedding if kept is None else kept
+        # Without its columns a vehicle need not carry the memory, which is most of what a head weighs.
+        keeps_memory = "memory" in COLUMNS[columns]
+        self.memory = Memory(rows, embedding, classes, kept=self.kept) if keeps_memory else None
         self.opinions = nn.ModuleList(SecondOpinion(count, outputs) for count in opinions)
         self.committee = Committee(width, hidden=hidden, members=members)
         self.scale = nn.Parameter(torch.ones(()))
         self.bias = nn.Parameter(torch.zeros(()))
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))
-        self.definition = f"log-loss predicted as {base} + correction from output statistics"
+        self.define()
+
+    def define(self) -> None:
+        """Sets the definition that a manifest prints."""
+        if self.strength == 0:
+            self.definition = f"log-loss predicted as {self.base} alone: no correction earned its place"
+            return
+        share = "" if self.strength == 1 else f"{self.strength:g} of a "
+        self.definition = f"log-loss predicted as {self.base} + {share}correction from output statistics"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -122,12 +157,15 @@ class ResidualHead(LossHead):
             "embedding": self.embedding,
             "maps": list(self.maps),
             "width": len(self.center),
-            "rows": self.memory.rows,
-            "kept": self.memory.kept,
+            "rows": self.rows,
+            "kept": self.kept,
             "hidden": self.hidden,
             "members": self.members,
             "sees_embedding": self.sees_embedding,
             "opinions": [opinion.width for opinion in self.opinions],
+            "columns": self.columns,
+            "strength": self.strength,
+            "pooling": self.pooling,
         }
 
     @property
@@ -138,6 +176,9 @@ class ResidualHead(LossHead):
     def extract(self, signals: Signals) -> Parts:
         """Returns (base [N,U], statistics [N,U,D])."""
         base = self.task.bases()[self.base](signals.outputs)
+        # At strength 0 the correction is not computed.
+        if self.strength == 0:
+            return base, base[..., None]
         return base, unit_statistics(
             self.task,
             signals,
@@ -145,11 +186,18 @@ class ResidualHead(LossHead):
             maps=self.maps,
             sees_embedding=self.sees_embedding,
             opinions=self.opinions,
+            columns=self.columns,
         )
+
+    def pool(self, units: Tensor) -> Tensor:
+        """Returns [N] for [N,U]: log of the mean of exp, or the mean if the free score is a mean."""
+        return units.mean(1) if self.pooling == "mean" else super().pool(units)
 
     def predict(self, parts: Parts) -> Tensor:
         """Returns scores of units, [N,U]."""
         base, x = parts
+        if self.strength == 0:
+            return self.scale * base + self.bias
         answers: Tensor = self.scale * base + self.bias + self.committee.average(self._rows(x)).view_as(base)
         return answers
 
@@ -184,6 +232,73 @@ class ResidualHead(LossHead):
         self.scale.copy_(slope.clamp(0.05, 20.0) if bool(centred.abs().max() > 1e-6) else slope.new_ones(()))
         self.bias.copy_(wanted.mean() - self.scale * known.mean())
 
+    @torch.no_grad()
+    def free_line(self, parts: Parts, losses: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+        """Returns scale and bias with which units pool to the order of the free score.
+
+        The free score of a frame is the mean over its units, of exp(base) unless the task says that it is of
+        the base itself. So a scale other than 1 would be another score.
+        parts, losses: as in `standardise`, which has been called.
+        """
+        base = parts[0]
+        if base.shape[1] == 1 or self.base in self.task.mean_bases:
+            return self.scale.clone(), self.bias.clone()
+        there = ~losses.isnan()
+        return torch.ones(()), (torch.log(losses[there] + eps) - base[there]).mean()
+
+    @torch.no_grad()
+    def weaken(self, strength: float, line: tuple[Tensor, Tensor]) -> None:
+        """Keeps this share of what training made of the head; the rest is the free score's line."""
+        self.committee.last.mul_(strength)
+        for own, free in zip((self.scale, self.bias), line, strict=True):
+            own.copy_((1 - strength) * free + strength * own)
+        self.strength = strength
+        if strength == 0 and self.base in self.task.mean_bases:
+            self.pooling = "mean"
+        self.define()
+
+    def narrowed(self, columns: str, *, members: int | None = None) -> ResidualHead:
+        """Returns a fresh head that reads these statistics of the same memory and opinions.
+
+        members: of its committee; by default as many.
+        """
+        blocks = COLUMNS[columns]
+        keeps_maps = "maps" in blocks or "opinions" in blocks
+        options = self.options | {
+            "columns": columns,
+            "maps": self.maps if keeps_maps else (),
+            "opinions": self.options["opinions"] if "opinions" in blocks else (),
+            "sees_embedding": self.sees_embedding and "embedding" in blocks,
+            "width": len(self.center) if columns == self.columns else len(self.column_index(columns)),
+            "members": self.members if members is None else members,
+            "task": self.task,
+        }
+        head = ResidualHead(**options)
+        if head.memory is not None and self.memory is not None:
+            head.memory.load_state_dict(self.memory.state_dict())
+        head.opinions.load_state_dict(self.opinions.state_dict() if len(head.opinions) else {})
+        head.opinions.requires_grad_(False)
+        return head
+
+    def column_index(self, columns: str) -> list[int]:
+        """Returns the places of a set's columns among those of this head."""
+        places: list[int] = []
+        start = 0
+        for name, width in self.blocks:
+            if name in COLUMNS[columns]:
+                places += range(start, start + width)
+            start += width
+        return places
+
+    def column_sets(self) -> list[str]:
+        """Returns the sets of columns that differ for this head, the largest first."""
+        found: dict[int, str] = {}
+        for name in COLUMNS:
+            # With many units per frame the memory is of the whole frame: it carries the place, too.
+            if name != "beliefs" or self.task.by_frame:
+                found.setdefault(len(self.column_index(name)), name)
+        return list(found.values())
+
 
 def remembers_classes(task: Task) -> bool:
     """Returns whether the memory holds the class of each training frame, whose votes a head then reads."""
@@ -193,11 +308,12 @@ def remembers_classes(task: Task) -> bool:
 def unit_statistics(
     task: Task,
     signals: Signals,
-    memory: Memory,
+    memory: Memory | None,
     *,
     maps: tuple[str, ...],
     sees_embedding: bool,
     opinions: Iterable[nn.Module] = (),
+    columns: str = "all",
 ) -> Tensor:
     """Returns the input of the correction, [N,U,D].
 
@@ -205,26 +321,49 @@ def unit_statistics(
     (joints, values); distances to the training set; on request the embedding, statistics of feature maps, and
     what second opinions make of them.
     """
-    outputs, embedding = signals.outputs, signals.embedding
-    frame = [
-        memory(embedding, outputs),
-        torch.log(signals.flat.square().sum(1, keepdim=True).clamp_min(1e-12)),
-    ]
-    if sees_embedding:
-        frame.append(memory.components(embedding))
-    if maps:
-        seen = map_statistics({name: signals.features[name] for name in maps})
-        frame += [seen, *(opinion(seen, outputs) for opinion in opinions)]
+    blocks = statistics_blocks(
+        task, signals, memory, maps=maps, sees_embedding=sees_embedding, opinions=opinions, columns=columns
+    )
+    units = [block for _, block in blocks if block.ndim == 3]
+    frame = [block for _, block in blocks if block.ndim == 2]
+    if not frame:
+        return torch.cat(units, 2) if len(units) > 1 else units[0]
+    count = units[0].shape[1]
+    if count == 1:
+        return torch.cat((*(block[:, 0] for block in units), *frame), 1)[:, None]
+    return torch.cat((*units, torch.cat(frame, 1)[:, None].expand(-1, count, -1)), 2)
+
+
+def statistics_blocks(
+    task: Task,
+    signals: Signals,
+    memory: Memory | None,
+    *,
+    maps: tuple[str, ...],
+    sees_embedding: bool,
+    opinions: Iterable[nn.Module] = (),
+    columns: str = "all",
+) -> list[tuple[str, Tensor]]:
+    """Returns the blocks of `unit_statistics` by name: of units [N,U,d], then of the frame [N,d]."""
+    outputs, embedding, wanted = signals.outputs, signals.embedding, COLUMNS[columns]
     units = task.unit_statistics(outputs)
     count = units.shape[1]
+    blocks = [("own", units)]
     # A mean over one unit and a one-hot of one unit would add nothing.
-    if count == 1 and not task.names_units:
-        return torch.cat((units[:, 0], *frame), 1)[:, None]
-    columns = [units]
-    if count > 1:
-        columns.append(units.mean(1, keepdim=True).expand(-1, count, -1))
+    if count > 1 and "mean" in wanted:
+        blocks.append(("mean", units.mean(1, keepdim=True).expand(-1, count, -1)))
     if task.names_units:
         who = torch.eye(count, device=units.device, dtype=units.dtype)
-        columns.append(who[None].expand(units.shape[0], -1, -1))
-    columns.append(torch.cat(frame, 1)[:, None].expand(-1, count, -1))
-    return torch.cat(columns, 2)
+        blocks.append(("unit", who[None].expand(units.shape[0], -1, -1)))
+    if memory is not None:
+        blocks.append(("memory", memory(embedding, outputs)))
+    if "norm" in wanted:
+        blocks.append(("norm", torch.log(signals.flat.square().sum(1, keepdim=True).clamp_min(1e-12))))
+    if sees_embedding and memory is not None:
+        blocks.append(("embedding", memory.components(embedding)))
+    if maps:
+        seen = map_statistics({name: signals.features[name] for name in maps})
+        if "maps" in wanted:
+            blocks.append(("maps", seen))
+        blocks += [("opinions", opinion(seen, outputs)) for opinion in opinions]
+    return blocks

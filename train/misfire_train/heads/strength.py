@@ -178,6 +178,20 @@ def choose_strength(
     )
 
 
+def can_show(
+    failed: NDArray[np.bool_], clean: NDArray[np.bool_], image: NDArray[np.intp], folds: Folds
+) -> bool:
+    """Returns whether at least two folds have the failures and successes that a gain needs.
+
+    failed, clean, image: [R], as in `choose_strength`.
+    """
+    for rows in (clean, ~clean):
+        cells = _cells(rows, failed, folds.number[image], folds.folds)
+        if sum(len(each) > 0 for each in cells) > 1:
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class _Part:
     """Differences of one kind of rows. by_fold: [K], NaN without a value. influence: {cluster: [K]}."""

@@ -1,6 +1,7 @@
 """Trains a loss-predicting head on losses that the task network never fitted; the network is not changed.
 
-LossSet --objective over random pairs (+ was it wrong?)--> head --checked on images set aside--> Fitted
+LossSet --leave_out (residual heads)--> strength, columns --objective over random pairs--> head --> Fitted
+        --groups set aside (the others)--> objective over random pairs --> head, checked on them --> Fitted
 
 The signals are gathered once; after that a step touches only the head, so hundreds take seconds on one core.
 """
@@ -8,8 +9,9 @@ The signals are gathered once; after that a step touches only the head, so hundr
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,12 @@ from misfire_train.heads.data import (
     on_cpu,
 )
 from misfire_train.heads.fitted import CHECK_SHARE, Fitted, HeadReport, name_collapse
+from misfire_train.heads.leaving_out import LeftOut, leave_out, narrowed_set
 from misfire_train.heads.memory import Memory
 from misfire_train.heads.pairs import paired_objective, row_weights
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
-from misfire_train.heads.residual import ResidualHead, remembers_classes, unit_statistics
+from misfire_train.heads.residual import ResidualHead, remembers_classes, statistics_blocks
 from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import ratio_eps
@@ -52,6 +55,8 @@ from misfire_train.tasks.detection import Detection
 MIN_HELD_OUT = 20
 # Of ResNet-18 at 224 x 224 only the last stage (25,088 numbers) is below.
 MAP_NUMBERS = 32_768
+_FOLD_ROWS, _LEAST_FRAMES = 1024, 48
+"""Units in a batch of a fold's fit, and frames if a frame has many."""
 
 
 def fit_head(
@@ -213,9 +218,8 @@ def candidate_heads(
         # One opinion of all layers but the last, one of all; a single layer gives one opinion.
         for width in sorted({sum(widths[:-1]) or sum(widths), sum(widths)}):
             opinions.append(SecondOpinion(width, classes).fit(facts.statistics, facts.targets, seed=seed))
-    statistics = unit_statistics(
-        task, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions
-    )
+    blocks = statistics_blocks(task, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions)
+    columns = tuple((name, int(block.shape[-1])) for name, block in blocks)
     heads: list[LossHead] = []
     for base in task.bases():
         head = ResidualHead(
@@ -224,7 +228,7 @@ def candidate_heads(
             base=base,
             embedding=memory.width,
             maps=maps,
-            width=int(statistics.shape[2]),
+            width=sum(width for _, width in columns),
             rows=memory.rows,
             kept=memory.kept,
             sees_embedding=bool(maps),
@@ -232,6 +236,8 @@ def candidate_heads(
             hidden=recipe.hidden,
             members=recipe.members,
         )
+        head.blocks = columns
+        assert head.memory is not None
         head.memory.load_state_dict(memory.state_dict())
         head.opinions.load_state_dict(nn.ModuleList(opinions).state_dict())
         head.opinions.requires_grad_(False)
@@ -271,25 +277,95 @@ def best_base(
 def fit_on_losses(
     head: LossHead, data: LossSet, *, recipe: HeadRecipe, seed: int = 0, reporter: Reporter | None = None
 ) -> Fitted:
-    """Optimises a head and checks it on images set aside (all copies of an image on one side)."""
-    generator = torch.Generator().manual_seed(seed)
-    images = int(data.image.max()) + 1
-    # At least two: pair accuracy compares images.
-    checked = torch.randperm(images, generator=generator)[: max(2, int(CHECK_SHARE * images))]
-    # By image, not by row: a corrupted copy of a fitted image is not unseen.
-    aside = torch.isin(data.image, checked)
-    fitting, check = data.take((~aside).nonzero().flatten()), data.take(aside.nonzero().flatten())
+    """Optimises a head on losses that its network never fitted.
+
+    A residual head gets the strength and the columns that hold on groups left out, is fitted on all rows, and
+    its report shows what it did on those groups. Other heads, and those whose strength the recipe states, are
+    checked on groups that are set aside.
+    """
     known = data.losses[~data.losses.isnan()]
     if not len(known):
         raise ConfigError("no unit of any held-out image has a loss (nothing visible, nothing labelled)")
     # A median of zero gives no scale; a tiny eps still keeps log(0) out.
     eps = ratio_eps(known) or 1e-12
+    if isinstance(head, ResidualHead) and recipe.strength is None:
+        return _fit_residual(head, data, recipe=recipe, eps=eps, seed=seed, reporter=reporter)
+    generator = torch.Generator().manual_seed(seed)
+    aside = set_aside(data, generator=generator)
+    fitting, check = data.take((~aside).nonzero().flatten()), data.take(aside.nonzero().flatten())
     if isinstance(head, ResidualHead):
+        # The caller's head is trained in place only if it keeps all of its columns.
+        if recipe.columns not in (None, head.columns):
+            check = narrowed_set(head, check, recipe.columns)[1]
+            head, fitting = narrowed_set(head, fitting, recipe.columns)
         head.standardise(fitting.parts, fitting.losses, eps=eps)
-    optimise(head, fitting, recipe=recipe, eps=eps, generator=generator, reporter=reporter)
+    if recipe.strength != 0:
+        optimise(head, fitting, recipe=recipe, eps=eps, generator=generator, reporter=reporter)
     head.eval().requires_grad_(False)
+    if isinstance(head, ResidualHead) and recipe.strength != 1:
+        head.weaken(recipe.strength or 0.0, head.free_line(fitting.parts, fitting.losses, eps=eps))
     head.recipe = recipe.name
     return Fitted(head, check_head(head, check, recipe, samples=len(data), steps=recipe.steps))
+
+
+def set_aside(data: LossSet, *, generator: torch.Generator) -> Tensor:
+    """Returns bool [R]: rows to check a head on, with whole groups on one side.
+
+    A corrupted copy of a fitted image is not unseen, and neither is another frame of a fitted drive.
+    """
+    groups = data.groups_of_images()
+    names = sorted(set(groups))
+    # One drive is no more than its images.
+    owner = groups if len(names) > 1 else [str(number) for number in range(len(groups))]
+    names = sorted(set(owner))
+    order = torch.randperm(len(names), generator=generator).tolist()
+    # At least two images: pair accuracy compares them.
+    wanted, chosen, count = max(2, int(CHECK_SHARE * len(groups))), set(), 0
+    sizes = Counter(owner)
+    for place in order[:-1] if len(names) > 1 else order:
+        if count >= wanted:
+            break
+        chosen.add(names[place])
+        count += sizes[names[place]]
+    checked = torch.tensor([name in chosen for name in owner])
+    return checked[data.image]
+
+
+def _fit_residual(
+    head: ResidualHead,
+    data: LossSet,
+    *,
+    recipe: HeadRecipe,
+    eps: float,
+    seed: int,
+    reporter: Reporter | None,
+) -> Fitted:
+    """Chooses strength and columns, then fits on all rows."""
+
+    # Half a batch, and fewer frames if each has many units: a fold's fit only has to be alike.
+    frames = max(_LEAST_FRAMES, min(recipe.batch // 2, _FOLD_ROWS // int(data.losses.shape[1])))
+
+    def fit(own: ResidualHead, rows: LossSet, batch: int = frames) -> None:
+        own.standardise(rows.parts, rows.losses, eps=eps)
+        generator = torch.Generator().manual_seed(seed)
+        used = replace(recipe, batch=batch)
+        optimise(own, rows, recipe=used, eps=eps, generator=generator, reporter=reporter)
+        own.eval().requires_grad_(False)
+
+    found = leave_out(head, data, recipe=recipe, fit=fit, eps=eps, seed=seed)
+    choice = found.choice
+    torch.manual_seed(seed)
+    # A head without a correction needs no statistics: those with the fewest columns are the cheapest.
+    columns = choice.columns if choice.strength else head.column_sets()[-1]
+    own, rows = narrowed_set(head, data, columns)
+    if choice.strength:
+        fit(own, rows, recipe.batch)
+    else:
+        own.standardise(rows.parts, rows.losses, eps=eps)
+        own.eval().requires_grad_(False)
+    own.weaken(choice.strength, own.free_line(rows.parts, rows.losses, eps=eps))
+    own.recipe = recipe.name
+    return Fitted(own, report_left_out(own, data, found, recipe))
 
 
 def optimise(
@@ -353,21 +429,58 @@ def objective_of(
     return loss
 
 
+def report_left_out(head: ResidualHead, data: LossSet, found: LeftOut, recipe: HeadRecipe) -> HeadReport:
+    """Returns what heads that never saw a group showed on it: on clean frames, as means over folds."""
+    clean = data.clean.numpy() if bool(data.clean.any()) else np.ones(len(data), bool)
+    score, free = found.scores[clean], found.free[clean]
+    loss = data.frame_losses.double().numpy()[clean]
+    risk = loss if data.failed is None else found.failed[clean].astype(np.float64)
+    choice = found.choice
+    gain = 0.0 if choice.gain is None or choice.gain.clean is None else choice.gain.clean
+    accuracy = float(pair_accuracy(score, loss)) if len(np.unique(loss)) > 1 else math.nan
+    area = area_free = None
+    notes = []
+    if choice.free is None:
+        notes.append("too few failures, or successes, among clean images left out: judged on losses alone")
+    else:
+        area, area_free = choice.free + gain, choice.free
+    deviation = float(score.std())
+    return HeadReport(
+        recipe=recipe.name,
+        samples=len(data),
+        units=int(data.losses.shape[1]),
+        steps=recipe.steps,
+        base=head.base,
+        pair_accuracy=accuracy,
+        deviation=deviation,
+        collapsed=name_collapse(deviation, accuracy),
+        loss_scale=float(loss.mean() / max(float(np.exp(np.clip(score, -50, 50)).mean()), 1e-30)),
+        aurc=float(aurc(score, risk)),
+        aurc_base=float(aurc(free, risk)),
+        auroc=area,
+        auroc_base=area_free,
+        notes=tuple(notes),
+        choice=choice.to_dict(),
+    )
+
+
 @torch.no_grad()
 def check_head(head: LossHead, check: LossSet, recipe: HeadRecipe, *, samples: int, steps: int) -> HeadReport:
-    """Returns what a trained head shows on a set that it was not fitted on."""
+    """Returns what a trained head shows on the clean rows of a set that it was not fitted on."""
+    if bool(check.clean.any()):
+        check = check.take(check.clean.nonzero().flatten())
     score = head.pool(head.predict(check.parts)).double().numpy()
     loss = check.frame_losses.double().numpy()
     accuracy = float(pair_accuracy(score, loss)) if len(np.unique(loss)) > 1 else math.nan
     deviation = float(score.std())
     base = head.pool(check.parts[0]).double().numpy() if isinstance(head, ResidualHead) else None
     risk = loss if check.failed is None else check.failed.double().numpy()
-    areas: dict[str, float] = {}
+    area = area_base = None
     notes = []
     if check.failed is not None and 0 < int(check.failed.sum()) < len(check.failed):
-        areas["auroc"] = float(auroc(score, risk > 0))
+        area = float(auroc(score, risk > 0))
         if base is not None:
-            areas["auroc_base"] = float(auroc(base, risk > 0))
+            area_base = float(auroc(base, risk > 0))
     else:
         notes.append("no failures, or nothing else, among the check images: judged on losses alone")
     return HeadReport(
@@ -382,6 +495,7 @@ def check_head(head: LossHead, check: LossSet, recipe: HeadRecipe, *, samples: i
         loss_scale=float(loss.mean() / max(float(np.exp(np.clip(score, -50, 50)).mean()), 1e-30)),
         aurc=float(aurc(score, risk)),
         aurc_base=None if base is None else float(aurc(base, risk)),
+        auroc=area,
+        auroc_base=area_base,
         notes=tuple(notes),
-        **areas,
     )

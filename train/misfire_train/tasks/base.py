@@ -111,6 +111,8 @@ class Task(ABC):
         default_free_score: the free score that others have to beat, None if there is none.
         default_scores: the scores that a bundle carries by default, beside a learned head.
         own_scores: free scores that come with this task, beside those of its form.
+        mean_bases: bases of which a frame's free score is the mean over units; of others it is the mean of
+            their exponentials.
         score_batch: images at a time while all scores are computed.
         failure_threshold: the loss above which a sample has failed. None if the answer itself decides, and
             if it was not set yet.
@@ -137,6 +139,7 @@ class Task(ABC):
     default_free_score: str | None = None
     default_scores: tuple[str, ...] = ()
     own_scores: tuple[type[Score], ...] = ()
+    mean_bases: tuple[str, ...] = ()
     score_batch: int = 256
     failure_threshold: float | None = None
 

@@ -46,6 +46,7 @@ class Keypoints(Task):
     ranks, looks = (4, 3), "[N,J,h,w] heatmaps and [N,J,3]"
     by_frame = False
     names_units = True
+    mean_bases = ("mean_peak",)
     default_free_score = "self_residual"
     default_scores = ("mean_peak", "heatmap_entropy", "multi_peak_entropy", "self_residual")
     # Heatmaps of a batch are larger than a vector of logits.

@@ -45,6 +45,7 @@ class Segmentation(Task):
     by_frame = False
     mirrors = True
     foreign = True
+    mean_bases = ("energy",)
     default_free_score = "entropy"
     default_scores = ("entropy", "energy")
     # EGL++ compares every pixel with sixty neighbours' labels.
