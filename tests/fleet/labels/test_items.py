@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from misfire_fleet.datasets.snapshots import Plan, Snapshots
 from misfire_fleet.datasets.splits import Shares
 from misfire_fleet.labels.answers import answer_of
 from misfire_fleet.labels.content import ClassesLabel, ClassLabel, PointsLabel, ValuesLabel
+from misfire_fleet.labels.exchange.exporting import export
 from misfire_fleet.labels.exchange.importing import Wish, import_labels
 from misfire_fleet.labels.formats.base import Answer
 from misfire_fleet.labels.formats.registry import format_of
@@ -82,7 +85,7 @@ def test_a_snapshot_leaves_with_its_sides_and_the_labels_it_had(anywhere: Store)
     }
 
 
-def test_labels_are_recorded_in_either_database(anywhere: Store, tmp_path: Any) -> None:
+def test_labels_are_recorded_in_either_database(anywhere: Store, tmp_path: Path) -> None:
     ids = uploads(anywhere, 5)
     file = tmp_path / "labels.csv"
     file.write_text("id;label\n" + "".join(f"{key}.jpg;Fußgänger\n" for key in ids), encoding="utf-8-sig")
@@ -144,7 +147,7 @@ def test_boxes_that_are_none_are_left_out(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["coco", "yolo", "voc"])
-def test_splits_are_the_trainers_halves(name: str, tmp_path: Any) -> None:
+def test_splits_are_the_trainers_halves(name: str, tmp_path: Path) -> None:
     from misfire_train.data import load_dataset
 
     frames = list(given.carla(30))
@@ -162,3 +165,10 @@ def test_splits_are_the_trainers_halves(name: str, tmp_path: Any) -> None:
     assert of_split["train"] <= stems[0]
     assert of_split["test"] <= stems[1]
     assert len(stems[0]) + len(stems[1]) == 30
+
+
+def test_one_document_has_all_halves(tmp_path: Path) -> None:
+    items = (given.item(f.read(), f.label, split="test") for f in given.carla(3))
+    file = tmp_path / "street.json"
+    export(items, format_of("coco"), file, plan=given.plan())
+    assert len(json.loads(file.read_text())["images"]) == 3

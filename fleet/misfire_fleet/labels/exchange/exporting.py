@@ -74,6 +74,8 @@ def export(
     single = is_document(destination, form)
     if single:
         plan = replace(plan, pictures=False)
+        # One document has no halves.
+        items = (replace(item, split="") for item in items)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(destination)

@@ -53,7 +53,7 @@ from misfire_train.data.readers.coco_documents import Picture as _CommonPicture
 
 SKELETON = "skeleton"
 """The category of a skeleton: a label of points names none."""
-_FOLDER = "annotations"
+_FOLDER, _UNLABELLED = "annotations", "unlabelled"
 
 
 class _Picture(_CommonPicture):
@@ -138,7 +138,7 @@ class _Writer:
     def add(self, item: ExportItem, label: Label | None) -> bool:
         """Adds a picture; returns whether its answer was written."""
         self._pictures += 1
-        document = self._document(item, labelled=label is not None)
+        document = self._document(_UNLABELLED if label is None else _labelled(item.split))
         entry = {
             "id": self._pictures,
             **fields_of(item),
@@ -159,7 +159,8 @@ class _Writer:
 
     def join(self) -> None:
         """Writes the documents. All have the same categories."""
-        self._document(None, labelled=True)
+        if self._documents.keys() <= {_UNLABELLED}:
+            self._document(_labelled(""))
         points = [*self._plan.points, *map(str, range(len(self._plan.points), self._points))]
         categories: list[dict[str, Any]] = [
             {"id": number, "name": name, "supercategory": "none"}
@@ -172,14 +173,7 @@ class _Writer:
             document.join({"info": {"description": "misfire", "version": "1"}}, {"categories": categories})
         self._results.write("\n]\n" if self._results_written else "[]\n")
 
-    def _document(self, item: ExportItem | None, *, labelled: bool) -> JsonParts:
-        split = (
-            item.split if item is not None else next((k for k in self._documents if k != "unlabelled"), "")
-        )
-        name = f"instances_{split}" if split else "instances"
-        if split.startswith("instances"):
-            name = split
-        name = name if labelled else "unlabelled"
+    def _document(self, name: str) -> JsonParts:
         if name not in self._documents:
             parts = JsonParts(self._folder / f"{name}.json", arrays=("images", "annotations"))
             self._documents[name] = self._open.enter_context(parts)
@@ -263,6 +257,10 @@ class _Writer:
         return True
 
 
+def _labelled(split: str) -> str:
+    return f"instances_{split}" if split else "instances"
+
+
 def _documents(path: Path) -> list[Path]:
     """Returns the COCO documents at a path: those of pictures, by name."""
     if path.is_file():
@@ -281,16 +279,11 @@ def _is_document(file: Path) -> bool:
         '"image_id"' in head and '"category_id"' in head
     ):
         return True
-    # A large array may fill the beginning; keys follow at the end.
-    size = file.stat().st_size
+    # A large array may fill the beginning; other keys follow at the end.
     with file.open("rb") as stream:
-        stream.seek(max(0, size - 64 * 1024))
+        stream.seek(max(0, file.stat().st_size - 64 * 1024))
         tail = stream.read().decode("utf-8", "ignore")
-    return (
-        ('"images"' in head or '"file_name"' in head)
-        and '"categories"' in head + tail
-        and '"version": 2' not in head
-    )
+    return '"file_name"' in head and '"categories"' in head + tail
 
 
 def _read_document(file: Path, known: Known) -> Iterator[ImportedLabel | Problem]:
