@@ -134,6 +134,7 @@ def test_true_classes_have_rates_of_labelled_frames(store: Store, field: Field) 
     assert sum(one.labels for one in found.slices) == 600
 
 
+@pytest.mark.slow
 def test_the_interval_covers_at_its_confidence(tmp_path: Path) -> None:
     """Twenty-five fleets at 80 %, each with its own stream and deal: 20 are expected, give or take two."""
     covered = 0
@@ -148,6 +149,7 @@ def test_the_interval_covers_at_its_confidence(tmp_path: Path) -> None:
     assert 16 <= covered <= 24
 
 
+@pytest.mark.slow
 def test_as_many_labels_as_it_asks_for_halve_the_interval(store: Store, field: Field) -> None:
     ids = drive(store, field, share=0.3)
     label(store, field, ids, dealt(store, 200))
@@ -204,7 +206,20 @@ def test_frames_that_no_sketch_has_are_noticed(store: Store, field: Field) -> No
     kept = [beat for number, beat in enumerate(field.heartbeats) if number % 3 != 1]
     store.vehicles.record_telemetry(kept)
     label(store, field, ids, dealt(store, 100))
-    assert any("the sketches miss" in warning for warning in report(store).warnings)
+    found = report(store)
+    assert any("the sketches miss" in warning for warning in found.warnings)
+    assert any("sketches are missing" in warning for warning in found.warnings)
+    # Half of the time is no base for shares of the whole.
+    assert found.whole.source == "stream"
+
+
+def test_a_vehicle_without_heartbeats_is_told_by_its_stream(store: Store, field: Field) -> None:
+    ids = drive(store, field, beats=False)
+    store.vehicles.record_telemetry([beat for beat in field.heartbeats if beat[0] == "car-0"])
+    label(store, field, ids, dealt(store, 100, by="vehicle"))
+    rates = {rate.name: rate for rate in report(store, by="vehicle").slices}
+    assert rates["car-1"].source == "stream"
+    assert rates["car-1"].frames == rates["car-1"].stream
 
 
 def test_visible_scores_votes_and_few_labels_are_said(store: Store, field: Field) -> None:

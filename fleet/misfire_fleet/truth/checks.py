@@ -33,20 +33,38 @@ def stream_size(stream: Sequence[StreamFrame], sketches: Sketches) -> list[str]:
         )
     if not rates or sketches.frames <= 0:
         return found
-    # Frames of one rate stand for 1/rate frames each.
-    expected = sketches.frames / float(np.mean([1 / rate for rate in rates]))
-    spread = float(np.sqrt(expected)) + 1.0
+    expected, spread = expected_size(rates, sketches.frames)
     if abs(len(stream) - expected) > _FAR * spread:
         what = (
             "frames are missing (evicted, declined, not yet uploaded), or some were read twice"
             if len(stream) < expected
-            else "sketches are missing, or frames were sampled twice in a restart"
+            else "sketches are missing, so the stream tells the shares of the strata"
         )
         found.append(
             f"the random stream has {len(stream)} frames where {expected:.0f} (+- {2 * spread:.0f}) were "
             f"expected of {sketches.frames:.0f}: {what}"
         )
     return found
+
+
+def expected_size(rates: Sequence[float], frames: float) -> tuple[float, float]:
+    """Returns how many of so many frames a random stream of these rates has, and the standard error."""
+    # A frame of the stream stands for 1/rate frames.
+    expected = frames / float(np.mean([1 / rate for rate in rates]))
+    return expected, float(np.sqrt(expected)) + 1.0
+
+
+def sketches_cover(stream: Sequence[StreamFrame], frames: float) -> bool:
+    """Returns whether sketches of so many frames can be those of all frames that the stream was drawn from.
+
+    A heartbeat that was lost takes its frames out of the sketches, and not out of the stream. Sketches with
+    too few frames are of a part of the time, and their shares may be those of another weather.
+    """
+    rates = [frame.rate for frame in stream if frame.rate is not None]
+    if not rates:
+        return frames > 0
+    expected, spread = expected_size(rates, frames)
+    return frames > 0 and len(stream) - expected <= _FAR * spread
 
 
 def stream_scores(counts: NDArray[Any], shares: NDArray[Any], *, source: str) -> list[str]:
@@ -67,6 +85,11 @@ def stream_scores(counts: NDArray[Any], shares: NDArray[Any], *, source: str) ->
     ]
 
 
+def misses_frames(sketches: Sketches) -> bool:
+    """Returns whether vehicles counted more frames than their sketches have."""
+    return sketches.counted - sketches.sketched > _MISSING * sketches.counted
+
+
 def missing_frames(sketches: Sketches) -> list[str]:
     """Compares the frames in the sketches with those that vehicles counted."""
     found = []
@@ -75,10 +98,10 @@ def missing_frames(sketches: Sketches) -> list[str]:
     elif not sketches.frames:
         found.append("the heartbeats have no sketch of this score, so the random stream tells the shares")
     short = sketches.counted - sketches.sketched
-    if sketches.counted and short > _MISSING * sketches.counted:
+    if misses_frames(sketches):
         found.append(
             f"the sketches miss {short:.0f} of {sketches.counted} frames that vehicles counted: heartbeats "
-            "were lost, or vehicles were killed before they sent one"
+            "were lost, or vehicles were killed; the random stream tells the shares instead"
         )
     if sketches.dropped > _MISSING * max(1, sketches.counted):
         found.append(

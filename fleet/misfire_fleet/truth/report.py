@@ -273,7 +273,11 @@ class FieldTruth:
     @property
     def _sketches_fit(self) -> bool:
         # A recording's frames carry its own dates, and their sketches that of the replay.
-        return self.sketches.frames > 0 and not self.recorded
+        return (
+            not self.recorded
+            and not checks.misses_frames(self.sketches)
+            and checks.sketches_cover(self.frames, self.sketches.frames)
+        )
 
     def _read_labels(self) -> None:
         """Reads who labelled what, and judges it, in pages."""
@@ -319,7 +323,8 @@ class FieldTruth:
         """Returns the shares of the strata in a slice, of how many frames, and what tells it."""
         histogram = self.sketches.by.get(name)
         told = name == "" or self.query.by in SKETCHED
-        if told and histogram is not None and histogram.total > 0 and self._sketches_fit:
+        covered = histogram is not None and checks.sketches_cover(found, histogram.total)
+        if told and histogram is not None and covered and self._sketches_fit:
             values, counts = histogram.table()
             shares = np.bincount(stratum_of(values, self.edges), counts, len(self.edges) + 1)
             return shares / shares.sum(), histogram.total, "sketches"
