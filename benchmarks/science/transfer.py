@@ -171,9 +171,13 @@ def judge_seed(name: str, seed: int, options: argparse.Namespace) -> tuple[Judge
     task, _ = settle_failures(
         own.probe, own.task, holdout, contract=own.contract, table=FailureTable(), part="head"
     )
-    begun = begin(own, task, bench, holdout, recipe=recipe, seed=seed)
     # Kept for transfer_tried.py, which fits other heads on the same losses.
-    torch.save((begun.head, begun.data), options.work / f"{name}-{seed}-begun.pt")
+    gathered = options.work / f"{name}-{seed}-begun.pt"
+    if gathered.exists():
+        begun = Begun(*torch.load(gathered, weights_only=False))
+    else:
+        begun = begin(own, task, bench, holdout, recipe=recipe, seed=seed)
+        torch.save((begun.head, begun.data), gathered)
     heads, choice = fitted_heads(begun, recipe, seed=seed)
     scorers = free_scorers(own, task, at_network_size(bench.parts["network"], own.contract))
     judged: Judged = {}

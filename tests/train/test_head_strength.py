@@ -59,6 +59,15 @@ def test_a_correction_that_hurts_on_the_next_drive_has_no_strength() -> None:
     assert choice.columns == "all" and len(choice.gains) == len(STRENGTHS)
 
 
+def test_of_strengths_that_are_alike_the_weakest_is_taken() -> None:
+    few = _world(groups=4, per_group=40)
+    correction = 3.0 * few["failed"] * (few["draw"] > 1)
+    assert 0 < _choose(few, correction).strength <= 0.5
+    # With many failures the same gains are told apart.
+    many = _world(groups=40, per_group=400)
+    assert _choose(many, 3.0 * many["failed"] * (many["draw"] > 1)).strength == 1.0
+
+
 def test_noise_has_little_strength_or_none() -> None:
     chosen = []
     for seed in range(40):

@@ -6,7 +6,8 @@ a head per fold, fitted on the others --its scores of the rows left out, at each
 A correction that helps on images of known drives can hurt on the next drive, and a check by image cannot show
 that. So each row is scored by a head that never saw its drive, and a strength above zero has to earn its
 place: what it gains over the free score, less one standard error, has to be above zero, and on clean frames
-it must not lose. Where nothing earns it, the head is the free score. Strength 1 is the head as fitted.
+it must not lose. Of strengths that are alike within one standard error the weakest is taken. Where nothing
+earns it, the head is the free score. Strength 1 is the head as fitted.
 
 The rule knows scores only, not what made them: heads of frames, units and boxes use the same.
 """
@@ -146,7 +147,7 @@ def choose_strength(
     image: NDArray[np.intp],
     folds: Folds,
 ) -> Choice:
-    """Returns the setting with the highest lower end of its gain, or strength 0 if none has earned its place.
+    """Returns the weakest setting that is as good as the best, or strength 0 if none has earned its place.
 
     Args:
         scores: {(columns, strength): [R]}, of each row by a head that was not fitted on its fold.
@@ -164,8 +165,7 @@ def choose_strength(
     for (columns, strength), values in scores.items():
         parts = [_compare(values, free[columns], failed, rows, cluster) for rows in cells]
         gains.append(_gain(columns, strength, parts, has_clean=bool(clean.any())))
-    earned = [gain for gain in gains if gain.earned]
-    best = max(earned, key=lambda gain: gain.both - gain.error, default=None)
+    best = _weakest_as_good([gain for gain in gains if gain.earned])
     first = next(iter(free))
     return Choice(
         strength=0.0 if best is None else best.strength,
@@ -176,6 +176,18 @@ def choose_strength(
         free=_mean_auroc(free[first], failed, cells[0]) if clean.any() else None,
         gains=tuple(gains),
     )
+
+
+def _weakest_as_good(earned: Sequence[Gain]) -> Gain | None:
+    """Returns the weakest setting within one standard error of the best, by the rule of Breiman et al. 1984.
+
+    With few groups the best strength is hardly known, and the weaker one has less to lose elsewhere.
+    """
+    best = max(earned, key=lambda gain: gain.both - gain.error, default=None)
+    if best is None:
+        return None
+    alike = [gain for gain in earned if gain.columns == best.columns and gain.both >= best.both - best.error]
+    return min(alike, key=lambda gain: gain.strength)
 
 
 def can_show(
