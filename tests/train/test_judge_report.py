@@ -135,6 +135,25 @@ def test_the_terminal_table_names_the_winner_and_says_why() -> None:
     assert "beats the best free score" in text
 
 
+def test_the_terminal_tables_fit_80_columns() -> None:
+    columns = rows()
+    head = columns["scores"].pop("head")
+    columns["scores"] |= {"wrong_prediction_approx": head, "learning_loss_pp": head + 0.1}
+    columns["shifts"] = np.where(columns["shifts"] == "fog", "contrast", "clean")
+    columns["counts"] = {name: np.arange(1200) % 5 for name in ("missed", "errors", "objects")}
+    refitted = {"contrast": {"learning_loss_pp": head}}
+    rules = GateRules({"msp", "wrong_prediction_approx"}, refitted=refitted, replicates=100)
+    report = evaluate(Evidence.of(**columns), rules, replicates=60)
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_report(report, console=console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    # A head that was fitted again follows the head itself, and need not repeat its name.
+    place = next(i for i, line in enumerate(lines) if line.startswith("  without contrast"))
+    assert lines[place - 1].startswith("learning_loss_pp ")
+
+
 def test_surprising_frames_are_wrong_with_a_low_score_and_no_photo_is_shown_twice() -> None:
     columns = rows()
     evidence = Evidence.of(

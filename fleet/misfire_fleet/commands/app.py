@@ -11,6 +11,7 @@ from misfire_fleet.commands.import_labels import import_
 from misfire_fleet.commands.lineage import lineage
 from misfire_fleet.commands.offer_again import offer_again
 from misfire_fleet.commands.rescue import backup, check, rebuild
+from misfire_fleet.commands.scores import scores
 from misfire_fleet.commands.serve import serve
 from misfire_fleet.commands.simulate import simulate
 from misfire_fleet.commands.snapshot import classes, snapshot, snapshots
@@ -27,7 +28,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
-    *(truth, lineage),
+    *(truth, lineage, scores),
 ):
     app.command()(_command)
 app.command("import")(import_)

@@ -9,7 +9,7 @@ manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from misfire_train.judge.columns import (
 )
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.files.kept import KeptColumns
 from misfire_train.judge.gate import GateRules
 from misfire_train.judge.parts import with_parts
 from misfire_train.judge.report import FrameExample, Report
@@ -79,12 +80,13 @@ class Subject:
         self.scorer.close()
 
 
-def open_bundle(path: Path, *, task: str = "") -> Subject:
+def open_bundle(path: Path, *, task: str = "", scores: Sequence[str] = ()) -> Subject:
     """Returns a bundle with its engine and its task.
 
     Args:
         path: folder of the bundle.
         task: name or module:task; a bundle of a custom task needs it.
+        scores: names and groups that will be judged, to refuse a wrong one before the engine loads.
 
     Raises:
         JudgeError: the bundle's task is custom and none is given, or the graph has no answer of the task.
@@ -92,6 +94,8 @@ def open_bundle(path: Path, *, task: str = "") -> Subject:
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
+    if scores:
+        chosen_of_manifest(scores, manifest)
     if manifest.task == "custom" and not task:
         raise JudgeError(
             f"{manifest.label} has a custom task, whose loss is in your code: name it with --task module:task"
@@ -173,25 +177,34 @@ def judge_bundle(
         raise JudgeError("a bundle is judged on the data set's test half: leave out --part")
     if judging.shifts and not judging.severity:
         raise JudgeError("a bundle has no held-out frames to adapt the severity on: state --severity 1 to 5")
-    names = _chosen(judging, subject)
+    names = chosen_of_manifest(judging.scores, subject.manifest)
     task, meaning = _failures(subject, judging)
     examples = some_of(dataset.test, limit=judging.limit, seed=judging.seed)
     images = {CLEAN: examples} | {
         name: corrupt_all(examples, name, severity=judging.severity, seed=judging.seed)
         for name in judging.shifts
     }
+    kept = KeptColumns(judging.keep, _identity(subject, dataset, task, judging, names))
     columns = {}
     for name, rows in images.items():
-        progress(f"scoring {len(rows)} frames, {name}")
-        columns[name] = _column(replace(subject, task=task), rows, names)
-    progress("judging")
+        column = kept.get(name)
+        if column is None:
+            progress(f"scoring {len(rows)} frames, {name}")
+            column = _column(replace(subject, task=task), rows, names)
+            kept.put(name, column)
+        columns[name] = column
     evidence = stack(columns, examples, task)
     free = {score.name for score in subject.manifest.scores if score.free}
     learned = any(name not in free for name in names)
+    # Which corruptions a learned score was trained on is not recorded, so none counts as held out.
+    rules = GateRules(
+        free, task.default_free_score, known=judging.shifts if learned else (), seed=judging.seed
+    )
+    judging.collected(evidence, rules)
+    progress("judging")
     report = evaluate(
         evidence,
-        # Which corruptions a learned score was trained on is not recorded, so none counts as held out.
-        GateRules(free, task.default_free_score, known=judging.shifts if learned else (), seed=judging.seed),
+        rules,
         slices=slices_of(task, examples, dataset.classes, stated=judging.slices or {}, repeats=len(columns)),
         loss_scales=_loss_scales(subject, names),
         loss_scales_from="the bundle's calibration",
@@ -212,20 +225,35 @@ def judge_bundle(
     return report, evidence
 
 
-def _chosen(judging: Judging, subject: Subject) -> list[str]:
-    known = [score.name for score in subject.manifest.scores]
-    free = [score.name for score in subject.manifest.scores if score.free]
+def chosen_of_manifest(wanted: Sequence[str], manifest: Manifest) -> list[str]:
+    """Returns the names of a bundle's scores to judge, once each. Raises JudgeError on a wrong one."""
+    known = [score.name for score in manifest.scores]
+    free = [score.name for score in manifest.scores if score.free]
     groups = {ALL: known, FREE: free}
-    for name in judging.scores:
+    for name in wanted:
         if name not in groups and name not in known:
-            raise JudgeError(
-                f"{subject.scorer.label} has no score {name}; there are all, free, {', '.join(known)}"
-            )
-    chosen = list(dict.fromkeys(each for name in judging.scores for each in groups.get(name, [name])))
+            raise JudgeError(f"{manifest.label} has no score {name}; there are all, free, {', '.join(known)}")
+    chosen = list(dict.fromkeys(each for name in wanted for each in groups.get(name, [name])))
     if not set(chosen) & set(free):
-        have = f"add one of {', '.join(free)}" if free else f"{subject.scorer.label} has none"
+        have = f"add one of {', '.join(free)}" if free else f"{manifest.label} has none"
         raise JudgeError(f"the gate needs a free score to beat: {have}")
     return chosen
+
+
+def _identity(
+    subject: Subject, dataset: Dataset, task: Task, judging: Judging, names: Sequence[str]
+) -> dict[str, Any]:
+    """Returns everything that decides a frame's scores and losses."""
+    return {
+        "bundle": subject.manifest.files["model.onnx"].sha256,
+        "engine": subject.scorer.engine.provider,
+        "dataset": dataset.sha256,
+        "limit": judging.limit,
+        "severity": judging.severity,
+        "seed": judging.seed,
+        "scores": list(names),
+        "failure": task.failure_threshold,
+    }
 
 
 def _failures(subject: Subject, judging: Judging) -> tuple[Task, str]:

@@ -2,9 +2,10 @@
 
     misfire evaluate RUN                            the scores of a training run
     misfire evaluate --bundle BUNDLE --dataset D    the scores of a bundle, by the vehicle's engine
-    misfire evaluate --scores table.parquet         scores that were computed elsewhere
+    misfire evaluate --scores table.parquet         scores that were computed elsewhere, or by --scores-out
 
-All three give the same report, page, JSON and gate.
+All three give the same report, page, JSON and gate. Each condition is kept in OUT/conditions as soon as it is
+scored: the same command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -23,6 +25,7 @@ from misfire_train.options import AsJson, CorruptionName, DataFolder, JudgedPart
 
 if TYPE_CHECKING:
     from misfire_train.judge.evidence import Evidence
+    from misfire_train.judge.gate import GateRules
     from misfire_train.judge.report import Report
     from misfire_train.judge.run_judging import Judging
     from misfire_train.judge.tables import TableJudging
@@ -108,6 +111,13 @@ def evaluate(
         str,
         typer.Option(help="With a table: compare the values of these columns, comma-separated, as slices."),
     ] = "",
+    scores_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a row per frame and condition (id, group, shift, loss, failed, every score) to this "
+            ".parquet, .csv or .npz, before the judging. --scores and misfire select read it."
+        ),
+    ] = None,
     max_gap: Annotated[
         float | None,
         typer.Option(
@@ -122,9 +132,12 @@ def evaluate(
     """Judge every failure score on held-out data, and name the one to trigger on."""
     from rich.console import Console
 
-    from misfire_train.judge.tables import TABLES, TableJudging, is_table
+    from misfire_train.judge.files.score_table import TABLES, require_table_name
+    from misfire_train.judge.tables import TableJudging, is_table
 
     _require_one(run, bundle, scores, tables=TABLES)
+    if scores_out is not None:
+        require_table_name(scores_out)
     labels = _read_slices(slices) if slices else {}
     for_tables = {"columns": columns, "score-columns": score_columns, "free": free}
     if is_table(scores):
@@ -132,6 +145,7 @@ def evaluate(
         _refuse(
             {"dataset": dataset, "task": task, "shift": shift, "limit": limit}, "a table holds no pictures"
         )
+        _refuse({"scores-out": scores_out}, "--scores names a table already")
         judging = TableJudging(
             columns=_pairs(columns),
             scores=_names(score_columns),
@@ -161,7 +175,10 @@ def evaluate(
             slices=labels or None,
             replicates=replicates,
             seed=seed,
+            keep=out / "conditions",
         )
+        table = _TableFile(scores_out)
+        wanted = replace(wanted, collected=table.write)
         console = Console(stderr=True)
 
         def progress(text: str) -> None:
@@ -176,8 +193,33 @@ def evaluate(
             report, evidence = _judge_bundle(
                 bundle, wanted, dataset=dataset, task=task, data=data, progress=progress
             )
+        table.finish(report)
     _publish(report, evidence, out, as_json=as_json)
     _check_gaps(report, max_gap)
+
+
+class _TableFile:
+    """Writes --scores-out twice: as soon as all scores are there, and with the gate's choice at the end."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._judged: tuple[Evidence, GateRules] | None = None
+
+    def write(self, evidence: Evidence, rules: GateRules) -> None:
+        """Writes all scores, before they are judged."""
+        from misfire_train.judge.files.score_table import write_score_table
+
+        if self._path is not None:
+            self._judged = evidence, rules
+            write_score_table(self._path, evidence, rules)
+
+    def finish(self, report: Report) -> None:
+        """Writes the table again, with what the report says of it."""
+        from misfire_train.judge.files.score_table import write_score_table
+
+        if self._path is not None and self._judged is not None:
+            failure = str(report.settings.get("failure") or "")
+            write_score_table(self._path, *self._judged, failure=failure, trigger=report.gate.winner)
 
 
 def _require_one(run: Path | None, bundle: Path | None, scores: str, *, tables: Sequence[str]) -> None:
@@ -255,7 +297,7 @@ def _judge_bundle(
 ) -> tuple[Report, Evidence]:
     from misfire_train.judge.bundle_judging import judge_bundle, load_frames, open_bundle
 
-    subject = open_bundle(path, task=task)
+    subject = open_bundle(path, task=task, scores=judging.scores)
     try:
         frames = load_frames(subject, dataset, data=data)
         return judge_bundle(subject, frames, judging, progress=progress)

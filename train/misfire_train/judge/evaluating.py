@@ -16,7 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.gate import GateRules, choose_score
-from misfire_train.judge.report import ALL, Condition, Curve, FrameExample, LossCalibration, Report, ScoreRow
+from misfire_train.judge.report import (
+    ALL,
+    WITHOUT,
+    Condition,
+    Curve,
+    FrameExample,
+    LossCalibration,
+    Report,
+    ScoreRow,
+)
 from misfire_train.judge.slices import MIN_FRAMES, slice_report
 from misfire_train.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
 from misfire_train.metrics.calibration import fit_loss_scale, loss_reliability
@@ -82,7 +91,7 @@ def evaluate(
             evidence,
             where,
             rules.free,
-            refitted={f"{s} without {name}": np.asarray(v) for s, v in rules.refitted.get(name, {}).items()},
+            refitted={f"{s}{WITHOUT}{name}": np.asarray(v) for s, v in rules.refitted.get(name, {}).items()},
             against=gate.best_free,
             replicates=replicates,
             seed=seed,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from misfire_train.judge.columns import (
 )
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.files.kept import KeptColumns
 from misfire_train.judge.gate import GateRules
 from misfire_train.judge.parts import with_parts
 from misfire_train.judge.report import FrameExample, Report
@@ -63,6 +65,8 @@ class Judging:
         refit: fit the head again without each shift of its library.
         failure_threshold: of tasks whose failure is a loss; None takes the run's own.
         slices: {name: {id: label}}.
+        keep: folder in which each condition is kept as soon as it is scored, None for none.
+        collected: called with all scores and the gate's rules before anything is judged.
     """
 
     scores: Sequence[str] = ("all",)
@@ -75,6 +79,8 @@ class Judging:
     slices: Mapping[str, Mapping[str, str]] | None = None
     replicates: int = 300
     seed: int = 0
+    keep: Path | None = None
+    collected: Callable[[Evidence, GateRules], None] = lambda _evidence, _rules: None
 
 
 def judge_run(
@@ -86,20 +92,16 @@ def judge_run(
     """
     parts = run_splits(run, dataset)
     examples = _part(parts, judging)
-    progress("fitting scores")
     task, meaning = _failures(run, parts, judging)
-    modules, skipped = _build_scores(run, parts, task, judging)
     severities = _severities(run, parts, task, judging)
     images = {CLEAN: examples} | {
         name: corrupt_all(examples, name, severity=severity, seed=judging.seed)
         for name, severity in severities.items()
     }
-    columns = {}
-    for name, rows in images.items():
-        progress(f"scoring {len(rows)} frames, {name}")
-        columns[name] = _column(run, rows, modules, task=task, seed=judging.seed)
+    scoring = _Scoring(run, parts, task, judging, progress)
+    columns = {name: scoring.column(name, rows) for name, rows in images.items()}
+    skipped = scoring.skipped
     refitted, known, notes = _refit(run, task, parts, images, judging, progress=progress)
-    progress("judging")
     evidence = stack(columns, examples, task)
     rules = GateRules(
         free=set(_free_names(run)),
@@ -108,13 +110,15 @@ def judge_run(
         known=known,
         seed=judging.seed,
     )
+    judging.collected(evidence, rules)
+    progress("judging")
     report = evaluate(
         evidence,
         rules,
         slices=slices_of(
             run.task, examples, run.record.classes, stated=judging.slices or {}, repeats=len(columns)
         ),
-        loss_scales=_loss_scales(run, parts, modules),
+        loss_scales=_loss_scales(run, parts, judging),
         loss_scales_from="the run's calibration part",
         replicates=judging.replicates,
         settings=_settings(run, dataset, judging, examples, meaning) | {"severity": _stated(severities)},
@@ -185,6 +189,60 @@ def _build_scores(
 
 def _free_names(run: Run) -> list[str]:
     return names_for(run.task, free=True)
+
+
+class _Scoring:
+    """Scores condition by condition, or reads what an earlier call kept; then no score is fitted again."""
+
+    def __init__(
+        self,
+        run: Run,
+        parts: Mapping[str, Examples],
+        task: Task,
+        judging: Judging,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._run, self._parts, self._task, self._judging = run, parts, task, judging
+        self._progress = progress
+        self._built: tuple[list[Score], dict[str, str]] | None = None
+        names = chosen_scores(judging.scores, run.record)
+        self._kept = KeptColumns(judging.keep, _identity(run, task, judging, names))
+
+    def column(self, name: str, rows: Examples) -> Column:
+        """Returns the scores, losses and failures of one condition."""
+        kept = self._kept.get(name)
+        if kept is None:
+            modules, skipped = self._modules()
+            self._progress(f"scoring {len(rows)} frames, {name}")
+            kept = _column(self._run, rows, modules, task=self._task, seed=self._judging.seed)
+            self._kept.put(name, kept, skipped=skipped)
+        return kept
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Returns {score: why it was left out}."""
+        return self._kept.skipped if self._built is None else self._built[1]
+
+    def _modules(self) -> tuple[list[Score], dict[str, str]]:
+        if self._built is None:
+            self._progress("fitting scores")
+            self._built = _build_scores(self._run, self._parts, self._task, self._judging)
+        return self._built
+
+
+def _identity(run: Run, task: Task, judging: Judging, names: Sequence[str]) -> dict[str, Any]:
+    """Returns everything that decides a frame's scores and losses."""
+    return {
+        "run": run.record.run_id,
+        "files": run.record.files,
+        "dataset": run.record.dataset.sha256,
+        "part": judging.part,
+        "limit": judging.limit,
+        "severity": judging.severity,
+        "seed": judging.seed,
+        "scores": list(names),
+        "failure": task.failure_threshold,
+    }
 
 
 def _column(run: Run, examples: Examples, modules: Sequence[Score], *, task: Task, seed: int) -> Column:
@@ -264,8 +322,11 @@ def _stack_refits(
     return result
 
 
-def _loss_scales(run: Run, parts: Mapping[str, Examples], modules: Sequence[Score]) -> dict[str, float]:
-    if run.head not in modules or run.record.head is None or "calibration" not in parts:
+def _loss_scales(run: Run, parts: Mapping[str, Examples], judging: Judging) -> dict[str, float]:
+    names = chosen_scores(judging.scores, run.record)
+    if run.head is None or run.record.head is None or run.head.name not in names:
+        return {}
+    if "calibration" not in parts:
         return {}
     recipe = recipe_named(run.record.head.recipe).with_table(run.config.head)
     if recipe.objective not in _PREDICT_LOG_LOSS:

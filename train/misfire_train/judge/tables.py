@@ -4,13 +4,13 @@ table.parquet | .csv | .npz --read_columns--> {column: [N]} --judge_table--> Rep
 
 One row is one frame (under one condition). Columns have roles: id, failed, loss, group and shift, and the
 counts of `misfire_train.metrics.counts`. Every other column of numbers is a score, unless it is asked for as
-a slice.
+a slice. A table that `--scores-out` wrote is judged as it was: with its free scores, threshold and refits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from misfire_train.errors import JudgeError
 from misfire_train.judge.evaluating import evaluate
 from misfire_train.judge.evidence import CLEAN, Evidence
+from misfire_train.judge.files.score_table import TABLES, TableFacts, is_refit, read_facts, refits_in
 from misfire_train.judge.gate import GateRules
 from misfire_train.judge.report import Report
 from misfire_train.judge.slices import MAX_GROUPS_SHOWN
 from misfire_train.metrics.counts import COUNTS
 
-TABLES = (".parquet", ".csv", ".npz")
 ROLES = ("id", "failed", "loss", "group", "shift", *COUNTS)
 """Roles of columns; by default a role's column has its name."""
 
@@ -72,15 +72,25 @@ def judge_table(path: Path, judging: TableJudging) -> tuple[Report, Evidence]:
     roles = _roles(judging.columns)
     names = [roles[role] for role in ("id", "group", "shift")]
     table = _Table(path, roles, read_columns(path, text=[*names, *judging.slices]))
+    facts = read_facts(path)
+    if judging.failure_threshold is None and roles["failed"] == "failed" and roles["loss"] == "loss":
+        judging = replace(judging, failure_threshold=facts.failure_threshold)
     scores = _score_names(table, judging)
-    free = _free_names(path, scores, judging.free)
+    free = _free_names(path, scores, judging.free, facts)
     evidence = _evidence(table, scores, judging.failure_threshold)
+    rules = GateRules(
+        free=free,
+        fallback=facts.fallback,
+        refitted=refits_in(table.columns, evidence.scores, evidence.shifts),
+        known=facts.known,
+        seed=judging.seed,
+    )
     return evaluate(
         evidence,
-        GateRules(free=free, seed=judging.seed),
+        rules,
         slices=_slices(table, judging),
         replicates=judging.replicates,
-        settings=_settings(table, evidence, scores, judging),
+        settings=_settings(table, evidence, scores, judging, facts),
     ), evidence
 
 
@@ -189,21 +199,28 @@ def _slices(table: _Table, judging: TableJudging) -> dict[str, NDArray[Any]]:
 
 
 def _settings(
-    table: _Table, evidence: Evidence, scores: Sequence[str], judging: TableJudging
+    table: _Table, evidence: Evidence, scores: Sequence[str], judging: TableJudging, facts: TableFacts
 ) -> dict[str, Any]:
     used = {*scores, *judging.slices, *table.roles.values()}
+    unused = [name for name in table.columns if name not in used and not is_refit(name, table.columns)]
     threshold, grouped = judging.failure_threshold, table.roles["group"] in table.columns
     return {
         "scores": table.path.name,
         "frames": len(np.unique(table.ids)),
         "groups": len(np.unique(evidence.groups)) if grouped else None,
-        "failure": f"as the column {table.roles['failed']} says"
-        if threshold is None
-        else f"loss above {threshold:g}, stated with this evaluation",
+        "failure": _meaning(table, threshold, facts),
         "shifts": ", ".join(sorted(set(evidence.shifts.tolist()) - {CLEAN})) or "none",
-        "columns_not_used": ", ".join(name for name in table.columns if name not in used) or None,
+        "columns_not_used": ", ".join(unused) or None,
         "replicates": judging.replicates,
     }
+
+
+def _meaning(table: _Table, threshold: float | None, facts: TableFacts) -> str:
+    if facts.failure and threshold == facts.failure_threshold:
+        return facts.failure
+    if threshold is None:
+        return f"as the column {table.roles['failed']} says"
+    return f"loss above {threshold:g}, stated with this evaluation"
 
 
 def read_columns(path: Path, *, text: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
@@ -310,7 +327,11 @@ def _score_names(table: _Table, judging: TableJudging) -> list[str]:
             )
     if not judging.scores:
         taken = {*table.roles.values(), *judging.slices}
-        found = [name for name, values in table.columns.items() if name not in taken and is_numeric(values)]
+        found = [
+            name
+            for name, values in table.columns.items()
+            if name not in taken and is_numeric(values) and not is_refit(name, table.columns)
+        ]
         if not found:
             raise JudgeError(
                 f"{table.path}: no column of numbers is left for a score, of {', '.join(table.columns)}"
@@ -324,7 +345,11 @@ def _score_names(table: _Table, judging: TableJudging) -> list[str]:
     return list(judging.scores)
 
 
-def _free_names(path: Path, names: Sequence[str], stated: Sequence[str] | None) -> list[str]:
+def _free_names(
+    path: Path, names: Sequence[str], stated: Sequence[str] | None, facts: TableFacts
+) -> list[str]:
+    if stated is None and facts.free:
+        stated = [name for name in facts.free if name in names] or None
     if stated is None:
         # Imported here: the registry loads torch, which a table with named free scores does not need.
         from misfire_train.scores import SCORES

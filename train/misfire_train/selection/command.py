@@ -27,7 +27,11 @@ def select(
         typer.Option(help=f"Read embeddings [N,D] from {_SOURCE}. Default of COLUMN: embedding."),
     ] = None,
     scores: Annotated[
-        str | None, typer.Option(help=f"Read scores [N] from {_SOURCE}. Default of COLUMN: score.")
+        str | None,
+        typer.Option(
+            help=f"Read scores [N] from {_SOURCE}. Default of COLUMN: score. Of a table by misfire evaluate "
+            "--scores-out: the clean frames and their ids; default: the score that it triggers on."
+        ),
     ] = None,
     probabilities: Annotated[
         str | None,
@@ -65,10 +69,16 @@ def select(
 
     from misfire_train.selection.choosing import select as choose
     from misfire_train.selection.files import read_column, read_matrix, write_chosen
+    from misfire_train.selection.judged import read_judged
 
     names = None if ids is None else read_column(ids, column="id").astype(str)
     values = None if embeddings is None else read_matrix(embeddings, column="embedding")
-    ranks = None if scores is None else read_column(scores, column="score")
+    judged = None if scores is None else read_judged(scores)
+    ranks: NDArray[Any] | None = None
+    if judged is not None:
+        names, ranks = judged.ids if names is None else names, judged.scores
+    elif scores is not None:
+        ranks = read_column(scores, column="score")
     chosen = choose(
         values,
         method=method,

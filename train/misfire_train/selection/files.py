@@ -30,7 +30,7 @@ def read_matrix(source: str, *, column: str) -> NDArray[Any]:
     Raises:
         SelectionError: the file cannot be read, or a row is null or of another length; names file and row.
     """
-    path, name = _split(source, column)
+    path, name = split_source(source, column)
     if path.suffix == ".npy":
         array = _load_npy(path)
         if array.ndim != 2:
@@ -60,7 +60,7 @@ def read_matrix(source: str, *, column: str) -> NDArray[Any]:
 
 def read_column(source: str, *, column: str) -> NDArray[Any]:
     """Returns [N] values of any kind from a .npy or a Parquet column; a [N,D] .npy is returned as it is."""
-    path, name = _split(source, column)
+    path, name = split_source(source, column)
     if path.suffix == ".npy":
         return _load_npy(path)
     _, batches = _parquet_batches(path, name)
@@ -100,7 +100,8 @@ def write_chosen(
     write_durably(path, text.encode())
 
 
-def _split(source: str, column: str) -> tuple[Path, str]:
+def split_source(source: str, column: str) -> tuple[Path, str]:
+    """Returns file and column of FILE.npy or FILE.parquet[:COLUMN]. Raises SelectionError on others."""
     # From the right, because the path may contain a colon.
     path, separator, name = source.rpartition(":")
     if not separator or not path.endswith(".parquet"):

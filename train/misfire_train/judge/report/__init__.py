@@ -2,6 +2,7 @@
 
 from misfire_train.judge.report.report import (
     ALL,
+    WITHOUT,
     Condition,
     Curve,
     FrameExample,
@@ -16,6 +17,7 @@ from misfire_train.judge.report.report import (
 
 __all__ = [
     "ALL",
+    "WITHOUT",
     "Condition",
     "Curve",
     "FrameExample",

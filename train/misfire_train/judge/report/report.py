@@ -29,7 +29,16 @@ from misfire_train.metrics.risk import References
 ALL = "all conditions"
 COUNTED = {"errors": "errors", "missed": "missed objects", "false": "false boxes", "objects": "objects"}
 """What is counted, in words."""
+WITHOUT = " without "
+"""Joins a score's name and the corruption that a head, fitted again, never saw."""
 _WIDE = 110
+_LAYOUT: dict[str, Any] = {
+    "title_justify": "left",
+    "box": None,
+    "pad_edge": False,
+    # One space between columns instead of two: eight of them fit a terminal of 80.
+    "collapse_padding": True,
+}
 
 
 @dataclass(frozen=True)
@@ -211,7 +220,7 @@ def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
     If wide, also FPR95, AUGRC, Spearman.
     """
     columns: dict[str, Callable[[ScoreRow], str]] = {
-        "score": lambda row: row.name + (" (free)" if row.free else ""),
+        "score": lambda row: _short(row.name) + (" (free)" if row.free else ""),
         "AUROC": lambda row: f"{row.metrics['auroc'].value:.3f}",
         "95 %": lambda row: f"{row.metrics['auroc'].low:.3f}-{row.metrics['auroc'].high:.3f}",
         "AP": lambda row: f"{row.metrics['average_precision'].value:.3f}",
@@ -226,7 +235,7 @@ def condition_table(condition: Condition, *, winner: str, wide: bool) -> Table:
             "Spearman": lambda row: f"{row.agreement['spearman']:.3f}",
         }
     failures = f"{condition.failures} failures among {condition.samples}; recall at 1 and 5 % uploads"
-    table = Table(title=f"{condition.name}: {failures}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{condition.name}: {failures}", **_LAYOUT)
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
     for row in by_auroc(condition):
@@ -241,7 +250,7 @@ def count_rows(condition: Condition, *, winner: str) -> Table:
     assert found is not None
     kinds = [kind for kind in ("missed", "errors") if kind in found.totals]
     totals = ", ".join(f"{found.totals[kind]} {COUNTED[kind]}" for kind in kinds)
-    table = Table(title=f"of {totals}, found in uploads", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"of {totals}, found in uploads", **_LAYOUT)
     table.add_column("score", no_wrap=True)
     measures = [f"{kind}_at_{budget:.0%}" for kind in kinds for budget in COUNT_BUDGETS]
     for measure in measures:
@@ -252,15 +261,23 @@ def count_rows(condition: Condition, *, winner: str) -> Table:
     rows = {row.name: found.scores[row.name] for row in by_auroc(condition)}
     for name, values in {**rows, "oracle": found.oracle}.items():
         cells = (f"{100 * values[m].value:.0f} %" for m in measures)
-        table.add_row(name, *cells, style="bold" if name == winner else None)
+        table.add_row(_short(name), *cells, style="bold" if name == winner else None)
     return table
 
 
+def _short(name: str) -> str:
+    """Returns a score's name, or of a head that was fitted again only what it never saw."""
+    _, without, shift = name.partition(WITHOUT)
+    return f"  without {shift}" if without else name
+
+
 def by_auroc(condition: Condition) -> list[ScoreRow]:
-    """Returns rows, best first; undefined ones last."""
-    return sorted(
-        condition.scores,
-        key=lambda row: (
-            -row.metrics["auroc"].value if math.isfinite(row.metrics["auroc"].value) else math.inf
-        ),
-    )
+    """Returns rows, best first, undefined ones last; a head that was fitted again follows the head itself."""
+
+    def place(row: ScoreRow) -> float:
+        value = row.metrics["auroc"].value
+        return -value if math.isfinite(value) else math.inf
+
+    own = {row.name: row for row in condition.scores}
+    base = {row.name: own.get(row.name.partition(WITHOUT)[0], row) for row in condition.scores}
+    return sorted(condition.scores, key=lambda row: (place(base[row.name]), base[row.name].name, row.name))
