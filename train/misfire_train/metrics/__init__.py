@@ -44,6 +44,7 @@ from misfire_train.metrics.detection import (
     budget_table,
     fpr_at_tpr,
 )
+from misfire_train.metrics.loss_curve import LossCurve, fit_loss_curve
 from misfire_train.metrics.risk import (
     References,
     augrc,
@@ -62,6 +63,7 @@ __all__ = [
     "Comparison",
     "CountTable",
     "Estimate",
+    "LossCurve",
     "References",
     "Reliability",
     "ReliabilityBin",
@@ -77,6 +79,7 @@ __all__ = [
     "budget_table",
     "count_table",
     "e_aurc",
+    "fit_loss_curve",
     "fit_loss_scale",
     "fpr_at_tpr",
     "kendall",

@@ -1,7 +1,7 @@
 """Measures whether a predicted loss comes true.
 
-predicted = c * exp(score), with c fitted on one set and judged on another. LearningLoss++ fixes only ratios
-of losses, so its score is a log-loss up to a constant, which is c.
+A prediction is a curve (`loss_curve`) or c * exp(score), fitted on one set and judged on another.
+LearningLoss++ fixes only ratios of losses, so its score is a log-loss up to a constant, which is c.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ def fit_loss_scale(score: ArrayLike, loss: ArrayLike) -> float:
     return float(scale)
 
 
+FACTOR = 1.25
+"""A predicted loss that is off by less serves a budget."""
+
+
 @dataclass(frozen=True)
 class ReliabilityBin:
     """Holds one bin of equally many frames: mean prediction and truth, and the truth's 95 % interval."""
@@ -55,6 +59,17 @@ class Reliability:
     error: float
     relative_error: float
     bias: float
+
+    def within(self, factor: float = FACTOR) -> int:
+        """Returns the number of bins whose prediction is within this factor of the truth."""
+        return sum(row.observed / factor <= row.predicted <= row.observed * factor for row in self.bins)
+
+    def consistent(self, factor: float = FACTOR) -> int:
+        """Returns the number of bins whose prediction is within this factor of the truth's 95 % interval.
+
+        A bin in which one frame in a hundred fails has a mean loss that hardly anything is known of.
+        """
+        return sum(max(row.low, 0.0) / factor <= row.predicted <= row.high * factor for row in self.bins)
 
 
 def loss_reliability(score: ArrayLike, loss: ArrayLike, *, scale: float, bins: int = 10) -> Reliability:
