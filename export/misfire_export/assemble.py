@@ -24,7 +24,7 @@ from misfire_export.measure.folds import Folds, deal
 from misfire_export.measure.golden import write_golden
 from misfire_export.measure.parity import check_parity
 from misfire_export.measure.run import Measurement, measure, open_session
-from misfire_export.measure.trigger import choose_trigger
+from misfire_export.measure.trigger import choose_trigger, scores_by_rate
 from misfire_export.options import Options, require_options
 from misfire_export.precision.lower import compare, lower
 from misfire_runtime.bundle import (
@@ -216,6 +216,8 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             ),
             scores=specs,
             default_score=default,
+            scores_by_rate=scores_by_rate(reports["gate"]),
+            upload_rate=options.upload_rate,
             parity=parity,
             lineage=source.lineage,
             extra=reports,
@@ -345,7 +347,7 @@ def _score_specs(
             )
         )
         reports[score.name] = report(
-            score.name, judged, folds=folds, predicts_loss=calibration.loss_scale is not None
+            score.name, judged, folds=folds, predicts_loss=calibration.expected_loss is not None
         )
     return tuple(specs), reports
 
@@ -374,6 +376,7 @@ def _default_score(
         refit=source.refit,
         shifts=options.shifts,
         seed=options.seed,
+        budget=options.upload_rate,
     )
 
 

@@ -129,6 +129,15 @@ def export(
     default_score: Annotated[
         str, typer.Option(help="Trigger on this score. Default: the one that the gate chooses.")
     ] = "",
+    upload_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=0.9999,
+            help="Make the bundle for vehicles that upload this share of the frames, such as 0.02: the score "
+            "that finds most there triggers. Default: by AUROC and AURC.",
+        ),
+    ] = None,
     failure_threshold: Annotated[
         float | None, typer.Option(help="Count a loss above this as a failure. Default: the run's own.")
     ] = None,
@@ -174,6 +183,7 @@ def export(
         target=target,
         tolerance=tolerance,
         default_score=default_score or None,
+        upload_rate=upload_rate,
         failure_threshold=failure_threshold,
         shifts=_shifts(shifts, severity),
     )
@@ -343,6 +353,8 @@ def describe(bundle: Bundle) -> str:
             f"{found['parity_max_abs'][worst]:.1e} ({worst})"
         )
     lines.append(f"trigger score: {found['default_score']}. {found['verdict']}")
+    if bundle.manifest.rates_text:
+        lines.append(f"by upload rate: {bundle.manifest.rates_text}")
     lines += [f"further answer {text}" for text in further_text(bundle.manifest)]
     return "\n".join([*lines, *(note for note in found["notes"] if not note.startswith(WARNING))])
 

@@ -31,6 +31,8 @@ class Options:
         target: Engine for which a reduced precision is made.
         tolerance: Largest absolute difference from torch.
         default_score: Forces the trigger score. None lets the gate choose, holding out `shifts`.
+        upload_rate: Share of frames that vehicles upload; the gate then judges the top of the list. None
+            declares none.
         failure_threshold: Loss above which a frame fails. None takes that of the task or the run.
         shifts: Corruptions that the gate holds out.
         snapshot_id: Data set snapshot that the run was trained on, for the lineage.
@@ -45,6 +47,7 @@ class Options:
     target: Target = "onnxruntime-x86"
     tolerance: float = TOLERANCE
     default_score: str | None = None
+    upload_rate: float | None = None
     failure_threshold: float | None = None
     shifts: Shifts = field(default_factory=Shifts)
     snapshot_id: str | None = None

@@ -10,10 +10,12 @@ unlisted file. The `engine/` folder is a cache that the device writes; it is nei
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -102,16 +104,48 @@ class QuantileTable(_Part):
         return self
 
 
+class LossTable(_Part):
+    """Holds the expected loss of a frame by score, in the task's own units, as measured on held-out frames.
+
+    Between the points it is interpolated in the logarithm of the loss; beyond them it is flat.
+    """
+
+    scores: tuple[float, ...]
+    losses: tuple[Annotated[float, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _rises(self) -> LossTable:
+        if len(self.scores) != len(self.losses) or not self.scores:
+            raise ValueError("scores and losses must have the same length, at least 1")
+        if any(b <= a for a, b in zip(self.scores, self.scores[1:], strict=False)):
+            raise ValueError("scores must rise")
+        if any(b < a for a, b in zip(self.losses, self.losses[1:], strict=False)):
+            raise ValueError("losses must not fall")
+        return self
+
+    def expected(self, score: float) -> float:
+        """Returns the expected loss at a score."""
+        place = bisect.bisect_right(self.scores, score)
+        if place in (0, len(self.scores)):
+            return self.losses[min(place, len(self.losses) - 1)]
+        left, right = self.scores[place - 1], self.scores[place]
+        share = (score - left) / (right - left)
+        low, high = math.log(self.losses[place - 1]), math.log(self.losses[place])
+        return math.exp(low + share * (high - low))
+
+
 class Calibration(_Part):
     """Calibrates a score on one engine at one precision; another engine needs its own calibration.
 
-    `loss_scale` is c in predicted loss = c * exp(score); None if the score predicts no loss.
+    `loss_scale` is c in predicted loss = c * exp(score); None if the score is no log-loss. `expected_loss` is
+    more accurate, and there for every score; None if the frames had no labels.
     """
 
     engine: str
     precision: Precision
     quantiles: QuantileTable
     loss_scale: float | None = None
+    expected_loss: LossTable | None = None
 
 
 class OperatingPoint(_Part):
@@ -142,6 +176,14 @@ class ScoreSpec(_Part):
     def output(self) -> str:
         """Returns the name of the graph's output with this score."""
         return f"score.{self.name}"
+
+
+class RateScore(_Part):
+    """Names the score that finds most failures if this share of the frames is uploaded, and why."""
+
+    upload_rate: float = Field(gt=0, lt=1)
+    score: str
+    reason: str = ""
 
 
 class Parity(_Part):
@@ -190,6 +232,10 @@ class Manifest(_Part):
     """Answers beside that of `task`, for a network with several."""
     scores: tuple[ScoreSpec, ...]
     default_score: str
+    scores_by_rate: tuple[RateScore, ...] = ()
+    """Scores to trigger on by upload rate, if they differ from or confirm `default_score`."""
+    upload_rate: float | None = Field(default=None, gt=0, lt=1)
+    """The share of frames that the bundle is meant to upload; None if none was declared."""
     parity: Parity | None = None
     """None only if there is no trained model to compare with (a foreign ONNX graph)."""
     lineage: Lineage
@@ -224,7 +270,18 @@ class Manifest(_Part):
             if answer.output not in outputs:
                 raise ValueError(f"further answer {answer.name!r} has no output {answer.output!r}")
         self.score(self.default_score)
+        for choice in self.scores_by_rate:
+            self.score(choice.score)
         return self
+
+    def score_at(self, rate: float) -> str:
+        """Returns the score to trigger on at an upload rate: the choice of the nearest rate, or the default.
+
+        Nearest by ratio: 3 % is as far from 1 % as from 9 %.
+        """
+        if not self.scores_by_rate or rate <= 0:
+            return self.default_score
+        return min(self.scores_by_rate, key=lambda each: abs(math.log(each.upload_rate / rate))).score
 
     def score(self, name: str) -> ScoreSpec:
         """Returns the score of that name. Raises ValueError, with the existing names, if there is none."""
@@ -232,6 +289,23 @@ class Manifest(_Part):
             if score.name == name:
                 return score
         raise ValueError(f"no score {name!r}; there are {', '.join(s.name for s in self.scores)}")
+
+    @property
+    def rates_text(self) -> str:
+        """Returns which score triggers at which upload rates, in words; "" if none were judged.
+
+        Rates that follow one another with one score are one range.
+        """
+        runs: list[list[RateScore]] = []
+        for choice in sorted(self.scores_by_rate, key=lambda each: each.upload_rate):
+            if not runs or runs[-1][0].score != choice.score:
+                runs.append([])
+            runs[-1].append(choice)
+        texts = []
+        for run in runs:
+            first, last = f"{100 * run[0].upload_rate:g} %", f"{100 * run[-1].upload_rate:g} %"
+            texts.append(f"{first if len(run) == 1 else f'{first} to {last}'}: {run[0].score}")
+        return "; ".join(texts)
 
     @property
     def label(self) -> str:

@@ -15,6 +15,7 @@ from misfire_export.measure.run import Measurement
 from misfire_export.measure.trigger import Shifts, choose_trigger
 from misfire_train.data import Examples
 from misfire_train.fitting.refit import Refit, refit_of_run
+from misfire_train.metrics import fit_loss_curve
 from misfire_train.runs import Run
 
 
@@ -50,8 +51,8 @@ def test_folds_keep_drives_whole_where_there_are_enough() -> None:
     assert "frames" in few.about and "groups" in folds.about
 
 
-def test_a_loss_scale_is_judged_on_frames_that_did_not_set_it() -> None:
-    """One drive's losses are ten times the others': its own c is set by frames that know nothing of it."""
+def test_a_loss_curve_is_judged_on_frames_that_did_not_set_it() -> None:
+    """One drive's losses are ten times the others', which predict them without knowing that."""
     rng = np.random.default_rng(0)
     groups = tuple(f"drive-{i // 40}" for i in range(200))
     score = rng.normal(size=200)
@@ -59,16 +60,24 @@ def test_a_loss_scale_is_judged_on_frames_that_did_not_set_it() -> None:
     measured = measurement({"learned": score}, loss > 2, loss=loss, groups=groups)
     folds = deal(groups)
     found = report("learned", measured, folds=folds, predicts_loss=True)["reliability"]
-    assert len(found["scales"]) == 5 and max(found["scales"]) > 1.5 * min(found["scales"])
     assert "5 folds of whole groups" in found["cross_fitted"]
-    shipped = calibrate("learned", measured, engine="e", precision="fp32", predicts_loss=True).loss_scale
-    assert shipped is not None
-    for fold, scale in enumerate(found["scales"]):
-        others = folds.members != fold
-        assert scale == pytest.approx(loss[others].mean() / np.exp(score[others]).mean())
-    in_sample = shipped * np.exp(score)
+    shipped = calibrate("learned", measured, engine="e", precision="fp32", predicts_loss=True)
+    assert shipped.loss_scale is not None and shipped.expected_loss is not None
+    in_sample = shipped.loss_scale * np.exp(score)
     assert in_sample.mean() == pytest.approx(loss.mean()), "on its own frames c has no bias by construction"
+    predicted = np.zeros(200)
+    for inside, others in folds:
+        curve = fit_loss_curve(score[others], loss[others])
+        assert curve is not None
+        predicted[inside] = curve.predict(score[inside])
+    assert found["bias"] == pytest.approx(predicted.mean() / loss.mean())
     assert abs(found["bias"] - 1) > 0.01
+    assert 0 <= found["within"] <= found["consistent"] <= 10
+    # The vehicle reads off its table what the curve says.
+    whole = fit_loss_curve(score, loss)
+    assert whole is not None
+    for value in (-9.0, -0.3, 0.0, 0.7, 9.0):
+        assert shipped.expected_loss.expected(value) == pytest.approx(whole.predict([value])[0])
 
 
 def test_operating_points_count_what_other_frames_thresholds_flag() -> None:

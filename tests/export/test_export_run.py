@@ -137,14 +137,42 @@ def test_predicted_loss_is_on_the_scale_of_the_true_loss(digits_bundle: Bundle) 
     calibration = digits_bundle.manifest.score("learning_loss_pp").calibration
     assert calibration.loss_scale is not None and calibration.loss_scale > 0
     reliability = digits_bundle.manifest.extra["scores"]["learning_loss_pp"]["reliability"]
-    assert reliability["bias"] == pytest.approx(1.0, abs=0.01)
-    assert digits_bundle.manifest.score("entropy").calibration.loss_scale is None
+    assert reliability["bias"] == pytest.approx(1.0, abs=0.1)
+    entropy = digits_bundle.manifest.score("entropy").calibration
+    # Any score has an expected loss; only a log-loss has a scale.
+    assert entropy.loss_scale is None and entropy.expected_loss is not None
+    assert list(entropy.expected_loss.losses) == sorted(entropy.expected_loss.losses)
 
 
 def test_the_gate_decides_on_the_trigger_score_and_says_why(digits_bundle: Bundle) -> None:
     gate = digits_bundle.manifest.extra["gate"]
     assert digits_bundle.manifest.default_score == gate["winner"]
     assert gate["winner"] in gate["verdict"]
+
+
+def test_a_bundle_names_a_score_for_every_upload_rate_that_its_frames_can_judge(
+    digits_bundle: Bundle,
+) -> None:
+    manifest = digits_bundle.manifest
+    judged = {choice["budget"]: choice for choice in manifest.extra["gate"]["budgets"]}
+    assert {each.upload_rate: each.score for each in manifest.scores_by_rate} == {
+        rate: choice["score"] for rate, choice in judged.items()
+    }
+    assert manifest.upload_rate is None
+    for each in manifest.scores_by_rate:
+        assert manifest.score_at(each.upload_rate) == each.score
+        assert each.reason == judged[each.upload_rate]["why"]
+        assert each.score in each.reason
+
+
+def test_a_declared_upload_rate_decides_the_trigger(
+    digits_run: Run, digits_parts: dict[str, Examples], out: Path
+) -> None:
+    options = replace(OPTIONS, upload_rate=0.2)
+    bundle = export_run(digits_run, Frames(digits_parts["calibration"]), out=out, options=options)
+    assert bundle.manifest.upload_rate == 0.2
+    assert bundle.manifest.default_score == bundle.manifest.score_at(0.2)
+    assert "declared budget of 0.2" in bundle.manifest.extra["gate"]["verdict"]
 
 
 def test_too_small_a_calibration_set_says_how_many_frames_are_needed(

@@ -80,8 +80,8 @@ def test_every_condition_holds_the_numbers_of_its_own_rows() -> None:
     assert row.metrics["auroc"].value == auroc(columns["scores"]["head"][fog], failed[fog])
     assert row.metrics["aurc"].value == aurc(columns["scores"]["head"][fog], columns["loss"][fog])
     assert row.budgets == budget_table(columns["scores"]["head"][fog], failed[fog])
-    assert row.metrics["recall_at_5.0%"].value == pytest.approx(row.budgets[2].recall)
-    assert row.metrics["precision_at_5.0%"].value == pytest.approx(row.budgets[2].precision)
+    assert row.metrics["recall_at_5.0%"].value == pytest.approx(row.budgets[4].recall)
+    assert row.metrics["precision_at_5.0%"].value == pytest.approx(row.budgets[4].precision)
     for found in row.metrics.values():
         assert found.low <= found.value + 1e-9
         assert found.value <= found.high + 1e-9 or math.isnan(found.high)
@@ -103,6 +103,7 @@ def test_a_log_loss_score_is_calibrated_on_one_half_and_judged_on_the_other() ->
     report = judge(rows(), loss_scales={"head": None})
     assert report.calibrations[0].fitted_on == "the other half of the clean frames"
     assert sum(row.count for row in report.calibrations[0].reliability.bins) == 300
+    assert report.calibrations[0].curve is not None and report.calibrations[0].scale is None
     given = judge(rows(), loss_scales={"head": 2.0}, loss_scales_from="elsewhere")
     assert given.calibrations[0].scale == 2.0
     assert sum(row.count for row in given.calibrations[0].reliability.bins) == 600

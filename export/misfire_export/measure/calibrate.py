@@ -1,11 +1,11 @@
 """Measures what a score's values mean on this engine.
 
 Measurement --quantile_table--> percentiles        --operating_points--> threshold, recall, precision
-            --fit_loss_scale--> c of c * exp(score)
+            --fit_loss_curve--> expected loss by score, in the task's units
 
 What ships is set on all frames. Statements about it (recall, precision, reliability) are cross-fitted: each
-fold of the frames is judged by thresholds and by a c that the other folds set. Another engine or precision
-shifts every value, so all of this is measured anew on each.
+fold of the frames is judged by thresholds and by a curve that the other folds set. Another engine or
+precision shifts every value, so all of this is measured anew on each.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from misfire_export.errors import CalibrationError
 from misfire_export.measure.folds import Folds
 from misfire_export.measure.run import Measurement
-from misfire_runtime.bundle import Calibration, Interval, OperatingPoint, QuantileTable
+from misfire_runtime.bundle import Calibration, Interval, LossTable, OperatingPoint, QuantileTable
 from misfire_train.judge.evidence import Evidence
 from misfire_train.judge.gate import MIN_FAILURES
 from misfire_train.metrics import (
     auroc,
+    fit_loss_curve,
     fit_loss_scale,
     reliability,
     resample_weights,
@@ -69,11 +70,13 @@ def calibrate(
     values = measured.scores[name]
     # Without labels the mean loss is NaN, which is not above zero either.
     scale = fit_loss_scale(values, measured.loss) if predicts_loss and measured.loss.mean() > 0 else None
+    curve = fit_loss_curve(values, measured.loss) if measured.labelled else None
     return Calibration(
         engine=engine,
         precision=precision,
         quantiles=quantile_table(values),
         loss_scale=scale,
+        expected_loss=None if curve is None else LossTable(scores=curve.scores, losses=curve.losses),
     )
 
 
@@ -180,19 +183,20 @@ def score_notes(measured: Measurement, trigger: str) -> tuple[str, ...]:
 
 
 def _reliability(values: NDArray[np.float64], loss: NDArray[np.float64], folds: Folds) -> dict[str, Any]:
-    """Returns predicted against true loss, each fold's prediction with the c of the other folds."""
-    scales, predicted = [], np.zeros(len(values))
+    """Returns predicted against true loss, each fold's prediction by the curve of the other folds."""
+    predicted = np.zeros(len(values))
     for inside, others in folds:
-        scales.append(fit_loss_scale(values[others], loss[others]))
-        predicted[inside] = scales[-1] * np.exp(values[inside])
-    curve = reliability(predicted, loss)
+        curve = fit_loss_curve(values[others], loss[others])
+        predicted[inside] = loss[others].mean() if curve is None else curve.predict(values[inside])
+    found = reliability(predicted, loss)
     return {
         "cross_fitted": folds.about,
-        "scales": scales,
-        "error": curve.error,
-        "relative_error": curve.relative_error,
-        "bias": curve.bias,
-        "bins": [asdict(b) for b in curve.bins if math.isfinite(b.low)],
+        "error": found.error,
+        "relative_error": found.relative_error,
+        "bias": found.bias,
+        "within": found.within(),
+        "consistent": found.consistent(),
+        "bins": [asdict(b) for b in found.bins if math.isfinite(b.low)],
     }
 
 

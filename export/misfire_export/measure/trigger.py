@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from misfire_export.errors import ExportError
 from misfire_export.measure.run import Measurement
+from misfire_runtime.bundle import RateScore
 from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES, SEVERITIES, corrupt_all
 from misfire_train.errors import JudgeError
@@ -65,6 +66,7 @@ def choose_trigger(
     refit: Refit | None,
     shifts: Shifts,
     seed: int,
+    budget: float | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Returns the trigger score's name and the gate's report for the manifest.
 
@@ -77,6 +79,7 @@ def choose_trigger(
         refit: how to fit the learned head again.
         shifts: corruptions to hold out.
         seed: of corruptions, folds and resamples.
+        budget: share of frames that vehicles upload, None for AUROC and AURC.
     """
     families, notes = _held_out(clean, refit, shifts)
     part = spread(frames, MAX_SHIFTED)
@@ -84,7 +87,7 @@ def choose_trigger(
     columns = {CLEAN: clean, **{name: measure(examples) for name, examples in worse.items()}}
     refitted = _refits(refit, worse, columns)
     try:
-        result = _judge(columns, refitted, free=free, fallback=fallback, seed=seed)
+        result = _judge(columns, refitted, free=free, fallback=fallback, seed=seed, budget=budget)
     except JudgeError as error:
         chosen = fallback or next(name for name in clean.scores if name in free)
         return chosen, {"verdict": f"{error}; trigger on the free score {chosen}"}
@@ -144,6 +147,7 @@ def _judge(
     free: Collection[str],
     fallback: str | None,
     seed: int,
+    budget: float | None,
 ) -> GateResult:
     clean = columns[CLEAN]
 
@@ -162,4 +166,12 @@ def _judge(
         frames=joined([column.ids for column in every]),
         shifts=np.repeat(np.array(list(columns)), [len(column) for column in every]),
     )
-    return choose_score(evidence, GateRules(free, fallback, refitted, seed=seed))
+    return choose_score(evidence, GateRules(free, fallback, refitted, seed=seed, budget=budget))
+
+
+def scores_by_rate(gate: Mapping[str, Any]) -> tuple[RateScore, ...]:
+    """Returns the score to trigger on at each upload rate, of a gate's report; none if nothing was judged."""
+    return tuple(
+        RateScore(upload_rate=choice["budget"], score=choice["score"], reason=choice["why"])
+        for choice in gate.get("budgets", ())
+    )

@@ -86,6 +86,7 @@ def _facts(manifest: Manifest) -> str:
             f"{image.name} [N,{image.channels},{image.height},{image.width}] {image.dtype}, {image.color}",
         ),
         ("Trigger score", manifest.default_score),
+        ("By upload rate", manifest.rates_text),
         ("Why", str(gate.get("verdict", "")) if isinstance(gate, dict) else ""),
         ("Held out", _held_out(gate)),
         ("Accuracy", accuracy_text(manifest)),

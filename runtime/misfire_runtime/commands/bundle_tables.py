@@ -29,6 +29,8 @@ def _facts(manifest: Manifest) -> Table:
         "further inputs": ", ".join(f"{name} ({kind})" for name, kind in image.inputs.items()),
         "boxes": _boxes(manifest.detection),
         "trigger score": manifest.default_score,
+        "by upload rate": manifest.rates_text,
+        "made for": f"uploads of {manifest.upload_rate:.2%}" if manifest.upload_rate else "",
         "why": str(gate.get("verdict", "")),
         "held out": ", ".join(map(str, gate.get("shifts") or ())),
         "parity": _parity(manifest),

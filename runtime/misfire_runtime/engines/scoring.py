@@ -92,6 +92,14 @@ class Scored:
             return self._levels[name]
         return percentile(self._scorer.tables[name], self.scores[name])
 
+    def expected_loss(self, name: str) -> float | None:
+        """Returns the loss that frames with this score had on average, in the task's units.
+
+        None if the bundle does not know it, or the score was refused.
+        """
+        table = self._scorer.losses.get(name)
+        return None if table is None or name not in self.scores else table.expected(self.scores[name])
+
     @property
     def percentiles(self) -> dict[str, float]:
         """Returns the levels of all scores in their calibration, 0..1."""
@@ -185,9 +193,12 @@ class Scorer:
         self.engine = engine
         self.label = manifest.label
         self.default_score = manifest.default_score
+        self.score_at = manifest.score_at
+        self.upload_rate = manifest.upload_rate
         self.classes = manifest.classes
         self.score_outputs = tuple((score.name, score.output) for score in manifest.scores)
         self.tables = {score.name: score.calibration.quantiles for score in manifest.scores}
+        self.losses = {score.name: score.calibration.expected_loss for score in manifest.scores}
         # Reversed, so that the first output of a kind wins.
         kinds: dict[str, str] = {output.kind: output.name for output in reversed(manifest.outputs)}
         self.embedding_output = kinds.get("embedding")

@@ -77,13 +77,17 @@ class BuildContext:
             names.append(BOX_DROP)
         return tuple(names)
 
-    def score(self, wanted: str | None) -> str:
-        """Returns the score to look at: the wanted one, or the bundle's default.
+    def score(self, wanted: str | None, *, rate: float | None = None) -> str:
+        """Returns the score to look at: the wanted one, or the bundle's own.
+
+        Args:
+            wanted: name in the configuration, None for the bundle's own.
+            rate: share of frames that the trigger takes; the bundle may have another score for another rate.
 
         Raises:
             ConfigError: the bundle has no score of that name.
         """
-        score = wanted or self.scorer.default_score
+        score = wanted or (self.scorer.default_score if rate is None else self.scorer.score_at(rate))
         if score not in self.scores:
             known = ", ".join(self.scores)
             raise ConfigError(

@@ -9,7 +9,7 @@ from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.triggers.base import BuildContext, Trigger, TriggerTable
 from misfire_runtime.triggers.compose import CoolDown
-from misfire_runtime.triggers.rates import PercentileTable
+from misfire_runtime.triggers.rates import PercentileTable, TargetRateTable
 from misfire_runtime.triggers.registry import class_of
 
 MAX_BUILT = 256
@@ -18,6 +18,20 @@ MAX_BUILT = 256
 SILENCE_LEVEL = 0.99
 SILENCE_COOL_DOWN_S = 10.0
 """Fog lasts: a frame every ten seconds shows it, and leaves the budget to others."""
+
+
+def default_triggers(tables: Mapping[str, TriggerTable], *, scorer: Scorer) -> Mapping[str, TriggerTable]:
+    """Returns the triggers of a vehicle that configures none, as its bundle wants them.
+
+    They take the share of frames that the bundle was made for, if it declares one, and see silence.
+    """
+    if scorer.upload_rate is not None:
+        own = {"rate": scorer.upload_rate}
+        tables = {
+            name: table.model_copy(update=own) if isinstance(table, TargetRateTable) else table
+            for name, table in tables.items()
+        }
+    return with_silence(tables, scorer=scorer)
 
 
 def with_silence(tables: Mapping[str, TriggerTable], *, scorer: Scorer) -> Mapping[str, TriggerTable]:

@@ -95,7 +95,7 @@ class Percentile(TriggerKind):
     @classmethod
     def build(cls, settings: PercentileTable, context: BuildContext) -> Trigger:
         """See TriggerKind."""
-        score = context.score(settings.score)
+        score = context.score(settings.score, rate=1.0 - settings.level)
         return cls(context.name, score=score, level=settings.level, priority=settings.priority)
 
     def look(self, frame: ScoredFrame) -> TriggerEvent | None:
@@ -168,7 +168,7 @@ class TargetRate(TriggerKind):
     @classmethod
     def build(cls, settings: TargetRateTable, context: BuildContext) -> Trigger:
         """See TriggerKind. The calibration stands in until the trigger has seen enough."""
-        score = context.score(settings.score)
+        score = context.score(settings.score, rate=settings.rate)
         return cls(
             context.name,
             score=score,

@@ -38,7 +38,7 @@ from misfire_runtime.temporal.levels import Levels
 from misfire_runtime.triggers import ScoredFrame, Selector, build_triggers
 from misfire_runtime.triggers.base import TriggerTable
 from misfire_runtime.triggers.budget import Budget
-from misfire_runtime.triggers.build import with_silence
+from misfire_runtime.triggers.build import default_triggers
 from misfire_runtime.triggers.memory import Learned, TriggerMemory
 from misfire_runtime.triggers.novelty import Novelty
 from misfire_runtime.triggers.random_stream import (
@@ -454,7 +454,7 @@ class Vehicle:
         used: set[str] = set()
         tables: Mapping[str, TriggerTable] = config.triggers
         if "triggers" not in config.model_fields_set:
-            tables = with_silence(tables, scorer=scorer)
+            tables = default_triggers(tables, scorer=scorer)
         return Selector(
             build_triggers(tables, scorer=scorer, used=used),
             used=used,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_runtime.drawing import DOUBTFUL, SURE, Rgb, score_strip, text_scale, text_width, write
+from misfire_runtime.engines.scoring import Scored
 from misfire_runtime.errors import PrivacyError
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.triggers.scored_frame import ScoredFrame
@@ -137,7 +138,7 @@ class _Lane:
             marks=self._marks,
             room=ROOM,
             title=f"{seen.bundle}  {seen.source} {seen.frame.index}  {words}",
-            value=f"{name} {seen.scored.scores[name]:.3g} ({100 * self._levels[-1]:.1f} %)" if known else "",
+            value=_value(seen.scored, name, level=self._levels[-1]) if known else "",
         )
         self._screen.put(np.concatenate([canvas, strip]), self._time_s(seen))
 
@@ -158,6 +159,13 @@ class _Lane:
             self._origin_s = seen.time_s - now
         self._last_s = now
         return now
+
+
+def _value(scored: Scored, name: str, *, level: float) -> str:
+    """Returns a score, its percentile, and the loss to expect, as far as the bundle knows it."""
+    expected = scored.expected_loss(name)
+    loss = "" if expected is None else f", expected loss {expected:.2g}"
+    return f"{name} {scored.scores[name]:.3g} ({100 * level:.1f} %{loss})"
 
 
 def _mark(seen: ScoredFrame) -> Rgb | None:

@@ -42,6 +42,7 @@ from misfire_train.judge.parts import with_parts
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.run_judging import Judging
 from misfire_train.judge.score_names import ALL, FREE
+from misfire_train.metrics.loss_curve import LossCurve
 from misfire_train.tasks import Task
 from misfire_train.tasks.detection import Detection
 from misfire_train.tasks.loading import load_task
@@ -198,7 +199,12 @@ def judge_bundle(
     learned = any(name not in free for name in names)
     # Which corruptions a learned score was trained on is not recorded, so none counts as held out.
     rules = GateRules(
-        free, task.default_free_score, known=judging.shifts if learned else (), seed=judging.seed
+        free,
+        task.default_free_score,
+        known=judging.shifts if learned else (),
+        seed=judging.seed,
+        # A bundle is judged at the rate that it was made for.
+        budget=subject.manifest.upload_rate if judging.budget is None else judging.budget,
     )
     judging.collected(evidence, rules)
     progress("judging")
@@ -206,7 +212,7 @@ def judge_bundle(
         evidence,
         rules,
         slices=slices_of(task, examples, dataset.classes, stated=judging.slices or {}, repeats=len(columns)),
-        loss_scales=_loss_scales(subject, names),
+        loss_scales=_loss_curves(subject, names),
         loss_scales_from="the bundle's calibration",
         replicates=judging.replicates,
         settings=_settings(subject, dataset, judging, examples, meaning),
@@ -288,9 +294,19 @@ def _column(subject: Subject, examples: Examples, names: list[str]) -> Column:
     return losses.column(scores)
 
 
-def _loss_scales(subject: Subject, names: list[str]) -> dict[str, float]:
-    scales = {name: subject.manifest.score(name).calibration.loss_scale for name in names}
-    return {name: scale for name, scale in scales.items() if scale is not None}
+def _loss_curves(subject: Subject, names: list[str]) -> dict[str, LossCurve | float]:
+    """Returns how learned scores and the default predict the loss: by the bundle's curves or scales."""
+    found: dict[str, LossCurve | float] = {}
+    for name in names:
+        score = subject.manifest.score(name)
+        if score.free and name != subject.manifest.default_score:
+            continue
+        curve = score.calibration.expected_loss
+        if curve is not None:
+            found[name] = LossCurve(curve.scores, curve.losses)
+        elif score.calibration.loss_scale is not None:
+            found[name] = score.calibration.loss_scale
+    return found
 
 
 def _settings(

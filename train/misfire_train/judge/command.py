@@ -118,6 +118,15 @@ def evaluate(
             ".parquet, .csv or .npz, before the judging. --scores and misfire select read it."
         ),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=0.9999,
+            help="Choose the score that finds most in the uploads of this share of the frames, such as 0.02. "
+            "Default: a bundle's own upload rate, else by AUROC and AURC.",
+        ),
+    ] = None,
     max_gap: Annotated[
         float | None,
         typer.Option(
@@ -155,6 +164,7 @@ def evaluate(
             failure_threshold=failure_threshold,
             replicates=replicates,
             seed=seed,
+            budget=budget,
         )
         report, evidence = _judge_table(Path(scores), judging)
     else:
@@ -175,6 +185,7 @@ def evaluate(
             slices=labels or None,
             replicates=replicates,
             seed=seed,
+            budget=budget,
             keep=out / "conditions",
         )
         table = _TableFile(scores_out)

@@ -28,10 +28,11 @@ from misfire_train.judge.report import (
 )
 from misfire_train.judge.slices import MIN_FRAMES, slice_report
 from misfire_train.metrics.bootstrap import ROW_METRICS, estimate, point, replicate
-from misfire_train.metrics.calibration import fit_loss_scale, loss_reliability
+from misfire_train.metrics.calibration import loss_reliability, reliability
 from misfire_train.metrics.correlation import kendall, pair_accuracy, spearman
 from misfire_train.metrics.counts import CountTable, count_table
 from misfire_train.metrics.detection import BUDGETS, budget_table
+from misfire_train.metrics.loss_curve import LossCurve, fit_loss_curve
 from misfire_train.metrics.risk import augrc_references, aurc_references, risk_coverage_curve
 
 # Slices compare who is flagged at one upload rate; at 5 % a slice of a few hundred frames has flags to count.
@@ -46,7 +47,7 @@ def evaluate(
     rules: GateRules,
     *,
     slices: Mapping[str, ArrayLike] | None = None,
-    loss_scales: Mapping[str, float | None] | None = None,
+    loss_scales: Mapping[str, LossCurve | float | None] | None = None,
     loss_scales_from: str = "other frames",
     replicates: int = 300,
     min_frames: int = MIN_FRAMES,
@@ -59,8 +60,8 @@ def evaluate(
         rules: Which scores are free, and how the gate decides. A refitted score is in its condition's
             table beside the original, as "NAME without SHIFT".
         slices: {name: [N] labels} such as weather or camera, compared on clean rows.
-        loss_scales: Scores that predict the loss as c * exp(score), with their c; None fits it on half of
-            the clean frames and judges it on the other half.
+        loss_scales: Scores that predict the loss: by a curve, or as c * exp(score) with this c; None fits
+            a curve on half of the clean frames and judges it on the other half.
         loss_scales_from: Where given ones come from.
         replicates: Bootstrap resamples of the tables; `rules` has those of the gate.
         min_frames: Slices with fewer frames are listed, not compared.
@@ -236,22 +237,48 @@ def _slices(
 
 
 def _calibration(
-    name: str, evidence: Evidence, rows: NDArray[np.intp], *, scale: float | None, source: str, seed: int
+    name: str,
+    evidence: Evidence,
+    rows: NDArray[np.intp],
+    *,
+    scale: LossCurve | float | None,
+    source: str,
+    seed: int,
 ) -> LossCalibration:
     if name not in evidence.scores:
         raise JudgeError(f"no score {name!r} to calibrate; there are {', '.join(evidence.scores)}")
     score, loss = evidence.scores[name][rows], evidence.loss[rows]
     if scale is not None:
-        return LossCalibration(name, scale, source, loss_reliability(score, loss, scale=scale))
-    # Whole groups go to one half: frames of one drive in both would make the scale look better than it is.
+        return _reliable(name, source, scale, score, loss)
+    # Whole groups go to one half: frames of one drive in both would make the curve look better than it is.
     labels, members = np.unique(evidence.clusters()[0][rows], return_inverse=True)
     half = np.random.default_rng(seed).permutation(len(labels)) < len(labels) // 2
     fitting = half[members]
     if not fitting.any() or fitting.all():
-        raise JudgeError("one group cannot be halved: give the loss scale of another set")
-    fitted = fit_loss_scale(score[fitting], loss[fitting])
-    result = loss_reliability(score[~fitting], loss[~fitting], scale=fitted)
-    return LossCalibration(name, fitted, "the other half of the clean frames", result)
+        raise JudgeError("one group cannot be halved: give the loss curve of another set")
+    fitted = fit_loss_curve(score[fitting], loss[fitting])
+    if fitted is None:
+        raise JudgeError(f"{name} or the loss is the same on all of half of the frames: it has no loss curve")
+    return _reliable(name, "the other half of the clean frames", fitted, score[~fitting], loss[~fitting])
+
+
+def _reliable(
+    name: str, source: str, fitted: LossCurve | float, score: NDArray[Any], loss: NDArray[Any]
+) -> LossCalibration:
+    found = (
+        reliability(fitted.predict(score), loss)
+        if isinstance(fitted, LossCurve)
+        else loss_reliability(score, loss, scale=fitted)
+    )
+    return LossCalibration(
+        score=name,
+        fitted_on=source,
+        reliability=found,
+        curve=fitted if isinstance(fitted, LossCurve) else None,
+        scale=None if isinstance(fitted, LossCurve) else fitted,
+        within=found.within(),
+        consistent=found.consistent(),
+    )
 
 
 def _curve(score: str, condition: str, evidence: Evidence, rows: NDArray[np.intp]) -> Curve:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from misfire_runtime.boxes import SILENCE
 from misfire_train.errors import JudgeError
+from misfire_train.judge.budget import BudgetChoice, choose_at_budgets
 from misfire_train.judge.evidence import CLEAN, Evidence
 from misfire_train.judge.folds import MIN_PER_FOLD, Table, group_folds, shift_folds, tabulate
 from misfire_train.judge.plain import json_value
@@ -43,6 +44,7 @@ class GateResult:
         passed: a learned score earned it.
         verdict: one or two plain sentences.
         needed: failures that would settle it, if there were too few or the interval contains zero.
+        budgets: the score to trigger on at each share of uploads.
     """
 
     winner: str
@@ -57,6 +59,7 @@ class GateResult:
     views: tuple[View, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
+    budgets: tuple[BudgetChoice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON and a manifest's `extra`."""
@@ -79,6 +82,7 @@ class GateRules:
         max_folds: More groups than these share folds.
         min_failures: Failures, and successes, below which no score is judged at all.
         seed: Random seed of folds and resamples.
+        budget: Declared share of frames that is uploaded, which then decides. None: AUROC and AURC do.
     """
 
     free: Collection[str]
@@ -91,6 +95,7 @@ class GateRules:
     min_failures: int = MIN_FAILURES
     seed: int = 0
     apart: Collection[str] = (SILENCE,)
+    budget: float | None = None
 
 
 def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
@@ -161,7 +166,7 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
         )
     best_learned = earned or (ranked[0] if ranked else None)
     verdict, needed = _verdict(views, best_free, best_learned, earned=earned)
-    return GateResult(
+    result = GateResult(
         winner=earned or best_free,
         winner_is_free=earned is None,
         passed=earned is not None,
@@ -176,6 +181,33 @@ def choose_score(evidence: Evidence, rules: GateRules) -> GateResult:
             c for t in tables for c in list_candidates(t, free=free_names, metrics=rules.metrics)
         ),
         notes=(*evidence.clusters()[1], *one_sided(evidence)),
+    )
+    return _at_budgets(result, evidence, rules)
+
+
+def _at_budgets(result: GateResult, evidence: Evidence, rules: GateRules) -> GateResult:
+    """Returns the result with the choice at every budget; a declared one decides what ships."""
+    choices = choose_at_budgets(
+        evidence,
+        free=[name for name in evidence.scores if name in rules.free and name not in rules.apart],
+        learned=result.best_learned,
+        declared=rules.budget,
+        known=rules.known,
+        refitted=rules.refitted,
+        replicates=rules.replicates,
+        seed=rules.seed,
+    )
+    result = replace(result, budgets=choices)
+    declared = next((choice for choice in choices if choice.budget == rules.budget), None)
+    if declared is None:
+        return result
+    return replace(
+        result,
+        winner=declared.score,
+        winner_is_free=declared.score_is_free,
+        passed=not declared.score_is_free,
+        verdict=f"At the declared budget of {rules.budget:.3g} of the frames: {declared.why} "
+        f"By AUROC and AURC: {result.verdict}",
     )
 
 

@@ -25,7 +25,6 @@ from misfire_train.fitting.failures import settle_failures
 from misfire_train.fitting.frames import frames_to_fit, signals_to_fit
 from misfire_train.fitting.refit import refit_of_run
 from misfire_train.fitting.severity import adapt_severity
-from misfire_train.heads import recipe_named
 from misfire_train.judge.columns import (
     Column,
     LossColumns,
@@ -41,15 +40,13 @@ from misfire_train.judge.gate import GateRules
 from misfire_train.judge.parts import with_parts
 from misfire_train.judge.report import FrameExample, Report
 from misfire_train.judge.score_names import chosen_scores
-from misfire_train.metrics.calibration import fit_loss_scale
+from misfire_train.metrics.loss_curve import LossCurve, fit_loss_curve
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import ScoreError, build, compute, names_for, scores_of
 from misfire_train.scores.fitting import batches, evaluating
 from misfire_train.signals import Score
 from misfire_train.tasks import Task
 from misfire_train.train_config import FailureTable
-
-_PREDICT_LOG_LOSS = frozenset({"learning-loss-pp", "log-loss-regression"})
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ class Judging:
         refit: fit the head again without each shift of its library.
         failure_threshold: of tasks whose failure is a loss; None takes the run's own.
         slices: {name: {id: label}}.
+        budget: share of frames that is uploaded, which then decides the gate; None for AUROC and AURC.
         keep: folder in which each condition is kept as soon as it is scored, None for none.
         collected: called with all scores and the gate's rules before anything is judged.
     """
@@ -79,6 +77,7 @@ class Judging:
     slices: Mapping[str, Mapping[str, str]] | None = None
     replicates: int = 300
     seed: int = 0
+    budget: float | None = None
     keep: Path | None = None
     collected: Callable[[Evidence, GateRules], None] = lambda _evidence, _rules: None
 
@@ -109,6 +108,7 @@ def judge_run(
         refitted=_stack_refits(refitted, columns, evidence.scores),
         known=known,
         seed=judging.seed,
+        budget=judging.budget,
     )
     judging.collected(evidence, rules)
     progress("judging")
@@ -118,7 +118,7 @@ def judge_run(
         slices=slices_of(
             run.task, examples, run.record.classes, stated=judging.slices or {}, repeats=len(columns)
         ),
-        loss_scales=_loss_scales(run, parts, judging),
+        loss_scales=_loss_curves(run, parts, judging),
         loss_scales_from="the run's calibration part",
         replicates=judging.replicates,
         settings=_settings(run, dataset, judging, examples, meaning) | {"severity": _stated(severities)},
@@ -322,19 +322,14 @@ def _stack_refits(
     return result
 
 
-def _loss_scales(run: Run, parts: Mapping[str, Examples], judging: Judging) -> dict[str, float]:
+def _loss_curves(run: Run, parts: Mapping[str, Examples], judging: Judging) -> dict[str, LossCurve]:
     names = chosen_scores(judging.scores, run.record)
-    if run.head is None or run.record.head is None or run.head.name not in names:
+    if run.head is None or run.head.name not in names or "calibration" not in parts:
         return {}
-    if "calibration" not in parts:
-        return {}
-    recipe = recipe_named(run.record.head.recipe).with_table(run.config.head)
-    if recipe.objective not in _PREDICT_LOG_LOSS:
-        return {}
-    assert run.head is not None
-    # The judged frames must not set the scale that is judged on them.
+    # The judged frames must not set the curve that is judged on them.
     column = _column(run, parts["calibration"], [run.head], task=run.task, seed=0)
-    return {run.head.name: fit_loss_scale(column.scores[run.head.name], column.loss)}
+    curve = fit_loss_curve(column.scores[run.head.name], column.loss)
+    return {} if curve is None else {run.head.name: curve}
 
 
 def _stated(severities: Mapping[str, int]) -> int | str | None:

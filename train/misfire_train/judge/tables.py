@@ -41,6 +41,7 @@ class TableJudging:
         slices: columns whose values are compared, such as weather.
         slice_labels: {name: {id: label}} from elsewhere.
         failure_threshold: a loss above it is a failure; None takes the column of failures.
+        budget: share of frames that is uploaded, which then decides the gate; None for AUROC and AURC.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class TableJudging:
     failure_threshold: float | None = None
     replicates: int = 300
     seed: int = 0
+    budget: float | None = None
 
 
 def is_table(path: str | Path) -> bool:
@@ -84,6 +86,7 @@ def judge_table(path: Path, judging: TableJudging) -> tuple[Report, Evidence]:
         refitted=refits_in(table.columns, evidence.scores, evidence.shifts),
         known=facts.known,
         seed=judging.seed,
+        budget=judging.budget,
     )
     return evaluate(
         evidence,

@@ -25,7 +25,7 @@ from misfire_train.metrics.ranking import (
     same_length,
 )
 
-BUDGETS = (0.001, 0.01, 0.05, 0.10)
+BUDGETS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.10)
 """Shares of all frames that a vehicle may upload."""
 
 

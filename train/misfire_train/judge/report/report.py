@@ -20,10 +20,11 @@ from misfire_train.drawing import Legend
 from misfire_train.judge.gate import GateResult
 from misfire_train.judge.plain import json_value
 from misfire_train.judge.slices import SliceReport
-from misfire_train.metrics.bootstrap import Estimate
+from misfire_train.metrics.bootstrap import Comparison, Estimate
 from misfire_train.metrics.calibration import Reliability
 from misfire_train.metrics.counts import COUNT_BUDGETS, CountTable
 from misfire_train.metrics.detection import BudgetRow
+from misfire_train.metrics.loss_curve import LossCurve
 from misfire_train.metrics.risk import References
 
 ALL = "all conditions"
@@ -121,12 +122,24 @@ class PartReport:
 
 @dataclass(frozen=True)
 class LossCalibration:
-    """Holds predicted loss = scale * exp(score), and its reliability on frames that did not fit `scale`."""
+    """Holds how a score predicts the loss, and its reliability on frames that did not fit that.
+
+    Attributes:
+        score: its name.
+        fitted_on: in words.
+        curve: expected loss by score; None predicts scale * exp(score).
+        scale: None with a curve.
+        within: of ten bins, those whose prediction is within a factor of 1.25 of the truth.
+        consistent: the same of the truth's 95 % interval.
+    """
 
     score: str
-    scale: float
     fitted_on: str
     reliability: Reliability
+    curve: LossCurve | None
+    scale: float | None
+    within: int
+    consistent: int
 
 
 @dataclass(frozen=True)
@@ -204,9 +217,18 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
         if condition.counts is not None:
             out.print(count_rows(condition, winner=report.gate.winner))
+    if report.gate.budgets:
+        out.print(budget_rows(report))
     for part in report.parts:
         values = ", ".join(f"{name} {value:.3f}" for name, value in part.summary.items())
         out.print(f"{part.condition}: {values}", markup=False, highlight=False)
+    for found in report.calibrations:
+        bins = len(found.reliability.bins)
+        text = (
+            f"expected loss by {found.score}: within a factor of 1.25 in {found.within} of {bins} parts of "
+            f"the frames, and of the 95 % interval in {found.consistent}"
+        )
+        out.print(text, markup=False, highlight=False)
     for name, reason in (report.skipped or {}).items():
         out.print(f"left out: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for note in report.gate.notes:
@@ -263,6 +285,29 @@ def count_rows(condition: Condition, *, winner: str) -> Table:
         cells = (f"{100 * values[m].value:.0f} %" for m in measures)
         table.add_row(_short(name), *cells, style="bold" if name == winner else None)
     return table
+
+
+def budget_rows(report: Report) -> Table:
+    """Returns the score to trigger on at each share of uploads, with what it finds on clean frames."""
+    table = Table(title="to trigger on, by the share of frames that is uploaded (clean frames)", **_LAYOUT)
+    for heading in ("uploads", "score", "recall", "precision", "gain of recall, points"):
+        table.add_column(heading, justify="left" if heading == "score" else "right", no_wrap=True)
+    for choice in report.gate.budgets:
+        shown = choice.views[0] if choice.views else None
+        name = choice.score if shown is None or choice.score in shown.recall else shown.free
+        gain = choice.difference
+        table.add_row(
+            f"{100 * choice.budget:g} %",
+            choice.score + (" (free)" if choice.score_is_free else ""),
+            "" if shown is None else f"{100 * shown.recall[name]:.1f} %",
+            "" if shown is None else f"{100 * shown.precision[name]:.0f} %",
+            "" if gain is None else f"{100 * gain.difference:+.1f} ({_points(gain)})",
+        )
+    return table
+
+
+def _points(gain: Comparison) -> str:
+    return f"{100 * gain.low:+.1f} .. {100 * gain.high:+.1f}"
 
 
 def _short(name: str) -> str:
