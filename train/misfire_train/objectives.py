@@ -1,10 +1,14 @@
-"""Defines four objectives for a loss-predicting head, over (predicted score, true loss) of a batch.
+"""Defines objectives for a loss-predicting head, over (predicted score, true loss) of a batch.
 
     learning_loss        margin ranking (Yoo & Kweon 2019)
     learning_loss_pp     KL between true and predicted loss shares (Shukla & Ahmed 2021, LearningLoss++)
     rank_bce             LearningLoss++ with shares hardened to 0 or 1 (Kim et al. 2021, TA-VAAL eq. 4)
     log_loss_regression  squared error to the log-loss: the plain baseline that compares no pairs
 
+    partial_auc          failures against the highest-scored successes (Zhu et al. 2022, a hard form)
+    lambda_loss          NDCG of the top of the list (Wang et al. 2018, LambdaLoss)
+
+The last two look only at the top of the list, where uploads are; they are added to one of the others.
 The first three compare samples. `pairs="halves"` takes (i, i+B) of 2B samples, which needs a shuffled batch:
 a loader in file order pairs neighbours of one drive. `pairs="all"` takes all N(N-1)/2 pairs, any N >= 2, and
 has the lower variance. True losses are never differentiated. Every form is finite for any finite score.
@@ -188,6 +192,75 @@ def log_loss_regression(predicted: Tensor, true: Tensor, *, eps: float = 0.0) ->
         raise ValueError("a loss of zero has no logarithm; pass eps > 0, such as ratio_eps(losses)")
     return functional.mse_loss(predicted, torch.log(losses + eps))
 
+
+def partial_auc(predicted: Tensor, failed: Tensor, *, share: float = 0.2) -> Tensor:
+    """Returns the mean logistic loss of failures against the `share` of successes with the highest scores.
+
+    A surrogate of one minus the one-way partial AUC for false positive rates up to `share` (Zhu et al. 2022,
+    "When AUC meets DRO", with the hard top of the successes instead of a soft one).
+
+    Args:
+        predicted: [N] scores.
+        failed: [N] 0 or 1.
+        share: of the successes that count, in (0, 1]; at least one does.
+
+    Returns:
+        A scalar; zero with a gradient of zero if all failed or none.
+
+    >>> round(partial_auc(torch.tensor([2.0, 1.0, -5.0]), torch.tensor([1, 0, 0]), share=0.5).item(), 3)
+    0.313
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    wrong = failed.bool()
+    if bool(wrong.all()) or not bool(wrong.any()):
+        return predicted.sum() * 0.0
+    successes = predicted[~wrong]
+    count = max(1, round(share * len(successes)))
+    hardest = successes.topk(count).values
+    return functional.softplus(hardest[None, :] - predicted[wrong][:, None]).mean()
+
+
+def lambda_loss(predicted: Tensor, relevance: Tensor, *, share: float = 0.05) -> Tensor:
+    """Returns the pairwise logistic loss, weighted by what swapping a pair changes in NDCG of the top.
+
+    Wang et al. 2018 (LambdaLoss, eq. 16, the LambdaRank weights), truncated at the top `share` of the batch:
+    a pair counts only if one of the two is ranked there.
+
+    Args:
+        predicted: [N] scores.
+        relevance: [N] >= 0, such as 1 for a failure.
+        share: of the batch that is the top, in (0, 1]; at least one sample.
+
+    Returns:
+        A scalar; zero with a gradient of zero if all are equally relevant.
+
+    >>> right = lambda_loss(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), share=0.5)
+    >>> wrong = lambda_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]), share=0.5)
+    >>> bool(right < wrong)
+    True
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}")
+    count = len(predicted)
+    top = max(1, round(share * count))
+    discounts = 1 / torch.log2(torch.arange(count, dtype=predicted.dtype) + 2)
+    discounts[top:] = 0
+    places = torch.empty(count, dtype=torch.long)
+    places[predicted.detach().argsort(descending=True)] = torch.arange(count)
+    discount = discounts.to(predicted.device)[places]
+    gain = relevance.detach().to(predicted.dtype)
+    ideal = (gain.sort(descending=True).values * discounts.to(predicted.device)).sum()
+    better = gain[:, None] > gain[None, :]
+    if not bool(better.any()):
+        return predicted.sum() * 0.0
+    weights = (gain[:, None] - gain[None, :]) * (discount[:, None] - discount[None, :]).abs()
+    losses = functional.softplus(predicted[None, :] - predicted[:, None])
+    return (weights * losses * better).sum() / ideal
+
+
+TOP_OBJECTIVES: dict[str, Callable[..., Tensor]] = {"partial-auc": partial_auc, "lambda": lambda_loss}
+"""Objectives of the top of the list, which take failures instead of losses."""
 
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "learning-loss": learning_loss,

@@ -104,6 +104,7 @@ class HeadTable(Table):
 
     recipe: learning-loss-pp (the default), or a paper's own by name; "none" trains no head.
     layers: the task network's layers to attach to; empty takes the architecture's own.
+    top: adds an objective of the top of the list; it helps clean frames and costs unseen corruptions.
     families: corruption library; None takes all, an empty list none. copies: corrupted copies per image.
     strength: share of the correction that the head keeps, 0 to 1; None chooses it, and with it the
     columns, by leaving out groups of the holdout. columns: all, beliefs, answer or own.
@@ -113,6 +114,7 @@ class HeadTable(Table):
 
     recipe: str = "learning-loss-pp"
     objective: Objective | None = None
+    top: Literal["", "partial-auc", "lambda"] | None = None
     layers: tuple[str, ...] = ()
     families: tuple[str, ...] | None = None
     copies: int | None = Field(default=None, ge=0, le=64)

@@ -1,11 +1,11 @@
-"""Draws what a head learns from in a step: rows in the wanted share, and random pairs for the objective."""
+"""Draws what a head learns from in a step: rows in the wanted share, random pairs, the top of the list."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from misfire_train.objectives import OBJECTIVES
+from misfire_train.objectives import OBJECTIVES, TOP_OBJECTIVES
 
 PAIRINGS = 4
 """Random pairings of a batch per step: nearly the variance of all pairs at a fraction of their cost."""
@@ -43,3 +43,18 @@ def paired_objective(
     losses = torch.cat((true[first].repeat(members), true[second].repeat(members)))
     options = {"eps": eps} if name == "learning-loss-pp" else {}
     return OBJECTIVES[name](scores, losses, pairs="halves", **options)
+
+
+def top_objective(name: str, scores: Tensor, failed: Tensor, clean: Tensor) -> Tensor:
+    """Returns an objective of the top of the list, for the frames' scores [members,N]; zero for no name.
+
+    Clean rows and corrupted copies are two lists: in one, the corrupted would fill the top.
+    """
+    total = scores.sum() * 0.0
+    if not name:
+        return total
+    lists = [rows for rows in (clean, ~clean) if bool(rows.any())]
+    for member in scores:
+        for rows in lists:
+            total = total + TOP_OBJECTIVES[name](member[rows], failed[rows]) / (len(scores) * len(lists))
+    return total

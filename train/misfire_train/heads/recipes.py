@@ -32,6 +32,7 @@ class HeadRecipe:
     Attributes:
         kind: residual, gap or conv.
         wrong_weight: of the cross-entropy on "was it wrong", beside the objective.
+        top: objective of the top of the list beside it, "" for none; top_weight: its weight.
         copies: corrupted copies of each held-out image, beside the clean one.
         mixed: share of copies with two corruptions.
         clean_share: of the rows of a batch.
@@ -54,6 +55,8 @@ class HeadRecipe:
     weight_decay: float = 0.1
     batch: int = 256
     wrong_weight: float = 0.0
+    top: str = ""
+    top_weight: float = 0.25
     clean_share: float = 0.5
     sees_features: bool = True
     hidden: int = 32
@@ -81,6 +84,7 @@ class HeadRecipe:
 
 _OPEN = (
     "objective",
+    "top",
     "copies",
     "steps",
     "learning_rate",

@@ -37,7 +37,7 @@ from misfire_train.heads.data import (
 from misfire_train.heads.fitted import CHECK_SHARE, Fitted, HeadReport, name_collapse
 from misfire_train.heads.leaving_out import LeftOut, leave_out, narrowed_set
 from misfire_train.heads.memory import Memory
-from misfire_train.heads.pairs import paired_objective, row_weights
+from misfire_train.heads.pairs import paired_objective, row_weights, top_objective
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.residual import ResidualHead, remembers_classes, statistics_blocks
@@ -426,6 +426,9 @@ def objective_of(
         logit = torch.stack([head.pool(answer) for answer in answers]) * torch.exp(line[0]) + line[1]
         failed = batch.failed.to(logit.dtype).expand_as(logit)
         loss = loss + recipe.wrong_weight * functional.binary_cross_entropy_with_logits(logit, failed)
+    if recipe.top and batch.failed is not None:
+        scores = torch.stack([head.pool(answer) for answer in answers])
+        loss = loss + recipe.top_weight * top_objective(recipe.top, scores, batch.failed, batch.clean)
     return loss
 
 
