@@ -25,10 +25,9 @@ def test_every_tenth_of_other_frames_is_within_a_factor_of_a_quarter() -> None:
     assert found.within() == 10
     assert found.consistent() == 10
     assert found.bias == pytest.approx(1.0, abs=0.1)
-    # What a single constant gives is what was measured before: too low where the score is low.
+    # A single constant is right in the mean, and in few of the tenths.
     plain = loss_reliability(score, loss, scale=fit_loss_scale(*world(0, 1000)))
     assert plain.within() < 5
-    assert plain.bins[0].predicted < plain.bins[0].observed / 1.5
 
 
 @pytest.mark.parametrize("count", [20, 60, 100, 130, 500, 5000])
