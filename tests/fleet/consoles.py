@@ -19,10 +19,10 @@ from proving_ground.services import CHROMIUM_FLAGS, chromium
 
 
 @contextmanager
-def serving(store: Store, *, allowed_hosts: Sequence[str] = ()) -> Iterator[str]:
+def serving(store: Store, *, allowed_hosts: Sequence[str] = (), label_tool: str = "") -> Iterator[str]:
     """The address of a running console over `store`."""
     listener = listen("127.0.0.1", 0)
-    app = create_app(store, allowed_hosts=allowed_hosts)
+    app = create_app(store, allowed_hosts=allowed_hosts, label_tool=label_tool)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -30,6 +31,13 @@ def serve(
     port: Annotated[
         int, typer.Option(help="Listen on this port; 0 takes a free one.", min=0, max=65535)
     ] = 8000,
+    label_tool: Annotated[
+        str,
+        typer.Option(
+            help="Let pages of the label tool at http[s]://HOST[:PORT] show uploads, "
+            "for `misfire labels push --images console`."
+        ),
+    ] = "",
     json_logs: JsonLogs = False,
 ) -> None:
     """Show what was uploaded, as pages and as JSON."""
@@ -38,6 +46,7 @@ def serve(
     from misfire_fleet.console.app import create_app
     from misfire_runtime.service.logs import logs_to
 
+    origin = checked_origin(label_tool) if label_tool else ""
     # Before the store is opened and checked, which takes seconds: a port in use is reported at once.
     listener = listen(host, port)
     with (
@@ -46,9 +55,17 @@ def serve(
         listener,
     ):
         typer.echo(f"console at http://{host}:{listener.getsockname()[1]}/")
-        app = create_app(store, allowed_hosts=[host, *(allowed_host or [])])
+        app = create_app(store, allowed_hosts=[host, *(allowed_host or [])], label_tool=origin)
         config = uvicorn.Config(app, log_level="warning", server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def checked_origin(url: str) -> str:
+    """Returns an origin as browsers send it. Raises ConfigError if it is none."""
+    parts = urlsplit(url.rstrip("/"))
+    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc or parts.path:
+        raise ConfigError(f"--label-tool {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -62,12 +62,13 @@ the choices of the filters change only when a new vehicle, trigger or bundle arr
 Filters = Annotated[GalleryQuery, Depends(gallery_query)]
 
 
-def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
+def create_app(store: Store, *, allowed_hosts: Sequence[str] = (), label_tool: str = "") -> FastAPI:
     """Returns the console application for an open store.
 
     Args:
         store: the open store. The caller closes it, after the application has shut down.
         allowed_hosts: host names that requests may use, besides localhost and every IP address.
+        label_tool: origin of a label tool whose pages may show uploads, such as http://127.0.0.1:8080.
     """
     thumbnails, health, reconciliation = Thumbnails(store), Health(store), Reconciliation(store)
     pages = Pages(store, thumbnails, reconciliation)
@@ -82,7 +83,7 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = ()) -> FastAPI:
     app = FastAPI(
         title="misfire fleet", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.add_middleware(Guard, allowed_hosts=allowed_hosts)
+    app.add_middleware(Guard, allowed_hosts=allowed_hosts, label_tool=label_tool)
     for kind, answer in pages.answers.items():
         app.add_exception_handler(kind, answer)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,11 +30,24 @@ class Guard:
     console through the visitor's browser. Such a request has a foreign name as Host, so unknown names are
     refused. An IP address cannot be rebound, so any address is allowed. Starlette's TrustedHostMiddleware has
     no rule for addresses, and its error does not name the option to set.
+
+    Args:
+        app: answers the requests.
+        allowed_hosts: names of the console.
+        label_tool: origin whose pages may show and read uploads (`/blobs/`); "" allows none.
     """
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], label_tool: str = "") -> None:
         self._app = app
         self._hosts = {"localhost", *(host.lower() for host in allowed_hosts)}
+        self._lent: dict[str, str] = {}
+        if label_tool:
+            # Any page can show a picture whose SHA-256 it knows; only the tool's can read its pixels.
+            self._lent = {
+                "Cross-Origin-Resource-Policy": "cross-origin",
+                "Access-Control-Allow-Origin": label_tool,
+                "Vary": "Origin",
+            }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -49,14 +62,15 @@ class Guard:
         if scope["method"] == "HEAD":
             # Routes only know GET. The server (uvicorn) omits the body of the response to HEAD.
             scope = {**scope, "method": "GET"}
-        await self._app(scope, receive, _with_headers(send))
+        lent = self._lent if str(scope["path"]).startswith("/blobs/") else {}
+        await self._app(scope, receive, _with_headers(send, _ALWAYS | lent))
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, always: Mapping[str, str]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            headers.update(_ALWAYS)
+            headers.update(always)
             # setdefault: pictures have their own rule, which lets browsers keep them for minutes.
             headers.setdefault("Cache-Control", PRIVATE)
         await send(message)

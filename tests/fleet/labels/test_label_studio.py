@@ -249,7 +249,7 @@ def test_a_label_of_an_unknown_class_is_told_until_it_can_be_recorded(
 def test_two_tasks_of_a_sample_become_one_unless_people_worked_on_both(
     server: LabelStudio, title: str, tmp_path: Path
 ) -> None:
-    order = fill(tmp_path / "fleet", 3)
+    order = fill(tmp_path / "fleet", 4)
     cli = Cli(tmp_path / "fleet", server.url, TOKEN, project=title)
     cli.run("push")
     project = project_of(server, title)
@@ -269,12 +269,15 @@ def test_two_tasks_of_a_sample_become_one_unless_people_worked_on_both(
         if task["id"] not in {each["id"] for each in tasks.values()}
     }
     server.annotate(second[order[1]], a_box(1.0))
+    # Somebody has begun, and not yet submitted.
+    server.call("POST", f"/api/tasks/{second[order[3]]}/drafts", {"result": a_box(4.0)})
     server.annotate(tasks[order[2]]["id"], a_box(2.0))
     server.annotate(second[order[2]], a_box(3.0))
     done = cli.run("push")
-    assert (done["created"], done["duplicates_removed"], done["duplicates_kept"]) == (0, 3, 1)
+    assert (done["created"], done["duplicates_removed"], done["duplicates_kept"]) == (0, 4, 1)
     left = [task["id"] for task in server.tasks(project)]
-    assert left == sorted([tasks[order[0]]["id"], second[order[1]], tasks[order[2]]["id"], second[order[2]]])
+    kept = [tasks[order[0]]["id"], tasks[order[2]]["id"], *(second[each] for each in order[1:])]
+    assert left == sorted(kept)
     assert len(server.tasks(project)[0]["predictions"]) == 1
     assert cli.run("pull", "--add-classes")["recorded"] == 3
 

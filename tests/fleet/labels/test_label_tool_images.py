@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.fleet import stores
+from playwright.sync_api import sync_playwright
+from tests.fleet import consoles, stores
 from tests.fleet.labels import items as given
 from tests.fleet.labels.label_tools import fill, sample_id, upload
 
+from misfire_fleet.commands.serve import checked_origin
 from misfire_fleet.errors import SampleGoneError, StoreError
 from misfire_fleet.labels.tools.label_studio.images import MAX_EMBEDDED, EmbeddedImages, LinkedImages
 from misfire_fleet.labels.tools.selection import count_among, most_suspicious
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import ANY, SampleFilter
 from misfire_runtime.errors import ConfigError
-from proving_ground.services import ObjectStore, Postgres
+from proving_ground.services import CHROMIUM_FLAGS, ObjectStore, Postgres, chromium
 
 
 def test_links_name_the_sample_at_the_console() -> None:
@@ -27,6 +33,70 @@ def test_links_name_the_sample_at_the_console() -> None:
     assert not images.expires
     with pytest.raises(ConfigError, match="plain http"):
         LinkedImages.at_console("http://console.example.org", insecure=False)
+
+
+@contextmanager
+def label_tool() -> Iterator[str]:
+    """A site of its own with one blank page."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _BlankPage)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _BlankPage(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "15")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+# As Label Studio shows a picture: with the rights to read its pixels, for masks.
+_SHOWN = """([address, readable]) => new Promise(done => {
+  const image = new Image();
+  if (readable) image.crossOrigin = "anonymous";
+  image.onload = () => done(image.naturalWidth);
+  image.onerror = () => done(0);
+  image.src = address;
+})"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("allowed", [True, False])
+def test_only_pages_of_the_label_tool_may_show_the_consoles_uploads(
+    allowed: bool, store: Store, tmp_path: Path
+) -> None:
+    store.add_many([upload(1)])
+    with label_tool() as tool, consoles.serving(store, label_tool=tool if allowed else "") as console:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+            page = browser.new_page()
+            page.goto(tool)
+            address = f"{console}/blobs/{sample_id(1)}"
+            widths = [page.evaluate(_SHOWN, [address, readable]) for readable in (False, True)]
+            browser.close()
+        assert widths == ([64, 64] if allowed else [0, 0])
+        # Everything else of the console stays its own.
+        with urllib.request.urlopen(f"{console}/", timeout=20) as answer:
+            assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert answer.headers["Access-Control-Allow-Origin"] is None
+
+
+@pytest.mark.parametrize("url", ["labels", "ftp://labels", "https://labels/path", "https://me@labels"])
+def test_an_origin_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="expected http://HOST"):
+        checked_origin(url)
+    assert checked_origin("HTTPS://Labels:8443/") == "https://labels:8443"
 
 
 def test_signed_links_can_be_read_by_anybody(database: Postgres, bucket: ObjectStore) -> None:

@@ -78,6 +78,8 @@ class Pusher:
             self._done.present += len(found)
             self._mend([item for item in batch if item.sample in found], found)
             if new:
+                # What a killed push was creating is in the first batch that lacks something.
+                self._doubtful = self._doubtful or [item.sample for item in new]
                 self._create(new)
         self._look_again()
         return self._done
@@ -129,7 +131,7 @@ class Pusher:
             waited += _PAUSE_S
 
     def _look_again(self) -> None:
-        """Removes second tasks that a lost answer's import made after it was looked up."""
+        """Removes second tasks that were made after a look-up, by a killed push or a lost answer's import."""
         for samples in _batches(self._doubtful, LOOKUP):
             self._kept(samples)
 
