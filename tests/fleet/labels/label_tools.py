@@ -83,7 +83,7 @@ class Cli:
         environment = {"LABEL_STUDIO_API_KEY": self._token, "CVAT_ACCESS_TOKEN": self._token}
         return CliRunner().invoke(app, self._arguments(verb, *options), env=environment)
 
-    def killed(self, verb: str, *options: str, when: Callable[[], bool], timeout_s: float = 120) -> None:
+    def killed(self, verb: str, *options: str, when: Callable[[], bool], timeout_s: float = 300) -> None:
         """Starts a command and sends SIGKILL as soon as a condition holds: before it ends."""
         process = subprocess.Popen(
             [sys.executable, "-m", "misfire_runtime.cli", "labels", *self._arguments(verb, *options)],
