@@ -8,7 +8,14 @@ frame under one corruption family at a random severity, all families known to th
 heads that each lack a third of the families, each judged on that third. `gains` is the default head's
 difference to the free one-pass score that is best in this view by this measure, with paired 95 % intervals
 over frames (seeds share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed
-objects that lie in the top tenth of frames. Detectors are kept in --work.
+objects that lie in the top tenth of frames. Detectors are kept in --work. They are trained by the recipe
+without mosaics, as those of the results before, so that only scores differ.
+
+Rows beside the product's scores: `pooled_learning_loss` and `pooled_learning_loss_pp`, the papers' heads on
+pooled feature maps, fitted to the frame loss of the clean held-out frames; `box_neighbours`, the distance of
+each box's features to those of boxes of training frames, summed over boxes. `blind`: of the frames with
+objects of which none was found, the share in the top tenth by a score, and by either of two (each half of
+the budget); `fog` is every frame under fog, whose head never saw a family of fog's third.
 """
 
 from __future__ import annotations
@@ -23,11 +30,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 if not __package__:
     sys.path[:0] = [str(Path(__file__).resolve().parents[2] / folder) for folder in ("", "fleet")]
 
 from benchmarks.record import command_line, finish, run, work_folder
+from misfire_runtime.boxes import SILENCE
 from misfire_train.boxes.average_precision import average_precision
 from misfire_train.boxes.candidates import find_candidates
 from misfire_train.boxes.losses import f1, lrp
@@ -39,12 +48,13 @@ from misfire_train.heads import recipe_named
 from misfire_train.heads.box_training import BoxSet, collect_boxes, fit_on_boxes, new_box_head
 from misfire_train.heads.boxes import BoxHead
 from misfire_train.heads.data import corrupted_copies
+from misfire_train.heads.training import fit_head
 from misfire_train.metrics import aurc, auroc, spearman
 from misfire_train.runs import Run, load_run
 from misfire_train.scores import build, gather, names_for, scores_of
 from misfire_train.scores.computing import score_batch
-from misfire_train.scores.fitting import batches, evaluating
-from misfire_train.signals import Score
+from misfire_train.scores.fitting import FitSet, batches, evaluating
+from misfire_train.signals import Score, Signals
 from misfire_train.tasks.detection import Detection
 from misfire_train.train_config import TrainConfig, read_train_config
 
@@ -55,6 +65,7 @@ COPIES = 3
 """Corrupted copies of each held-out frame for each third of the families."""
 MEASURES = ("rho", "rho_errors", "auroc_failed", "misses_at_1", "misses_at_5", "misses_at_10", "aurc")
 GAINS = ("rho", "auroc_failed", "misses_at_10")
+VIEWS = ("clean", "known", "left_out")
 GOALS = {
     ("known", "rho"): 0.02,
     ("known", "auroc_failed"): 0.02,
@@ -74,6 +85,7 @@ class Seen:
     errors: Floats
     missed: Floats
     failed: NDArray[np.bool_]
+    blind: NDArray[np.bool_]
     frame: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> Seen:
@@ -85,6 +97,7 @@ class Seen:
             self.errors[rows],
             self.missed[rows],
             self.failed[rows],
+            self.blind[rows],
             self.frame[rows],
         )
 
@@ -94,7 +107,7 @@ def joined(views: Sequence[Seen]) -> Seen:
     scores = {name: np.concatenate([view.scores[name] for view in views]) for name in views[0].scores}
     columns = (
         np.concatenate([getattr(view, name) for view in views])
-        for name in ("loss", "errors", "missed", "failed", "frame")
+        for name in ("loss", "errors", "missed", "failed", "blind", "frame")
     )
     return Seen(scores, *columns)
 
@@ -118,7 +131,12 @@ def trained(dataset: Dataset, seed: int, chosen: argparse.Namespace) -> Run:
     out = chosen.work / f"detector-{seed}{'-quick' if chosen.quick else ''}"
     if (out / "run.json").exists():
         return load_run(out)
-    overrides: dict[str, Any] = {"seed": seed, "head.recipe": "none", "data": chosen.data}
+    overrides: dict[str, Any] = {
+        "seed": seed,
+        "head.recipe": "none",
+        "data": chosen.data,
+        "training.mosaic": 0.0,
+    }
     if chosen.quick:
         overrides |= {"training.epochs": 1, "training.patience": 1}
     root = Path(__file__).resolve().parents[2]
@@ -153,7 +171,9 @@ def others(task: Detection) -> list[str]:
 def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detection) -> Seen:
     """Scores and truth of a set of frames, from one pass (two for what is mirrored)."""
     columns: dict[str, list[torch.Tensor]] = {score.name: [] for score in scorers}
-    truth: dict[str, list[torch.Tensor]] = {name: [] for name in ("loss", "errors", "missed", "failed")}
+    truth: dict[str, list[torch.Tensor]] = {
+        name: [] for name in ("loss", "errors", "missed", "failed", "blind")
+    }
     with evaluating(run_.probe, *scorers):
         for rows, images in batches(examples, contract=run_.contract, size=task.score_batch):
             for name, values in score_batch(run_.probe, images, scorers).items():
@@ -165,6 +185,7 @@ def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detec
             truth["errors"].append(counts["errors"])
             truth["missed"].append(counts["missed"])
             truth["failed"].append(task.failed(final, targets))
+            truth["blind"].append((counts["objects"] > 0) & (counts["missed"] == counts["objects"]))
     found = {name: torch.cat(values).double().numpy() for name, values in columns.items()}
     numbers = {name: torch.cat(values).numpy() for name, values in truth.items()}
     return Seen(
@@ -173,6 +194,7 @@ def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detec
         numbers["errors"].astype(np.float64),
         numbers["missed"].astype(np.float64),
         numbers["failed"].astype(bool),
+        numbers["blind"].astype(bool),
         np.arange(len(examples)),
     )
 
@@ -181,6 +203,75 @@ def shifted(examples: Examples, families: tuple[str, ...], *, seed: int) -> Exam
     """Each frame under one of the families at a severity of its own."""
     recipe = replace(recipe_named("learning-loss-pp"), copies=1, families=families, mixed=0.0)
     return corrupted_copies(examples, recipe, seed=seed)[0]
+
+
+class BoxNeighbours(Score):
+    """Sums over boxes how far their features are from those of boxes of training frames.
+
+    bank: [R,C], normalised.
+    """
+
+    name = "box_neighbours"
+    bank: torch.Tensor
+
+    def __init__(self, task: Detection, known: FitSet, *, rows: int = 1000) -> None:
+        super().__init__()
+        self.task = task
+        found = task.candidates(known.signals)
+        self.register_buffer("bank", self.features(known.signals)[found.kept][:rows])
+
+    def features(self, signals: Signals) -> torch.Tensor:
+        """The normalised features of each candidate's cell, [N,K,C]."""
+        phi = signals.last_input.flatten(2)
+        index = self.task.candidates(signals).index[:, None].expand(-1, phi.shape[1], -1)
+        return functional.normalize(torch.gather(phi, 2, index).transpose(1, 2), dim=2)
+
+    def forward(self, signals: Signals) -> torch.Tensor:
+        """Scores [N]: over boxes, the mean distance to the five nearest."""
+        near = torch.matmul(self.features(signals), self.bank.T).topk(min(5, len(self.bank)), dim=2).values
+        return ((1 - near.mean(2)) * self.task.candidates(signals).shown).sum(1)
+
+
+def pooled_heads(run_: Run, holdout: Examples, task: Detection, seed: int, *, quick: bool) -> list[Score]:
+    """The papers' heads on pooled features, the detector frozen, each under a name of its own."""
+    heads: list[Score] = []
+    for objective in ("learning-loss", "learning-loss-pp"):
+        steps = 20 if quick else 700
+        recipe = replace(recipe_named("rank-bce"), objective=objective, steps=steps)
+        fitted = fit_head(
+            run_.probe,
+            task=task,
+            recipe=recipe,
+            train=holdout,
+            holdout=holdout,
+            contract=run_.contract,
+            seed=seed,
+        )
+        fitted.head.name = f"pooled_{objective.replace('-', '_')}"
+        heads.append(fitted.head)
+    return heads
+
+
+def blind_table(seeds: Sequence[dict[str, Seen]], head: str) -> dict[str, dict[str, float]]:
+    """Of frames in which every object is missed, the share in the top tenth by each score and by either."""
+    table: dict[str, dict[str, float]] = {}
+    for view in seeds[0]:
+        found: dict[str, list[float]] = {}
+        for seen in (seed[view] for seed in seeds):
+            budget, total = max(2, len(seen.blind) // 10), max(1, seen.blind.sum())
+            order = {
+                name: np.argsort(-seen.scores[name], kind="stable")
+                for name in (head, "expected_errors", SILENCE)
+            }
+            chosen = {name: rows[:budget] for name, rows in order.items()}
+            half = order[head][: budget // 2]
+            rest = order[SILENCE][~np.isin(order[SILENCE], half)]
+            chosen[f"{head} or {SILENCE}"] = np.concatenate((half, rest[: budget - len(half)]))
+            for name, rows in chosen.items():
+                found.setdefault(name, []).append(float(seen.blind[rows].sum() / total))
+            found.setdefault("(frames)", []).append(float(seen.blind.mean()))
+        table[view] = {name: float(np.mean(values)) for name, values in found.items()}
+    return table
 
 
 def fitted_heads(run_: Run, holdout: Examples, task: Detection, seed: int, *, quick: bool) -> list[BoxHead]:
@@ -232,6 +323,8 @@ def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict
     }
     names = [*one_pass(task), *others(task)]
     scorers = build(names, task=task, fit=sets["fit"], holdout=sets["holdout"])
+    scorers += pooled_heads(run_, holdout, task, seed, quick=quick)
+    scorers.append(BoxNeighbours(task, sets["fit"]))
     heads = fitted_heads(run_, holdout, task, seed, quick=quick)
     everything = shifted(test, tuple(FAMILIES), seed=7_000_000 + seed)
     views = {
@@ -243,6 +336,9 @@ def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict
         for group, head in zip(GROUPS, heads[1:], strict=True)
     ]
     views["left_out"] = joined(apart)
+    foggy = next(number for number, group in enumerate(GROUPS) if "fog" in group)
+    fog = shifted(test, ("fog",), seed=9_000_000 + seed)
+    views["fog"] = observe(run_, fog, [*scorers, heads[1 + foggy]], task)
     return views, quality(run_, test, task, classes=len(dataset.classes))
 
 
@@ -273,8 +369,8 @@ def quality(run_: Run, test: Examples, task: Detection, *, classes: int) -> dict
     }
 
 
-def measure_of(seen: Seen, name: str) -> dict[str, float]:
-    """Every measure of one score; higher is better but for aurc."""
+def measure_of(seen: Seen, name: str, *, few: bool = False) -> dict[str, float]:
+    """Every measure of one score; higher is better but for aurc. few: those of `gains` alone."""
     score = seen.scores[name]
     if len(np.unique(score)) < 2:
         return dict.fromkeys(MEASURES, float("nan"))
@@ -285,11 +381,16 @@ def measure_of(seen: Seen, name: str) -> dict[str, float]:
         chosen = order[: max(1, round(len(order) * share / 100))]
         top[f"misses_at_{share}"] = float(seen.missed[chosen].sum() / total)
     both = 0 < seen.failed.sum() < len(seen.failed)
-    return {
+    usual = {
         "rho": float(spearman(score, seen.loss)),
-        "rho_errors": float(spearman(score, seen.errors)),
         "auroc_failed": float(auroc(score, seen.failed)) if both else float("nan"),
         **top,
+    }
+    if few:
+        return usual
+    return {
+        **usual,
+        "rho_errors": float(spearman(score, seen.errors)),
         "aurc": float(aurc(score, seen.loss)),
     }
 
@@ -322,7 +423,7 @@ def gains_of(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """The head's difference to the best free score, by view and measure: value, low and high."""
     gains: dict[str, dict[str, dict[str, Any]]] = {}
-    for view in seeds[0]:
+    for view in VIEWS:
         gains[view] = {}
         whole = {name: _means([seed[view] for seed in seeds], name) for name in (head, *free)}
         drawn = _resampled([seed[view] for seed in seeds], (head, *free), replicates=replicates)
@@ -341,7 +442,7 @@ def gains_of(
 
 
 def _means(views: Sequence[Seen], name: str) -> dict[str, float]:
-    found = [measure_of(view, name) for view in views]
+    found = [measure_of(view, name, few=True) for view in views]
     return {measure: float(np.mean([one[measure] for one in found])) for measure in GAINS}
 
 
@@ -361,7 +462,7 @@ def _resampled(
 def text_of(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], gains: Mapping[str, Any]) -> str:
     """The tables in Markdown, in per cent, best first in the first view."""
     shown = ("rho", "auroc_failed", "misses_at_10")
-    views = list(tables)
+    views = list(VIEWS)
     names = sorted(
         (name for name in tables[views[0]] if name != "(oracle)"),
         key=lambda name: -np.nan_to_num(tables[views[0]][name]["rho"]["mean"], nan=-9),
@@ -419,6 +520,7 @@ def main() -> int:
         "tables": tables,
         "gains": gains,
         "goals_met": goals,
+        "blind": blind_table(seeds, head),
     }
     return finish(
         __file__, result, chosen, summary=text_of(tables, gains), met=chosen.quick or all(goals.values())

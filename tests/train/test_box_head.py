@@ -14,7 +14,7 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.heads import build_head_from_state, recipe_named
 from misfire_train.heads.base import NAME
 from misfire_train.heads.box_training import BoxSet, collect_boxes, new_box_head, standardise
-from misfire_train.heads.boxes import BoxHead, candidate_statistics
+from misfire_train.heads.boxes import MARGIN, BoxHead, candidate_statistics
 from misfire_train.heads.data import TensorSet
 from misfire_train.heads.training import fit_head
 from misfire_train.metrics import spearman
@@ -141,7 +141,7 @@ def test_each_box_has_its_probability_and_overlap(probe: Probe, fitted: BoxHead)
     assert bool(((iou[there] >= 0.5) & (iou[there] <= 1)).all())
     # Small boxes are rarely right, whatever their score.
     side = (boxes[..., 2] - boxes[..., 0])[there]
-    assert float(p[there][side < 10].mean()) < float(p[there][side > 12].mean()) - 0.3
+    assert float(p[there][side < 10].mean()) < float(p[there][side > 12].mean()) - 0.2
 
 
 def test_a_saved_head_gives_the_same_scores(probe: Probe, fitted: BoxHead) -> None:
@@ -155,26 +155,45 @@ def test_a_saved_head_gives_the_same_scores(probe: Probe, fitted: BoxHead) -> No
 def test_a_graph_without_features_has_a_head_too(probe: Probe, fitted: BoxHead) -> None:
     options = fitted.options
     head = BoxHead(
-        frame_columns=options["frame_columns"] - 2,
+        frame_columns=options["frame_columns"] - 1,
         rule=TASK.rule,
         width=64,
         height=48,
-        columns=options["columns"] - 2,
+        columns=options["columns"],
         sees_features=False,
     )
     signals = probe(labelled(2, seed=7).images)
     assert head(signals).shape == (2,)
 
 
-def test_a_lone_box_agrees_with_itself_exactly() -> None:
-    # Far from the corner, squares of places would round to a spread of a tenth of a pixel.
+def test_candidates_that_agree_are_counted_with_their_mean_score_and_cover() -> None:
     outputs = torch.full((1, 3, 10), -9.0)
-    outputs[..., :4] = torch.tensor([[301.37, 187.91, 317.55, 190.13], [10.1, 9.7, 33.3, 31.9], [0, 0, 5, 5]])
-    outputs[0, :2, 4] = 2.0
+    outputs[..., :4] = torch.tensor([[300.0, 180, 320, 190], [300, 180, 320, 188], [0, 0, 5, 5]])
+    outputs[0, :, 4] = torch.tensor([2.0, -1.0, -2.0])
     found = TASK.candidates(Signals(outputs, torch.zeros(1, 4)))
-    # Count, any class, best and mean score, then both spreads.
-    agreement = candidate_statistics(found, width=320, height=192)[0, :2, 11:17]
-    assert agreement[:, [0, 1, 4, 5]].abs().max() == 0
+    own = candidate_statistics(found, width=320, height=192)[0]
+    p = torch.sigmoid(torch.tensor([2.0, -1.0, -2.0]))
+    pair = float(p[:2].mean())
+    assert own[:, 12].exp().tolist() == pytest.approx([2, 2, 1], abs=1e-5)
+    assert own[:, 14].tolist() == pytest.approx([pair, pair, float(p[2])], abs=1e-5)
+    # Of the box that is shown, no other one covers anything.
+    assert own[:, 15].tolist() == pytest.approx([0, 0.8, 0], abs=1e-5)
+    # Distance to the border, inwards.
+    assert own[:, 9].tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_unseen_objects_count_more_only_where_a_frame_says_so_clearly(probe: Probe) -> None:
+    head = new_box_head(probe, task=TASK, recipe=recipe_named("learning-loss-pp"), contract=CONTRACT)
+    parts = collect_boxes(probe, head, labelled(2, seed=9), task=TASK, contract=CONTRACT, clean=True).parts
+    head.log_unseen.data.fill_(-3.0)
+    for said, counted in ((-2.0, 0.0), (0.5 * MARGIN, 0.0), (1.5 * MARGIN, MARGIN), (3 * MARGIN, 3 * MARGIN)):
+        # The last layer's answer is the same for every frame: what the second layer's bias gives.
+        with torch.no_grad():
+            head.unseen.second_bias.fill_(30.0)
+            head.unseen.second.zero_()
+            head.unseen.last.fill_(said / 30.0 / head.unseen.last.shape[1])
+            log_unseen = head.answers(parts)[1]
+        assert log_unseen.tolist() == pytest.approx([counted - 3.0] * 2, abs=1e-4)
 
 
 def test_rows_of_sets_stay_together(probe: Probe, fitted: BoxHead) -> None:

@@ -13,9 +13,11 @@ arXiv:2005.03572).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from misfire_runtime.boxes import BoxRule
 from misfire_train.boxes.columns import BOX, CELL_X, EXTRAS, SPREAD, STRIDE
@@ -58,10 +60,38 @@ class Candidates:
         """Returns bool [N,K]: not suppressed, and below the score threshold."""
         return self.alive & ~self.kept
 
-    @property
+    # What several scores read is computed once: a graph then holds it once, too.
+
+    @cached_property
     def probability(self) -> Tensor:
         """Returns the detector's own scores, [N,K]."""
         return torch.sigmoid(self.logit)
+
+    @cached_property
+    def shown(self) -> Tensor:
+        """Returns `kept` as 0 or 1, [N,K]."""
+        return self.kept.to(self.logit.dtype)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Returns `below` as 0 or 1, [N,K]."""
+        return self.alive.to(self.logit.dtype) - self.shown
+
+    @cached_property
+    def count(self) -> Tensor:
+        """Returns the number of kept boxes, [N,1]."""
+        return self.shown.sum(1, keepdim=True)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Returns the detector's scores of all classes, [N,K,C]."""
+        return torch.sigmoid(self.logits)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Returns the sum over classes of the binary entropies, in nats, [N,K,1]."""
+        # H(sigmoid z) = softplus(z) - z sigmoid(z), without the log of a rounded 0.
+        return (functional.softplus(self.logits) - self.logits * self.scores).sum(2, keepdim=True)
 
 
 def find_candidates(outputs: Tensor, rule: BoxRule) -> Candidates:

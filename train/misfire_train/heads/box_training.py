@@ -215,6 +215,7 @@ def fit_on_boxes(
     standardise(head, fitting)
     base = _frame_scores(head, check)
     optimise_boxes(head, fitting, task=task, recipe=recipe, generator=generator, reporter=reporter)
+    head.shrink()
     head.eval().requires_grad_(False)
     head.recipe = recipe.name
     return Fitted(head, _report(head, check, base, recipe, samples=len(data)))
@@ -223,7 +224,8 @@ def fit_on_boxes(
 @torch.no_grad()
 def standardise(head: BoxHead, data: BoxSet) -> None:
     """Sets mean and deviation of the statistics, and Platt's lines on the clean rows."""
-    x, logit, kept, below, frame = data.parts
+    x, kept, below, frame = data.parts
+    logit = x[..., 0]
     for rows, center, spread in (
         (x[(kept + below) > 0], head.center, head.spread),
         (frame, head.frame_center, head.frame_spread),
@@ -286,8 +288,9 @@ def box_objective(
     generator: torch.Generator,
 ) -> Tensor:
     """Returns cross-entropies, the likelihood of unseen objects, and the recipe's objective on frames."""
-    log_odds, overlap, log_unseen = head.member_answers(batch.parts)
-    score = head.score_of(batch.parts, log_odds, overlap, log_unseen)
+    both, log_unseen = head.member_answers(batch.parts)
+    log_odds, overlap = both.unbind(-1)
+    score = head.score_of(batch.parts, both, log_unseen)
     label = torch.where(batch.right.isnan(), batch.uncovered, batch.right)
     loss = _cross_entropy(log_odds, label)
     tau = task.rule.matching

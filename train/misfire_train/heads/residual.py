@@ -62,22 +62,29 @@ class Committee(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns each member's answer [members,R] to [R,D]."""
-        hidden = functional.silu(torch.matmul(x, self.first) + self.first_bias)
-        hidden = functional.silu(torch.matmul(hidden, self.second) + self.second_bias)
-        return torch.matmul(hidden, self.last)[..., 0]
+        return torch.matmul(self.inner(x), self.last)[..., 0]
 
     def average(self, x: Tensor) -> Tensor:
-        """Returns the members' mean [R,1] for [R,D], as one network with the second layers on one diagonal.
+        """Returns the members' mean [R,1] for [R,D]."""
+        return torch.matmul(self.wide(x), self.last.reshape(-1, 1) / len(self.last))
 
-        These are three products with constant matrices, which a runtime packs once. It would pack a stack of
-        matrices for every frame.
+    def inner(self, x: Tensor) -> Tensor:
+        """Returns each member's last hidden layer, [members,R,hidden]."""
+        hidden = functional.silu(torch.matmul(x, self.first) + self.first_bias)
+        return functional.silu(torch.matmul(hidden, self.second) + self.second_bias)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Returns all members' last hidden layers side by side, [R,members*hidden].
+
+        As one network with the second layers on one diagonal: these are products with constant matrices,
+        which a runtime packs once. It would pack a stack of matrices for every frame.
         """
         members, hidden, _ = self.second.shape
         apart = torch.eye(members, device=x.device, dtype=x.dtype)[:, None, :, None]
         second = (self.second[:, :, None] * apart).reshape(members * hidden, members * hidden)
         wide = torch.addmm(self.first_bias.flatten(), x, self.first.transpose(0, 1).flatten(1))
         wide = torch.addmm(self.second_bias.flatten(), functional.silu(wide), second)
-        return torch.matmul(functional.silu(wide), self.last.reshape(-1, 1) / members)
+        return functional.silu(wide)
 
 
 class ResidualHead(LossHead):

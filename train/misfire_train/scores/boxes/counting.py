@@ -7,6 +7,8 @@ other candidate is an object without a box, with a probability that is calibrate
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -67,7 +69,7 @@ class BoxCount(BoxScore):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]."""
-        return found.kept.to(found.logit.dtype).sum(1)
+        return found.count[:, 0]
 
 
 class _BoxEntropy(BoxScore):
@@ -75,10 +77,7 @@ class _BoxEntropy(BoxScore):
 
     def entropies(self, found: Candidates) -> Tensor:
         """Returns the sum over classes for each candidate, [N,K], 0 for those that are not kept."""
-        z = found.logits
-        # H(sigmoid z) = softplus(z) - z sigmoid(z), without the log of a rounded 0.
-        whole = (functional.softplus(z) - z * torch.sigmoid(z)).sum(2)
-        return whole * found.kept.to(whole.dtype)
+        return found.entropy[..., 0] * found.shown
 
 
 @register(tasks=("detection",), source="Yang et al. 2024 (PPAL, arXiv:2211.11612)")
@@ -114,7 +113,7 @@ class EntropyMean(_BoxEntropy):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]."""
-        return self.entropies(found).sum(1) / found.kept.to(found.logit.dtype).sum(1).clamp_min(1)
+        return self.entropies(found).sum(1) / found.count[:, 0].clamp_min(1)
 
 
 @register(tasks=("detection",), source="Li et al. 2020 (GFL, arXiv:2006.04388); this project")
@@ -126,10 +125,9 @@ class BoxSpread(BoxScore):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]; 0 without a box."""
-        kept = found.kept.to(found.logit.dtype)
         sides = (found.boxes[..., 2:] - found.boxes[..., :2]).clamp_min(0)
         size = (sides[..., 0] * sides[..., 1]).clamp_min(LEAST_AREA).sqrt()
-        return (found.spread / size * kept).sum(1) / kept.sum(1).clamp_min(1)
+        return (found.spread / size * found.shown).sum(1) / found.count[:, 0].clamp_min(1)
 
 
 @register(tasks=("detection",), source="Riedlinger et al. 2023 (arXiv:2107.04517)")
@@ -171,9 +169,18 @@ def residuals(found: Candidates) -> Tensor:
     y is 1 for the class of a kept box, else 0. Suppressed candidates count 0: their object has a box.
     """
     wanted = functional.one_hot(found.label, found.logits.shape[2]).to(found.logits.dtype)
-    wanted = wanted * found.kept[..., None].to(wanted.dtype)
-    whole = (torch.sigmoid(found.logits) - wanted).square().sum(2)
+    wanted = wanted * found.shown[..., None]
+    whole = (found.scores - wanted).square().sum(2)
     return whole * found.alive.to(whole.dtype)
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """Holds the number of shown boxes, expected false ones, and expected missed objects, [N] each."""
+
+    shown: Tensor
+    false: Tensor
+    missed: Tensor
 
 
 class _Expected(BoxScore):
@@ -195,6 +202,7 @@ class _Expected(BoxScore):
         uncovered: tuple[float, float] = IDENTITY,
     ) -> None:
         super().__init__(task=task)
+        self._lines = (right, uncovered)
         self.register_buffer("right", torch.tensor(right))
         self.register_buffer("uncovered", torch.tensor(uncovered))
 
@@ -207,12 +215,27 @@ class _Expected(BoxScore):
         right, uncovered = fit_lines(task, recipe.need_holdout(), name=cls.name)
         return cls(task=task, right=right, uncovered=uncovered)
 
-    def expectations(self, found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns expected right boxes, false boxes and missed objects, [N] each."""
-        kept, below = found.kept.to(found.logit.dtype), found.below.to(found.logit.dtype)
-        right = self.probability(found)
+    def forward(self, signals: Signals) -> Tensor:
+        """Returns scores [N]."""
+        # Both scores are usually fitted on the same frames, and a graph then holds their lines once.
+        key = (Expectations, self.task.rule, self._lines)
+        found = self.task.candidates(signals)
+        return self.of(signals.once(key, lambda: self.expectations(found)))
+
+    def value(self, found: Candidates) -> Tensor:
+        """Returns scores [N]."""
+        return self.of(self.expectations(found))
+
+    def of(self, expected: Expectations) -> Tensor:
+        """Returns scores [N]."""
+        raise NotImplementedError
+
+    def expectations(self, found: Candidates) -> Expectations:
+        """Returns what the calibrated candidates of each frame add up to."""
         missed = torch.sigmoid(self.uncovered[0] * found.logit + self.uncovered[1])
-        return (right * kept).sum(1), ((1 - right) * kept).sum(1), (missed * below).sum(1)
+        count = found.count[:, 0]
+        right = (self.probability(found) * found.shown).sum(1)
+        return Expectations(count, count - right, (missed * found.hidden).sum(1))
 
     def probability(self, found: Candidates) -> Tensor:
         """Returns P(it is the box of an object) of each candidate, [N,K], if it is kept."""
@@ -232,10 +255,9 @@ class ExpectedErrors(_Expected):
     name = "expected_errors"
     definition = "expected false boxes and missed objects, from calibrated candidates"
 
-    def value(self, found: Candidates) -> Tensor:
+    def of(self, expected: Expectations) -> Tensor:
         """Returns [N], in errors."""
-        _right, false, missed = self.expectations(found)
-        return false + missed
+        return expected.false + expected.missed
 
 
 @register(tasks=("detection",), needs="holdout", source="this project; Oksuz et al. 2021 (LRP)")
@@ -245,10 +267,9 @@ class ExpectedLrp(_Expected):
     name = "expected_lrp"
     definition = "expected errors by expected objects and boxes, from calibrated candidates"
 
-    def value(self, found: Candidates) -> Tensor:
+    def of(self, expected: Expectations) -> Tensor:
         """Returns [N], in 0..1."""
-        right, false, missed = self.expectations(found)
-        return (false + missed) / (right + false + missed + PRIOR)
+        return (expected.false + expected.missed) / (expected.shown + expected.missed + PRIOR)
 
 
 def fit_lines(

@@ -64,7 +64,7 @@ class Silence(Score):
     def forward(self, signals: Signals) -> Tensor:
         """Returns scores [N]; 0 is about the usual distance without boxes."""
         strange = (torch.matmul(signals.flat, self.whitener) - self.center).square().sum(1)
-        count = self.task.candidates(signals).kept.to(strange.dtype).sum(1)
+        count = self.task.candidates(signals).count[:, 0]
         return torch.log(strange.clamp_min(LEAST)) - BOX_WEIGHT * torch.log1p(count)
 
 
