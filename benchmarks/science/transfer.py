@@ -53,6 +53,8 @@ FRAMES = {"judging": 1200, "tuning": 600}
 """Frames of each role at most."""
 LEAST = 5
 """Failures, and successes, of a group below which it has no AUROC; it then counts with its neighbours."""
+HEAD_FRAMES, HEAD_COPIES = 800, 3
+"""Frames that a head is fitted on, and corrupted copies of each."""
 WORST_ALLOWED = -0.5
 """Points of AUROC: the goal for the worst task."""
 Floats = NDArray[np.float64]
@@ -286,6 +288,8 @@ def compare_task(seeds: Sequence[Seen], *, replicates: int) -> dict[str, Any]:
 
 def group_rows(seen: Seen, names: Sequence[str] | None = None) -> dict[str, NDArray[np.intp]]:
     """{group: rows}; a group with too few failures or successes is joined with the next."""
+    if names == ["all"]:
+        return {"all": np.arange(len(seen.failed))}
     if names is not None:
         return {name: np.flatnonzero(np.isin(seen.group, name.split("+"))) for name in names}
     found: dict[str, NDArray[np.intp]] = {}
@@ -296,7 +300,9 @@ def group_rows(seen: Seen, names: Sequence[str] | None = None) -> dict[str, NDAr
         if LEAST <= seen.failed[rows].sum() <= len(rows) - LEAST:
             found["+".join(waiting)] = rows
             waiting = []
-    if waiting and found:
+    if not found:
+        return {"all": np.arange(len(seen.failed))}
+    if waiting:
         last, rows = found.popitem()
         found[f"{last}+{'+'.join(waiting)}"] = np.concatenate(
             [rows, np.flatnonzero(np.isin(seen.group, waiting))]
@@ -369,8 +375,8 @@ def options_of() -> argparse.Namespace:
         "--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="Data sets to measure."
     )
     parser.add_argument("--tuning", action="store_true", help="Judge on the groups for tuning.")
-    parser.add_argument("--frames", type=int, default=800, help="Frames that the head is fitted on.")
-    parser.add_argument("--copies", type=int, default=3, help="Corrupted copies of each.")
+    parser.add_argument("--frames", type=int, default=HEAD_FRAMES, help="Frames that the head is fitted on.")
+    parser.add_argument("--copies", type=int, default=HEAD_COPIES, help="Corrupted copies of each.")
     parser.add_argument("--replicates", type=int, default=200, help="Resamples of an interval.")
     options = parser.parse_args()
     options.work = work_folder(options)

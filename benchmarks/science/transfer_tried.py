@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from benchmarks.science.transfer import (
     FRAMES,
     FULL,
     HEAD,
+    HEAD_COPIES,
+    HEAD_FRAMES,
     TASKS,
     VIEWS,
     Begun,
@@ -40,11 +42,11 @@ from benchmarks.science.transfer import (
     area,
     at_network_size,
     group_rows,
-    load_seen,
+    judge_seed,
     shifted,
     thinned,
 )
-from benchmarks.science.transfer_data import load_bench, network
+from benchmarks.science.transfer_data import Bench, load_bench, network
 from misfire_train.heads import ResidualHead, recipe_named
 from misfire_train.heads.data import LossSet, collect
 from misfire_train.heads.pairs import row_weights
@@ -163,11 +165,13 @@ def mean_area(seen: Seen, name: str) -> float:
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """{variant: {view: gain in points}} of a data set and seed."""
-    judged, choice = load_seen(options.work / f"{name}-{seed}.npz")
+    judged, choice = judge_seed(name, seed, options)
     begun = Begun(*torch.load(options.work / f"{name}-{seed}-begun.pt", weights_only=False))
     assert isinstance(begun.head, ResidualHead)
-    own = network(load_bench(name, data=options.data), seed, work=options.work)
-    views = tuning_sets(name, own, begun.head, seed=seed, options=options)
+    most = 60 if options.quick else None
+    bench = load_bench(name, data=options.data, most=most)
+    own = network(bench, seed, work=options.work)
+    views = tuning_sets(bench, own, begun.head, seed=seed)
     strength = choice["strength"] or 0.25
     heads: dict[str, ResidualHead] = {}
     for variant in VARIANTS:
@@ -190,19 +194,15 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict
     return result
 
 
-def tuning_sets(
-    name: str, own: Run, head: ResidualHead, *, seed: int, options: argparse.Namespace
-) -> dict[str, LossSet]:
+def tuning_sets(bench: Bench, own: Run, head: ResidualHead, *, seed: int) -> dict[str, LossSet]:
     """The parts of the tuning groups in both views, of the frames that transfer.py judged."""
-    bench = load_bench(name, data=options.data)
     examples = at_network_size(thinned(bench.parts["tuning"], FRAMES["tuning"]), own.contract)
-    make: Callable[..., LossSet] = collect
     sets = {"clean": examples, "shifted": shifted(examples, seed=seed)}
     task = own.task
     if not task.knows_failures:
         task = task.with_threshold(1.0)
     return {
-        view: make(own.probe, head, each, task=task, contract=own.contract) for view, each in sets.items()
+        view: collect(own.probe, head, each, task=task, contract=own.contract) for view, each in sets.items()
     }
 
 
@@ -227,6 +227,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=700, help="Of each fit.")
     options = parser.parse_args()
     options.work = work_folder(options)
+    options.frames, options.copies = HEAD_FRAMES, HEAD_COPIES
+    if options.quick:
+        options.tasks, options.steps = ["drive-lights"], 20
     found: dict[str, Any] = {}
     for name in options.tasks:
         seeds = [measure(name, seed, options) for seed in options.seeds]
