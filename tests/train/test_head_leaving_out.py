@@ -119,8 +119,8 @@ def test_strength_is_in_the_weights() -> None:
     assert torch.allclose(head.predict((base, x)), 0.25 * whole + 0.75 * (base + 0.5), atol=1e-5)
 
 
-@pytest.mark.parametrize(("base", "score"), [("entropy", "entropy"), ("energy", "energy")])
-def test_at_strength_0_a_segmenters_head_orders_frames_as_the_free_score_does(base: str, score: str) -> None:
+@pytest.mark.parametrize("base", ["entropy", "energy", "msp", "max_logit"])
+def test_at_strength_0_a_segmenters_head_orders_frames_as_the_free_score_does(base: str) -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = (
         3 * torch.randn(40, 4, 16, 16, generator=generator) * torch.rand(40, 1, 1, 1, generator=generator)
@@ -133,8 +133,10 @@ def test_at_strength_0_a_segmenters_head_orders_frames_as_the_free_score_does(ba
     parts = (units, torch.randn(40, 16, 30, generator=generator))
     head.standardise(parts, losses, eps=1e-6)
     head.weaken(0.0, head.free_line(parts, losses, eps=1e-6))
-    free = build([score], task="segmentation")[0](signals)
-    assert torch.equal(head(signals).argsort(), free.argsort())
+    free = build([base], task="segmentation")[0](signals)
+    # Rounding may exchange neighbours.
+    ranks = [values.argsort().argsort() for values in (head(signals), free)]
+    assert int((ranks[0] - ranks[1]).abs().max()) <= 1
 
 
 def test_a_narrowed_head_reads_the_columns_of_the_whole_one() -> None:

@@ -270,7 +270,8 @@ def best_base(
     for head in heads:
         assert isinstance(head, ResidualHead)
         units = head.task.bases()[head.base](outputs)
-        areas.append(aurc(head.pool(units).double().numpy(), risk))
+        frames = units.mean(1) if head.base in head.task.mean_bases else head.pool(units)
+        areas.append(aurc(frames.double().numpy(), risk))
     return int(np.argmin(areas))
 
 

@@ -25,7 +25,7 @@ from misfire_train.errors import DatasetError
 from misfire_train.tasks.answers.planes import shift_planes
 from misfire_train.tasks.answers.shapes import require_classes
 from misfire_train.tasks.answers.softmax import jensen_shannon, softmax_entropy
-from misfire_train.tasks.answers.statistics import TILES, tile_statistics
+from misfire_train.tasks.answers.statistics import TILES, log_odds, tile_statistics
 from misfire_train.tasks.base import Base, LabelPlace, Task, Variation
 
 _PLACES = 1024
@@ -45,7 +45,7 @@ class Segmentation(Task):
     by_frame = False
     mirrors = True
     foreign = True
-    mean_bases = ("energy",)
+    mean_bases = ("energy", "max_logit")
     default_free_score = "entropy"
     default_scores = ("entropy", "energy")
     # EGL++ compares every pixel with sixty neighbours' labels.
@@ -102,11 +102,16 @@ class Segmentation(Task):
         return tile_statistics(outputs)
 
     def bases(self) -> Mapping[str, Base]:
-        """Returns the log-entropy and the energy of each tile."""
+        """Returns the log-entropy, the energy, the log of 1 - max p and the largest logit of each tile.
+
+        Which of them holds on other roads depends on the network: logits, if its probabilities saturate.
+        """
         return {
             "entropy": lambda out: torch.log(_tiles_of(softmax_entropy(out)).clamp_min(1e-9)),
             # A high energy means a confident answer, so its sign changes.
             "energy": lambda out: -_tiles_of(torch.logsumexp(out, 1)),
+            "msp": lambda out: torch.log(_tiles_of(torch.sigmoid(log_odds(out))[:, 0]).clamp_min(1e-9)),
+            "max_logit": lambda out: -_tiles_of(out.amax(1)),
         }
 
     def unmirror(
