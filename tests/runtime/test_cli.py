@@ -138,7 +138,7 @@ def test_a_missing_library_becomes_one_line_that_names_the_extra(monkeypatch: py
 def test_a_library_that_is_missing_when_the_command_runs_becomes_the_same_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("misfire_train.commands.train", _needs_a_library)
+    monkeypatch.setattr("misfire_train.commands.train.train", _needs_a_library)
     with pytest.raises(MissingExtraError, match=r"`misfire train` needs torchless_library.*misfire\[train\]"):
         cli.app(["train"], standalone_mode=False)
 
