@@ -27,13 +27,13 @@ from misfire_runtime.errors import ImageError
 from misfire_runtime.placement import Placement
 
 Image = NDArray[np.uint8]
-"""[H,W,3] uint8, RGB."""
+"""[H,W,3] uint8, RGB; [H,W,4] with a fourth channel (alpha, infrared, depth in 8 bits)."""
 
 MAX_PIXELS = 64_000_000
 """Above every camera of a vehicle; a small file that decodes to more is an attack or a mistake."""
 MAX_SIDE = 8192
 """Of a network's input, in pixels."""
-_CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+_CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1, "rgba": 4}
 
 Resize = Literal["stretch", "letterbox", "letterbox-center", "letterbox-topleft", "center-crop"]
 """`letterbox-center` is another name for `letterbox`."""
@@ -53,7 +53,8 @@ class InputContract(BaseModel):
     name: str = "image"
     height: int = Field(gt=0, le=MAX_SIDE)
     width: int = Field(gt=0, le=MAX_SIDE)
-    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    color: Literal["rgb", "bgr", "gray", "rgba"] = "rgb"
+    """`rgba` is red, green, blue and a fourth channel of any meaning, which only image files can deliver."""
     dtype: Literal["float32", "uint8"] = "float32"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -67,7 +68,7 @@ class InputContract(BaseModel):
 
     @property
     def channels(self) -> int:
-        """Returns 1 for grey, else 3."""
+        """Returns 1 for grey, 4 for rgba, else 3."""
         return _CHANNELS[self.color]
 
     @field_validator("resize")
@@ -97,18 +98,20 @@ class InputContract(BaseModel):
         return self
 
 
-def decode_image(data: bytes, *, name: str = "image") -> Image:
+def decode_image(data: bytes, *, name: str = "image", channels: int = 3) -> Image:
     """Decodes JPEG, PNG and other pictures, and turns them upright as their Exif orientation says.
 
     Args:
         data: encoded bytes. What follows the end of the picture is ignored.
         name: what the error messages call the picture.
+        channels: 3, or 4 to keep a fourth channel.
 
     Returns:
-        [H,W,3] uint8 RGB.
+        [H,W,3] uint8 RGB, or [H,W,4].
 
     Raises:
-        ImageError: the bytes are empty, truncated, no picture, or above 64 megapixels.
+        ImageError: the bytes are empty, truncated, no picture, above 64 megapixels, or have no fourth
+            channel.
     """
     if not data:
         raise ImageError(f"{name}: empty file")
@@ -119,7 +122,8 @@ def decode_image(data: bytes, *, name: str = "image") -> Image:
         raise ImageError(f"{name}: {width}x{height} is above the limit of {MAX_PIXELS} pixels")
     try:
         # COLOR: three channels of 8 bits, whatever the file has; OpenCV also applies the Exif orientation.
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        flags = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_UNCHANGED
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ImageError(f"{name}: cannot be decoded ({error.err or error})") from error
     if image is None:
@@ -128,14 +132,26 @@ def decode_image(data: bytes, *, name: str = "image") -> Image:
         raise ImageError(
             f"{name}: {image.shape[1]}x{image.shape[0]} is above the limit of {MAX_PIXELS} pixels"
         )
-    return np.asarray(image, np.uint8)
+    return np.asarray(image if channels == 3 else _of_four(image, name=name), np.uint8)
+
+
+def _of_four(image: NDArray[Any], *, name: str) -> NDArray[Any]:
+    """Returns red, green, blue and the fourth channel of what OpenCV read as it is in the file."""
+    found = 1 if image.ndim == 2 else image.shape[2]
+    if found != 4 or image.dtype != np.uint8:
+        bits = "" if image.dtype == np.uint8 else f" of {8 * image.dtype.itemsize} bits"
+        raise ImageError(
+            f"{name}: {found} channel{'' if found == 1 else 's'}{bits}; the model takes four of 8 bits (red, "
+            "green, blue and a fourth), as in an RGBA PNG"
+        )
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA))
 
 
 def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
     """Encodes a picture as JPEG.
 
     Args:
-        image: [H,W,3] uint8 RGB.
+        image: [H,W,3] uint8 RGB; a fourth channel is left out, because JPEG has none.
         quality: 1 to 100.
 
     Raises:
@@ -143,7 +159,7 @@ def encode_jpeg(image: Image, *, quality: int = 90) -> bytes:
     """
     # OpenCV takes BGR.
     ok, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        ".jpg", cv2.cvtColor(plain(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
     if not ok:
         raise ImageError(f"JPEG encoding failed for shape {image.shape}")
@@ -160,10 +176,16 @@ def encode_png(image: Image) -> bytes:
         ImageError: the picture has no pixels.
     """
     # OpenCV takes BGR.
-    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    code = cv2.COLOR_RGBA2BGRA if image.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, code))
     if not ok:
         raise ImageError(f"PNG encoding failed for shape {image.shape}")
     return bytes(data)
+
+
+def plain(image: Image) -> Image:
+    """Returns the first three channels of a picture, [H,W,3]: what can be drawn, blurred or sent as JPEG."""
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[:, :, :3])
 
 
 def resize_image(image: Image, contract: InputContract) -> Image:
@@ -174,13 +196,13 @@ def resize_image(image: Image, contract: InputContract) -> Image:
         contract: names the size, and the rule: stretch, letterbox (centred or top left) or centre crop.
 
     Returns:
-        [contract.height, contract.width, 3] uint8 RGB.
+        [contract.height, contract.width, 3] uint8 RGB, or with the picture's fourth channel.
 
     Raises:
         ImageError: the picture has no pixels, another shape or type, or is too narrow to be cropped.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ImageError(f"expected uint8 [H,W,3], got {image.dtype} {image.shape}")
+    if image.ndim != 3 or image.shape[2] not in (3, 4) or image.dtype != np.uint8:
+        raise ImageError(f"expected uint8 [H,W,3] or [H,W,4], got {image.dtype} {image.shape}")
     height, width = image.shape[:2]
     if height == 0 or width == 0:
         raise ImageError(f"an image of shape {image.shape} has no pixels")
@@ -194,7 +216,7 @@ def resize_image(image: Image, contract: InputContract) -> Image:
     scaled = _scale(image, place.inner_height, place.inner_width)
     if place.inner_height >= target_h and place.inner_width >= target_w:
         return scaled[-place.top : target_h - place.top, -place.left : target_w - place.left]
-    canvas = np.full((target_h, target_w, 3), contract.pad, np.uint8)
+    canvas = np.full((target_h, target_w, image.shape[2]), contract.pad, np.uint8)
     canvas[place.top : place.top + place.inner_height, place.left : place.left + place.inner_width] = scaled
     return canvas
 
@@ -212,7 +234,14 @@ def to_tensor(image: Image, contract: InputContract) -> NDArray[np.float32] | ND
     Raises:
         ImageError: see `resize_image`.
     """
+    if image.ndim == 3 and image.shape[2] != 4 and contract.color == "rgba":
+        raise ImageError(
+            f"a picture of {image.shape[2]} channels; the model takes four (red, green, blue and a fourth), "
+            "which only image files with four channels deliver"
+        )
     pixels = resize_image(image, contract)
+    if contract.color != "rgba":
+        pixels = plain(pixels)
     if contract.color == "gray":
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
     elif contract.color == "bgr":

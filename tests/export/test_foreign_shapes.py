@@ -310,13 +310,13 @@ def test_one_number_for_each_frame_becomes_two_classes(form: str, out: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels"), [(("n", 4, 8, 8), 4), (("n", 8, 8, 4), 4), (("n", 9, 8, 8), 9)]
+    ("shape", "channels"), [(("n", 5, 8, 8), 5), (("n", 8, 8, 5), 5), (("n", 9, 8, 8), 9)]
 )
 def test_channels_that_no_source_feeds_are_refused_with_what_a_vehicle_has(
     shape: tuple[int | str, ...], channels: int, out: Path, tmp_path: Path
 ) -> None:
     path = network(tmp_path / "m.onnx", input_shape=shape)
-    with pytest.raises(GraphError, match=rf"{channels} channels: a vehicle's sources give RGB pictures"):
+    with pytest.raises(GraphError, match=rf"{channels} channels: a bundle takes 3 channels of 8 bits"):
         export(path, out)
 
 

@@ -75,7 +75,7 @@ def typo():
 
 
 def depth():
-    return np.zeros((20, 4, 8, 8), np.uint8), np.zeros(20, np.int64)
+    return np.zeros((20, 5, 8, 8), np.uint8), np.zeros(20, np.int64)
 
 
 def broken():
@@ -110,7 +110,7 @@ def test_a_data_set_of_ones_own_code_is_read_in_every_form(source: Path) -> None
     [
         ("normalised", r"float64 from .* leave normalisation out of the data set"),
         ("typo", "is a dict of training; expected train"),
-        ("depth", r"shape \[4, 8, 8\]; .* sources give RGB pictures"),
+        ("depth", r"shape \[5, 8, 8\]; .* sources give no further channels"),
         ("broken", "OSError: the disk is not mounted"),
         ("missing", "AttributeError"),
     ],

@@ -91,11 +91,11 @@ def require_layout(dims: Sequence[int], contract: InputContract, *, shown: str =
         raise GraphError(f"input {name} has {len(dims)} dimensions; expected [N,C,H,W]")
     # Of [N,H,W,C] the last number is the small one.
     channels = dims[3] if 0 < dims[3] < min(dims[1:3]) else dims[1]
-    if channels not in (0, 1, 3):
+    if channels not in (0, 1, 3, 4):
         raise GraphError(
-            f"input {name} is {list(dims)}, {channels} channels: a vehicle's sources give RGB pictures of 8 "
-            "bits, so a bundle takes 3 channels (RGB or BGR) or 1 (grey). Further channels (depth, thermal, "
-            "several frames) cannot be fed: export a model of the picture alone, or score it with attach()"
+            f"input {name} is {list(dims)}, {channels} channels: a bundle takes 3 channels of 8 bits "
+            "(RGB or BGR), 1 (grey), or 4 (RGB and a fourth, from image files). Further channels (several "
+            "frames, spectra) cannot be fed: export a model of the picture alone, or score it with attach()"
         )
     if any(found not in (0, want) for found, want in zip(dims[1:], wanted, strict=True)):
         raise GraphError(f"input {name} is {list(dims)}; the input contract says {['N', *wanted]}")

@@ -212,6 +212,7 @@ def frames_of_dataset(
         return frames_of_pictures(Path(name.removeprefix(PREFIX)), given, size=size)
     dataset = load_dataset(_with_size(name, given, size), root=data, several=True)
     contract = laid_over(dataset.contract, _sized(name, given, size))
+    require_channels(dataset.test, contract, name=name)
     halves = split(
         dataset.test, fractions={"holdout": HOLDOUT_SHARE, "calibration": 1 - HOLDOUT_SHARE}, seed=seed
     )
@@ -283,6 +284,7 @@ def frames_of_parts(
                 f"{', '.join(test.classes)}; parts must agree (an empty folder is a class, too)"
             )
     contract = laid_over(test.contract, _sized(parts["test"], given, size))
+    require_channels(test.test, contract, name=parts["test"])
     whole = {part: _whole(dataset, part) for part, dataset in loaded.items()}
     frames = Frames(
         calibration=whole["test"],
@@ -317,7 +319,8 @@ def frames_of_pictures(
             f"{PREFIX}{path}: pictures do not tell the input's size; state it with --image "
             '\'{"height": 224, "width": 224}\''
         )
-    frames, sha256, notes = read_pictures(path)
+    channels = 4 if stated.get("channels") == 4 or stated.get("color") == "rgba" else 3
+    frames, sha256, notes = read_pictures(path, channels=channels)
     base = InputContract(height=int(stated["height"]), width=int(stated["width"]))
     contract = laid_over(base, stated)
     unstated = not {"mean", "std"} & set(given) and contract.dtype == "float32"
@@ -325,6 +328,15 @@ def frames_of_pictures(
     name = f"{PREFIX}{path}"
     found = Frames(frames, dataset=(name, sha256), labelled=False, notes=(*notes, *assumed))
     return found, contract
+
+
+def require_channels(frames: Examples, contract: InputContract, *, name: str) -> None:
+    """Raises ConfigError if the model takes four channels and the pictures have three."""
+    if contract.channels == 4 and len(frames) and frames.images[0].shape[2] != 4:
+        raise ConfigError(
+            f"the model takes four channels, the pictures of {name} have three: give them as RGBA PNG in "
+            "image-folder: or images:, or as [H,W,4] arrays from module:factory"
+        )
 
 
 def read_image(text: str, *, option: str = "--image") -> dict[str, Any]:
@@ -341,7 +353,13 @@ def read_image(text: str, *, option: str = "--image") -> dict[str, Any]:
 
 
 def _with_size(name: str, given: Mapping[str, Any], size: tuple[int, int, int] | None) -> str:
-    """Returns the data set's name with the graph's own size, for readers whose labels are in input pixels."""
+    """Returns the data set's name with what the graph takes, for readers that have to know it.
+
+    That is its size, if labels are in input pixels, and a fourth channel.
+    """
+    four = given.get("color") == "rgba" or (size is not None and size[0] == 4)
+    if four and name.startswith("image-folder:") and "channels=" not in name:
+        return f"{name}{'&' if '?' in name else '?'}channels=4"
     if size is None or not name.startswith(_SIZED) or "size=" in name or {"height", "width"} & set(given):
         return name
     return f"{name}{'&' if '?' in name else '?'}size={size[2]}x{size[1]}"
@@ -370,12 +388,14 @@ def laid_over(contract: InputContract, given: Mapping[str, Any]) -> InputContrac
     stated = dict(given)
     channels = stated.pop("channels", None)
     if "color" not in stated and channels not in (None, contract.channels):
-        stated["color"] = "gray" if channels == 1 else "rgb"
-    one = stated.get("color", contract.color) == "gray"
+        stated["color"] = {1: "gray", 4: "rgba"}.get(channels, "rgb")
+    color = stated.get("color", contract.color)
     for key, values in (("mean", contract.mean), ("std", contract.std)):
+        if key in stated or len(values) == 1:
+            continue
         # A grey picture's mean is the channels' mean; one number serves any number of channels.
-        if key not in stated and one and len(values) > 1:
-            stated[key] = (sum(values) / len(values),)
+        mean = sum(values[:3]) / 3
+        stated[key] = {"gray": (mean,), "rgba": (*values, mean)[:4]}.get(str(color), values[:3])
     try:
         return InputContract.model_validate({**contract.model_dump(), **stated})
     except ValidationError as error:

@@ -317,9 +317,10 @@ def normalisation_note(
 def _normalisations(
     contract: InputContract, data: InputContract
 ) -> list[tuple[str, tuple[float, ...], tuple[float, ...]]]:
-    one = contract.channels == 1
-    # ImageNet's statistics; the grey ones are the means over its channels.
-    means, stds = ((0.449,), (0.226,)) if one else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    # ImageNet's statistics; the grey ones are the means over its channels, which serve a fourth one.
+    grey, colour = ((0.449,), (0.226,)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    four = ((*colour[0], *grey[0]), (*colour[1], *grey[1]))
+    means, stds = {1: grey, 4: four}.get(contract.channels, colour)
     usual: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
         ("pixels from 0 to 1", (0.0,), (1.0,)),
         ("ImageNet's mean and deviation", means, stds),

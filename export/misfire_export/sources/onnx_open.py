@@ -20,7 +20,7 @@ from misfire_export.graph.rename import MOVED, make_room, subgraphs
 # A protobuf message holds at most 2 GiB.
 MAX_FILE_BYTES = 1_900_000_000
 _INT8 = ("DequantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")
-_CHANNELS = (1, 3)
+_CHANNELS = (1, 3, 4)
 _MAKE_BYTES = {"QuantizeLinear": (1, 2), "QLinearMatMul": (6, 7), "QLinearConv": (6, 7), "QGemm": (7, 8)}
 """Operators that give bytes, and where among their inputs scale and zero point of those are."""
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)

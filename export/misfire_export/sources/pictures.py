@@ -39,17 +39,20 @@ _VIDEO_GROUPS = 10
 """Neighbouring frames are alike, so whole stretches are put into one fold."""
 
 
-def read_pictures(path: Path) -> tuple[Examples, str, tuple[str, ...]]:
+def read_pictures(path: Path, *, channels: int = 3) -> tuple[Examples, str, tuple[str, ...]]:
     """Returns (frames without targets, sha256, notes) of a folder of pictures or a video.
 
+    channels: 3, or 4 for pictures with a fourth.
     Raises ConfigError if there is nothing to read.
     """
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, channels)
     if not path.is_file():
         raise ConfigError(f"{PREFIX}{path}: no such file or folder")
     if kind_of(path) != "video":
         raise ConfigError(f"{PREFIX}{path}: expected a folder of pictures, or a video")
+    if channels == 4:
+        raise ConfigError(f"{PREFIX}{path}: a video has three channels, the model takes four")
     return _video(path)
 
 
@@ -58,16 +61,16 @@ def unlabelled(images: Sequence[Image], ids: Sequence[str], groups: Sequence[str
     return Examples(images, np.zeros((len(ids), 0), np.float32), tuple(ids), tuple(groups))
 
 
-def _folder(path: Path) -> tuple[Examples, str, tuple[str, ...]]:
+def _folder(path: Path, channels: int) -> tuple[Examples, str, tuple[str, ...]]:
     found = find_images(path)
     if not found.paths:
         raise ConfigError(f"{PREFIX}{path}: no pictures in this folder or below it")
     chosen = [found.paths[i] for i in _spread(len(found.paths), MOST)]
-    files, problems = read_images(chosen, base=path)
+    files, problems = read_images(chosen, base=path, channels=channels)
     if not files:
         raise ConfigError(f"{PREFIX}{path}: no picture can be read; {first_of(problems)}")
     names = [file.name for file in files]
-    frames = unlabelled(decoded(files), names, [_group(name) for name in names])
+    frames = unlabelled(decoded(files, channels=channels), names, [_group(name) for name in names])
     few = (_chosen_note(len(chosen), len(found.paths)),) if len(chosen) < len(found.paths) else ()
     return frames, digest_files(files), (*few, *skipped_notes(problems), *found.notes)
 

@@ -168,7 +168,11 @@ def load_frames(bundle: Bundle, source: Path | None) -> list[NDArray[Any]]:
         )
         if not files:
             raise ConfigError(f"{source}: a folder with .jpg or .png pictures is needed")
-        return [to_tensor(decode_image(p.read_bytes(), name=p.name), contract) for p in files[:64]]
+        wanted = max(3, contract.channels)
+        return [
+            to_tensor(decode_image(p.read_bytes(), name=p.name, channels=wanted), contract)
+            for p in files[:64]
+        ]
     golden = bundle.path / "golden.npz"
     if "golden.npz" not in bundle.manifest.files:
         raise ConfigError(f"{bundle.path} has no golden inputs; give pictures with --source")

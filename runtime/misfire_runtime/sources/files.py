@@ -52,6 +52,7 @@ class RecordedFiles(SourceKind):
             SourceError: there is nothing to read.
         """
         self.path = path
+        self.channels = 3
         self.name = name or shown(path.name or path.resolve().name)
         self.counts = SourceCounts()
         self._files, self._passed = _list(path)
@@ -74,6 +75,9 @@ class RecordedFiles(SourceKind):
         for file, kind in self._files:
             if stop.is_set():
                 return
+            if kind == "video" and self.channels == 4:
+                self.counts.skip(f"{self._relative(file)}: a video has three channels, the model takes four")
+                continue
             if kind == "video":
                 # A video counts its frames itself, so it returns the index that follows.
                 index = yield from self._video(file, index, start, stop)
@@ -98,7 +102,7 @@ class RecordedFiles(SourceKind):
             if file.stat().st_size > MAX_IMAGE_BYTES:
                 raise ImageError(f"{label}: above the limit of {MAX_IMAGE_BYTES} bytes")
             data = without_trailer(file.read_bytes(), name=label)
-            image = decode_image(data, name=label)
+            image = decode_image(data, name=label, channels=self.channels)
         except ImageError as error:
             self.counts.skip(str(error))
             return None

@@ -21,11 +21,12 @@ from misfire_runtime.bundle import Bundle
 from misfire_runtime.config.tables import VehicleConfig
 from misfire_runtime.engines.base import EngineOptions
 from misfire_runtime.engines.scoring import Scorer
-from misfire_runtime.errors import ConfigError, MisfireError, SpoolError
+from misfire_runtime.errors import ConfigError, MisfireError, SourceError, SpoolError
 from misfire_runtime.messages import Counters, Desired, Reported
 from misfire_runtime.mqtt.client import BrokerConfig
 from misfire_runtime.sources import Source
 from misfire_runtime.sources.context import Context, ContextListener
+from misfire_runtime.sources.files import RecordedFiles
 from misfire_runtime.sources.registry import open_table
 from misfire_runtime.spool import Spool
 from misfire_runtime.uplink import Uplink
@@ -150,7 +151,8 @@ class _Session:
     ) -> None:
         """Opens model and sources, makes configuration live, and serves telemetry."""
         config, stack = self._config, self._stack
-        scorer, sources = _load_scorer(config), _open_sources(config)
+        scorer = _load_scorer(config)
+        sources = _open_sources(config, channels=scorer.bundle.manifest.input.channels)
         context = Context(max_age_s=config.context.max_age_s if config.context else 10.0)
         if config.context is not None:
             stack.callback(ContextListener(context, config.context).close)
@@ -371,5 +373,14 @@ def _load_scorer(config: VehicleConfig) -> Scorer:
     return scorer
 
 
-def _open_sources(config: VehicleConfig) -> list[Source]:
-    return [open_table(table) for table in config.source]
+def _open_sources(config: VehicleConfig, *, channels: int) -> list[Source]:
+    """Returns the sources. Raises SourceError if the model takes four channels and one cannot give them."""
+    sources = [open_table(table) for table in config.source]
+    for source in sources if channels == 4 else ():
+        if not isinstance(source, RecordedFiles):
+            raise SourceError(
+                f"{source.name}: the model takes pictures of four channels; cameras, streams and recordings "
+                "give three, only image files (an RGBA PNG) have a fourth"
+            )
+        source.channels = channels
+    return sources

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from misfire_runtime.drawing import DOUBTFUL, SURE, Rgb, score_strip, text_scale, text_width, write
 from misfire_runtime.engines.scoring import Scored
 from misfire_runtime.errors import PrivacyError
+from misfire_runtime.preprocess import plain
 from misfire_runtime.samples.privacy import Privacy
 from misfire_runtime.triggers.scored_frame import ScoredFrame
 from misfire_runtime.vehicle.screens import WINDOW, Film, Screen, Window, WindowClosedError, check_target
@@ -91,7 +92,7 @@ class Show:
 
     def _view(self, seen: ScoredFrame) -> View | None:
         """Returns what may be shown of a frame; None if nothing may."""
-        image, scored = seen.image, seen.scored
+        image, scored = plain(seen.image), seen.scored
         view = View(image, scored.prediction, mask=scored.mask, tiles=scored.tiles, bars=scored.bars)
         if self._privacy is None:
             return view

@@ -92,7 +92,7 @@ FAMILIES: dict[str, Family] = {
 def corrupt(image: Image, family: str, *, severity: int, seed: int) -> Image:
     """Returns the corrupted image, uint8 [H,W,3] of the same size.
 
-    An image of three equal channels stays grey.
+    An image of three equal channels stays grey. A fourth channel stays as it is.
 
     Args:
         image: uint8 RGB [H,W,3].
@@ -107,6 +107,9 @@ def corrupt(image: Image, family: str, *, severity: int, seed: int) -> Image:
     (8, 8, 3)
     """
     chosen, level = _level(family, severity)
+    if image.shape[2] == 4:
+        worse = corrupt(np.ascontiguousarray(image[:, :, :3]), family, severity=severity, seed=seed)
+        return np.concatenate((worse, image[:, :, 3:]), axis=2)
     # Colour noise or a tint would give a grey data set colours that no image of it has.
     grey = bool((image[:, :, 0] == image[:, :, 1]).all() and (image[:, :, 1] == image[:, :, 2]).all())
     worse = _apply(image[:, :, :1] if grey else image, chosen, level, seed)

@@ -25,11 +25,11 @@ MAX_CACHE_BYTES = 512 * 1024 * 1024
 
 
 class ImageArray(Sequence[Image]):
-    """Holds images of one size. data: uint8 [N,H,W] (grey) or [N,H,W,3] (RGB)."""
+    """Holds images of one size. data: uint8 [N,H,W] (grey), [N,H,W,3] (RGB) or [N,H,W,4]."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
-        if data.dtype != np.uint8 or not (data.ndim == 3 or (data.ndim == 4 and data.shape[3] == 3)):
-            raise ValueError(f"expected uint8 [N,H,W] or [N,H,W,3], got {data.dtype} {data.shape}")
+        if data.dtype != np.uint8 or not (data.ndim == 3 or (data.ndim == 4 and data.shape[3] in (3, 4))):
+            raise ValueError(f"expected uint8 [N,H,W], [N,H,W,3] or [N,H,W,4], got {data.dtype} {data.shape}")
         self.data = data
 
     def __len__(self) -> int:
@@ -51,11 +51,11 @@ class ImageArray(Sequence[Image]):
         grey = self.data.ndim == 3
         fits = self.data.shape[1:3] == (contract.height, contract.width)
         # OpenCV's grey of three equal channels is that channel exactly: its integer weights sum to one.
-        if fits and grey:
+        if fits and grey and contract.channels != 4:
             chosen = self.data[indices][:, None]
-            return np.repeat(chosen, contract.channels, axis=1) if contract.channels == 3 else chosen
-        if fits and contract.color != "gray":
-            order = slice(None) if contract.color == "rgb" else slice(None, None, -1)
+            return np.repeat(chosen, 3, axis=1) if contract.channels == 3 else chosen
+        if fits and not grey and contract.channels == self.data.shape[3]:
+            order = slice(None, None, -1) if contract.color == "bgr" else slice(None)
             return np.ascontiguousarray(self.data[indices][..., order].transpose(0, 3, 1, 2))
         return _one_by_one(self, indices, contract)
 

@@ -54,7 +54,7 @@ _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
 }
 _ALL_TAKE = ("size", "group", "test")
 READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] = {
-    "image-folder": (load_image_folder, (*_ALL_TAKE, "classes")),
+    "image-folder": (load_image_folder, (*_ALL_TAKE, "classes", "channels")),
     "coco-keypoints": (load_coco_keypoints, (*_ALL_TAKE, "images")),
     "masks": (load_masks, (*_ALL_TAKE, "classes", "ignore")),
     "csv-regression": (load_csv_regression, _ALL_TAKE),

@@ -94,11 +94,14 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _not_data(path.name))
 
 
-def read_images(paths: Sequence[Path], *, base: Path) -> tuple[list[ImageFile], list[str]]:
-    """Returns the files that decode, in order, and one sentence for each that does not."""
+def read_images(paths: Sequence[Path], *, base: Path, channels: int = 3) -> tuple[list[ImageFile], list[str]]:
+    """Returns the files that decode, in order, and one sentence for each that does not.
+
+    channels: 3, or 4 to want a fourth.
+    """
     # Threads suffice: decoders release Python's lock. Each holds one decoded image in memory, hence a limit.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(lambda path: _read_one(path, base), paths))
+        results = list(pool.map(lambda path: _read_one(path, base, channels), paths))
     return [r for r in results if isinstance(r, ImageFile)], [r for r in results if isinstance(r, str)]
 
 
@@ -138,11 +141,12 @@ def name_below(path: Path, base: Path) -> str:
     return printable(relative.as_posix())
 
 
-def decoded(files: Sequence[ImageFile]) -> DecodedImages:
-    """Returns the images of these files, read on access."""
+def decoded(files: Sequence[ImageFile], *, channels: int = 3) -> DecodedImages:
+    """Returns the images of these files, read on access. channels: 3, or 4 to keep a fourth."""
 
     def decode(index: int) -> Image:
-        return decode_image(files[index].path.read_bytes(), name=files[index].name)
+        file = files[index]
+        return decode_image(file.path.read_bytes(), name=file.name, channels=channels)
 
     sizes = np.array([(file.width, file.height) for file in files], np.int64).reshape(-1, 2)
     return DecodedImages(decode, count=len(files), sizes=sizes)
@@ -160,6 +164,7 @@ def natural_contract(
     longest: int = _LONGEST_SIDE,
     multiple: int = 8,
     resize: Resize = "stretch",
+    channels: int = 3,
 ) -> InputContract:
     """Returns an input contract of the requested size.
 
@@ -169,6 +174,7 @@ def natural_contract(
         longest: limit of the median size's longer side.
         multiple: of which width and height of the median size are multiples.
         resize: how images of another shape are fitted in.
+        channels: 3 or 4.
     """
     if size is not None:
         width, height = size
@@ -180,15 +186,20 @@ def natural_contract(
             max(multiple, multiple * round(side * scale / multiple)) for side in (median_h, median_w)
         )
     return InputContract(
-        height=height, width=width, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25), resize=resize
+        height=height,
+        width=width,
+        color="rgba" if channels == 4 else "rgb",
+        mean=(0.45,) * channels,
+        std=(0.25,) * channels,
+        resize=resize,
     )
 
 
-def _read_one(path: Path, base: Path) -> ImageFile | str:
+def _read_one(path: Path, base: Path, channels: int) -> ImageFile | str:
     name = name_below(path, base)
     try:
         data = path.read_bytes()
-        height, width = decode_image(data, name=name).shape[:2]
+        height, width = decode_image(data, name=name, channels=channels).shape[:2]
     except ImageError as error:
         return str(error)
     except OSError as error:

@@ -60,7 +60,7 @@ def load_image_folder(folder: Path, options: Options) -> Dataset:
     places = [place_of[file.name] for file in files]
     number = {name: position for position, name in enumerate(classes)}
     halves = divide(
-        images=decoded(files),
+        images=decoded(files, channels=options.channels),
         targets=np.array([number[place.label] for place in places], np.int64),
         ids=[file.name for file in files],
         names=[file.name for file in files],
@@ -75,7 +75,7 @@ def load_image_folder(folder: Path, options: Options) -> Dataset:
         name=f"image-folder:{folder}",
         task="classification",
         classes=classes,
-        contract=natural_contract(files, options.size),
+        contract=natural_contract(files, options.size, channels=options.channels),
         train=halves.train,
         test=halves.test,
         sha256=digest_files(files, more=more),

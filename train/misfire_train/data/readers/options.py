@@ -17,6 +17,7 @@ from misfire_runtime.preprocess import MAX_SIDE
 
 SPELLINGS = {
     "size": "size=WIDTHxHEIGHT",
+    "channels": "channels=4",
     "group": "group=REGEX (or group=none)",
     "test": "test=FILE",
     "classes": "classes=FILE",
@@ -34,6 +35,7 @@ class Options:
 
     Attributes:
         size: width and height of the network's input.
+        channels: of the images; 4 keeps a fourth (alpha, infrared, depth).
         group: a regular expression with one capture, searched in an image's name; what it captures is the
             image's group (a drive, a track, a physical sign).
         grouped: False splits image by image.
@@ -45,6 +47,7 @@ class Options:
     """
 
     size: tuple[int, int] | None = None
+    channels: int = 3
     group: re.Pattern[str] | None = None
     grouped: bool = True
     test: Path | None = None
@@ -70,6 +73,7 @@ def parse_argument(argument: str, *, takes: Collection[str] = tuple(SPELLINGS)) 
     group = given.get("group")
     return Path(path).expanduser(), Options(
         size=_size(given.get("size")),
+        channels=_channels(given.get("channels")),
         group=None if group == NO_GROUPS else _pattern(group),
         grouped=group != NO_GROUPS,
         test=_path("test", given),
@@ -117,6 +121,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if max(size) > MAX_SIDE:
         raise ConfigError(f"size={text}: a network's input has at most {MAX_SIDE} pixels a side")
     return size
+
+
+def _channels(text: str | None) -> int:
+    if text not in (None, "3", "4"):
+        raise ConfigError(f"channels={text}: expected 3 or 4")
+    return int(text or 3)
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:

@@ -162,25 +162,25 @@ def _pictures(decode: Callable[[int], Any], count: int, *, name: str) -> Decoded
 
     first = picture(0)
     same = all(picture(i).shape == first.shape for i in {count // 2, count - 1})
-    shape = (int(first.shape[0]), int(first.shape[1]), 3) if same else None
+    shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2])) if same else None
     return DecodedImages(picture, count=count, shape=shape) if shape else DecodedImages(picture, count=count)
 
 
 def as_picture(value: Any, *, name: str = "image") -> Image:
-    """Returns an image as uint8 [H,W,3] RGB. Raises DatasetError with what was expected.
+    """Returns an image as uint8 [H,W,3] RGB or [H,W,4]. Raises DatasetError with what was expected.
 
     >>> as_picture(np.full((1, 4, 6), 0.5, np.float32)).shape
     (4, 6, 3)
     """
     pixels = np.asarray(value)
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
         raise DatasetError(
-            f"{name} has shape {list(np.shape(value))}; expected [H,W,3], [H,W] or [3,H,W]. A vehicle's "
-            "sources give RGB pictures, so further channels cannot be fed"
+            f"{name} has shape {list(np.shape(value))}; expected [H,W,3], [H,W,4], [H,W] or [3,H,W]: a "
+            "vehicle's sources give no further channels"
         )
     if pixels.dtype != np.uint8:
         low, high = float(pixels.min()), float(pixels.max())
@@ -267,8 +267,9 @@ def _classes(facts: Mapping[str, Any], targets: NDArray[Any], others: NDArray[An
 def _contract(given: Any, train: Examples) -> InputContract:
     if isinstance(given, InputContract):
         return given
-    height, width = train.images[0].shape[:2]
-    return InputContract.model_validate({"height": height, "width": width, **dict(given or {})})
+    height, width, channels = train.images[0].shape
+    known = {"height": height, "width": width, "color": "rgba" if channels == 4 else "rgb"}
+    return InputContract.model_validate({**known, **dict(given or {})})
 
 
 def _checksum(train: Examples, test: Examples) -> str:
