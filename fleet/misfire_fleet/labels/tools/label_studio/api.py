@@ -21,6 +21,8 @@ from misfire_fleet.labels.tools.http import Endpoint, FilePart
 LOOKUP = 40
 """Samples per look-up: their ids fit into the 4 KiB of a URL that every proxy takes."""
 _PAGE = 50
+_LONG_PAGE = 500
+"""Of tasks without annotations and predictions."""
 _PAGES = 10_000
 MAX_TITLE = 50
 """Characters of a project's title."""
@@ -188,11 +190,14 @@ class LabelStudioApi:
         """Returns the tasks of at most LOOKUP samples, each sample's oldest first."""
         found: dict[str, list[TaskState]] = {}
         condition = _condition(f"data.{SAMPLE_ID}", "in_list", "String", list(samples))
+        count = 0
         for page in range(1, _PAGES):
             listed = self._listed(project, [condition], include=_STATE, page=page, ordering="tasks:id")
             for task in self._checked(list[TaskState], listed.tasks, "tasks"):
                 found.setdefault(task.sample, []).append(task)
-            if page * _PAGE >= listed.total:
+            count += len(listed.tasks)
+            # By the total: a server may give fewer tasks than a page has.
+            if not listed.tasks or count >= listed.total:
                 break
         return found
 
@@ -201,10 +206,12 @@ class LabelStudioApi:
         after = 0
         while True:
             condition = _condition("id", "greater", "Number", after)
-            listed = self._listed(project, [condition], include="id,data", ordering="tasks:id")
+            listed = self._listed(
+                project, [condition], include="id,data", ordering="tasks:id", size=_LONG_PAGE
+            )
             tasks = self._checked(list[TaskState], listed.tasks, "tasks")
             yield [task.sample for task in tasks if task.sample]
-            if len(tasks) < _PAGE:
+            if not tasks or len(tasks) >= listed.total:
                 return
             after = tasks[-1].id
 
@@ -219,12 +226,10 @@ class LabelStudioApi:
             conditions = [_condition("total_annotations", "greater", "Number", 0)]
             if since is not None:
                 conditions.append(_condition("updated_at", "greater_or_equal", "Datetime", _moment(since)))
-            listed = self._listed(
-                project, conditions, include=_PARTS, page=page, ordering="tasks:updated_at", fields="all"
-            )
+            listed = self._listed(project, conditions, include=_PARTS, page=page, ordering="tasks:updated_at")
             tasks = self._checked(list[ChangedTask], listed.tasks, "tasks")
             yield Page([task for task in tasks if seen.get(task.id) != task.updated_at], listed.total)
-            if len(tasks) < _PAGE:
+            if not tasks or (page - 1) * _PAGE + len(tasks) >= listed.total:
                 return
             if tasks[-1].updated_at == since:
                 # A whole page of one moment, such as an import's: only the page's number leads on.
@@ -301,7 +306,7 @@ class LabelStudioApi:
         include: str,
         ordering: str,
         page: int = 1,
-        fields: str = "all",
+        size: int = _PAGE,
     ) -> _Tasks:
         query = {"filters": {"conjunction": "and", "items": list(conditions)}, "ordering": [ordering]}
         try:
@@ -309,8 +314,8 @@ class LabelStudioApi:
                 "/api/tasks",
                 project=project.id,
                 page=page,
-                page_size=_PAGE,
-                fields=fields,
+                page_size=size,
+                fields="all",
                 include=include,
                 query=json.dumps(query, separators=(",", ":")),
             )
