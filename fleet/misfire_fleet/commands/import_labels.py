@@ -83,7 +83,9 @@ def _beginning(word: str, listed: list[str], file: Path | None) -> list[str]:
 
 def _write(file: Path, listed: list[str]) -> None:
     try:
-        file.write_text("".join(f"{line}\n" for line in listed), encoding="utf-8")
+        # A name from a file may hold half a character.
+        text = "".join(f"{line}\n" for line in listed)
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"{file}: the list of problems cannot be written ({error.strerror})") from error
 

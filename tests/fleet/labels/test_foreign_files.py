@@ -12,8 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import given as sampled
-from hypothesis import settings
 from hypothesis import strategies as st
 from tests.fleet.labels import items as given
 
@@ -35,6 +35,8 @@ from misfire_fleet.labels.formats.parts.words import label_of, words_of
 from misfire_fleet.labels.formats.registry import format_of, recognised
 from misfire_runtime.errors import ConfigError
 
+PATIENT = [HealthCheck.too_slow]
+"""On a machine that does much else, even making an example may take long."""
 ID = "0123456789abcdef" * 4
 KNOWN = Known(classes=given.CLASSES, size_of={ID: (200, 100)}.get)
 
@@ -342,7 +344,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=PATIENT)
 @sampled(st.dictionaries(st.text(), _JSON, max_size=5), st.integers(1, 7), st.sampled_from([None, 2]))
 def test_a_document_in_pieces_is_the_document(
     tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any], chunk: int, indent: int | None
@@ -425,7 +427,7 @@ _NAMES = st.text(min_size=1, max_size=12).filter(lambda name: name.strip() == na
 _SIDES = st.floats(0, 500, width=32).map(float)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=PATIENT)
 @sampled(st.lists(st.tuples(_NAMES, _SIDES, _SIDES, st.floats(0.5, 90), st.booleans()), max_size=4))
 def test_any_boxes_survive_a_cell(rows: list[tuple[str, float, float, float, bool]]) -> None:
     label = BoxesLabel(
@@ -435,7 +437,7 @@ def test_any_boxes_survive_a_cell(rows: list[tuple[str, float, float, float, boo
     assert label_of(text, kind="boxes", known=Known(), beside=Path(), where="x") == label
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=PATIENT)
 @sampled(st.floats(1, 300), st.floats(1, 300), st.floats(-179, 180), st.booleans())
 def test_a_turned_box_is_found_in_its_corners(
     width: float, height: float, degrees: float, mirrored: bool
@@ -449,7 +451,7 @@ def test_a_turned_box_is_found_in_its_corners(
         assert min(abs(corner[0] - x) + abs(corner[1] - y) for x, y in found) < 1e-3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=PATIENT)
 @sampled(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32))
 def test_any_mask_survives_run_lengths(height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.4
@@ -597,7 +599,7 @@ _INSIDE = st.tuples(
 
 
 @pytest.mark.parametrize("name", ["coco", "voc", "yolo"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, suppress_health_check=PATIENT)
 @sampled(rows=st.lists(_INSIDE, max_size=5))
 def test_any_boxes_in_a_picture_survive_a_format(
     name: str, rows: list[tuple[str, float, float, float, float]], tmp_path_factory: pytest.TempPathFactory

@@ -11,8 +11,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from misfire_fleet.labels.content import (
     MaskLabel,
 )
 from misfire_fleet.labels.exchange.archives import Limits, unpacked
+from misfire_fleet.labels.exchange.comparing import alike
 from misfire_fleet.labels.exchange.manifest import ExportManifest, manifest_of
 from misfire_fleet.labels.formats.base import Format, ImportedLabel, Kind, Known, Problem, SizeOf
 from misfire_fleet.labels.formats.parts.geometry import hull_of, moved, same_shape
 from misfire_fleet.labels.formats.parts.mask_pixels import mask_size
 from misfire_fleet.labels.formats.parts.words import words_of
 from misfire_fleet.labels.formats.registry import recognised
+from misfire_fleet.labels.items import PAGE, labels_of
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.store import Store
 from misfire_fleet.store.schema import labels, samples
@@ -137,8 +140,9 @@ def import_labels(store: Store, path: Path, *, wish: Wish, actor: str = "") -> I
             kind=wish.kind or _only_kind(store),
             size_of=_sizes(store),
         )
-        reading = _Reading(form, place, known, wish, manifest)
+        reading = _Reading(store, form, place, known, wish=wish, manifest=manifest)
         result = _record(ledger, reading, wish, actor)
+        result = replace(result, unchanged=result.unchanged + reading.unchanged)
         conflicts = tuple(_conflicts(ledger, reading.samples)) if result.written else ()
     found = Imported(
         form.name, seen, reading.labels, reading.scaled, result, tuple(reading.problems), conflicts
@@ -177,21 +181,47 @@ class _Reading:
     """Reads a file, possibly twice; holds what the last pass found."""
 
     def __init__(
-        self, form: Format, place: Path, known: Known, wish: Wish, manifest: ExportManifest | None
+        self,
+        store: Store,
+        form: Format,
+        place: Path,
+        known: Known,
+        *,
+        wish: Wish,
+        manifest: ExportManifest | None,
     ) -> None:
-        self._form, self._place, self._known, self._wish = form, place, known, wish
-        self._manifest = manifest
-        self.labels = self.scaled = 0
+        self._store, self._form, self._place, self._known = store, form, place, known
+        self._wish, self._manifest = wish, manifest
+        self.labels = self.scaled = self.unchanged = 0
         self.problems: list[str] = []
         self.samples: set[str] = set()
 
     def pass_over(self, *, to_the_end: bool = False) -> Iterator[NewLabel]:
-        """Yields the labels that are right in themselves.
+        """Yields the labels that are right in themselves and say something new.
 
         Raises _UnreadableError after the last one if there were problems, unless they are to be skipped.
         """
-        self.labels = self.scaled = 0
+        self.labels = self.scaled = self.unchanged = 0
         self.problems = []
+        found = self._found()
+        while page := list(islice(found, PAGE)):
+            stored = [each.sample for each in page if self._known.size_of(each.sample) is not None]
+            current = labels_of(self._store, stored)
+            for each in page:
+                known = current.get(each.sample)
+                if known is None or not alike(known.label, each.label):
+                    yield each
+                elif each.annotator in ("", known.annotator):
+                    self.unchanged += 1
+                else:
+                    # Another one who agrees, up to the rounding of the file.
+                    yield replace(each, label=known.label)
+        self._compare()
+        if self.problems and not (to_the_end or self._wish.skip_bad or self._wish.dry_run):
+            raise _UnreadableError
+
+    def _found(self) -> Iterator[NewLabel]:
+        """Yields the file's labels for the stored pictures, and notes its problems."""
         source = self._form.name if self._form.name in _TOOLS else "file"
         for each in self._form.read(self._place, self._known):
             if isinstance(each, Problem):
@@ -204,17 +234,8 @@ class _Reading:
                 self.problems.append(f"{each.where}: {error}")
                 continue
             self.samples.add(each.sample)
-            yield NewLabel(
-                each.sample,
-                label,
-                source,
-                annotator=each.annotator or self._wish.annotator,
-                at=each.at,
-                where=each.where,
-            )
-        self._compare()
-        if self.problems and not (to_the_end or self._wish.skip_bad or self._wish.dry_run):
-            raise _UnreadableError
+            annotator = each.annotator or self._wish.annotator
+            yield NewLabel(each.sample, label, source, annotator=annotator, at=each.at, where=each.where)
 
     def _fitted(self, each: ImportedLabel) -> Label:
         """Returns the label for the stored picture. Raises ValueError if it cannot be one."""
