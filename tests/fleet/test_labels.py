@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -327,3 +328,28 @@ def test_conditions_can_be_written_again() -> None:
     assert parse_where(where_of(filters)) == filters
     with pytest.raises(ConfigError, match="twice"):
         parse_where(["class=a", "class=b"])
+
+
+def test_imports_and_deletions_at_the_same_time_lose_nothing(filled: Store) -> None:
+    """Four annotators import in four threads while samples are deleted."""
+
+    def work(number: int) -> None:
+        ledger = LabelLedger(filled)
+        for name in ("car", "tram", "car"):
+            ledger.add([says(n, name, by=f"ann-{number}") for n in range(10)], skip_wrong=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(work, number) for number in range(4)]
+        filled.deletion.delete(vehicle="car-1", reason="asked for")
+        for each in done:
+            each.result()
+    left = {key(n) for n in range(0, 10, 2)}
+    found = rows(filled)
+    assert {row[0] for row in found} == left
+    assert sorted((row[2], row[3]) for row in found if row[0] == key(0)) == [
+        (f"ann-{number}", version) for number in range(4) for version in (1, 2, 3)
+    ]
+    times = [row[-1] for row in found]
+    assert len(set(times)) == 12, "each import has a time of its own"
+    assert check(filled, deep=True).sound
+    assert not any(documents_hold(filled, n) for n in range(1, 10, 2))

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, select
 from misfire_fleet.datasets.manifest import Query, SnapshotRef
 from misfire_fleet.datasets.splits import GROUPINGS, GroupBy, keys_of
 from misfire_fleet.store import Store
-from misfire_fleet.store.database import Database
+from misfire_fleet.store.database import Database, one_of
 from misfire_fleet.store.schema import frozen_groups, samples, snapshot_samples, snapshots
 
 _PAGE = 500
@@ -56,7 +56,7 @@ class Frozen:
     def among(self, connection: Connection, ids: Sequence[str]) -> tuple[set[str], set[str]]:
         """Returns the ids that are frozen, and those in the test set that is taken over."""
         query = select(snapshot_samples.c.sample).where(
-            snapshot_samples.c.sample.in_(ids), snapshot_samples.c.side == "test"
+            one_of(snapshot_samples.c.sample, ids, on=connection), snapshot_samples.c.side == "test"
         )
         own: set[str] = set()
         if self.test_from is not None:
@@ -86,7 +86,7 @@ def frozen_among(store: Store, ids: Collection[str]) -> dict[str, str]:
                 .where(
                     snapshots.c.frozen,
                     snapshot_samples.c.side == "test",
-                    snapshot_samples.c.sample.in_(some),
+                    one_of(snapshot_samples.c.sample, some, on=connection),
                 )
             )
             found |= {row[0]: row[1] for row in connection.execute(tested)}
@@ -96,7 +96,7 @@ def frozen_among(store: Store, ids: Collection[str]) -> dict[str, str]:
 def _by_group(connection: Connection, ids: Sequence[str], groups: Mapping[str, str]) -> dict[str, str]:
     columns = (samples.c.id, samples.c.vehicle, samples.c.captured_at, samples.c.offer)
     found = {}
-    for row in connection.execute(select(*columns).where(samples.c.id.in_(ids))):
+    for row in connection.execute(select(*columns).where(one_of(samples.c.id, ids, on=connection))):
         for key in keys_of(row.vehicle, row.captured_at, row.offer).values():
             if key in groups:
                 found[row.id] = groups[key]

@@ -31,8 +31,8 @@ from misfire_fleet.datasets.splits import SIDES, GroupBy, Shares, Side, keys_of,
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store import Store
 from misfire_fleet.store.curated import snapshots as rows
-from misfire_fleet.store.database import HEAD
-from misfire_fleet.store.labels import newest_label
+from misfire_fleet.store.database import HEAD, one_of
+from misfire_fleet.store.labels import labelled_pages, newest_label
 from misfire_fleet.store.records import SampleFilter
 from misfire_fleet.store.schema import label_names, labels, samples, snapshot_samples, snapshots
 from misfire_fleet.store.store import conditions_of
@@ -312,22 +312,19 @@ class Snapshots:
         """Returns the manifest that a query gives: the same one whenever it is asked for."""
         builder = _Builder(query, Frozen.load(self._store.database, query))
         statement = _statement(query)
-        after = ""
-        while True:
+        for ids in labelled_pages(self._store.database, page=_PAGE):
             with self._store.database.read() as connection:
-                page = connection.execute(statement.where(samples.c.id > after)).all()
-                builder.take(connection, page)
-            if len(page) < _PAGE:
-                break
-            after = page[-1].id
+                page = statement.where(one_of(samples.c.id, ids, on=connection))
+                builder.take(connection, connection.execute(page).all())
         return builder.manifest(name, provenance, frozen=frozen)
 
     def _without_label(self, members: Sequence[Member]) -> list[str]:
         query = select(
             *(labels.c.sample, labels.c.source, labels.c.annotator, labels.c.version, labels.c.content_hash)
-        ).where(labels.c.sample.in_([member.id for member in members]))
+        )
         with self._store.database.read() as connection:
-            there = {tuple(row) for row in connection.execute(query)}
+            asked = query.where(one_of(labels.c.sample, [member.id for member in members], on=connection))
+            there = {tuple(row) for row in connection.execute(asked)}
         return [m.id for m in members if (m.id, m.source, m.annotator, m.version, m.label) not in there]
 
     def _altered_rows(self, row: rows.SnapshotRow, manifest: Manifest) -> str:
@@ -409,7 +406,7 @@ class _Builder:
                     version=row.version,
                 )
             )
-        named = select(label_names).where(label_names.c.label.in_(list(sides)))
+        named = select(label_names).where(one_of(label_names.c.label, sides, on=connection))
         for label, name in connection.execute(named):
             self._classes[sides[label]][name] += 1
 
@@ -455,7 +452,7 @@ def _statement(query: Query) -> Select[Any]:
     )
     if query.kind:
         statement = statement.where(labels.c.kind == query.kind)
-    return statement.order_by(samples.c.id).limit(_PAGE)
+    return statement.order_by(samples.c.id)
 
 
 def _whole(store: Store, sample: str) -> bool:

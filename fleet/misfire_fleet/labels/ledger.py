@@ -31,7 +31,8 @@ from misfire_fleet.labels.checking import (
 )
 from misfire_fleet.labels.content import LabelRecord, parse
 from misfire_fleet.store import Store
-from misfire_fleet.store.labels import known_classes, newest_label, next_moment
+from misfire_fleet.store.database import one_of
+from misfire_fleet.store.labels import known_classes, labelled_pages, newest_label, next_moment
 from misfire_fleet.store.records import ANY, SampleFilter
 from misfire_fleet.store.schema import classes, labels, samples
 from misfire_fleet.store.store import conditions_of
@@ -174,18 +175,13 @@ class LabelLedger:
             .join(samples, labels.c.sample == samples.c.id)
             .where(labels.c.seq == newest_label(up_to=up_to), *conditions_of(filters, up_to=up_to))
             .order_by(samples.c.id)
-            .limit(page)
         )
-        after = ""
-        while True:
+        for ids in labelled_pages(self._store.database, page=page):
             with self._store.database.read() as connection:
-                rows = connection.execute(query.where(samples.c.id > after)).all()
+                rows = connection.execute(query.where(one_of(samples.c.id, ids, on=connection))).all()
             # A page of masks may be gigabytes; one of class names is read at once.
             for seqs in _within((row.seq, row.size) for row in rows):
                 yield from self._records(seqs)
-            if len(rows) < page:
-                return
-            after = rows[-1].sample
 
     def label_of(self, sample: str) -> LabelRecord | None:
         """Returns the label of a sample, or None if it has none."""
@@ -266,9 +262,10 @@ class LabelLedger:
 
     def _records(self, seqs: Sequence[int]) -> list[LabelRecord]:
         """Returns these records, by sample; those that were deleted meanwhile are left out."""
-        query = select(labels).where(labels.c.seq.in_(seqs)).order_by(labels.c.sample, labels.c.seq.desc())
+        query = select(labels).order_by(labels.c.sample, labels.c.seq.desc())
         with self._store.database.read() as connection:
-            rows = connection.execute(query).mappings().all()
+            asked = query.where(one_of(labels.c.seq, seqs, on=connection))
+            rows = connection.execute(asked).mappings().all()
         return [record_of(row) for row in rows]
 
     def _read(self, query: Select[Any], sample: str) -> Sequence[RowMapping]:
@@ -297,7 +294,7 @@ def record_of(row: RowMapping) -> LabelRecord:
 def _said(connection: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Returns the records of samples without their contents, oldest first."""
     columns = [labels.c[name] for name in _RECORD]
-    query = select(labels.c.seq, *columns).where(labels.c.sample.in_(ids))
+    query = select(labels.c.seq, *columns).where(one_of(labels.c.sample, ids, on=connection))
     said: dict[str, list[dict[str, Any]]] = {}
     for row in connection.execute(query.order_by(labels.c.recorded_at, labels.c.seq)).mappings():
         said.setdefault(row["sample"], []).append(dict(row))

@@ -25,6 +25,7 @@ from misfire_fleet.labels.ledger import record_of
 from misfire_fleet.retrain.targets import target_of
 from misfire_fleet.retrain.uploads import Uploads, uploads_of
 from misfire_fleet.store import Store
+from misfire_fleet.store.database import one_of
 from misfire_fleet.store.records import StoredSample
 from misfire_fleet.store.schema import labels
 from misfire_train.data.examples import join
@@ -143,10 +144,12 @@ class _Contents:
     def _read(self, members: Sequence[Member]) -> Iterator[tuple[str, Label]]:
         wanted = {(m.id, m.source, m.annotator, m.version): m for m in members}
         key = (labels.c.sample, labels.c.source, labels.c.annotator, labels.c.version)
-        query = select(labels.c.seq, *key).where(labels.c.sample.in_([m.id for m in members]))
         with self._store.database.read() as connection:
-            seqs = [row.seq for row in connection.execute(query) if tuple(row)[1:] in wanted]
-            rows = connection.execute(select(labels).where(labels.c.seq.in_(seqs))).mappings().all()
+            of_members = one_of(labels.c.sample, [m.id for m in members], on=connection)
+            known = connection.execute(select(labels.c.seq, *key).where(of_members))
+            seqs = [row.seq for row in known if tuple(row)[1:] in wanted]
+            query = select(labels).where(one_of(labels.c.seq, seqs, on=connection))
+            rows = connection.execute(query).mappings().all()
         for row in rows:
             member = wanted[row["sample"], row["source"], row["annotator"], row["version"]]
             label = record_of(row).label

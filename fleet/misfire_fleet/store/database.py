@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Connection,
     Engine,
     Select,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    literal,
     select,
     text,
 )
@@ -164,6 +166,18 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             # A process that waited for the lock finds the schema migrated; alembic then changes nothing.
             upgrade(connection)
+
+
+def one_of(column: ColumnElement[Any], values: Iterable[Any], *, on: Connection) -> ColumnElement[bool]:
+    """Returns the condition that a column has one of many values, for a statement on this connection.
+
+    All values are one parameter. With one each, PostgreSQL compares every row with each of them.
+    """
+    listed = list(values)
+    if on.dialect.name == "postgresql":
+        return column == func.any(literal(listed, ARRAY(column.type)))
+    asked = func.json_each(literal(json.dumps(listed), String)).table_valued("value")
+    return column.in_(select(asked.c.value))
 
 
 def upgrade(connection: Connection) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, ScalarSelect, case
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store.blobs import Blobs, Document
-from misfire_fleet.store.database import Database
+from misfire_fleet.store.database import Database, one_of
 from misfire_fleet.store.groups import OfferGroups
 from misfire_fleet.store.schema import (
     classes,
@@ -40,6 +40,7 @@ MACHINES = ("vote",)
 _GROUP = 500
 _ABANDONED_S = 3600.0
 """Age of an import's mark after which its process is taken for dead: an import takes minutes at most."""
+_KEY = (labels.c.sample, labels.c.source, labels.c.annotator, labels.c.version)
 _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Time = Annotated[float, Field(ge=0, le=LAST_DATE, allow_inf_nan=False)]
 
@@ -110,13 +111,13 @@ class LabelRows:
 
     def remove(self, connection: Connection, ids: Sequence[str]) -> int:
         """Removes the labels of samples in the transaction of their deletion; returns their number."""
-        of_samples = labels.c.sample.in_(ids)
+        of_samples = one_of(labels.c.sample, ids, on=connection)
         names = connection.scalars(select(labels.c.document).where(of_samples).distinct())
         for name in sorted(names):
             statement = self._database.insert_statement(stale_labels).values(name=name)
             connection.execute(statement.on_conflict_do_nothing())
-        rows = select(labels.c.seq).where(of_samples)
-        connection.execute(delete(label_names).where(label_names.c.label.in_(rows)))
+        seqs = connection.scalars(select(labels.c.seq).where(of_samples)).all()
+        connection.execute(delete(label_names).where(one_of(label_names.c.label, seqs, on=connection)))
         return int(connection.execute(delete(labels).where(of_samples)).rowcount)
 
     def tidy(self) -> None:
@@ -191,7 +192,7 @@ class LabelRows:
             for start in range(0, len(ids), _GROUP):
                 some = ids[start : start + _GROUP]
                 gone |= set(connection.scalars(self._database.among(tombstones), self._database.ids(some)))
-                rows = connection.execute(select(labels).where(labels.c.sample.in_(some)))
+                rows = connection.execute(select(*_KEY).where(one_of(labels.c.sample, some, on=connection)))
                 for row in rows:
                     lines.pop((row.sample, row.source, row.annotator, row.version), None)
             fresh = [line.model_dump() for line in lines.values() if line.sample not in gone]
@@ -286,6 +287,23 @@ def is_in_snapshot(name: str) -> ColumnElement[bool]:
         snapshot_samples.c.sample == samples.c.id, snapshot_samples.c.snapshot == name
     )
     return query.correlate(samples).exists()
+
+
+def labelled_pages(database: Database, *, page: int) -> Iterator[list[str]]:
+    """Yields the ids of all samples with a label record, sorted, in pages.
+
+    A query about labels asks for a page of samples by their ids. With a LIMIT instead, PostgreSQL looks for
+    the label of every sample of the fleet, and sorts them, for each page.
+    """
+    query = select(labels.c.sample).distinct().order_by(labels.c.sample).limit(page)
+    after = ""
+    while True:
+        with database.read() as connection:
+            ids = list(connection.scalars(query.where(labels.c.sample > after)))
+        yield ids
+        if len(ids) < page:
+            return
+        after = ids[-1]
 
 
 def next_moment(connection: Connection) -> float:
