@@ -6,9 +6,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.fleet.labels.label_tools import Cli, fill
@@ -16,7 +18,7 @@ from tests.fleet.labels.label_tools import Cli, fill
 from misfire_fleet.errors import LabelToolError, LabelToolUnavailableError
 from misfire_fleet.labels.tools import connect
 from misfire_fleet.labels.tools.http import Endpoint, FilePart, Limits, checked_url, multipart
-from misfire_fleet.labels.tools.label_studio.api import LabelStudioApi
+from misfire_fleet.labels.tools.label_studio.api import LabelStudioApi, Project
 from misfire_fleet.labels.tools.label_studio.credentials import LegacyToken, PersonalToken
 from misfire_fleet.labels.tools.tokens import read_token
 from misfire_runtime.errors import ConfigError
@@ -291,3 +293,57 @@ def test_a_command_fails_with_one_line_and_nothing_is_recorded(
         for verb in ("push", "pull", "status"):
             said = cli.refused(verb)
             assert sentence in said and SECRET not in said and "\n" not in said
+
+
+class Listing:
+    """Lists tasks by the time of their last change, as Label Studio does, at most `cap` a page."""
+
+    def __init__(self, times: list[datetime], *, cap: int) -> None:
+        self.times, self.cap = dict(enumerate(times, start=1)), cap
+        self.after_page: Callable[[], None] = lambda: None
+
+    def __call__(self, handler: _Handler) -> None:
+        asked = parse_qs(urlsplit(handler.path).query)
+        items = json.loads(asked["query"][0])["filters"]["items"]
+        since = next(
+            (each["value"] for each in items if each["type"] == "Datetime"), "0001-01-01T00:00:00.0Z"
+        )
+        moment = datetime.fromisoformat(since.replace("Z", "+00:00"))
+        found = sorted((at, number) for number, at in self.times.items() if at >= moment)
+        size = min(self.cap, int(asked["page_size"][0]))
+        start = (int(asked["page"][0]) - 1) * size
+        page = [{"id": n, "data": {}, "updated_at": at.isoformat()} for at, n in found[start : start + size]]
+        says(200, json.dumps({"total": len(found), "tasks": page}).encode())(handler)
+        self.after_page()
+
+
+def numbers(server: FaultyServer) -> list[int]:
+    api = LabelStudioApi(endpoint(server.url))
+    return [task.id for page in api.changed(Project(id=1), None) for task in page.tasks]
+
+
+@pytest.mark.parametrize("cap", [50, 17])
+def test_changed_tasks_are_all_read_whatever_their_times(cap: int, serve: Serve) -> None:
+    noon = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
+    distinct = [noon + timedelta(seconds=number) for number in range(130)]
+    assert numbers(serve(Listing(distinct, cap=cap))) == list(range(1, 131))
+    # An import can give all tasks one time.
+    same = [noon] * 120 + distinct[1:11]
+    assert sorted(numbers(serve(Listing(same, cap=50)))) == list(range(1, 131))
+
+
+def test_a_task_that_changes_while_others_are_read_hides_none(serve: Serve) -> None:
+    noon = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
+    listing = Listing([noon + timedelta(seconds=number) for number in range(120)], cap=50)
+    changes = iter([5, 60])
+
+    def change() -> None:
+        number = next(changes, None)
+        if number is not None:
+            listing.times[number] = noon + timedelta(hours=1, seconds=number)
+
+    listing.after_page = change
+    read = numbers(serve(listing))
+    assert set(read) == set(range(1, 121))
+    # What changed after it was read comes again, with what changed.
+    assert (read.count(5), read.count(6)) == (2, 1)
