@@ -262,7 +262,9 @@ def compare_task(seeds: Sequence[Seen], *, replicates: int) -> dict[str, Any]:
     groups = {}
     for g, group in enumerate(units):
         difference = values[HEAD][:, g] - values[best][:, g]
-        low, high = np.nanpercentile(np.nanmean(drawn[:, :, g, 0], 1), [2.5, 97.5])
+        # Resamples without a failure have no value; of one seed that leaves empty means.
+        known = drawn[:, :, g, 0][~np.isnan(drawn[:, :, g, 0]).all(1)]
+        low, high = np.percentile(np.nanmean(known, 1), [2.5, 97.5])
         groups[group] = {
             "head": 100 * float(np.nanmean(values[HEAD][:, g])),
             "free": 100 * float(np.nanmean(values[best][:, g])),
