@@ -32,6 +32,8 @@ RANKS = (0, 4, 9, 19, 29, 59, 99)
 SUMMED = slice(10, 14)
 """Statistics of candidates that are added up over a frame: entropy, spread, agreement, score."""
 SUMS = 2 * (1 + SUMMED.stop - SUMMED.start)
+LINE = 3
+"""Statistics of a candidate that Platt's lines read: the first ones."""
 ANSWERS = 2
 """Of a candidate: log-odds of being right, and of its overlap between tau and 1."""
 LOG_UNSEEN = (-8.0, 4.0)
@@ -69,7 +71,6 @@ class BoxHead(LossHead):
     recipe = "learning-loss-pp"
     definition = "log of the expected LRP: calibrated candidates, corrected from their statistics"
     lines: Tensor
-    share: Tensor
     center: Tensor
     spread: Tensor
     frame_center: Tensor
@@ -100,8 +101,6 @@ class BoxHead(LossHead):
         self.log_unseen = nn.Parameter(torch.zeros(()))
         self.register_buffer("frame_center", torch.zeros(frame_columns))
         self.register_buffer("frame_spread", torch.ones(frame_columns))
-        # Of the denominator of LRP: 1 scores the share of errors, 0 their number.
-        self.register_buffer("share", torch.ones(()))
         self.register_buffer("center", torch.zeros(columns))
         self.register_buffer("spread", torch.ones(columns))
 
@@ -124,13 +123,13 @@ class BoxHead(LossHead):
         """Returns the parts: statistics of candidates and of the frame, and what is kept."""
         found = self.task.candidates(signals)
         own = candidate_statistics(found, width=self.width, height=self.height)
-        frame = frame_statistics(found, own)
+        sums, logits = frame_sums(found, own), ranked_logits(found)
         # What the whole frame holds, seen from each candidate; its own columns stay in front.
-        x = torch.cat((own, frame[:, None, :SUMS].expand(-1, own.shape[1], -1)), 2)
+        x = torch.cat((own, sums.expand(-1, own.shape[1], -1)), 2)
+        frame = [sums.flatten(1), logits]
         if self.sees_features:
-            length = signals.flat.square().sum(1, keepdim=True).clamp_min(1e-9)
-            frame = torch.cat((frame, torch.log(length)), 1)
-        return x, found.shown, found.hidden, frame
+            frame.append(torch.log(signals.flat.square().sum(1, keepdim=True).clamp_min(1e-9)))
+        return x, found.shown, found.hidden, torch.cat(frame, 1)
 
     def predict(self, parts: Parts) -> Tensor:
         """Returns the score of each frame, [N,1]."""
@@ -147,8 +146,10 @@ class BoxHead(LossHead):
 
     def member_answers(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """Returns each member's answers as they are trained, [members,N,K,2] and [members,N]."""
-        rows, shape = self._rows(parts[0]), parts[0].shape[:2]
-        both = self.correction(rows).view(-1, *shape, ANSWERS) + self._base(parts)
+        x, shape = parts[0].flatten(0, 1), parts[0].shape[:2]
+        line, start = self._line()
+        base = torch.addmm(start, x[:, :LINE], line)
+        both = (self.correction(self._rows(x)) + base).view(-1, *shape, ANSWERS)
         return both, self.log_unseen + self.unseen(self._frames(parts))
 
     def answers(self, parts: Parts) -> tuple[Tensor, Tensor]:
@@ -156,8 +157,12 @@ class BoxHead(LossHead):
 
         Unseen objects are as many as on average unless the frame says clearly that they are more.
         """
-        rows, shape = self._rows(parts[0]), parts[0].shape[:2]
-        both = self.correction.average(rows).view(*shape, ANSWERS) + self._base(parts)
+        x, shape = parts[0].flatten(0, 1), parts[0].shape[:2]
+        # One product for the members' mean, the line and the offsets.
+        seen = torch.cat((self.correction.wide(self._rows(x)), x[:, :LINE]), 1)
+        line, start = self._line()
+        weight = torch.cat((self.correction.mean_last(), line))
+        both = torch.addmm(start, seen, weight).view(*shape, ANSWERS)
         more = self.unseen.average(self._frames(parts))[:, 0]
         raised = torch.minimum(more, 2 * more - 2 * MARGIN).clamp_min(0)
         return both, self.log_unseen + raised
@@ -184,18 +189,17 @@ class BoxHead(LossHead):
         return signals.once((id(self), "answers"), lambda: self.answers(self._parts(signals)))
 
     def _rows(self, x: Tensor) -> Tensor:
-        return ((x.flatten(0, 1) - self.center) / self.spread).clamp(-CLIP, CLIP)
+        return ((x - self.center) / self.spread).clamp(-CLIP, CLIP)
 
     def _frames(self, parts: Parts) -> Tensor:
         return ((parts[3] - self.frame_center) / self.frame_spread).clamp(-CLIP / 2, CLIP / 2)
 
-    def _base(self, parts: Parts) -> Tensor:
-        """Returns Platt's line of each candidate and the typical overlap, [N,K,2]."""
+    def _line(self) -> tuple[Tensor, Tensor]:
+        """Returns Platt's lines and the typical overlap: weights [LINE,2] of statistics, and offsets [2]."""
         kept, below = self.lines[KEPT_ROW], self.lines[BELOW_ROW]
-        # The first three statistics are the logit, whether it is kept, and their product.
+        # The first statistics are the logit, whether it is kept, and their product.
         line = torch.stack((below[0], kept[1] - below[1], kept[0] - below[0]))
-        weight = torch.stack((line, torch.zeros_like(line)), 1)
-        return torch.matmul(parts[0][..., :3], weight) + torch.stack((below[1], self.typical_overlap))
+        return torch.stack((line, torch.zeros_like(line)), 1), torch.stack((below[1], self.typical_overlap))
 
     def score_of(self, parts: Parts, both: Tensor, log_unseen: Tensor) -> Tensor:
         """Returns the log of the expected loss, [...,N].
@@ -209,7 +213,7 @@ class BoxHead(LossHead):
         there = (kept + p * below).sum(-1) + unseen
         # The overlap runs from tau to 1, and (1 - IoU)/(1 - tau) from 1 to 0.
         wrong = there - (p * overlap * kept).sum(-1)
-        return torch.log(wrong + LEAST_LOSS) - self.share * torch.log(there + PRIOR)
+        return torch.log(wrong + LEAST_LOSS) - torch.log(there + PRIOR)
 
 
 class _Pairs(Committee):
@@ -223,9 +227,9 @@ class _Pairs(Committee):
         """Returns each member's answers, [members,R,2]."""
         return torch.matmul(self.inner(x), self.last)
 
-    def average(self, x: Tensor) -> Tensor:
-        """Returns the members' mean, [R,2]."""
-        return torch.matmul(self.wide(x), self.last.flatten(0, 1) / len(self.last))
+    def mean_last(self) -> Tensor:
+        """Returns the last layers of all members as one that gives their mean, [members*hidden,2]."""
+        return self.last.flatten(0, 1) / len(self.last)
 
 
 def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tensor:
@@ -266,17 +270,15 @@ def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tenso
     )
 
 
-def frame_statistics(found: Candidates, own: Tensor) -> Tensor:
-    """Returns what a frame's candidates look like together, [N,F]: how much a detector sees in it.
-
-    Logs of the sums of SUMMED columns over kept boxes and over those below the threshold, and of their
-    numbers; then the logits at RANKS.
-    """
+def frame_sums(found: Candidates, own: Tensor) -> Tensor:
+    """Returns logs of numbers and of sums of SUMMED statistics, over kept boxes and below, [N,1,SUMS]."""
     states = torch.stack((found.shown, found.hidden), 1)
-    sums = torch.matmul(states, own[..., SUMMED])
-    counts = states.sum(2, keepdim=True)
+    sums = torch.cat((states.sum(2, keepdim=True), torch.matmul(states, own[..., SUMMED])), 2)
+    return torch.log1p(sums.view(-1, 1, SUMS))
+
+
+def ranked_logits(found: Candidates) -> Tensor:
+    """Returns the logits of the candidates at RANKS, [N,R]: how much a detector sees in a frame."""
     last = found.logit.shape[1] - 1
-    ranks = torch.tensor([min(rank, last) for rank in RANKS], device=own.device)
-    return torch.cat(
-        (torch.log1p(torch.cat((counts, sums), 2)).flatten(1), found.logit.index_select(1, ranks)), 1
-    )
+    ranks = torch.tensor([min(rank, last) for rank in RANKS], device=found.logit.device)
+    return found.logit.index_select(1, ranks)
