@@ -26,7 +26,7 @@ def task_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
 
 def network_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
     """Returns the task's heavy nodes and what they depend on: without what only decodes their results."""
-    weights, needed = _constants(graph), set[str]()
+    weights, needed = constant_names(graph), set[str]()
     kept = []
     for node in reversed(task_nodes(graph, output)):
         if _has_weights(node, weights) or needed.intersection(node.output):
@@ -43,7 +43,7 @@ def score_node_names(graph: onnx.GraphProto, output: str) -> list[str]:
 
 def last_heavy(graph: onnx.GraphProto, output: str) -> onnx.NodeProto | None:
     """Returns the task's last convolution or matrix product with weights."""
-    weights = _constants(graph)
+    weights = constant_names(graph)
     heavy = [node for node in task_nodes(graph, output) if _has_weights(node, weights)]
     return heavy[-1] if heavy else None
 
@@ -54,7 +54,7 @@ def _has_weights(node: onnx.NodeProto, constants: set[str]) -> bool:
     return node.op_type in HEAVY and learned
 
 
-def _constants(graph: onnx.GraphProto) -> set[str]:
+def constant_names(graph: onnx.GraphProto) -> set[str]:
     """Returns the names of all tensors that do not depend on an input of the graph."""
     known = {item.name for item in graph.initializer}
     for node in graph.node:

@@ -102,6 +102,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
         lineage=_lineage(Path(path), frames.dataset),
         classes=own.order.names,
         reference=reference,
+        refit=own.refit,
         ranges=own.frames.fit,
         precision=precision_of(given),
         labelled=own.frames.labelled,

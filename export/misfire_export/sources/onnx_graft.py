@@ -8,10 +8,11 @@ their nodes joined to the foreign graph, whose own nodes are not changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, version_converter
@@ -22,7 +23,7 @@ from misfire_export.graph.last_layer import Found
 from misfire_export.graph.tidy import drop_unused, tidy
 from misfire_export.graph.trace import MAX_BATCH, OPSET, export_module
 from misfire_export.sources.onnx_proof import Seen
-from misfire_train.signals import Score, Signals
+from misfire_train.signals import Probe, Score, Signals
 
 PREFIX = "misfire/"
 _SCORES = "misfire/scores/"
@@ -56,6 +57,30 @@ class ScoreHead(nn.Module):
         if features is not None:
             result["embedding"] = signals.embedding.float()
         return result
+
+
+class FileProbe(Probe):
+    """Runs a foreign file by ONNX Runtime, as a head is fitted on it.
+
+    Args:
+        session: its first input is the picture.
+        read: makes signals of the session's outputs, in their order.
+    """
+
+    def __init__(self, session: ort.InferenceSession, read: Callable[[Sequence[Tensor]], Signals]) -> None:
+        nn.Module.__init__(self)
+        self.session, self.made = session, read
+        self.feature_names = ()
+        # Whoever fits a head asks the parameters for their device.
+        self.place = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, image: Tensor) -> Signals:
+        """Returns the Signals of pictures [N,C,H,W]."""
+        given = self.session.get_inputs()[0]
+        pixels = image.numpy().astype(np.uint8 if given.type == "tensor(uint8)" else np.float32)
+        parts = [pixels[i : i + 1] for i in range(len(pixels))] if given.shape[0] == 1 else [pixels]
+        rows = [self.session.run(None, {given.name: part}) for part in parts]
+        return self.made([torch.from_numpy(np.concatenate(column)) for column in zip(*rows, strict=True)])
 
 
 def expose(model: onnx.ModelProto, seen: Seen, *, output: str) -> onnx.ModelProto:

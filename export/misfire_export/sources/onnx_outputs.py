@@ -39,7 +39,7 @@ from misfire_export.sources.labels import (
     order_classes,
     require_targets,
 )
-from misfire_export.sources.onnx_graft import ScoreHead, append_scores, expose, hide
+from misfire_export.sources.onnx_graft import FileProbe, ScoreHead, append_scores, expose, hide
 from misfire_export.sources.onnx_proof import (
     Seen,
     as_logits,
@@ -49,10 +49,14 @@ from misfire_export.sources.onnx_proof import (
     read_numbers,
     session_of,
 )
-from misfire_export.sources.score_names import further_output
+from misfire_export.sources.score_names import ALL, HEAD, further_output
 from misfire_runtime.preprocess import InputContract
 from misfire_train import scores as scoring
 from misfire_train.data import Examples
+from misfire_train.fitting.refit import Refit
+from misfire_train.heads import recipe_named
+from misfire_train.heads.training import fit_head
+from misfire_train.scores.fitting import spread
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks import Task
 from misfire_train.tasks.answers.shapes import Numbers
@@ -63,6 +67,10 @@ OUTPUT_ONLY = ("entropy", "msp", "margin", "energy", "max_logit")
 OF_LABELS = ("any_label_wrong", "wrong_labels", "label_entropy", "least_sure_label")
 WITH_LAYER = ("egl", "label_egl")
 WITH_HOLDOUT = ("wrong_prediction_approx",)
+RECIPE = "learning-loss-pp"
+MAX_FIT_HEAD = 300
+COPIES = 4
+"""Corrupted versions of each held-out frame that a learned head sees; the file runs on all of them."""
 _OURS = "misfire/"
 
 
@@ -96,6 +104,7 @@ class ScoredAnswer:
         reference: the file itself by ONNX Runtime, and the scores in torch.
         frames: with targets that count the model's outputs.
         notes: what was found and what could not be found, one sentence each.
+        refit: how to fit its learned head again, None without one.
     """
 
     task: Task
@@ -106,6 +115,7 @@ class ScoredAnswer:
     order: ClassOrder
     frames: Frames
     notes: tuple[str, ...]
+    refit: Refit | None = None
 
 
 class ForeignReference(nn.Module):
@@ -163,10 +173,21 @@ def score_answer(graph: onnx.ModelProto, frames: Frames, asked: Asked, options: 
     if held is not None and not task.knows_failures:
         # The same rule as for a run: the worst share of the held-out losses.
         task = task.with_worst(task.sample_loss(held.signals.outputs, held.targets))
-    names = _names(options.scores, found, sets, task=task)
+    labelled = frames.labelled and frames.holdout is not None
+    names = _names(options.scores, found, sets, task=task, labelled=labelled)
+    free = [name for name in names if name != HEAD]
     built = scoring.build(
-        names, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(options.score_options)
+        free, task=task, fit=sets["fit"], holdout=sets["holdout"], **dict(options.score_options)
     )
+    refit = None
+    if HEAD in names:
+        bare = ScoreHead((), found=found)
+        probe = FileProbe(
+            _answers_only(exposed, found, output=task.output_name),
+            lambda given: bare.signals(given[0], given[1] if found.layer is not None else None),
+        )
+        refit = refit_of_file(probe, task, frames, contract, seed=options.seed)
+        built.insert(0, fit_again(refit))
     require_small_scores(built)
     head = ScoreHead(built, found=found).eval()
     scored = _graft(exposed, session, head, found, frames.calibration, contract=contract, task=task)
@@ -175,7 +196,58 @@ def score_answer(graph: onnx.ModelProto, frames: Frames, asked: Asked, options: 
         hide(scored, "phi")
     reference = ForeignReference(session, head, output=task.output_name, image=contract.name)
     notes = (*found.notes, *_told(found), *told)
-    return ScoredAnswer(task, found, scored, reference, tuple(built), order, frames, notes)
+    return ScoredAnswer(task, found, scored, reference, tuple(built), order, frames, notes, refit)
+
+
+def refit_of_file(
+    probe: FileProbe, task: Task, frames: Frames, contract: InputContract, *, seed: int
+) -> Refit:
+    """Returns how a learned head is fitted on a foreign file, whose network stays as it is.
+
+    Raises ExportError without labelled held-out frames.
+    """
+    if frames.holdout is None or not frames.labelled:
+        raise ExportError(f"{HEAD} is fitted on labelled held-out frames; give some (--holdout, --dataset)")
+    holdout = spread(frames.holdout, MAX_FIT_HEAD)
+    return Refit(
+        HEAD,
+        probe,
+        task,
+        replace(recipe_named(RECIPE), copies=COPIES),
+        contract,
+        # The frames that the model was trained on are what its head remembers.
+        train=holdout if frames.fit is None else spread(frames.fit, MAX_FIT),
+        holdout=holdout,
+        seed=seed,
+    )
+
+
+def fit_again(refit: Refit) -> Score:
+    """Returns the learned head, fitted on what the original file answers."""
+    assert refit.train is not None and refit.holdout is not None
+    fitted = fit_head(
+        refit.probe,
+        task=refit.task,
+        recipe=refit.recipe,
+        train=refit.train,
+        holdout=refit.holdout,
+        contract=refit.contract,
+        seed=refit.seed,
+    )
+    head: Score = fitted.head.eval().requires_grad_(False)
+    return head
+
+
+def _answers_only(exposed: onnx.ModelProto, found: Found, *, output: str) -> ort.InferenceSession:
+    """Returns a session that gives the logits, and phi if there is a last layer."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(_with_phi(exposed, found))
+    wanted = [output, *(["phi"] if found.layer is not None else [])]
+    by_name = {value.name: value for value in copy.graph.output}
+    kept = [by_name[name] for name in wanted]
+    del copy.graph.output[:]
+    copy.graph.output.extend(kept)
+    return open_session(copy)
 
 
 def _settle(
@@ -236,7 +308,12 @@ def _gather(
 
 
 def _names(
-    wanted: Sequence[str] | None, found: Found, sets: Mapping[str, scoring.FitSet | None], *, task: Task
+    wanted: Sequence[str] | None,
+    found: Found,
+    sets: Mapping[str, scoring.FitSet | None],
+    *,
+    task: Task,
+    labelled: bool,
 ) -> list[str]:
     """Returns the scores to append. Raises ExportError if one needs what was not found or given."""
     chosen = list(OF_LABELS if task.independent else OUTPUT_ONLY)
@@ -247,7 +324,11 @@ def _names(
     chosen = [name for name in chosen if name in scoring.scores_of(task)]
     if wanted is None:
         return chosen
+    if list(wanted) == [ALL]:
+        return [*([HEAD] if labelled else []), *chosen]
     for name in wanted:
+        if name == HEAD:
+            continue
         info = scoring.scores_of(task).get(name)
         if info is None or not info.exportable:
             can = scoring.names_for(task, exportable=True)

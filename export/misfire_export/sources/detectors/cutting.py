@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from misfire_export.errors import GraphError
 from misfire_export.graph.check import require_operators
-from misfire_export.graph.regions import HEAVY
+from misfire_export.graph.regions import HEAVY, constant_names
 from misfire_export.graph.rename import own_name, subgraphs
 from misfire_export.graph.tidy import constant_values, drop_unused
 
@@ -106,6 +106,29 @@ def keep_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     drop_unused(copy.graph)
     return copy
+
+
+def feature_maps(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[str, ...]:
+    """Returns what the last layers with weights before these tensors read, the nearest first.
+
+    These are the feature maps of a detector's levels and branches; decoding has no weights.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    # Without those of the input, nothing depends on a picture: weights, also behind a DequantizeLinear.
+    fixed, values = constant_names(model.graph), constant_values(model.graph)
+    queue, seen, found = deque(tensors), set[str](), dict[str, None]()
+    while queue and len(seen) < MOST_TENSORS:
+        name = queue.popleft()
+        if name in seen or name in fixed or name not in makers:
+            continue
+        seen.add(name)
+        node = makers[name]
+        learned = node.op_type in HEAVY and any(weight in fixed for weight in node.input[:2])
+        if learned and not _integrates(node, values):
+            found.update(dict.fromkeys(each for each in node.input[:2] if each not in fixed))
+        else:
+            queue.extend(item for item in _reads(node) if item)
+    return tuple(found)
 
 
 def _own_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

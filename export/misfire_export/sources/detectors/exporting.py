@@ -7,6 +7,7 @@ file --recognise on pictures--> layout, input contract, raw tensors --decode, fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from misfire_export.assemble import GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError, PrecisionError
 from misfire_export.graph.check import require_small_scores
 from misfire_export.graph.rename import own_name
-from misfire_export.measure.calibrate import require_frames
-from misfire_export.measure.run import answers, open_session
+from misfire_export.measure.calibrate import LEAST_FRAMES, require_frames
+from misfire_export.measure.run import answers, open_session, run
 from misfire_export.options import Options
 from misfire_export.sources.detectors.base import QUERIES
-from misfire_export.sources.detectors.cutting import keep_outputs
+from misfire_export.sources.detectors.cutting import feature_maps, keep_outputs
 from misfire_export.sources.detectors.grafting import (
     DetectorHead,
     DetectorReference,
@@ -39,14 +40,19 @@ from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import ASSUMED_PIXELS, Frames
 from misfire_export.sources.labels import ClassOrder
+from misfire_export.sources.onnx_graft import FileProbe
 from misfire_export.sources.onnx_import import adapt
 from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
-from misfire_runtime.boxes import BoxRule
+from misfire_export.sources.onnx_outputs import fit_again, refit_of_file
+from misfire_export.sources.score_names import ALL, HEAD
+from misfire_runtime.boxes import SILENCE, BoxRule
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 from misfire_runtime.preprocess import InputContract
 from misfire_runtime.toml import explain
 from misfire_train import scores as scoring
-from misfire_train.data import Examples
+from misfire_train.boxes.columns import FINAL
+from misfire_train.data import Examples, split
+from misfire_train.errors import DatasetError
 from misfire_train.scores.fitting import spread
 from misfire_train.signals import Signals
 from misfire_train.tasks.detection import Detection
@@ -57,6 +63,10 @@ UNCALIBRATED: Mapping[str, Mapping[str, Any]] = {
     name: {"right": (1.0, 0.0), "uncovered": (1.0, 0.0)} for name in ("expected_errors", "expected_lrp")
 }
 """Options of scores without labels to fit them on: the detector's own scores stand for probabilities."""
+SEEN = 0.4
+"""Share of frames without labels that show what is usual."""
+MOST_CHANNELS = 512
+"""Of all feature maps: `silence` holds the square of them."""
 _OWN_SCORES = (
     "expected errors use the detector's own scores as probabilities: without labels they cannot be calibrated"
 )
@@ -113,22 +123,35 @@ def export_detector(
     )
     task = Detection().with_rule(_rule(found, rule or {}), order.names)
     frames = in_detectors_terms(frames, contract, order, task)
-    network, notes = _network(found)
+    frames, apart = _set_aside(frames, task)
+    network, maps, notes = _network(found, frames.calibration)
     session = open_session(network)
-    plain = DetectorHead(reading.decoder, (), task=task).eval()
+    plain = DetectorHead(reading.decoder, (), task=task, maps=maps).eval()
     checked = _check(session, plain, frames, contract, order)
+    labels = frames.labelled and frames.holdout is not None
     sets = {
-        key: _gather(session, plain, part if frames.labelled else None, contract=contract)
+        key: _gather(session, plain, part, contract=contract)
         for key, part in (("fit", frames.fit), ("holdout", frames.holdout))
     }
-    names = _names(options.scores, task, labelled=sets["holdout"] is not None, spread=found.fit.spread)
+    names = _names(
+        options.scores,
+        task,
+        labelled=labels,
+        seen=sets["holdout"] is not None and maps > 0,
+        spread=found.fit.spread,
+    )
+    probe = FileProbe(session, plain.signals)
+    refit = refit_of_file(probe, task, frames, contract, seed=options.seed) if HEAD in names else None
     settings = {name: dict(value) for name, value in options.score_options.items()}
-    if sets["holdout"] is None:
+    if not labels:
         for name in set(names) & set(UNCALIBRATED):
             settings.setdefault(name, dict(UNCALIBRATED[name]))
-    built = scoring.build(names, task=task, fit=sets["fit"], holdout=sets["holdout"], **settings)
+    free = [name for name in names if name != HEAD]
+    built = scoring.build(free, task=task, fit=sets["fit"], holdout=sets["holdout"], **settings)
+    if refit is not None:
+        built.insert(0, fit_again(refit))
     require_small_scores(built)
-    head = DetectorHead(reading.decoder, built, task=task).eval()
+    head = DetectorHead(reading.decoder, built, task=task, maps=maps).eval()
     some = _raw(session, spread(frames.calibration, 4), contract)
     small = trace_head(head, some)
     require_same(head, small, some)
@@ -146,6 +169,7 @@ def export_detector(
         ),
         classes=order.names,
         reference=DetectorReference(session, open_session(small), image=contract.name),
+        refit=refit,
         ranges=frames.fit,
         precision=precision_of(given),
         labelled=frames.labelled,
@@ -157,7 +181,8 @@ def export_detector(
                 *notes,
                 *([order.note] if order.note else []),
                 *checked,
-                *([_OWN_SCORES] if set(names) & set(UNCALIBRATED) and sets["holdout"] is None else []),
+                *apart,
+                *([_OWN_SCORES] if set(names) & set(UNCALIBRATED) and not labels else []),
                 # A detector's layout states how its pictures are normalised.
                 *(note for note in frames.notes if note != ASSUMED_PIXELS),
             ],
@@ -184,18 +209,80 @@ def _rule(found: Recognised, stated: Mapping[str, Any]) -> BoxRule:
         raise ExportError(explain(error, file="--box-rule", most=1)) from error
 
 
-def _network(found: Recognised) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Returns the network up to the tensors that the decoder reads, its batch free if possible, and notes."""
+def _set_aside(frames: Frames, task: Detection) -> tuple[Frames, tuple[str, ...]]:
+    """Returns the frames, some of those without labels as holdout, and a note on how many.
+
+    What is usual is learned on them; frames that a score has learned from would set its thresholds too low.
+    """
+    if frames.labelled:
+        return frames, ()
+    blank = task.stack([np.zeros((0, FINAL), np.float32)] * len(frames.calibration))
+    unlabelled = replace(frames.calibration, targets=blank)
+    frames = replace(frames, calibration=unlabelled)
+    if len(unlabelled) < 2 * LEAST_FRAMES:
+        few = f"{SILENCE} is left out: it needs {2 * LEAST_FRAMES} frames, half to learn what is usual"
+        return frames, (few,)
+    try:
+        parts = split(unlabelled, fractions={"holdout": SEEN, "calibration": 1 - SEEN}, seed=0)
+    except DatasetError:
+        # Few groups: tenths of a drive follow each other, so whole stretches are still apart.
+        middle = int(SEEN * len(unlabelled))
+        parts = {
+            "holdout": unlabelled.take(np.arange(middle)),
+            "calibration": unlabelled.take(np.arange(middle, len(unlabelled))),
+        }
+    if len(parts["calibration"]) < LEAST_FRAMES:
+        return frames, (f"{SILENCE} is left out: its groups leave too few frames to calibrate on",)
+    note = f"{len(parts['holdout'])} frames show {SILENCE} what is usual; the others calibrate"
+    return replace(frames, calibration=parts["calibration"], holdout=parts["holdout"]), (note,)
+
+
+def _network(found: Recognised, frames: Examples) -> tuple[onnx.ModelProto, int, tuple[str, ...]]:
+    """Returns the network up to the tensors that the decoder reads, and what its last layers read.
+
+    Its batch is free if possible. Second: the number of feature maps. Third: notes.
+    """
     tensors = found.fit.reading.tensors
+    maps = [name for name in feature_maps(found.graph, tensors) if name not in tensors]
     # Without what chose the boxes, frames no longer depend on each other, so the batch is tried again.
-    network, notes = adapt(keep_outputs(found.graph, tensors), found.contract)
-    return expose_raw(network, tensors), notes
+    network, notes = adapt(keep_outputs(found.graph, [*tensors, *maps]), found.contract)
+    network = expose_raw(network, [*tensors, *maps])
+    if maps:
+        some = _raw(open_session(network), spread(frames, 2), found.contract, rows=False)
+        kept = _usable(some[len(tensors) :], min(2, len(frames)))
+        maps = [maps[place] for place in kept]
+        network, notes = adapt(keep_outputs(found.graph, [*tensors, *maps]), found.contract)
+        network = expose_raw(network, [*tensors, *maps])
+    if not maps:
+        notes = (*notes, f"no feature maps were found, so {SILENCE} and the embedding are left out")
+    return network, len(maps), notes
+
+
+def _usable(maps: Sequence[NDArray[np.float32]], frames: int) -> list[int]:
+    """Returns which maps [n,C,h,w] or rows [n,Q,C] of the frames are taken, at most MOST_CHANNELS in all."""
+    kept, channels = [], 0
+    for place, value in enumerate(maps):
+        if value.ndim not in (3, 4) or len(value) != frames or not np.isfinite(value).all():
+            continue
+        wide = value.shape[1] if value.ndim == 4 else value.shape[2]
+        if channels + wide <= MOST_CHANNELS:
+            kept.append(place)
+            channels += wide
+    return kept
 
 
 def _raw(
-    session: ort.InferenceSession, frames: Examples, contract: InputContract
+    session: ort.InferenceSession, frames: Examples, contract: InputContract, *, rows: bool = True
 ) -> list[NDArray[np.float32]]:
-    """Returns the raw tensors of some frames."""
+    """Returns the raw tensors of some frames. rows: each must have one row for each frame, and be finite."""
+    if not rows:
+        # What looks like a map may be another tensor; frame by frame, its first axis shows.
+        names = [value.name for value in session.get_outputs()]
+        single = [
+            run(session, frames.batch([i], contract).numpy(), contract=contract, names=names)
+            for i in range(len(frames))
+        ]
+        return [np.concatenate([each[name] for each in single]) for name in names]
     parts = [list(values.values()) for _, values in answers(session, frames, contract=contract, batch=8)]
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
@@ -230,38 +317,50 @@ def _check(
 def _gather(
     session: ort.InferenceSession, head: DetectorHead, part: Examples | None, *, contract: InputContract
 ) -> scoring.FitSet | None:
-    """Returns signals of labelled frames; None without frames."""
+    """Returns signals of frames; None without frames."""
     if part is None or not len(part):
         return None
     chosen = spread(part, MAX_FIT)
-    dense = torch.cat([signals.outputs for _, signals in _passes(session, head, chosen, contract)])
-    return scoring.FitSet(Signals(dense, dense), head.task.collate(chosen.targets), int(dense.shape[2]) - 8)
+    seen = [signals for _, signals in _passes(session, head, chosen, contract)]
+    dense, means = (
+        torch.cat(column) for column in zip(*((s.outputs, s.last_input) for s in seen), strict=True)
+    )
+    return scoring.FitSet(Signals(dense, means), head.task.collate(chosen.targets), int(dense.shape[2]) - 8)
 
 
-def _names(wanted: Sequence[str] | None, task: Detection, *, labelled: bool, spread: bool) -> list[str]:
+def _names(
+    wanted: Sequence[str] | None, task: Detection, *, labelled: bool, seen: bool, spread: bool
+) -> list[str]:
     """Returns the scores to append. Raises ExportError if there is none, or one cannot be appended.
 
-    labelled: there are held-out labels.  spread: the detector's distributions were found.
+    labelled: there are held-out labels.  seen: there are feature maps of held-out frames.  spread: the
+    detector's distributions were found.
     """
     known = scoring.scores_of(task)
-    can = [
+    usual = [
         name
         for name, info in known.items()
-        # Others read features, which a foreign graph does not name, or run the network again.
+        # Others read the features of each candidate, which a foreign graph does not name, or run it again.
         if info.exportable
         and info.free
         and info.passes == "one"
         and (spread or name != "box_spread")
         and (info.needs == "nothing" or (labelled and info.needs == "holdout") or name in UNCALIBRATED)
     ]
+    usual += [SILENCE] if seen else []
+    can = [*usual, *([HEAD] if labelled else [])]
     if not can:
         raise ExportError("no failure score serves a detector")
-    unknown = [name for name in wanted or () if name not in can]
+    if wanted is None:
+        return usual
+    if list(wanted) == [ALL]:
+        return can
+    unknown = [name for name in wanted if name not in can]
     if unknown:
         raise ExportError(
             f"score {unknown[0]!r} cannot be appended to this detector; there are {', '.join(can)}"
         )
-    return list(wanted) if wanted is not None else can
+    return list(wanted)
 
 
 def _report(found: Recognised) -> dict[str, Any]:

@@ -35,20 +35,33 @@ _ROUNDING = 1e-3
 
 
 class DetectorHead(nn.Module):
-    """Computes detections and scores of the raw tensors of a network."""
+    """Computes detections and scores of the raw tensors of a network.
 
-    def __init__(self, decoder: Decoder, scores: Sequence[Score], *, task: Detection) -> None:
+    Args:
+        decoder: reads the first tensors.
+        scores: of signals whose last input is the mean of the feature maps.
+        task: has the rule.
+        maps: number of feature maps among the tensors; they come last.
+    """
+
+    def __init__(self, decoder: Decoder, scores: Sequence[Score], *, task: Detection, maps: int = 0) -> None:
         super().__init__()
         self.decoder = decoder
+        self.maps = maps
         # More candidates than the rule has are never looked at.
         self.decoder.keep = task.rule.candidates
         self.scores = nn.ModuleList(scores)
         self.task = task
 
     def signals(self, raw: Sequence[Tensor]) -> Signals:
-        """Returns what scores read: the K best rows of the dense answer."""
-        dense = self.decoder(*raw)
-        return Signals(dense, dense)
+        """Returns what scores read: the K best rows of the dense answer, and the mean features [N,C]."""
+        read = len(raw) - self.maps
+        dense = self.decoder(*raw[:read])
+        if not self.maps:
+            return Signals(dense, dense)
+        # Channels of a map come first, those of a transformer's rows last.
+        means = [part.mean((2, 3)) if part.ndim == 4 else part.mean(1) for part in raw[read:]]
+        return Signals(dense, torch.cat(means, 1))
 
     def forward(self, raw: Sequence[Tensor]) -> dict[str, Tensor]:
         """Returns detections, scores and their details."""
@@ -59,6 +72,8 @@ class DetectorHead(nn.Module):
             result[f"score.{score.name}"] = score(signals).float()
             for name, value in score.details(signals).items():
                 result.setdefault(name, value.float())
+        if self.maps:
+            result["embedding"] = signals.embedding.float()
         return result
 
 
