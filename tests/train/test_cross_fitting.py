@@ -17,7 +17,6 @@ from misfire_train.fit import train_run
 from misfire_train.fitting.cross_fitting import fit_head_on_folds, kept_folds
 from misfire_train.fitting.frames import frames_to_fit
 from misfire_train.fitting.refit import refit_of_run
-from misfire_train.heads import recipe_named
 from misfire_train.judge.run_judging import Judging, judge_run
 from misfire_train.retraining import Schedule, retrain_run
 from misfire_train.runs import FOLDS_FILE, Run, fold_ids, fold_weights, load_run, read_splits, run_splits
@@ -67,8 +66,8 @@ def test_its_head_is_fitted_again_on_the_losses_of_its_folds(run: Run, digits: D
     given = frames_to_fit(run, parts)
     refit = refit_of_run(run, train=given.fit, holdout=given.holdout)
     assert refit is not None and refit.possible and given.fit is not None
-    recipe = recipe_named("learning-loss-pp").with_table(run.config.head)
-    without = replace(recipe, families=tuple(name for name in refit.families if name != "fog"))
+    # With the strength and the columns of the run's head, which is what is judged.
+    without = replace(refit.recipe, families=tuple(name for name in refit.families if name != "fog"))
     expected = fit_head_on_folds(
         run.probe,
         kept_folds(run, given.fit),
