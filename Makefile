@@ -20,10 +20,10 @@ demo: install
 
 # What only tests need. moto's server stands in for S3, and has a step of its own: one resolve with the rest
 # does not end. TensorRT-RTX parses and builds exported graphs without a GPU; it is for Linux on x86 alone.
-# CVAT's client: names and parameters of what is called.
+# CVAT's client: names and parameters of what is called. MLflow logs into a folder.
 $(VENV)/.services: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'moto[server]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-check,cvat]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tensorrt-check,cvat,mlflow]'
 	touch $@
 
 # For the tests of `misfire labels`: a real Label Studio in a venv of its own (1 GB; its libraries are others),
