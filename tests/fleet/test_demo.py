@@ -18,7 +18,9 @@ from misfire_fleet.demo.counting import count
 from misfire_fleet.demo.drive import write_drive
 from misfire_fleet.demo.loop import train_config
 from misfire_fleet.demo.plan import PLANS, plan_for
+from misfire_fleet.demo.triggering import write_triggers
 from misfire_fleet.store import Store
+from misfire_runtime.config.tables import read_config
 from misfire_runtime.errors import ConfigError
 from misfire_train.data import load_dataset
 from misfire_train.fit import new_model
@@ -128,3 +130,12 @@ def test_the_loop_closes_over_mosquitto_and_keep_serves_the_console(tmp_path: Pa
             finally:
                 process.kill()
     assert process.returncode == 0
+
+
+def test_vehicles_trigger_on_each_chosen_score_with_its_share(tmp_path: Path) -> None:
+    file = write_triggers(tmp_path / "vehicle.toml", ("expected_errors", "silence"), rate=0.1)
+    triggers = read_config(file).triggers
+    assert {name: (table.kind, table.score, table.rate) for name, table in triggers.items()} == {  # type: ignore[attr-defined]
+        "expected_errors": ("target-rate", "expected_errors", 0.05),
+        "silence": ("target-rate", "silence", 0.05),
+    }

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from misfire_fleet.demo.drive import Frame
 from misfire_fleet.store.records import StoredSample
 from misfire_runtime.bundle import Bundle
-from misfire_runtime.engines.scoring import Scorer
+from misfire_runtime.engines.scoring import Scored, Scorer
 from misfire_runtime.preprocess import decode_image
 from misfire_train.tasks import Task
 
@@ -36,16 +37,20 @@ def failing_samples(bundle: Path, frames: Sequence[Frame], task: Task) -> set[st
     """Returns the sample ids of the frames that the bundle's model gets wrong."""
     scorer = Scorer.load(Bundle.open(bundle))
     try:
-        return {frame.sample for frame in frames if _fails(scorer, frame, task)}
+        return {
+            frame.sample
+            for frame in frames
+            if fails(scorer.score(decode_image(frame.file.read_bytes())), frame.target, task)
+        }
     finally:
         scorer.close()
 
 
-def _fails(scorer: Scorer, frame: Frame, task: Task) -> bool:
-    answer = scorer.score(decode_image(frame.file.read_bytes())).answer(task.output_kind)
+def fails(scored: Scored, target: Any, task: Task) -> bool:
+    """Returns whether the answer to a frame is a failure, by the task's rule."""
     # A copy: the engine may use its array again for the next frame.
-    outputs = torch.tensor(answer)
-    return bool(task.failed(outputs, task.collate(task.stack([frame.target])))[0])
+    outputs = torch.tensor(scored.answer(task.output_kind))
+    return bool(task.failed(outputs, task.collate(task.stack([target])))[0])
 
 
 def count(stored: Sequence[StoredSample], failing: set[str], *, frames: int) -> Findings:

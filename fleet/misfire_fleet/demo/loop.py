@@ -27,6 +27,7 @@ from misfire_fleet.demo.counting import Findings, count, failing_samples
 from misfire_fleet.demo.drive import Frame, write_drive
 from misfire_fleet.demo.labels import write_labels
 from misfire_fleet.demo.plan import Plan
+from misfire_fleet.demo.triggering import choose_scores, write_triggers
 from misfire_fleet.demo.vehicles import Assignment, running_vehicles
 from misfire_fleet.retrain.command import Outcome, retrain_from_store
 from misfire_fleet.store import Store
@@ -125,9 +126,10 @@ class Demo:
         )
         trigger = bundle.manifest.default_score
         self.say(f"exported {bundle.manifest.label}; it triggers on {trigger}")
+        triggers = self._choose_triggers(bundle.path, parts["calibration"], run)
         drives = self._write_drives(parts["field"])
         self.say(f"{VEHICLES} vehicles drive {sum(map(len, drives))} frames; bad weather comes half way")
-        reports = self._drive(bundle.path, broker)
+        reports = self._drive(bundle.path, broker, triggers)
         truth = {frame.sample: frame for drive in drives for frame in drive}
         failing = failing_samples(bundle.path, list(truth.values()), run.task)
         stored = store.among(list(truth))
@@ -160,7 +162,27 @@ class Demo:
             for number in range(VEHICLES)
         ]
 
-    def _drive(self, bundle: Path, broker: Broker) -> list[Mapping[str, Any]]:
+    def _choose_triggers(self, bundle: Path, held_out: Examples, run: Run) -> Path | None:
+        """Returns a file with the vehicles' triggers; None leaves them to the bundle."""
+        if not self.plan.triggers:
+            return None
+        choice = choose_scores(
+            bundle,
+            held_out,
+            run.task,
+            candidates=self.plan.triggers,
+            weather=self.plan.weather,
+            severity=self.plan.severity,
+            rate=self.plan.upload_rate,
+            seed=self.seed,
+        )
+        self.say(
+            f"vehicles trigger on {' or '.join(choice.scores)}: on held-out frames that finds "
+            f"{choice.found} failures in {choice.uploads} uploads, a random sample {choice.random}"
+        )
+        return write_triggers(self.out / "vehicle.toml", choice.scores, rate=self.plan.upload_rate)
+
+    def _drive(self, bundle: Path, broker: Broker, triggers: Path | None) -> list[Mapping[str, Any]]:
         (self.out / "vehicles").mkdir(exist_ok=True)
         assignments = [
             Assignment(
@@ -170,6 +192,7 @@ class Demo:
                 spool=self.out / "vehicles" / f"vehicle-{number}",
                 rate=self.plan.upload_rate,
                 seed=self.seed + number,
+                triggers=triggers,
             )
             for number in range(1, VEHICLES + 1)
         ]

@@ -19,7 +19,10 @@ _END_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """Configures one vehicle: the bundle it loads, the frames it reads and the spool it writes."""
+    """Configures one vehicle: the bundle it loads, the frames it reads and the spool it writes.
+
+    triggers: a configuration file with its triggers; None triggers on the bundle's own score.
+    """
 
     name: str
     bundle: Path
@@ -27,6 +30,7 @@ class Assignment:
     spool: Path
     rate: float
     seed: int
+    triggers: Path | None = None
 
 
 class RunningVehicle:
@@ -36,7 +40,7 @@ class RunningVehicle:
         self.assignment = assignment
         self._log = assignment.spool.with_suffix(".log")
         command = [sys.executable, "-m", "misfire_runtime.cli", "run", "--json", "--until-empty"]
-        options = {
+        options: dict[str, object] = {
             "--bundle": assignment.bundle,
             "--source": assignment.source,
             "--spool": assignment.spool,
@@ -44,9 +48,12 @@ class RunningVehicle:
             "--protocol": broker.protocol,
             "--fleet": fleet,
             "--vehicle": assignment.name,
-            "--rate": assignment.rate,
             "--seed": assignment.seed,
         }
+        if assignment.triggers is None:
+            options["--rate"] = assignment.rate
+        else:
+            options["--config"] = assignment.triggers
         for option, value in options.items():
             command += [option, str(value)]
         # A file, not a pipe: nobody reads a pipe during the drive, and a full one would block the vehicle.
