@@ -52,7 +52,9 @@ COMMANDS = {
         "misfire_runtime.commands.schemas:schemas", "cpu", "Write the JSON Schemas of bundle and messages."
     ),
     "labels": Command(
-        "misfire_fleet.commands.labels:app", "fleet", "Label samples: votes of models, and label tools."
+        "misfire_fleet.commands.labelling.app:app",
+        "fleet",
+        "Label samples: votes of models, and label tools.",
     ),
     "fleet": Command("misfire_fleet.commands.app:app", "fleet", "Collect, show and simulate uploads."),
     "retrain": Command(

@@ -6,8 +6,8 @@ import typer
 
 from misfire_fleet.commands.collect import collect
 from misfire_fleet.commands.configure import configure
-from misfire_fleet.commands.export_labels import export, formats
-from misfire_fleet.commands.import_labels import import_
+from misfire_fleet.commands.labelling.exporting import export, formats
+from misfire_fleet.commands.labelling.importing import import_
 from misfire_fleet.commands.lineage import lineage
 from misfire_fleet.commands.offer_again import offer_again
 from misfire_fleet.commands.rescue import backup, check, rebuild

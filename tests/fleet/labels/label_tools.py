@@ -16,7 +16,7 @@ from click.testing import Result
 from tests.fleet.labels import items as given
 from typer.testing import CliRunner
 
-from misfire_fleet.commands.labels import app
+from misfire_fleet.commands.labelling.app import app
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.errors import MisfireError

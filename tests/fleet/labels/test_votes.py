@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from misfire_export.options import Options
 from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
-from misfire_fleet.commands.labels import app
+from misfire_fleet.commands.labelling.app import app
 from misfire_fleet.commands.options import WHERE_HELP
 from misfire_fleet.labels.content import ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel

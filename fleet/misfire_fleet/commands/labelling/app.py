@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from misfire_fleet.commands.label_tools import pull, push, status
-from misfire_fleet.commands.vote import vote
+from misfire_fleet.commands.labelling.tools import pull, push, status
+from misfire_fleet.commands.labelling.vote import vote
 
 app = typer.Typer(
     name="labels",

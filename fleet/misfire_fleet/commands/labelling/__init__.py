@@ -1,0 +1,1 @@
+"""Implements the commands about labels: export and import of files, label tools, votes."""
