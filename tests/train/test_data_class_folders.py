@@ -216,6 +216,6 @@ def test_options_that_a_reader_does_not_take_are_refused_with_those_it_takes(tmp
     with pytest.raises(ConfigError) as caught:
         load_dataset(rf"image-folder:{tmp_path}?group=(\d)&ignore=3")
     assert str(caught.value).endswith(
-        r"?group=(\d)&ignore=3: no option ignore; there are size=WIDTHxHEIGHT, "
+        r"?group=(\d)&ignore=3: no option ignore; there are size=WIDTHxHEIGHT, channels=4, "
         "group=REGEX (or group=none), test=FILE, classes=FILE"
     )

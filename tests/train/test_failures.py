@@ -90,7 +90,7 @@ def test_a_holdout_fit_perfectly_has_no_failures_and_the_judge_says_how_many_it_
     assert record is not None
     assert record.threshold == 0
     fitted = fit_head(probe, task=settled, recipe=RECIPE, train=perfect, holdout=perfect, contract=CONTRACT)
-    assert any("no failures" in note for note in fitted.report.notes)
+    assert any("too few failures, or successes" in note for note in fitted.report.notes)
     losses = clean_losses(probe, task, perfect, contract=CONTRACT).numpy()
     evidence = Evidence.of({"free": np.arange(40.0)}, loss=losses, failure_threshold=0.0)
     result = choose_score(evidence, GateRules({"free"}))
@@ -105,7 +105,7 @@ def test_a_holdout_of_one_class_says_so_wherever_classes_are_needed() -> None:
         probe, task=get_task("classification"), recipe=RECIPE, train=one, holdout=one, contract=CONTRACT
     )
     assert fitted.report.notes == (
-        "no failures, or nothing else, among the check images: judged on losses alone",
+        "too few failures, or successes, among clean images left out: judged on losses alone",
     )
     assert fitted.report.auroc is None
     signals = Signals(torch.zeros(40, 3), torch.randn(40, 16), {}, torch.zeros(3, 16), torch.zeros(3))
