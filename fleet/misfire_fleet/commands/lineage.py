@@ -51,5 +51,6 @@ def _table(found: Trace) -> str:
 
 
 def _line(node: Node) -> str:
-    shown = [f"{key} {value}" for key, value in node.detail.items() if isinstance(value, (str, int, float))]
+    told = {k: v for k, v in node.detail.items() if isinstance(v, (str, int, float)) and v != ""}
+    shown = [f"{key} {value}" for key, value in told.items()]
     return f"{node.kind:<9}{node.id}" + (f"  ({', '.join(shown)})" if shown else "")

@@ -16,12 +16,9 @@ from datetime import datetime, timezone
 from typing import IO, Any
 
 from misfire_fleet.labels.content import (
-    BoxesLabel,
-    ClassesLabel,
-    ClassLabel,
     Label,
-    MaskLabel,
     canonical,
+    names_in,
 )
 from misfire_runtime.messages import LAST_DATE
 
@@ -216,7 +213,7 @@ def write_spool(spool: IO[bytes], new: Iterable[NewLabel], checker: Checker) -> 
             "content": content,
             "content_hash": hashlib.sha256(content.encode()).hexdigest(),
             "at": None if label.at is None else _seconds(label.at),
-            "names": names_in(label.label),
+            "names": sorted(names_in(label.label)),
             "where": label.where,
         }
         spool.write(json.dumps(line).encode() + b"\n")
@@ -235,21 +232,6 @@ def groups(spool: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
         size += len(raw)
     if group:
         yield group
-
-
-def names_in(label: Label) -> list[str]:
-    """Returns the classes that a label names, sorted."""
-    match label:
-        case ClassLabel():
-            return [label.name]
-        case ClassesLabel():
-            return sorted(set(label.names))
-        case BoxesLabel():
-            return sorted({box.name for box in label.boxes})
-        case MaskLabel():
-            return sorted(set(label.names.values()))
-        case _:
-            return []
 
 
 def storable(text: str) -> bool:

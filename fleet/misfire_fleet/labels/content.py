@@ -119,6 +119,21 @@ def parse(document: Any, *, where: str) -> Label:
         raise ConfigError(f"{where}: {field}: {first['msg']}") from error
 
 
+def names_in(label: Label) -> list[str]:
+    """Returns the classes that a label names, each once, in its order; of a mask, by numbers."""
+    match label:
+        case ClassLabel():
+            return [label.name]
+        case ClassesLabel():
+            return list(dict.fromkeys(label.names))
+        case BoxesLabel():
+            return list(dict.fromkeys(box.name for box in label.boxes))
+        case MaskLabel():
+            return list(dict.fromkeys(name for _, name in sorted(label.names.items())))
+        case _:
+            return []
+
+
 def canonical(label: Label) -> str:
     """Returns the label's JSON text with sorted keys and no spaces: equal labels have equal texts."""
     return json.dumps(

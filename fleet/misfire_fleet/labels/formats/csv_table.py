@@ -40,7 +40,7 @@ _MAX_CELL = 32 * 1024 * 1024
 
 @register
 class CsvTable(Format):
-    """A spreadsheet."""
+    """A table that spreadsheets open, with a row for each picture."""
 
     name = "csv"
     help = "labels.csv with a row for each picture: id, label, scores and context"

@@ -35,6 +35,7 @@ from misfire_fleet.labels.content import (
     Point,
     PointsLabel,
     ValuesLabel,
+    names_in,
 )
 from misfire_fleet.labels.formats.base import (
     ClassNumbers,
@@ -188,7 +189,7 @@ def image_xml(
         answered = lines is not None
     if lines is not None and told is not None:
         kinds.add(told.kind)
-        for name in _classes_in(told):
+        for name in names_in(told):
             names.of(name)
     if labelled:
         lines = [f'<tag label="{CHECKED}" source="manual"/>', *(lines or ())]
@@ -203,13 +204,13 @@ def image_xml(
 
 def _shapes(label: Label, item: ExportItem, *, plan: Plan, source: str, written: Written) -> list[str] | None:
     """Returns a label as elements; None, and a count, if CVAT has no place for it."""
-    unfit = [name for name in _classes_in(label) if _NOT_XML.search(name)]
+    unfit = [name for name in names_in(label) if _NOT_XML.search(name)]
     if isinstance(label, ValuesLabel) or unfit:
         what = f"class {unfit[0]!r}: XML cannot have its characters" if unfit else "labels of kind values"
         written.left_out[what] += 1
         return None
     if isinstance(label, ClassLabel | ClassesLabel):
-        return [f"<tag label={quoteattr(n)} source={quoteattr(source)}/>" for n in _classes_in(label)]
+        return [f"<tag label={quoteattr(n)} source={quoteattr(source)}/>" for n in names_in(label)]
     if isinstance(label, BoxesLabel):
         return [_box(box, source) for box in label.boxes]
     if isinstance(label, PointsLabel):
@@ -269,19 +270,6 @@ def runs_of_rows(mask: NDArray[np.bool_]) -> list[int]:
     changes = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
     runs: list[int] = np.diff(changes).tolist()
     return [0, *runs] if flat.size and flat[0] else runs
-
-
-def _classes_in(label: Label) -> list[str]:
-    match label:
-        case ClassLabel():
-            return [label.name]
-        case ClassesLabel():
-            return list(label.names)
-        case BoxesLabel():
-            return list(dict.fromkeys(box.name for box in label.boxes))
-        case MaskLabel():
-            return list(dict.fromkeys(label.names.values()))
-    return []
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from misfire_fleet.labels.content import (
     MaskLabel,
     PointsLabel,
     ValuesLabel,
+    names_in,
     parse,
 )
 from misfire_fleet.labels.formats.base import (
@@ -141,7 +142,7 @@ _IN_METADATA = frozenset({"width", "height"})
 
 
 def _label_fields(label: Label, item: ExportItem, numbers: ClassNumbers, folder: Path) -> dict[str, Any]:
-    for name in _names_of(label):
+    for name in names_in(label):
         numbers.of(name)
     if isinstance(label, MaskLabel):
         pixels = renumbered(label, {name: numbers.of(name) for name in label.names.values()})
@@ -156,19 +157,6 @@ def _label_fields(label: Label, item: ExportItem, numbers: ClassNumbers, folder:
             TURNED: {"_cls": "Polylines", "polylines": turned},
         }
     return {LABEL: _content(label, item)}
-
-
-def _names_of(label: Label) -> Iterable[str]:
-    match label:
-        case ClassLabel():
-            return (label.name,)
-        case ClassesLabel():
-            return label.names
-        case BoxesLabel():
-            return (box.name for box in label.boxes)
-        case MaskLabel():
-            return label.names.values()
-    return ()
 
 
 def _content(label: Label, item: ExportItem) -> dict[str, Any]:

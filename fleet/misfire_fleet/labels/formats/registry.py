@@ -72,4 +72,6 @@ def recognised(path: Path) -> tuple[Format, str]:
         seen = each.recognise(path)
         if seen is not None:
             return each, seen
+    if path.is_file() and path.stat().st_size == 0:
+        raise ConfigError(f"{path}: the file is empty")
     raise ConfigError(f"{path}: its format was not recognised; name it with --from ({', '.join(NAMES)})")

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from misfire_fleet.errors import LabelToolError
-from misfire_fleet.labels.content import PointsLabel, ValuesLabel
+from misfire_fleet.labels.content import PointsLabel, ValuesLabel, names_in
 from misfire_fleet.labels.formats.base import ExportItem, Kind
 from misfire_fleet.labels.formats.label_studio.results import numbered
-from misfire_fleet.labels.formats.label_studio.tasks import names_in
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.labels.tools.base import LabelTool
 from misfire_fleet.labels.tools.cvat import server as cvat_server

@@ -20,13 +20,8 @@ from typing import Any
 from urllib.parse import quote
 
 from misfire_fleet.labels.content import (
-    BoxesLabel,
-    ClassesLabel,
-    ClassLabel,
     Label,
-    MaskLabel,
-    PointsLabel,
-    ValuesLabel,
+    names_in,
 )
 from misfire_fleet.labels.formats.base import (
     ALL_KINDS,
@@ -45,7 +40,7 @@ from misfire_fleet.labels.formats.base import (
     require_bounded,
 )
 from misfire_fleet.labels.formats.label_studio.config import PICTURE, LabellingConfig, read_config
-from misfire_fleet.labels.formats.label_studio.results import kind_of, label_of, numbered, results_of, size_of
+from misfire_fleet.labels.formats.label_studio.results import kind_of, label_of, results_of, size_of
 from misfire_fleet.labels.formats.parts.fields import fields_of
 from misfire_fleet.labels.formats.parts.json_stream import json_text, members, outline
 from misfire_fleet.labels.formats.parts.pictures import write_picture
@@ -177,23 +172,6 @@ def _first_kind(items: Iterable[ExportItem]) -> tuple[Kind | None, Iterator[Expo
         if label is not None:
             return label.kind, chain(seen, rest)
     return None, iter(seen)
-
-
-def names_in(label: Label) -> list[str]:
-    """Returns the names of a configuration that a label needs, in order; points and values are numbered."""
-    match label:
-        case ClassLabel():
-            return [label.name]
-        case ClassesLabel():
-            return list(label.names)
-        case BoxesLabel():
-            return list(dict.fromkeys(box.name for box in label.boxes))
-        case MaskLabel():
-            return list(dict.fromkeys(name for _, name in sorted(label.names.items())))
-        case PointsLabel():
-            return list(numbered("points", len(label.points)))
-        case ValuesLabel():
-            return list(numbered("values", len(label.values)))
 
 
 def task_data(item: ExportItem, *, picture: str) -> dict[str, Any]:
