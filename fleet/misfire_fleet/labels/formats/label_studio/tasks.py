@@ -21,6 +21,8 @@ from urllib.parse import quote
 
 from misfire_fleet.labels.content import (
     Label,
+    PointsLabel,
+    ValuesLabel,
     names_in,
 )
 from misfire_fleet.labels.formats.base import (
@@ -40,7 +42,13 @@ from misfire_fleet.labels.formats.base import (
     require_bounded,
 )
 from misfire_fleet.labels.formats.label_studio.config import PICTURE, LabellingConfig, read_config
-from misfire_fleet.labels.formats.label_studio.results import kind_of, label_of, results_of, size_of
+from misfire_fleet.labels.formats.label_studio.results import (
+    kind_of,
+    label_of,
+    numbered,
+    results_of,
+    size_of,
+)
 from misfire_fleet.labels.formats.parts.fields import fields_of
 from misfire_fleet.labels.formats.parts.json_stream import json_text, members, outline
 from misfire_fleet.labels.formats.parts.pictures import write_picture
@@ -148,7 +156,7 @@ class _Export:
         if label.kind != self.kind:
             self.written.left_out[f"a label of {label.kind} among those of {self.kind}"] += 1
             return None
-        needed = names_in(label)
+        needed = _needed(label)
         if label.kind == "points":
             needed = [*self.points[: len(needed)], *needed[len(self.points) :]]
         for name in needed:
@@ -172,6 +180,15 @@ def _first_kind(items: Iterable[ExportItem]) -> tuple[Kind | None, Iterator[Expo
         if label is not None:
             return label.kind, chain(seen, rest)
     return None, iter(seen)
+
+
+def _needed(label: Label) -> list[str]:
+    """Returns the names of a configuration that a label needs, in order; points and values are numbered."""
+    if isinstance(label, PointsLabel):
+        return list(numbered("points", len(label.points)))
+    if isinstance(label, ValuesLabel):
+        return list(numbered("values", len(label.values)))
+    return names_in(label)
 
 
 def task_data(item: ExportItem, *, picture: str) -> dict[str, Any]:
