@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def test_a_head_is_fitted_on_the_boxes_of_the_original_file(
     strange = np.square(features @ whitener.numpy() - center.numpy()).sum(1)
     wanted = np.log(strange) - 0.5 * np.log1p(there.sum(1))
     assert found["score.silence"] == pytest.approx(wanted, abs=2e-3)
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")
+    if os.environ.get("MISFIRE_REQUIRE_SERVICES") != "1":
+        pytest.importorskip("tensorrt_rtx", reason="pip install 'misfire[tensorrt-check]'")
     assert check_conformance(load_graph(bundle.model_path))
 
 
