@@ -111,6 +111,7 @@ def test_each_kind_of_difference_is_found_and_mended_where_it_can_be(
         "labels_without_document": 0,
         "labels_without_row": 0,
         "snapshots_without_row": 0,
+        "bundles_without_row": 0,
     }
     assert set(problems(anywhere)) == {"rows_without_blob", "blobs_without_offer", "wrong_size"}
     again_there = anywhere.get(ids(0)[0])

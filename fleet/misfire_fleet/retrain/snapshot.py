@@ -110,7 +110,7 @@ def refuse_run(store: Store, run: Run) -> None:
 
 
 def _uploads(store: Store, members: Sequence[Member], *, run: Run, what: str) -> Uploads:
-    contents = _Contents(store, members)
+    contents = LabelContents(store, members)
     groups = {member.id: member.group for member in members}
 
     def target(sample: StoredSample) -> NDArray[Any]:
@@ -120,7 +120,7 @@ def _uploads(store: Store, members: Sequence[Member], *, run: Run, what: str) ->
     return uploads_of(store, list(groups), target=target, group=lambda s: groups[s.id], run=run, what=what)
 
 
-class _Contents:
+class LabelContents:
     """Reads the labels of members in pages, of which one is in memory: masks may be large."""
 
     def __init__(self, store: Store, members: Sequence[Member]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.data.boxes import to_targets
 from misfire_train.data.readers.mask_images import resize_mask
 from misfire_train.runs import Run
+from misfire_train.tasks import Task
 
 KINDS = {
     "classification": "class",
@@ -42,6 +44,15 @@ KINDS = {
 }
 """The kind of label that a task is trained on, by the form of the task."""
 _NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Holds how labels become targets: the task, the names that its outputs have, and the network's input."""
+
+    task: Task
+    classes: tuple[str, ...]
+    contract: InputContract
 
 
 def target_of(label: Label, *, run: Run, size: tuple[int, int], where: str) -> NDArray[Any]:
@@ -56,10 +67,15 @@ def target_of(label: Label, *, run: Run, size: tuple[int, int], where: str) -> N
     Raises:
         ConfigError: the label is of another kind than the task's, or does not fit the run or the picture.
     """
-    form, classes = run.task.form, run.record.classes
+    return read_target(label, Reading(run.task, run.record.classes, run.contract), size=size, where=where)
+
+
+def read_target(label: Label, reading: Reading, *, size: tuple[int, int], where: str) -> NDArray[Any]:
+    """Returns the target that a label means; as `target_of`, without a run."""
+    form, classes = reading.task.form, reading.classes
     if KINDS.get(form) != label.kind:
         needed = f"needs labels of kind {KINDS[form]}" if form in KINDS else "takes labels as CSV only"
-        raise ConfigError(f"label of {where}: it is of kind {label.kind}; {run.task.name} {needed}")
+        raise ConfigError(f"label of {where}: it is of kind {label.kind}; {reading.task.name} {needed}")
     try:
         match label:
             case ClassLabel():
@@ -71,11 +87,11 @@ def target_of(label: Label, *, run: Run, size: tuple[int, int], where: str) -> N
             case ValuesLabel():
                 return _values(label, count=len(classes))
             case BoxesLabel():
-                return _boxes(label.boxes, classes, size=size, contract=run.contract)
+                return _boxes(label.boxes, classes, size=size, contract=reading.contract)
             case PointsLabel():
-                return _points(label, len(classes), Placement.of(*size, run.contract))
+                return _points(label, len(classes), Placement.of(*size, reading.contract))
             case MaskLabel():
-                return _mask(label, classes, size=size, contract=run.contract)
+                return _mask(label, classes, size=size, contract=reading.contract)
     except ValueError as error:
         raise ConfigError(f"label of {where}: {error}") from error
 

@@ -8,8 +8,9 @@ or none.
 
 Documents are small files next to the blobs: `offers/` has one per commit group, from which its rows can be
 built again (`offers.py`), `labels/` has those of each import of labels (`labels.py`), `snapshots/` has one
-per snapshot, `ledger/` has deletions, holds and new classes, `cursors/` has how far labels were fetched from
-each label tool. Documents can be replaced.
+per snapshot, `ledger/` has deletions, holds, new classes and what was published, `cursors/` has how far
+labels were fetched from each label tool, `bundles/` has the archive of each published bundle. Documents can
+be replaced.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from misfire_runtime.clock import wall_time
 from misfire_runtime.files import write_through
 
 _TMP = "tmp"
-Kind = Literal["offers", "ledger", "labels", "snapshots", "cursors"]
-DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "snapshots", "cursors")
+Kind = Literal["offers", "ledger", "labels", "snapshots", "cursors", "bundles"]
+DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "snapshots", "cursors", "bundles")
 _BLOB = re.compile(r"[0-9a-f]{64}")
-_DOCUMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DOCUMENT = re.compile(r"[A-Za-z0-9._-]{1,72}")
+"""Long enough for a SHA-256 with an ending."""
 _SIGNED_FOR = timedelta(days=7)
 """The longest that S3 allows."""
 _ABANDONED_S = 3600.0
@@ -50,7 +52,7 @@ class Staged:
 
 @dataclass(frozen=True)
 class Document:
-    """Holds a small file next to the blobs. `name` has at most 64 characters of [A-Za-z0-9._-]."""
+    """Holds a file next to the blobs. `name` has at most 72 characters of [A-Za-z0-9._-]."""
 
     kind: Kind
     name: str

@@ -4,8 +4,8 @@
 of the document next to the blobs that has its offer. The other tables hold vehicles, telemetry, refused
 offers, copies (vehicles that got `stored` for another vehicle's sample), the records of deletion
 (tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
-snapshots, and which run and bundle came of which snapshot (lineage). Times are seconds since 1970, by the
-clock of the machine that wrote them.
+snapshots, which run and bundle came of which snapshot (lineage), what the gate said of candidates, and which
+bundles are published. Times are seconds since 1970, by the clock of the machine that wrote them.
 """
 
 from __future__ import annotations
@@ -224,4 +224,38 @@ lineage = Table(
     Column("at", Float, nullable=False),
     Column("detail", Text, nullable=False),
     Index("ix_lineage_parent", "parent_kind", "parent"),
+)
+
+# One row for each time that a bundle was judged against another on the test side of a snapshot. `summary`:
+# the reasons and the numbers that decided, as JSON.
+gate_verdicts = Table(
+    "gate_verdicts",
+    metadata,
+    Column("seq", _BIG, primary_key=True, autoincrement=True),
+    Column("candidate", String(130), nullable=False),
+    Column("candidate_sha256", String(64), nullable=False),
+    Column("incumbent", String(130), nullable=False),
+    Column("incumbent_sha256", String(64), nullable=False),
+    Column("snapshot", String(64), nullable=False),
+    Column("snapshot_sha256", String(64), nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("summary", Text, nullable=False),
+    Index("ix_gate_verdicts_candidate", "candidate"),
+    Index("ix_gate_verdicts_candidate_sha256", "candidate_sha256"),
+)
+
+# The hash is that of the archive beside the blobs. A name and version is published once.
+published_bundles = Table(
+    "published_bundles",
+    metadata,
+    Column("bundle", String(130), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index("ix_published_bundles_sha256", "sha256"),
 )

@@ -16,7 +16,7 @@ from sqlalchemy import Row, select, update
 
 from misfire_fleet.errors import SampleGoneError, StoreUnavailableError
 from misfire_fleet.store.care.integrity import integrity
-from misfire_fleet.store.curated import snapshots
+from misfire_fleet.store.curated import candidates, snapshots
 from misfire_fleet.store.labels import known_classes
 from misfire_fleet.store.offers import OfferRecord, group_of, parse_record, row_of, split_group
 from misfire_fleet.store.rows import sample_of
@@ -43,6 +43,8 @@ PROBLEMS = {
     "labels_without_row": "documents of labels that no row names: --repair adds the rows",
     "snapshots_damaged": "the manifest is lost or altered: misfire fleet snapshot rebuild NAME",
     "snapshots_without_row": "in the ledger and not in the database: --repair adds the rows",
+    "bundles_damaged": "the archive is lost or altered: publish the same bundle again",
+    "bundles_without_row": "verdicts and publications that only the ledger has: --repair adds the rows",
 }
 
 
@@ -101,6 +103,11 @@ def check(store: Store, *, deep: bool = False) -> Check:
         found.problems["snapshots_damaged"] += snapshots.damaged(store.database, store.blobs)
         found.problems["snapshots_without_row"] += [
             entry["detail"]["name"] for entry in _missing_snapshots(store)
+        ]
+        found.problems["bundles_damaged"] += candidates.damaged(store.database, store.blobs)
+        found.problems["bundles_without_row"] += [
+            f"{entry['action']} {entry['detail'].get('bundle') or entry['detail'].get('candidate')}"
+            for entry in _missing_bundles(store)
         ]
     except StoreUnavailableError as error:
         if not problems:
@@ -233,6 +240,7 @@ def repair(store: Store, found: Check) -> dict[str, int]:
         ),
         "labels_without_row": store.deletion.labels.restore(found.problems["labels_without_row"]),
         "snapshots_without_row": _restore_snapshots(store),
+        "bundles_without_row": _restore_bundles(store),
     }
     store.deletion.doom(found.problems["not_removed"])
     mended["not_removed"] = store.deletion.purge()
@@ -277,6 +285,18 @@ def _restore_snapshots(store: Store) -> int:
         with store.deletion.groups.alone() as connection:
             added += snapshots.restore(connection, store.blobs, entry)
     return added
+
+
+def _missing_bundles(store: Store) -> list[Mapping[str, Any]]:
+    return candidates.missing(store.database, store.deletion.ledger.entries())
+
+
+def _restore_bundles(store: Store) -> int:
+    entries = _missing_bundles(store)
+    for entry in entries:
+        with store.deletion.groups.alone() as connection:
+            candidates.restore(store.database, connection, entry)
+    return len(entries)
 
 
 def add_rows(store: Store, wanted: set[str] | None = None) -> int:

@@ -20,11 +20,21 @@ from sqlalchemy import Connection, func, select
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.care.check import add_rows
 from misfire_fleet.store.care.integrity import file_damage, sqlite_file
-from misfire_fleet.store.curated import lineage
+from misfire_fleet.store.curated import candidates, lineage
 from misfire_fleet.store.curated import snapshots as snapshot_rows
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.deletion import audit_row
-from misfire_fleet.store.schema import audit, classes, holds, labels, samples, snapshots, tombstones
+from misfire_fleet.store.schema import (
+    audit,
+    classes,
+    gate_verdicts,
+    holds,
+    labels,
+    published_bundles,
+    samples,
+    snapshots,
+    tombstones,
+)
 from misfire_fleet.store.store import Store
 from misfire_runtime.files import replace_durably
 
@@ -49,6 +59,8 @@ class Rebuilt:
     labels: int
     classes: int
     snapshots: int
+    verdicts: int
+    published: int
     audit: int
     unknown: int
     kept: str | None = None
@@ -119,7 +131,10 @@ def _restore(store: Store) -> Rebuilt:
     with store.database.read() as connection:
         counts = {
             table.name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
-            for table in (samples, tombstones, holds, audit, labels, classes, snapshots)
+            for table in (
+                *(samples, tombstones, holds, audit, labels, classes, snapshots),
+                *(gate_verdicts, published_bundles),
+            )
         }
     blobs = sum(1 for _ in store.blobs.names())
     return Rebuilt(
@@ -129,6 +144,8 @@ def _restore(store: Store) -> Rebuilt:
         labels=counts["labels"],
         classes=counts["classes"],
         snapshots=counts["snapshots"],
+        verdicts=counts["gate_verdicts"],
+        published=counts["published_bundles"],
         audit=counts["audit"],
         unknown=max(0, blobs - counts["samples"]),
     )
@@ -152,6 +169,8 @@ def _restore_ledger(store: Store) -> None:
                 snapshot_rows.restore(connection, store.blobs, entry)
             elif entry["action"] == "lineage":
                 lineage.restore(store.database, connection, entry)
+            elif entry["action"] in (candidates.GATE, candidates.PUBLISH):
+                candidates.restore(store.database, connection, entry)
             connection.execute(audit.insert(), audit_row(entry))
 
 
