@@ -8,18 +8,30 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from misfire_fleet.datasets.snapshots import Plan, Snapshots
 from misfire_fleet.datasets.splits import Shares
-from misfire_fleet.labels.content import ClassLabel
+from misfire_fleet.labels.content import ClassLabel, Label
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import ANY, NewSample
-from misfire_runtime.bundle import MODEL, Bundle, Manifest, hash_files, write_manifest
+from misfire_runtime.boxes import BoxRule
+from misfire_runtime.bundle import (
+    MODEL,
+    Bundle,
+    Calibration,
+    Lineage,
+    Manifest,
+    OutputSpec,
+    QuantileTable,
+    ScoreSpec,
+    hash_files,
+    write_manifest,
+)
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.messages import Clock, Trigger
-from misfire_runtime.preprocess import encode_png
+from misfire_runtime.preprocess import InputContract, encode_png
 from misfire_runtime.testing import make_offer
 from proving_ground.bundles import CLASSES, write_bundle
 
@@ -104,3 +116,87 @@ def fill(store: Store, bundle: Bundle, *, count: int, drives: int = 40, seed: in
 def freeze(store: Store, name: str = "exam", *, test: float = 0.99) -> None:
     """Makes a snapshot with a frozen test side of about that share of drives."""
     Snapshots(store).create(name, ANY, plan=Plan(shares=Shares(0.0, test), frozen=True, seed=1))
+
+
+def constant(
+    folder: Path, task: str, answer: NDArray[np.float32], *, classes: Sequence[str], version: str = "1.0.0"
+) -> Bundle:
+    """A bundle of any task that always gives one answer; its score is the picture's brightness."""
+    kinds = {
+        "multi-label": ("labels", "labels"),
+        "regression": ("values", "values"),
+        "segmentation": ("logits", "segmentation"),
+        "keypoints": ("heatmaps", "heatmaps"),
+        "detection": ("detections", "boxes"),
+    }
+    name, kind = kinds[task]
+    folder.mkdir(parents=True)
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["score.msp"], keepdims=0),
+        helper.make_node("Mul", ["score.msp", "nothing"], ["zero"]),
+        helper.make_node("Reshape", ["zero", "shape"], ["plain"]),
+        helper.make_node("Add", ["plain", "answer"], [name]),
+    ]
+    shape = [1, *answer.shape]
+    graph = helper.make_graph(
+        nodes,
+        "constant",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info("score.msp", TensorProto.FLOAT, [1]),
+        ],
+        [
+            numpy_helper.from_array(np.int64([1, 2, 3]), "axes"),
+            numpy_helper.from_array(np.float32([0.0]), "nothing"),
+            numpy_helper.from_array(np.int64([1] * len(shape)), "shape"),
+            numpy_helper.from_array(answer[None].astype(np.float32), "answer"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), folder / MODEL)
+    quantiles = QuantileTable(levels=(0.0, 1.0), values=(-3.0, 3.0), count=100)
+    manifest = Manifest(
+        name="constant",
+        version=version,
+        task=task,
+        created_at="2025-01-01T00:00:00Z",
+        input=InputContract(height=SIZE, width=SIZE),
+        outputs=(
+            OutputSpec(name=name, kind=kind, shape=(-1, *answer.shape)),
+            OutputSpec(name="score.msp", kind="score", shape=(-1,)),
+        ),
+        classes=tuple(classes),
+        detection=BoxRule(min_side=2) if task == "detection" else None,
+        scores=(
+            ScoreSpec(
+                name="msp",
+                definition="brightness",
+                free=True,
+                calibration=Calibration(engine="onnxruntime-cpu", precision="fp32", quantiles=quantiles),
+            ),
+        ),
+        default_score="msp",
+        lineage=Lineage(run_id="none", dataset="none", dataset_sha256="0" * 64),
+        extra={"calibration": {"failure_threshold": 0.25}} if task in THRESHOLDED else {},
+        files=hash_files(folder),
+    )
+    write_manifest(folder, manifest)
+    return Bundle.open(folder)
+
+
+THRESHOLDED = ("regression", "segmentation", "keypoints")
+
+
+def label_all(store: Store, said: Sequence[Label], *, drives: int = 25) -> None:
+    """Stores a picture for each label and freezes all of them as the test side of "exam"."""
+    new, labels = [], []
+    for i, (image, label) in enumerate(zip(pictures(len(said)), said, strict=True)):
+        data = encode_png(image)
+        clock = Clock(wall=1_700_000_000.0 + i, monotonic=5.0, boot_id=f"boot-{i % drives}")
+        offer = make_offer(data, media_type="image/png", captured_at=clock)
+        new.append(NewSample(offer, data, SIZE, SIZE, "collector-1"))
+        labels.append(NewLabel(offer.id, label, source="file"))
+    store.add_many(new)
+    assert LabelLedger(store).add(labels, add_classes=True).written
+    freeze(store)

@@ -10,14 +10,20 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from misfire_fleet.candidates.answers import Answered, Pair, answer_all, open_pair
+from misfire_fleet.candidates.answers import Answered, Columns, Pair, answer_all, open_pair
 from misfire_fleet.candidates.archive import digest
+from misfire_fleet.candidates.calibrating import compare_calibration
 from misfire_fleet.candidates.comparing import Resampling, compare_score, compare_task
+from misfire_fleet.candidates.costs import compare_latency, compare_size
 from misfire_fleet.candidates.frames import TestFrames, open_frames
+from misfire_fleet.candidates.independence import compare_independence
 from misfire_fleet.candidates.rules import DEFAULT, Rules
-from misfire_fleet.candidates.verdict import Contender, Verdict
+from misfire_fleet.candidates.slicing import compare_slices, slice_reports
+from misfire_fleet.candidates.verdict import Check, Contender, Verdict
 from misfire_fleet.store import Store
 from misfire_fleet.store.curated.candidates import VerdictRow, record_verdict
 from misfire_train.judge.bundle_judging import Subject
@@ -57,30 +63,75 @@ def judge_candidate(
     with ExitStack() as stack:
         pair = open_pair(stack, candidate, incumbent, frames=frames, budget=rules.budget, task=task)
         answered = answer_all(store, pair, frames, progress=progress)
-        verdict = _judge(pair, answered, frames, rules)
+        progress("judging")
+        verdict = _judge(store, pair, answered, frames, rules)
+        if html is not None:
+            from misfire_fleet.candidates.pictures import changed_frames
+            from misfire_fleet.candidates.report import write_page
+
+            write_page(verdict, changed_frames(store, pair, answered, frames), html)
     record_verdict(store.deletion, _row(verdict, actor or getpass.getuser()))
     return verdict
 
 
-def _judge(pair: Pair, answered: Answered, frames: TestFrames, rules: Rules) -> Verdict:
+def _judge(store: Store, pair: Pair, answered: Answered, frames: TestFrames, rules: Rules) -> Verdict:
     resampling = Resampling.of([frame.group for frame in answered.frames], rules)
-    checks = (
-        compare_task(answered, resampling, rules, metric=pair.metric),
-        compare_score(answered, resampling, rules, budget=pair.budget),
+    candidate, incumbent = (
+        _contender(subject, score)
+        for subject, score in zip((pair.candidate, pair.incumbent), pair.scores, strict=True)
     )
-    notes = [resampling.note] if resampling.note else []
+    slices = slice_reports(answered, resampling, rules, budget=pair.budget)
+    calibration, bins = compare_calibration(answered, pair, resampling)
+    independence, notes = compare_independence(store, pair, frames)
+    checks = [
+        compare_task(answered, resampling, rules, metric=pair.metric),
+        compare_slices(slices, rules, metric=pair.metric),
+        compare_score(answered, resampling, rules, budget=pair.budget),
+        calibration,
+        *([compare_latency(answered, rules)] if rules.latency else []),
+        compare_size(candidate, incumbent, rules),
+        independence,
+    ]
+    if answered.candidate.refused:
+        checks.insert(0, _refused(answered.candidate, pair.scores[0]))
+    notes += [resampling.note] if resampling.note else []
     notes += [f"{each}." for each in frames.left_out]
+    if answered.undecodable:
+        notes.append(f"{len(answered.undecodable)} pictures cannot be decoded and were left out.")
     return Verdict(
-        candidate=_contender(pair.candidate, pair.scores[0]),
-        incumbent=_contender(pair.incumbent, pair.scores[1]),
+        candidate=candidate,
+        incumbent=incumbent,
         snapshot=frames.name,
         snapshot_sha256=frames.sha256,
         frames=len(answered),
         groups=resampling.groups,
         failures=(int(answered.candidate.failed.sum()), int(answered.incumbent.failed.sum())),
-        checks=checks,
+        checks=tuple(checks),
         notes=tuple(notes),
+        detail=_detail(pair, slices, bins, rules),
     )
+
+
+def _refused(side: Columns, score: str) -> Check:
+    sentence = (
+        f"{score} is not finite for {side.refused} of {len(side.score)} frames: a vehicle cannot use it"
+    )
+    return Check("finite scores", "failed", sentence)
+
+
+def _detail(pair: Pair, slices: Any, bins: dict[str, object], rules: Rules) -> dict[str, Any]:
+    engines = [subject.scorer.engine.provider for subject in (pair.candidate, pair.incumbent)]
+    return {
+        "metric": pair.metric,
+        "budget": pair.budget,
+        "failure": pair.task.failure_text
+        if pair.task.failure_threshold is None
+        else f"loss above {pair.task.failure_threshold:.4g}",
+        "engine": engines[0] if engines[0] == engines[1] else ", ".join(engines),
+        "rules": asdict(rules),
+        "slices": [asdict(each) for each in slices],
+        "reliability": bins,
+    }
 
 
 def _contender(subject: Subject, score: str) -> Contender:

@@ -6,6 +6,7 @@ import typer
 
 from misfire_fleet.commands.collect import collect
 from misfire_fleet.commands.configure import configure
+from misfire_fleet.commands.gate import candidates, gate, publish
 from misfire_fleet.commands.labelling.exporting import export, formats
 from misfire_fleet.commands.labelling.importing import import_
 from misfire_fleet.commands.lineage import lineage
@@ -28,7 +29,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
-    *(truth, lineage, scores),
+    *(truth, lineage, scores, gate, candidates, publish),
 ):
     app.command()(_command)
 app.command("import")(import_)

@@ -174,14 +174,24 @@ def audit(
     limit: Annotated[int, typer.Option(min=1, help="List this many entries at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List who deleted, held or released what, newest first."""
+    """List who deleted, held, judged, published or else changed what, newest first."""
     from misfire_fleet.console.format import utc
 
     with place.open() as store:
         entries = store.deletion.audit(limit=limit)
     listed = [{"at": at, "actor": actor, "action": action, **detail} for at, actor, action, detail in entries]
-    lines = [f"{utc(at)} {actor} {action} {json.dumps(detail)}" for at, actor, action, detail in entries]
+    lines = [
+        f"{utc(at)} {actor} {action} {json.dumps(_short(detail))}" for at, actor, action, detail in entries
+    ]
     show({"audit": listed}, as_json=as_json, text="\n".join(lines) or "nothing was deleted or held")
+
+
+def _short(detail: dict[str, object]) -> dict[str, object]:
+    """Returns a line's detail without the numbers of the gate, which `--json` and `candidates` have."""
+    summary = detail.get("summary")
+    if not isinstance(summary, dict):
+        return detail
+    return {key: value for key, value in detail.items() if key != "summary"} | {"reasons": summary["reasons"]}
 
 
 def _said(done: Deletion) -> str:
