@@ -36,6 +36,7 @@ from misfire_runtime.messages import (
 )
 from misfire_runtime.mqtt.client import BrokerConfig, make_client
 from misfire_runtime.spool import Spool
+from misfire_runtime.state.statistics import unpack_sketch
 from misfire_runtime.testing import make_offer
 from misfire_runtime.vehicle import session
 from misfire_runtime.vehicle.pipeline import Vehicle
@@ -320,6 +321,31 @@ def test_a_vehicle_that_cannot_run_says_so_and_ends_when_uploads_do_not_go_forwa
         assert b"misfire_pending 3.0" in answer.read()
     running.ended()
     assert isinstance(running.error, SourceError) and statuses
+    fleet.close()
+
+
+def test_the_frames_since_the_last_heartbeat_are_told_when_the_drive_ends(
+    bundle: Any, broker: Mosquitto, tmp_path: Path, clip: Path
+) -> None:
+    fleet = Fleet(broker, answer=lambda offer: Declined(id=offer.id, reason="unwanted"))
+    text = f'bundle = "{bundle.path}"\n[[source]]\ninput = "{clip}"\n[spool]\npath = "{tmp_path / "spool"}"\n'
+    text += (
+        f'[broker]\nurl = "{broker.url}"\n[telemetry]\nheartbeat_s = 3600\n[random]\nrate = 0.2\nseed = 1\n'
+    )
+    result = run_vehicle(parse_config(text), until_empty=True)
+
+    def counted(beat: Telemetry) -> float:
+        texts = list(beat.sketches.values())
+        return float(unpack_sketch(texts[0], accuracy=0.01).count) if texts else 0.0
+
+    def frames() -> int:
+        beats = [decode(Telemetry, payload) for payload in fleet.heard["telemetry"]]
+        return round(sum(counted(beat) for beat in beats))
+
+    deadline = time.monotonic() + 10
+    while frames() < result.report.frames and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert frames() == result.report.frames > 0
     fleet.close()
 
 

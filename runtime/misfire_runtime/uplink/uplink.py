@@ -260,6 +260,8 @@ class Uplink:
             self._up(connection)
             while not self._stop.is_set():
                 self._step(connection)
+            # A last heartbeat may have come with the order to stop.
+            self._send_outbox(connection)
             # After a DISCONNECT the broker publishes no last will, so the vehicle reports its end itself.
             farewell = encode(self._birth.model_copy(update={"online": False}))
             last = connection.publish(self._topics.state, farewell, retain=True)
@@ -307,6 +309,9 @@ class Uplink:
         for message in connection.inbox:
             self._take(connection, message, now)
         connection.inbox.clear()
+        self._send_outbox(connection)
+
+    def _send_outbox(self, connection: Connection) -> None:
         while self._outbox:
             topic, payload, qos, retain = self._outbox.popleft()
             connection.publish(topic, payload, qos=qos, retain=retain)

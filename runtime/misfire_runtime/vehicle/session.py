@@ -205,6 +205,9 @@ class _Session:
             self._drain(stop)
         # Once more: verdicts may have come since the last tick.
         self._credit(vehicle)
+        # The frames since the last heartbeat count too; where the fleet is short of them it would say so.
+        if self._uplink is not None:
+            self._beat(self._uplink)
         hold = self._spool.hold
         failure = vehicle.writer.failure
         if failure is None and until_empty and hold is not None:
