@@ -40,9 +40,10 @@ $(LABEL_STUDIO)/data/label_studio.sqlite3: fleet/proving_ground/label_studio.txt
 
 # Two workers, each with whole files: fixtures that are dear (a trained network, a database) serve a file.
 WORKERS ?= 2
+MARKED ?=
 
 test: install $(VENV)/.services
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(if $(MARKED),-m "$(MARKED)")
 
 # What a contributor runs before each commit: all checks, and the tests that are not marked slow. Under three
 # minutes on two cores once mypy has its cache.

@@ -79,7 +79,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             "model": {"options": {"width": 4}},
             "training": {"epochs": 3, "batch": 32},
             "split": {"train": 0.45, "validation": 0.05, "holdout": 0.25, "calibration": 0.25, "limit": 300},
-            "head": {"steps": 60, "copies": 1},
+            "head": {"steps": 60, "copies": 1, "strength": 1.0, "columns": "all"},
         }
     )
     with pytest.MonkeyPatch.context() as patch:
