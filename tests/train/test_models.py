@@ -21,6 +21,8 @@ CASES = [
     ("resnet18", "classification", 7, (3, 224, 224), 11.2),
     ("mobilenet-small", "classification", 10, (1, 8, 8), 0.2),
     ("mobilenet-small", "classification", 43, (3, 48, 48), 0.2),
+    ("convnet-small", "classification", 10, (1, 8, 8), 0.3),
+    ("convnet-small", "classification", 3, (3, 48, 25), 0.3),
     ("regressor-small", "regression", 3, (3, 36, 64), 0.4),
     ("unet-small", "segmentation", 11, (3, 96, 160), 0.37),
     ("unet-small", "segmentation", 2, (3, 61, 37), 0.37),
@@ -70,7 +72,7 @@ def test_resnet18_is_resnet18() -> None:
     assert count_flops(module, (1, 3, 224, 224)) == 2 * 1_814_073_344
 
 
-@pytest.mark.parametrize("name", ["resnet-small", "mobilenet-small"])
+@pytest.mark.parametrize("name", ["resnet-small", "mobilenet-small", "convnet-small"])
 def test_a_network_learns_real_digits(name: str) -> None:
     torch.manual_seed(0)
     digits, task = load_dataset("digits"), get_task("classification")

@@ -28,8 +28,9 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Train this network: resnet-small, resnet18, mobilenet-small, regressor-small, unet-small, "
-            "keypoint-small, detector-small or timm:NAME. Default: the small one for the task."
+            help="Train this network: resnet-small, resnet18, mobilenet-small, convnet-small, "
+            "regressor-small, unet-small, keypoint-small, detector-small or timm:NAME. Default: the small "
+            "one for the task."
         ),
     ] = None,
     epochs: Annotated[

@@ -15,6 +15,7 @@ from misfire_train.models.detector import detector_small
 from misfire_train.models.foreign import build_timm
 from misfire_train.models.maps import keypoint_small, unet_small
 from misfire_train.models.mobilenet import mobilenet_small
+from misfire_train.models.plain import convnet_small
 from misfire_train.models.resnet import regressor_small, resnet18, resnet_small
 from misfire_train.tasks import Task, as_task
 
@@ -44,6 +45,9 @@ MODELS: dict[str, Architecture] = {
     ),
     "mobilenet-small": Architecture(
         mobilenet_small, _VECTOR_TASKS, "classifier", ("stage1", "stage2", "stage3"), "for slow processors"
+    ),
+    "convnet-small": Architecture(
+        convnet_small, _VECTOR_TASKS, "fc", ("stage1", "stage2", "stage3"), "quick to train; 8x8 and up"
     ),
     "regressor-small": Architecture(
         regressor_small, ("regression", "custom"), "fc", ("layer1", "layer2", "layer3"), "values"
