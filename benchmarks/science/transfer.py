@@ -36,8 +36,8 @@ from misfire_train.data.corruptions import FAMILIES
 from misfire_train.data.images import ImageArray
 from misfire_train.fitting.failures import settle_failures
 from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
-from misfire_train.heads.data import LossSet, checked_losses, collect, corrupted_copies, join_sets
-from misfire_train.heads.training import best_base, candidate_heads, fit_on_losses
+from misfire_train.heads.data import LossSet, checked_losses, collect_each, corrupted_copies, join_sets
+from misfire_train.heads.training import candidate_heads, choose_base, fit_on_losses
 from misfire_train.metrics import auroc
 from misfire_train.runs import Run
 from misfire_train.scores import build, gather, names_for
@@ -108,12 +108,11 @@ def begin(run: Run, task: Task, bench: Bench, holdout: Examples, *, recipe: Head
     given: dict[str, Any] = {"task": task, "contract": run.contract}
     train = at_network_size(bench.parts["network"], run.contract)
     heads = candidate_heads(run.probe, recipe, train=train, seed=seed, **given)
-    clean = collect(run.probe, heads[0], holdout, **given)
-    head = heads[best_base(run.probe, heads, holdout, clean, contract=run.contract)]
-    sets = [collect(run.probe, head, holdout, **given)]
+    sets = [collect_each(run.probe, heads, holdout, **given)]
     for version in corrupted_copies(holdout, recipe, seed=seed):
-        sets.append(collect(run.probe, head, version, clean=False, **given))
-    return Begun(head, join_sets(sets))
+        sets.append(collect_each(run.probe, heads, version, clean=False, **given))
+    chosen = choose_base(heads, sets)
+    return Begun(heads[chosen], join_sets([version[chosen] for version in sets]))
 
 
 def fitted_heads(

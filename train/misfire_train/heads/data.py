@@ -6,7 +6,7 @@ labelled images, clean and corrupted --probe, eval, no grad--> LossSet (one row 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,7 +150,6 @@ def image_batches(examples: LabelledSet, contract: InputContract, *, size: int =
         yield examples.batch(np.arange(start, min(start + size, len(examples))), contract)
 
 
-@torch.no_grad()
 def collect(
     probe: Probe,
     head: LossHead,
@@ -164,19 +163,41 @@ def collect(
 
     Raises ConfigError on bad losses.
     """
+    return collect_each(probe, [head], examples, task=task, contract=contract, clean=clean)[0]
+
+
+@torch.no_grad()
+def collect_each(
+    probe: Probe,
+    heads: Sequence[LossHead],
+    examples: LabelledSet,
+    *,
+    task: Task,
+    contract: InputContract,
+    clean: bool = True,
+) -> list[LossSet]:
+    """Returns what `collect` does, for heads that differ only in the free score that they start from.
+
+    Raises ConfigError on bad losses.
+    """
+    first = heads[0]
     device = next(probe.parameters()).device
     parts: list[Parts] = []
+    bases: list[list[Tensor]] = [[] for _ in heads]
     outputs: list[Tensor] = []
-    with evaluating(probe, head):
+    with evaluating(probe, *heads):
         for images in image_batches(examples, contract):
             signals = on_cpu(probe(images.to(device)))
-            parts.append(head.extract(signals))
+            parts.append(first.extract(signals))
+            for head, base in zip(heads[1:], bases[1:], strict=True):
+                assert isinstance(head, ResidualHead)
+                base.append(head.free_units(signals.outputs))
             outputs.append(task.condense(signals.outputs))
     joined, targets = torch.cat(outputs), task.collate(examples.targets)
     frame = checked_losses(task, joined, targets, ids=examples.ids)
     # A head that answers for the frame learns the frame's loss; one that answers for units, theirs.
-    losses = task.unit_losses(joined, targets).float() if isinstance(head, ResidualHead) else frame[:, None]
-    return LossSet(
+    losses = task.unit_losses(joined, targets).float() if isinstance(first, ResidualHead) else frame[:, None]
+    found = LossSet(
         parts=tuple(torch.cat(column) for column in zip(*parts, strict=True)),
         losses=losses,
         frame_losses=frame,
@@ -185,6 +206,9 @@ def collect(
         clean=torch.full((len(examples),), clean),
         group=np.array(examples.groups, np.str_) if isinstance(examples, Examples) else None,
     )
+    # The statistics are the same for all of them, and are not copied.
+    others = [replace(found, parts=(torch.cat(base), *found.parts[1:])) for base in bases[1:]]
+    return [found, *others]
 
 
 def on_cpu(signals: Signals) -> Signals:

@@ -24,11 +24,14 @@ from torch.nn import functional
 from misfire_train.heads.base import LossHead, Parts
 from misfire_train.heads.memory import Memory
 from misfire_train.heads.second_opinion import SecondOpinion
+from misfire_train.scores.output_only import OutputDeviation
 from misfire_train.signals import Signals
 from misfire_train.tasks import Task, as_task
 from misfire_train.tasks.answers.statistics import map_statistics
 
 CLIP = 6.0
+DEVIATION = "output_deviation"
+"""A free score of values that knows the training set's answers; other bases know the answer only."""
 COLUMNS: dict[str, tuple[str, ...]] = {
     "all": ("own", "mean", "unit", "memory", "norm", "embedding", "maps", "opinions"),
     # What carries the place (channel by channel, the embedding itself) is left out, what was made of it not.
@@ -92,7 +95,7 @@ class ResidualHead(LossHead):
 
     Args:
         outputs: number of classes, joints or values.
-        base: a name of the task's `bases`.
+        base: a name of the task's `bases`, or DEVIATION if the task `deviates`.
         embedding: width of the last layer's input.
         maps: names of feature maps whose statistics it reads.
         rows, kept: of the memory (by default kept whole).
@@ -139,6 +142,9 @@ class ResidualHead(LossHead):
         keeps_memory = "memory" in COLUMNS[columns]
         self.memory = Memory(rows, embedding, classes, kept=self.kept) if keeps_memory else None
         self.opinions = nn.ModuleList(SecondOpinion(count, outputs) for count in opinions)
+        # Of the frame, so that a head of strength 0 orders frames as that score does.
+        unknown = torch.zeros(outputs, outputs), torch.zeros(outputs)
+        self.deviation = OutputDeviation(*unknown) if base == DEVIATION else None
         self.committee = Committee(width, hidden=hidden, members=members)
         self.scale = nn.Parameter(torch.ones(()))
         self.bias = nn.Parameter(torch.zeros(()))
@@ -180,9 +186,17 @@ class ResidualHead(LossHead):
         """Returns the feature maps that it reads."""
         return self.maps
 
+    def free_units(self, outputs: Tensor) -> Tensor:
+        """Returns the free score of each unit that the head starts from, [N,U]."""
+        if self.deviation is None:
+            return self.task.bases()[self.base](outputs)
+        # The floor keeps the log of an answer at the very mean finite.
+        frame = torch.log(self.deviation.deviation(outputs) + 1e-6)[:, None]
+        return frame.expand(-1, outputs.flatten(1).shape[1])
+
     def extract(self, signals: Signals) -> Parts:
         """Returns (base [N,U], statistics [N,U,D])."""
-        base = self.task.bases()[self.base](signals.outputs)
+        base = self.free_units(signals.outputs)
         # At strength 0 the correction is not computed.
         if self.strength == 0:
             return base, base[..., None]
@@ -199,6 +213,10 @@ class ResidualHead(LossHead):
     def pool(self, units: Tensor) -> Tensor:
         """Returns [N] for [N,U]: log of the mean of exp, or the mean if the free score is a mean."""
         return units.mean(1) if self.pooling == "mean" else super().pool(units)
+
+    def free_frames(self, units: Tensor) -> Tensor:
+        """Returns the free score of each frame, [N], from that of its units [N,U]."""
+        return units.mean(1) if self.base in self.task.mean_bases else self.pool(units)
 
     def predict(self, parts: Parts) -> Tensor:
         """Returns scores of units, [N,U]."""
@@ -283,6 +301,8 @@ class ResidualHead(LossHead):
         head = ResidualHead(**options)
         if head.memory is not None and self.memory is not None:
             head.memory.load_state_dict(self.memory.state_dict())
+        if head.deviation is not None and self.deviation is not None:
+            head.deviation.load_state_dict(self.deviation.state_dict())
         head.opinions.load_state_dict(self.opinions.state_dict() if len(head.opinions) else {})
         head.opinions.requires_grad_(False)
         return head

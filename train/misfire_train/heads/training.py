@@ -28,7 +28,7 @@ from misfire_train.heads.data import (
     LabelledSet,
     LossSet,
     TensorSet,
-    collect,
+    collect_each,
     corrupted_copies,
     image_batches,
     join_sets,
@@ -40,12 +40,13 @@ from misfire_train.heads.memory import Memory
 from misfire_train.heads.pairs import paired_objective, row_weights, top_objective
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
-from misfire_train.heads.residual import ResidualHead, remembers_classes, statistics_blocks
+from misfire_train.heads.residual import DEVIATION, ResidualHead, remembers_classes, statistics_blocks
 from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import ratio_eps
 from misfire_train.progress import Reporter
 from misfire_train.scores.fitting import evaluating
+from misfire_train.scores.output_only import OutputDeviation
 from misfire_train.signals import Probe
 from misfire_train.tasks import Task
 from misfire_train.tasks.answers.statistics import map_statistics
@@ -104,17 +105,15 @@ def fit_head(
             reporter=reporter,
         )
     heads = candidate_heads(probe, recipe, contract=contract, task=task, train=train, seed=seed)
-    clean = collect(probe, heads[0], holdout, task=task, contract=contract)
-    chosen = best_base(probe, heads, holdout, clean, contract=contract)
-    # The parts depend on the base, so those of the chosen head are collected anew.
-    if chosen != 0:
-        clean = collect(probe, heads[chosen], holdout, task=task, contract=contract)
-    sets = [clean]
+    given: dict[str, Any] = {"task": task, "contract": contract}
+    sets = [collect_each(probe, heads, holdout, **given)]
     with reporter.steps("gathering losses", len(copies)) as steps:
         for version in copies:
-            sets.append(collect(probe, heads[chosen], version, task=task, contract=contract, clean=False))
+            sets.append(collect_each(probe, heads, version, **given, clean=False))
             steps.advance()
-    return fit_on_losses(heads[chosen], join_sets(sets), recipe=recipe, seed=seed, reporter=reporter)
+    chosen = choose_base(heads, sets)
+    own = join_sets([version[chosen] for version in sets])
+    return fit_on_losses(heads[chosen], own, recipe=recipe, seed=seed, reporter=reporter)
 
 
 def require_enough(holdout: LabelledSet) -> None:
@@ -130,9 +129,10 @@ def require_enough(holdout: LabelledSet) -> None:
 class TrainFacts:
     """Holds what a head may know of the training set.
 
-    embeddings: [N,C]; statistics: [N,D] of feature maps.
+    outputs: [N,J], of tasks that deviate; embeddings: [N,C]; statistics: [N,D] of feature maps.
     """
 
+    outputs: Tensor
     embeddings: Tensor
     statistics: Tensor | None
     targets: Tensor
@@ -156,15 +156,20 @@ def gather_train(
     if len(train) > 8192:
         train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:8192]))
     device = next(probe.parameters()).device
-    embeddings, statistics = [], []
+    outputs, embeddings, statistics = [], [], []
     with evaluating(probe):
         for images in image_batches(train, contract):
             signals = probe(images.to(device)).float()
             embeddings.append(signals.embedding.cpu())
+            # Maps of thousands of images would not fit into memory, and only answers of values are needed.
+            outputs.append(signals.outputs.cpu() if task.deviates else torch.empty(0))
             if maps:
                 statistics.append(map_statistics({name: signals.features[name] for name in maps}).cpu())
     facts = TrainFacts(
-        torch.cat(embeddings), torch.cat(statistics) if maps else None, task.collate(train.targets)
+        torch.cat(outputs),
+        torch.cat(embeddings),
+        torch.cat(statistics) if maps else None,
+        task.collate(train.targets),
     )
     seen = (
         facts.embeddings if facts.statistics is None else torch.cat((facts.embeddings, facts.statistics), 1)
@@ -221,7 +226,7 @@ def candidate_heads(
     blocks = statistics_blocks(task, signals, memory, maps=maps, sees_embedding=bool(maps), opinions=opinions)
     columns = tuple((name, int(block.shape[-1])) for name, block in blocks)
     heads: list[LossHead] = []
-    for base in task.bases():
+    for base in (*task.bases(), *([DEVIATION] if task.deviates else [])):
         head = ResidualHead(
             task=task,
             outputs=int(signals.outputs.shape[1]),
@@ -239,6 +244,8 @@ def candidate_heads(
         head.blocks = columns
         assert head.memory is not None
         head.memory.load_state_dict(memory.state_dict())
+        if head.deviation is not None:
+            head.deviation.load_state_dict(OutputDeviation.of_answers(facts.outputs).state_dict())
         head.opinions.load_state_dict(nn.ModuleList(opinions).state_dict())
         head.opinions.requires_grad_(False)
         heads.append(head)
@@ -257,6 +264,39 @@ def affordable_maps(features: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 @torch.no_grad()
+def choose_base(heads: Sequence[LossHead], sets: Sequence[Sequence[LossSet]]) -> int:
+    """Returns the position of the head whose free score ranks the held-out losses best.
+
+    That is the lowest area under the risk-coverage curve, as a share of the mean risk, in the mean of clean
+    images and corrupted copies: the best on clean ones alone may be the worst under a shift.
+
+    Args:
+        heads: as of `candidate_heads`.
+        sets: for each version of the held-out images, what `collect_each` returns.
+    """
+    if len(heads) == 1:
+        return 0
+    versions = [join_sets(kind) for kind in _kinds([version[0] for version in sets])]
+    areas = []
+    for number, head in enumerate(heads):
+        assert isinstance(head, ResidualHead)
+        shares = []
+        for rows, truth in zip(_kinds([version[number] for version in sets]), versions, strict=True):
+            risk = (truth.frame_losses if truth.failed is None else truth.failed).double().numpy()
+            frames = torch.cat([head.free_frames(one.parts[0]) for one in rows])
+            if risk.mean() > 0:
+                shares.append(aurc(frames.double().numpy(), risk) / risk.mean())
+        areas.append(np.mean(shares) if shares else 0.0)
+    return int(np.argmin(areas))
+
+
+def _kinds(sets: Sequence[LossSet]) -> list[list[LossSet]]:
+    """Returns the clean sets and the corrupted ones, those that there are."""
+    kinds = ([one for one in sets if bool(one.clean.all()) == clean] for clean in (True, False))
+    return [kind for kind in kinds if kind]
+
+
+@torch.no_grad()
 def best_base(
     probe: Probe, heads: Sequence[LossHead], holdout: LabelledSet, clean: LossSet, *, contract: InputContract
 ) -> int:
@@ -269,9 +309,7 @@ def best_base(
     areas = []
     for head in heads:
         assert isinstance(head, ResidualHead)
-        units = head.task.bases()[head.base](outputs)
-        frames = units.mean(1) if head.base in head.task.mean_bases else head.pool(units)
-        areas.append(aurc(frames.double().numpy(), risk))
+        areas.append(aurc(head.free_frames(head.free_units(outputs)).double().numpy(), risk))
     return int(np.argmin(areas))
 
 

@@ -208,20 +208,29 @@ class OutputDeviation(Score):
     def fit(cls, fit: FitSet) -> OutputDeviation:
         """Fits the model's own answers on the training set."""
         fit.require(name=cls.name, least=3)
-        outputs = fit.signals.outputs.flatten(1).double()
+        return cls.of_answers(fit.signals.outputs)
+
+    @classmethod
+    def of_answers(cls, answers: Tensor) -> OutputDeviation:
+        """Returns the score of how far values are from the model's own on the training set, [N,J]."""
+        outputs = answers.flatten(1).double()
         mean = outputs.mean(0)
-        covariance = (outputs - mean).T @ (outputs - mean) / len(fit)
+        covariance = (outputs - mean).T @ (outputs - mean) / len(outputs)
         level = covariance.diagonal().mean().clamp_min(1e-12)
         values, vectors = torch.linalg.eigh(
             # Outputs may be collinear, which leaves the covariance singular.
             covariance + 1e-3 * level * torch.eye(len(mean), dtype=torch.double)
         )
         whitener = vectors / torch.sqrt(values * outputs.shape[1])
-        return cls(whitener.to(fit.signals.outputs.dtype), mean.to(fit.signals.outputs.dtype))
+        return cls(whitener.to(answers.dtype), mean.to(answers.dtype))
+
+    def deviation(self, outputs: Tensor) -> Tensor:
+        """Returns scores [N] of values [N,J]."""
+        return torch.matmul(outputs.flatten(1) - self.mean, self.whitener).square().sum(1)
 
     def forward(self, signals: Signals) -> Tensor:
         """Returns scores [N]."""
-        return torch.matmul(signals.outputs.flatten(1) - self.mean, self.whitener).square().sum(1)
+        return self.deviation(signals.outputs)
 
 
 def rest_probability(logits: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ class Task(ABC):
         own_scores: free scores that come with this task, beside those of its form.
         mean_bases: bases of which a frame's free score is the mean over units; of others it is the mean of
             their exponentials.
+        deviates: a head may also start from `output_deviation`: how unusual the answer is for the network.
         score_batch: images at a time while all scores are computed.
         failure_threshold: the loss above which a sample has failed. None if the answer itself decides, and
             if it was not set yet.
@@ -140,6 +141,7 @@ class Task(ABC):
     default_scores: tuple[str, ...] = ()
     own_scores: tuple[type[Score], ...] = ()
     mean_bases: tuple[str, ...] = ()
+    deviates: bool = False
     score_batch: int = 256
     failure_threshold: float | None = None
 

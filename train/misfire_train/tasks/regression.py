@@ -32,6 +32,7 @@ class Regression(Task):
     # A value may be a place in the picture, so it is shifted only on request.
     shifts = False
     default_scores = ("output_deviation",)
+    deviates = True
 
     def sample_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns half the squared error, mean over values, [N]."""
@@ -57,7 +58,7 @@ class Regression(Task):
         return torch.stack((values, values.abs()), 2)
 
     def bases(self) -> Mapping[str, Base]:
-        """Returns zero for each value: a regressor has no free score of a value."""
+        """Returns zero for each value: a regressor has no free score of a value, only one of the frame."""
         return {"none": torch.zeros_like}
 
     def unmirror(
