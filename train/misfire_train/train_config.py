@@ -108,6 +108,8 @@ class HeadTable(Table):
     families: corruption library; None takes all, an empty list none. copies: corrupted copies per image.
     strength: share of the correction that the head keeps, 0 to 1; None chooses it, and with it the
     columns, by leaving out groups of the holdout. columns: all, beliefs, answer or own.
+    protect: CSV with the column `id` and one more, a group that the score must not tell; None: none.
+    protect_weight: of the reversed gradient.
     joint: let the head's gradients into the task network, until after `detach_epoch` (Yoo & Kweon).
     folds: 2 or more fits the head on cross-fitted losses of that many networks instead of a holdout.
     """
@@ -124,6 +126,8 @@ class HeadTable(Table):
     batch: int | None = Field(default=None, ge=2)
     strength: float | None = Field(default=None, ge=0, le=1)
     columns: Columns | None = None
+    protect: RelativePath | None = None
+    protect_weight: float = Field(default=1.0, gt=0, le=100)
     joint: bool | None = None
     joint_weight: float = Field(default=1.0, ge=0)
     detach_epoch: int | None = Field(default=None, ge=0)
@@ -150,6 +154,8 @@ class TrainConfig(Table):
     def _folds_make_sense(self) -> TrainConfig:
         if self.head.folds == 1:
             raise ValueError("head.folds is 1; expected 0 (a holdout) or at least 2")
+        if self.head.protect is not None and (self.head.folds or self.head.joint):
+            raise ValueError("head.protect needs a holdout: leave head.folds and head.joint out")
         return self
 
 

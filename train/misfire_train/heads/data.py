@@ -93,6 +93,7 @@ class LossSet:
         image: [R], the image that a row shows.
         clean: [R] bool, False for corrupted copies.
         group: [R] text, the drive, vehicle or track of the image; None if no group is known.
+        protected: int64 [R], the group that the score must not tell; None without one.
     """
 
     parts: Parts
@@ -102,6 +103,7 @@ class LossSet:
     image: Tensor
     clean: Tensor
     group: NDArray[np.str_] | None = None
+    protected: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -116,6 +118,7 @@ class LossSet:
             self.image[rows],
             self.clean[rows],
             None if self.group is None else self.group[rows.numpy()],
+            None if self.protected is None else self.protected[rows],
         )
 
     def groups_of_images(self) -> list[str]:

@@ -40,6 +40,8 @@ class HeadRecipe:
         hidden, members: of its committee.
         strength: of the correction, 0 to 1; None chooses it by leaving out groups (heads/strength.py).
         columns: the set of statistics that a residual head reads; None chooses it with the strength.
+        protect: CSV with a group of each frame that the score must not tell (heads/reversal.py), or None.
+        protect_weight: of the reversed gradient.
         joint: the network trains along, with gradients of the head until after `detach_epoch`, by default
             three fifths of the epochs.
     """
@@ -66,11 +68,15 @@ class HeadRecipe:
     families: tuple[str, ...] | None = None
     strength: float | None = None
     columns: str | None = None
+    protect: str | None = None
+    protect_weight: float = 1.0
 
     def with_table(self, table: HeadTable) -> HeadRecipe:
         """Returns the recipe with a config's values in place of its own."""
         # None means that the config leaves the value to the recipe.
         given: dict[str, Any] = {name: getattr(table, name) for name in _OPEN}
+        if table.protect is not None:
+            given |= {"protect": str(table.protect), "protect_weight": table.protect_weight}
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
     def spelled_out(self, table: HeadTable) -> HeadTable:

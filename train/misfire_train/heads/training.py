@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from misfire_train.heads.pairs import paired_objective, row_weights, top_objecti
 from misfire_train.heads.published import ConvHead, GapHead
 from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.residual import DEVIATION, ResidualHead, remembers_classes, statistics_blocks
+from misfire_train.heads.reversal import LEARNING_RATE, GroupClassifier, read_groups
 from misfire_train.heads.second_opinion import SecondOpinion
 from misfire_train.metrics import aurc, auroc, pair_accuracy
 from misfire_train.objectives import ratio_eps
@@ -94,6 +96,8 @@ def fit_head(
     if copies is None:
         copies = corrupted_copies(holdout, recipe, seed=seed) if isinstance(holdout, Examples) else ()
     if isinstance(task, Detection) and recipe.kind == "residual":
+        if recipe.protect is not None:
+            raise ConfigError("head.protect: the head of a detector has no score of the frame to protect")
         return fit_box_head(
             probe,
             task=task,
@@ -113,6 +117,9 @@ def fit_head(
             steps.advance()
     chosen = choose_base(heads, sets)
     own = join_sets([version[chosen] for version in sets])
+    if recipe.protect is not None:
+        groups = read_groups(Path(recipe.protect), holdout.ids)
+        own = replace(own, protected=groups[own.image])
     return fit_on_losses(heads[chosen], own, recipe=recipe, seed=seed, reporter=reporter)
 
 
@@ -424,6 +431,11 @@ def optimise(
         # Decay would pull the scale towards 1 and the offset towards even odds.
         {"params": [line], "weight_decay": 0.0},
     ]
+    classifier = None
+    if data.protected is not None:
+        classifier = GroupClassifier(int(data.protected.max()) + 1, weight=recipe.protect_weight)
+        own = {"params": list(classifier.parameters()), "lr": LEARNING_RATE, "weight_decay": 0.0}
+        groups.append(own)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     # Copies outnumber clean images eightfold by default; unweighted, the head would learn mostly corruptions.
@@ -435,6 +447,9 @@ def optimise(
             batch = data.take(rows)
             answers = head.predict_members(batch.parts)
             loss = objective_of(head, answers, batch, line, recipe=recipe, eps=eps, generator=generator)
+            if classifier is not None and batch.protected is not None:
+                scores = torch.stack([head.pool(answer) for answer in answers]).mean(0)
+                loss = loss + classifier(scores, batch.protected)
             if not bool(torch.isfinite(loss)):
                 raise ConfigError("the head's loss is not finite; lower head.learning_rate")
             optimizer.zero_grad()
