@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from misfire_fleet.commands.bought import bought
 from misfire_fleet.commands.collect import collect
 from misfire_fleet.commands.configure import configure
 from misfire_fleet.commands.gate import candidates, gate, publish
@@ -29,7 +30,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
-    *(truth, lineage, scores, gate, candidates, publish),
+    *(truth, lineage, scores, gate, candidates, publish, bought),
 ):
     app.command()(_command)
 app.command("import")(import_)

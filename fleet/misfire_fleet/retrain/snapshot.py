@@ -85,10 +85,10 @@ def snapshot_uploads(store: Store, name: str, *, run: Run) -> SnapshotUploads:
     used = [member for member in manifest.members if member.side != "test"]
     refuse_frozen(store, [member.id for member in used], what=f"snapshot {name}")
     sides = {side: [m for m in used if m.side == side] for side in ("train", "holdout")}
-    train = _uploads(store, sides["train"], run=run, what=f"the train side of snapshot {name}")
+    train = member_uploads(store, sides["train"], run=run, what=f"the train side of snapshot {name}")
     holdout = None
     if sides["holdout"]:
-        holdout = _uploads(store, sides["holdout"], run=run, what=f"the holdout of snapshot {name}")
+        holdout = member_uploads(store, sides["holdout"], run=run, what=f"the holdout of snapshot {name}")
     return SnapshotUploads(name, sha256, train, holdout, len(verified.deleted))
 
 
@@ -109,7 +109,19 @@ def refuse_run(store: Store, run: Run) -> None:
     refuse_frozen(store, sorted(ids), what=f"run {run.record.run_id}")
 
 
-def _uploads(store: Store, members: Sequence[Member], *, run: Run, what: str) -> Uploads:
+def member_uploads(store: Store, members: Sequence[Member], *, run: Run, what: str) -> Uploads:
+    """Returns the usable samples among members of a snapshot, whatever their side, as examples.
+
+    Args:
+        store: that has them.
+        members: of a snapshot whose manifest was checked.
+        run: its task and contract say how labels and pixels are read.
+        what: where the labels are, for errors.
+
+    Raises:
+        StoreError: a label or a sample was altered, or none is usable.
+        ConfigError: a label does not fit the run's task.
+    """
     contents = LabelContents(store, members)
     groups = {member.id: member.group for member in members}
 
