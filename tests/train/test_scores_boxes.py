@@ -96,7 +96,7 @@ def test_scores_equal_numpy(probe: Probe) -> None:
         assert built["entropy_mean"][row] == pytest.approx(entropy.sum() / max(1, kept.sum()), rel=1e-5)
         boxes = found.boxes[row].numpy()[kept]
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        spread = (found.spread[row].numpy()[kept] / np.sqrt(area)).sum() / max(1, kept.sum())
+        spread = (found.spread[row, :, 0].numpy()[kept] / np.sqrt(area)).sum() / max(1, kept.sum())
         assert built["box_spread"][row] == pytest.approx(spread, rel=1e-5)
         wanted = np.eye(CLASSES)[found.label[row].numpy()] * kept[:, None]
         weight = np.square(phi[row][:, found.index[row].numpy()]).sum(0) + 1

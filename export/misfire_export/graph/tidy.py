@@ -2,7 +2,8 @@
 
 Dropped: node metadata, doc strings and value infos of the exporter (they contain paths of the machine that
 traced), unused initialisers. Rewritten: a mean over both image axes becomes GlobalAveragePool, which stays in
-the blocked layout of ONNX Runtime's convolutions, while ReduceMean makes it copy the whole map first.
+the blocked layout of ONNX Runtime's convolutions, while ReduceMean makes it copy the whole map first. A
+softplus loses torch's switch to the identity for large values, which runtimes make themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 PRODUCER = "misfire"
+IDENTITY_FROM = 17.0
 _FOLDED = ("Reshape", "Transpose", "Identity", "Cast", "DequantizeLinear")
 
 
@@ -23,6 +25,7 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     """Tidies a model in place, without changing what it computes, and returns it."""
     _drop_metadata(model)
     pool_means(model.graph)
+    plain_softplus(model.graph)
     share_initialisers(model.graph)
     drop_unused(model.graph)
     # Without a version: the same graph gives the same bytes in every release.
@@ -51,6 +54,23 @@ def pool_means(graph: onnx.GraphProto) -> None:
             nodes.append(helper.make_node("Flatten", [inner], [node.output[0]], axis=1))
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def plain_softplus(graph: onnx.GraphProto) -> None:
+    """Replaces Where(x > c, x, Softplus(x)) by Softplus(x), which is x in fp32 from 17 on."""
+    constants = constant_values(graph)
+    made = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type != "Where":
+            continue
+        above, _value, other = (made.get(name) for name in node.input)
+        if above is None or other is None or (above.op_type, other.op_type) != ("Greater", "Softplus"):
+            continue
+        limit = constants.get(above.input[1])
+        same = above.input[0] == node.input[1] == other.input[0]
+        if same and limit is not None and float(limit.min()) >= IDENTITY_FROM:
+            softplus = helper.make_node("Softplus", [other.input[0]], [node.output[0]], node.name)
+            node.CopyFrom(softplus)
 
 
 def share_initialisers(graph: onnx.GraphProto) -> None:

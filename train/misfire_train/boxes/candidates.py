@@ -38,7 +38,7 @@ class Candidates:
         logits: [N,K,C] of all classes.  logit, label: [N,K], of the best class.
         alive: bool [N,K], not suppressed.  kept: alive and above the score threshold.
         iou: [N,K,K].  same: bool [N,K,K], two candidates have one label.
-        spread, stride: [N,K].  cell: [N,K,2].
+        spread: [N,K,1].  stride: [N,K].  cell: [N,K,2].
         index: int64 [N,K], place among the P cells.
     """
 
@@ -78,9 +78,14 @@ class Candidates:
         return self.alive.to(self.logit.dtype) - self.shown
 
     @cached_property
+    def states(self) -> Tensor:
+        """Returns `shown` and `hidden` side by side, [N,2,K]."""
+        return torch.stack((self.shown, self.hidden), 1)
+
+    @cached_property
     def count(self) -> Tensor:
-        """Returns the number of kept boxes, [N,1]."""
-        return self.shown.sum(1, keepdim=True)
+        """Returns the number of kept boxes, [N]."""
+        return self.shown.sum(1)
 
     @cached_property
     def scores(self) -> Tensor:
@@ -116,7 +121,7 @@ def find_candidates(outputs: Tensor, rule: BoxRule) -> Candidates:
         kept=kept,
         iou=iou,
         same=same,
-        spread=rows[..., SPREAD],
+        spread=rows[..., SPREAD:CELL_X],
         cell=rows[..., CELL_X:STRIDE],
         stride=rows[..., STRIDE],
         index=index,

@@ -161,21 +161,25 @@ class BoxHead(LossHead):
         # One product for the members' mean, the line and the offsets.
         seen = torch.cat((self.correction.wide(self._rows(x)), x[:, :LINE]), 1)
         line, start = self._line()
-        weight = torch.cat((self.correction.mean_last(), line))
+        weight = torch.cat((_mean_last(self.correction), line))
         both = torch.addmm(start, seen, weight).view(*shape, ANSWERS)
-        more = self.unseen.average(self._frames(parts))[:, 0]
-        raised = torch.minimum(more, 2 * more - 2 * MARGIN).clamp_min(0)
-        return both, self.log_unseen + raised
+        # The smaller of x and 2 (x - MARGIN), but at least 0; both are columns of one product.
+        last = _mean_last(self.unseen)
+        offsets = self.log_unseen + last.new_tensor((0.0, -2 * MARGIN))
+        raised = torch.addmm(offsets, self.unseen.wide(self._frames(parts)), torch.cat((last, 2 * last), 1))
+        return both, torch.maximum(raised.amin(1), self.log_unseen)
 
     def details(self, signals: Signals) -> dict[str, Tensor]:
         """Returns P(true positive) and the expected overlap of each final box, [N,M], 0 for padding."""
         both, _unseen = self._answers(signals)
-        boxes, order = self.task.final(signals)
+        _boxes, order = self.task.final(signals)
         tau = self.task.rule.matching
         # A probability as it is; the overlap runs from tau to 1.
         scale, start = both.new_tensor((1.0, 1 - tau)), both.new_tensor((0.0, tau))
-        found = torch.gather(torch.sigmoid(both), 1, order[..., None].expand(-1, -1, ANSWERS))
-        p, iou = ((found * scale + start) * (boxes[..., 4:5] > 0).to(found.dtype)).unbind(2)
+        # Padding of the final boxes are candidates that are not kept.
+        shown = self.task.candidates(signals).shown[..., None]
+        values = (torch.sigmoid(both) * scale + start) * shown
+        p, iou = torch.gather(values, 1, order[..., None].expand(-1, -1, ANSWERS)).unbind(2)
         return {"box.p_tp": p, "box.iou": iou}
 
     def forward(self, signals: Signals) -> Tensor:
@@ -213,7 +217,7 @@ class BoxHead(LossHead):
         there = (kept + p * below).sum(-1) + unseen
         # The overlap runs from tau to 1, and (1 - IoU)/(1 - tau) from 1 to 0.
         wrong = there - (p * overlap * kept).sum(-1)
-        return torch.log(wrong + LEAST_LOSS) - torch.log(there + PRIOR)
+        return torch.log((wrong + LEAST_LOSS) / (there + PRIOR))
 
 
 class _Pairs(Committee):
@@ -227,9 +231,10 @@ class _Pairs(Committee):
         """Returns each member's answers, [members,R,2]."""
         return torch.matmul(self.inner(x), self.last)
 
-    def mean_last(self) -> Tensor:
-        """Returns the last layers of all members as one that gives their mean, [members*hidden,2]."""
-        return self.last.flatten(0, 1) / len(self.last)
+
+def _mean_last(committee: Committee) -> Tensor:
+    """Returns the last layers of all members as one that gives their mean, [members*hidden,answers]."""
+    return committee.last.flatten(0, 1) / len(committee.last)
 
 
 def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tensor:
@@ -250,7 +255,8 @@ def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tenso
     count = alike.sum(2, keepdim=True).clamp_min(1.0)
     mean = torch.matmul(alike, p) / count
     others = 1 - torch.eye(boxes.shape[1], device=boxes.device, dtype=boxes.dtype)
-    covered = (found.iou * (found.shown[:, None] * others)).amax(2, keepdim=True)
+    # No overlap exceeds 1, so the smaller of the two takes out a box's overlap with itself.
+    covered = (torch.minimum(found.iou, others) * found.shown[:, None]).amax(2, keepdim=True)
     return torch.cat(
         (
             z,
@@ -260,7 +266,7 @@ def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tenso
             boxes,
             border,
             found.entropy,
-            found.spread[..., None] / size,
+            found.spread / size,
             torch.log(count),
             p,
             mean,
@@ -272,7 +278,7 @@ def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tenso
 
 def frame_sums(found: Candidates, own: Tensor) -> Tensor:
     """Returns logs of numbers and of sums of SUMMED statistics, over kept boxes and below, [N,1,SUMS]."""
-    states = torch.stack((found.shown, found.hidden), 1)
+    states = found.states
     sums = torch.cat((states.sum(2, keepdim=True), torch.matmul(states, own[..., SUMMED])), 2)
     return torch.log1p(sums.view(-1, 1, SUMS))
 

@@ -69,15 +69,15 @@ class BoxCount(BoxScore):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]."""
-        return found.count[:, 0]
+        return found.count
 
 
 class _BoxEntropy(BoxScore):
     """Is a score from the binary entropies of each box's classes, in nats."""
 
     def entropies(self, found: Candidates) -> Tensor:
-        """Returns the sum over classes for each candidate, [N,K], 0 for those that are not kept."""
-        return found.entropy[..., 0] * found.shown
+        """Returns the sum over classes for each candidate, [N,K,1], 0 for those that are not kept."""
+        return found.entropy * found.shown[..., None]
 
 
 @register(tasks=("detection",), source="Yang et al. 2024 (PPAL, arXiv:2211.11612)")
@@ -89,7 +89,7 @@ class EntropySum(_BoxEntropy):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]."""
-        return self.entropies(found).sum(1)
+        return self.entropies(found).sum((1, 2))
 
 
 @register(tasks=("detection",), source="Roy et al. 2018; Brust et al. 2019")
@@ -101,7 +101,7 @@ class EntropyMax(_BoxEntropy):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]."""
-        return self.entropies(found).amax(1)
+        return self.entropies(found).amax((1, 2))
 
 
 @register(tasks=("detection",), source="Brust et al. 2019")
@@ -113,7 +113,7 @@ class EntropyMean(_BoxEntropy):
 
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]."""
-        return self.entropies(found).sum(1) / found.count[:, 0].clamp_min(1)
+        return self.entropies(found).sum((1, 2)) / found.count.clamp_min(1)
 
 
 @register(tasks=("detection",), source="Li et al. 2020 (GFL, arXiv:2006.04388); this project")
@@ -126,8 +126,9 @@ class BoxSpread(BoxScore):
     def value(self, found: Candidates) -> Tensor:
         """Returns [N]; 0 without a box."""
         sides = (found.boxes[..., 2:] - found.boxes[..., :2]).clamp_min(0)
-        size = (sides[..., 0] * sides[..., 1]).clamp_min(LEAST_AREA).sqrt()
-        return (found.spread / size * found.shown).sum(1) / found.count[:, 0].clamp_min(1)
+        size = (sides[..., :1] * sides[..., 1:]).clamp_min(LEAST_AREA).sqrt()
+        relative = found.spread / size * found.shown[..., None]
+        return relative.sum((1, 2)) / found.count.clamp_min(1)
 
 
 @register(tasks=("detection",), source="Riedlinger et al. 2023 (arXiv:2107.04517)")
@@ -176,11 +177,10 @@ def residuals(found: Candidates) -> Tensor:
 
 @dataclass(frozen=True)
 class Expectations:
-    """Holds the number of shown boxes, expected false ones, and expected missed objects, [N] each."""
+    """Holds the expected errors of frames, and their expected boxes and objects, [N] each."""
 
-    shown: Tensor
-    false: Tensor
-    missed: Tensor
+    errors: Tensor
+    objects: Tensor
 
 
 class _Expected(BoxScore):
@@ -232,10 +232,11 @@ class _Expected(BoxScore):
 
     def expectations(self, found: Candidates) -> Expectations:
         """Returns what the calibrated candidates of each frame add up to."""
-        missed = torch.sigmoid(self.uncovered[0] * found.logit + self.uncovered[1])
-        count = found.count[:, 0]
-        right = (self.probability(found) * found.shown).sum(1)
-        return Expectations(count, count - right, (missed * found.hidden).sum(1))
+        # Kept boxes are wrong with 1 - P(right), the others missed objects with P(uncovered): in one product.
+        slope, offset = torch.stack((-self.right, self.uncovered)).unbind(1)
+        wrong = torch.sigmoid(found.logit[:, None] * slope[:, None] + offset[:, None])
+        sums = (wrong * found.states).sum(2)
+        return Expectations(sums.sum(1), found.count + sums[:, 1])
 
     def probability(self, found: Candidates) -> Tensor:
         """Returns P(it is the box of an object) of each candidate, [N,K], if it is kept."""
@@ -257,7 +258,7 @@ class ExpectedErrors(_Expected):
 
     def of(self, expected: Expectations) -> Tensor:
         """Returns [N], in errors."""
-        return expected.false + expected.missed
+        return expected.errors
 
 
 @register(tasks=("detection",), needs="holdout", source="this project; Oksuz et al. 2021 (LRP)")
@@ -269,7 +270,7 @@ class ExpectedLrp(_Expected):
 
     def of(self, expected: Expectations) -> Tensor:
         """Returns [N], in 0..1."""
-        return (expected.false + expected.missed) / (expected.shown + expected.missed + PRIOR)
+        return expected.errors / (expected.objects + PRIOR)
 
 
 def fit_lines(

@@ -63,9 +63,9 @@ class Silence(Score):
 
     def forward(self, signals: Signals) -> Tensor:
         """Returns scores [N]; 0 is about the usual distance without boxes."""
-        strange = (torch.matmul(signals.flat, self.whitener) - self.center).square().sum(1)
-        count = self.task.candidates(signals).count[:, 0]
-        return torch.log(strange.clamp_min(LEAST)) - BOX_WEIGHT * torch.log1p(count)
+        strange = torch.addmm(-self.center, signals.flat, self.whitener).square().sum(1)
+        count = self.task.candidates(signals).count
+        return torch.log(strange.clamp_min(LEAST) / (1 + count) ** BOX_WEIGHT)
 
 
 def whitening(features: Tensor, *, shrinkage: float = SHRINKAGE) -> tuple[Tensor, Tensor]:
