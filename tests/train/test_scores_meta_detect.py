@@ -66,7 +66,7 @@ def test_statistics_are_those_of_the_overlapping_candidates() -> None:
         wanted = [float(found.logit[frame, own]), np.log(len(near)), *np.log(boxes[own, 2:] - boxes[own, :2])]
         wanted += [score.min(), score.max(), score.mean(), score.std()]
         wanted += [*sides.min(0), *sides.max(0), *sides.mean(0), *sides.std(0)]
-        np.testing.assert_allclose(got[frame, own], wanted, atol=2e-3)
+        np.testing.assert_allclose(got[frame, own], wanted, atol=2e-5)
 
 
 def test_it_tells_boxes_that_stand_alone_from_right_ones() -> None:
