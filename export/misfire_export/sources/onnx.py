@@ -9,14 +9,13 @@ by ONNX Runtime, and the scores that torch computes from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from misfire_export.assemble import Further, GraphScore, Source, assemble, require_free
+from misfire_export.assemble import GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_operators
 from misfire_export.graph.last_layer import Found
@@ -25,19 +24,12 @@ from misfire_export.measure.calibrate import require_frames
 from misfire_export.options import Options
 from misfire_export.sources.answers import ANSWERS, choose_output, require_shape, static_shape
 from misfire_export.sources.facts import ModelFacts
-from misfire_export.sources.frames import Frames, labels_by_output, quantiles_only
+from misfire_export.sources.frames import Frames, labels_by_output
+from misfire_export.sources.further import foreign_task, score_further
 from misfire_export.sources.onnx_import import adapt, fit_pixels
-from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
-from misfire_export.sources.onnx_outputs import (
-    AllOutputs,
-    Asked,
-    ScoredAnswer,
-    join_scores,
-    score_answer,
-)
-from misfire_export.sources.score_names import further_name, further_output
+from misfire_export.sources.onnx_open import class_names, file_outputs, load_graph, precision_of
+from misfire_export.sources.onnx_outputs import Asked, score_answer
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
-from misfire_train.tasks import Task, known_tasks
 
 
 def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, options: Options) -> Bundle:
@@ -71,71 +63,32 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
         Asked(task, contract, facts.output, facts.answer, facts.classes, class_names(given)),
         options,
     )
-    others = {
-        further_name(name): score_answer(
-            graph,
-            labels.further.get(name) or frames.without_labels(),
-            Asked(kind, contract, name),
-            replace(options, scores=None, score_options={}),
-        )
-        for name, kind in also.items()
-    }
-    scored, reference = own.graph, own.reference
-    for name, other in others.items():
-        scored = join_scores(scored, other, name=name)
-    if others:
-        parts = {name: (other.reference, other.task.output_name) for name, other in others.items()}
-        reference = AllOutputs(reference, parts)
+    bare = frames.without_labels()
+    labelled = {name: labels.further.get(name) or bare for name in also}
+    further = score_further(graph, also, labelled, contract, options)
     source = Source(
-        graph=scored,
+        graph=further.join(own.graph),
         contract=contract,
         task=own.task,
         output=task.output_name,
         scores=(
             *(GraphScore(score.name, score.definition, score.free) for score in own.scores),
-            *(
-                GraphScore(f"{name}_{score.name}", f"{score.definition}, of {name}", score.free, name)
-                for name, other in others.items()
-                for score in other.scores
-            ),
+            *further.scores,
         ),
         lineage=_lineage(Path(path), frames.dataset),
         classes=own.order.names,
-        reference=reference,
+        reference=further.reference(own.reference),
         refit=own.refit,
         ranges=own.frames.fit,
         precision=precision_of(given),
         labelled=own.frames.labelled,
-        further=tuple(
-            Further(
-                name,
-                other.task,
-                further_output(name),
-                other.order.names,
-                other.frames.calibration if other.frames.labelled else None,
-            )
-            for name, other in others.items()
-        ),
+        further=further.answers,
         extra={
-            "notes": [*pixels, *notes, *own.notes, *frames.notes, *_told_further(others)],
+            "notes": [*pixels, *notes, *own.notes, *frames.notes, *further.notes],
             "surgery": _report(own.found),
         },
     )
     return assemble(source, calibration=own.frames.calibration, out=Path(out), options=options)
-
-
-def _told_further(others: Mapping[str, ScoredAnswer]) -> list[str]:
-    notes = [f"{name}: {note}" for name, other in others.items() for note in other.notes]
-    bare = [name for name, other in others.items() if not other.frames.labelled]
-    return [*notes, *([quantiles_only(bare)] if bare else [])]
-
-
-def foreign_task(name: str) -> Task:
-    """Returns a task that foreign graphs can do. Raises ExportError on any other."""
-    able = {task.name: task for task in known_tasks() if task.foreign}
-    if name not in able:
-        raise ExportError(f"a foreign graph can be a {' or a '.join(able)} network, not {name!r}")
-    return able[name]
 
 
 def open_graph(path: Path, *, output: str = "", task: str = "") -> onnx.ModelProto:
@@ -162,11 +115,6 @@ def _report(found: Found) -> dict[str, Any]:
         if layer is None
         else {"node": layer.node, "kind": layer.kind, "features": own_name(layer.features)},
     }
-
-
-def file_outputs(graph: onnx.ModelProto) -> tuple[str, ...]:
-    """Returns the names of a graph's outputs as the file gives them, in order."""
-    return tuple(own_name(value.name) for value in graph.graph.output)
 
 
 def _lineage(path: Path, dataset: tuple[str, str]) -> Lineage:

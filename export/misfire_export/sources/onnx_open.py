@@ -15,7 +15,7 @@ from typing import Literal
 import onnx
 
 from misfire_export.errors import GraphError
-from misfire_export.graph.rename import MOVED, make_room, subgraphs
+from misfire_export.graph.rename import MOVED, make_room, own_name, subgraphs
 
 # A protobuf message holds at most 2 GiB.
 MAX_FILE_BYTES = 1_900_000_000
@@ -189,3 +189,8 @@ def precision_of(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
                 count *= dim
             sizes[item.data_type in _HALF] += count
     return "fp16" if sizes[True] > sizes[False] else "fp32"
+
+
+def file_outputs(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """Returns the names of a graph's outputs as the file gives them, in order."""
+    return tuple(own_name(value.name) for value in graph.graph.output)

@@ -6,7 +6,7 @@ file --recognise on pictures--> layout, input contract, raw tensors --decode, fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,12 @@ from misfire_export.sources.detectors.grafting import (
 from misfire_export.sources.detectors.labelled import check_classes, in_detectors_terms, order_known_classes
 from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
-from misfire_export.sources.frames import ASSUMED_PIXELS, Frames
+from misfire_export.sources.frames import ASSUMED_PIXELS, Frames, labels_by_output
+from misfire_export.sources.further import foreign_task, score_further
 from misfire_export.sources.labels import ClassOrder
 from misfire_export.sources.onnx_graft import FileProbe
 from misfire_export.sources.onnx_import import adapt
-from misfire_export.sources.onnx_open import class_names, load_graph, precision_of
+from misfire_export.sources.onnx_open import class_names, file_outputs, load_graph, precision_of
 from misfire_export.sources.onnx_outputs import fit_again, refit_of_file
 from misfire_export.sources.score_names import ALL, HEAD
 from misfire_runtime.boxes import SILENCE, BoxRule
@@ -70,6 +71,8 @@ MOST_CHANNELS = 512
 _OWN_SCORES = (
     "expected errors use the detector's own scores as probabilities: without labels they cannot be calibrated"
 )
+_OF_PICTURES = ("classification", "multi-label")
+"""Tasks whose labels are of a whole picture."""
 _LEAST_THRESHOLD = 0.05
 """A suppression inside a file often lets nearly everything through; that is no deployed threshold."""
 
@@ -109,6 +112,9 @@ def export_detector(
         )
     given = load_graph(Path(path))
     stated = facts.classes or class_names(given)
+    labels = labels_by_output(frames, file_outputs(given), output=facts.output, also=facts.also)
+    also = {name: foreign_task(kind) for name, kind in labels.also.items()}
+    frames = labels.frames
     found = recognise(
         given,
         frames.calibration,
@@ -122,13 +128,15 @@ def export_detector(
         frames.classes, reading.classes, stated=facts.classes, metadata=class_names(given)
     )
     task = Detection().with_rule(_rule(found, rule or {}), order.names)
+    beside = _beside(labels.further, also, frames, contract)
     frames = in_detectors_terms(frames, contract, order, task)
     frames, apart = _set_aside(frames, task)
-    network, maps, notes = _network(found, frames.calibration)
+    whole, maps, notes = _network(found, frames.calibration, also=also)
+    network = expose_raw(whole, [*found.fit.reading.tensors, *maps])
     session = open_session(network)
-    plain = DetectorHead(reading.decoder, (), task=task, maps=maps).eval()
+    plain = DetectorHead(reading.decoder, (), task=task, maps=len(maps)).eval()
     checked = _check(session, plain, frames, contract, order)
-    labels = frames.labelled and frames.holdout is not None
+    labelled = frames.labelled and frames.holdout is not None
     sets = {
         key: _gather(session, plain, part, contract=contract)
         for key, part in (("fit", frames.fit), ("holdout", frames.holdout))
@@ -136,14 +144,14 @@ def export_detector(
     names = _names(
         options.scores,
         task,
-        labelled=labels,
-        seen=sets["holdout"] is not None and maps > 0,
+        labelled=labelled,
+        seen=sets["holdout"] is not None and bool(maps),
         spread=found.fit.spread,
     )
     probe = FileProbe(session, plain.signals)
     refit = refit_of_file(probe, task, frames, contract, seed=options.seed) if HEAD in names else None
     settings = {name: dict(value) for name, value in options.score_options.items()}
-    if not labels:
+    if not labelled:
         for name in set(names) & set(UNCALIBRATED):
             settings.setdefault(name, dict(UNCALIBRATED[name]))
     free = [name for name in names if name != HEAD]
@@ -151,16 +159,20 @@ def export_detector(
     if refit is not None:
         built.insert(0, fit_again(refit))
     require_small_scores(built)
-    head = DetectorHead(reading.decoder, built, task=task, maps=maps).eval()
+    head = DetectorHead(reading.decoder, built, task=task, maps=len(maps)).eval()
     some = _raw(session, spread(frames.calibration, 4), contract)
     small = trace_head(head, some)
     require_same(head, small, some)
+    further = score_further(whole, also, beside, contract, options)
     source = Source(
-        graph=append_head(network, small),
+        graph=further.join(append_head(network, small)),
         contract=contract,
         task=task,
         output=task.output_name,
-        scores=tuple(GraphScore(score.name, score.definition, score.free) for score in built),
+        scores=(
+            *(GraphScore(score.name, score.definition, score.free) for score in built),
+            *further.scores,
+        ),
         lineage=Lineage(
             run_id=f"onnx-{sha256_file(Path(path))[:16]}",
             dataset=frames.dataset[0],
@@ -168,11 +180,12 @@ def export_detector(
             config={"onnx": Path(path).name},
         ),
         classes=order.names,
-        reference=DetectorReference(session, open_session(small), image=contract.name),
+        reference=further.reference(DetectorReference(session, open_session(small), image=contract.name)),
         refit=refit,
         ranges=frames.fit,
         precision=precision_of(given),
         labelled=frames.labelled,
+        further=further.answers,
         extra={
             "notes": [
                 found.said,
@@ -182,9 +195,10 @@ def export_detector(
                 *([order.note] if order.note else []),
                 *checked,
                 *apart,
-                *([_OWN_SCORES] if set(names) & set(UNCALIBRATED) and not labels else []),
+                *([_OWN_SCORES] if set(names) & set(UNCALIBRATED) and not labelled else []),
                 # A detector's layout states how its pictures are normalised.
                 *(note for note in frames.notes if note != ASSUMED_PIXELS),
+                *further.notes,
             ],
             "surgery": _report(found),
         },
@@ -237,25 +251,56 @@ def _set_aside(frames: Frames, task: Detection) -> tuple[Frames, tuple[str, ...]
     return replace(frames, calibration=parts["calibration"], holdout=parts["holdout"]), (note,)
 
 
-def _network(found: Recognised, frames: Examples) -> tuple[onnx.ModelProto, int, tuple[str, ...]]:
+def _beside(
+    labelled: Mapping[str, Frames | None], also: Iterable[str], frames: Frames, contract: InputContract
+) -> dict[str, Frames]:
+    """Returns the frames for each further answer, with its labels if they are of whole pictures.
+
+    Labels of pixels are in the pixels of the data set, which the detector may see otherwise.
+    """
+    bare = frames.without_labels()
+    same = frames.contract is not None and all(
+        getattr(frames.contract, key) == getattr(contract, key) for key in ("width", "height", "resize")
+    )
+    found = {}
+    for name in also:
+        own = labelled.get(name)
+        found[name] = own if own is not None and (same or own.task in _OF_PICTURES) else bare
+    return found
+
+
+def _network(
+    found: Recognised, frames: Examples, *, also: Iterable[str]
+) -> tuple[onnx.ModelProto, tuple[str, ...], tuple[str, ...]]:
     """Returns the network up to the tensors that the decoder reads, and what its last layers read.
 
-    Its batch is free if possible. Second: the number of feature maps. Third: notes.
+    also: further outputs that it keeps. Its batch is free if possible. Second: feature maps. Third: notes.
+    Raises ExportError if there is no such further output.
     """
     tensors = found.fit.reading.tensors
+    further = [_output_named(name, found) for name in also]
     maps = [name for name in feature_maps(found.graph, tensors) if name not in tensors]
     # Without what chose the boxes, frames no longer depend on each other, so the batch is tried again.
-    network, notes = adapt(keep_outputs(found.graph, [*tensors, *maps]), found.contract)
-    network = expose_raw(network, [*tensors, *maps])
+    network, notes = adapt(keep_outputs(found.graph, [*tensors, *maps, *further]), found.contract)
     if maps:
-        some = _raw(open_session(network), spread(frames, 2), found.contract, rows=False)
+        raw = open_session(expose_raw(network, [*tensors, *maps]))
+        some = _raw(raw, spread(frames, 2), found.contract, rows=False)
         kept = _usable(some[len(tensors) :], min(2, len(frames)))
         maps = [maps[place] for place in kept]
-        network, notes = adapt(keep_outputs(found.graph, [*tensors, *maps]), found.contract)
-        network = expose_raw(network, [*tensors, *maps])
+        network, notes = adapt(keep_outputs(found.graph, [*tensors, *maps, *further]), found.contract)
     if not maps:
         notes = (*notes, f"no feature maps were found, so {SILENCE} and the embedding are left out")
-    return network, len(maps), notes
+    return network, tuple(maps), notes
+
+
+def _output_named(name: str, found: Recognised) -> str:
+    """Returns the tensor of an output of the file. Raises ExportError if there is none."""
+    outputs = {own_name(output): output for output in found.tail.outputs}
+    if name not in outputs:
+        raise ExportError(f"--also: the graph has no output {name!r}; it has {', '.join(outputs)}")
+    if outputs[name] in found.fit.reading.tensors:
+        raise ExportError(f"--also: output {name} is part of the detector's own answer")
+    return outputs[name]
 
 
 def _usable(maps: Sequence[NDArray[np.float32]], frames: int) -> list[int]:
