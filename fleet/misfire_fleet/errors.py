@@ -3,7 +3,9 @@
 MisfireError (misfire_runtime.errors)
 ├── StoreError               the store's content or its settings are wrong: waiting does not help
 │   ├── SampleGoneError      the sample is not, or no longer, in the store
-│   └── RowRefusedError      the database refuses the values of a row
+│   ├── RowRefusedError      the database refuses the values of a row
+│   ├── VerdictRefusedError  a verdict is wrong in itself: its label, its class, a box
+│   └── VerdictConflictError the person judged the sample meanwhile, in another window
 ├── StoreUnavailableError    database or blob store do not work now: try again later
 ├── CheckFailedError         a sample could not be checked, which proves nothing about it: try again later
 ├── LabelToolError           a label tool refuses a request, or is not set up for it: waiting does not help
@@ -26,6 +28,22 @@ class SampleGoneError(StoreError):
 
 class RowRefusedError(StoreError):
     """Reports that the database refuses a row's values. The row is at fault if others are accepted."""
+
+
+class VerdictRefusedError(StoreError):
+    """Reports that a verdict cannot be recorded as it is; nothing of it was.
+
+    Attributes:
+        problems: a sentence for each thing that is wrong.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class VerdictConflictError(StoreError):
+    """Reports that a sample's verdict is another one than the person saw when they gave theirs."""
 
 
 class StoreUnavailableError(MisfireError):

@@ -93,8 +93,9 @@ def rebuild(
     done = rebuild_store(place.database_or_file, place.blobs_or_folder, force=force)
     text = (
         f"restored: {done.rows} rows, {done.tombstones} deletions, {done.holds} holds, {done.labels} labels, "
-        f"{done.classes} classes, {done.snapshots} snapshots, {done.verdicts} verdicts of the gate, "
-        f"{done.published} published bundles, {done.audit} audit lines\n"
+        f"{done.person_verdicts} verdicts of people, {done.classes} classes, {done.snapshots} snapshots, "
+        f"{done.verdicts} verdicts of the gate, {done.published} published bundles, "
+        f"{done.audit} audit lines\n"
         f"{done.unknown} blobs without an offer are left as they are\n"
         + "".join(f"not restored: {what}\n" for what in NOT_RESTORED)
         + (f"the old database is {done.kept}" if done.kept else "there was no database")

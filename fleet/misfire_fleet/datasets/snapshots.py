@@ -32,7 +32,7 @@ from misfire_fleet.errors import StoreError
 from misfire_fleet.store import Store
 from misfire_fleet.store.curated import snapshots as rows
 from misfire_fleet.store.database import HEAD, one_of
-from misfire_fleet.store.labels import labelled_pages, newest_label
+from misfire_fleet.store.labels import labelled_pages, last_moment, newest_label
 from misfire_fleet.store.records import SampleFilter
 from misfire_fleet.store.schema import label_names, labels, samples, snapshot_samples, snapshots
 from misfire_fleet.store.store import conditions_of
@@ -294,12 +294,12 @@ class Snapshots:
             source = rows.found(self._store.database, plan.test_from)
             test_from = SnapshotRef(name=source.name, sha256=source.sha256)
         with self._store.database.read() as connection:
-            last = connection.scalar(select(func.max(labels.c.recorded_at)))
+            last = last_moment(connection)
             frozen = frozen_tests(connection)
         return Query(
             where=tuple(where_of(filters)),
             kind=plan.kind,
-            labels_up_to=float(last or 0.0),
+            labels_up_to=last,
             group_by=plan.group_by,
             seed=plan.seed,
             holdout=plan.shares.holdout,

@@ -141,7 +141,10 @@ class Checker:
         own = [
             row for row in earlier if (row["source"], row["annotator"]) == (line["source"], line["annotator"])
         ]
-        if not self._fits(line, earlier, where) or not self._is_new(line, own, at, where):
+        # What its annotator took back is neither a reason to refuse a label nor the same label again.
+        counting = [row for row in earlier if not row.get("withdrawn")]
+        said_before = [row for row in own if not row.get("withdrawn")]
+        if not self._fits(line, counting, where) or not self._is_new(line, said_before, at, where):
             return None
         self.new_classes.update(unknown)
         row = {key: value for key, value in line.items() if key != "where"}

@@ -21,6 +21,7 @@ from misfire_fleet.store.records import ANY, SampleFilter, StoredSample
 from misfire_fleet.store.rows import sample_of
 from misfire_fleet.store.schema import labels, samples, snapshot_samples
 from misfire_fleet.store.store import conditions_of
+from misfire_fleet.store.verdicts import verdicts_of
 
 PAGE = 200
 _SPLITS = {"train": "train", "holdout": "val", "val": "val", "test": "test"}
@@ -53,6 +54,7 @@ def export_items(
         ids = [sample.id for sample in rows]
         sides, hashes = _in_snapshot(store, ids, filters.snapshot)
         records = labels_of(store, ids, up_to=up_to, contents=hashes)
+        judged = _verdicts_of(store, ids)
         for sample in rows:
             why = _not_a_picture(sample)
             if why:
@@ -64,7 +66,11 @@ def export_items(
                 counts["samples that were deleted meanwhile"] += 1
                 continue
             yield export_item(
-                sample, read=read, record=records.get(sample.id), split=sides.get(sample.id, "")
+                sample,
+                read=read,
+                record=records.get(sample.id),
+                split=sides.get(sample.id, ""),
+                verdict=judged.get(sample.id, ""),
             )
         if len(rows) < PAGE:
             return
@@ -72,7 +78,12 @@ def export_items(
 
 
 def export_item(
-    sample: StoredSample, *, read: Callable[[], bytes], record: LabelRecord | None = None, split: str = ""
+    sample: StoredSample,
+    *,
+    read: Callable[[], bytes],
+    record: LabelRecord | None = None,
+    split: str = "",
+    verdict: str = "",
 ) -> ExportItem:
     """Returns a stored picture as an item. `read` returns its bytes."""
     offer = sample.offer
@@ -95,7 +106,13 @@ def export_item(
         answer=answer_of(sample),
         record=record,
         split=split,
+        verdict=verdict,
     )
+
+
+def _verdicts_of(store: Store, ids: Sequence[str]) -> dict[str, str]:
+    with store.database.read() as connection:
+        return {key: row["verdict"] for key, row in verdicts_of(connection, ids).items()}
 
 
 def labels_of(

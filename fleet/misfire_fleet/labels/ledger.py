@@ -32,7 +32,15 @@ from misfire_fleet.labels.checking import (
 from misfire_fleet.labels.content import LabelRecord, parse
 from misfire_fleet.store import Store
 from misfire_fleet.store.database import one_of
-from misfire_fleet.store.labels import known_classes, labelled_pages, newest_label, next_moment
+from misfire_fleet.store.labels import (
+    is_labelled,
+    is_withdrawn,
+    known_classes,
+    labelled_pages,
+    last_moment,
+    newest_label,
+    next_moment,
+)
 from misfire_fleet.store.records import ANY, SampleFilter
 from misfire_fleet.store.schema import classes, labels, samples
 from misfire_fleet.store.store import conditions_of
@@ -105,6 +113,35 @@ class LabelLedger:
                 return checker.result(written=False)
             return self._write(spool, checker, actor=actor, skip_wrong=skip_wrong)
 
+    def add_within(
+        self,
+        connection: Connection,
+        new: Iterable[NewLabel],
+        *,
+        prefix: str,
+        moment: float,
+        add_classes: bool,
+        actor: str,
+    ) -> Added:
+        """Records labels in the transaction of `connection`, which has the lock, or finds what is wrong.
+
+        Args:
+            connection: the caller rolls it back if the result is not `ok`.
+            new: the labels.
+            prefix: of the documents, marked by `LabelRows.begin`.
+            moment: time of the record, seconds since 1970: that of `next_moment`.
+            add_classes: adds classes that the fleet does not have.
+            actor: who adds classes, for the audit log.
+        """
+        checker = Checker(add_classes=add_classes)
+        with tempfile.SpooledTemporaryFile(GROUP_BYTES, "w+b") as spool:
+            write_spool(spool, new, checker)
+            if not checker.invalid:
+                self._insert(connection, spool, checker, prefix=prefix, skip_wrong=False, moment=moment)
+        if checker.result(written=False).ok:
+            self._add_classes(connection, sorted(checker.new_classes), actor=actor)
+        return checker.result(written=checker.result(written=False).ok)
+
     def _check(self, spool: IO[bytes], checker: Checker) -> None:
         try:
             with self._store.deletion.groups.alone() as connection:
@@ -139,9 +176,10 @@ class LabelLedger:
         *,
         prefix: str | None,
         skip_wrong: bool,
+        moment: float | None = None,
     ) -> None:
         """Checks and inserts the spooled labels group by group; `prefix`: of the documents, None: none."""
-        checker.moment = next_moment(connection)
+        checker.moment = next_moment(connection) if moment is None else moment
         checker.known_classes = known_classes(connection)
         database = self._store.database
         for number, group in enumerate(groups(spool)):
@@ -191,7 +229,7 @@ class LabelLedger:
         return record_of(rows[0]) if rows else None
 
     def history(self, sample: str, *, limit: int = 1000) -> list[LabelRecord]:
-        """Returns the newest `limit` records of a sample, oldest first."""
+        """Returns the newest `limit` records of a sample, oldest first, also those that were taken back."""
         query = select(labels).where(labels.c.sample == sample)
         query = query.order_by(labels.c.recorded_at.desc(), labels.c.seq.desc()).limit(limit)
         return [record_of(row) for row in reversed(self._read(query, sample))]
@@ -202,7 +240,7 @@ class LabelLedger:
         differing = (
             select(labels.c.sample)
             .join(samples, labels.c.sample == samples.c.id)
-            .where(*conditions_of(filters))
+            .where(~is_withdrawn(), *conditions_of(filters))
             .group_by(labels.c.sample)
             .having(func.min(labels.c.content_hash) != func.max(labels.c.content_hash))
             .order_by(labels.c.sample)
@@ -222,15 +260,14 @@ class LabelLedger:
 
     def count(self, filters: SampleFilter = ANY) -> int:
         """Returns the number of labelled samples that match."""
-        labelled = select(labels.c.seq).where(labels.c.sample == samples.c.id).exists()
-        query = select(func.count()).select_from(samples).where(labelled, *conditions_of(filters))
+        query = select(func.count()).select_from(samples).where(is_labelled(), *conditions_of(filters))
         with self._store.database.read() as connection:
             return int(connection.scalar(query) or 0)
 
     def last_recorded(self) -> float:
-        """Returns the time of the last import, seconds since 1970, for `up_to`; 0 if there is none."""
+        """Returns the time of the last import or verdict, seconds since 1970, for `up_to`; 0 for none."""
         with self._store.database.read() as connection:
-            return float(connection.scalar(select(func.max(labels.c.recorded_at))) or 0.0)
+            return last_moment(connection)
 
     def classes(self) -> list[FleetClass]:
         """Returns the fleet's classes, sorted by name."""
@@ -292,8 +329,8 @@ def record_of(row: RowMapping) -> LabelRecord:
 
 
 def _said(connection: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the records of samples without their contents, oldest first."""
-    columns = [labels.c[name] for name in _RECORD]
+    """Returns the records of samples without their contents, oldest first, and whether they count."""
+    columns = [*(labels.c[name] for name in _RECORD), is_withdrawn().label("withdrawn")]
     query = select(labels.c.seq, *columns).where(one_of(labels.c.sample, ids, on=connection))
     said: dict[str, list[dict[str, Any]]] = {}
     for row in connection.execute(query.order_by(labels.c.recorded_at, labels.c.seq)).mappings():
@@ -306,7 +343,8 @@ def _in_conflict(connection: Connection, ids: Sequence[str]) -> dict[str, list[i
     found: dict[str, list[int]] = {}
     for sample, rows in sorted(_said(connection, ids).items()):
         newest: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in sorted(rows, key=lambda row: (row["at"], row["version"])):
+        counting = [row for row in rows if not row["withdrawn"]]
+        for row in sorted(counting, key=lambda row: (row["at"], row["version"])):
             newest[row["source"], row["annotator"]] = row
         if len({row["content_hash"] for row in newest.values()}) > 1:
             found[sample] = [row["seq"] for row in newest.values()]

@@ -7,10 +7,10 @@ the folder once. An object store does everything in one put. After a crash, a fi
 or none.
 
 Documents are small files next to the blobs: `offers/` has one per commit group, from which its rows can be
-built again (`offers.py`), `labels/` has those of each import of labels (`labels.py`), `snapshots/` has one
-per snapshot, `ledger/` has deletions, holds, new classes and what was published, `cursors/` has how far
-labels were fetched from each label tool, `bundles/` has the archive of each published bundle. Documents can
-be replaced.
+built again (`offers.py`), `labels/` has those of each import of labels (`labels.py`), `verdicts/` has one
+per act of a person (`verdicts.py`), `snapshots/` has one per snapshot, `ledger/` has deletions, holds, new
+classes and what was published, `cursors/` has how far labels were fetched from each label tool, `bundles/` has
+the archive of each published bundle. Documents can be replaced.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from misfire_runtime.clock import wall_time
 from misfire_runtime.files import write_through
 
 _TMP = "tmp"
-Kind = Literal["offers", "ledger", "labels", "snapshots", "cursors", "bundles"]
-DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "snapshots", "cursors", "bundles")
+Kind = Literal["offers", "ledger", "labels", "verdicts", "snapshots", "cursors", "bundles"]
+DOCUMENTS: tuple[Kind, ...] = ("offers", "ledger", "labels", "verdicts", "snapshots", "cursors", "bundles")
 _BLOB = re.compile(r"[0-9a-f]{64}")
 _DOCUMENT = re.compile(r"[A-Za-z0-9._-]{1,72}")
 """Long enough for a SHA-256 with an ending."""

@@ -1,10 +1,10 @@
 """Deletes samples for good: by vehicle and time, by age, or by size, unless a legal hold covers them.
 
 A deletion is one transaction. It removes the row, leaves a tombstone (a vehicle that still has the sample
-gets `declined`), marks the blob as doomed and the document with its offer as stale, removes its labels, and
-writes an audit line. After the commit, blobs are removed, and stale documents are rewritten without the
-deleted records; `purge` repeats this for those that a crash left behind. The ledger next to the blobs keeps
-tombstones, holds and audit lines in case the database is lost.
+gets `declined`), marks the blob as doomed and the document with its offer as stale, removes its labels and
+verdicts, and writes an audit line. After the commit, blobs are removed, and stale documents are rewritten
+without the deleted records; `purge` repeats this for those that a crash left behind. The ledger next to the
+blobs keeps tombstones, holds and audit lines in case the database is lost.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from misfire_fleet.store.labels import LabelRows
 from misfire_fleet.store.ledger import Ledger
 from misfire_fleet.store.records import Deletion, Hold
 from misfire_fleet.store.schema import audit, doomed_blobs, holds, samples, tombstones
+from misfire_fleet.store.verdicts import VerdictRows
 from misfire_runtime.clock import wall_time
 
 _GROUP = 500
@@ -39,6 +40,7 @@ class Deletions:
         self._blobs = blobs
         self.groups = OfferGroups(database, blobs)
         self.labels = LabelRows(database, blobs, self.groups)
+        self.verdicts = VerdictRows(database, blobs, self.groups)
         self.ledger = Ledger(blobs)
 
     def delete(
@@ -158,6 +160,8 @@ class Deletions:
         self.groups.tidy_unowned()
         self.labels.tidy()
         self.labels.tidy_unowned()
+        self.verdicts.tidy()
+        self.verdicts.tidy_unowned()
         return removed
 
     def doom(self, ids: Sequence[str]) -> None:
@@ -218,6 +222,7 @@ class Deletions:
             self.database.insert_new(connection, doomed_blobs, [{"id": key, "doomed_at": now} for key in ids])
             self.groups.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
             self.labels.remove(connection, ids)
+            self.verdicts.remove(connection, ids)
             connection.execute(delete(samples).where(samples.c.id.in_(ids)))
         return len(rows), sum(row.size for row in rows)
 

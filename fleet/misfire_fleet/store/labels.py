@@ -17,7 +17,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import ColumnElement, Connection, RowMapping, ScalarSelect, case, delete, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    ScalarSelect,
+    Select,
+    case,
+    delete,
+    func,
+    select,
+)
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store.blobs import Blobs, Document
@@ -31,12 +41,15 @@ from misfire_fleet.store.schema import (
     snapshot_samples,
     stale_labels,
     tombstones,
+    verdicts,
 )
 from misfire_runtime.clock import wall_time
 from misfire_runtime.messages import LAST_DATE
 
 MACHINES = ("vote",)
 """Sources that are no people: their records count only for samples that nobody else labelled."""
+PERSON = "person"
+"""Source of labels that are made with a verdict, and that a person can take back."""
 _GROUP = 500
 _ABANDONED_S = 3600.0
 """Age of an import's mark after which its process is taken for dead: an import takes minutes at most."""
@@ -248,11 +261,9 @@ def newest_label(*, up_to: float | None = None) -> ScalarSelect[Any]:
     People before machines, then the newest by `at`, then the last recorded; the rest makes ties the same on
     every database, and after a rebuild. `up_to` ignores what was recorded later, seconds since 1970.
     """
-    query = select(labels.c.seq).where(labels.c.sample == samples.c.id)
-    if up_to is not None:
-        query = query.where(labels.c.recorded_at <= up_to)
     return (
-        query.order_by(
+        _counting(up_to)
+        .order_by(
             case((labels.c.source.in_(MACHINES), 1), else_=0),
             labels.c.at.desc(),
             labels.c.recorded_at.desc(),
@@ -267,10 +278,26 @@ def newest_label(*, up_to: float | None = None) -> ScalarSelect[Any]:
 
 def is_labelled(*, up_to: float | None = None) -> ColumnElement[bool]:
     """Returns the condition on a row of `samples` that it has a label. `up_to`: as in `newest_label`."""
-    query = select(labels.c.seq).where(labels.c.sample == samples.c.id)
+    return _counting(up_to).correlate(samples).exists()
+
+
+def _counting(up_to: float | None) -> Select[Any]:
+    """Returns the query for `seq` of the records of a row of `samples` that count."""
+    query = select(labels.c.seq).where(labels.c.sample == samples.c.id, ~is_withdrawn(up_to=up_to))
+    return query if up_to is None else query.where(labels.c.recorded_at <= up_to)
+
+
+def is_withdrawn(*, up_to: float | None = None) -> ColumnElement[bool]:
+    """Returns the condition on a row of `labels` that its annotator took it back with its verdict."""
+    query = select(verdicts.c.seq).where(
+        verdicts.c.sample == labels.c.sample,
+        verdicts.c.annotator == labels.c.annotator,
+        verdicts.c.withdraws == labels.c.version,
+        labels.c.source == PERSON,
+    )
     if up_to is not None:
-        query = query.where(labels.c.recorded_at <= up_to)
-    return query.correlate(samples).exists()
+        query = query.where(verdicts.c.recorded_at <= up_to)
+    return query.correlate(labels).exists()
 
 
 def names_class(name: str, *, up_to: float | None = None) -> ColumnElement[bool]:
@@ -307,10 +334,16 @@ def labelled_pages(database: Database, *, page: int) -> Iterator[list[str]]:
 
 
 def next_moment(connection: Connection) -> float:
-    """Returns the time of the next import: now, but after every earlier one, also if the clock went back."""
-    last = float(connection.scalar(select(func.max(labels.c.recorded_at))) or 0.0)
+    """Returns the time of the next import or verdict: now, but after every earlier one."""
+    last = last_moment(connection)
     # A float of seconds since 1970 has steps below a microsecond.
     return max(wall_time(), math.nextafter(last, math.inf))
+
+
+def last_moment(connection: Connection) -> float:
+    """Returns the time of the last import or verdict, seconds since 1970, for `up_to`; 0 if there is none."""
+    newest = (select(func.max(table.c.recorded_at)) for table in (labels, verdicts))
+    return max(float(connection.scalar(query) or 0.0) for query in newest)
 
 
 def known_classes(connection: Connection) -> set[str]:

@@ -101,6 +101,8 @@ class SampleFilter:
     labelled: bool | None = None
     label_class: str | None = None
     """A class that the sample's label names."""
+    verdict: str | None = None
+    """right, wrong, missed or ignore; "any", or "none" if nobody judged the sample."""
     snapshot: str | None = None
     """Name of a snapshot that holds the sample."""
     ids: tuple[str, ...] | None = None

@@ -4,8 +4,9 @@
 of the document next to the blobs that has its offer. The other tables hold vehicles, telemetry, refused
 offers, copies (vehicles that got `stored` for another vehicle's sample), the records of deletion
 (tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
-snapshots, which run and bundle came of which snapshot (lineage), what the gate said of candidates, and which
-bundles are published. Times are seconds since 1970, by the clock of the machine that wrote them.
+verdicts of people, snapshots, which run and bundle came of which snapshot (lineage), what the gate said of
+candidates, and which bundles are published. Times are seconds since 1970, by the clock of the machine that
+wrote them.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ samples = Table(
     Index("ix_samples_vehicle_seq", "vehicle", "seq"),
     Index("ix_samples_captured_at", "captured_at"),
     Index("ix_samples_stored_at", "stored_at"),
+    Index("ix_samples_random_id", "random", "id"),
+    Index("ix_samples_percentile_id", "percentile", "id"),
 )
 
 vehicles = Table(
@@ -179,6 +182,38 @@ classes = Table(
 
 stale_labels = Table(
     "stale_labels",
+    metadata,
+    Column("name", String(64), primary_key=True),
+)
+
+# Rows are added, and go only with their sample. `recorded_at` is another for each act, and rises. The newest
+# row of a sample and an annotator holds, also if it takes a verdict back (`verdict` is "none" then).
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("act", String(64), nullable=False),
+    Column("sample", String(64), nullable=False),
+    Column("annotator", String(200), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("holds", String(64), nullable=False),
+    Column("undoes", String(64), nullable=False),
+    Column("label_version", Integer),
+    Column("withdraws", Integer),
+    Column("shared", Boolean, nullable=False),
+    Column("blind", Boolean, nullable=False),
+    Column("took_s", Float),
+    Column("at", Float, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+    Index("uq_verdicts", "act", "sample", unique=True),
+    Index("ix_verdicts_sample", "sample", "annotator", "recorded_at"),
+    Index("ix_verdicts_annotator", "annotator", "recorded_at"),
+    Index("ix_verdicts_recorded_at", "recorded_at"),
+    Index("ix_verdicts_undoes", "undoes"),
+)
+
+stale_verdicts = Table(
+    "stale_verdicts",
     metadata,
     Column("name", String(64), primary_key=True),
 )

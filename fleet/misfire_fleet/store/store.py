@@ -40,6 +40,7 @@ from misfire_fleet.store.records import ANY, NewSample, Outcome, SampleFilter, S
 from misfire_fleet.store.rows import sample_of, whole
 from misfire_fleet.store.schema import refusals, samples, tombstones, vehicles
 from misfire_fleet.store.vehicles import VehicleRegistry
+from misfire_fleet.store.verdicts import has_verdict
 from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.messages import Clock, Offer, Trigger
@@ -316,7 +317,7 @@ class Store:
 
 
 def conditions_of(filters: SampleFilter, *, up_to: float | None = None) -> list[ColumnElement[bool]]:
-    """Returns the conditions on rows of `samples`; `up_to` ignores labels that were recorded later."""
+    """Returns the conditions on rows of `samples`; `up_to` ignores what people said later."""
     exact = {
         "vehicle": filters.vehicle,
         "trigger": filters.trigger,
@@ -348,6 +349,7 @@ def _label_conditions(filters: SampleFilter, up_to: float | None) -> list[Column
         conditions.append(labelled if filters.labelled else ~labelled)
     for name, condition in (
         (filters.label_class, names_class(filters.label_class or "", up_to=up_to)),
+        (filters.verdict, has_verdict(filters.verdict or "", up_to=up_to)),
         (filters.snapshot, is_in_snapshot(filters.snapshot or "")),
     ):
         if name is not None:

@@ -20,6 +20,7 @@ _MAX_TEXT = 200
 _MAX_IDS = 20_000
 """Fewer than the parameters of a statement: 32,766 in SQLite."""
 _ID = re.compile("[0-9a-f]{64}")
+VERDICTS = ("right", "wrong", "missed", "ignore", "any", "none")
 
 
 def _text(value: str) -> str:
@@ -32,6 +33,12 @@ def _flag(value: str) -> bool:
     if value not in ("yes", "no"):
         raise ValueError("expected yes or no")
     return value == "yes"
+
+
+def _verdict(value: str) -> str:
+    if value not in VERDICTS:
+        raise ValueError(f"expected one of {', '.join(VERDICTS)}")
+    return value
 
 
 def _share(value: str) -> float:
@@ -74,6 +81,7 @@ CONDITIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "percentile": ("min_percentile", _share, "0..1: the highest percentile of a score is at least that"),
     "labelled": ("labelled", _flag, "yes or no"),
     "class": ("label_class", _text, "NAME: the label names it"),
+    "verdict": ("verdict", _verdict, "right, wrong, missed, ignore, any or none: a person's verdict on it"),
     "snapshot": ("snapshot", _text, "NAME: the snapshot holds it"),
     "ids": ("ids", _ids, "@FILE of ids, one a line, or ids with commas"),
 }

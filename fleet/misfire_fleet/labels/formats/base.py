@@ -71,6 +71,7 @@ class ExportItem:
         answer: of the vehicle's model; None if the offer has none that is a label.
         record: the label to export; None if the sample is not labelled.
         split: "train", "val" or "test" of a snapshot; "" if there is none.
+        verdict: of a person on the answer: right, wrong, missed or ignore; "" if there is none.
     """
 
     sample: str
@@ -91,6 +92,7 @@ class ExportItem:
     answer: Answer | None = None
     record: LabelRecord | None = None
     split: str = ""
+    verdict: str = ""
 
     @property
     def file_name(self) -> str:

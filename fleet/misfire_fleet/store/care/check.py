@@ -41,6 +41,8 @@ PROBLEMS = {
     "not_in_ledger": "deletions, holds and classes that a rebuild would forget: --repair notes them",
     "labels_without_document": "labels that a rebuild would forget: --repair writes their documents",
     "labels_without_row": "documents of labels that no row names: --repair adds the rows",
+    "verdicts_without_document": "verdicts that a rebuild would forget: --repair writes their documents",
+    "verdicts_without_row": "documents of verdicts that no row names: --repair adds the rows",
     "snapshots_damaged": "the manifest is lost or altered: misfire fleet snapshot rebuild NAME",
     "snapshots_without_row": "in the ledger and not in the database: --repair adds the rows",
     "bundles_damaged": "the archive is lost or altered: publish the same bundle again",
@@ -100,6 +102,8 @@ def check(store: Store, *, deep: bool = False) -> Check:
         _compare_ledger(store, found)
         found.problems["labels_without_document"] += store.deletion.labels.lost(deep=deep)
         found.problems["labels_without_row"] += store.deletion.labels.unowned()
+        found.problems["verdicts_without_document"] += store.deletion.verdicts.lost(deep=deep)
+        found.problems["verdicts_without_row"] += store.deletion.verdicts.unowned()
         found.problems["snapshots_damaged"] += snapshots.damaged(store.database, store.blobs)
         found.problems["snapshots_without_row"] += [
             entry["detail"]["name"] for entry in _missing_snapshots(store)
@@ -239,6 +243,10 @@ def repair(store: Store, found: Check) -> dict[str, int]:
             found.problems["labels_without_document"]
         ),
         "labels_without_row": store.deletion.labels.restore(found.problems["labels_without_row"]),
+        "verdicts_without_document": store.deletion.verdicts.write_again(
+            found.problems["verdicts_without_document"]
+        ),
+        "verdicts_without_row": store.deletion.verdicts.restore(found.problems["verdicts_without_row"]),
         "snapshots_without_row": _restore_snapshots(store),
         "bundles_without_row": _restore_bundles(store),
     }

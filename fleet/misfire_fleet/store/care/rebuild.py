@@ -34,6 +34,7 @@ from misfire_fleet.store.schema import (
     samples,
     snapshots,
     tombstones,
+    verdicts,
 )
 from misfire_fleet.store.store import Store
 from misfire_runtime.files import replace_durably
@@ -57,6 +58,7 @@ class Rebuilt:
     tombstones: int
     holds: int
     labels: int
+    person_verdicts: int
     classes: int
     snapshots: int
     verdicts: int
@@ -128,11 +130,12 @@ def _restore(store: Store) -> Rebuilt:
     _restore_ledger(store)
     add_rows(store)
     store.deletion.labels.restore()
+    store.deletion.verdicts.restore()
     with store.database.read() as connection:
         counts = {
             table.name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
             for table in (
-                *(samples, tombstones, holds, audit, labels, classes, snapshots),
+                *(samples, tombstones, holds, audit, labels, verdicts, classes, snapshots),
                 *(gate_verdicts, published_bundles),
             )
         }
@@ -142,6 +145,7 @@ def _restore(store: Store) -> Rebuilt:
         tombstones=counts["tombstones"],
         holds=counts["holds"],
         labels=counts["labels"],
+        person_verdicts=counts["verdicts"],
         classes=counts["classes"],
         snapshots=counts["snapshots"],
         verdicts=counts["gate_verdicts"],

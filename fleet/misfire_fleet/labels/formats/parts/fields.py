@@ -41,6 +41,7 @@ def fields_of(item: ExportItem) -> dict[str, str | float | bool | None]:
         "percentile": item.percentile,
         **({"split": item.split} if item.split else {}),
         **({"annotator": record.annotator, "labelled_at": record.at.isoformat()} if record else {}),
+        **({"verdict": item.verdict} if item.verdict else {}),
         **({"suspicion": doubt} if doubt is not None else {}),
         **{f"score.{name}": value for name, value in sorted(item.scores.items())},
         **{f"percentile.{name}": value for name, value in sorted(item.percentiles.items())},
