@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from misfire_fleet.commands.app import app
 from misfire_fleet.errors import StoreError
+from misfire_fleet.labels.verdicts.ledger import NewVerdict, Verdict, VerdictLedger
 from misfire_fleet.store import Store
 from misfire_fleet.store.where import parse_where, where_of
 from misfire_fleet.truth.report import FieldTruth, Query, Report
@@ -234,6 +235,23 @@ def test_visible_scores_votes_and_few_labels_are_said(store: Store, field: Field
     assert "10 samples have only votes" in text
     assert "30 of 40 dealt frames have no label" in text
     assert "fewer than 30 labels" in text
+
+
+def test_verdicts_of_people_tell_what_failed(store: Store, field: Field) -> None:
+    ids = drive(store, field)
+    some, ledger = dealt(store, 60), VerdictLedger(store)
+    for number, name in enumerate(some):
+        verdict: Verdict = "ignore" if number == 0 else "wrong" if field.failed[ids[name]] else "right"
+        ledger.give(NewVerdict(f"act-{number:06d}", "ann", (name,), verdict, blind=number != 1))
+    found = report(store)
+    assert found.whole.labels == 59
+    assert found.whole.failures == sum(bool(field.failed[ids[name]]) for name in some[1:])
+    assert found.unjudged == {"a person ignored the frame": 1}
+    assert FieldTruth(store, Query(BUNDLE)).outstanding() == []
+    assert any("1 verdicts were given with the score visible" in text for text in found.warnings)
+    # What was labelled since tells more than an older verdict.
+    label(store, field, ids, some)
+    assert report(store).whole.failures == found.whole.failures
 
 
 def test_a_bundle_without_random_frames_is_an_error(store: Store) -> None:

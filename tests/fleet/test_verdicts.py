@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select
 from tests.fleet.stores import again, at, sample, without_tables
+from typer.testing import CliRunner
 
+from misfire_fleet.commands.app import app
 from misfire_fleet.errors import SampleGoneError, VerdictConflictError, VerdictRefusedError
 from misfire_fleet.labels.content import Box, BoxesLabel, ClassesLabel, ClassLabel, Label, ValuesLabel
 from misfire_fleet.labels.items import export_items
@@ -377,6 +381,33 @@ def test_a_queue_of_a_hundred_thousand_is_dealt_by_the_database(anywhere: Store)
         assert page.cursor
     with anywhere.database.read() as connection:
         assert connection.scalar(select(func.count()).select_from(samples)) == 3000
+
+
+# --- commands
+
+
+def test_commands_count_verdicts_and_take_them_as_truth(tmp_path: Path) -> None:
+    folder, out = tmp_path / "fleet", tmp_path / "scores.csv"
+    with Store.open_folder(folder) as store:
+        store.add_many([sample(n) for n in range(4)])
+    place = ["--fleet-dir", str(folder)]
+    assert "no verdicts yet" in CliRunner().invoke(app, ["verdicts", *place]).output
+    with Store.open_folder(folder) as store:
+        for number, verdict in enumerate(("right", "wrong", "ignore")):
+            give(store, number, verdict, took_s=1.5)
+        give(store, 0, "right", by="bob")
+    text = CliRunner().invoke(app, ["verdicts", *place]).output
+    assert "lights@1.0.0: 3 samples, 1 right, 1 wrong, 0 missed, 1 ignore" in text
+    assert "ann: 3 judged, 0 shared with near-duplicates, 1.5 s each (median)" in text
+    assert "ann and bob: 1 of 1 alike" in text
+    done = CliRunner().invoke(app, ["verdicts", "--json", "--bundle", "lights@1.0.0", *place])
+    assert json.loads(done.output)["people"][1]["name"] == "bob"
+    done = CliRunner().invoke(app, ["scores", *place, "--out", str(out), "--verdicts"])
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {row["id"]: float(row["failed"]) for row in rows} == {key(0): 0.0, key(1): 1.0}
+    done = CliRunner().invoke(app, ["scores", *place, "--out", str(out), "--where", "verdict=wrong"])
+    assert [row["id"] for row in csv.DictReader(out.read_text().splitlines())] == [key(1)]
 
 
 # --- agreement

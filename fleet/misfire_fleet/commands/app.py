@@ -19,6 +19,7 @@ from misfire_fleet.commands.simulate import simulate
 from misfire_fleet.commands.snapshot import classes, snapshot, snapshots
 from misfire_fleet.commands.store import audit, delete, hold, holds, release, retention, status
 from misfire_fleet.commands.truth import truth
+from misfire_fleet.commands.verdicts import verdicts
 
 app = typer.Typer(
     name="fleet",
@@ -30,7 +31,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
-    *(truth, lineage, scores, gate, candidates, publish, bought),
+    *(truth, verdicts, lineage, scores, gate, candidates, publish, bought),
 ):
     app.command()(_command)
 app.command("import")(import_)

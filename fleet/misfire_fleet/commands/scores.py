@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_options
+from misfire_fleet.commands.options import WHERE_HELP, AsJson, StoreOptions, show, with_options
 
 if TYPE_CHECKING:
     from misfire_fleet.store import Store
+    from misfire_fleet.store.records import SampleFilter
     from misfire_runtime.messages import Offer
 
 _MANY = 500
@@ -34,6 +36,15 @@ def scores(
         str | None,
         typer.Option(help="Take only samples that this bundle scored, NAME@VERSION. Default: all."),
     ] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", help=WHERE_HELP)] = None,
+    verdicts: Annotated[
+        bool,
+        typer.Option(
+            "--verdicts",
+            help="Add what people said of the answers as column failed. Samples without a verdict, or with "
+            "ignore, are left out.",
+        ),
+    ] = False,
     truth: Annotated[
         Path | None,
         typer.Option(
@@ -45,10 +56,16 @@ def scores(
 ) -> None:
     """Write a table of the samples' scores, for `misfire evaluate --scores` and `misfire select`."""
     from misfire_fleet.errors import StoreError
+    from misfire_fleet.store.where import parse_where
+    from misfire_runtime.errors import ConfigError
     from misfire_train.judge.files.score_table import TableFacts, require_table_name, write_columns
 
     require_table_name(out)
-    known = None if truth is None else _read_truth(truth)
+    if spool is not None and (where or verdicts):
+        raise ConfigError("--where and --verdicts are about a store; a spool has no verdicts")
+    if truth is not None and verdicts:
+        raise ConfigError("--truth and --verdicts both tell what failed; give one of them")
+    known: Mapping[str, Mapping[str, float]] | None = None if truth is None else _read_truth(truth)
     if spool is not None:
         from misfire_runtime.spool.files import kept_offers
 
@@ -57,7 +74,10 @@ def scores(
         offers = list(_wanted(kept_offers(spool / "samples"), bundle))
     else:
         with place.open() as store:
-            offers = list(_wanted(_stored(store), bundle))
+            filters = parse_where(where or [])
+            offers = list(_wanted(_stored(store, filters), bundle))
+            if verdicts:
+                known = _judged(store, filters)
     if known is not None:
         offers = [offer for offer in offers if offer.id in known]
     if not offers:
@@ -77,12 +97,20 @@ def scores(
     )
 
 
-def _stored(store: Store) -> Iterator[Offer]:
-    """Yields the offers of all samples whose rows can be read, page by page."""
-    from misfire_fleet.store.records import SampleFilter
+def _judged(store: Store, filters: SampleFilter) -> dict[str, dict[str, float]]:
+    """Returns {id: {failed: 0 or 1}} of the samples that people judged."""
+    from misfire_fleet.labels.verdicts.ledger import settled_verdicts
 
+    found = settled_verdicts(store, filters)
+    return {
+        each.sample: {"failed": float(each.verdict != "right")} for each in found if each.verdict != "ignore"
+    }
+
+
+def _stored(store: Store, filters: SampleFilter) -> Iterator[Offer]:
+    """Yields the offers of the samples that match and whose rows can be read, page by page."""
     before: int | None = None
-    while page := store.newest(_MANY, SampleFilter(before_seq=before)):
+    while page := store.newest(_MANY, replace(filters, before_seq=before)):
         yield from (sample.offer for sample in page if not sample.unreadable)
         before = page[-1].seq
 

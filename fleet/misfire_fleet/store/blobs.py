@@ -9,8 +9,8 @@ or none.
 Documents are small files next to the blobs: `offers/` has one per commit group, from which its rows can be
 built again (`offers.py`), `labels/` has those of each import of labels (`labels.py`), `verdicts/` has one
 per act of a person (`verdicts.py`), `snapshots/` has one per snapshot, `ledger/` has deletions, holds, new
-classes and what was published, `cursors/` has how far labels were fetched from each label tool, `bundles/` has
-the archive of each published bundle. Documents can be replaced.
+classes and what was published, `cursors/` has how far labels were fetched from each label tool, `bundles/`
+has the archive of each published bundle. Documents can be replaced.
 """
 
 from __future__ import annotations

@@ -138,6 +138,19 @@ def label_sources(sources: Counter[str], *, votes: int) -> list[str]:
     return found
 
 
+def verdicts(counts: Counter[str]) -> list[str]:
+    """Says which verdicts of people are weaker evidence. counts: `seen` with the score, `shared`."""
+    found = []
+    if counts["seen"]:
+        found.append(f"{counts['seen']} verdicts were given with the score visible; judge with it hidden")
+    if counts["shared"]:
+        found.append(
+            f"{counts['shared']} verdicts are shared with a near-duplicate; judge each frame of the random "
+            "stream by itself"
+        )
+    return found
+
+
 def free_labels(marked: NDArray[Any], stream: NDArray[Any], *, dealt: Collection[Any]) -> list[str]:
     """Compares the scores of labelled frames with those of the stream, if nothing was dealt."""
     total = float(marked.sum())

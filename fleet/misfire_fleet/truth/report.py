@@ -3,6 +3,7 @@
 stream, deals --probability of each label--+
 telemetry --shares of the strata-----------+--> stratified, per slice --> rate, interval, labels to halve it
 labels, offers --failed or not-------------+
+verdicts of people --failed or not---------+
 
 The estimator is fixed: stratified by score, with the strata of `curve.cut`. Neighbouring strata are merged
 where labels are few; one that is left is the plain estimator. Nothing is chosen by looking at failures.
@@ -21,8 +22,9 @@ from numpy.typing import ArrayLike
 from misfire_fleet.errors import StoreError
 from misfire_fleet.labels.content import ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger
+from misfire_fleet.labels.verdicts.ledger import settled_verdicts
 from misfire_fleet.store import Store
-from misfire_fleet.store.labels import MACHINES
+from misfire_fleet.store.labels import MACHINES, PERSON
 from misfire_fleet.store.records import SampleFilter
 from misfire_fleet.truth import checks
 from misfire_fleet.truth.curve import cut, stratum_of, worth
@@ -50,11 +52,12 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Holds whether a labelled sample failed (None: cannot be judged), and its label's source and class."""
+    """Holds whether a sample failed (None: cannot be judged), and its label's source, class and time."""
 
     failed: bool | None
     source: str
     name: str
+    at: float
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,9 @@ class FieldTruth:
         self._labelled: dict[str, _Labelled] = {}
         self.unjudged: Counter[str] = Counter()
         self.votes = 0
+        self.verdicts: Counter[str] = Counter()
         self._read_labels()
+        self._read_verdicts()
         self._by_slice: dict[str, dict[str, list[StreamFrame]]] = {}
 
     @property
@@ -309,7 +314,28 @@ class FieldTruth:
             except UnjudgedError as error:
                 self.unjudged[str(error)] += 1
             name = record.label.name if isinstance(record.label, ClassLabel) else "unknown"
-            self._labelled[record.sample] = _Labelled(failed, record.source, name)
+            self._labelled[record.sample] = _Labelled(failed, record.source, name, record.at.timestamp())
+
+    def _read_verdicts(self) -> None:
+        """Adds what people said of the answers themselves, where no label judges them or it is older."""
+        known = {frame.id for frame in self.frames}
+        for verdict in settled_verdicts(self._store, self.query.filters):
+            if verdict.sample not in known:
+                continue
+            label = self._labelled.get(verdict.sample)
+            judged = label is not None and label.failed is not None and label.at >= verdict.at
+            if judged and verdict.label_version is None:
+                continue
+            # The label may be the verdict's own: then it is as blind as that.
+            self.verdicts["seen"] += not verdict.blind
+            self.verdicts["shared"] += verdict.shared
+            if judged:
+                continue
+            failed = None if verdict.verdict == "ignore" else verdict.verdict != "right"
+            if failed is None:
+                self.unjudged["a person ignored the frame"] += 1
+            name = label.name if label is not None else "unknown"
+            self._labelled[verdict.sample] = _Labelled(failed, PERSON, name, verdict.at)
 
     def _cells(self, by: str) -> dict[str, list[StreamFrame]]:
         if by not in self._by_slice:
@@ -413,6 +439,7 @@ class FieldTruth:
             *checks.missing_frames(self.sketches),
             *checks.recordings(self.recorded),
             *checks.label_sources(self.sources, votes=self.votes),
+            *checks.verdicts(self.verdicts),
             *checks.free_labels(
                 np.bincount(marked, minlength=strata), np.bincount(places, minlength=strata), dealt=self.deals
             ),

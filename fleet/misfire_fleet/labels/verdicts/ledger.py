@@ -35,16 +35,18 @@ from misfire_fleet.labels.verdicts.folding import answer_key
 from misfire_fleet.store import Store
 from misfire_fleet.store.database import one_of
 from misfire_fleet.store.labels import PERSON, is_withdrawn, next_moment
-from misfire_fleet.store.records import StoredSample
+from misfire_fleet.store.records import ANY, SampleFilter, StoredSample
 from misfire_fleet.store.rows import sample_of
 from misfire_fleet.store.schema import labels, samples, verdicts
-from misfire_fleet.store.verdicts import NONE, VerdictLine
+from misfire_fleet.store.store import conditions_of
+from misfire_fleet.store.verdicts import NONE, VerdictLine, settled
 
 Verdict: TypeAlias = Literal["right", "wrong", "missed", "ignore"]
 MAX_SHARED = 200
 """Samples of one act: more would be judged without being looked at."""
 MAX_AGE_S = 30 * 86_400.0
 """A page keeps a verdict that could not be sent; this old, its clock is not believed."""
+_PAGE = 500
 _MIN_SIDE = 1.0
 """Pixels; a box without an area cannot be matched."""
 _ROUNDING = 0.5
@@ -425,6 +427,27 @@ class VerdictLedger:
         content = _content_of(connection, row["sample"], row["annotator"], row["label_version"])
         label = None if content is None else parse(content, where=f"label of sample {row['sample'][:16]}")
         return Act(row["act"], row["sample"], row["verdict"], count, row["at"], label)
+
+
+def settled_verdicts(store: Store, filters: SampleFilter = ANY) -> Iterator[VerdictLine]:
+    """Yields the verdict of each sample that matches and was judged, by sample id; memory is one page."""
+    found = settled().subquery()
+    query = (
+        select(found)
+        .join(samples, samples.c.id == found.c.sample)
+        .where(*conditions_of(filters))
+        .order_by(found.c.sample)
+        .limit(_PAGE)
+    )
+    after = ""
+    while True:
+        with store.database.read() as connection:
+            rows = connection.execute(query.where(found.c.sample > after)).mappings().all()
+        for row in rows:
+            yield VerdictLine.model_construct(**_without_seq(row))
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1]["sample"]
 
 
 def _require_writable(new: NewVerdict) -> None:
