@@ -110,6 +110,8 @@ def test_each_kind_of_difference_is_found_and_mended_where_it_can_be(
         "not_removed": 1,
         "labels_without_document": 0,
         "labels_without_row": 0,
+        "verdicts_without_document": 0,
+        "verdicts_without_row": 0,
         "snapshots_without_row": 0,
         "bundles_without_row": 0,
     }
