@@ -1,9 +1,11 @@
 """Builds the console application: pages over the store, rendered on the server.
 
 create_app(store) -> FastAPI:  /  gallery with filters,  /samples/{id},  /vehicles,  /vehicles/{name},
-/blobs/{id} and /thumbs/{id} pictures,  /api/...  JSON (`api.py`),  /metrics,  /healthz
-The package contains every asset: a page loads nothing from other servers. The console only reads. It has no
-accounts: run it behind a proxy that authenticates users, or bind it to the loopback address.
+/verdicts  what people judge (`verdicts.py`),  /blobs/{id} and /thumbs/{id} pictures,  /api/...  JSON
+(`api.py`),  /metrics,  /healthz
+The package contains every asset: a page loads nothing from other servers. The console writes verdicts, by
+POST from its own pages or from a program; all else only reads. It has no accounts: run it behind a proxy that
+authenticates users, or bind it to the loopback address.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from urllib.parse import urlencode
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exception_handlers import request_validation_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -46,9 +47,21 @@ from misfire_fleet.console.overlay import answer_of
 from misfire_fleet.console.recent import Recent
 from misfire_fleet.console.reconciliation import Reconciliation, concerns
 from misfire_fleet.console.thumbs import WIDTHS, Thumbnails
-from misfire_fleet.errors import CheckFailedError, SampleGoneError, StoreError, StoreUnavailableError
+from misfire_fleet.console.verdicts import Queue, queue_values, verdict_router
+from misfire_fleet.errors import (
+    CheckFailedError,
+    SampleGoneError,
+    StoreError,
+    StoreUnavailableError,
+    VerdictConflictError,
+    VerdictRefusedError,
+)
+from misfire_fleet.labels.ledger import LabelLedger
+from misfire_fleet.labels.verdicts.agreement import VERDICTS, summary
+from misfire_fleet.labels.verdicts.queue import ORDERS
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import SampleFilter
+from misfire_fleet.store.where import where_of
 from misfire_runtime import __version__
 from misfire_runtime.clock import wall_time
 
@@ -88,6 +101,7 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = (), label_tool: s
         app.add_exception_handler(kind, answer)
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.include_router(api_router(store, reconciliation, pages.count_all))
+    app.include_router(verdict_router(store))
     html: dict[str, Callable[..., Any]] = {
         "/": pages.gallery,
         "/fragments/totals": pages.totals,
@@ -95,6 +109,8 @@ def create_app(store: Store, *, allowed_hosts: Sequence[str] = (), label_tool: s
         "/vehicles": pages.vehicles,
         "/vehicles/{name}": pages.vehicle,
         "/vehicle": pages.vehicle_asked,
+        "/verdicts": pages.judge,
+        "/verdicts/agreement": pages.agreement,
     }
     for path, page in html.items():
         app.get(path, response_class=HTMLResponse, include_in_schema=False)(page)
@@ -121,6 +137,9 @@ class Pages:
         self._store, self._thumbnails, self._reconciliation = store, thumbnails, reconciliation
         self.count_all = Recent(store.totals, max_age_s=_TOTALS_S)
         self._choices = Recent(store.distinct, max_age_s=_CHOICES_S)
+        self._classes = Recent(
+            lambda: [each.name for each in LabelLedger(store).classes()], max_age_s=_CHOICES_S
+        )
         self._count_vehicles = Recent(store.vehicles.count, max_age_s=_CHOICES_S)
         self._templates = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
@@ -146,6 +165,8 @@ class Pages:
         """Returns the handler of each exception type."""
         return {
             SampleGoneError: self.gone,
+            VerdictRefusedError: self.not_recorded,
+            VerdictConflictError: self.not_recorded,
             StoreUnavailableError: self.unavailable,
             StoreError: self.unavailable,
             CheckFailedError: self.unavailable,
@@ -173,6 +194,8 @@ class Pages:
         return self._render(
             "gallery.html",
             choices=self._choices(),
+            classes=self._classes(),
+            judge="/verdicts?" + urlencode({"order": "score", "where": where_of(query.filters)}, doseq=True),
             totals=self.count_all(),
             matching=self._store.count(query.filters),
             **shown,
@@ -224,6 +247,14 @@ class Pages:
             more=None,
         )
 
+    def judge(self, query: Queue) -> Response:
+        """Renders the verdict screen; its script asks for the queue of this address."""
+        return self._render("verdicts.html", queue=queue_values(query), orders=ORDERS, verdicts=VERDICTS)
+
+    def agreement(self) -> Response:
+        """Renders what people said, and how far they agree."""
+        return self._render("agreement.html", found=summary(self._store), verdicts=VERDICTS)
+
     def blob(self, request: Request, sample: str) -> Response:
         """Returns the bytes of an upload as the vehicle wrote them."""
         row = self._store.get(sample_id(sample))
@@ -240,6 +271,11 @@ class Pages:
     async def gone(self, request: Request, error: Exception) -> Response:
         """Answers 404 for a sample that is not in the store."""
         return self._refuse(request, 404, "Not here", str(error))
+
+    async def not_recorded(self, request: Request, error: Exception) -> Response:
+        """Answers 409 or 422 for a verdict that was not recorded."""
+        status = 409 if isinstance(error, VerdictConflictError) else 422
+        return self._refuse(request, status, "Not recorded", str(error))
 
     async def unavailable(self, request: Request, error: Exception) -> Response:
         """Answers 503 if the store or the decoder cannot work now."""
@@ -258,7 +294,9 @@ class Pages:
     async def unreadable(self, request: Request, error: RequestValidationError) -> Response:
         """Answers 422 and names the field; under /api/ in the form that /openapi.json describes."""
         if _for_programs(request):
-            return await request_validation_exception_handler(request, error)
+            # Without what was sent: it may be NaN, which JSON does not have, or large.
+            problems = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+            return JSONResponse({"detail": problems}, 422)
         text = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
         return self._refuse(request, 422, "The address cannot be read", text)
 

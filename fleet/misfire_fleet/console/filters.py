@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import HTTPException, Query
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.moments import parse_moment
 from misfire_fleet.store.records import SampleFilter
+from misfire_fleet.store.where import VERDICTS
 
 Text = Annotated[str, Query(max_length=130)]
 PAGE = 48
@@ -19,6 +21,9 @@ MAX_PAGE = 500
 """Bounds one answer of /api/samples."""
 _ID = re.compile(r"[0-9a-f]{64}")
 _STREAMS = {"": None, "random": True, "chosen": False}
+_TRUTHS = {"": None, "yes": True, "no": False}
+_VERDICTS = {"": None, **{name: name for name in VERDICTS}}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ def gallery_query(
     since: Text = "",
     until: Text = "",
     percentile: Text = "",
+    labelled: Text = "",
+    label_class: Annotated[str, Query(alias="class", max_length=200)] = "",
+    verdict: Text = "",
     before: Text = "",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = PAGE,
 ) -> GalleryQuery:
@@ -51,6 +59,9 @@ def gallery_query(
         "since": since,
         "until": until,
         "percentile": percentile,
+        "labelled": labelled,
+        "class": label_class,
+        "verdict": verdict,
     }
     for field, text in given.items():
         readable(field, text)
@@ -58,10 +69,13 @@ def gallery_query(
         vehicle=vehicle or None,
         trigger=trigger or None,
         bundle=bundle or None,
-        random=_stream(stream),
+        random=_one_of("stream", stream, _STREAMS),
         captured_from=_time("since", since),
         captured_to=_time("until", until),
         min_percentile=_number("percentile", percentile),
+        labelled=_one_of("labelled", labelled, _TRUTHS),
+        label_class=label_class or None,
+        verdict=_one_of("verdict", verdict, _VERDICTS),
         before_seq=None if not before else int(_number("before", before) or 0),
     )
     return GalleryQuery(filters, limit, {name: value for name, value in given.items() if value})
@@ -82,10 +96,11 @@ def sample_id(text: str) -> str:
     return text
 
 
-def _stream(text: str) -> bool | None:
-    if text not in _STREAMS:
-        raise HTTPException(422, f"stream: {text!r} is neither 'chosen' nor 'random'")
-    return _STREAMS[text]
+def _one_of(field: str, text: str, values: Mapping[str, T]) -> T:
+    if text not in values:
+        known = ", ".join(repr(each) for each in values if each)
+        raise HTTPException(422, f"{field}: {text!r} is none of {known}")
+    return values[text]
 
 
 def _time(field: str, text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Checks the Host of every request, answers HEAD, and sets the security headers of every response."""
+"""Checks the Host of every request and the origin of every write, and sets the security headers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Styles may be inline, scripts not: the bars of scores set their width in the page.
@@ -19,6 +19,9 @@ _ALWAYS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+MAX_BODY = 512 * 1024
+"""Bytes of a write; a verdict with some hundred boxes has a tenth of it."""
 PRIVATE = "private, no-cache"
 """Shared caches must not keep pages; browsers revalidate a page before they show it again."""
 
@@ -31,6 +34,10 @@ class Guard:
     refused. An IP address cannot be rebound, so any address is allowed. Starlette's TrustedHostMiddleware has
     no rule for addresses, and its error does not name the option to set.
 
+    A write of another site's page is refused: browsers name the page's origin in every such request. Programs
+    name none, and carry no login that such a page could use. A body is JSON of a stated, bounded length: only
+    after asking this console, which refuses, may another site's page send that.
+
     Args:
         app: answers the requests.
         allowed_hosts: names of the console.
@@ -39,7 +46,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], label_tool: str = "") -> None:
         self._app = app
-        self._hosts = {"localhost", *(host.lower() for host in allowed_hosts)}
+        self._named = {host.lower() for host in allowed_hosts}
+        self._hosts = {"localhost", *self._named}
         self._lent: dict[str, str] = {}
         if label_tool:
             # Any page can show a picture whose SHA-256 it knows; only the tool's can read its pixels.
@@ -59,11 +67,43 @@ class Guard:
             text = f"This console does not go by the name {host[:200]!r}: start it with --allowed-host.\n"
             await PlainTextResponse(text, 400)(scope, receive, send)
             return
+        if scope["method"] not in _READS:
+            status, text = self._refused_write(Headers(scope=scope))
+            if status:
+                answer = JSONResponse({"detail": text}, status)
+                await answer(scope, receive, _with_headers(send, _ALWAYS))
+                return
         if scope["method"] == "HEAD":
             # Routes only know GET. The server (uvicorn) omits the body of the response to HEAD.
             scope = {**scope, "method": "GET"}
         lent = self._lent if str(scope["path"]).startswith("/blobs/") else {}
         await self._app(scope, receive, _with_headers(send, _ALWAYS | lent))
+
+    def _refused_write(self, headers: Headers) -> tuple[int, str]:
+        """Returns the status and the reason if a write is refused; 0 if it is not."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
+        if (
+            origin is not None and not self._is_own(origin, headers.get("host", ""))
+        ) or site != "same-origin":
+            return 403, "this request comes from a page of another site; open the console itself"
+        length = headers.get("content-length", "")
+        if not length.isascii() or not length.isdigit():
+            return 411, "a write states the length of its body"
+        if int(length[:20]) > MAX_BODY:
+            return 413, f"a body has at most {MAX_BODY} bytes"
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if int(length) and kind != "application/json":
+            return 415, "a body is JSON: send it as application/json"
+        return 0, ""
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Returns True if a page of this origin is the console's: the host asked for, or a proxy's name."""
+        try:
+            parts = urlsplit(origin.lower())
+            name, port = parts.hostname or "", parts.port
+        except ValueError:
+            return False
+        return bool(name) and (parts.netloc == host.lower() or (name in self._named and port is None))
 
 
 def _with_headers(send: Send, always: Mapping[str, str]) -> Send:
