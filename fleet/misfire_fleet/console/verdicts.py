@@ -277,7 +277,7 @@ def item_of(candidate: Candidate) -> ItemJson:
         clip=sample.media_type.startswith("video/"),
         vehicle=sample.vehicle,
         captured=utc(sample.captured_at),
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         answer=answer,
         others=list(candidate.others),
     )
