@@ -19,7 +19,9 @@ from tests.fleet.consoles import browsing
 from typer.testing import CliRunner
 
 from misfire_fleet.candidates import Verdict, judge_candidate
+from misfire_fleet.candidates.answers import Columns
 from misfire_fleet.candidates.archive import digest, pack, unpack
+from misfire_fleet.candidates.comparing import Resampling, widened
 from misfire_fleet.candidates.publishing import listed, publish_bundle
 from misfire_fleet.candidates.rules import Rules
 from misfire_fleet.datasets.snapshots import Plan, Snapshots
@@ -44,6 +46,7 @@ from misfire_fleet.store.records import ANY
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.errors import BundleError, ConfigError
+from misfire_train.metrics.bootstrap import estimate
 from misfire_train.tasks.answers.heatmaps import render_targets
 
 pytestmark = pytest.mark.slow
@@ -132,6 +135,7 @@ def test_numbers_are_those_of_the_frames_counted_by_hand(store: Store, old: Bund
 def test_few_frames_are_neither_a_pass_nor_a_silent_failure(
     old: Bundle, same: Bundle, tmp_path: Path
 ) -> None:
+    other = gates.changed(old, tmp_path / "other", version="3.0.0", noise=1e-4)
     with Store.open_folder(tmp_path / "fleet") as store:
         gates.fill(store, old, count=20, drives=20)
         gates.freeze(store)
@@ -141,7 +145,9 @@ def test_few_frames_are_neither_a_pass_nor_a_silent_failure(
     with Store.open_folder(tmp_path / "more") as store:
         gates.fill(store, old, count=60, drives=10)
         gates.freeze(store)
-        open_ = judge(store, same, old)
+        open_ = judge(store, other, old)
+        # Another score of the same network needs no exam of its answers.
+        assert judge(store, same, old).passed
     assert "too few frames: 60 do not exclude a loss of 2 points, about" in open_.reasons[0]
     assert "10 groups are too few to draw whole groups" in open_.notes[0]
 
@@ -429,3 +435,20 @@ def test_a_label_made_later_does_not_change_the_exam(store: Store, old: Bundle, 
     new = NewLabel(sample, ClassLabel(name="car"), source="person", annotator="bob")
     assert LabelLedger(store).add([new], add_classes=True).written
     assert judge(store, same, old).failures == before.failures
+
+
+def test_the_interval_of_the_task_metric_holds_the_truth() -> None:
+    """One frame in fifty gets worse and three get better; a bootstrap alone is too narrow there."""
+    rng, frames, inside = np.random.default_rng(0), 100, 0
+    resampling = Resampling.of([str(i) for i in range(frames)], QUICK)
+    ones = np.ones(frames)
+    for _ in range(300):
+        u, base = rng.random(frames), rng.random(frames) < 0.8
+        new = np.where(u < 0.02, 0.0, np.where(u < 0.08, 1.0, base))
+        old = np.where(u < 0.02, 1.0, np.where(u < 0.08, 0.0, base))
+        sides = tuple(Columns(right, ones, right < 1, ones, ones, None, ones) for right in (new, old))
+        drawn = resampling.ratios(new, ones) - resampling.ratios(old, ones)
+        plain = estimate(float(new.mean() - old.mean()), drawn)
+        found = widened(plain, (sides[0], sides[1]), np.arange(frames))
+        inside += found.low <= 0.04 <= found.high
+    assert inside / 300 >= 0.93

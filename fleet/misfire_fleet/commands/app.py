@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from misfire_fleet.commands.bought import bought
+from misfire_fleet.commands.candidates.bought import bought
+from misfire_fleet.commands.candidates.gate import candidates, gate, publish
 from misfire_fleet.commands.collect import collect
 from misfire_fleet.commands.configure import configure
-from misfire_fleet.commands.gate import candidates, gate, publish
 from misfire_fleet.commands.labelling.exporting import export, formats
 from misfire_fleet.commands.labelling.importing import import_
 from misfire_fleet.commands.lineage import lineage

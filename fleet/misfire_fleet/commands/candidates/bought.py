@@ -94,7 +94,7 @@ def bought(
 
 
 def _describe(found: Findings, gain: Gain | None) -> str:
-    lines = [f"{'':24}{'campaign':>22}{'random':>22}"]
+    lines = [f"{'':24}{'campaign':>28}{'random':>28}"]
     both = (found.campaign, found.random)
     rows = {
         "uploads": [f"{each.uploads}" for each in both],
@@ -104,7 +104,7 @@ def _describe(found: Findings, gain: Gain | None) -> str:
         "failures per label": [_interval(each.rates.per_label, 2) for each in both],
         "failures per GB": [_interval(each.rates.per_gb, 0) for each in both],
     }
-    lines += [f"{name:24}{values[0]:>22}{values[1]:>22}" for name, values in rows.items()]
+    lines += [f"{name:24}{values[0]:>28}{values[1]:>28}" for name, values in rows.items()]
     lines.append(f"per label the campaign finds {_interval(found.per_label, 2)} times as many,")
     lines.append(f"per GB {_interval(found.per_gb, 2)} times (95 % intervals)")
     for each in found.notes:
