@@ -46,7 +46,7 @@ PROBLEMS = {
     "snapshots_damaged": "the manifest is lost or altered: misfire fleet snapshot rebuild NAME",
     "snapshots_without_row": "in the ledger and not in the database: --repair adds the rows",
     "bundles_damaged": "the archive is lost or altered: publish the same bundle again",
-    "bundles_without_row": "verdicts and publications that only the ledger has: --repair adds the rows",
+    "bundles_without_row": "gate verdicts and publications only in the ledger: --repair adds the rows",
 }
 
 
