@@ -87,7 +87,7 @@ class Parts:
     holdout: Examples
     calibration: Examples
     ids: Mapping[str, tuple[str, ...]]
-    repeats: NDArray[np.int64] | None = None
+    repeats: NDArray[np.int64] | NDArray[np.float64] | None = None
     parent: Run | None = None
     snapshot: str | None = None
 
@@ -365,7 +365,7 @@ def new_model(config: TrainConfig, dataset: Dataset) -> BuiltModel:
     )
 
 
-def _pool(parts: Parts, *, folds: bool) -> tuple[Examples, NDArray[np.int64] | None]:
+def _pool(parts: Parts, *, folds: bool) -> tuple[Examples, NDArray[np.int64] | NDArray[np.float64] | None]:
     """Returns (what the network is fitted on, how often each is seen)."""
     if not folds:
         return parts.train, parts.repeats

@@ -1,8 +1,8 @@
 """Retrains with what the fleet found: warm start, old data and uploads together, the head fitted anew.
 
 uploads --by minute of a vehicle--> train | holdout
-old train + uploads (each seen several times), old holdout + held-out uploads --Parts--> fit, from the current
-weights --> RUN2, child of RUN
+old train + uploads (mixed: fitting/mixture.py), old holdout + held-out uploads --Parts--> fit, from the
+current weights --> RUN2, child of RUN
 
 Before and after are measured on the data set's frozen test half, clean and shifted, on the same images. An
 upload's part depends only on its group, so it stays on its side in every later retraining too.
@@ -10,6 +10,7 @@ upload's part depends only on its group, so it stays on its side in every later 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +26,18 @@ from misfire_train.data.examples import join
 from misfire_train.data.images import DecodedImages
 from misfire_train.data.splits import fraction_of
 from misfire_train.fit import UPLOADS, Parts, finished_run, fit, fit_key
+from misfire_train.fitting.mixture import shown_counts
 from misfire_train.metrics import auroc, bootstrap_ratio_gain
 from misfire_train.progress import Reporter
 from misfire_train.runs import Run, read_splits, run_splits
 from misfire_train.scores import compute
-from misfire_train.train_config import TrainConfig
+from misfire_train.train_config import MixtureTable, TrainConfig
 
 HOLDOUT_SHARE = 0.25
 EARLIER = "earlier-uploads"
 """The part of splits.json that names the uploads of a run's ancestors."""
-UPLOAD_WEIGHT = 0.5
-"""Uploads fill half as many places of an epoch as the old training data, as far as `MAX_REPEATS` allows."""
 Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Of each example, what is right and what counts, [N] and [N]."""
-# A handful of uploads repeated without limit would be memorised.
-MAX_REPEATS = 8
 # The middle of the five severities.
 SHIFT_SEVERITY = 3
 
@@ -70,11 +68,13 @@ class Schedule:
         epochs: Maximum number of epochs. None: half of the parent's, at least 4.
         learning_rate: None: half of the parent's, since it starts from trained weights.
         seed: Random seed. None: the parent's.
+        mixture: Shares of old data and uploads, and their balance. None: the parent's.
     """
 
     epochs: int | None = None
     learning_rate: float | None = None
     seed: int | None = None
+    mixture: MixtureTable | None = None
 
 
 def retrain_run(
@@ -86,6 +86,7 @@ def retrain_run(
     schedule: Schedule = Schedule(),
     held: Examples | None = None,
     snapshot: str | None = None,
+    slices: Mapping[str, str] | None = None,
     resume: bool = False,
     command: str = "",
     reporter: Reporter | None = None,
@@ -100,6 +101,7 @@ def retrain_run(
         schedule: What differs from the parent's configuration.
         held: Labelled examples to hold out for the failure score. None: a part of the uploads.
         snapshot: SHA-256 of the snapshot that the uploads are from, for run.json.
+        slices: name of each upload's slice by its id, for the mixture's slice balance.
         resume: Go on from the checkpoint in `out`; a finished child is measured again.
         command: Recorded in run.json.
         reporter: Shows progress.
@@ -109,7 +111,9 @@ def retrain_run(
     """
     reporter = reporter or Reporter(quiet=True)
     config = child_config(run, schedule)
-    parts = parts_with(run, uploads, dataset, held=held, snapshot=snapshot)
+    parts = parts_with(
+        run, uploads, dataset, held=held, snapshot=snapshot, mixture=config.mixture, slices=slices
+    )
     counts = {name: len(parts.ids[f"{UPLOADS}{name}"]) for name in ("train", "holdout")}
     child = finished_run(out, fit_key(config, parts), resume=resume)
     if child is None:
@@ -128,10 +132,13 @@ def parts_with(
     *,
     held: Examples | None = None,
     snapshot: str | None = None,
+    mixture: MixtureTable | None = None,
+    slices: Mapping[str, str] | None = None,
 ) -> Parts:
     """Returns the run's own parts with the uploads in them, starting from the run's weights.
 
-    With `held` all uploads are trained on, and `held` is held out.
+    With `held` all uploads are trained on, and `held` is held out. `mixture`: None is the parent's.
+    `slices`: name of each upload's slice by its id.
 
     Raises ConfigError if the data set is another, or an upload is a test example.
     """
@@ -144,13 +151,16 @@ def parts_with(
             f"upload {sorted(overlap)[0]} is an example of the test half; it must not be trained on"
         )
     fitting, held = divide(uploads) if held is None else (uploads, held)
-    train, repeats = _mixed(own["train"], fitting)
+    mixture = run.config.mixture if mixture is None else mixture
+    # The names are of all uploads; those that are held out are not mixed.
+    named = None if slices is None else [slices[each] for each in fitting.ids]
+    repeats = shown_counts(own["train"], fitting, table=mixture, task=run.task, slices=named)
     ids = {name: part.ids for name, part in own.items() if name != "test"}
     earlier = _earlier_uploads(run)
     if earlier:
         ids[EARLIER] = earlier
     return Parts(
-        train,
+        join([own["train"], fitting]) if len(fitting) else own["train"],
         own["validation"],
         join([own["holdout"], held]) if len(held) else own["holdout"],
         own["calibration"],
@@ -180,7 +190,8 @@ def child_config(run: Run, schedule: Schedule) -> TrainConfig:
     # A child's head is fitted on losses that its network never saw, even if the parent's was trained along.
     head = parent.head.model_copy(update={"joint": False}) if parent.head.joint else parent.head
     chosen = parent.seed if schedule.seed is None else schedule.seed
-    return parent.model_copy(update={"training": training, "head": head, "seed": chosen})
+    mixture = parent.mixture if schedule.mixture is None else schedule.mixture
+    return parent.model_copy(update={"training": training, "head": head, "seed": chosen, "mixture": mixture})
 
 
 def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples, Examples]:
@@ -197,16 +208,6 @@ def divide(uploads: Examples, *, share: float = HOLDOUT_SHARE) -> tuple[Examples
     if held.all():
         held[:] = False
     return uploads.take(np.flatnonzero(~held)), uploads.take(np.flatnonzero(held))
-
-
-def _mixed(old: Examples, uploads: Examples) -> tuple[Examples, NDArray[np.int64]]:
-    """Returns (both, how often each is seen in an epoch)."""
-    train = join([old, uploads]) if len(uploads) else old
-    repeats = np.ones(len(train), np.int64)
-    if len(uploads):
-        times = round(UPLOAD_WEIGHT * len(old) / len(uploads))
-        repeats[len(old) :] = int(np.clip(times, 1, MAX_REPEATS))
-    return train, repeats
 
 
 def shifted_test(test: Examples, *, severity: int = SHIFT_SEVERITY) -> Examples:

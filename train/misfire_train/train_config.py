@@ -134,6 +134,20 @@ class HeadTable(Table):
     folds: int = Field(default=0, ge=0, le=20)
 
 
+class MixtureTable(Table):
+    """Configures how retraining mixes the data set with the fleet's uploads; a first training has none.
+
+    replay: share of an epoch that is old data. max_repeats: how often an epoch shows an upload at most, which
+    comes before `replay`. class_balance, slice_balance: 0 shows all equally often, 1 shows all classes or
+    slices equally often; what is between is between.
+    """
+
+    replay: float = Field(default=0.67, gt=0, lt=1)
+    max_repeats: float = Field(default=8.0, ge=1, le=1000)
+    class_balance: float = Field(default=0.0, ge=0, le=1)
+    slice_balance: float = Field(default=0.0, ge=0, le=1)
+
+
 class TrainConfig(Table):
     """Holds everything that decides a run.
 
@@ -146,6 +160,7 @@ class TrainConfig(Table):
     model: ModelTable = ModelTable()
     split: SplitTable = SplitTable()
     training: TrainingTable = TrainingTable()
+    mixture: MixtureTable = MixtureTable()
     failure: FailureTable = FailureTable()
     detection: BoxRule = BoxRule()
     head: HeadTable = HeadTable()

@@ -48,19 +48,32 @@ class JointObjective(Protocol):
 
 @dataclass(frozen=True)
 class FitData:
-    """Holds what a network is fitted on. repeats: [N], how often an epoch shows each training example."""
+    """Holds what a network is fitted on. repeats: [N], how often an epoch shows each training example.
+
+    Of a count of floats, the part behind the point is the probability of one more time.
+    """
 
     train: Examples
     validation: Examples
     contract: InputContract
-    repeats: NDArray[np.int64] | None = None
+    repeats: NDArray[np.int64] | NDArray[np.float64] | None = None
 
     def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Returns the positions of one epoch, shuffled."""
         positions = np.arange(len(self.train))
         if self.repeats is not None:
-            positions = np.repeat(positions, self.repeats)
+            positions = np.repeat(positions, _whole(self.repeats, generator))
         return generator.permutation(positions)
+
+
+def _whole(
+    counts: NDArray[np.int64] | NDArray[np.float64], generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Returns whole counts that are right on average over epochs."""
+    if counts.dtype.kind == "i":
+        return np.asarray(counts, np.int64)
+    whole = np.floor(counts)
+    return np.asarray(whole + (generator.random(len(counts)) < counts - whole), np.int64)
 
 
 @dataclass(frozen=True)

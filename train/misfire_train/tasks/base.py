@@ -326,6 +326,10 @@ class Task(ABC):
         """Returns the distance between two answers to each of N frames, [N]; 0 if they are equal."""
         return (first - second).square().flatten(1).mean(1)
 
+    def present(self, targets: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Returns which classes each of N examples shows, [N,K]; None if the task has no classes."""
+        return None
+
     # The judge's report
 
     def slices(self, targets: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -97,6 +97,10 @@ class Classification(Task):
         """Returns the Jensen-Shannon divergence in nats, [N], 0 to ln 2."""
         return jensen_shannon(first, second)
 
+    def present(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """Returns the class of each example, [N,K] up to the highest one."""
+        return np.asarray(targets)[:, None] == np.arange(int(np.max(targets, initial=0)) + 1)
+
     def slices(self, targets: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Returns the true class of each frame."""
         return {"class": np.array([classes[int(t)] for t in targets])}

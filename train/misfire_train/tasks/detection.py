@@ -312,6 +312,14 @@ class Detection(Task):
         other = torch.where(fits.any(1), nearest.amin(1) / 2, two[..., 4]).sum(1)
         return own + other
 
+    def present(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """Returns the classes of the objects in each frame, [N,K] up to the highest one."""
+        found = [{int(number) for number in rows[:, CLASS] if number >= 0} for rows in targets]
+        shown = np.zeros((len(found), 1 + max([0, *(max(each, default=0) for each in found)])), bool)
+        for row, each in enumerate(found):
+            shown[row, list(each)] = True
+        return shown
+
     # The judge's report
 
     def slices(self, targets: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:

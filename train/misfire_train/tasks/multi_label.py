@@ -103,6 +103,10 @@ class MultiLabel(Task):
         """Returns bool [N]: at least one known label is on the wrong side of one half."""
         return (((outputs > 0) != (targets > 0.5)) & ~targets.isnan()).any(1)
 
+    def present(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """Returns the labels that each example has, [N,K]; an unknown one is none."""
+        return np.asarray(np.asarray(targets) == 1)
+
     def unit_statistics(self, outputs: Tensor) -> Tensor:
         """Returns the least sure labels, entropy, log-odds of any error, the number of labels, [N,1,D]."""
         doubts = (-outputs.abs()).topk(min(_TOP, outputs.shape[1]), dim=1).values

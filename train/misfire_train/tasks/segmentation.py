@@ -87,6 +87,12 @@ class Segmentation(Task):
         losses, valid = pixel_losses(outputs, targets)
         return (losses * valid).sum() / valid.sum().clamp_min(1)
 
+    def present(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """Returns the classes of each mask, [N,K] up to the highest one."""
+        counts = [np.bincount(np.ravel(mask), minlength=IGNORE + 1)[:IGNORE] > 0 for mask in targets]
+        shown = np.array(counts, bool).reshape(len(counts), IGNORE)
+        return shown[:, : 1 + max([0, *np.flatnonzero(shown.any(0))])]
+
     def unit_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the mean loss of each tile, [N,T], NaN if nothing in it has a label."""
         return tile_losses(outputs, targets)
