@@ -10,9 +10,10 @@ from misfire_fleet.commands.collect import collect
 from misfire_fleet.commands.configure import configure
 from misfire_fleet.commands.labelling.exporting import export, formats
 from misfire_fleet.commands.labelling.importing import import_
-from misfire_fleet.commands.lineage import lineage
 from misfire_fleet.commands.offer_again import offer_again
 from misfire_fleet.commands.rescue import backup, check, rebuild
+from misfire_fleet.commands.retraining.lineage import lineage
+from misfire_fleet.commands.retraining.loop import loop
 from misfire_fleet.commands.scores import scores
 from misfire_fleet.commands.serve import serve
 from misfire_fleet.commands.simulate import simulate
@@ -31,7 +32,7 @@ app = typer.Typer(
 for _command in (
     *(collect, serve, simulate, status, delete, hold, release, holds, retention, audit),
     *(check, backup, rebuild, offer_again, configure, snapshots, classes, export, formats),
-    *(truth, verdicts, lineage, scores, gate, candidates, publish, bought),
+    *(truth, verdicts, lineage, scores, gate, candidates, publish, bought, loop),
 ):
     app.command()(_command)
 app.command("import")(import_)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from misfire_train.progress import Reporter
     from misfire_train.retraining import Retrained
     from misfire_train.runs import Run
+    from misfire_train.train_config import MixtureTable
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def retrain_from_store(
     bundle_out: Path | None = None,
     version: str = "2.0.0",
     reporter: Reporter | None = None,
+    slice_by: str = "vehicle",
     **options: Any,
 ) -> Outcome:
     """Retrains on the store's labelled uploads and, with `bundle_out`, exports the new run.
@@ -111,6 +113,7 @@ def retrain_from_store(
         bundle_out: empty or new folder for the bundle; None exports none.
         version: semantic version of the bundle.
         reporter: prints progress.
+        slice_by: what uploads are sliced by, for the slice balance of the schedule's mixture.
         options: passed to `retrain_run` (schedule, resume, command).
 
     Raises:
@@ -120,6 +123,7 @@ def retrain_from_store(
     """
     from misfire_fleet.retrain.origins import record_origins
     from misfire_fleet.retrain.snapshot import refuse_run
+    from misfire_fleet.retrain.uploads import slices_of
     from misfire_train.retraining import retrain_run
 
     # Checked before the training, which may take hours, and not only by the export after it.
@@ -132,6 +136,7 @@ def retrain_from_store(
         given.train.examples,
         held=None if given.holdout is None else given.holdout.examples,
         snapshot=given.sha256,
+        slices=slices_of(store, given.train.examples.ids, by=slice_by),
         dataset=dataset,
         out=out,
         reporter=reporter,
@@ -200,6 +205,24 @@ def retrain(
         typer.Option(help="Maximum number of epochs. Default: half of the current run's, at least 4."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed. Default: that of the current run.")] = None,
+    replay: Annotated[
+        float | None, typer.Option(help="Share of an epoch that is old data. Default: the run's, 0.67.")
+    ] = None,
+    class_balance: Annotated[
+        float | None,
+        typer.Option(
+            help="Show rare classes more often: 0 (no) to 1 (all classes equally). Default: the run's."
+        ),
+    ] = None,
+    slice_balance: Annotated[
+        float | None, typer.Option(help="Show rare slices of uploads more often: 0 to 1. Default: the run's.")
+    ] = None,
+    slice_by: Annotated[
+        str,
+        typer.Option(
+            help="Slice uploads by vehicle, day, class, or a key of their context, such as weather."
+        ),
+    ] = "vehicle",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
     ] = False,
@@ -220,7 +243,10 @@ def retrain(
     # Before the training, which may take hours: a server that is not there is found at once.
     tracking = None if mlflow is None else Tracking(mlflow)
     current = load_run(run)
-    dataset = load_dataset(current.record.dataset.name, root=data or _data_of(current))
+    mixture = changed_mixture(
+        current, replay=replay, class_balance=class_balance, slice_balance=slice_balance
+    )
+    dataset = load_dataset(current.record.dataset.name, root=data or data_of(current))
     with _open_store(uploads, database, blobs) as store:
         outcome = retrain_from_store(
             current,
@@ -231,7 +257,8 @@ def retrain(
             out=out,
             bundle_out=bundle_out,
             version=version,
-            schedule=Schedule(epochs=epochs, seed=seed),
+            schedule=Schedule(epochs=epochs, seed=seed, mixture=mixture),
+            slice_by=slice_by,
             resume=resume,
             command=command_line(),
             reporter=Reporter(),
@@ -240,6 +267,16 @@ def retrain(
     if tracking is not None:
         folder = None if outcome.bundle is None else outcome.bundle.name
         tracking.log(outcome.retrained, snapshot=outcome.snapshot, bundle=folder)
+
+
+def changed_mixture(run: Run, **stated: float | None) -> MixtureTable:
+    """Returns the run's mixture with the values that are stated. Raises ConfigError on an invalid one."""
+    from misfire_runtime.toml import TomlFile
+    from misfire_train.train_config import MixtureTable
+
+    values = run.config.mixture.model_dump()
+    values |= {name: value for name, value in stated.items() if value is not None}
+    return TomlFile({}, "", "options").check(MixtureTable, values)
 
 
 def describe(outcome: Outcome) -> str:
@@ -266,7 +303,7 @@ def describe(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _data_of(run: Run) -> Path | None:
+def data_of(run: Run) -> Path | None:
     """Returns the data folder of the run's training, if that folder still exists."""
     named = run.record.config.get("data")
     return Path(named) if named and Path(named).is_dir() else None

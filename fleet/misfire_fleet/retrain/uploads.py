@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from misfire_fleet.errors import SampleGoneError, StoreError
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import StoredSample
+from misfire_runtime.clock import utc_text
 from misfire_runtime.errors import ConfigError, ImageError
 from misfire_runtime.preprocess import Image, decode_image
 from misfire_train.data import Examples
@@ -199,6 +200,28 @@ def _minute(sample: StoredSample) -> str:
     if offer.recorded_at is None and offer.position_s is not None:
         return f"{sample.vehicle}/{offer.source}/{int(offer.position_s // _GROUP_S)}"
     return f"{sample.vehicle}/{int(sample.captured_at // _GROUP_S)}"
+
+
+def slices_of(store: Store, ids: Sequence[str], *, by: str) -> dict[str, str]:
+    """Returns the slice of each stored sample by its id.
+
+    Args:
+        store: the store with the uploads.
+        ids: of samples.
+        by: `vehicle`, `day`, `class` (the vehicle's answer), or a key of the frame's context.
+    """
+    found = {}
+    for sample in store.among(ids):
+        if by == "vehicle":
+            name = sample.vehicle
+        elif by == "day":
+            name = utc_text(sample.captured_at)[:10]
+        elif by == "class":
+            name = str(sample.prediction.get("class", "unknown"))
+        else:
+            name = str((sample.offer.context or {}).get(by, "unknown"))
+        found[sample.id] = name
+    return found
 
 
 def parse_label(

@@ -99,7 +99,8 @@ class Classification(Task):
 
     def present(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
         """Returns the class of each example, [N,K] up to the highest one."""
-        return np.asarray(targets)[:, None] == np.arange(int(np.max(targets, initial=0)) + 1)
+        numbers = np.arange(int(np.max(targets, initial=0)) + 1)
+        return np.asarray(np.asarray(targets)[:, None] == numbers, np.bool_)
 
     def slices(self, targets: NDArray[Any], classes: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Returns the true class of each frame."""
