@@ -176,9 +176,8 @@ def test_boxes_are_labels_of_the_picture_that_was_shown(filled: Store) -> None:
     assert give(filled, 8, "right").labelled == 0
 
 
-@pytest.mark.parametrize(
-    ("number", "verdict", "label", "words"),
-    [
+def test_a_wrong_correction_is_refused_and_nothing_is_recorded(filled: Store) -> None:
+    wrong: list[tuple[int, str, Label, str]] = [
         (0, "wrong", ClassLabel(name="zebra"), "'zebra' is not one"),
         (0, "wrong", ClassLabel(name="red"), "is the vehicle's answer"),
         (0, "right", ClassLabel(name="green"), "no correction"),
@@ -188,13 +187,10 @@ def test_boxes_are_labels_of_the_picture_that_was_shown(filled: Store) -> None:
         (6, "wrong", BoxesLabel(boxes=(Box(name="car", x0=1, y0=1, x1=1.5, y1=9),)), "below 1 pixel"),
         (6, "wrong", BoxesLabel(boxes=(Box(name="car", x0=9, y0=9, x1=2, y1=2),)), "below 1 pixel"),
         (6, "wrong", BoxesLabel(boxes=(Box(name="car", x0=1, y0=1, x1=9, y1=9, degrees=3),)), "turned"),
-    ],
-)
-def test_a_wrong_correction_is_refused_and_nothing_is_recorded(
-    filled: Store, number: int, verdict: str, label: Label, words: str
-) -> None:
-    with pytest.raises(VerdictRefusedError, match=words):
-        give(filled, number, verdict, label=label)
+    ]
+    for number, verdict, label, words in wrong:
+        with pytest.raises(VerdictRefusedError, match=words):
+            give(filled, number, verdict, label=label)
     assert judged(filled) == {}
     assert list(filled.blobs.documents("verdicts")) == []
     assert list(filled.blobs.documents("labels")) == []
@@ -344,6 +340,8 @@ def test_another_person_sees_a_share_of_it_and_the_same_share_always(queued: Sto
     half = dealt(queued, "newest", by="bob", second=0.5, fold=False)
     assert half == dealt(queued, "newest", by="eve", second=0.5, fold=False)
     chosen = {n for n in range(10) if key(n)[58:] < "800000"}
+    for share, number in ((0.0, 0), (0.5, len(chosen)), (1.0, 10)):
+        assert count_open(queued, Query("bob", second=share)) == number
     assert {n for group in half for n in group} == chosen
 
 

@@ -58,6 +58,7 @@ from misfire_fleet.errors import (
 )
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.labels.verdicts.agreement import VERDICTS, summary
+from misfire_fleet.labels.verdicts.ledger import VerdictLedger
 from misfire_fleet.labels.verdicts.queue import ORDERS
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import SampleFilter
@@ -208,7 +209,8 @@ class Pages:
     def sample(self, sample: str) -> Response:
         """Renders one sample with every field of its offer."""
         row = self._store.get(sample_id(sample))
-        return self._render("sample.html", sample=row, score_rows=score_rows, answer_of=answer_of)
+        said = VerdictLedger(self._store).history(row.id)
+        return self._render("sample.html", sample=row, score_rows=score_rows, answer_of=answer_of, said=said)
 
     def vehicles(self, after: Text = "") -> Response:
         """Renders one page of vehicles, sorted by name, starting after the name `after`."""

@@ -245,7 +245,8 @@ def has_verdict(name: str, *, up_to: float | None = None) -> ColumnElement[bool]
     found = settled(up_to=up_to).subquery()
     query = select(found.c.sample)
     if name == NONE:
-        return samples.c.id.not_in(query)
+        # NOT IN would compare every sample with every verdict on PostgreSQL once they exceed its memory.
+        return ~query.where(found.c.sample == samples.c.id).correlate(samples).exists()
     return samples.c.id.in_(query if name == ANY_VERDICT else query.where(found.c.verdict == name))
 
 

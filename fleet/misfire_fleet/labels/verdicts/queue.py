@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from sqlalchemy import ColumnElement, Row, UnaryExpression, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, UnaryExpression, and_, case, func, or_, select, true
 
 from misfire_fleet.labels.verdicts.folding import SIMILARITY, Foldable, Group, answer_key, fold
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import ANY, SampleFilter, StoredSample
-from misfire_fleet.store.schema import samples
+from misfire_fleet.store.schema import samples, verdicts
 from misfire_fleet.store.store import conditions_of
-from misfire_fleet.store.verdicts import is_judged_by, is_judged_by_another
+from misfire_fleet.store.verdicts import NONE, is_judged_by, is_judged_by_another, is_newest
 from misfire_runtime.errors import ConfigError
 
 Order: TypeAlias = Literal["random", "score", "cluster", "newest"]
@@ -139,9 +139,21 @@ def next_page(store: Store, query: Query, *, cursor: str = "", limit: int = 24) 
 
 def count_open(store: Store, query: Query) -> int:
     """Returns how many samples are left to judge, near-duplicates counted one by one."""
-    matches = and_(_is_open(query), *conditions_of(query.filters))
+    # Counted from the side of the verdicts, which are few: what matches, less what is closed of it.
+    mine = func.max(case((verdicts.c.annotator == query.annotator, 1), else_=0))
+    direct = func.max(case((verdicts.c.annotator == query.annotator, 0), (verdicts.c.shared, 0), else_=1))
+    closed = (
+        select(verdicts.c.sample)
+        .where(verdicts.c.verdict != NONE, is_newest(verdicts))
+        .group_by(verdicts.c.sample)
+        .having(or_(mine == 1, direct == 0, ~_in_share(verdicts.c.sample, query.second)))
+        .subquery()
+    )
+    matches = and_(true(), *conditions_of(query.filters))
+    total = select(func.count()).select_from(samples).where(matches)
+    without = select(func.count()).select_from(samples).join(closed, closed.c.sample == samples.c.id)
     with store.database.read() as connection:
-        return int(connection.scalar(select(func.count()).select_from(samples).where(matches)) or 0)
+        return int(connection.scalar(total) or 0) - int(connection.scalar(without.where(matches)) or 0)
 
 
 def answered_classes(store: Store, *, newest: int = 500) -> list[str]:
@@ -164,12 +176,18 @@ _COLUMNS = tuple(samples.c[name] for name in ("seq", "id", "bundle", "percentile
 
 def _is_open(query: Query) -> ColumnElement[bool]:
     """Returns the condition on a row of `samples` that this person should judge it."""
-    limit = f"{int(min(1.0, max(0.0, query.second)) * 16**_DIGITS):0{_DIGITS}x}"
-    digits = func.substr(samples.c.id, 65 - _DIGITS, _DIGITS)
-    # A share of 1 is one digit more than ids have.
-    chosen = digits < limit if len(limit) == _DIGITS else digits >= ""
-    compared = and_(chosen, is_judged_by_another(query.annotator, directly=True))
+    compared = and_(
+        _in_share(samples.c.id, query.second), is_judged_by_another(query.annotator, directly=True)
+    )
     return and_(~is_judged_by(query.annotator), or_(~is_judged_by_another(query.annotator), compared))
+
+
+def _in_share(sample: ColumnElement[str], share: float) -> ColumnElement[bool]:
+    """Returns the condition that a sample is judged by two people."""
+    limit = f"{int(min(1.0, max(0.0, share)) * 16**_DIGITS):0{_DIGITS}x}"
+    digits = func.substr(sample, 65 - _DIGITS, _DIGITS)
+    # A share of 1 is one digit more than ids have.
+    return digits < limit if len(limit) == _DIGITS else digits >= ""
 
 
 def _by_id(condition: ColumnElement[bool]) -> _Phase:
