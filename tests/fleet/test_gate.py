@@ -22,7 +22,7 @@ from misfire_fleet.candidates import Verdict, judge_candidate
 from misfire_fleet.candidates.answers import Columns
 from misfire_fleet.candidates.archive import digest, pack, unpack
 from misfire_fleet.candidates.comparing import Resampling, widened
-from misfire_fleet.candidates.publishing import listed, publish_bundle
+from misfire_fleet.candidates.publishing import bundle_folder, listed, publish_bundle
 from misfire_fleet.candidates.rules import Rules
 from misfire_fleet.datasets.snapshots import Plan, Snapshots
 from misfire_fleet.datasets.splits import Shares
@@ -364,6 +364,9 @@ def test_publishing_needs_a_pass_or_a_reason(
     judge(store, same, old)
     row = publish_bundle(store, same.path, actor="ann")
     assert not row.forced and row.sha256 == digest(same)[0]
+    # What a vehicle's engine leaves in the folder is no part of the bundle.
+    (same.path / "engine").mkdir()
+    (same.path / "engine" / "cache.bin").write_bytes(b"compiled here")
     assert publish_bundle(store, same.path, actor="bob") == row
     judge(store, worse, old)
     with pytest.raises(ConfigError, match=r"did not pass against small@1\.0\.0 on exam: task: worse"):
@@ -452,3 +455,17 @@ def test_the_interval_of_the_task_metric_holds_the_truth() -> None:
         found = widened(plain, (sides[0], sides[1]), np.arange(frames))
         inside += found.low <= 0.04 <= found.high
     assert inside / 300 >= 0.93
+
+
+def test_the_gate_and_publishing_work_on_both_databases(anywhere: Store, old: Bundle, same: Bundle) -> None:
+    gates.fill(anywhere, old, count=120, drives=24)
+    gates.freeze(anywhere)
+    verdict = judge(anywhere, same, old)
+    assert verdict.passed and verdict.frames == 120 and verdict.groups == 24
+    row = publish_bundle(anywhere, same.path, actor="ann")
+    with bundle_folder(anywhere, "small@2.0.0") as folder:
+        assert digest(Bundle.open(folder))[0] == row.sha256
+    assert [each.published for each in listed(anywhere)] == [row]
+    for name in ("small@9.0.0", "nowhere"):
+        with pytest.raises(ConfigError, match="there is no such folder"), bundle_folder(anywhere, name):
+            pass
