@@ -59,6 +59,19 @@ def test_a_correction_that_hurts_on_the_next_drive_has_no_strength() -> None:
     assert choice.columns == "all" and len(choice.gains) == len(STRENGTHS)
 
 
+@pytest.mark.parametrize(("harm", "kept"), [(0.002, True), (0.15, False)])
+def test_a_large_gain_on_copies_outweighs_only_a_tiny_loss_on_clean_frames(harm: float, kept: bool) -> None:
+    one = _world(groups=8, per_group=200, rate=0.1)
+    count = len(one["failed"])
+    world = {name: np.concatenate((values, values)) for name, values in one.items()}
+    world["clean"] = np.arange(2 * count) < count
+    # Full strength loses a twentieth of a point of AUROC on clean frames, or several points.
+    choice = _choose(world, np.where(world["clean"], -harm, 2.0) * world["failed"])
+    assert (choice.strength > 0) == kept
+    gain = choice.gains[-1]
+    assert gain.clean is not None and gain.clean < 0 < gain.both and not gain.earned
+
+
 def test_of_strengths_that_are_alike_the_weakest_is_taken() -> None:
     few = _world(groups=4, per_group=40)
     correction = 3.0 * few["failed"] * (few["draw"] > 1)

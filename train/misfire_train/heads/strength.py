@@ -6,8 +6,10 @@ a head per fold, fitted on the others --its scores of the rows left out, at each
 A correction that helps on images of known drives can hurt on the next drive, and a check by image cannot show
 that. So each row is scored by a head that never saw its drive, and a strength above zero has to earn its
 place: what it gains over the free score, less one standard error, has to be above zero, and on clean frames
-it must not lose. Of strengths that are alike within one standard error the weakest is taken. Where nothing
-earns it, the head is the free score. Strength 1 is the head as fitted.
+it must not lose. If no strength is so good, a loss on clean frames of at most TOLERATED is allowed: a network
+that is nearly always right has few clean failures, and a hair's breadth among them must not cost the gain on
+all others. Of strengths that are alike within one standard error the weakest is taken. Where nothing earns
+it, the head is the free score. Strength 1 is the head as fitted.
 
 The rule knows scores only, not what made them: heads of frames, units and boxes use the same.
 """
@@ -30,6 +32,9 @@ LEAST_PER_FOLD = 5
 """Failures, and successes, below which a fold has no AUROC worth the name."""
 MANY_GROUPS = 20
 """With fewer, a standard error over groups has too little to go by."""
+
+TOLERATED = 0.0025
+"""Most that may be lost on clean frames, in AUROC, if nothing else has earned its place."""
 
 Floats = NDArray[np.float64]
 Setting = tuple[str, float]
@@ -74,7 +79,11 @@ class Gain:
     @property
     def earned(self) -> bool:
         """Returns whether the gain is beyond one standard error, and nothing is lost on clean frames."""
-        return self.both - self.error > 0 and (self.clean is None or self.clean >= 0)
+        return self.holds(loss=0.0)
+
+    def holds(self, *, loss: float) -> bool:
+        """Returns whether the gain is beyond one standard error, and no more than `loss` is lost on clean."""
+        return self.both - self.error > 0 and (self.clean is None or self.clean >= -loss)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,8 @@ def choose_strength(
         parts = [_compare(values, free[columns], failed, rows, cluster) for rows in cells]
         gains.append(_gain(columns, strength, parts, has_clean=bool(clean.any())))
     best = _weakest_as_good([gain for gain in gains if gain.earned])
+    if best is None:
+        best = _weakest_as_good([gain for gain in gains if gain.holds(loss=TOLERATED)])
     first = next(iter(free))
     return Choice(
         strength=0.0 if best is None else best.strength,
