@@ -65,7 +65,7 @@ def test_classes_are_compared_by_name(subject: Subject, digits: Dataset, tmp_pat
     assert right == {str(row): int(digits.test.targets[row]) for row in range(60)}
     (images / "test" / "zebra").mkdir()
     cv2.imwrite(str(images / "test" / "zebra" / "y.png"), digits.test.images[0])
-    with pytest.raises(JudgeError, match="does not know 1 classes of the data set: zebra"):
+    with pytest.raises(JudgeError, match="does not know these classes of the data set: zebra"):
         load_frames(subject, f"image-folder:{images}")
 
 

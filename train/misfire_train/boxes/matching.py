@@ -128,7 +128,7 @@ def _in_ignored(
 
     eligible: bool [B,G], pairs of a box and an ignored region of its class.
     """
-    if not len(objects):
+    if not eligible.any():
         return np.zeros(len(boxes), bool)
     inside = covered(boxes[:, :4], objects[:, :4]).double().numpy() >= rule.matching
     # A flagged region may hold many objects, so a box inside it is not false; a small object holds itself.

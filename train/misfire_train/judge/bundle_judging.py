@@ -148,7 +148,7 @@ def class_index(data: tuple[str, ...], bundle: tuple[str, ...], *, label: str) -
     missing = [name for name in data if nfc(name) not in own]
     if missing:
         raise JudgeError(
-            f"{label} does not know {len(missing)} classes of the data set: {_some(missing)}; it knows "
+            f"{label} does not know these classes of the data set: {_some(missing)}; it knows "
             f"{_some(bundle)}. Rename them so that both agree; for boxes, ?classes=FILE&others=drop leaves "
             "them out"
         )

@@ -84,7 +84,8 @@ class ChosenRows(Layout):
             if not seen.own(name) or value.shape[2] != 6 or value.shape[1] < 2:
                 continue
             for score, label in ((4, 5), (5, 4)):
-                labels = value[..., label]
+                # Rows of padding may have any class, such as -1.
+                labels = np.where(value[..., score] > 0, value[..., label], 0)
                 if unit(value[..., score]) and np.allclose(labels, labels.round()) and labels.min() >= 0:
                     classes = seen.classes or max(int(labels.max()) + 1, seen.at_least)
                     inside = float(np.abs(value[..., :4]).max()) <= 2.5

@@ -18,6 +18,7 @@ from misfire_export.graph.rename import own_name
 from misfire_export.sources.detectors.base import Reading, Seen
 from misfire_export.sources.detectors.decoding import LEAST
 from misfire_runtime.preprocess import InputContract
+from misfire_train.boxes.columns import FINAL
 
 _VALID = 0.98
 """Share of boxes whose corners must be in order; a few cells of a poor network may turn theirs."""
@@ -167,10 +168,16 @@ def _hint(seen: Seen) -> str:
     if len(own) == 1 and own[0].ndim == 3:
         value = own[0]
         rows = value if value.shape[2] < value.shape[1] else value.transpose(0, 2, 1)
-        if rows.shape[2] > 4 and float(rows[..., 4:].max()) > 1.001:
-            highest = float(rows[..., 4:].max())
-            return f"; scores go up to {highest:.3g} where a layout would have sigmoids of 0..1"
+        if rows.shape[2] == FINAL and rows.size and _unit(rows[..., 4]):
+            return "; class numbers of chosen boxes (x0 y0 x1 y1 score class) must be whole, from 0 on"
+        if rows.shape[2] > 4 and rows.size and not _unit(rows[..., 4:]):
+            low, high = float(rows[..., 4:].min()), float(rows[..., 4:].max())
+            return f"; scores go from {low:.3g} to {high:.3g} where a layout would have sigmoids of 0..1"
     return "; `misfire export --help` lists the layouts"
+
+
+def _unit(value: NDArray[np.float32]) -> bool:
+    return bool(value.min() >= -1e-3 and value.max() <= 1.001)
 
 
 def decode(reading: Reading, seen: Seen) -> NDArray[np.float32]:

@@ -75,6 +75,7 @@ def recognise(
 
     Raises:
         GraphError: no layout fits, or two do; says which and what to do.
+        OutputError: no layout fits, and an answer is not finite.
     """
     layouts = {layout: layout_named(layout)} if layout else dict(LAYOUTS)
     height, width = _size(given, image)
@@ -88,6 +89,8 @@ def recognise(
             dense = decode(reading, seen)
             fits.append(judge(reading, contract, dense))
     assert seen is not None
+    if viewer.broken and all(fit.problem for fit in fits):
+        raise OutputError(viewer.broken)
     if not fits and viewer.odd:
         raise GraphError(viewer.odd)
     best = choose(fits, seen, wanted=layout)
@@ -147,7 +150,7 @@ class _Viewer:
 
     def __init__(self, tail: Tail, frames: Examples) -> None:
         self.tail, self.frames = tail, frames
-        self.odd = ""
+        self.odd = self.broken = ""
         self._graph: onnx.ModelProto | None = None
         self._session: ort.InferenceSession | None = None
         self._seen: dict[str, dict[str, NDArray[np.float32]]] = {}
@@ -220,10 +223,10 @@ class _Viewer:
             return None
         values = np.asarray(np.concatenate(parts), np.float32)
         if name in self.tail.outputs and not np.isfinite(values).all():
+            # Perhaps only with pixels of 0..255, which another layout has: a network in halves overflows.
             wrong = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
-            raise OutputError(
-                f"output {own_name(name)} is NaN or infinite for image {self.frames.ids[wrong]}"
-            )
+            self.broken = f"output {own_name(name)} is NaN or infinite for image {self.frames.ids[wrong]}"
+            return None
         return values
 
 
