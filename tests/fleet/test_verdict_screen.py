@@ -316,6 +316,29 @@ def test_a_second_window_is_told_what_the_first_one_said(
     assert verdicts(store) == {ids[0]: "right"}
 
 
+def test_a_second_person_judges_a_share_without_being_told(
+    context: BrowserContext, browser: Browser, console: str, store: Store, jpeg: Numbered
+) -> None:
+    ids = sorted(add(store, jpeg(n), trigger=DRAWN) for n in range(3))
+    first = judge(context, console)
+    press(first, "r")
+    press(first, "w")
+    saved(first)
+    other = browser.new_context()
+    second = judge(other, console, "?second=1", name="Bob")
+    assert shown(second) == ids[0]
+    assert "Ann" not in second.inner_text("main")
+    press(second, "r")
+    press(second, "r")
+    saved(second)
+    second.goto(f"{console}/verdicts/agreement")
+    expect(second.locator("main")).to_contain_text("Ann and Bob")
+    expect(second.locator("main")).to_contain_text("50.0 %")
+    other.close()
+    third = judge(context, console, "?second=0", name=None)
+    assert shown(third) == ids[2]
+
+
 def test_a_sample_that_is_deleted_meanwhile_is_said_and_the_rest_goes_on(
     context: BrowserContext, console: str, store: Store, jpeg: Numbered
 ) -> None:

@@ -5,6 +5,9 @@ const CORNERS = [["x0", "y0"], ["x1", "y0"], ["x0", "y1"], ["x1", "y1"]];
 const MIN_SIDE = 1;
 const TOUCH_PX = 22; // half of what a finger needs
 
+// Characters without a glyph, and those that change the direction, are written out.
+export const visible = (text) => String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
+
 function shape(tag, attributes) {
   const made = document.createElementNS(SVG, tag);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -182,7 +185,8 @@ export class Boxes {
       const group = shape("g", { class: `drawn ${state} ${box === this.chosen ? "chosen" : ""}`, "data-box": number, tabindex: this.editable ? 0 : -1, role: this.editable ? "button" : "img", "aria-label": `box ${number + 1}, ${box.name}`, "aria-pressed": box === this.chosen });
       const place = { x: box.x0, y: box.y0, width: box.x1 - box.x0, height: box.y1 - box.y0 };
       const text = shape("text", { x: box.x0, y: box.y0 > 11 * this.unit ? box.y0 - 3 * this.unit : box.y0 + 10 * this.unit, "font-size": 8 * this.unit, "stroke-width": 2 * this.unit });
-      text.textContent = box.name.length > 40 ? `${box.name.slice(0, 40)}…` : box.name;
+      const name = visible(box.name);
+      text.textContent = name.length > 40 ? `${name.slice(0, 40)}…` : name;
       group.append(shape("rect", { class: "edge", ...place }), shape("rect", place), text);
       if (box === this.chosen) {
         CORNERS.forEach(([x, y], corner) => {

@@ -5,7 +5,7 @@
 // A verdict waits in the browser's storage until the server has recorded it, under a name of its own (`act`), so
 // a repeated request, a reload or a second window records it once. Boxes are in pixels of the stored picture.
 
-import { Boxes } from "./boxes.js";
+import { Boxes, visible } from "./boxes.js";
 
 const MIN_SHOWN_MS = 150; // a second press of the same key must not judge a picture that nobody saw
 const AHEAD = 6; // pictures decoded ahead
@@ -62,8 +62,6 @@ const act = () => {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 };
 
-// Characters without a glyph, and those that change the direction, are written out.
-const visible = (text) => String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
 const say = (text) => { $("status").textContent = text; };
 
 async function ask(path, body) {

@@ -46,7 +46,7 @@ MAX_SHARED = 200
 """Samples of one act: more would be judged without being looked at."""
 MAX_AGE_S = 30 * 86_400.0
 """A page keeps a verdict that could not be sent; this old, its clock is not believed."""
-_PAGE = 500
+_PAGE = 5000
 _MIN_SIDE = 1.0
 """Pixels; a box without an area cannot be matched."""
 _ROUNDING = 0.5
