@@ -18,6 +18,7 @@ from torch import nn
 
 from misfire_export.errors import ExportError, PrecisionError
 from misfire_export.graph.check import check_graph
+from misfire_export.graph.tunable import place_of
 from misfire_export.measure.calibrate import calibrate, operating_points, report, require_frames, score_notes
 from misfire_export.measure.conformance import check_conformance
 from misfire_export.measure.folds import Folds, deal
@@ -32,6 +33,7 @@ from misfire_runtime.bundle import (
     MODEL,
     Bundle,
     FurtherAnswer,
+    HeadPlace,
     Lineage,
     Manifest,
     OutputSpec,
@@ -46,6 +48,8 @@ from misfire_runtime.files import whole_folder
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples
 from misfire_train.fitting.refit import Refit
+from misfire_train.heads.residual import ResidualHead
+from misfire_train.signals import Score
 from misfire_train.tasks import Task
 from misfire_train.tasks.base import OutputKind
 
@@ -111,6 +115,7 @@ class Source:
         precision: of the graph as it came.
         labelled: the calibration frames have labels. Without, nothing is judged.
         further: answers beside that of `task`.
+        head: its learned head, if it has one.
     """
 
     graph: onnx.ModelProto
@@ -126,6 +131,7 @@ class Source:
     ranges: Examples | None = None
     labelled: bool = True
     further: tuple[Further, ...] = ()
+    head: Score | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -218,6 +224,7 @@ def assemble(source: Source, *, calibration: Examples, out: Path, options: Optio
             default_score=default,
             scores_by_rate=scores_by_rate(reports["gate"]),
             upload_rate=options.upload_rate,
+            head=_head_place(graph, source),
             parity=parity,
             lineage=source.lineage,
             extra=reports,
@@ -409,6 +416,13 @@ def _outputs(graph: onnx.ModelProto, source: Source) -> tuple[OutputSpec, ...]:
                 kind = "box"
         specs.append(OutputSpec(name=value.name, kind=kind, shape=shape))
     return tuple(specs)
+
+
+def _head_place(graph: onnx.ModelProto, source: Source) -> HeadPlace | None:
+    """Returns where the learned head is in the shipped graph; None if none can be fitted again."""
+    if not isinstance(source.head, ResidualHead):
+        return None
+    return place_of(graph.graph, source.head, score=source.head.name)
 
 
 def _score_outputs(source: Source) -> list[str]:

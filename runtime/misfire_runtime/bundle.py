@@ -207,6 +207,21 @@ class Lineage(_Part):
     metrics: dict[str, float] = {}
 
 
+class HeadPlace(_Part):
+    """Says where the learned head of a score is in the graph, so that a delta can replace it.
+
+    `tensors` has the graph's initialiser for each tensor of the head, `base` and `statistics` are the tensors
+    of the graph that it computes on, `recipe` and `options` build a head of the same shapes.
+    """
+
+    score: str
+    recipe: str
+    options: dict[str, Any]
+    base: str
+    statistics: str
+    tensors: dict[str, str] = Field(min_length=1, max_length=64)
+
+
 class FileEntry(_Part):
     """Holds size and hash of one file of the bundle."""
 
@@ -236,6 +251,8 @@ class Manifest(_Part):
     """Scores to trigger on by upload rate, if they differ from or confirm `default_score`."""
     upload_rate: float | None = Field(default=None, gt=0, lt=1)
     """The share of frames that the bundle is meant to upload; None if none was declared."""
+    head: HeadPlace | None = None
+    """The learned head that `misfire retrain --head-only` can fit again; None if the graph has none."""
     parity: Parity | None = None
     """None only if there is no trained model to compare with (a foreign ONNX graph)."""
     lineage: Lineage
@@ -270,6 +287,8 @@ class Manifest(_Part):
             if answer.output not in outputs:
                 raise ValueError(f"further answer {answer.name!r} has no output {answer.output!r}")
         self.score(self.default_score)
+        if self.head is not None:
+            self.score(self.head.score)
         for choice in self.scores_by_rate:
             self.score(choice.score)
         return self

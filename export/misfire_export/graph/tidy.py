@@ -78,6 +78,8 @@ def share_initialisers(graph: onnx.GraphProto) -> None:
     first: dict[tuple[object, ...], str] = {}
     alias: dict[str, str] = {}
     for item in graph.initializer:
+        if is_apart(item.name):
+            continue
         value = numpy_helper.to_array(item)
         key = (value.dtype.str, value.shape, value.tobytes())
         alias[item.name] = first.setdefault(key, item.name)
@@ -87,6 +89,15 @@ def share_initialisers(graph: onnx.GraphProto) -> None:
             # An initialiser that is an output keeps its name.
             if name in alias and name not in outputs:
                 node.input[position] = alias[name]
+
+
+def is_apart(name: str) -> bool:
+    """Returns whether an initialiser belongs to a head (graph/tunable.py), and so to nothing else.
+
+    >>> is_apart("misfire/scores/head/center"), is_apart("val_4")
+    (True, False)
+    """
+    return "head" in name.split("/")[:-1]
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import onnx
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from misfire_export.errors import TraceError
 from misfire_export.graph.tidy import tidy
+from misfire_export.graph.tunable import BASE, STATISTICS, TENSORS, TunableHead, initialiser_of, settle
 from misfire_runtime.preprocess import InputContract
 
 # The oldest that torch's dynamo exporter writes, so that older engines can read it.
@@ -73,12 +75,23 @@ def export_module(
     output_names: list[str],
     dynamic_shapes: tuple[object, ...],
 ) -> onnx.ModelProto:
-    """Returns the tidied graph of any module with tensor inputs. Raises TraceError."""
+    """Returns the tidied graph of any module with tensor inputs. Raises TraceError.
+
+    The tensors of a residual head are initialisers of their own (graph/tunable.py).
+    """
+    given: tuple[Any, ...] = inputs
+    tunable = TunableHead.of(module)
+    if tunable is not None:
+        tensors = tunable.tensors
+        given = (tensors, *inputs)
+        dynamic_shapes = ([None] * len(tensors), tuple(dynamic_shapes))
+        input_names = [*map(initialiser_of, TENSORS), *input_names]
+        output_names = [*output_names, BASE, STATISTICS]
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
-                inputs,
+                module if tunable is None else tunable,
+                given,
                 dynamo=True,
                 dynamic_shapes=dynamic_shapes,
                 input_names=input_names,
@@ -92,6 +105,8 @@ def export_module(
     # The exporter names values after operators: an `embedding` inside would shadow the output of that name.
     NameFixPass()(program.model)
     proto: onnx.ModelProto = program.model_proto
+    if tunable is not None:
+        settle(proto, tensors)
     return tidy(proto)
 
 

@@ -108,6 +108,7 @@ def export_module_bundle(
         ranges=own.frames.fit,
         labelled=own.frames.labelled,
         further=tuple(_further(name, other, headed=bool(facts.features)) for name, other in others.items()),
+        head=next((score for score in own.scores if score.name == HEAD), None),
         extra={"notes": [*own.notes, *frames.notes, *_told_further(others)]},
     )
     return assemble(source, calibration=own.frames.calibration, out=Path(out), options=options)

@@ -29,6 +29,7 @@ from misfire_export.sources.further import foreign_task, score_further
 from misfire_export.sources.onnx_import import adapt, fit_pixels
 from misfire_export.sources.onnx_open import class_names, file_outputs, load_graph, precision_of
 from misfire_export.sources.onnx_outputs import Asked, score_answer
+from misfire_export.sources.score_names import HEAD
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 
 
@@ -83,6 +84,7 @@ def export_onnx(path: Path, frames: Frames, facts: ModelFacts, *, out: Path, opt
         precision=precision_of(given),
         labelled=own.frames.labelled,
         further=further.answers,
+        head=next((score for score in own.scores if score.name == HEAD), None),
         extra={
             "notes": [*pixels, *notes, *own.notes, *frames.notes, *further.notes],
             "surgery": _report(own.found),

@@ -64,6 +64,7 @@ def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bund
         reference=PixelInput(model, contract=run.contract) if run.contract.dtype == "uint8" else model,
         refit=refit_of_run(run, train=frames.fit, holdout=frames.holdout),
         ranges=frames.fit,
+        head=next((score for score in built if score is run.head), None),
     )
     return assemble(source, calibration=frames.calibration, out=Path(out), options=options)
 

@@ -1,6 +1,6 @@
-"""Implements `misfire bundle verify` and `misfire bundle inspect`.
+"""Implements `misfire bundle verify`, `misfire bundle inspect` and `misfire bundle apply-delta`.
 
-Both read the manifest and hash the files; neither loads the graph, so both work without an engine.
+They read manifests and hash files; none loads the graph, so all work without an engine.
 """
 
 from __future__ import annotations
@@ -19,10 +19,23 @@ app = typer.Typer(
 
 
 @app.command()
-def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle, or of a delta.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Of a delta: check also that it fits the bundle in this folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every file against the manifest. Exit with 1 if one is changed, missing or extra."""
     from misfire_runtime.bundle import read_manifest, verify_files
+    from misfire_runtime.delta import is_delta
+    from misfire_runtime.errors import ConfigError
 
+    if is_delta(bundle):
+        _verify_delta(bundle, base, as_json=as_json)
+        return
+    if base is not None:
+        raise ConfigError(f"--base is for deltas; {bundle} is none")
     manifest = read_manifest(bundle)
     problems = verify_files(bundle, manifest)
     if as_json:
@@ -34,6 +47,55 @@ def verify(bundle: BundleFolder, as_json: AsJson = False) -> None:
         typer.echo(f"{manifest.label}: intact, {len(manifest.files)} files")
     if problems:
         raise typer.Exit(1)
+
+
+def _verify_delta(path: Path, base: Path | None, *, as_json: bool) -> None:
+    from misfire_runtime.bundle import Bundle
+    from misfire_runtime.delta import Delta
+    from misfire_runtime.errors import BundleError
+
+    problem = None
+    try:
+        delta = Delta.open(path)
+        if base is not None:
+            delta.require_fits(Bundle.open(base))
+    except BundleError as error:
+        problem = str(error)
+    if as_json:
+        found = {"delta": str(path), "intact": problem is None, "problems": [problem] if problem else []}
+        typer.echo(json.dumps(found))
+    elif problem is not None:
+        typer.echo(problem)
+    else:
+        about = delta.about
+        what = "its calibration alone" if not about.tensors else f"{len(about.tensors)} tensors"
+        typer.echo(
+            f"{about.base.label} -> {about.result.label}: intact, {delta.bytes} bytes, "
+            f"replaces {what} of {about.score}"
+        )
+    if problem is not None:
+        raise typer.Exit(1)
+
+
+@app.command("apply-delta")
+def apply_delta(
+    bundle: BundleFolder,
+    delta: Annotated[Path, typer.Argument(help="Folder of the delta.")],
+    out: Annotated[Path, typer.Option(help="Write the new bundle to this folder; it may be BUNDLE itself.")],
+    as_json: AsJson = False,
+) -> None:
+    """Replace the failure head of a bundle by a delta. The new bundle is written whole, or not at all."""
+    from misfire_runtime.delta import Delta
+    from misfire_runtime.errors import BundleError
+
+    try:
+        made = Delta.open(delta).apply(bundle, out=out)
+    except OSError as error:
+        raise BundleError(f"{error.filename or out}: {error.strerror}; nothing was written") from error
+    if as_json:
+        typer.echo(json.dumps({"bundle": made.manifest.label, "path": str(out)}))
+    else:
+        typer.echo(f"{made.manifest.label} written to {out}")
 
 
 @app.command()

@@ -22,10 +22,12 @@ DEFAULT_OUT = Path("docs/schemas")
 def contracts() -> dict[str, type[BaseModel]]:
     """Returns the pydantic model of every contract by the name of its file."""
     from misfire_runtime.bundle import Manifest
+    from misfire_runtime.delta.delta import DeltaManifest
     from misfire_runtime.messages import Desired, Offer, Reply, Reported, State, Telemetry
 
     return {
         "manifest": Manifest,
+        "delta": DeltaManifest,
         "offer": Offer,
         "reply": Reply,
         "state": State,
