@@ -19,13 +19,13 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from headed_bundle import HEAD, headed_bundle
 from misfire_runtime.bundle import MANIFEST, MODEL, Bundle, Manifest, hash_files, sha256_file, write_manifest
 from misfire_runtime.cli import app
 from misfire_runtime.delta import Delta, Refitted, write_delta
 from misfire_runtime.delta.delta import CONTENT, DELTA, MAX_CONTENT_BYTES
 from misfire_runtime.delta.initialisers import find, read
 from misfire_runtime.errors import BundleError
+from proving_ground.headed_bundle import HEAD, headed_bundle
 
 pytestmark = pytest.mark.slow
 

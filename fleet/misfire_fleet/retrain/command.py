@@ -176,8 +176,18 @@ def _given(store: Store, labels: Path | None, snapshot: str | None, *, run: Run)
 
 def retrain(
     *,
-    run: Annotated[Path, typer.Argument(help="Continue from the run in this folder.")],
-    out: Annotated[Path, typer.Option(help="Write the new run to this folder.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Continue from the run in this folder; with --head-only, from this bundle."),
+    ],
+    out: Annotated[Path, typer.Option(help="Write the new run to this folder; with --head-only, the delta.")],
+    head_only: Annotated[
+        bool,
+        typer.Option(
+            "--head-only",
+            help="Leave a bundle's network as it is, fit only its failure head again, and write a delta.",
+        ),
+    ] = False,
     snapshot: Annotated[
         str | None,
         typer.Option(help="Train on the train side of this snapshot; its holdout is held out for the score."),
@@ -197,9 +207,14 @@ def retrain(
     ] = None,
     data: DataFolder = None,
     bundle_out: Annotated[
-        Path | None, typer.Option(help="Export the new run to this folder. Default: no bundle.")
+        Path | None, typer.Option(help="Write the new bundle to this folder. Default: no bundle.")
     ] = None,
-    version: Annotated[str, typer.Option(help="Semantic version of the new bundle.")] = "2.0.0",
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="Semantic version of the new bundle. Default: 2.0.0; with --head-only, the next one."
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Maximum number of epochs. Default: half of the current run's, at least 4."),
@@ -233,6 +248,23 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """Retrain on what the fleet uploaded, and print what that changed on the frozen test half."""
+    if head_only:
+        unused = {"--labels": labels, "--epochs": epochs, "--mlflow": mlflow, "--resume": resume or None}
+        for name, value in unused.items():
+            if value is not None:
+                raise ConfigError(f"{name} does not go with --head-only: no network is trained")
+        with _open_store(uploads, database, blobs) as store:
+            _retrain_head(
+                run,
+                store,
+                snapshot=snapshot,
+                out=out,
+                bundle_out=bundle_out,
+                version=version,
+                seed=seed or 0,
+                as_json=as_json,
+            )
+        return
     from misfire_fleet.retrain.tracking import Tracking
     from misfire_train.data import load_dataset
     from misfire_train.progress import Reporter
@@ -256,7 +288,7 @@ def retrain(
             dataset=dataset,
             out=out,
             bundle_out=bundle_out,
-            version=version,
+            version=version or "2.0.0",
             schedule=Schedule(epochs=epochs, seed=seed, mixture=mixture),
             slice_by=slice_by,
             resume=resume,
@@ -277,6 +309,13 @@ def changed_mixture(run: Run, **stated: float | None) -> MixtureTable:
     values = run.config.mixture.model_dump()
     values |= {name: value for name, value in stated.items() if value is not None}
     return TomlFile({}, "", "options").check(MixtureTable, values)
+
+
+def _retrain_head(bundle: Path, store: Store, *, as_json: bool, **options: Any) -> None:
+    from misfire_fleet.retrain.head_only import describe_round, retrain_head
+
+    found = retrain_head(bundle, store, **options)
+    typer.echo(json.dumps(found.to_dict()) if as_json else describe_round(found))
 
 
 def describe(outcome: Outcome) -> str:

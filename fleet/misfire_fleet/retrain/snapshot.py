@@ -22,7 +22,7 @@ from misfire_fleet.datasets.snapshots import Snapshots
 from misfire_fleet.errors import StoreError
 from misfire_fleet.labels.content import Label, content_hash
 from misfire_fleet.labels.ledger import record_of
-from misfire_fleet.retrain.targets import target_of
+from misfire_fleet.retrain.targets import Learner, target_of
 from misfire_fleet.retrain.uploads import Uploads, uploads_of
 from misfire_fleet.store import Store
 from misfire_fleet.store.database import one_of
@@ -64,7 +64,7 @@ class SnapshotUploads:
         )
 
 
-def snapshot_uploads(store: Store, name: str, *, run: Run) -> SnapshotUploads:
+def snapshot_uploads(store: Store, name: str, *, run: Learner) -> SnapshotUploads:
     """Returns the examples of a snapshot.
 
     Args:
@@ -109,7 +109,7 @@ def refuse_run(store: Store, run: Run) -> None:
     refuse_frozen(store, sorted(ids), what=f"run {run.record.run_id}")
 
 
-def member_uploads(store: Store, members: Sequence[Member], *, run: Run, what: str) -> Uploads:
+def member_uploads(store: Store, members: Sequence[Member], *, run: Learner, what: str) -> Uploads:
     """Returns the usable samples among members of a snapshot, whatever their side, as examples.
 
     Args:

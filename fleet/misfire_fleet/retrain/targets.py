@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from misfire_runtime.placement import Placement
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data.boxes import to_targets
 from misfire_train.data.readers.mask_images import resize_mask
-from misfire_train.runs import Run
 from misfire_train.tasks import Task
 
 KINDS = {
@@ -46,6 +45,26 @@ KINDS = {
 _NAMES_SHOWN = 10
 
 
+class Classes(Protocol):
+    """Has the names of the classes that a model knows, in the order of its outputs."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+class Learner(Protocol):
+    """Is what labels and pixels are read for: a run, or a bundle."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def contract(self) -> InputContract: ...
+
+    @property
+    def record(self) -> Classes: ...
+
+
 @dataclass(frozen=True)
 class Reading:
     """Holds how labels become targets: the task, the names that its outputs have, and the network's input."""
@@ -55,7 +74,7 @@ class Reading:
     contract: InputContract
 
 
-def target_of(label: Label, *, run: Run, size: tuple[int, int], where: str) -> NDArray[Any]:
+def target_of(label: Label, *, run: Learner, size: tuple[int, int], where: str) -> NDArray[Any]:
     """Returns the target that a label means, with the shape and type of the run's task.
 
     Args:

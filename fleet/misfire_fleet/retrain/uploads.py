@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfire_fleet.errors import SampleGoneError, StoreError
+from misfire_fleet.retrain.targets import Learner
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import StoredSample
 from misfire_runtime.clock import utc_text
@@ -27,7 +28,6 @@ from misfire_runtime.errors import ConfigError, ImageError
 from misfire_runtime.preprocess import Image, decode_image
 from misfire_train.data import Examples
 from misfire_train.data.images import DecodedImages, ImageSubset
-from misfire_train.runs import Run
 from misfire_train.tasks import LabelPlace
 
 MAX_LABEL_BYTES = 256 * 1024 * 1024
@@ -93,7 +93,7 @@ def _parse(path: Path, rows: csv.DictReader[str], *, empty: bool) -> dict[str, s
     return labels
 
 
-def labelled_uploads(store: Store, labels: Path, *, run: Run) -> Uploads:
+def labelled_uploads(store: Store, labels: Path, *, run: Learner) -> Uploads:
     """Returns the store's labelled images that decode as examples, with the samples' ids.
 
     Only labelled rows are read. Each image is decoded once, as long as its pixels fit into the cache of
@@ -123,7 +123,7 @@ def uploads_of(
     *,
     target: Callable[[StoredSample], NDArray[Any]],
     group: Callable[[StoredSample], str],
-    run: Run,
+    run: Learner,
     what: str,
 ) -> Uploads:
     """Returns the stored images with these ids that decode as examples.
@@ -174,7 +174,7 @@ def _read(store: Store, sample: StoredSample) -> Image:
     return decode_image(data, name=sample.id)
 
 
-def _decodable(images: DecodedImages, run: Run) -> tuple[list[int], list[str]]:
+def _decodable(images: DecodedImages, run: Learner) -> tuple[list[int], list[str]]:
     """Returns the indices of the images that decode, and a sentence for each of the others.
 
     Decoding uses the same contract as training, so the decoded pixels are in the cache when training starts.
@@ -225,7 +225,7 @@ def slices_of(store: Store, ids: Sequence[str], *, by: str) -> dict[str, str]:
 
 
 def parse_label(
-    text: str, *, run: Run, sample: str, beside: Path, size: tuple[int, int] | None = None
+    text: str, *, run: Learner, sample: str, beside: Path, size: tuple[int, int] | None = None
 ) -> NDArray[Any]:
     """Returns the target that a label text describes, with the shape and type of the run's task.
 

@@ -1,19 +1,19 @@
 """Fits a residual head again on a few frames of the field, starting from the head that made them.
 
 old head, rows of labelled field frames --AdamW, pulled back to the old weights--> other weights
-    once for each fold of groups left out --choose_strength--> share of the way from the old to the new
+    once for each fold of groups left out --what each gains--> share of the way from the old to the new
 
 Two hundred frames are too few to train a head on, and enough to move one. So it starts where it is, and a
 penalty on the distance to its old weights keeps what the frames do not contradict (L2-SP, Li et al. 2018).
 Between old and new weights the head goes as far as groups left out allow: weights on the line between a
-network and its fine-tuned copy keep the robustness of the one and the fit of the other (Wortsman et al. 2022).
-If nothing is shown there, the old head stays.
+network and its fine-tuned copy keep the robustness of the one and the fit of the other (Wortsman et al.
+2022). If nothing is shown there, the old head stays.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,16 @@ from misfire_train.heads.data import LossSet
 from misfire_train.heads.pairs import row_weights
 from misfire_train.heads.recipes import HeadRecipe, recipe_named
 from misfire_train.heads.residual import ResidualHead
-from misfire_train.heads.strength import STRENGTHS, Choice, Setting, can_show, choose_strength, deal_groups
+from misfire_train.heads.strength import (
+    LEAST_PER_FOLD,
+    MANY_GROUPS,
+    STRENGTHS,
+    Choice,
+    Folds,
+    Gain,
+    auroc_influence,
+    deal_groups,
+)
 from misfire_train.heads.training import objective_of
 from misfire_train.objectives import ratio_eps
 
@@ -50,7 +59,7 @@ class FieldRecipe:
     """
 
     copies: int = 4
-    steps: int = 300
+    steps: int = 200
     learning_rate: float = 2e-3
     batch: int = 128
     pull: float = 1e-3
@@ -134,8 +143,7 @@ def refit_head(
     folds = deal_groups(own.groups_of_images(), seed=seed)
     held = {strength: np.full(images, np.nan) for strength in STRENGTHS}
     judged = np.flatnonzero(rows.judged)
-    every = np.ones(len(judged), bool)
-    shows = can_show(failed[judged], every, judged, folds)
+    shows = min(int(failed[judged].sum()), int((~failed[judged]).sum())) >= LEAST_PER_FOLD
     for fold in range(folds.folds if shows else 0):
         outside = torch.from_numpy(folds.number != fold)
         moved = _move(
@@ -145,16 +153,46 @@ def refit_head(
         part = own.take(torch.from_numpy(inside))
         for strength in STRENGTHS:
             held[strength][inside] = _score(between(old, moved, strength), part)
-    settings: dict[Setting, Floats] = (
-        {(FIELD, strength): values[judged] for strength, values in held.items()} if shows else {}
-    )
-    choice = choose_strength(
-        settings, {FIELD: scores_old[judged]}, failed=failed[judged], clean=every, image=judged, folds=folds
-    )
+    cluster = folds.groups if folds.by == "groups" and folds.count >= MANY_GROUPS else np.arange(images)
+    gains = [
+        _gain(strength, values[judged], scores_old[judged], failed[judged], cluster[judged])
+        for strength, values in (held.items() if shows else ())
+    ]
+    choice = _choose(gains, folds, scores_old[judged], failed[judged])
     if not choice.strength:
         return Refitted(old, choice, scores_old, scores_old, failed)
     head = between(old, _move(old, data, rows.weights, recipe, seed=seed), choice.strength)
     return Refitted(head, choice, scores_old, held[choice.strength], failed)
+
+
+def _gain(
+    strength: float, new: Floats, old: Floats, failed: NDArray[np.bool_], cluster: NDArray[np.intp]
+) -> Gain:
+    """Returns what a head gains over the old one on frames that it never saw, in AUROC of failure.
+
+    All folds are one list: their heads began as the same head, so that their scores can be compared.
+    """
+    (area, own), (before, other) = auroc_influence(new, failed), auroc_influence(old, failed)
+    influence = np.zeros(int(cluster.max()) + 1)
+    np.add.at(influence, cluster, own - other)
+    return Gain(FIELD, strength, area - before, None, area - before, float(np.sqrt((influence**2).sum())))
+
+
+def _choose(gains: Sequence[Gain], folds: Folds, old: Floats, failed: NDArray[np.bool_]) -> Choice:
+    """Returns the strength that gains most, if that is beyond one standard error; else 0.
+
+    The weakest of those that are alike would be safer elsewhere, but the groups left out are of the field.
+    """
+    best = max((gain for gain in gains if gain.earned), key=lambda gain: gain.both, default=None)
+    return Choice(
+        strength=0.0 if best is None else best.strength,
+        columns=FIELD,
+        by=folds.by,
+        count=folds.count,
+        folds=folds.folds,
+        free=auroc_influence(old, failed)[0] if gains else None,
+        gains=tuple(gains),
+    )
 
 
 def between(old: ResidualHead, new: ResidualHead, share: float) -> ResidualHead:
