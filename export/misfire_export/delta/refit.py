@@ -147,7 +147,7 @@ def _rows(graph: HeadGraph, frames: FieldFrames, options: RoundOptions) -> Field
     own = graph.rows(frames.fit)
     data = join_sets([own, *(graph.rows(copy, clean=False) for copy in copies)])
     random = frames.fit_random
-    weights = np.ones(len(frames.fit))
+    weights: NDArray[np.float64] = np.ones(len(frames.fit))
     if random.any() and not random.all():
         trigger = graph.bundle.manifest.default_score
         parts = [frames.fit.take(np.flatnonzero(random))]
