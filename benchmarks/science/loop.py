@@ -54,7 +54,8 @@ from misfire_train.scores import build, compute
 from misfire_train.scores.fitting import batches, evaluating, gather
 from misfire_train.selection import select
 from misfire_train.signals import Score
-from misfire_train.train_config import parse_train_config
+from misfire_train.tasks import get_task
+from misfire_train.train_config import completed, parse_train_config
 
 Floats = NDArray[np.float64]
 WEATHER = ("fog", "rain", "snow", "night", "glare")
@@ -139,7 +140,6 @@ PLANS = {
             "split.holdout": 0.08,
             "split.field": 0.58,
             "model.options": {"width": 8, "tower": 32},
-            # With smaller pictures or fewer epochs it finds nothing under the shift, whatever is uploaded.
             "training.epochs": 14,
             "training.mosaic": 0.0,
         },
@@ -260,6 +260,7 @@ def first_run(name: str, seed: int, dataset: Dataset, *, options: argparse.Names
         {"dataset": name, "data": None if options.data is None else str(options.data), "seed": seed},
         overrides={**PLANS[name].training, **small},
     )
+    config, _ = completed(config, get_task(dataset.task).training_defaults)
     parts = split_dataset(dataset, config)
     given = [parts[part] for part in ("train", "validation", "holdout", "calibration")]
     ids = {part: examples.ids for part, examples in parts.items()}
@@ -361,13 +362,14 @@ def accuracy(counts: NDArray[np.float64], weights: Floats | None = None) -> Floa
 
 
 def labels_needed(curve: Floats, goal: float) -> float | None:
-    """Rounds after which a curve [ROUNDS+1] reaches the goal, straight between them; None if it does not."""
+    """Rounds after which a curve [ROUNDS+1] reaches the goal, straight between them; None if it does not.
+
+    Also None if it begins there: then the other arm has learned nothing that labels could be compared by.
+    """
     reached = np.flatnonzero(curve >= goal)
-    if not len(reached):
+    if not len(reached) or not reached[0]:
         return None
     after = int(reached[0])
-    if after == 0:
-        return 0.0
     low, high = curve[after - 1], curve[after]
     return float(after - 1 + (goal - low) / (high - low))
 
