@@ -30,7 +30,7 @@ from benchmarks.science.foreign_detectors import measure_layouts, measure_wheels
 from misfire_export.options import Options
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx
+from misfire_export.sources.onnx.exporting import export_onnx
 from proving_ground.model_zoo import CONTRACT, draw_weights, photographs
 
 MODELS = ("resnet50", "densenet121", "inception_v1", "inception_v2", "shufflenet", "squeezenet")

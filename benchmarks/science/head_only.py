@@ -40,10 +40,10 @@ from misfire_export.delta.refit import FieldFrames, RoundOptions, refit_bundle
 from misfire_export.measure.run import answers, open_session
 from misfire_export.measure.trigger import Shifts
 from misfire_export.options import Options
-from misfire_export.sources import onnx_outputs
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx
+from misfire_export.sources.onnx import outputs as onnx_outputs
+from misfire_export.sources.onnx.exporting import export_onnx
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.delta import Refitted, write_delta
 from misfire_train.data import Dataset, Examples, load_dataset

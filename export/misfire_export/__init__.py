@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from misfire_export.sources.facts import ModelFacts
     from misfire_export.sources.frames import Frames
     from misfire_export.sources.module import export_module_bundle
-    from misfire_export.sources.onnx import export_onnx
+    from misfire_export.sources.onnx.exporting import export_onnx
     from misfire_export.sources.run import export_run
 else:
     __getattr__, __dir__ = front_door(
@@ -30,7 +30,7 @@ else:
             "ModelFacts": "misfire_export.sources.facts",
             "Options": "misfire_export.options",
             "export_module_bundle": "misfire_export.sources.module",
-            "export_onnx": "misfire_export.sources.onnx",
+            "export_onnx": "misfire_export.sources.onnx.exporting",
             "export_run": "misfire_export.sources.run",
         },
     )

@@ -253,8 +253,8 @@ def _own_size(path: Path, *, output: str, task: str, told: bool) -> tuple[int, i
     told: it is known which output is the answer.
     """
     from misfire_export.sources.detectors.recognising import own_picture
-    from misfire_export.sources.onnx import open_graph
-    from misfire_export.sources.onnx_open import load_graph, own_size
+    from misfire_export.sources.onnx.exporting import open_graph
+    from misfire_export.sources.onnx.opening import load_graph, own_size
 
     if task == "detection":
         return own_picture(load_graph(path))
@@ -275,7 +275,7 @@ def _export_graph(
 ) -> Bundle:
     """Writes a bundle of a foreign graph. detection: what only a detector takes."""
     from misfire_export.sources.detectors.exporting import export_detector
-    from misfire_export.sources.onnx import export_onnx
+    from misfire_export.sources.onnx.exporting import export_onnx
 
     task = facts.task if isinstance(facts.task, str) else facts.task.name
     if task == "detection":

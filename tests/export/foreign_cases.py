@@ -18,7 +18,7 @@ from misfire_export.measure.trigger import Shifts
 from misfire_export.options import Options
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx
+from misfire_export.sources.onnx.exporting import export_onnx
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from misfire_export.errors import GraphError, OutputError
 from misfire_export.sources.detectors.recognising import Recognised, recognise
-from misfire_export.sources.onnx_open import load_graph
+from misfire_export.sources.onnx.opening import load_graph
 from proving_ground.detector_truth import CLASSES, HEIGHT, WIDTH, cells
 from proving_ground.detector_zoo import pictures
 

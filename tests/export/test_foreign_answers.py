@@ -24,7 +24,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from misfire_export.errors import ExportError, GraphError
 from misfire_export.sources.frames import frames_of_dataset
-from misfire_export.sources.onnx import open_graph
+from misfire_export.sources.onnx.exporting import open_graph
 from misfire_runtime.errors import ConfigError
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,7 @@ from misfire_export.sources.detectors.labelled import in_detectors_terms, order_
 from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx_open import load_graph
+from misfire_export.sources.onnx.opening import load_graph
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.errors import ConfigError

@@ -21,9 +21,9 @@ from misfire_export.options import Options
 from misfire_export.sources.answers import choose_output
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx
-from misfire_export.sources.onnx_import import adapt
-from misfire_export.sources.onnx_open import load_graph
+from misfire_export.sources.onnx.exporting import export_onnx
+from misfire_export.sources.onnx.importing import adapt
+from misfire_export.sources.onnx.opening import load_graph
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Dataset, Examples, split

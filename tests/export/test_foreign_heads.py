@@ -22,14 +22,14 @@ from misfire_export.measure.conformance import check_conformance
 from misfire_export.measure.run import open_session
 from misfire_export.measure.trigger import Shifts
 from misfire_export.options import Options
-from misfire_export.sources import onnx_outputs
 from misfire_export.sources.detectors.cutting import feature_maps, keep_outputs
 from misfire_export.sources.detectors.exporting import SEEN, export_detector
 from misfire_export.sources.detectors.recognising import recognise
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx
-from misfire_export.sources.onnx_open import load_graph
+from misfire_export.sources.onnx import outputs as onnx_outputs
+from misfire_export.sources.onnx.exporting import export_onnx
+from misfire_export.sources.onnx.opening import load_graph
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples

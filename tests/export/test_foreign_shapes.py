@@ -30,8 +30,8 @@ from misfire_export.command import describe
 from misfire_export.errors import GraphError, LabelError
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx, open_graph
-from misfire_export.sources.onnx_open import own_size
+from misfire_export.sources.onnx.exporting import export_onnx, open_graph
+from misfire_export.sources.onnx.opening import own_size
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.preprocess import InputContract

@@ -23,7 +23,7 @@ from misfire_export.errors import GraphError, LabelError
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
 from misfire_export.sources.module import export_module_bundle
-from misfire_export.sources.onnx import export_onnx
+from misfire_export.sources.onnx.exporting import export_onnx
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.engines.scoring import Scorer

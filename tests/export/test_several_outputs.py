@@ -22,7 +22,7 @@ from misfire_export.errors import ExportError, GraphError
 from misfire_export.graph.trace import export_module
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames
-from misfire_export.sources.onnx import export_onnx
+from misfire_export.sources.onnx.exporting import export_onnx
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.config.tables import parse_config

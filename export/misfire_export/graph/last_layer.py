@@ -7,7 +7,7 @@ its weights are dequantised here, its bytes by a DequantizeLinear that `complete
 
 Only operations that keep the logits' order may be between the last layer and the output. After anything else
 (a Relu, a pooling) the closed-form gradients do not hold, and they are left out. The result is a claim about
-operators; `onnx_proof` proves it on numbers.
+operators; `sources.onnx.proof` proves it on numbers.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from misfire_export.sources.labels import (
     order_classes,
     require_targets,
 )
-from misfire_export.sources.onnx_proof import fit_frames, fold
+from misfire_export.sources.onnx.proof import fit_frames, fold
 from misfire_runtime.errors import MisfireError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.attaching import settle_answer

@@ -86,7 +86,7 @@ def quotient(above: Estimate, below: Estimate) -> Estimate:
 
     >>> found = quotient(Estimate(0.4, 0.3, 0.5), Estimate(0.1, 0.05, 0.18))
     >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
-    (4.0, 2.08, 8.47)
+    (4.0, 2.07, 8.24)
     """
     p, q = above.value, below.value
     if not (math.isfinite(p) and math.isfinite(q)):

@@ -39,12 +39,12 @@ from misfire_export.sources.detectors.labelled import check_classes, in_detector
 from misfire_export.sources.detectors.recognising import Recognised, recognise
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import ASSUMED_PIXELS, Frames, labels_by_output
-from misfire_export.sources.further import foreign_task, score_further
 from misfire_export.sources.labels import ClassOrder
-from misfire_export.sources.onnx_graft import FileProbe
-from misfire_export.sources.onnx_import import adapt
-from misfire_export.sources.onnx_open import class_names, file_outputs, load_graph, precision_of
-from misfire_export.sources.onnx_outputs import fit_again, refit_of_file
+from misfire_export.sources.onnx.further import foreign_task, score_further
+from misfire_export.sources.onnx.graft import FileProbe
+from misfire_export.sources.onnx.importing import adapt
+from misfire_export.sources.onnx.opening import class_names, file_outputs, load_graph, precision_of
+from misfire_export.sources.onnx.outputs import fit_again, refit_of_file
 from misfire_export.sources.score_names import ALL, HEAD
 from misfire_runtime.boxes import SILENCE, BoxRule
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file

@@ -24,7 +24,7 @@ from misfire_export.graph.tidy import tidy
 from misfire_export.graph.trace import MAX_BATCH, OPSET, export_module
 from misfire_export.measure.run import open_session
 from misfire_export.sources.detectors.decoding import Decoder
-from misfire_export.sources.onnx_graft import graft
+from misfire_export.sources.onnx.graft import graft
 from misfire_train.signals import Score, Signals
 from misfire_train.tasks.detection import Detection
 

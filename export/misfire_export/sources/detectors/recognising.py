@@ -22,7 +22,7 @@ from misfire_export.sources.detectors.cutting import Tail, find_tail, keep_outpu
 from misfire_export.sources.detectors.judging import Fit, choose, decode, judge
 from misfire_export.sources.detectors.registry import layout_named
 from misfire_export.sources.frames import laid_over
-from misfire_export.sources.onnx_import import adapt
+from misfire_export.sources.onnx.importing import adapt
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.data import Examples

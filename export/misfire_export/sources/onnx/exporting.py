@@ -25,10 +25,10 @@ from misfire_export.options import Options
 from misfire_export.sources.answers import ANSWERS, choose_output, require_shape, static_shape
 from misfire_export.sources.facts import ModelFacts
 from misfire_export.sources.frames import Frames, labels_by_output
-from misfire_export.sources.further import foreign_task, score_further
-from misfire_export.sources.onnx_import import adapt, fit_pixels
-from misfire_export.sources.onnx_open import class_names, file_outputs, load_graph, precision_of
-from misfire_export.sources.onnx_outputs import Asked, score_answer
+from misfire_export.sources.onnx.further import foreign_task, score_further
+from misfire_export.sources.onnx.importing import adapt, fit_pixels
+from misfire_export.sources.onnx.opening import class_names, file_outputs, load_graph, precision_of
+from misfire_export.sources.onnx.outputs import Asked, score_answer
 from misfire_export.sources.score_names import HEAD
 from misfire_runtime.bundle import Bundle, Lineage, sha256_file
 

@@ -15,7 +15,7 @@ from misfire_export.assemble import Further, GraphScore
 from misfire_export.errors import ExportError
 from misfire_export.options import Options
 from misfire_export.sources.frames import Frames, quantiles_only
-from misfire_export.sources.onnx_outputs import AllOutputs, Asked, ScoredAnswer, join_scores, score_answer
+from misfire_export.sources.onnx.outputs import AllOutputs, Asked, ScoredAnswer, join_scores, score_answer
 from misfire_export.sources.score_names import further_name, further_output
 from misfire_runtime.preprocess import InputContract
 from misfire_train.tasks import Task, known_tasks

@@ -22,7 +22,7 @@ from misfire_export.graph.check import opset_of
 from misfire_export.graph.last_layer import Found
 from misfire_export.graph.tidy import drop_unused, tidy
 from misfire_export.graph.trace import MAX_BATCH, OPSET, export_module
-from misfire_export.sources.onnx_proof import Seen
+from misfire_export.sources.onnx.proof import Seen
 from misfire_train.signals import Probe, Score, Signals
 
 PREFIX = "misfire/"

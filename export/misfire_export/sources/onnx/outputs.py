@@ -39,8 +39,8 @@ from misfire_export.sources.labels import (
     order_classes,
     require_targets,
 )
-from misfire_export.sources.onnx_graft import FileProbe, ScoreHead, append_scores, expose, hide
-from misfire_export.sources.onnx_proof import (
+from misfire_export.sources.onnx.graft import FileProbe, ScoreHead, append_scores, expose, hide
+from misfire_export.sources.onnx.proof import (
     Seen,
     as_logits,
     fit_frames,

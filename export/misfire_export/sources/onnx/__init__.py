@@ -1,0 +1,1 @@
+"""Reads classifiers, segmenters and values of foreign ONNX files, and makes bundles of them."""
