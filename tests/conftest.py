@@ -28,7 +28,7 @@ def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what may be repeated, and as slow what drives a browser or a fleet of processes."""
     for item in items:
-        browses = "page" in getattr(item, "fixturenames", ())
+        browses = not {"page", "browser"}.isdisjoint(getattr(item, "fixturenames", ()))
         if browses or any(part in item.nodeid for part in _TIMED):
             item.add_marker(pytest.mark.flaky(reruns=2))
         if browses or "tests/faults/" in item.nodeid:

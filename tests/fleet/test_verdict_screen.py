@@ -158,6 +158,24 @@ def test_a_class_is_corrected_by_a_digit_found_by_its_name_or_added(
     assert page.locator("#last b", has_text="bus").count() == 0
 
 
+def test_a_class_that_is_called_by_a_digit_has_this_key(
+    context: BrowserContext, console: str, store: Store, jpeg: Numbered
+) -> None:
+    LabelLedger(store).add_classes(["0", "1"], actor="test")
+    answer = {"class": "0", "p": {"0": 0.6, "1": 0.3, "2": 0.1}}
+    ids = sorted(add(store, jpeg(n), trigger=DRAWN, prediction=answer) for n in range(2))
+    page = judge(context, console)
+    keys = page.locator("#chips button").evaluate_all(
+        "all => all.map(each => [...each.querySelectorAll('span, kbd')].map(part => part.textContent))"
+    )
+    assert ["0", "0"] in keys and ["1", "1"] in keys and ["red"] in keys
+    page.keyboard.press("9")
+    press(page, "1")
+    saved(page)
+    found = LabelLedger(store).label_of(ids[0])
+    assert found and found.label == ClassLabel(name="1")
+
+
 def test_several_classes_are_corrected_together(
     context: BrowserContext, console: str, store: Store, jpeg: Numbered
 ) -> None:

@@ -250,8 +250,14 @@ function pressedClass(text) {
   return current.answer.name === text;
 }
 
-function chip(text, number) {
-  const key = number < 9 ? [element("kbd", { textContent: String(number + 1) })] : [];
+// Where a class is called by a digit, the digits are names: key 1 must not choose the class 0.
+function digitKeys(names) {
+  const digits = names.filter((each) => /^[0-9]$/.test(each));
+  return new Map(digits.length ? digits.map((each) => [each, each]) : names.slice(0, 9).map((each, number) => [each, String(number + 1)]));
+}
+
+function chip(text, digit) {
+  const key = digit ? [element("kbd", { textContent: digit })] : [];
   return element("button", { type: "button", "aria-pressed": String(pressedClass(text)), onclick: (event) => pick(text, event.timeStamp) }, element("span", { textContent: visible(text) }), ...key);
 }
 
@@ -259,7 +265,8 @@ function chips() {
   $("found").hidden = true;
   if (!current || $("classes").hidden) return;
   const names = shownClasses();
-  $("chips").replaceChildren(...names.slice(0, 30).map(chip));
+  const keys = digitKeys(names);
+  $("chips").replaceChildren(...names.slice(0, 30).map((each) => chip(each, keys.get(each))));
 }
 
 function pick(text, pressed) {
@@ -542,8 +549,10 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.key === "Escape" && choice) { choice = new Set(current.answer.names); chips(); ready(); return; }
-  if (/^[1-9]$/.test(event.key)) {
-    const text = $("classes").hidden ? undefined : shownClasses()[Number(event.key) - 1];
+  if (/^[0-9]$/.test(event.key)) {
+    const names = shownClasses();
+    const keys = digitKeys(names);
+    const text = $("classes").hidden ? undefined : names.find((each) => keys.get(each) === event.key);
     if (text !== undefined) { event.preventDefault(); pick(text, event.timeStamp); }
     return;
   }
