@@ -53,7 +53,7 @@ SETS: dict[str, dict[str, Any]] = {
         "split.validation": 0.02,
         "split.holdout": 0.15,
         "split.calibration": 0.01,
-        "training.epochs": 5,
+        "training.epochs": 16,
         "training.learning_rate": 3e-3,
         "training.shift": 1,
         "training.flip": True,
