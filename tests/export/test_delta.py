@@ -336,6 +336,15 @@ def test_damaged_graphs_are_refused_by_name(base: Bundle, tmp_path: Path) -> Non
             find(file, {"head/center": None})
 
 
+def test_tensors_that_are_not_raw_bytes_are_not_read(tmp_path: Path) -> None:
+    tensor = onnx.helper.make_tensor("head/center", onnx.TensorProto.FLOAT, [2], [1.0, 2.0])
+    graph = onnx.helper.make_graph([], "graph", [], [], [tensor])
+    file = tmp_path / "model.onnx"
+    file.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(BundleError, match=r"'head/center' is not stored as raw bytes"):
+        read(file, {"center": "head/center"})
+
+
 def test_a_bundle_without_a_tunable_head_says_so(
     base: Bundle, made: tuple[Delta, Bundle], tmp_path: Path
 ) -> None:

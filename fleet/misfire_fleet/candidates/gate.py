@@ -7,13 +7,13 @@ A candidate passes if no check failed and the task metric could be judged.
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.candidates.answers import Answered, Columns, Pair, answer_all, open_pair
 from misfire_fleet.candidates.archive import digest
 from misfire_fleet.candidates.calibrating import compare_calibration
@@ -70,7 +70,7 @@ def judge_candidate(
             from misfire_fleet.candidates.report import write_page
 
             write_page(verdict, changed_frames(store, pair, answered, frames), html)
-    record_verdict(store.deletion, _row(verdict, actor or getpass.getuser()))
+    record_verdict(store.deletion, _row(verdict, actor or current_actor()))
     return verdict
 
 

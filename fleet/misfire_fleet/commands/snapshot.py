@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_options
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def create(
         kind=kind or "",
     )
     with place.open() as store:
-        made = Snapshots(store).create(name, filters, plan=plan, actor=getpass.getuser())
+        made = Snapshots(store).create(name, filters, plan=plan, actor=current_actor())
     result = made.manifest.header() | {"sha256": made.sha256, "warnings": list(made.warnings)}
     show(result, as_json=as_json, text=_made(made))
 
@@ -181,7 +181,7 @@ def classes(
 
     with place.open() as store:
         ledger = LabelLedger(store)
-        added = ledger.add_classes(add or [], actor=getpass.getuser())
+        added = ledger.add_classes(add or [], actor=current_actor())
         found = ledger.classes()
     lines = [f"{each.name}: added by {each.added_by} {utc(each.added_at)}" for each in found]
     result = {"classes": [asdict(each) for each in found], "added": added}

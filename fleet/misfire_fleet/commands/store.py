@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.commands.options import (
     AsJson,
     DryRun,
@@ -92,7 +92,7 @@ def delete(
             captured_from=which.captured_from,
             captured_to=which.captured_to,
             reason=reason,
-            actor=getpass.getuser(),
+            actor=current_actor(),
             dry_run=dry_run,
         )
     show(asdict(done), as_json=as_json, text=_said(done))
@@ -137,7 +137,7 @@ def hold(
 
     covered = Hold(name, reason, which.sample, which.vehicle, which.captured_from, which.captured_to)
     with place.open() as store:
-        store.deletion.hold(covered, actor=getpass.getuser())
+        store.deletion.hold(covered, actor=current_actor())
     typer.echo(f"hold {name!r} is open")
 
 
@@ -145,7 +145,7 @@ def hold(
 def release(name: HoldName, *, place: StoreOptions) -> None:
     """End a hold."""
     with place.open() as store:
-        store.deletion.release(name, actor=getpass.getuser())
+        store.deletion.release(name, actor=current_actor())
     typer.echo(f"hold {name!r} is released")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.commands.options import AsJson, DryRun, StoreOptions, moment, show, with_options
 from misfire_runtime.errors import ConfigError
 
@@ -111,7 +111,7 @@ def truth(
             for name in names
         ]
         if to_label is not None:
-            ids = found[0].deal(to_label, actor=getpass.getuser(), dry_run=dry_run)
+            ids = found[0].deal(to_label, actor=current_actor(), dry_run=dry_run)
             if len(ids) < to_label:
                 typer.echo(f"misfire: the random stream has only {len(ids)} unlabelled frames left", err=True)
             show({"bundle": names[0], "samples": ids}, as_json=as_json, text="\n".join(ids))

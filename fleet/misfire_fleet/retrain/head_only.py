@@ -8,7 +8,6 @@ retraining. A sample counts as one of the random stream if its offer says so.
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from sqlalchemy import select
 
 from misfire_export.delta.reading import HeadGraph, task_of
 from misfire_export.delta.refit import FieldFrames, RoundOptions, refit_bundle
+from misfire_fleet.actor import current_actor
 from misfire_fleet.datasets.freezing import frozen_among
 from misfire_fleet.datasets.snapshots import Snapshots
 from misfire_fleet.datasets.splits import keys_of
@@ -268,4 +268,4 @@ def _record(store: Store, base: Bundle, delta: Delta, given: SnapshotUploads) ->
         links.append(
             Link("bundle", child, "snapshot", given.name, detail=detail | {"snapshot_sha256": given.sha256})
         )
-    record(store.deletion, links, actor=getpass.getuser())
+    record(store.deletion, links, actor=current_actor())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Any
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.store import Store
 from misfire_fleet.store.curated.lineage import Link, record
 from misfire_runtime.bundle import Bundle
@@ -40,4 +40,4 @@ def record_origins(store: Store, run: Run, *, snapshot: str | None, bundle: Bund
     if bundle is not None:
         label = f"{bundle.manifest.name}@{bundle.manifest.version}"
         links.append(Link("bundle", label, "run", made.run_id, detail={"created_at": made.created_at}))
-    record(store.deletion, links, actor=getpass.getuser())
+    record(store.deletion, links, actor=current_actor())

@@ -8,6 +8,7 @@ nothing is parsed but tags and lengths, and everything else of the file stays as
 
 from __future__ import annotations
 
+import math
 import mmap
 import shutil
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,8 @@ def read(source: Path, names: Mapping[str, str]) -> dict[str, NDArray[np.float32
             place = places[name]
             if place.kind != FLOAT:
                 raise BundleError(f"{source}: initialiser {name!r} is not float32")
+            if place.size != 4 * math.prod(place.shape):
+                raise BundleError(f"{source}: initialiser {name!r} is not stored as raw bytes")
             stream.seek(place.start)
             values = np.frombuffer(stream.read(place.size), "<f4").reshape(place.shape)
             found[key] = values.astype(np.float32)

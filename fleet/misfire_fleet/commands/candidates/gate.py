@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_options
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def publish(
     from misfire_fleet.candidates.publishing import bundle_folder, publish_bundle
 
     with place.open() as store, bundle_folder(store, candidate) as folder:
-        row = publish_bundle(store, folder, actor=getpass.getuser(), force=force, reason=reason)
+        row = publish_bundle(store, folder, actor=current_actor(), force=force, reason=reason)
     text = f"{row.bundle} is published: {row.bytes} bytes, sha256 {row.sha256}"
     show(asdict(row), as_json=as_json, text=text + (f"\nforced: {row.reason}" if row.forced else ""))
 

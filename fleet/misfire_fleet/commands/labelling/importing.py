@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.commands.options import AsJson, StoreOptions, with_options
 from misfire_runtime.errors import ConfigError
 
@@ -62,7 +62,7 @@ def import_(
         dry_run=dry_run,
     )
     with place.open() as store:
-        found = import_labels(store, path, wish=wish, actor=getpass.getuser())
+        found = import_labels(store, path, wish=wish, actor=current_actor())
     listed, differ = found.problems(), list(found.conflicts)
     long = max(len(listed), len(differ)) > _SHOWN
     file = problems or (Path(f"{path.resolve().name}.problems.txt") if long else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
+from misfire_fleet.actor import current_actor
 from misfire_fleet.commands.options import WHERE_HELP, AsJson, DryRun, StoreOptions, show, with_options
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def pull(
             add_classes=add_classes,
             everything=everything,
             dry_run=dry_run,
-            actor=getpass.getuser(),
+            actor=current_actor(),
         )
     verb = "would be recorded" if dry_run else "recorded"
     lines = [
