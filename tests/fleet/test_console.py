@@ -143,7 +143,7 @@ def test_what_a_vehicle_says_is_text_never_markup(
         trigger=Trigger(name="<b>x", reason=evil),
         captured_at=Clock(wall=253_402_300_799, monotonic=0, boot_id=""),
     )
-    for path in ("/", f"/samples/{sample}", "/vehicles", "/vehicles/car-1"):
+    for path in ("/uploads", f"/samples/{sample}", "/vehicles", "/vehicles/car-1"):
         page.goto(console + path)
         page.wait_for_load_state("networkidle")
         assert page.title() != "owned"
@@ -178,9 +178,9 @@ def test_the_api_gives_the_same_rows_and_pages_through_them(
         ("/blobs/../../etc/passwd", 404),
         ("/blobs/" + "0" * 64, 404),
         ("/vehicles/nobody", 404),
-        ("/?since=yesterday", 422),
-        ("/?percentile=nan", 422),
-        ("/?limit=100000", 422),
+        ("/uploads?since=yesterday", 422),
+        ("/uploads?percentile=nan", 422),
+        ("/uploads?limit=100000", 422),
         ("/api/samples?before=x", 422),
     ],
 )

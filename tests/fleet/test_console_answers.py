@@ -100,7 +100,7 @@ def test_the_most_doubtful_box_is_listed_first_and_found_in_the_picture(
     assert before != after
 
 
-@pytest.mark.parametrize("path", ["/", "/samples/{}"])
+@pytest.mark.parametrize("path", ["/uploads", "/samples/{}"])
 def test_the_answer_can_be_hidden(console: str, page: Page, store: Store, path: str) -> None:
     page.goto(console + path.format(lit(store)))
     overlay = page.locator("svg.overlay").first
@@ -145,7 +145,7 @@ def test_names_of_classes_are_text_never_markup(console: str, page: Page, store:
     evil = "</text></svg><script>document.title='owned'</script>"
     box = {"class": evil, "score": 0.9, "p": 0.2, "box": [60.0, 20.0, 100.0, 60.0]}
     sample = lit(store, prediction={"boxes": [box], "more": 0, "size": [320, 160]})
-    for path in ("/", f"/samples/{sample}"):
+    for path in ("/uploads", f"/samples/{sample}"):
         page.goto(console + path)
         page.wait_for_load_state("networkidle")
         assert page.title() != "owned" and page.locator("main script").count() == 0
@@ -169,7 +169,7 @@ def test_an_answer_of_another_form_breaks_no_page(
     console: str, store: Store, prediction: dict[str, Any]
 ) -> None:
     sample = lit(store, prediction=prediction)
-    for path in ("/", f"/samples/{sample}", "/vehicles", "/api/samples"):
+    for path in ("/uploads", f"/samples/{sample}", "/vehicles", "/api/samples"):
         assert httpx.get(console + path).status_code == 200
 
 

@@ -27,7 +27,7 @@ def test_only_names_of_the_console_and_addresses_may_be_asked_for(console: str) 
     for host in ("127.0.0.1", f"localhost:{port}", "[::1]:8000", "192.0.2.7", "Console.Example:443"):
         assert httpx.get(f"{console}/api/samples", headers={"Host": host}).status_code == 200, host
     for host in ("evil.example", f"127.0.0.1.evil.example:{port}", "", "[::1", "console.example.evil"):
-        for path in ("/", "/api/samples", "/static/console.css", "/blobs/" + "0" * 64):
+        for path in ("/uploads", "/api/samples", "/static/console.css", "/blobs/" + "0" * 64):
             answer = httpx.get(console + path, headers={"Host": host})
             assert answer.status_code == 400, (host, path)
     assert "--allowed-host" in answer.text
@@ -38,7 +38,7 @@ def test_pictures_are_for_one_browser_and_for_minutes(console: str, store: Store
     for path in (f"/blobs/{sample}", f"/thumbs/{sample}"):
         control = httpx.get(console + path).headers["cache-control"]
         assert control == "private, max-age=300"
-    for path in ("/", f"/samples/{sample}", "/api/samples", "/vehicles", "/nothing"):
+    for path in ("/uploads", f"/samples/{sample}", "/api/samples", "/vehicles", "/nothing"):
         assert httpx.get(console + path).headers["cache-control"] == "private, no-cache"
     store.deletion.delete(sample=sample, reason="asked for")
     for path in (f"/blobs/{sample}", f"/thumbs/{sample}", f"/thumbs/{sample}?width=640"):
@@ -47,7 +47,7 @@ def test_pictures_are_for_one_browser_and_for_minutes(console: str, store: Store
 
 def test_a_page_answers_to_head_as_to_get_without_a_body(console: str, store: Store, jpeg: Numbered) -> None:
     sample = add(store, jpeg(1))
-    for path in ("/", f"/samples/{sample}", f"/blobs/{sample}", "/vehicles", "/healthz", "/api/totals"):
+    for path in ("/uploads", f"/samples/{sample}", f"/blobs/{sample}", "/vehicles", "/healthz", "/api/totals"):
         head, get = httpx.head(console + path), httpx.get(console + path)
         assert (head.status_code, head.content) == (200, b""), path
         assert head.headers["content-length"] == get.headers["content-length"]
@@ -90,7 +90,7 @@ def test_addresses_that_cannot_be_read_are_named_and_never_the_stores_trouble(an
     with serving(anywhere) as console:
         for field in ("vehicle", "trigger", "bundle", "stream", "since", "percentile"):
             for value in ("%00", "a%00b", "%ff", "%ed%a0%80"):
-                for path in ("/", "/api/samples"):
+                for path in ("/uploads", "/api/samples"):
                     answer = httpx.get(f"{console}{path}?{field}={value}")
                     assert answer.status_code == 422, (path, field, value)
                     assert field in answer.text
@@ -115,7 +115,7 @@ def test_a_filter_that_is_none_is_named(console: str, store: Store, jpeg: Number
     for stream, count in (("", 2), ("random", 1), ("chosen", 1)):
         found = httpx.get(f"{console}/api/samples?stream={stream}").json()["samples"]
         assert len(found) == count
-    for path in ("/", "/api/samples"):
+    for path in ("/uploads", "/api/samples"):
         answer = httpx.get(f"{console}{path}?stream=bogus")
         assert answer.status_code == 422 and "stream" in answer.text and "bogus" in answer.text
 
@@ -125,5 +125,5 @@ def test_filters_take_times_with_a_zone_as_z(console: str, store: Store, jpeg: N
     for since, count in (("2023-11-14T22:13:20Z", 1), ("2023-11-14T22:13:21Z", 0), ("2023-11-14", 1)):
         assert len(httpx.get(f"{console}/api/samples?since={since}").json()["samples"]) == count
     for since in ("noon", "2026-13-01", "Z"):
-        answer = httpx.get(f"{console}/?since={since}")
+        answer = httpx.get(f"{console}/uploads?since={since}")
         assert answer.status_code == 422 and "since" in answer.text

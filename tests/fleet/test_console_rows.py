@@ -83,7 +83,7 @@ def test_rows_that_cannot_be_shown_are_named_and_the_rest_is_shown(
         change_offer(store, bad[kind], **fields)
     for kind, columns in COLUMNS.items():
         change(store, bad[kind], **columns)
-    pages = ["/", "/?limit=1", "/vehicles", "/vehicles/car-1", "/fragments/totals"]
+    pages = ["/uploads", "/uploads?limit=1", "/vehicles", "/vehicles/car-1", "/fragments/totals"]
     programs = ["/api/vehicles", "/api/totals", "/healthz", "/metrics"]
     with caplog.at_level(logging.WARNING):
         for path in [*pages, *programs, *(f"/samples/{key}" for key in bad.values())]:
@@ -145,7 +145,7 @@ def test_values_within_the_bounds_do_not_spoil_a_page(console: str, store: Store
         prediction={"class": "c", "confidence": 2**63 - 1, "boxes": [[0.123456789] * 60] * 60},
         context={"speed": 1e300},
     )
-    for path in ("/", f"/samples/{sample}"):
+    for path in ("/uploads", f"/samples/{sample}"):
         page = httpx.get(console + path).text.replace('value="gnip\u202eping"', "")
         assert "\u202e" not in page and "\x07" not in page and "\\u202e" in page
         assert "1e+308" in page and "0" * 100 not in page

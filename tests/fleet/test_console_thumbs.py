@@ -134,7 +134,7 @@ def test_costly_pictures_stall_neither_pages_nor_small_pictures_nor_take_the_con
         thread.start()
     time.sleep(1.0)
     began = time.monotonic()
-    for path in ("/?limit=1", "/healthz", "/fragments/totals"):
+    for path in ("/uploads?limit=1", "/healthz", "/fragments/totals"):
         assert httpx.get(console + path, timeout=20).status_code == 200
     for sample in honest:
         assert width_of(httpx.get(f"{console}/thumbs/{sample}", timeout=20).content) == 320

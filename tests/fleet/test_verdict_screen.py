@@ -457,9 +457,9 @@ def test_the_gallery_filters_by_label_class_and_verdict_and_leads_to_the_screen(
     press(page, "2")
     saved(page)
     for query, count in (("labelled=yes", 1), ("labelled=no", 2), ("class=green", 1), ("verdict=wrong", 1)):
-        page.goto(f"{console}/?{query}")
+        page.goto(f"{console}/uploads?{query}")
         expect(page.locator(".card")).to_have_count(count)
-    page.goto(f"{console}/?verdict=none&stream=random")
+    page.goto(f"{console}/uploads?verdict=none&stream=random")
     page.click("text=Judge these")
     assert shown(page) in ids[1:]
     expect(page.locator(".judge-queue summary")).to_contain_text("verdict=none")

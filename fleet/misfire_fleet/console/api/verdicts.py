@@ -1,6 +1,5 @@
-"""Serves the verdict screen: its page, the queue of what to judge, and the verdicts themselves, as JSON.
+"""Serves the verdict screen's queue of what to judge, and the verdicts themselves, as JSON.
 
-GET  /verdicts              the screen; its queue is in the address      GET  /verdicts/agreement   counts
 GET  /api/verdicts/queue    what to judge next      POST /api/verdicts        a verdict
 GET  /api/verdicts/items/ID one of them             POST /api/verdicts/undo   takes one back
 GET  /api/verdicts/classes  to correct with         GET  /api/verdicts/acts, /summary, /api/verdicts?sample=ID
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from misfire_fleet.console.filters import readable, sample_id
 from misfire_fleet.console.format import utc
 from misfire_fleet.console.recent import Recent
+from misfire_fleet.console.shared import Shared
 from misfire_fleet.labels.answers import answer_of
 from misfire_fleet.labels.content import BoxesLabel, ClassesLabel, ClassLabel, PointsLabel, ValuesLabel
 from misfire_fleet.labels.ledger import LabelLedger
@@ -38,7 +38,6 @@ from misfire_fleet.labels.verdicts.queue import (
     count_open,
     next_page,
 )
-from misfire_fleet.store import Store
 from misfire_fleet.store.records import StoredSample
 from misfire_fleet.store.where import parse_where, where_of
 from misfire_runtime.errors import ConfigError
@@ -193,8 +192,9 @@ def verdict_query(
 Queue = Annotated[Query, Depends(verdict_query)]
 
 
-def verdict_router(store: Store) -> APIRouter:
+def verdicts_api(shared: Shared) -> APIRouter:
     """Returns the routes under /api/verdicts."""
+    store = shared.store
     router, ledger = APIRouter(prefix="/api/verdicts"), VerdictLedger(store)
     answered = Recent(lambda: answered_classes(store), max_age_s=_CLASSES_S)
 
