@@ -196,7 +196,7 @@ def test_a_store_that_lost_a_blob_shows_the_rest(
     lost = add(store, jpeg(1))
     store.blobs.delete_many([lost])
     assert httpx.get(f"{console}/thumbs/{lost}").status_code == 404
-    assert httpx.get(console).status_code == 200
+    assert httpx.get(f"{console}/uploads").status_code == 200
 
 
 def test_pages_need_nothing_from_elsewhere(store: Store) -> None:

@@ -88,7 +88,7 @@ def test_rows_that_cannot_be_shown_are_named_and_the_rest_is_shown(
     with caplog.at_level(logging.WARNING):
         for path in [*pages, *programs, *(f"/samples/{key}" for key in bad.values())]:
             assert httpx.get(console + path).status_code == 200, path
-        gallery = httpx.get(console).text
+        gallery = httpx.get(f"{console}/uploads").text
         rows = {row["id"]: row["unreadable"] for row in httpx.get(f"{console}/api/samples").json()["samples"]}
     assert f"/thumbs/{good}" in gallery and rows.pop(good) == ""
     assert set(rows) == set(bad.values()) and all(rows.values())
@@ -104,7 +104,7 @@ def test_the_text_of_a_database_that_is_no_utf8_fails_no_listing(
     bad = add(store, jpeg(1))
     with store.database.write() as connection:
         connection.execute(text("UPDATE samples SET bundle = CAST(x'ff41' AS TEXT)"))
-    assert httpx.get(console).status_code == 200
+    assert httpx.get(f"{console}/uploads").status_code == 200
     assert httpx.get(f"{console}/api/samples/{bad}").json()["bundle"] == "\\xffA"
 
 
