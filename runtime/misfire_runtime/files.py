@@ -69,7 +69,9 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o666, temporary: Path
     sync(path.parent)
 
 
-def write_through(name: str | Path, *parts: bytes, mode: int = 0o666, folder: int | None = None) -> None:
+def write_through(
+    name: str | Path, *parts: bytes, mode: int = 0o666, folder: int | None = None, durable: bool = True
+) -> None:
     """Creates a file and returns when its bytes are on the disk; its name is not durable yet.
 
     Args:
@@ -77,6 +79,7 @@ def write_through(name: str | Path, *parts: bytes, mode: int = 0o666, folder: in
         parts: the content, one after the other.
         mode: permissions of the file, less the process's umask.
         folder: descriptor of an open folder.
+        durable: False if the caller makes many files durable at once, with `os.sync`.
 
     Raises:
         OSError: the file exists, or the disk refuses; what was written is then the caller's to remove.
@@ -88,7 +91,8 @@ def write_through(name: str | Path, *parts: bytes, mode: int = 0o666, folder: in
             view = memoryview(part)
             while view:  # one write takes at most 2 GiB, and less where a signal comes
                 view = view[os.write(handle, view) :]
-        os.fsync(handle)
+        if durable:
+            os.fsync(handle)
     finally:
         os.close(handle)
 

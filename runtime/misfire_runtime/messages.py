@@ -245,6 +245,14 @@ class State(Message):
     software: Key = ""
 
 
+class Place(Message):
+    """Gives where a vehicle is: a position (WGS 84, degrees), a region's name, or both."""
+
+    lat: Annotated[float, Field(ge=-90, le=90)] | None = None
+    lon: Annotated[float, Field(ge=-180, le=180)] | None = None
+    region: Text = ""
+
+
 class Telemetry(Message):
     """Reports health. `sketches` has a mergeable DDSketch of each score on all frames (protobuf, base64)."""
 
@@ -259,6 +267,14 @@ class Telemetry(Message):
     sketches: Annotated[dict[Key, Sketch], Field(max_length=64)] = {}
     hold: Text = ""
     """Why the vehicle stopped offering samples and waits for `offer_again`; empty if it offers."""
+    pending_bytes: Count | None = None
+    """Size of the samples that wait in the spool."""
+    pending_age_s: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Age of the oldest of them; 0 if none waits."""
+    degradation: Annotated[int, Field(ge=0, le=99)] = 0
+    """Step of the degradation ladder; 0 is normal."""
+    place: Place | None = None
+    """Where the vehicle is, from its context; absent if it does not know."""
 
 
 class Desired(Message):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -25,15 +26,17 @@ from ddsketch.pb.proto import DDSketchProto
 from prometheus_client.parser import text_string_to_metric_families
 from vehicle_support import EVERY, NONE, camera, make
 
+from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ConfigError, SourceError
-from misfire_runtime.messages import Telemetry, decode, encode
+from misfire_runtime.messages import Clock, Counters, Place, Telemetry, decode, encode
 from misfire_runtime.service.degrade import STEPS, DegradationLadder, DegradeTable, read_temperature_c
 from misfire_runtime.service.logs import JsonLines, logs_to
 from misfire_runtime.service.systemd import ServiceNotifier
+from misfire_runtime.spool.spool import Spool
 from misfire_runtime.state.statistics import SKETCH_ACCURACY
-from misfire_runtime.testing import ListSource
+from misfire_runtime.testing import ListSource, make_offer
 from misfire_runtime.vehicle import pipeline, telemetry
-from misfire_runtime.vehicle.telemetry import TelemetryServer, health, heartbeat
+from misfire_runtime.vehicle.telemetry import TelemetryServer, health, heartbeat, place_of
 
 pytestmark = pytest.mark.slow
 
@@ -339,3 +342,26 @@ def test_the_ladder_is_climbed_step_by_step_and_left_when_it_is_over(tmp_path: P
     assert [ladder.scores(i) for i in range(4)] == [True, False, True, False]
     ladder.step = 4
     assert not any(ladder.scores(i) for i in range(8))
+
+
+def test_a_heartbeat_says_where_the_vehicle_is_and_what_waits(driven: Any, tmp_path: Path) -> None:
+    driven.context.update("lat=53.55 lon=9.99 region=hamburg")
+    beat = decode(Telemetry, encode(heartbeat(driven, Counters(), disk=tmp_path, backlog=(1200, 3.5))))
+    assert beat.place == Place(lat=53.55, lon=9.99, region="hamburg")
+    assert (beat.pending_bytes, beat.pending_age_s, beat.degradation) == (1200, 3.5, 0)
+
+
+def test_a_position_that_is_not_on_the_earth_is_none() -> None:
+    assert place_of({"lat": 91.0, "lon": 3.0}) is None
+    assert place_of({"lat": True, "lon": 3.0, "region": "north"}) == Place(region="north")
+    assert place_of({"lat": math.nan, "lon": 0.0}) is None
+
+
+def test_a_spool_says_how_much_waits_and_for_how_long(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        assert spool.backlog() == (0, 0.0)
+        data = b"twelve bytes"
+        at = Clock(wall=wall_time() - 60, monotonic=0, boot_id="")
+        spool.add(data, make_offer(data, captured_at=at))
+        size, age_s = spool.backlog()
+    assert size == 12 and 60 <= age_s < 90

@@ -1,22 +1,58 @@
-"""Implements `misfire fleet simulate`: runs many simulated vehicles, for load and fault tests."""
+"""Implements `misfire fleet simulate`: runs many simulated vehicles, or fills a store with a drawn fleet."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from misfire_fleet.commands.options import AsJson, BrokerUrl, FleetName, Insecure, Protocol, show
+from misfire_fleet.commands.options import (
+    AsJson,
+    BrokerUrl,
+    FleetName,
+    Insecure,
+    Protocol,
+    StoreOptions,
+    show,
+    with_options,
+)
+from misfire_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from misfire_fleet.simulate.simulator import FleetSimulator
 
 
+@with_options(place=StoreOptions)
 def simulate(
     *,
-    images: Annotated[Path, typer.Option(help="Let vehicles see the JPEG and PNG files in this folder.")],
-    vehicles: Annotated[int, typer.Option(min=1, max=20_000, help="Simulate this many vehicles.")] = 100,
+    place: StoreOptions,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Let vehicles see the JPEG and PNG files in this folder. "
+            "Needed with a broker. Default with --seed-store: drawn streets."
+        ),
+    ] = None,
+    vehicles: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=20_000, help="Simulate this many vehicles. Default: 100, with --seed-store 200."
+        ),
+    ] = None,
+    seed_store: Annotated[
+        bool,
+        typer.Option(
+            "--seed-store", help="Fill a new store with days of a drawn fleet, instead of using a broker."
+        ),
+    ] = False,
+    samples: Annotated[
+        int, typer.Option(min=1, max=2_000_000, help="With --seed-store: store this many samples.")
+    ] = 100_000,
+    days: Annotated[
+        int, typer.Option(min=1, max=60, help="With --seed-store: spread them over this many days.")
+    ] = 7,
     rate: Annotated[
         float, typer.Option(min=0.001, help="Capture this many samples per second, all vehicles together.")
     ] = 10.0,
@@ -44,7 +80,12 @@ def simulate(
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate a fleet of vehicles, with faults if asked for."""
+    """Simulate a fleet of vehicles, with faults if asked for, or fill a store with one."""
+    if seed_store:
+        _seed(place, vehicles or 200, samples, days=days, seed=seed, images=images, as_json=as_json)
+        return
+    if images is None:
+        raise ConfigError("--images FOLDER is missing: simulated vehicles upload its pictures")
     from misfire_fleet.simulate.samples import SampleFactory, read_pictures
     from misfire_fleet.simulate.simulator import FleetSimulator
     from misfire_fleet.simulate.vehicle import Faults, Plan
@@ -52,12 +93,12 @@ def simulate(
     from misfire_runtime.mqtt.client import BrokerConfig
     from misfire_runtime.service.signals import stop_on_signals
 
-    samples = SampleFactory(
+    factory = SampleFactory(
         read_pictures(images), manifest=None if bundle is None else read_manifest(bundle), seed=seed
     )
     plan = Plan(
         fleet=fleet,
-        vehicles=vehicles,
+        vehicles=vehicles or 100,
         rate=rate,
         duration_s=seconds,
         window=window,
@@ -67,12 +108,42 @@ def simulate(
         faults=Faults(drop, repeat, reorder, corrupt, reconnect),
     )
     simulator = FleetSimulator(
-        BrokerConfig.from_url(broker, protocol=protocol, insecure=insecure), plan, samples=samples
+        BrokerConfig.from_url(broker, protocol=protocol, insecure=insecure), plan, samples=factory
     )
     with stop_on_signals() as stop:
         simulator.run(stop)
     result = report(simulator)
     text = "\n".join(f"{name:>18}  {value}" for name, value in result.items())
+    show(result, as_json=as_json, text=text)
+
+
+def _seed(
+    place: StoreOptions,
+    vehicles: int,
+    samples: int,
+    *,
+    days: int,
+    seed: int,
+    images: Path | None,
+    as_json: bool,
+) -> None:
+    """Fills a new store and prints what was written."""
+    import time
+
+    from misfire_fleet.simulate.seeding.plan import SeedPlan
+    from misfire_fleet.simulate.seeding.seeding import seed_store
+    from misfire_runtime.service.signals import stop_on_signals
+
+    def progress(done: int, of: int) -> None:
+        typer.echo(f"\r{done:,} of {of:,} samples", nl=False, err=True)
+
+    began = time.monotonic()
+    plan = SeedPlan(vehicles=vehicles, samples=samples, days=days, seed=seed)
+    with place.open(checked=True) as store, stop_on_signals() as stop:
+        done = seed_store(store, plan, images=images, stop=stop, progress=progress)
+    typer.echo("", err=True)
+    result = asdict(done) | {"seconds": round(time.monotonic() - began, 1)}
+    text = "\n".join(f"{name:>18}  {value:,}" for name, value in result.items())
     show(result, as_json=as_json, text=text)
 
 

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +39,8 @@ _DOCUMENT = re.compile(r"[A-Za-z0-9._-]{1,72}")
 """Long enough for a SHA-256 with an ending."""
 _SIGNED_FOR = timedelta(days=7)
 """The longest that S3 allows."""
+_PUTS = 16
+"""Objects that are put at the same time by an import."""
 _ABANDONED_S = 3600.0
 """Age of temporary files that are removed at start; a living writer renames its own within seconds."""
 
@@ -76,6 +79,9 @@ class Blobs(Protocol):
 
     def stage(self, sample: str, data: bytes) -> Staged:
         """Makes bytes durable, not yet under their final name; leaves nothing behind if it fails."""
+
+    def stage_many(self, blobs: Mapping[str, bytes]) -> list[Staged]:
+        """Makes many blobs durable at once: faster than one by one, for imports."""
 
     def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
         """Gives staged blobs their names. After a failure it may be called again with the same group.
@@ -170,6 +176,22 @@ class FolderBlobs:
                 os.unlink(temporary, dir_fd=self._folder)
             raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
         return Staged(sample, temporary)
+
+    def stage_many(self, blobs: Mapping[str, bytes]) -> list[Staged]:
+        """Writes all files, then makes them durable with one sync instead of an fsync each."""
+        staged = []
+        try:
+            for sample, data in blobs.items():
+                temporary = f"{_TMP}/{sample}.{self._token}{next(self._number)}"
+                staged.append(Staged(sample, temporary))
+                write_through(temporary, data, mode=0o640, folder=self._folder, durable=False)
+            os.sync()
+        except OSError as error:
+            for blob in staged:
+                with suppress(OSError):
+                    os.unlink(str(blob.temporary), dir_fd=self._folder)
+            raise StoreUnavailableError(f"blob folder {self.root}: {error.strerror}") from error
+        return staged
 
     def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
         """Renames all files, then fsyncs each folder once: only then the names survive a power cut."""
@@ -354,6 +376,11 @@ class ObjectBlobs:
         except (self._error, OSError) as error:
             raise StoreUnavailableError(f"blob store {self.url}: {_first_line(error)}") from error
         return Staged(sample, None)
+
+    def stage_many(self, blobs: Mapping[str, bytes]) -> list[Staged]:
+        """Puts the objects, several at a time."""
+        with ThreadPoolExecutor(_PUTS) as threads:
+            return list(threads.map(self.stage, blobs, blobs.values()))
 
     def publish(self, staged: Sequence[Staged], document: Document | None = None) -> list[str]:
         """Puts the document; the blobs have their names already."""

@@ -26,9 +26,14 @@ class VehicleRegistry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def record_states(self, states: Mapping[str, State]) -> None:
-        """Stores the latest state by vehicle name. Several collectors may record the same state."""
-        now = wall_time()
+    def record_states(self, states: Mapping[str, State], *, at: float | None = None) -> None:
+        """Stores the latest state by vehicle name. Several collectors may record the same state.
+
+        Args:
+            states: state by vehicle.
+            at: when they arrived, seconds since 1970; None for now.
+        """
+        now = wall_time() if at is None else at
         rows = [
             {
                 "name": name,
@@ -43,13 +48,21 @@ class VehicleRegistry:
         with self._database.write() as connection:
             self._database.upsert(connection, vehicles, rows, keep=("first_seen",))
 
-    def record_telemetry(self, beats: list[tuple[str, Telemetry]]) -> None:
-        """Adds heartbeats, in order of arrival, to the log, and the last one to the vehicle's row."""
+    def record_telemetry(
+        self, beats: Sequence[tuple[str, Telemetry]], *, at: Sequence[float] | None = None
+    ) -> None:
+        """Adds heartbeats, in order of arrival, to the log, and the last one to the vehicle's row.
+
+        Args:
+            beats: (vehicle, heartbeat).
+            at: when each arrived, seconds since 1970; None for now.
+        """
         now = wall_time()
         rows = [
-            {"vehicle": name, "received_at": now, "payload": encode(beat).decode()} for name, beat in beats
+            {"vehicle": name, "received_at": received, "payload": encode(beat).decode()}
+            for (name, beat), received in zip(beats, at or [now] * len(beats), strict=True)
         ]
-        last = {row["vehicle"]: row["payload"] for row in rows}
+        last = {row["vehicle"]: row for row in rows}
         with self._database.write() as connection:
             connection.execute(telemetry.insert(), rows)
             self._database.upsert(
@@ -58,12 +71,12 @@ class VehicleRegistry:
                 [
                     {
                         "name": name,
-                        "first_seen": now,
+                        "first_seen": row["received_at"],
                         "online": True,
-                        "telemetry": payload,
-                        "telemetry_at": now,
+                        "telemetry": row["payload"],
+                        "telemetry_at": row["received_at"],
                     }
-                    for name, payload in sorted(last.items(), key=lambda item: str(item[0]))
+                    for name, row in sorted(last.items(), key=lambda item: str(item[0]))
                 ],
                 # Only a state changes `online`: a heartbeat may be recorded after the state that ends it.
                 keep=("first_seen", "online"),

@@ -289,6 +289,14 @@ class Ledger:
         )
         return [PendingGroup(*row) for row in rows]
 
+    def backlog(self) -> tuple[int, float | None]:
+        """Returns the bytes of all pending samples, and the capture time of the oldest by its own clock."""
+        size = self._sql.execute("SELECT coalesce(sum(size), 0) FROM samples").fetchone()[0]
+        first = self._sql.execute(
+            "SELECT json_extract(offer, '$.captured_at.wall') FROM samples ORDER BY seq LIMIT 1"
+        ).fetchone()
+        return int(size), None if first is None else float(first[0])
+
     def sizes(self) -> list[tuple[str, int]]:
         """Returns (id, bytes of the payload) of every pending row."""
         return self._sql.execute("SELECT id, size FROM samples").fetchall()

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
+from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import DiskFullError, SpoolError
 from misfire_runtime.messages import Counters, Declined, Offer, Rejected, Stored, encode
 from misfire_runtime.service.logs import Throttle
@@ -304,6 +305,15 @@ class Spool:
         with self._lock:
             self._unwritten.count(increments)
             self._flush_sometimes()
+
+    def backlog(self) -> tuple[int, float]:
+        """Returns the bytes of all pending samples, and the age of the oldest in seconds; 0 if none waits."""
+        with self._lock:
+            self._usable()
+            size, captured_at = self._ledger.backlog()
+        # By the wall clock, which survives a restart of the machine; it may have been set meanwhile.
+        age_s = 0.0 if captured_at is None else wall_time() - captured_at
+        return size, min(max(0.0, age_s), 1e9)
 
     def counters(self) -> Counters:
         """Returns all counters; `pending` is the number of rows."""

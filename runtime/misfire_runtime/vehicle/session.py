@@ -302,7 +302,13 @@ class _Session:
 
     def _beat(self, uplink: Uplink) -> None:
         """Sends a heartbeat; the sketches begin anew only if the broker got them."""
-        beat = heartbeat(self._vehicle, self._spool.counters(), disk=self._spool.path, hold=self._hold())
+        beat = heartbeat(
+            self._vehicle,
+            self._spool.counters(),
+            disk=self._spool.path,
+            hold=self._hold(),
+            backlog=self._spool.backlog(),
+        )
         if uplink.publish_telemetry(beat) and self._vehicle is not None:
             self._vehicle.statistics.begin_stretch()
 

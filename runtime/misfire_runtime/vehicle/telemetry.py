@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from misfire_runtime.clock import boot_id, wall_time
-from misfire_runtime.messages import Clock, Counters, Telemetry
+from misfire_runtime.messages import Clock, Counters, Place, Telemetry
 from misfire_runtime.service.endpoint import Endpoint, Page, metrics_page
 from misfire_runtime.vehicle.pipeline import Vehicle
 
@@ -29,15 +29,36 @@ STANDING_S = 5.0
 _LEVELS = (0.5, 0.9, 0.99)
 
 
-def heartbeat(vehicle: Vehicle | None, counters: Counters, *, disk: Path, hold: str = "") -> Telemetry:
+def heartbeat(
+    vehicle: Vehicle | None,
+    counters: Counters,
+    *,
+    disk: Path,
+    hold: str = "",
+    backlog: tuple[int, float] | None = None,
+) -> Telemetry:
     """Returns the telemetry message: counters since the spool was made, sketches since the last heartbeat.
 
-    vehicle: None if it could not be started, and only uploads what waits. hold: why it offers nothing.
+    Args:
+        vehicle: None if it could not be started, and only uploads what waits.
+        counters: of the spool.
+        disk: folder whose disk is measured.
+        hold: why the vehicle offers nothing.
+        backlog: bytes of the pending samples, and the age of the oldest in seconds; None if unknown.
     """
     at = Clock(wall=wall_time(), monotonic=time.monotonic(), boot_id=boot_id())
     free = _free_bytes(disk)
+    size, age_s = backlog or (None, None)
     if vehicle is None:
-        return Telemetry(at=at, bundle="", counters=counters, disk_free_bytes=free, hold=hold)
+        return Telemetry(
+            at=at,
+            bundle="",
+            counters=counters,
+            disk_free_bytes=free,
+            hold=hold,
+            pending_bytes=size,
+            pending_age_s=age_s,
+        )
     p50, p99 = vehicle.statistics.latency_ms()
     return Telemetry(
         at=at,
@@ -49,7 +70,30 @@ def heartbeat(vehicle: Vehicle | None, counters: Counters, *, disk: Path, hold: 
         thresholds=vehicle.selector.thresholds,
         sketches=vehicle.statistics.sketches(),
         hold=hold,
+        pending_bytes=size,
+        pending_age_s=age_s,
+        degradation=vehicle.ladder.step,
+        place=place_of(vehicle.context.snapshot()),
     )
+
+
+def place_of(context: Mapping[str, float | str | bool]) -> Place | None:
+    """Returns where the vehicle is: `lat` and `lon` of its context in degrees, and `region`; None if nowhere.
+
+    A position that is not on the Earth is no position: signals come from other programs.
+    """
+    lat, lon = (_degrees(context.get(name), limit) for name, limit in (("lat", 90.0), ("lon", 180.0)))
+    region = context.get("region")
+    named = region[:256] if isinstance(region, str) else ""
+    if lat is None or lon is None:
+        return Place(region=named) if named else None
+    return Place(lat=lat, lon=lon, region=named)
+
+
+def _degrees(value: float | str | bool | None, limit: float) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= limit else None
 
 
 def _free_bytes(disk: Path) -> int:

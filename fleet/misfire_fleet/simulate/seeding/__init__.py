@@ -1,0 +1,1 @@
+"""Fills a store with a drawn fleet: vehicles, days of heartbeats, uploads, labels and verdicts."""
