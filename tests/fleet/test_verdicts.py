@@ -18,9 +18,11 @@ from misfire_fleet.errors import SampleGoneError, VerdictConflictError, VerdictR
 from misfire_fleet.labels.content import Box, BoxesLabel, ClassesLabel, ClassLabel, Label, ValuesLabel
 from misfire_fleet.labels.items import export_items
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
-from misfire_fleet.labels.verdicts.agreement import VERDICTS, compare, summary
-from misfire_fleet.labels.verdicts.ledger import Given, NewVerdict, VerdictLedger
+from misfire_fleet.labels.verdicts.agreement import VERDICTS, compare
+from misfire_fleet.labels.verdicts.counting import summary
+from misfire_fleet.labels.verdicts.ledger import NewVerdict, VerdictLedger
 from misfire_fleet.labels.verdicts.queue import Order, Query, count_open, next_page
+from misfire_fleet.labels.verdicts.recording import Given
 from misfire_fleet.store import Store
 from misfire_fleet.store.blobs import FolderBlobs
 from misfire_fleet.store.care.check import check, repair

@@ -10,13 +10,12 @@ documents afterwards. Everything that writes holds the lock of deletions, so wri
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -29,10 +28,8 @@ from sqlalchemy import (
     select,
 )
 
-from misfire_fleet.errors import SampleGoneError
-from misfire_fleet.store.blobs import Blobs, Document
+from misfire_fleet.store.curated.documents import ENDING, KeptRows, Line
 from misfire_fleet.store.database import Database, one_of
-from misfire_fleet.store.groups import OfferGroups
 from misfire_fleet.store.schema import (
     classes,
     label_names,
@@ -40,7 +37,6 @@ from misfire_fleet.store.schema import (
     samples,
     snapshot_samples,
     stale_labels,
-    tombstones,
     verdicts,
 )
 from misfire_runtime.clock import wall_time
@@ -50,7 +46,6 @@ MACHINES = ("vote",)
 """Sources that are no people: their records count only for samples that nobody else labelled."""
 PERSON = "person"
 """Source of labels that are made with a verdict, and that a person can take back."""
-_GROUP = 500
 _ABANDONED_S = 3600.0
 """Age of an import's mark after which its process is taken for dead: an import takes minutes at most."""
 _KEY = (labels.c.sample, labels.c.source, labels.c.annotator, labels.c.version)
@@ -58,12 +53,9 @@ _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Time = Annotated[float, Field(ge=0, le=LAST_DATE, allow_inf_nan=False)]
 
 
-class LabelLine(BaseModel):
+class LabelLine(Line):
     """Validates a line of a document: a row of `labels` and the classes that its content names."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    sample: _Id
     source: Annotated[str, Field(min_length=1, max_length=64)]
     annotator: Annotated[str, Field(max_length=200)]
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -75,13 +67,17 @@ class LabelLine(BaseModel):
     names: tuple[Annotated[str, Field(max_length=200)], ...] = ()
 
 
-class LabelRows:
+class LabelRows(KeptRows[LabelLine]):
     """Writes, removes and restores label rows together with their documents."""
 
-    def __init__(self, database: Database, blobs: Blobs, groups: OfferGroups) -> None:
-        self._database = database
-        self._blobs = blobs
-        self._groups = groups
+    kind = "labels"
+    line = LabelLine
+    table = labels
+    stale = stale_labels
+    owner = labels.c.document
+    # If an import was killed before its commit, its versions were given again later, and the later record is
+    # the one that was committed.
+    newest_first = True
 
     def begin(self) -> str:
         """Marks a new import durably, and returns the prefix of its documents' names."""
@@ -93,9 +89,8 @@ class LabelRows:
 
     def keep(self, prefix: str, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
         """Writes a document of an import durably; returns its name. `rows`: with `names`."""
-        data = b"".join(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n" for row in rows)
-        name = f"{prefix}-{number:06d}.jsonl"
-        self._blobs.keep(Document("labels", name, data))
+        name = f"{prefix}-{number:06d}{ENDING}"
+        self.write(name, rows)
         return name
 
     def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]], *, document: str) -> None:
@@ -118,141 +113,49 @@ class LabelRows:
 
     def abandon(self, prefix: str) -> None:
         """Drops the documents and the mark of an import that was not committed."""
-        self._drop(prefix)
+        for name in list(self._blobs.documents(self.kind)):
+            if name.startswith(f"{prefix}-"):
+                self._blobs.drop(self.kind, name)
         with self._database.write() as connection:
             self.commit(connection, prefix)
 
     def remove(self, connection: Connection, ids: Sequence[str]) -> int:
         """Removes the labels of samples in the transaction of their deletion; returns their number."""
         of_samples = one_of(labels.c.sample, ids, on=connection)
-        names = connection.scalars(select(labels.c.document).where(of_samples).distinct())
-        for name in sorted(names):
-            statement = self._database.insert_statement(stale_labels).values(name=name)
-            connection.execute(statement.on_conflict_do_nothing())
         seqs = connection.scalars(select(labels.c.seq).where(of_samples)).all()
         connection.execute(delete(label_names).where(one_of(label_names.c.label, seqs, on=connection)))
-        return int(connection.execute(delete(labels).where(of_samples)).rowcount)
+        return super().remove(connection, ids)
 
-    def tidy(self) -> None:
-        """Rewrites stale documents without labels of deleted samples, and drops those of killed imports."""
-        with self._database.read() as connection:
-            stale = list(connection.scalars(select(stale_labels.c.name).limit(_GROUP)))
-        for name in stale:
-            if not name.endswith(".jsonl"):
-                if _moment_of(name) < wall_time() - _ABANDONED_S:
-                    self.abandon(name)
-                continue
-            with self._groups.alone() as connection:
-                self.commit(connection, name)
-                self._rewrite(connection, name)
+    def _tidy(self, name: str) -> None:
+        """Rewrites a document, or drops those of a killed import."""
+        if name.endswith(ENDING):
+            super()._tidy(name)
+        elif _moment_of(name) < wall_time() - _ABANDONED_S:
+            self.abandon(name)
 
-    def tidy_unowned(self) -> None:
-        """Removes deleted samples' labels from documents that no row names."""
-        for name in self.unowned():
-            with self._groups.alone() as connection:
-                self._rewrite(connection, name)
+    def _marks(self, connection: Connection) -> set[str]:
+        return set(connection.scalars(select(stale_labels.c.name)))
 
-    def unowned(self) -> list[str]:
-        """Returns the documents that no row names, except those of running and of killed imports."""
-        # The documents first: one that an import commits meanwhile is then found to be owned.
-        found = list(self._blobs.documents("labels"))
-        with self._database.read() as connection:
-            owned = set(connection.scalars(select(labels.c.document).distinct()))
-            marked = set(connection.scalars(select(stale_labels.c.name)))
-        return sorted(name for name in found if name not in owned and name.rpartition("-")[0] not in marked)
+    def _running(self, name: str, marks: Set[str]) -> bool:
+        return name.rpartition("-")[0] in marks
 
-    def lost(self, *, deep: bool = False) -> list[str]:
-        """Returns the documents that rows name and that do not exist or, with `deep`, lack some of them."""
-        count = select(labels.c.document, func.count()).group_by(labels.c.document)
-        with self._database.read() as connection:
-            owned = {name: int(rows) for name, rows in connection.execute(count)}
-        there = set(self._blobs.documents("labels"))
-        return sorted(
-            name
-            for name, rows in owned.items()
-            if name not in there or (deep and len(list(self._lines(name))) < rows)
-        )
+    def _belongs(self, line: LabelLine, name: str) -> bool:
+        return True
 
-    def write_again(self, names: Sequence[str]) -> int:
-        """Writes lost documents from their rows; returns their number."""
-        for name in names:
-            with self._groups.alone() as connection:
-                query = select(labels).where(labels.c.document == name).order_by(labels.c.seq)
-                listed = [self._line(connection, row) for row in connection.execute(query).mappings().all()]
-                if listed:
-                    prefix, _, number = name.removesuffix(".jsonl").rpartition("-")
-                    self.keep(prefix, int(number), listed)
-        return len(names)
+    def _key(self, line: LabelLine) -> Hashable:
+        return line.sample, line.source, line.annotator, line.version
 
-    def restore(self, names: Iterable[str] | None = None) -> int:
-        """Adds the rows that documents have and the database lacks; returns their number.
+    def _present(self, connection: Connection, lines: Sequence[LabelLine]) -> set[Hashable]:
+        asked = one_of(labels.c.sample, sorted({line.sample for line in lines}), on=connection)
+        return {tuple(row) for row in connection.execute(select(*_KEY).where(asked))}
 
-        Args:
-            names: of documents; None takes all.
-        """
-        # Newest first: if an import was killed before its commit, its versions were given again later, and
-        # the later record is the one that was committed.
-        listed = self._blobs.documents("labels") if names is None else names
-        return sum(self._restore(name) for name in sorted(listed, reverse=True))
+    def _insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        self.insert(connection, rows, document=name)
 
-    def _restore(self, name: str) -> int:
-        lines = {_key(line): line for line in self._lines(name)}
-        if not lines:
-            return 0
-        ids = sorted({line.sample for line in lines.values()})
-        with self._groups.alone() as connection:
-            gone: set[str] = set()
-            for start in range(0, len(ids), _GROUP):
-                some = ids[start : start + _GROUP]
-                gone |= set(connection.scalars(self._database.among(tombstones), self._database.ids(some)))
-                rows = connection.execute(select(*_KEY).where(one_of(labels.c.sample, some, on=connection)))
-                for row in rows:
-                    lines.pop((row.sample, row.source, row.annotator, row.version), None)
-            fresh = [line.model_dump() for line in lines.values() if line.sample not in gone]
-            self.insert(connection, fresh, document=name)
-            owned = select(labels.c.seq).where(labels.c.document == name).limit(1)
-            if not fresh and connection.scalar(owned) is None:
-                self._blobs.drop("labels", name)
-        return len(fresh)
-
-    def _rewrite(self, connection: Connection, name: str) -> None:
-        lines = list(self._lines(name))
-        ids = sorted({line.sample for line in lines})
-        gone: set[str] = set()
-        for start in range(0, len(ids), _GROUP):
-            some = self._database.ids(ids[start : start + _GROUP])
-            gone |= set(connection.scalars(self._database.among(tombstones), some))
-        if not gone:
-            return
-        kept = [line.model_dump() for line in lines if line.sample not in gone]
-        if not kept:
-            self._blobs.drop("labels", name)
-            return
-        prefix, _, number = name.removesuffix(".jsonl").rpartition("-")
-        self.keep(prefix, int(number), kept)
-
-    def _line(self, connection: Connection, row: RowMapping) -> dict[str, Any]:
+    def _as_line(self, connection: Connection, row: RowMapping) -> dict[str, Any]:
         names = connection.scalars(select(label_names.c.name).where(label_names.c.label == row["seq"]))
         kept = {key: value for key, value in row.items() if key not in ("seq", "document")}
         return kept | {"names": sorted(names)}
-
-    def _lines(self, name: str) -> Iterator[LabelLine]:
-        """Yields the valid lines of a document: one damaged line must not hide the others."""
-        try:
-            data = self._blobs.document("labels", name)
-        except SampleGoneError:
-            return
-        for raw in data.split(b"\n"):
-            try:
-                if raw:
-                    yield LabelLine.model_validate_json(raw)
-            except ValidationError:
-                continue
-
-    def _drop(self, prefix: str) -> None:
-        for name in list(self._blobs.documents("labels")):
-            if name.startswith(f"{prefix}-"):
-                self._blobs.drop("labels", name)
 
 
 def newest_label(*, up_to: float | None = None) -> ScalarSelect[Any]:
@@ -349,10 +252,6 @@ def last_moment(connection: Connection) -> float:
 def known_classes(connection: Connection) -> set[str]:
     """Returns the names of the fleet's classes."""
     return set(connection.scalars(select(classes.c.name)))
-
-
-def _key(line: LabelLine) -> tuple[str, str, str, int]:
-    return line.sample, line.source, line.annotator, line.version
 
 
 def _moment_of(prefix: str) -> float:

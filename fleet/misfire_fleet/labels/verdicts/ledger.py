@@ -12,16 +12,14 @@ the person takes the verdict back, they no longer count.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import Connection, RowMapping, select
 
 from misfire_fleet.errors import SampleGoneError, VerdictConflictError, VerdictRefusedError
 from misfire_fleet.labels.answers import answer_of
-from misfire_fleet.labels.checking import NewLabel, storable
+from misfire_fleet.labels.checking import storable
 from misfire_fleet.labels.content import (
     BoxesLabel,
     ClassesLabel,
@@ -30,11 +28,12 @@ from misfire_fleet.labels.content import (
     canonical,
     parse,
 )
-from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.labels.verdicts.folding import answer_key
+from misfire_fleet.labels.verdicts.recording import Draft, Given, Recorder, content_of, newest_of
+from misfire_fleet.labels.verdicts.undoing import undo_act
 from misfire_fleet.store import Store
 from misfire_fleet.store.database import one_of
-from misfire_fleet.store.labels import PERSON, is_withdrawn, next_moment
+from misfire_fleet.store.labels import is_withdrawn, next_moment
 from misfire_fleet.store.records import ANY, SampleFilter, StoredSample
 from misfire_fleet.store.rows import sample_of
 from misfire_fleet.store.schema import labels, samples, verdicts
@@ -85,25 +84,6 @@ class NewVerdict:
 
 
 @dataclass(frozen=True)
-class Given:
-    """Says what was recorded.
-
-    Attributes:
-        act: its name.
-        samples: ids that have the verdict now.
-        left_out: why other samples do not have it, by id.
-        labelled: how many of them were labelled with it.
-        repeated: it was recorded before.
-    """
-
-    act: str
-    samples: tuple[str, ...] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    labelled: int = 0
-    repeated: bool = False
-
-
-@dataclass(frozen=True)
 class Act:
     """An act of a person that still holds: what can be undone. `at`: seconds since 1970."""
 
@@ -116,37 +96,12 @@ class Act:
     label: Label | None
 
 
-@dataclass
-class _Draft:
-    """Collects the rows of an act."""
-
-    act: str
-    annotator: str
-    at: float
-    moment: float
-    lines: list[VerdictLine] = field(default_factory=list)
-
-    def add(self, sample: str, verdict: str, **values: Any) -> None:
-        self.lines.append(
-            VerdictLine(
-                act=self.act,
-                sample=sample,
-                annotator=self.annotator,
-                verdict=verdict,
-                at=self.at,
-                recorded_at=self.moment,
-                **values,
-            )
-        )
-
-
 class VerdictLedger:
     """Adds and reads the verdicts of a store. Thread-safe, as the store is."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._rows = store.deletion.verdicts
-        self._labels = LabelLedger(store)
+        self._recorder = Recorder(store)
 
     def give(self, new: NewVerdict) -> Given:
         """Records a verdict, with its label, in one transaction.
@@ -158,8 +113,10 @@ class VerdictLedger:
             StoreUnavailableError: nothing was recorded; the call may be repeated.
         """
         _require_writable(new)
-        with self._transaction() as (connection, prefix):
-            done = self._repeated(connection, new.act, new.annotator, asked=new.samples, verdict=new.verdict)
+        with self._recorder.transaction() as (connection, prefix):
+            done = self._recorder.repeated(
+                connection, new.act, new.annotator, asked=new.samples, verdict=new.verdict
+            )
             if done is not None:
                 return done
             found = self._stored(connection, new.samples)
@@ -180,14 +137,14 @@ class VerdictLedger:
             VerdictConflictError: the person judged the sample again since, or took the act back already.
             StoreUnavailableError: nothing was recorded; the call may be repeated.
         """
-        with self._transaction() as (connection, prefix):
-            done = self._repeated(connection, act, annotator)
+        with self._recorder.transaction() as (connection, prefix):
+            done = self._recorder.repeated(connection, act, annotator)
             if done is not None:
                 return done
-            given = self._of_act(connection, undoes)
+            given = self._recorder.of_act(connection, undoes)
             if not given or given[0]["annotator"] != annotator or given[0]["undoes"]:
                 raise VerdictRefusedError(f"there is no verdict {undoes[:40]!r} of {annotator!r} to undo")
-            return self._undo(connection, prefix, act, given)
+            return undo_act(self._recorder, connection, prefix, act, given)
 
     def last_acts(self, annotator: str, *, limit: int = 20) -> list[Act]:
         """Returns the newest acts of a person that hold, the last first."""
@@ -217,25 +174,10 @@ class VerdictLedger:
             rows = connection.execute(query).mappings().all()
         return [VerdictLine.model_construct(**_without_seq(row)) for row in reversed(rows)]
 
-    @contextmanager
-    def _transaction(self) -> Iterator[tuple[Connection, str]]:
-        """Opens a transaction with the lock of deletions, and the mark of its documents of labels."""
-        rows = self._store.deletion.labels
-        prefix, written = rows.begin(), False
-        try:
-            with self._store.deletion.groups.alone() as connection:
-                yield connection, prefix
-                rows.commit(connection, prefix)
-            written = True
-        finally:
-            # Documents of labels that were not committed must not come back.
-            if not written:
-                rows.abandon(prefix)
-
     def _give(
         self, connection: Connection, prefix: str, new: NewVerdict, found: Mapping[str, StoredSample]
     ) -> Given:
-        before = _newest_of(connection, new.annotator, list(found))
+        before = newest_of(connection, new.annotator, list(found))
         shown, left_out = found[new.samples[0]], {}
         known = before.get(shown.id)
         if new.after is not None and (known["holds"] if known else "") != new.after:
@@ -252,7 +194,7 @@ class VerdictLedger:
                 left_out[key] = why or "it was deleted"
             else:
                 judged.append(sample)
-        draft = _Draft(new.act, new.annotator, 0.0, next_moment(connection))
+        draft = Draft(new.act, new.annotator, 0.0, next_moment(connection))
         draft.at = max(0.0, draft.moment - new.age_s)
         versions = self._label(connection, prefix, new, judged, before=before, moment=draft.moment)
         for sample in judged:
@@ -269,57 +211,13 @@ class VerdictLedger:
                 blind=new.blind,
                 took_s=new.took_s if sample is shown else None,
             )
-        self._rows.add(connection, draft.lines)
+        self._recorder.keep(connection, draft)
         return Given(
             new.act,
             tuple(each.id for each in judged),
             left_out,
             sum(v is not None for v in versions.values()),
         )
-
-    def _undo(self, connection: Connection, prefix: str, act: str, given: Sequence[RowMapping]) -> Given:
-        annotator, undone = str(given[0]["annotator"]), str(given[0]["act"])
-        now = _newest_of(connection, annotator, [row["sample"] for row in given])
-        draft = _Draft(act, annotator, 0.0, next_moment(connection))
-        draft.at = draft.moment
-        left_out: dict[str, str] = {}
-        restored: dict[str, Label] = {}
-        plans: list[tuple[RowMapping, RowMapping | None]] = []
-        for row in given:
-            key = str(row["sample"])
-            if now[key]["holds"] != undone:
-                why = (
-                    f"sample {key[:16]}: you took this verdict back already"
-                    if now[key]["verdict"] == NONE
-                    else f"sample {key[:16]}: you judged it again since; undo that first"
-                )
-                if not row["shared"]:
-                    raise VerdictConflictError(why)
-                left_out[key] = why
-                continue
-            earlier = _before(connection, row)
-            plans.append((row, earlier))
-            if earlier is not None and earlier["label_version"] != now[key]["label_version"]:
-                content = _content_of(connection, key, annotator, earlier["label_version"])
-                if content is not None:
-                    restored[key] = parse(content, where=f"label of sample {key[:16]}")
-        versions = self._record(connection, prefix, annotator, restored, draft.moment, add_classes=True)
-        for row, earlier in plans:
-            key = str(row["sample"])
-            version = versions.get(key, earlier["label_version"] if earlier and key not in restored else None)
-            draft.add(
-                key,
-                earlier["verdict"] if earlier else NONE,
-                holds=earlier["holds"] if earlier else "",
-                undoes=undone,
-                label_version=version,
-                withdraws=now[key]["label_version"] if now[key]["label_version"] != version else None,
-                shared=row["shared"],
-            )
-        if not draft.lines:
-            raise VerdictConflictError(next(iter(left_out.values())))
-        self._rows.add(connection, draft.lines)
-        return Given(act, tuple(line.sample for line in draft.lines), left_out)
 
     def _label(
         self,
@@ -340,7 +238,7 @@ class VerdictLedger:
         else:
             return {}
         accepted = new.label is None
-        versions = self._record(
+        versions = self._recorder.label(
             connection, prefix, new.annotator, wanted, moment, add_classes=accepted or new.add_classes
         )
         for key in wanted:
@@ -366,65 +264,13 @@ class VerdictLedger:
                 wanted[sample.id] = label
         return wanted
 
-    def _record(
-        self,
-        connection: Connection,
-        prefix: str,
-        annotator: str,
-        wanted: Mapping[str, Label],
-        moment: float,
-        *,
-        add_classes: bool,
-    ) -> dict[str, int]:
-        if not wanted:
-            return {}
-        at = datetime.fromtimestamp(moment, timezone.utc)
-        new = [NewLabel(key, label, PERSON, annotator, at) for key, label in wanted.items()]
-        added = self._labels.add_within(
-            connection, new, prefix=prefix, moment=moment, add_classes=add_classes, actor=annotator
-        )
-        if not added.ok:
-            raise VerdictRefusedError(*added.problems())
-        query = select(labels.c.sample, labels.c.version).where(
-            one_of(labels.c.sample, list(wanted), on=connection),
-            labels.c.source == PERSON,
-            labels.c.annotator == annotator,
-            labels.c.recorded_at == moment,
-        )
-        return {row.sample: row.version for row in connection.execute(query)}
-
-    def _repeated(
-        self,
-        connection: Connection,
-        act: str,
-        annotator: str,
-        *,
-        asked: Sequence[str] | None = None,
-        verdict: str = "",
-    ) -> Given | None:
-        """Returns what an act recorded before; None if it is new. `asked`: None for an undoing."""
-        rows = self._of_act(connection, act)
-        if not rows:
-            return None
-        same = rows[0]["annotator"] == annotator and bool(rows[0]["undoes"]) == (asked is None)
-        if asked is not None:
-            same = same and rows[0]["verdict"] == verdict and rows[0]["sample"] == asked[0]
-        if not same:
-            raise VerdictConflictError(f"the name {act!r} is that of another verdict; choose another name")
-        labelled = sum(row["label_version"] is not None for row in rows)
-        return Given(act, tuple(row["sample"] for row in rows), {}, labelled, repeated=True)
-
-    def _of_act(self, connection: Connection, act: str) -> Sequence[RowMapping]:
-        query = select(verdicts).where(verdicts.c.act == act).order_by(verdicts.c.shared, verdicts.c.seq)
-        return connection.execute(query).mappings().all() if storable(act) else []
-
     def _stored(self, connection: Connection, ids: Sequence[str]) -> dict[str, StoredSample]:
         query = select(samples).where(one_of(samples.c.id, ids, on=connection))
         return {row.id: sample_of(row) for row in connection.execute(query)}
 
     def _act(self, connection: Connection, row: RowMapping) -> Act:
-        count = len(self._of_act(connection, row["act"]))
-        content = _content_of(connection, row["sample"], row["annotator"], row["label_version"])
+        count = len(self._recorder.of_act(connection, row["act"]))
+        content = content_of(connection, row["sample"], row["annotator"], row["label_version"])
         label = None if content is None else parse(content, where=f"label of sample {row['sample'][:16]}")
         return Act(row["act"], row["sample"], row["verdict"], count, row["at"], label)
 
@@ -516,38 +362,6 @@ def _why_not(sample: StoredSample | None, shown: StoredSample, before: RowMappin
     if sample.bundle != shown.bundle or answer_key(sample.prediction) != answer_key(shown.prediction):
         return "the vehicle answered something else"
     return ""
-
-
-def _newest_of(connection: Connection, annotator: str, ids: Sequence[str]) -> dict[str, RowMapping]:
-    """Returns a person's newest row about each sample."""
-    query = select(verdicts).where(
-        one_of(verdicts.c.sample, ids, on=connection), verdicts.c.annotator == annotator
-    )
-    rows = connection.execute(query.order_by(verdicts.c.recorded_at)).mappings().all()
-    return {row["sample"]: row for row in rows}
-
-
-def _before(connection: Connection, row: RowMapping) -> RowMapping | None:
-    """Returns the person's row that held before this one; None if there was none."""
-    query = select(verdicts).where(
-        verdicts.c.sample == row["sample"],
-        verdicts.c.annotator == row["annotator"],
-        verdicts.c.recorded_at < row["recorded_at"],
-    )
-    return connection.execute(query.order_by(verdicts.c.recorded_at.desc()).limit(1)).mappings().one_or_none()
-
-
-def _content_of(connection: Connection, sample: str, annotator: str, version: int | None) -> str | None:
-    if version is None:
-        return None
-    query = select(labels.c.content).where(
-        labels.c.sample == sample,
-        labels.c.source == PERSON,
-        labels.c.annotator == annotator,
-        labels.c.version == version,
-    )
-    found = connection.scalar(query)
-    return None if found is None else str(found)
 
 
 def _without_seq(row: RowMapping) -> dict[str, Any]:
