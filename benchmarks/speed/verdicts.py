@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.record import command_line, finish, run
 from misfire_fleet.commands.serve import listen
 from misfire_fleet.console.app import create_app
-from misfire_fleet.labels.verdicts.agreement import summary
+from misfire_fleet.labels.verdicts.counting import summary
 from misfire_fleet.labels.verdicts.ledger import NewVerdict, VerdictLedger
 from misfire_fleet.labels.verdicts.queue import ORDERS, Query, count_open, next_page
 from misfire_fleet.store import Store
