@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlencode
 
 import typer
 
@@ -67,13 +68,16 @@ def truth(
     outstanding: Annotated[
         bool, typer.Option("--outstanding", help="Print the ids of dealt frames that have no label yet.")
     ] = False,
+    console: Annotated[
+        str, typer.Option("--console", help="Address of the console, for the link to judge dealt frames.")
+    ] = "http://127.0.0.1:8000",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the failure rate of deployed bundles from labels of the random stream.
 
     Prints rate, interval, labels and frames, and how many more labels would halve each interval. With
-    --to-label N, deals the next frames to label instead, and remembers the deal.
+    --to-label N, deals the next frames to label instead, remembers the deal, and prints a link to judge them.
     """
     from misfire_fleet.errors import StoreError
     from misfire_fleet.truth.judging import Judge
@@ -114,7 +118,10 @@ def truth(
             ids = found[0].deal(to_label, actor=current_actor(), dry_run=dry_run)
             if len(ids) < to_label:
                 typer.echo(f"misfire: the random stream has only {len(ids)} unlabelled frames left", err=True)
-            show({"bundle": names[0], "samples": ids}, as_json=as_json, text="\n".join(ids))
+            link = _link(console, names[0])
+            if ids and not dry_run:
+                typer.echo(f"misfire: judge them with the score hidden: {link}", err=True)
+            show({"bundle": names[0], "samples": ids, "link": link}, as_json=as_json, text="\n".join(ids))
             return
         if outstanding:
             ids = found[0].outstanding()
@@ -126,6 +133,11 @@ def truth(
         as_json=as_json,
         text="\n\n".join(map(_table, reports)),
     )
+
+
+def _link(console: str, bundle: str) -> str:
+    """Returns the address of the verdict screen with all dealt frames of a bundle."""
+    return f"{console.rstrip('/')}/verdicts?" + urlencode({"order": "dealt", "where": f"bundle={bundle}"})
 
 
 def _table(report: Report) -> str:

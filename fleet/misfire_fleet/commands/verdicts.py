@@ -9,7 +9,8 @@ import typer
 from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_options
 
 if TYPE_CHECKING:
-    from misfire_fleet.labels.verdicts.agreement import Agreement, Person, Summary
+    from misfire_fleet.labels.verdicts.agreement import Agreement
+    from misfire_fleet.labels.verdicts.counting import Person, Summary
 
 
 @with_options(place=StoreOptions)
@@ -25,7 +26,7 @@ def verdicts(
     as_json: AsJson = False,
 ) -> None:
     """Count people's verdicts by bundle and person, and how far two people agree."""
-    from misfire_fleet.labels.verdicts.agreement import summary
+    from misfire_fleet.labels.verdicts.counting import summary
 
     with place.open() as store:
         found = summary(store, bundle=bundle, confidence=confidence)

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from misfire_fleet.store import Store
+from misfire_fleet.store.records import SampleFilter
 from misfire_fleet.store.schema import audit
 from misfire_fleet.truth.curve import deal as share_out
 from misfire_fleet.truth.curve import stratum_of
 from misfire_fleet.truth.histogram import binned
 from misfire_fleet.truth.stream import StreamFrame
+from misfire_fleet.truth.stream import frames as frames_of
 from misfire_runtime.clock import wall_time
 
 ACTION = "truth-deal"
@@ -120,6 +122,22 @@ def keep(store: Store, deal: Deal, *, actor: str) -> None:
     """Writes a deal to the audit log. Raises StoreUnavailableError."""
     with store.database.write() as connection:
         store.deletion.log(connection, actor[:64], ACTION, asdict(deal), at=wall_time())
+
+
+def dealt_frames(store: Store, bundle: str) -> list[str]:
+    """Returns the ids of all frames of a bundle that were dealt, in an order that says nothing of scores.
+
+    If deals were made by several scores, only those by the last one count, as in a report by that score.
+    """
+    kept = kept_deals(store, bundle)
+    if not kept:
+        return []
+    deals = [deal for deal in kept if deal.score == kept[-1].score]
+    filters = SampleFilter(bundle=bundle, random=True)
+    found = list(frames_of(store, filters, score=kept[-1].score, by={"", *(deal.by for deal in deals)}))
+    dealt = probabilities(deals, found) if found else []
+    chosen = [frame for frame, probability in zip(found, dealt, strict=True) if probability > 0]
+    return [frame.id for frame in sorted(chosen, key=lambda frame: frame.order)]
 
 
 def _deal(detail: dict[str, Any]) -> Deal:

@@ -5,13 +5,15 @@ GET  /api/verdicts/items/ID one of them             POST /api/verdicts/undo   ta
 GET  /api/verdicts/classes  to correct with         GET  /api/verdicts/acts, /summary, /api/verdicts?sample=ID
 
 What a person judges by is all that an item has: no score, no trigger, no probability of the answer. They
-come with the answer to the verdict, and only if they are asked for, which the screen never does in the random
-order.
+come with the answer to the verdict, and only if they are asked for, which the screen never does in the orders
+`random` and `dealt`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException
@@ -25,7 +27,7 @@ from misfire_fleet.console.shared import Shared
 from misfire_fleet.labels.answers import answer_of
 from misfire_fleet.labels.content import BoxesLabel, ClassesLabel, ClassLabel, PointsLabel, ValuesLabel
 from misfire_fleet.labels.ledger import LabelLedger
-from misfire_fleet.labels.verdicts.agreement import Summary, summary
+from misfire_fleet.labels.verdicts.counting import Summary, VerdictCounts
 from misfire_fleet.labels.verdicts.ledger import MAX_AGE_S, MAX_SHARED, NewVerdict, VerdictLedger
 from misfire_fleet.labels.verdicts.queue import (
     MAX_LIMIT,
@@ -40,6 +42,7 @@ from misfire_fleet.labels.verdicts.queue import (
 )
 from misfire_fleet.store.records import StoredSample
 from misfire_fleet.store.where import parse_where, where_of
+from misfire_fleet.truth.deals import dealt_frames
 from misfire_runtime.errors import ConfigError
 
 _MAX_CONDITIONS, _MAX_CONDITION = 20, 50_000
@@ -48,6 +51,7 @@ _AS_IT_IS_BYTES = 400_000
 _DECODED = frozenset({"image/jpeg", "image/png", "image/webp"})
 _CLASSES_S = 10.0
 _MOST_SHARES = 8
+_MOST_BUNDLES = 16
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Act = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,40}$")]
@@ -195,7 +199,11 @@ Queue = Annotated[Query, Depends(verdict_query)]
 def verdicts_api(shared: Shared) -> APIRouter:
     """Returns the routes under /api/verdicts."""
     store = shared.store
-    router, ledger = APIRouter(prefix="/api/verdicts"), VerdictLedger(store)
+    router, ledger, counts = APIRouter(prefix="/api/verdicts"), VerdictLedger(store), VerdictCounts(store)
+    # The ids are those of a page before, so that a page costs no reading of the whole stream.
+    dealt = lru_cache(_MOST_BUNDLES)(
+        lambda bundle: Recent(lambda: dealt_frames(store, bundle), max_age_s=_CLASSES_S)
+    )
     answered = Recent(lambda: answered_classes(store), max_age_s=_CLASSES_S)
 
     @router.get("/queue")
@@ -205,6 +213,7 @@ def verdicts_api(shared: Shared) -> APIRouter:
         limit: Annotated[int, Parameter(ge=1, le=MAX_LIMIT)] = 24,
     ) -> QueuePage:
         """Lists what a person (`by`) judges next."""
+        query = _with_dealt(query, dealt)
         try:
             page = next_page(store, query, cursor=cursor, limit=limit)
         except ConfigError as error:
@@ -239,7 +248,7 @@ def verdicts_api(shared: Shared) -> APIRouter:
     @router.get("/summary")
     def summary_(bundle: Annotated[str, Parameter(max_length=130)] = "") -> Summary:
         """Counts verdicts by bundle and person, and compares people."""
-        return summary(store, bundle=readable("bundle", bundle) or None)
+        return counts.summary(bundle=readable("bundle", bundle) or None)
 
     @router.get("")
     def records(sample: str) -> list[RecordJson]:
@@ -303,6 +312,22 @@ def queue_values(query: Query) -> dict[str, Any]:
         "fold": query.fold,
         "second": query.second,
     }
+
+
+def _with_dealt(query: Query, dealt: Callable[[str], Recent[list[str]]]) -> Query:
+    """Returns the query; in the order `dealt`, of the frames that were dealt. Raises HTTPException 422."""
+    if query.order != "dealt":
+        return query
+    bundle = query.filters.bundle
+    if bundle is None:
+        raise HTTPException(422, "order: dealt frames are those of a bundle: where=bundle=NAME@VERSION")
+    ids = dealt(bundle)()
+    if not ids:
+        raise HTTPException(422, f"order: nothing was dealt of {bundle}: misfire fleet truth --to-label 300")
+    known = query.filters.ids
+    # Nothing is left of other frames; an id that no sample has keeps the list from being empty.
+    chosen = ids if known is None else sorted(set(ids) & set(known)) or ["-"]
+    return replace(query, filters=replace(query.filters, ids=tuple(chosen)))
 
 
 def _given(values: dict[str, Any], reveal: dict[str, Any] | None) -> GivenJson:

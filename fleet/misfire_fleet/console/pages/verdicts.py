@@ -7,13 +7,15 @@ from fastapi.responses import HTMLResponse
 
 from misfire_fleet.console.api.verdicts import Queue, queue_values
 from misfire_fleet.console.shared import Shared
-from misfire_fleet.labels.verdicts.agreement import VERDICTS, summary
+from misfire_fleet.labels.verdicts.agreement import VERDICTS
+from misfire_fleet.labels.verdicts.counting import VerdictCounts
 from misfire_fleet.labels.verdicts.queue import ORDERS
 
 
 def router(shared: Shared) -> APIRouter:
     """Returns /verdicts and /verdicts/agreement."""
     routes = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
+    counts = VerdictCounts(shared.store)
 
     @routes.get("/verdicts")
     def judge(query: Queue) -> Response:
@@ -23,6 +25,6 @@ def router(shared: Shared) -> APIRouter:
 
     @routes.get("/verdicts/agreement")
     def agreement() -> Response:
-        return shared.render.page("agreement.html", found=summary(shared.store), verdicts=VERDICTS)
+        return shared.render.page("agreement.html", found=counts.summary(), verdicts=VERDICTS)
 
     return routes

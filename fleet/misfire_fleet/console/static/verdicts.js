@@ -39,6 +39,7 @@ let classes = { fleet: [], answered: [] };
 let choice = null; // classes chosen for several classes
 let boxes = null; // what is drawn over the picture
 let boxClass = "";
+let keyPage = 0; // which nine classes have keys
 let history = []; // newest first: {act, item, sample, verdict, words, state, reveal, count}
 let unsent = []; // oldest first: {path, body, pressed}
 let sending = false;
@@ -251,9 +252,21 @@ function pressedClass(text) {
 }
 
 // Where a class is called by a digit, the digits are names: key 1 must not choose the class 0.
+const namedByDigit = (names) => names.filter((each) => /^[0-9]$/.test(each));
+const keyPages = (names) => (namedByDigit(names).length ? 1 : Math.max(1, Math.ceil(names.length / 9)));
+
 function digitKeys(names) {
-  const digits = names.filter((each) => /^[0-9]$/.test(each));
-  return new Map(digits.length ? digits.map((each) => [each, each]) : names.slice(0, 9).map((each, number) => [each, String(number + 1)]));
+  const digits = namedByDigit(names);
+  if (digits.length) return new Map(digits.map((each) => [each, each]));
+  const first = 9 * (keyPage % keyPages(names));
+  return new Map(names.slice(first, first + 9).map((each, number) => [each, String(number + 1)]));
+}
+
+function turnKeys() {
+  const names = shownClasses();
+  keyPage = (keyPage + 1) % keyPages(names);
+  chips();
+  say(`Keys 1 to 9: ${[...digitKeys(names).keys()].map(visible).join(", ")}.`);
 }
 
 function chip(text, digit) {
@@ -266,7 +279,9 @@ function chips() {
   if (!current || $("classes").hidden) return;
   const names = shownClasses();
   const keys = digitKeys(names);
-  $("chips").replaceChildren(...names.slice(0, 30).map((each) => chip(each, keys.get(each))));
+  const made = names.filter((each, number) => number < 30 || keys.has(each)).map((each) => chip(each, keys.get(each)));
+  if (keyPages(names) > 1) made.push(element("button", { type: "button", className: "quiet", title: "Keys for the next nine classes", onclick: turnKeys }, element("span", { textContent: "next keys" }), element("kbd", { textContent: "0" })));
+  $("chips").replaceChildren(...made);
 }
 
 function pick(text, pressed) {
@@ -361,7 +376,7 @@ function judge(verdict, pressed, label = null) {
     // Every class that can be chosen was answered by a vehicle, or added by hand.
     add_classes: named.some((each) => !fleet.has(each)),
     blind: !item.revealed, took_s: Math.max(0, (pressed - item.shownAt) / 1000), after: item.after ?? null,
-    reveal: order !== "random",
+    reveal: order !== "random" && order !== "dealt",
   };
   const words = !named.length ? "" : correcting.kind === "boxes" ? `${named.length} boxes` : named.map(visible).join(", ") || "nothing";
   item.chosen = choice ? [...choice] : undefined;
@@ -553,6 +568,7 @@ document.addEventListener("keydown", (event) => {
     const names = shownClasses();
     const keys = digitKeys(names);
     const text = $("classes").hidden ? undefined : names.find((each) => keys.get(each) === event.key);
+    if (event.key === "0" && !$("classes").hidden && keyPages(names) > 1) { event.preventDefault(); turnKeys(); return; }
     if (text !== undefined) { event.preventDefault(); pick(text, event.timeStamp); }
     return;
   }

@@ -9,6 +9,7 @@ sample is in it by the last digits of its id, so it is the same share for everyb
 | order   | first                               | then                     |
 |---------|-------------------------------------|--------------------------|
 | random  | the random stream, by id (a hash)   | the others, the newest   |
+| dealt   | frames that were dealt for field truth (`ids` of the filters), by id |   |
 | score   | the highest percentile of a score   | samples without one      |
 | cluster | the largest group of near-duplicates among the 2,000 with the highest percentile |  |
 | newest  | the last stored                     |                          |
@@ -26,14 +27,17 @@ from sqlalchemy import ColumnElement, Row, UnaryExpression, and_, case, func, or
 
 from misfire_fleet.labels.verdicts.folding import SIMILARITY, Foldable, Group, answer_key, fold
 from misfire_fleet.store import Store
+from misfire_fleet.store.labels import is_labelled
 from misfire_fleet.store.records import ANY, SampleFilter, StoredSample
 from misfire_fleet.store.schema import samples, verdicts
 from misfire_fleet.store.store import conditions_of
-from misfire_fleet.store.verdicts import NONE, is_judged_by, is_judged_by_another, is_newest
+from misfire_fleet.store.verdicts import NONE, has_verdict, is_judged_by, is_judged_by_another, is_newest
 from misfire_runtime.errors import ConfigError
 
-Order: TypeAlias = Literal["random", "score", "cluster", "newest"]
-ORDERS: tuple[Order, ...] = ("random", "score", "cluster", "newest")
+Order: TypeAlias = Literal["random", "dealt", "score", "cluster", "newest"]
+ORDERS: tuple[Order, ...] = ("random", "dealt", "score", "cluster", "newest")
+BLIND: tuple[Order, ...] = ("random", "dealt")
+"""Orders in which scores stay hidden, and each frame is judged by itself: a failure rate counts frames."""
 SECOND = 0.1
 """Share of samples that two people judge."""
 MAX_LIMIT = 50
@@ -51,8 +55,7 @@ class Query:
         annotator: name of the person.
         order: see the module.
         filters: select samples.
-        fold: lets near-duplicates share a verdict. In the random stream each frame is judged by itself,
-            because a failure rate counts frames.
+        fold: lets near-duplicates share a verdict, but in BLIND orders.
         second: share of samples that two people judge, 0..1.
         similarity: of near-duplicates.
     """
@@ -67,7 +70,7 @@ class Query:
     @property
     def folds(self) -> bool:
         """Returns True if near-duplicates share a verdict."""
-        return self.order == "cluster" or (self.fold and self.order != "random")
+        return self.order == "cluster" or (self.fold and self.order not in BLIND)
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ def _by_percentile() -> _Phase:
 
 _PHASES: dict[str, Callable[[], tuple[_Phase, ...]]] = {
     "random": lambda: (_by_id(samples.c.random.is_(True)), _by_seq(samples.c.random.is_(False))),
+    "dealt": lambda: (_by_id(or_(~is_labelled(), has_verdict("any"))),),
     "score": lambda: (_by_percentile(), _by_id(samples.c.percentile.is_(None))),
     "cluster": lambda: (_by_percentile(), _by_id(samples.c.percentile.is_(None))),
     "newest": lambda: (_by_seq(samples.c.seq.is_not(None)),),
