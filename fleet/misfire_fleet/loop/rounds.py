@@ -54,6 +54,7 @@ class Settings:
         holdout: share of groups that is held out for the failure score.
         data: folder of the data set; None searches the usual places.
         schedule: of a retraining; None: as `misfire retrain`.
+        slice_by: what uploads are sliced by, for the slice balance of the schedule's mixture.
         rules: limits of the gate; None: its own.
     """
 
@@ -66,6 +67,7 @@ class Settings:
     holdout: float = 0.2
     data: Path | None = None
     schedule: Schedule | None = None
+    slice_by: str = "vehicle"
     rules: Rules | None = None
 
 
@@ -168,6 +170,7 @@ class Steps:
             dataset=self._dataset(parent),
             out=self.run_of(state.number),
             schedule=self.settings.schedule or Schedule(),
+            slice_by=self.settings.slice_by,
             resume=True,
             command=ACTOR,
             reporter=self._reporter(),

@@ -12,6 +12,7 @@ from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_opti
 
 if TYPE_CHECKING:
     from misfire_fleet.loop.state import LoopState, Round
+    from misfire_train.train_config import MixtureTable
 
 
 @with_options(place=StoreOptions)
@@ -49,6 +50,24 @@ def loop(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of epochs. Default: as misfire retrain.")
     ] = None,
+    replay: Annotated[
+        float | None, typer.Option(help="Share of an epoch that is old data. Default: the run's.")
+    ] = None,
+    class_balance: Annotated[
+        float | None,
+        typer.Option(
+            help="Show rare classes more often: 0 (no) to 1 (all classes equally). Default: the run's."
+        ),
+    ] = None,
+    slice_balance: Annotated[
+        float | None, typer.Option(help="Show rare slices of uploads more often: 0 to 1. Default: the run's.")
+    ] = None,
+    slice_by: Annotated[
+        str,
+        typer.Option(
+            help="Slice uploads by vehicle, day, class, or a key of their context, such as weather."
+        ),
+    ] = "vehicle",
     tolerance: Annotated[
         float | None,
         typer.Option(help="Loss of the task metric that the gate must exclude. Default: the gate's."),
@@ -94,7 +113,11 @@ def loop(
         where=tuple(where or ()),
         holdout=holdout,
         data=data,
-        schedule=Schedule(epochs=epochs),
+        schedule=Schedule(
+            epochs=epochs,
+            mixture=_mixture(run, replay=replay, class_balance=class_balance, slice_balance=slice_balance),
+        ),
+        slice_by=slice_by,
         rules=replace(DEFAULT, **{key: value for key, value in changed.items() if value is not None}),
     )
     with place.open() as store, stop_on_signals() as stop, only_loop(store.database):
@@ -109,6 +132,16 @@ def loop(
     # A loop that was stopped has done what it was asked.
     if last is not None and not last.open and not last.passed:
         raise typer.Exit(1)
+
+
+def _mixture(run: Path, **stated: float | None) -> MixtureTable | None:
+    """Returns the first run's mixture with what is stated; None, each parent's own, if nothing is."""
+    if all(value is None for value in stated.values()):
+        return None
+    from misfire_fleet.retrain.command import changed_mixture
+    from misfire_train.runs import load_run
+
+    return changed_mixture(load_run(run), **stated)
 
 
 def _described(state: LoopState) -> str:
