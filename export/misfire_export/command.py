@@ -150,6 +150,14 @@ def export(
     ] = "",
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of each corruption.")] = 3,
     tolerance: Annotated[float, typer.Option(help="Allow this absolute difference from torch.")] = 1e-4,
+    refittable: Annotated[
+        bool,
+        typer.Option(
+            "--refittable",
+            help="Let misfire retrain --head-only give a strength to a head that has none; costs its "
+            "computation.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a verified, calibrated bundle of a run, of any torch module, or of a foreign ONNX graph."""
@@ -186,6 +194,7 @@ def export(
         upload_rate=upload_rate,
         failure_threshold=failure_threshold,
         shifts=_shifts(shifts, severity),
+        refittable=refittable,
     )
 
     def named(source: str) -> Options:

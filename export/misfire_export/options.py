@@ -37,6 +37,7 @@ class Options:
         shifts: Corruptions that the gate holds out.
         snapshot_id: Data set snapshot that the run was trained on, for the lineage.
         seed: Random seed.
+        refittable: Computes the correction of a head of strength 0, too: a head-only round can give it one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Options:
     shifts: Shifts = field(default_factory=Shifts)
     snapshot_id: str | None = None
     seed: int = 0
+    refittable: bool = False
 
 
 def require_options(options: Options, names: Sequence[str]) -> None:

@@ -24,14 +24,23 @@ from misfire_runtime.errors import ConfigError
 from misfire_train.data import Examples
 from misfire_train.fitting.head_only import head_from_tensors
 from misfire_train.heads.data import LossSet
-from misfire_train.heads.residual import ResidualHead
+from misfire_train.heads.residual import ALONE, ResidualHead
 from misfire_train.tasks import Task, get_task
 
 NO_HEAD = (
     "has no learned head that can be fitted again: a head-only round needs a bundle of this version with "
-    "learning_loss_pp (misfire export --scores learning_loss_pp,...) whose correction has a strength above "
-    "0; detectors and the published heads are fitted by misfire retrain"
+    "learning_loss_pp (misfire export --scores learning_loss_pp,...)"
 )
+DETECTOR = (
+    "is a detector: its learned score corrects candidate boxes inside of the graph, and a head-only round "
+    "fits heads of frames; misfire retrain RUN fits it with its network"
+)
+NO_CORRECTION = (
+    "is the free score alone, and its graph computes no correction that a round could give a strength: "
+    "export it with --refittable, deploy that bundle once, and start the round from it"
+)
+PUBLISHED = "is a published head, which has no free score to start from; misfire retrain RUN fits it again"
+_PUBLISHED = ("learning_loss", "learning_loss_pp_paper")
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class HeadGraph:
         """
         place = bundle.manifest.head
         if place is None:
-            raise ExportError(f"{bundle.path} {NO_HEAD}")
+            raise ExportError(why_not(bundle.manifest))
         model = onnx.load(bundle.model_path, load_external_data=False)
         for name in (place.base, place.statistics):
             if not any(name in node.output for node in model.graph.node):
@@ -95,6 +104,19 @@ class HeadGraph:
             clean=torch.full((len(frames),), clean),
             group=np.array(frames.groups, np.str_),
         )
+
+
+def why_not(manifest: Manifest) -> str:
+    """Returns in a sentence why the head of a bundle without a place for one cannot be fitted again."""
+    learned = {score.name: score.definition for score in manifest.scores if not score.free}
+    if manifest.task == "detection":
+        return f"{manifest.label} {DETECTOR}"
+    for name, definition in learned.items():
+        if definition.endswith(ALONE):
+            return f"{manifest.label}: {name} {NO_CORRECTION}"
+        if name in _PUBLISHED:
+            return f"{manifest.label}: {name} {PUBLISHED}"
+    return f"{manifest.label} {NO_HEAD}"
 
 
 def scores_of(

@@ -108,6 +108,9 @@ def refit_bundle(bundle: Bundle, frames: FieldFrames, options: RoundOptions) -> 
             manifest.score(score), stream, precision=manifest.precision, seed=options.seed
         )
         golden = _golden(bundle, model, score)
+    if found.changed and old.strength == 0:
+        own = f"log-loss predicted as {old.base} + correction from output statistics, fitted in the field"
+        spec = spec.model_copy(update={"definition": own})
     report = {
         "score": score,
         "snapshot": options.snapshot_id,

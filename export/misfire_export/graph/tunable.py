@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from misfire_runtime.bundle import HeadPlace
 from misfire_train.heads.residual import ResidualHead
-from misfire_train.signals import Signals
+from misfire_train.signals import Score, Signals
 
 BASE, STATISTICS = "head/base", "head/statistics"
 TENSORS = (
@@ -46,6 +46,13 @@ def initialiser_of(tensor: str) -> str:
     return f"head/{tensor}"
 
 
+def open_head(head: Score, *, refittable: bool) -> Score:
+    """Returns the head; with `refittable`, one that goes on computing its correction at strength 0."""
+    if refittable and isinstance(head, ResidualHead) and head.strength == 0:
+        head.refittable = True
+    return head
+
+
 class TunableHead(nn.Module):
     """Runs a module with a residual head whose tensors are arguments.
 
@@ -65,8 +72,8 @@ class TunableHead(nn.Module):
         """Returns the module with its first residual head tunable; None if there is none that corrects."""
         for place, part in module.named_modules():
             if isinstance(part, ResidualHead):
-                # At strength 0 the correction is not computed, so there is nothing to replace.
-                return cls(module, place=place, head=part) if part.strength else None
+                # What is not computed cannot be replaced.
+                return cls(module, place=place, head=part) if part.corrects else None
         return None
 
     @property

@@ -18,6 +18,7 @@ from misfire_export.assemble import Further, GraphScore, Source, assemble, requi
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_small_scores
 from misfire_export.graph.trace import PixelInput, trace
+from misfire_export.graph.tunable import open_head
 from misfire_export.measure.calibrate import require_frames
 from misfire_export.options import Options
 from misfire_export.sources.facts import ModelFacts
@@ -233,7 +234,7 @@ def _build_scores(
     else:
         learned = [fit_head(refit, layers=features)] if features else []
     return [
-        *(learned if HEAD in names else []),
+        *(open_head(each, refittable=options.refittable) for each in learned if HEAD in names),
         *scoring.build(
             [name for name in names if name != HEAD],
             task=refit.task,

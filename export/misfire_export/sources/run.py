@@ -15,6 +15,7 @@ from misfire_export.assemble import GraphScore, Source, assemble, require_free
 from misfire_export.errors import ExportError
 from misfire_export.graph.check import require_small_scores
 from misfire_export.graph.trace import PixelInput, trace
+from misfire_export.graph.tunable import open_head
 from misfire_export.measure.calibrate import require_frames
 from misfire_export.options import Options, ScoreOptions, require_options
 from misfire_export.sources.frames import Frames
@@ -49,7 +50,9 @@ def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bund
     names = wanted_scores(options.scores, task=task, head=run.head is not None)
     # Before scores are fitted, which can take minutes.
     require_options(options, names)
-    built = build_scores(names, run, frames, task=task, options=options.score_options)
+    built = build_scores(
+        names, run, frames, task=task, options=options.score_options, refittable=options.refittable
+    )
     require_small_scores(built)
     model = ScoredModel(run.probe, built, output_name=task.output_name, answer=task.answer).eval()
     graph = trace(model, contract=run.contract)
@@ -70,9 +73,17 @@ def export_run(run: Run, frames: Frames, *, out: Path, options: Options) -> Bund
 
 
 def build_scores(
-    names: Sequence[str], run: Run, frames: Frames, *, task: Task, options: ScoreOptions
+    names: Sequence[str],
+    run: Run,
+    frames: Frames,
+    *,
+    task: Task,
+    options: ScoreOptions,
+    refittable: bool = False,
 ) -> list[Score]:
     """Returns the run's head and registry scores by name, fitted.
+
+    refittable: see `Options`.
 
     Raises ExportError on a name twice, or none.
 
@@ -102,7 +113,7 @@ def build_scores(
     built = scoring.build(others, task=run.task, fit=fitted["fit"], holdout=fitted["holdout"], **chosen)
     by_name = {score.name: score for score in built}
     if run.head is not None:
-        by_name[run.head.name] = run.head
+        by_name[run.head.name] = open_head(run.head, refittable=refittable)
     return [by_name[name] for name in names]
 
 

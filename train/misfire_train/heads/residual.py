@@ -32,6 +32,8 @@ from misfire_train.tasks.answers.statistics import map_statistics
 CLIP = 6.0
 DEVIATION = "output_deviation"
 """A free score of values that knows the training set's answers; other bases know the answer only."""
+ALONE = "alone: no correction earned its place"
+"""In the definition of a head of strength 0."""
 COLUMNS: dict[str, tuple[str, ...]] = {
     "all": ("own", "mean", "unit", "memory", "norm", "embedding", "maps", "opinions"),
     # What carries the place (channel by channel, the embedding itself) is left out, what was made of it not.
@@ -103,6 +105,7 @@ class ResidualHead(LossHead):
         columns: the set of statistics (COLUMNS) that it reads.
         strength: what is left of the correction, for the record: it is in the weights.
         pooling: "exp", or "mean" if a frame's score is the mean over units.
+        refittable: computes the correction at strength 0, too, so that a head-only round can give it one.
     """
 
     recipe = "learning-loss-pp"
@@ -129,10 +132,12 @@ class ResidualHead(LossHead):
         columns: str = "all",
         strength: float = 1.0,
         pooling: str = "exp",
+        refittable: bool = False,
     ) -> None:
         super().__init__()
         self.task = as_task(task)
         self.columns, self.strength, self.pooling = columns, strength, pooling
+        self.refittable = refittable
         self.outputs, self.base, self.embedding = outputs, base, embedding
         self.maps, self.hidden, self.members = tuple(maps), hidden, members
         self.sees_embedding = sees_embedding
@@ -155,7 +160,7 @@ class ResidualHead(LossHead):
     def define(self) -> None:
         """Sets the definition that a manifest prints."""
         if self.strength == 0:
-            self.definition = f"log-loss predicted as {self.base} alone: no correction earned its place"
+            self.definition = f"log-loss predicted as {self.base} {ALONE}"
             return
         share = "" if self.strength == 1 else f"{self.strength:g} of a "
         self.definition = f"log-loss predicted as {self.base} + {share}correction from output statistics"
@@ -179,7 +184,13 @@ class ResidualHead(LossHead):
             "columns": self.columns,
             "strength": self.strength,
             "pooling": self.pooling,
+            **({"refittable": True} if self.refittable else {}),
         }
+
+    @property
+    def corrects(self) -> bool:
+        """Returns whether the correction is computed."""
+        return self.strength != 0 or self.refittable
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -197,8 +208,7 @@ class ResidualHead(LossHead):
     def extract(self, signals: Signals) -> Parts:
         """Returns (base [N,U], statistics [N,U,D])."""
         base = self.free_units(signals.outputs)
-        # At strength 0 the correction is not computed.
-        if self.strength == 0:
+        if not self.corrects:
             return base, base[..., None]
         return base, unit_statistics(
             self.task,
@@ -221,7 +231,7 @@ class ResidualHead(LossHead):
     def predict(self, parts: Parts) -> Tensor:
         """Returns scores of units, [N,U]."""
         base, x = parts
-        if self.strength == 0:
+        if not self.corrects:
             return self.scale * base + self.bias
         answers: Tensor = self.scale * base + self.bias + self.committee.average(self._rows(x)).view_as(base)
         return answers

@@ -25,6 +25,7 @@ from misfire_export.graph.check import require_small_scores
 from misfire_export.graph.last_layer import Found, complete, find_last_layer
 from misfire_export.graph.rename import rename
 from misfire_export.graph.tidy import tidy
+from misfire_export.graph.tunable import open_head
 from misfire_export.measure.run import answers, open_session
 from misfire_export.options import Options
 from misfire_export.sources.answers import choose_output
@@ -187,7 +188,7 @@ def score_answer(graph: onnx.ModelProto, frames: Frames, asked: Asked, options: 
             lambda given: bare.signals(given[0], given[1] if found.layer is not None else None),
         )
         refit = refit_of_file(probe, task, frames, contract, seed=options.seed)
-        built.insert(0, fit_again(refit))
+        built.insert(0, open_head(fit_again(refit), refittable=options.refittable))
     require_small_scores(built)
     head = ScoreHead(built, found=found).eval()
     scored = _graft(exposed, session, head, found, frames.calibration, contract=contract, task=task)
