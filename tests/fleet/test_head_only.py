@@ -13,6 +13,8 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
+from misfire_export.delta.reading import why_not
+from misfire_export.delta.refit import FieldFrames, RoundOptions, refit_bundle
 from misfire_export.errors import CalibrationError, ExportError
 from misfire_fleet.datasets.lineage import trace
 from misfire_fleet.datasets.snapshots import Plan, Snapshots
@@ -238,13 +240,34 @@ def test_what_cannot_be_done_is_said_in_one_sentence(base: Bundle, store: Store,
     assert "--epochs does not go with --head-only" in str(result.exception)
 
 
+def test_a_head_of_strength_0_gets_one_if_it_was_exported_for_it(tmp_path: Path) -> None:
+    weak = headed_bundle(tmp_path / "weak", weak=True, refittable=True)
+    assert weak.manifest.score(HEAD).definition.endswith("alone: no correction earned its place")
+    unseen = load_dataset("digits").train.take(range(600, 700))
+    said = answers_of(weak, unseen)
+    # Until a round gives it a strength it orders frames as its free score does.
+    assert weak.manifest.head is not None
+    free = said[f"score.{weak.manifest.head.options['base']}"]
+    assert (np.argsort(said[f"score.{HEAD}"]) == np.argsort(free)).all()
+    frames = corrupt_all(load_dataset("digits").train.take(FIELD), "contrast", severity=3, seed=5)
+    given = FieldFrames(
+        frames.take(range(320)), np.ones(320, bool), stream=frames.take(range(320, len(FIELD)))
+    )
+    found = refit_bundle(weak, given, RoundOptions("1.0.1"))
+    assert found.report["strength"] > 0 and found.report["left_out"]["gain"] > 0
+    assert found.manifest.score(HEAD).definition.endswith("fitted in the field")
+    # Without the option the graph computes no correction, and there is nothing to fit.
+    closed = weak.manifest.model_copy(update={"head": None})
+    assert "export it with --refittable" in why_not(closed)
+    boxes = closed.model_copy(update={"task": "detection"})
+    assert "is a detector: its learned score corrects candidate boxes" in why_not(boxes)
+
+
 def test_the_next_version_is_one_higher() -> None:
     assert [next_version(v) for v in ("1.0.0", "1.2.9-rc1", "3.4.5+a.1")] == ["1.0.1", "1.2.10", "3.4.6"]
 
 
 def test_too_few_frames_of_the_stream_are_refused(base: Bundle, field: Examples) -> None:
-    from misfire_export.delta.refit import FieldFrames, RoundOptions, refit_bundle
-
     frames = FieldFrames(field.take(range(60)), np.arange(60) < 30)
     with pytest.raises(CalibrationError, match="has 30 frames; at least 50"):
         refit_bundle(base, frames, RoundOptions("1.0.1"))

@@ -16,6 +16,7 @@ from misfire_fleet.errors import StoreError
 from misfire_fleet.labels.verdicts.ledger import NewVerdict, Verdict, VerdictLedger
 from misfire_fleet.store import Store
 from misfire_fleet.store.where import parse_where, where_of
+from misfire_fleet.truth.deals import dealt_frames
 from misfire_fleet.truth.report import FieldTruth, Query, Report
 from misfire_runtime.errors import ConfigError
 from proving_ground.services import Postgres
@@ -262,8 +263,11 @@ def test_a_bundle_without_random_frames_is_an_error(store: Store) -> None:
 def test_the_command_deals_and_prints(store: Store, field: Field, tmp_path: Path) -> None:
     ids = drive(store, field)
     place = ["--fleet-dir", str(tmp_path / "fleet")]
-    lines = CliRunner().invoke(app, ["truth", "--to-label", "200", "--by", "weather", *place]).stdout.split()
+    made = CliRunner().invoke(app, ["truth", "--to-label", "200", "--by", "weather", *place])
+    lines = made.stdout.split()
     assert len(lines) == 200 and set(lines) <= set(ids)
+    assert "http://127.0.0.1:8000/verdicts?order=dealt&where=bundle%3Dlights%401.0.0" in made.stderr
+    assert sorted(dealt_frames(store, BUNDLE)) == sorted(lines)
     label(store, field, ids, lines)
     text = CliRunner().invoke(app, ["truth", "--by", "weather", *place])
     assert text.exit_code == 0, text.output

@@ -15,6 +15,8 @@ from misfire_fleet.labels.content import ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import SampleFilter
+from misfire_fleet.truth.report import FieldTruth
+from misfire_fleet.truth.report import Query as TruthQuery
 from misfire_runtime.messages import Trigger
 
 Numbered = Callable[[int], bytes]
@@ -155,6 +157,28 @@ def test_queues_are_asked_for_by_conditions_but_never_by_files(
     assert httpx.get(f"{console}/verdicts", params={"order": "<script>"}).status_code == 422
     page = httpx.get(f"{console}/verdicts", params={"where": 'vehicle="><script>alert(1)</script>'})
     assert "<script>alert" not in page.text
+
+
+def test_dealt_frames_are_a_queue_and_nothing_else_is_in_it(
+    console: str, store: Store, jpeg: Numbered
+) -> None:
+    drawn = Trigger(name="random", random=True, rate=0.1)
+    ids = sorted(add(store, jpeg(n), trigger=drawn, scores={"entropy": n / 10}) for n in range(8))
+    bundle = store.newest(1)[0].bundle
+    query = {"by": "Ann", "order": "dealt", "where": f"bundle={bundle}"}
+    address = f"{console}/api/verdicts/queue"
+    refused = httpx.get(address, params=query)
+    assert refused.status_code == 422 and "nothing was dealt" in refused.text
+    assert "where=bundle" in httpx.get(address, params={"order": "dealt"}).text
+    dealt = FieldTruth(store, TruthQuery(bundle)).deal(3, actor="ann")
+    found = httpx.get(address, params=query).json()
+    assert [item["sample"] for item in found["items"]] == sorted(dealt) and found["left"] == 3
+    assert "scores" not in json.dumps(found) and set(dealt) < set(ids)
+    assert post(console, verdict(sorted(dealt)[0])).status_code == 201
+    left = httpx.get(address, params=query).json()["items"]
+    assert [item["sample"] for item in left] == sorted(dealt)[1:]
+    other = {**query, "where": [f"bundle={bundle}", f"ids={next(i for i in ids if i not in dealt)}"]}
+    assert httpx.get(address, params=other).json()["items"] == []
 
 
 def test_only_the_consoles_own_pages_and_programs_write(console: str, store: Store, jpeg: Numbered) -> None:

@@ -19,7 +19,7 @@ from misfire_fleet.labels.content import Box, BoxesLabel, ClassesLabel, ClassLab
 from misfire_fleet.labels.items import export_items
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
 from misfire_fleet.labels.verdicts.agreement import VERDICTS, compare
-from misfire_fleet.labels.verdicts.counting import summary
+from misfire_fleet.labels.verdicts.counting import VerdictCounts, summary
 from misfire_fleet.labels.verdicts.ledger import NewVerdict, VerdictLedger
 from misfire_fleet.labels.verdicts.queue import Order, Query, count_open, next_page
 from misfire_fleet.labels.verdicts.recording import Given
@@ -428,6 +428,23 @@ def test_two_people_are_compared_on_what_both_looked_at(filled: Store) -> None:
     assert one.table["wrong"] == {"right": 1, "wrong": 2, "missed": 0, "ignore": 0}
     assert json.dumps(found.to_dict())
     assert summary(filled, bundle="street@2").agreement == ()
+
+
+def test_counts_follow_the_store_also_where_rows_went_with_their_samples(filled: Store) -> None:
+    counts = VerdictCounts(filled)
+    assert counts.summary().samples == 0
+    first = give(filled, 0, "wrong")
+    give(filled, 1, "right")
+    assert counts.summary().to_dict() == summary(filled).to_dict()
+    undo(filled, first)
+    give(filled, 1, "wrong", by="bob")
+    assert counts.summary().bundles == {"lights@1.0.0": {"right": 0, "wrong": 1, "missed": 0, "ignore": 0}}
+    assert counts.summary().to_dict() == summary(filled).to_dict()
+    filled.deletion.delete(sample=key(1), reason="asked for")
+    give(filled, 2, "ignore")
+    found = counts.summary()
+    assert [(each.name, each.verdicts) for each in found.people] == [("ann", 1)]
+    assert found.to_dict() == summary(filled).to_dict()
 
 
 def test_kappa_is_that_of_the_books_and_says_nothing_where_chance_always_agrees() -> None:

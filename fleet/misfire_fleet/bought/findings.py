@@ -148,9 +148,7 @@ def _judge_page(
     labels = {record.sample: record.label for record in page}
     for sample in store.among(list(labels)):
         try:
-            failed = judge.failed(
-                sample.offer.prediction, labels[sample.id], size=(sample.width, sample.height)
-            )
+            failed = judge.failed_on(sample, labels[sample.id])
         except UnjudgedError as error:
             unjudged[str(error)] += 1
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
@@ -13,7 +15,11 @@ from misfire_fleet.commands.options import AsJson, DryRun, StoreOptions, moment,
 from misfire_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from misfire_fleet.labels.content import MaskLabel
+    from misfire_fleet.store import Store
+    from misfire_fleet.store.records import StoredSample
     from misfire_fleet.truth.report import Report, SliceRate
+    from misfire_runtime.bundle import Manifest
 
 
 @with_options(place=StoreOptions)
@@ -34,7 +40,10 @@ def truth(
     ] = None,
     bundle_dir: Annotated[
         Path | None,
-        typer.Option("--bundle-dir", help="Read a detector's rule and input size from this bundle's folder."),
+        typer.Option(
+            "--bundle-dir",
+            help="The bundle's folder: read a detector's rule and input size, and judge masks by running it.",
+        ),
     ] = None,
     score: Annotated[
         str | None, typer.Option("--score", help="Cut strata by this score. Default: the best one known.")
@@ -87,7 +96,7 @@ def truth(
 
     manifest = None if bundle_dir is None else Bundle.open(bundle_dir).manifest
     start, end = moment("--since", since), moment("--until", until)
-    with place.open() as store:
+    with place.open() as store, ExitStack() as stack:
         names = [bundle] if bundle else bundles(store, since=start, until=end)
         if not names:
             raise StoreError(
@@ -98,6 +107,7 @@ def truth(
             raise ConfigError(f"{option} needs --bundle; there are {', '.join(names)}")
         if manifest is not None and names != [manifest.label]:
             raise ConfigError(f"--bundle-dir holds {manifest.label}; give --bundle {manifest.label}")
+        judge = Judge(manifest, tolerance, _masks(stack, store, bundle_dir, manifest))
         found = [
             FieldTruth(
                 store,
@@ -109,7 +119,7 @@ def truth(
                     until=end,
                     vehicle=vehicle,
                     confidence=confidence,
-                    judge=Judge(manifest, tolerance),
+                    judge=judge,
                 ),
             )
             for name in names
@@ -133,6 +143,19 @@ def truth(
         as_json=as_json,
         text="\n\n".join(map(_table, reports)),
     )
+
+
+def _masks(
+    stack: ExitStack, store: Store, folder: Path | None, manifest: Manifest | None
+) -> Callable[[StoredSample, MaskLabel], bool] | None:
+    """Returns what judges masks, if the bundle in the folder is a segmenter's."""
+    if folder is None or manifest is None or manifest.task != "segmentation":
+        return None
+    from misfire_fleet.candidates.rerunning import MaskJudge
+
+    judge = MaskJudge(store, folder)
+    stack.callback(judge.close)
+    return judge.failed
 
 
 def _link(console: str, bundle: str) -> str:

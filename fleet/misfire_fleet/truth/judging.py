@@ -7,14 +7,14 @@
 | boxes   | the best 64 boxes          | a missed object, or a false box that is sure of itself (BoxRule)    |
 | values  | the first 64 values        | a value that is off by more than `tolerance`                        |
 | points  | the first 64 points        | a seen point that is off by more than `tolerance` of the diagonal   |
-| mask    | only shares of the classes | not known: an offer does not carry the mask                         |
+| mask    | only shares of the classes | a loss above the task's threshold, by running the bundle again      |
 
 What cannot be judged is no failure and no success: it is counted by its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,11 @@ from misfire_fleet.labels.content import (
     ClassesLabel,
     ClassLabel,
     Label,
+    MaskLabel,
     PointsLabel,
     ValuesLabel,
 )
+from misfire_fleet.store.records import StoredSample
 from misfire_runtime.boxes import BoxRule
 from misfire_runtime.bundle import Manifest
 from misfire_runtime.placement import Placement
@@ -49,10 +51,18 @@ class Judge:
         manifest: of the bundle, which names a detector's rule. None: IoU .5, alarm .5, and 8 pixels of the
             picture as the smallest side.
         tolerance: of values, in their units, and of points, as a share of the picture's diagonal.
+        masks: tells whether the bundle fails on a stored picture, by running it again; None: nothing does.
     """
 
     manifest: Manifest | None = None
     tolerance: float | None = None
+    masks: Callable[[StoredSample, MaskLabel], bool] | None = None
+
+    def failed_on(self, sample: StoredSample, label: Label) -> bool:
+        """Returns whether the answer in a sample's offer is wrong. Raises UnjudgedError."""
+        if isinstance(label, MaskLabel) and self.masks is not None and "not_finite" not in sample.prediction:
+            return self.masks(sample, label)
+        return self.failed(sample.prediction, label, size=(sample.width, sample.height))
 
     def failed(self, prediction: Mapping[str, Any], label: Label, *, size: tuple[int, int]) -> bool:
         """Returns whether the answer is wrong.
@@ -82,7 +92,7 @@ class Judge:
             return self._values_failed(_carried(prediction, "values"), label)
         if isinstance(label, PointsLabel):
             return self._points_failed(_carried(prediction, "points"), label, size)
-        raise UnjudgedError("an offer does not carry masks")
+        raise UnjudgedError("an offer does not carry masks: give the bundle's folder, --bundle-dir")
 
     def _values_failed(self, values: Any, label: ValuesLabel) -> bool:
         if self.tolerance is None:

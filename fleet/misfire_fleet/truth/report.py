@@ -308,9 +308,7 @@ class FieldTruth:
                 continue
             failed: bool | None = None
             try:
-                failed = self.query.judge.failed(
-                    sample.prediction, record.label, size=(sample.width, sample.height)
-                )
+                failed = self.query.judge.failed_on(sample, record.label)
             except UnjudgedError as error:
                 self.unjudged[str(error)] += 1
             name = record.label.name if isinstance(record.label, ClassLabel) else "unknown"

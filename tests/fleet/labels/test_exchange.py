@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from misfire_fleet.commands.app import app
 from misfire_fleet.labels.content import ClassLabel, Label
+from misfire_fleet.labels.exchange.importing import scaled
 from misfire_fleet.labels.exchange.manifest import MANIFEST, PARTIAL
 from misfire_fleet.labels.formats.registry import NAMES, format_of
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
@@ -366,6 +367,17 @@ def test_a_picture_of_another_size_has_its_boxes_scaled_and_one_of_another_shape
     assert "mask is 33x7, the stored picture 640x480" in fleet.refused(
         "import", tmp_path / "masks", "--add-classes"
     )
+
+
+def test_a_label_of_another_picture_size_is_fitted_or_says_how_to_mend_it() -> None:
+    boxes = given.boxes(("Auto", 5, 10, 55, 110))
+    assert given.same(scaled(boxes, (320, 240), (640, 480)), given.boxes(("Auto", 10, 20, 110, 220)))
+    # What has no place is of the whole picture, however it was shown.
+    assert scaled(ClassLabel(name="Auto"), (480, 640), (640, 480)) == ClassLabel(name="Auto")
+    with pytest.raises(ValueError, match=r"shows it turned, as its file says \(EXIF\).*upload upright"):
+        scaled(boxes, (480, 640), (640, 480))
+    with pytest.raises(ValueError, match="cropped, so its places mean nothing here; label the picture as it"):
+        scaled(boxes, (320, 320), (640, 480))
 
 
 def test_a_box_that_is_not_in_its_picture_is_refused(fleet: Fleet, tmp_path: Path) -> None:

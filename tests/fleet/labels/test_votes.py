@@ -7,8 +7,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from tests.fleet import gates
 from typer.testing import CliRunner, Result
 
 from misfire_export.options import Options
@@ -16,10 +19,11 @@ from misfire_export.sources.frames import Frames
 from misfire_export.sources.run import export_run
 from misfire_fleet.commands.labelling.app import app
 from misfire_fleet.commands.options import WHERE_HELP
-from misfire_fleet.labels.content import ClassLabel
+from misfire_fleet.labels.content import Box, BoxesLabel, ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
 from misfire_fleet.labels.votes.ballots import Ballot, Journal, VoteError, question_of
-from misfire_fleet.labels.votes.bundles import CHANGES, Model
+from misfire_fleet.labels.votes.boxes import joined, pairs
+from misfire_fleet.labels.votes.bundles import CHANGES, Model, place_before
 from misfire_fleet.labels.votes.endpoint import Endpoint, EndpointVoter, class_in
 from misfire_fleet.labels.votes.poll import Poll, VoteRun, is_audited
 from misfire_fleet.store import Store
@@ -291,6 +295,72 @@ def test_a_journal_survives_a_kill_in_a_line(tmp_path: Path) -> None:
     file.write_bytes(b"nonsense\n" + whole)
     with pytest.raises(ConfigError, match="not a ballot"):
         Journal(file)
+
+
+def detector(folder: Path, *boxes: tuple[float, float, float, float, float], name: str) -> Path:
+    """A detector of cars that always finds these boxes: x0, y0, x1, y1, score."""
+    answer = np.float32([[*box, 0] for box in boxes])
+    made = gates.constant(folder / "first", "detection", answer, classes=("car",))
+    gates.changed(made, folder / name, version="1.0.0", name=name)
+    return folder / name
+
+
+def test_detectors_are_unanimous_if_their_boxes_match_one_to_one(tmp_path: Path) -> None:
+    pictures = [encode_png(image) for image in gates.pictures(6)]
+    one = detector(tmp_path / "a", (2, 2, 10, 10, 0.9), (11, 11, 15, 15, 0.2), name="one")
+    like = detector(tmp_path / "b", (3, 2, 11, 10, 0.8), name="like")
+    other = detector(tmp_path / "c", (7, 2, 15, 10, 0.9), name="other")
+    with Store.open_folder(tmp_path / "fleet") as store:
+        samples = [make_offer(data, media_type="image/png") for data in pictures]
+        store.add_many([NewSample(o, d, 16, 16, "c") for o, d in zip(samples, pictures, strict=True)])
+        LabelLedger(store).add_classes(["car"])
+        place, words = ("--fleet-dir", str(tmp_path / "fleet")), ("--out", str(tmp_path / "votes"))
+
+        def ask(*folders: Path) -> dict[str, Any]:
+            given = [word for folder in folders for word in ("--bundle", str(folder))]
+            done = CliRunner().invoke(app, ["vote", *given, *words, *place, "--json", "--audit", "1"])
+            assert done.exit_code == 0, done.output
+            return dict(json.loads(done.stdout))
+
+        # The boxes overlap by a seventh: nothing is labelled.
+        assert ask(one, other)["unanimous"] == 0 and LabelLedger(store).label_of(samples[0].id) is None
+        poll = ask(one, like)
+        assert (poll["unanimous"], poll["recorded"]) == (6, 6)
+        record = LabelLedger(store).label_of(samples[0].id)
+        # A box below the alarm threshold is no answer; the place is the mean.
+        assert record is not None and record.source == "vote"
+        assert record.label == BoxesLabel(boxes=(Box(name="car", x0=2.5, y0=2, x1=10.5, y1=10),))
+        right, wrong = record.label, BoxesLabel(boxes=())
+        said = [NewLabel(samples[n].id, right if n else wrong, source="person") for n in range(2)]
+        assert LabelLedger(store).add(said).ok
+        poll = ask(one, like)
+        assert (poll["checked"], poll["slipped"]) == (2, 1)
+        digits = CliRunner().invoke(app, ["vote", "--bundle", str(one), *words, *place])
+        assert "one voter is always unanimous" in str(digits.exception)
+
+
+@pytest.mark.parametrize("change", ["flip", "zoom", "shift", "bright"])
+def test_boxes_of_a_changed_copy_are_moved_back(change: str) -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[12:28, 30:62] = 255
+    copy = CHANGES[change](image)
+    rows, columns = np.nonzero(copy[..., 0] > 100)
+    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    box = Box(name="car", **dict(zip(("x0", "y0", "x1", "y1"), map(float, edges), strict=True)))
+    found = place_before(change, box, (80, 40))
+    assert (found.x0, found.y0, found.x1, found.y1) == pytest.approx((30, 12, 62, 28), abs=0.6)
+
+
+def test_boxes_pair_by_class_and_overlap() -> None:
+    def boxes(*rows: tuple[str, float]) -> BoxesLabel:
+        return BoxesLabel(boxes=tuple(Box(name=n, x0=x, y0=0, x1=x + 10, y1=10) for n, x in rows))
+
+    assert pairs(boxes(("car", 0), ("bus", 30)), boxes(("bus", 31), ("car", 1))) == [1, 0]
+    assert pairs(boxes(), boxes()) == [] and joined([boxes(), boxes()]) == boxes()
+    assert pairs(boxes(("car", 0)), boxes(("bus", 0))) is None
+    assert pairs(boxes(("car", 0)), boxes()) is None
+    # Two boxes on one object are not one object.
+    assert pairs(boxes(("car", 0), ("car", 1)), boxes(("car", 0), ("car", 40))) is None
 
 
 @pytest.mark.parametrize(

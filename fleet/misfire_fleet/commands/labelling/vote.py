@@ -86,7 +86,7 @@ def vote(
     place: StoreOptions,
     bundle: Annotated[
         list[Path] | None,
-        typer.Option("--bundle", help="Let the classifier in this bundle's folder vote (repeat)."),
+        typer.Option("--bundle", help="Let this bundle's classifier or detector vote: a folder (repeat)."),
     ] = None,
     augment: Annotated[
         list[str] | None,
@@ -140,8 +140,11 @@ def vote(
             raise ConfigError("no voter: give --bundle FOLDER, or --endpoint URL with --send-images")
         classes = _classes(store, class_name or (), models[0].classes if models else (), add=add_classes)
         for model in models:
-            if len(set(model.classes) & set(classes)) < 2:
-                raise ConfigError(f"{model.label} knows fewer than two of the classes: {', '.join(classes)}")
+            needed = 2 if model.kind == "class" else 1
+            if len(set(model.classes) & set(classes)) < needed:
+                raise ConfigError(
+                    f"{model.label} knows fewer than {needed} of the classes: {', '.join(classes)}"
+                )
         journal = Journal(out / JOURNAL)
         stack.callback(journal.close)
         poll = VoteRun(store, voters, classes, journal, audit=audit)

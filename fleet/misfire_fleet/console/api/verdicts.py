@@ -202,7 +202,7 @@ def verdicts_api(shared: Shared) -> APIRouter:
     router, ledger, counts = APIRouter(prefix="/api/verdicts"), VerdictLedger(store), VerdictCounts(store)
     # The ids are those of a page before, so that a page costs no reading of the whole stream.
     dealt = lru_cache(_MOST_BUNDLES)(
-        lambda bundle: Recent(lambda: dealt_frames(store, bundle), max_age_s=_CLASSES_S)
+        lambda bundle: Recent(lambda: _dealt(shared, bundle), max_age_s=_CLASSES_S)
     )
     answered = Recent(lambda: answered_classes(store), max_age_s=_CLASSES_S)
 
@@ -321,13 +321,17 @@ def _with_dealt(query: Query, dealt: Callable[[str], Recent[list[str]]]) -> Quer
     bundle = query.filters.bundle
     if bundle is None:
         raise HTTPException(422, "order: dealt frames are those of a bundle: where=bundle=NAME@VERSION")
-    ids = dealt(bundle)()
-    if not ids:
-        raise HTTPException(422, f"order: nothing was dealt of {bundle}: misfire fleet truth --to-label 300")
-    known = query.filters.ids
+    ids, known = dealt(bundle)(), query.filters.ids
     # Nothing is left of other frames; an id that no sample has keeps the list from being empty.
     chosen = ids if known is None else sorted(set(ids) & set(known)) or ["-"]
     return replace(query, filters=replace(query.filters, ids=tuple(chosen)))
+
+
+def _dealt(shared: Shared, bundle: str) -> list[str]:
+    ids = dealt_frames(shared.store, bundle)
+    if not ids:
+        raise HTTPException(422, f"order: nothing was dealt of {bundle}: misfire fleet truth --to-label 300")
+    return ids
 
 
 def _given(values: dict[str, Any], reveal: dict[str, Any] | None) -> GivenJson:

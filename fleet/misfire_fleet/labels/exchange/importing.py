@@ -26,6 +26,7 @@ from misfire_fleet.labels.content import (
     ClassLabel,
     Label,
     MaskLabel,
+    ValuesLabel,
 )
 from misfire_fleet.labels.exchange.archives import Limits, unpacked
 from misfire_fleet.labels.exchange.comparing import alike
@@ -243,7 +244,7 @@ class _Reading:
         if stored is None:
             return label
         if each.size is not None and tuple(each.size) != stored:
-            label = _scaled(label, each.size, stored)
+            label = scaled(label, each.size, stored)
             self.scaled += 1
         _require_inside(label, stored)
         return label
@@ -287,14 +288,27 @@ def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _scaled(label: Label, size: tuple[float, float], stored: tuple[int, int]) -> Label:
+def scaled(label: Label, size: tuple[float, float], stored: tuple[int, int]) -> Label:
+    """Returns a label that was made on a picture of another size for the stored one.
+
+    Raises:
+        ValueError: it has places that mean nothing in the stored picture; the sentence says how to mend that.
+    """
+    if isinstance(label, (ClassLabel, ClassesLabel, ValuesLabel)):
+        return label
     shown = f"{size[0]:g}x{size[1]:g}", f"{stored[0]}x{stored[1]}"
+    if (round(size[0]), round(size[1])) == stored[::-1] and stored[0] != stored[1]:
+        raise ValueError(
+            f"its picture is {shown[0]}, the stored one {shown[1]}: the tool shows it turned, as its file "
+            "says (EXIF), and places are those of the stored picture; judge it on the verdict screen, and "
+            "let vehicles upload upright pictures"
+        )
     if isinstance(label, MaskLabel):
         raise ValueError(f"its mask is {shown[0]}, the stored picture {shown[1]}; masks are not resized")
     if not same_shape(size, stored):
         raise ValueError(
-            f"its picture is {shown[0]}, the stored one {shown[1]}, which has another shape: it was cropped "
-            "or turned, so its places mean nothing here"
+            f"its picture is {shown[0]}, the stored one {shown[1]}, which has another shape: it was cropped, "
+            "so its places mean nothing here; label the picture as it was exported or pushed"
         )
     return moved(label, across=stored[0] / size[0], down=stored[1] / size[1])
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from misfire_fleet.labels.exchange.importing import composed
+from misfire_fleet.labels.exchange.importing import composed, scaled
 from misfire_fleet.labels.formats.base import ImportedLabel
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
 from misfire_fleet.labels.tools.base import LabelTool, ToolStatus
@@ -113,18 +113,17 @@ def _record(
         if label.sample in gone:
             done.deleted += 1
             continue
-        size = sizes.get(label.sample)
+        size, said = sizes.get(label.sample), composed(label.label)
         if size is not None and label.size is not None and label.size != size:
-            stated = f"{label.size[0]:g} x {label.size[1]:g}"
-            done.problems.append(
-                f"{label.where}: was made on a picture of {stated} pixels; "
-                f"the stored one has {size[0]} x {size[1]}"
-            )
-            continue
+            try:
+                said = scaled(said, label.size, size)
+            except ValueError as error:
+                done.problems.append(f"{label.where}: {error}")
+                continue
         new.append(
             NewLabel(
                 label.sample,
-                composed(label.label),
+                said,
                 source=tool.source,
                 annotator=label.annotator,
                 at=label.at,

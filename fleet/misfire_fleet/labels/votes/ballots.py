@@ -13,15 +13,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from misfire_fleet.labels.content import BoxesLabel
 from misfire_runtime.errors import ConfigError, MisfireError
 
 Image = NDArray[np.uint8]
+Opinion: TypeAlias = str | BoxesLabel | None
+"""A class, boxes, or None of a voter that cannot tell."""
 
 
 class VoteError(MisfireError):
@@ -44,7 +47,8 @@ class Ballot(BaseModel):
         sample: id of the sample.
         voter: name of the voter.
         question: `question_of` the classes that it could choose from.
-        answer: a class; None if it named none of them.
+        answer: a class; None if it named none of them, or votes on boxes.
+        boxes: of a voter on boxes; None if it cannot tell, or votes on classes.
         seconds: that the answer took.
         tokens_in, tokens_out: that the endpoint counted.
     """
@@ -55,18 +59,25 @@ class Ballot(BaseModel):
     voter: Annotated[str, Field(min_length=1, max_length=200)]
     question: Annotated[str, Field(max_length=64)]
     answer: Annotated[str, Field(max_length=200)] | None = None
+    boxes: BoxesLabel | None = None
     seconds: Annotated[float, Field(ge=0)] = 0.0
     tokens_in: Annotated[int, Field(ge=0)] = 0
     tokens_out: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def opinion(self) -> Opinion:
+        """Returns what the voter said."""
+        return self.answer if self.boxes is None else self.boxes
+
 
 class Voter(Protocol):
-    """Answers which class a picture shows."""
+    """Answers which class a picture shows, or which boxes it has, if its `kind` is "boxes"."""
 
     name: str
+    kind: Literal["class", "boxes"]
 
-    def vote(self, picture: Picture, classes: Sequence[str]) -> tuple[str | None, int, int]:
-        """Returns a class, or None if it cannot tell, and the tokens read and written.
+    def vote(self, picture: Picture, classes: Sequence[str]) -> tuple[Opinion, int, int]:
+        """Returns a class or boxes, or None if it cannot tell, and the tokens read and written.
 
         Raises:
             VoteError: it does not answer.
@@ -76,9 +87,10 @@ class Voter(Protocol):
         """Frees what it holds."""
 
 
-def question_of(classes: Sequence[str]) -> str:
+def question_of(classes: Sequence[str], kind: str = "class") -> str:
     """Returns a short hash of the classes: a ballot among other classes answers another question."""
-    return hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16]
+    asked = [*classes] if kind == "class" else [kind, *classes]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 class Journal:

@@ -1,17 +1,22 @@
 """Lets bundles vote: other models than the deployed one, and one model on changed copies of the picture.
 
 picture --change--> Scorer --class of the offer's form--> one of the classes, or None
+                           --boxes, moved back--> boxes of the picture
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from misfire_fleet.labels.votes.ballots import Image, Picture, VoteError
+from misfire_fleet.labels.content import Box, BoxesLabel
+from misfire_fleet.labels.votes.ballots import Image, Opinion, Picture, VoteError
+from misfire_fleet.labels.votes.boxes import sure_boxes
+from misfire_runtime.boxes import BoxRule
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError, EngineError
@@ -56,22 +61,40 @@ DEFAULT_CHANGES = ("zoom", "shift", "bright")
 """Without `flip`: mirrored digits and arrows are something else."""
 
 
+def place_before(change: str, box: Box, size: tuple[int, int]) -> Box:
+    """Returns where a box of a changed copy is in the picture. size: width and height of the picture."""
+    width, height = size
+    x0, x1, y0, y1 = box.x0, box.x1, box.y0, box.y1
+    if change == "flip":
+        x0, x1 = width - x1, width - x0
+    elif change == "zoom":
+        x0, x1, y0, y1 = x0 + width // 20, x1 + width // 20, y0 + height // 20, y1 + height // 20
+    elif change == "shift":
+        x0, x1, y0, y1 = x0 - width / 16, x1 - width / 16, y0 - height / 16, y1 - height / 16
+    sides = {"x0": max(x0, 0.0), "x1": min(x1, width), "y0": max(y0, 0.0), "y1": min(y1, height)}
+    return box.model_copy(update=sides)
+
+
 class Model:
     """Holds a loaded bundle, shared by the voters that ask it.
 
     Raises:
-        ConfigError: the bundle is no classifier.
+        ConfigError: the bundle is neither a classifier nor a detector.
         BundleError: it is not a bundle. EngineError: it cannot run.
     """
 
     def __init__(self, folder: Path) -> None:
         bundle = Bundle.open(folder)
-        if not any(output.kind == "logits" for output in bundle.manifest.outputs):
+        manifest = bundle.manifest
+        classifies = any(output.kind == "logits" for output in manifest.outputs)
+        if not classifies and manifest.task != "detection":
             raise ConfigError(
-                f"{bundle.manifest.label}: only classifiers can vote; it is {bundle.manifest.task}"
+                f"{manifest.label}: only classifiers and detectors can vote; it is {manifest.task}"
             )
-        self.label = bundle.manifest.label
-        self.classes = bundle.manifest.classes
+        self.kind: Literal["class", "boxes"] = "class" if classifies else "boxes"
+        self.label = manifest.label
+        self.classes = manifest.classes
+        self._alarm = (manifest.detection or BoxRule()).alarm
         self._scorer = Scorer.load(bundle)
 
     def voters(self, changes: Sequence[str] = ()) -> list[BundleVoter]:
@@ -82,6 +105,10 @@ class Model:
         """Returns the likeliest class; None if the answer is not finite."""
         answer = self._scorer.score(image).prediction.get("class")
         return None if answer is None else str(answer)
+
+    def boxes(self, image: Image) -> BoxesLabel | None:
+        """Returns the boxes of which the detector is sure; None if its answer carries only a part of them."""
+        return sure_boxes(self._scorer.score(image).prediction, alarm=self._alarm)
 
     def close(self) -> None:
         """Frees the engine."""
@@ -95,16 +122,27 @@ class BundleVoter:
         if change and change not in CHANGES:
             raise ConfigError(f"no change {change!r}; there are {', '.join(CHANGES)}")
         self.name = f"{model.label}/{change}" if change else model.label
+        self.kind = model.kind
         self._model = model
-        self._change = CHANGES[change] if change else _same
+        self._named, self._change = change, CHANGES[change] if change else _same
 
-    def vote(self, picture: Picture, classes: Sequence[str]) -> tuple[str | None, int, int]:
+    def vote(self, picture: Picture, classes: Sequence[str]) -> tuple[Opinion, int, int]:
         """See Voter."""
         try:
-            answer = self._model.answer(self._change(picture.image))
+            copy = self._change(picture.image)
+            if self.kind == "boxes":
+                return self._boxes(self._model.boxes(copy), picture, classes), 0, 0
+            answer = self._model.answer(copy)
         except EngineError as error:
             raise VoteError(f"{self.name}: {error}") from error
         return answer if answer in classes else None, 0, 0
+
+    def _boxes(self, found: BoxesLabel | None, picture: Picture, classes: Sequence[str]) -> BoxesLabel | None:
+        if found is None or any(box.name not in classes for box in found.boxes):
+            return None
+        height, width = picture.image.shape[:2]
+        moved = (place_before(self._named, box, (width, height)) for box in found.boxes)
+        return BoxesLabel(boxes=tuple(box for box in moved if box.x0 < box.x1 and box.y0 < box.y1))
 
     def close(self) -> None:
         """Does nothing: the model is closed by who loaded it."""

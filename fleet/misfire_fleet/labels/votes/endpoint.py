@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from misfire_fleet.labels.votes.ballots import Picture, VoteError
@@ -82,6 +82,7 @@ class EndpointVoter:
     def __init__(self, endpoint: Endpoint, *, temperature: float) -> None:
         endpoint.check()
         self.name = f"{endpoint.model} at {temperature:g}"
+        self.kind: Literal["class", "boxes"] = "class"
         self._endpoint = endpoint
         self._temperature = temperature
         self._nonsense = 0

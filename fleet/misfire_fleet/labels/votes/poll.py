@@ -1,6 +1,6 @@
 """Asks all voters about samples: unanimous samples get a label, the rest and an audit go to people.
 
-unlabelled samples --every voter--> ballots (journal) --all the same class--> label record, source `vote`
+unlabelled samples --every voter--> ballots (journal) --all the same answer--> label record, source `vote`
                                                       --not, or drawn for the audit--> list for people
 people's labels of audited samples --> share of the automatic labels that is wrong, with an interval
 
@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from misfire_fleet.errors import SampleGoneError, StoreError
-from misfire_fleet.labels.content import ClassLabel
+from misfire_fleet.labels.content import BoxesLabel, ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger, NewLabel
 from misfire_fleet.labels.votes.ballots import Ballot, Journal, Picture, VoteError, Voter, question_of
+from misfire_fleet.labels.votes.boxes import agree, joined
 from misfire_fleet.store import Store
 from misfire_fleet.store.labels import MACHINES
 from misfire_fleet.store.records import ANY, SampleFilter, StoredSample
@@ -28,6 +29,8 @@ from misfire_runtime.errors import ConfigError, ImageError
 from misfire_runtime.preprocess import decode_image
 
 SOURCE = "vote"
+Agreed: TypeAlias = str | BoxesLabel
+"""A class, or boxes."""
 _PAGE = 200
 _GROUP = 50
 _UNIT = 1.0 / 2**64
@@ -50,7 +53,7 @@ class Cost:
             round(self.seconds + ballot.seconds, 4),
             self.tokens_in + ballot.tokens_in,
             self.tokens_out + ballot.tokens_out,
-            self.unsure + (ballot.answer is None),
+            self.unsure + (ballot.opinion is None),
         )
 
 
@@ -61,11 +64,11 @@ class Poll:
     Attributes:
         voters: their names.
         samples: that all voters were asked about.
-        unanimous: of these, with one class from all; they have a label of source `vote`.
+        unanimous: of these, with one answer of all; they have a label of source `vote`.
         to_people: samples in the list: the others, and the audit.
         audited: unanimous samples in the audit.
         checked: of these, labelled by people since.
-        slipped: of these, with another class than the vote.
+        slipped: of these, with another answer than the vote.
         recorded: labels that this run added.
         unreadable: samples without a picture that can be shown, for example clips; they go to people.
         cost: by voter.
@@ -104,7 +107,8 @@ class VoteRun:
         audit: share of the unanimous samples that people label, too, 0..1.
 
     Raises:
-        ConfigError: voters or classes are too few, or two voters have one name.
+        ConfigError: voters or classes are too few, two voters have one name, or they do not vote on the same
+            kind of answer.
     """
 
     def __init__(
@@ -115,12 +119,16 @@ class VoteRun:
             raise ConfigError("one voter is always unanimous; name at least two")
         if len(set(names)) < len(names):
             raise ConfigError(f"two voters have one name: {', '.join(sorted(names))}")
-        if len(classes) < 2:
+        kinds = {voter.kind for voter in voters}
+        if len(kinds) > 1:
+            raise ConfigError("some voters name a class, others boxes: let them vote apart")
+        self._kind = kinds.pop()
+        if len(classes) < (2 if self._kind == "class" else 1):
             raise ConfigError("voters need at least two classes to choose from; give --class NAME for each")
         self._store = store
         self._voters = tuple(voters)
         self._classes = tuple(classes)
-        self._question = question_of(classes)
+        self._question = question_of(classes, self._kind)
         self._journal = journal
         self._audit = audit
         self._ledger = LabelLedger(store)
@@ -147,7 +155,7 @@ class VoteRun:
         """
         known = self._journal.samples(self._question)
         done = 0
-        waiting: list[tuple[str, str]] = []
+        waiting: list[tuple[str, Agreed]] = []
         try:
             for sample in self._samples(known, filters, limit):
                 answer = self._answer(sample)
@@ -188,7 +196,7 @@ class VoteRun:
                 counts["audited"] += 1
                 said = self._said_by_people(sample)
                 counts["checked"] += said is not None
-                counts["slipped"] += said is not None and said != answer
+                counts["slipped"] += said is not None and not _alike(answer, said)
         listed = sorted({*people, *self._unreadable}, key=lambda sample: blake2b(sample.encode()).digest())
         return Poll(
             voters=tuple(voter.name for voter in self._voters),
@@ -225,7 +233,7 @@ class VoteRun:
                 return
             page = replace(page, before_seq=found[-1].seq)
 
-    def _answer(self, sample: StoredSample) -> str | None:
+    def _answer(self, sample: StoredSample) -> Agreed | None:
         """Returns the unanimous answer about a sample, asking the voters that were not asked yet."""
         picture: Picture | None = None
         for voter in self._voters:
@@ -242,7 +250,8 @@ class VoteRun:
                     sample=sample.id,
                     voter=voter.name,
                     question=self._question,
-                    answer=answer,
+                    answer=answer if isinstance(answer, str) else None,
+                    boxes=answer if isinstance(answer, BoxesLabel) else None,
                     seconds=time.monotonic() - began,
                     tokens_in=tokens_in,
                     tokens_out=tokens_out,
@@ -255,21 +264,30 @@ class VoteRun:
             return None
         try:
             data = self._store.read_blob(sample.id)
-            return Picture(data, sample.media_type, decode_image(data, name=f"sample {sample.id[:16]}"))
+            image = decode_image(data, name=f"sample {sample.id[:16]}")
         except (ImageError, SampleGoneError):
             return None
+        # The file says that the picture is turned: boxes would not be in pixels of the stored one.
+        if self._kind == "boxes" and image.shape[:2] != (sample.height, sample.width):
+            return None
+        return Picture(data, sample.media_type, image)
 
     def _ballots(self, sample: str) -> list[Ballot]:
         found = (self._journal.find(sample, voter.name, self._question) for voter in self._voters)
         return [ballot for ballot in found if ballot is not None]
 
-    def _record(self, answers: Sequence[tuple[str, str]]) -> None:
+    def _record(self, answers: Sequence[tuple[str, Agreed]]) -> None:
         """Records labels of one group; what was recorded before is not recorded again."""
         if not answers:
             return
         annotator = " + ".join(voter.name for voter in self._voters)[:200]
         new = [
-            NewLabel(sample, ClassLabel(name=answer), source=SOURCE, annotator=annotator)
+            NewLabel(
+                sample,
+                ClassLabel(name=answer) if isinstance(answer, str) else answer,
+                source=SOURCE,
+                annotator=annotator,
+            )
             for sample, answer in answers
             # Deleted since, or labelled by people: then a vote is of no use.
             if self._said_by_people(sample) is None
@@ -280,16 +298,27 @@ class VoteRun:
             raise StoreError("votes were not recorded: " + "; ".join(added.problems()[:5]))
         self._recorded += added.recorded
 
-    def _said_by_people(self, sample: str) -> str | None:
+    def _said_by_people(self, sample: str) -> Agreed | None:
         record = self._ledger.label_of(sample)
-        if record is None or record.source in MACHINES or not isinstance(record.label, ClassLabel):
+        if record is None or record.source in MACHINES:
             return None
-        return record.label.name
+        if isinstance(record.label, BoxesLabel):
+            return record.label
+        return record.label.name if isinstance(record.label, ClassLabel) else None
 
 
-def _unanimous(ballots: Sequence[Ballot]) -> str | None:
+def _unanimous(ballots: Sequence[Ballot]) -> Agreed | None:
+    boxes = [ballot.boxes for ballot in ballots if ballot.boxes is not None]
+    if boxes:
+        return joined(boxes) if len(boxes) == len(ballots) else None
     answers = {ballot.answer for ballot in ballots}
     return next(iter(answers)) if len(answers) == 1 else None
+
+
+def _alike(vote: Agreed, said: Agreed) -> bool:
+    if isinstance(vote, BoxesLabel) and isinstance(said, BoxesLabel):
+        return agree(vote, said)
+    return vote == said
 
 
 def write_list(file: Path, samples: Sequence[str]) -> None:
