@@ -173,6 +173,11 @@ def frozen_test(dataset: Dataset, most: int | None) -> Examples:
 
 def drift(field: Examples, frames: int, seed: int) -> list[Examples]:
     """The frames of each round, with more bad weather of more kinds from round to round."""
+    return [frames_ for frames_, _families in drift_by_family(field, frames, seed)]
+
+
+def drift_by_family(field: Examples, frames: int, seed: int) -> list[tuple[Examples, list[str]]]:
+    """The frames of each round, and the weather of each; "" is none."""
     rng = np.random.default_rng([seed, 11])
     order = rng.permutation(len(field))
     kinds = [WEATHER[k] for k in rng.permutation(len(WEATHER))]
@@ -183,7 +188,7 @@ def drift(field: Examples, frames: int, seed: int) -> list[Examples]:
         drawn = rng.integers(0, number + 1, len(rows))
         families = [kinds[k] if wet else "" for k, wet in zip(drawn, bad, strict=True)]
         severities = rng.integers(2, 5, len(rows)).tolist()
-        rounds.append(in_weather(field.take(rows), families, severities))
+        rounds.append((in_weather(field.take(rows), families, severities), families))
     return rounds
 
 
