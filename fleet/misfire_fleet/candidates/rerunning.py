@@ -22,7 +22,7 @@ from misfire_train.judge.bundle_judging import open_bundle
 
 
 class MaskJudge:
-    """Runs a segmenter's bundle on pictures of a store. Close it.
+    """Runs a segmenter's bundle on pictures of a store. A context manager.
 
     Raises:
         ConfigError: the bundle does not record the loss above which a frame fails.
@@ -56,6 +56,12 @@ class MaskJudge:
         outputs = torch.from_numpy(np.asarray(scored.outputs[self._subject.output])).float()
         targets = self._task.collate(self._task.stack([target]))
         return bool(self._task.failed(self._task.condense(outputs), targets))
+
+    def __enter__(self) -> MaskJudge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Frees the engine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,11 +14,7 @@ from misfire_fleet.commands.options import AsJson, DryRun, StoreOptions, moment,
 from misfire_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from misfire_fleet.labels.content import MaskLabel
-    from misfire_fleet.store import Store
-    from misfire_fleet.store.records import StoredSample
     from misfire_fleet.truth.report import Report, SliceRate
-    from misfire_runtime.bundle import Manifest
 
 
 @with_options(place=StoreOptions)
@@ -107,7 +102,12 @@ def truth(
             raise ConfigError(f"{option} needs --bundle; there are {', '.join(names)}")
         if manifest is not None and names != [manifest.label]:
             raise ConfigError(f"--bundle-dir holds {manifest.label}; give --bundle {manifest.label}")
-        judge = Judge(manifest, tolerance, _masks(stack, store, bundle_dir, manifest))
+        masks = None
+        if bundle_dir is not None and manifest is not None and manifest.task == "segmentation":
+            from misfire_fleet.candidates.rerunning import MaskJudge
+
+            masks = stack.enter_context(MaskJudge(store, bundle_dir)).failed
+        judge = Judge(manifest, tolerance, masks)
         found = [
             FieldTruth(
                 store,
@@ -143,19 +143,6 @@ def truth(
         as_json=as_json,
         text="\n\n".join(map(_table, reports)),
     )
-
-
-def _masks(
-    stack: ExitStack, store: Store, folder: Path | None, manifest: Manifest | None
-) -> Callable[[StoredSample, MaskLabel], bool] | None:
-    """Returns what judges masks, if the bundle in the folder is a segmenter's."""
-    if folder is None or manifest is None or manifest.task != "segmentation":
-        return None
-    from misfire_fleet.candidates.rerunning import MaskJudge
-
-    judge = MaskJudge(store, folder)
-    stack.callback(judge.close)
-    return judge.failed
 
 
 def _link(console: str, bundle: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,8 +69,13 @@ def bought(
     filters = parse_where(where)
     manifest = None if bundle_dir is None else read_manifest(bundle_dir)
     gain = None
-    with place.open() as store:
-        found = find(store, filters, judge=Judge(manifest, tolerance))
+    with place.open() as store, ExitStack() as stack:
+        masks = None
+        if bundle_dir is not None and manifest is not None and manifest.task == "segmentation":
+            from misfire_fleet.candidates.rerunning import MaskJudge
+
+            masks = stack.enter_context(MaskJudge(store, bundle_dir)).failed
+        found = find(store, filters, judge=Judge(manifest, tolerance, masks))
         if run is not None and snapshot is not None and out is not None:
             from misfire_fleet.bought.training import measure_gain
             from misfire_train.data import load_dataset
