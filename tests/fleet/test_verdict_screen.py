@@ -16,6 +16,7 @@ from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.labels.verdicts.ledger import VerdictLedger
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import SampleFilter
+from misfire_fleet.truth.report import FieldTruth, Query
 from misfire_runtime.messages import Trigger, pack_embedding
 from proving_ground.services import CHROMIUM_FLAGS, chromium
 
@@ -173,6 +174,35 @@ def test_a_class_that_is_called_by_a_digit_has_this_key(
     saved(page)
     found = LabelLedger(store).label_of(ids[0])
     assert found and found.label == ClassLabel(name="1")
+
+
+def test_dealt_frames_are_judged_without_their_scores_and_more_than_nine_classes_have_keys(
+    context: BrowserContext, console: str, store: Store, jpeg: Numbered
+) -> None:
+    names = [f"kind-{n:02d}" for n in range(12)]
+    LabelLedger(store).add_classes(names, actor="test")
+    for n in range(6):
+        add(store, jpeg(n), trigger=DRAWN, scores={"entropy": n / 10}, prediction={"class": "red"})
+    bundle = store.newest(1)[0].bundle
+    dealt = FieldTruth(store, Query(bundle)).deal(3, actor="ann")
+    page = judge(context, console, f"?order=dealt&where=bundle%3D{bundle.replace('@', '%40')}")
+    expect(page.locator("#left")).to_have_text("3 left")
+    keyed = page.locator("#chips button:has(kbd)")
+    expect(keyed).to_have_count(10)
+    first = keyed.all_inner_texts()
+    page.keyboard.press("0")
+    expect(keyed.first).not_to_have_text(first[0].replace("\n", ""))
+    # Fifteen classes: the tenth has the first key now.
+    wanted = page.locator("#chips button", has=page.locator("kbd", has_text="1")).locator("span").inner_text()
+    assert wanted not in " ".join(first)
+    judged = press(page, "1")
+    saved(page)
+    assert judged in dealt
+    record = next(record for record in LabelLedger(store).current())
+    assert record.sample in dealt and record.label == ClassLabel(name=wanted)
+    line = VerdictLedger(store).history(record.sample)[0]
+    assert line.blind and line.verdict == "wrong"
+    expect(page.locator("#last")).not_to_contain_text("random")
 
 
 def test_several_classes_are_corrected_together(

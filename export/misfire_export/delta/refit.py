@@ -109,8 +109,10 @@ def refit_bundle(bundle: Bundle, frames: FieldFrames, options: RoundOptions) -> 
         )
         golden = _golden(bundle, model, score)
     if found.changed and old.strength == 0:
-        own = f"log-loss predicted as {old.base} + correction from output statistics, fitted in the field"
-        spec = spec.model_copy(update={"definition": own})
+        definition = (
+            f"log-loss predicted as {old.base} + correction from output statistics, fitted in the field"
+        )
+        spec = spec.model_copy(update={"definition": definition})
     report = {
         "score": score,
         "snapshot": options.snapshot_id,

@@ -135,7 +135,9 @@ def dealt_frames(store: Store, bundle: str) -> list[str]:
     deals = [deal for deal in kept if deal.score == kept[-1].score]
     filters = SampleFilter(bundle=bundle, random=True)
     found = list(frames_of(store, filters, score=kept[-1].score, by={"", *(deal.by for deal in deals)}))
-    dealt = probabilities(deals, found) if found else []
+    if not found:
+        return []
+    dealt = probabilities(deals, found)
     chosen = [frame for frame, probability in zip(found, dealt, strict=True) if probability > 0]
     return [frame.id for frame in sorted(chosen, key=lambda frame: frame.order)]
 
