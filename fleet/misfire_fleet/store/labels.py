@@ -28,8 +28,8 @@ from sqlalchemy import (
     select,
 )
 
-from misfire_fleet.store.curated.documents import ENDING, KeptRows, Line
 from misfire_fleet.store.database import Database, one_of
+from misfire_fleet.store.documents.rows import ENDING, KeptRows, Line
 from misfire_fleet.store.schema import (
     classes,
     label_names,

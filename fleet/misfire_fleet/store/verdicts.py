@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select, false, func, select
 
-from misfire_fleet.store.curated.documents import ENDING, KeptRows, Line
 from misfire_fleet.store.database import one_of
+from misfire_fleet.store.documents.rows import ENDING, KeptRows, Line
 from misfire_fleet.store.schema import samples, stale_verdicts, verdicts
 from misfire_runtime.messages import LAST_DATE
 

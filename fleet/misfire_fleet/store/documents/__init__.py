@@ -1,0 +1,1 @@
+"""Keeps documents next to the blobs, from which rows of the database can be rebuilt."""
