@@ -7,7 +7,8 @@ Per data set and seed: a small network on the groups of `network` in groups.toml
 The head is compared with the free score that is best in the mean over these very groups, in hindsight, which
 no user could have chosen. Failures of a task with a loss are above the threshold that a fifth of the head's
 clean groups exceed. `full` is the head at strength 1 with all columns: what it was before the strength was
-chosen. `--tuning` judges on the groups for tuning instead. Whatever was judged stays in --work.
+chosen. `--tuning` judges on the groups for tuning instead. Whatever was judged stays in --work, per seed and
+data set; an interrupted benchmark goes on there.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ from misfire_train.data import Examples
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.data.images import ImageArray
 from misfire_train.fitting.failures import settle_failures
-from misfire_train.heads import HeadRecipe, LossHead, ResidualHead, recipe_named
+from misfire_train.heads import HeadRecipe, LossHead, recipe_named
+from misfire_train.heads.box_training import BoxSet, collect_boxes, fit_on_boxes, new_box_head
+from misfire_train.heads.boxes import BoxHead
 from misfire_train.heads.data import LossSet, checked_losses, collect_each, corrupted_copies, join_sets
+from misfire_train.heads.fitted import Fitted
 from misfire_train.heads.training import candidate_heads, choose_base, fit_on_losses
 from misfire_train.metrics import auroc
 from misfire_train.runs import Run
-from misfire_train.scores import build, gather, names_for
-from misfire_train.scores.fitting import batches, evaluating
+from misfire_train.scores import build, gather, names_for, scores_of
+from misfire_train.scores.fitting import FitSet, batches, evaluating
 from misfire_train.signals import Score
 from misfire_train.tasks import Task
+from misfire_train.tasks.detection import Detection
 from misfire_train.train_config import FailureTable
 
 TASKS = tuple(name for name in SETTINGS if name != "street")
@@ -60,8 +65,8 @@ WORST_ALLOWED = -0.5
 Floats = NDArray[np.float64]
 Choice = dict[str, Any]
 """What the head chose, as JSON has it."""
-Judged = dict[str, dict[str, "Seen"]]
-"""{role: {view: what was seen}}."""
+Judged = dict[str, "Seen"]
+"""{view: what was seen}."""
 Results = dict[str, list[tuple[Judged, Choice]]]
 """{data set: one per seed}."""
 
@@ -99,13 +104,19 @@ class Begun:
     """An untrained head on the free score that suits, and the losses of the head's groups in all versions."""
 
     head: LossHead
-    data: LossSet
+    data: LossSet | BoxSet
 
 
 def begin(run: Run, task: Task, bench: Bench, holdout: Examples, *, recipe: HeadRecipe, seed: int) -> Begun:
     """Everything that comes before training the head."""
     torch.manual_seed(seed)
     given: dict[str, Any] = {"task": task, "contract": run.contract}
+    if isinstance(task, Detection):
+        blank = new_box_head(run.probe, recipe=recipe, **given)
+        boxes = [collect_boxes(run.probe, blank, holdout, clean=True, **given)]
+        for version in corrupted_copies(holdout, recipe, seed=seed):
+            boxes.append(collect_boxes(run.probe, blank, version, clean=False, **given))
+        return Begun(blank, BoxSet.join(boxes))
     train = at_network_size(bench.parts["network"], run.contract)
     heads = candidate_heads(run.probe, recipe, train=train, seed=seed, **given)
     sets = [collect_each(run.probe, heads, holdout, **given)]
@@ -115,25 +126,34 @@ def begin(run: Run, task: Task, bench: Bench, holdout: Examples, *, recipe: Head
     return Begun(heads[chosen], join_sets([version[chosen] for version in sets]))
 
 
-def fitted_heads(
-    begun: Begun, recipe: HeadRecipe, *, seed: int
-) -> tuple[dict[str, LossHead], dict[str, Any]]:
-    """The default head and the one at full strength, and what was chosen."""
+def fit_begun(begun: Begun, task: Task, recipe: HeadRecipe, *, seed: int) -> Fitted:
+    """A head on what was gathered, of boxes or of units."""
     torch.manual_seed(seed)
-    chosen = fit_on_losses(copy.deepcopy(begun.head), begun.data, recipe=recipe, seed=seed)
-    heads: dict[str, LossHead] = {HEAD: chosen.head}
-    if isinstance(chosen.head, ResidualHead) and (chosen.head.strength, chosen.head.columns) == (1.0, "all"):
-        heads[FULL] = chosen.head
-    else:
-        torch.manual_seed(seed)
-        whole = replace(recipe, strength=1.0, columns="all")
-        heads[FULL] = fit_on_losses(copy.deepcopy(begun.head), begun.data, recipe=whole, seed=seed).head
-    choice = chosen.report.choice or {}
-    return heads, {
-        **{key: choice.get(key) for key in ("strength", "columns", "by", "count", "folds", "free")},
+    head = copy.deepcopy(begun.head)
+    if isinstance(begun.data, LossSet):
+        return fit_on_losses(head, begun.data, recipe=recipe, seed=seed)
+    assert isinstance(head, BoxHead) and isinstance(task, Detection)
+    return fit_on_boxes(head, begun.data, task=task, recipe=recipe, seed=seed)
+
+
+def fitted_heads(
+    begun: Begun, task: Task, recipe: HeadRecipe, *, seed: int
+) -> tuple[dict[str, LossHead], Choice]:
+    """The default head and the one at full strength, and what was chosen."""
+    chosen = fit_begun(begun, task, recipe, seed=seed)
+    found = chosen.report.choice or {}
+    choice = {
+        **{key: found.get(key) for key in ("columns", "by", "count", "folds", "free")},
+        # Of a head that had no choice.
+        "strength": found.get("strength", 1.0),
         "base": chosen.report.base,
-        "gains": choice.get("gains", ()),
+        "gains": found.get("gains", ()),
     }
+    heads: dict[str, LossHead] = {HEAD: chosen.head, FULL: chosen.head}
+    if (choice["strength"], choice["columns"] or "all") != (1.0, "all"):
+        whole = replace(recipe, strength=1.0, columns="all")
+        heads[FULL] = fit_begun(begun, task, whole, seed=seed).head
+    return heads, choice
 
 
 @torch.no_grad()
@@ -142,15 +162,15 @@ def observe(
 ) -> Seen:
     """Free scores, heads and truth from one pass."""
     columns: dict[str, list[torch.Tensor]] = {}
-    losses, failed = [], []
+    failed = []
     with evaluating(run.probe, *scorers, *heads.values()):
         for rows, images in batches(examples, contract=run.contract, size=64):
             signals = run.probe(images)
             for name, score in (*((s.name, s) for s in scorers), *heads.items()):
                 columns.setdefault(name, []).append(score(signals))
-            targets = task.collate(examples.targets[rows])
-            losses.append(checked_losses(task, signals.outputs, targets, ids=examples.ids[rows]))
-            failed.append(task.failed(signals.outputs, targets))
+            targets, answer = task.collate(examples.targets[rows]), task.condense(signals.outputs)
+            checked_losses(task, answer, targets, ids=examples.ids[rows])
+            failed.append(task.failed(answer, targets))
     return Seen(
         {name: torch.cat(values).double().numpy() for name, values in columns.items()},
         torch.cat(failed).numpy(),
@@ -159,9 +179,9 @@ def observe(
 
 
 def judge_seed(name: str, seed: int, options: argparse.Namespace) -> tuple[Judged, Choice]:
-    """Both views of the groups for tuning and for judging, and what the head chose; kept in --work."""
-    quick = options.quick
-    kept = options.work / f"{name}-{seed}.npz"
+    """Both views of the groups of the role, and what the head chose; kept in --work."""
+    quick, role = options.quick, "tuning" if options.tuning else "judging"
+    kept = options.work / f"{name}-{seed}-{role}.npz"
     if kept.exists():
         return load_seen(kept)
     bench = load_bench(name, data=options.data, most=60 if quick else None)
@@ -179,43 +199,47 @@ def judge_seed(name: str, seed: int, options: argparse.Namespace) -> tuple[Judge
     else:
         begun = begin(own, task, bench, holdout, recipe=recipe, seed=seed)
         torch.save((begun.head, begun.data), gathered)
-    heads, choice = fitted_heads(begun, recipe, seed=seed)
-    scorers = free_scorers(own, task, at_network_size(bench.parts["network"], own.contract))
-    judged: Judged = {}
-    for role in ("judging", "tuning"):
-        examples = at_network_size(thinned(bench.parts[role], FRAMES[role]), own.contract)
-        judged[role] = {
-            "clean": observe(own, task, examples, scorers, heads),
-            "shifted": observe(own, task, shifted(examples, seed=seed), scorers, heads),
-        }
+    heads, choice = fitted_heads(begun, task, recipe, seed=seed)
+    scorers = free_scorers(own, task, at_network_size(bench.parts["network"], own.contract), holdout)
+    examples = at_network_size(thinned(bench.parts[role], FRAMES[role]), own.contract)
+    judged = {
+        "clean": observe(own, task, examples, scorers, heads),
+        "shifted": observe(own, task, shifted(examples, seed=seed), scorers, heads),
+    }
     save_seen(kept, judged, choice)
     return judged, choice
 
 
-def free_scorers(run: Run, task: Task, train: Examples) -> list[Score]:
-    """Every free score of the task; those that need the training set's answers are fitted on them."""
-    names = names_for(task.name, free=True)
-    classes = len(run.record.classes) if task.by_class else None
-    fit = gather(
-        run.probe,
-        thinned(train, 500),
-        task.collate(thinned(train, 500).targets),
-        classes=classes,
-        contract=run.contract,
-        batch=64,
-        lighten=task.lighten,
-    )
-    return list(build(names, task=task.name, fit=fit))
+def free_scorers(run: Run, task: Task, train: Examples, holdout: Examples) -> list[Score]:
+    """Every free score of one pass.
+
+    Some are fitted on the training set's answers, those of boxes on answers to frames that were held out.
+    """
+    known = scores_of(task)
+    names = [name for name in names_for(task, free=True) if known[name].passes == "one"]
+
+    def of(examples: Examples) -> FitSet:
+        some = thinned(examples, 500)
+        return gather(
+            run.probe,
+            some,
+            task.collate(some.targets),
+            classes=len(run.record.classes) if task.by_class else None,
+            contract=run.contract,
+            batch=task.score_batch,
+            lighten=task.lighten,
+        )
+
+    held_out = of(holdout) if isinstance(task, Detection) else None
+    return list(build(names, task=task, fit=of(train), holdout=held_out))
 
 
 def save_seen(path: Path, judged: Judged, choice: Choice) -> None:
     """Writes what was observed, whole or not at all."""
     arrays: dict[str, Any] = {"choice": np.array(json.dumps(choice))}
-    for role, views in judged.items():
-        for view, one in views.items():
-            start = f"{role}/{view}"
-            arrays |= {f"{start}/score/{name}": values for name, values in one.scores.items()}
-            arrays |= {f"{start}/failed": one.failed, f"{start}/group": one.group}
+    for view, one in judged.items():
+        arrays |= {f"{view}/score/{name}": values for name, values in one.scores.items()}
+        arrays |= {f"{view}/failed": one.failed, f"{view}/group": one.group}
     temporary = path.with_name(f".{path.name}")
     np.savez_compressed(temporary, **arrays)
     temporary.replace(path)
@@ -226,12 +250,10 @@ def load_seen(path: Path) -> tuple[Judged, Choice]:
     with np.load(path) as kept:
         arrays = {name: kept[name] for name in kept.files}
     judged: Judged = {}
-    for role in FRAMES:
-        for view in VIEWS:
-            start = f"{role}/{view}/score/"
-            scores = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-            seen = Seen(scores, arrays[f"{role}/{view}/failed"], arrays[f"{role}/{view}/group"])
-            judged.setdefault(role, {})[view] = seen
+    for view in VIEWS:
+        start = f"{view}/score/"
+        scores = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+        judged[view] = Seen(scores, arrays[f"{view}/failed"], arrays[f"{view}/group"])
     return judged, json.loads(str(arrays["choice"]))
 
 
@@ -325,7 +347,7 @@ def summarise(judged: Results, *, role: str, replicates: int) -> dict[str, Any]:
     for name, seeds in judged.items():
         tasks[name] = {"seeds": len(seeds), "choices": [choice for _, choice in seeds]}
         for view in VIEWS:
-            tasks[name][view] = compare_task([seen[role][view] for seen, _ in seeds], replicates=replicates)
+            tasks[name][view] = compare_task([seen[view] for seen, _ in seeds], replicates=replicates)
     found = {
         head: {name: [task[view][head]["difference"] for view in VIEWS] for name, task in tasks.items()}
         for head in (HEAD, FULL)
@@ -352,7 +374,7 @@ def markdown(result: dict[str, Any]) -> str:
     for name, task in result["tasks"].items():
         clean, worse = task["clean"], task["shifted"]
         strengths = ", ".join(f"{choice['strength']:g}" for choice in task["choices"])
-        columns = ", ".join(dict.fromkeys(str(choice["columns"]) for choice in task["choices"]))
+        columns = ", ".join(dict.fromkeys(str(choice["columns"] or "all") for choice in task["choices"]))
         free = clean["best_free"]
         cells = (
             *(name, free, f"{clean['scores'][free]:.1f}", _gain(clean[HEAD]), _gain(worse[HEAD])),

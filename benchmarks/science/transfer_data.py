@@ -29,6 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "drive-parts": _SMALL | {"training.epochs": 8},
     "drive-boxes": _SMALL | {"training.epochs": 10},
     "carla-masks": _SMALL | {"training.epochs": 14, "training.batch": 16},
+    # As recipes have it; the detectors of detection.py serve here too, if they lie in --work.
+    "carla-detection": {},
     "street": _FAST | {"training.epochs": 20, "model.options": {"width": 8, "tower": 32}},
 }
 """How the task network of each set is trained: small, and good enough to fail sometimes."""
@@ -58,7 +60,7 @@ def load_bench(name: str, *, data: Path | None, most: int | None = None) -> Benc
     parts = {}
     for role, patterns in read_roles(name).items():
         rows = [row for row, group in enumerate(everything.groups) if any(_is(group, p) for p in patterns)]
-        if not rows:
+        if not rows and patterns:
             raise DatasetError(f"{name}: no frame for {role}: {', '.join(patterns)}")
         chosen = rows if most is None else rows[:: max(1, len(rows) // most)]
         parts[role] = everything.take(chosen)
@@ -89,8 +91,8 @@ def network(bench: Bench, seed: int, *, work: Path, epochs: int | None = None) -
             "calibration": parts["calibration"].ids,
         },
     )
-    # A fit measures its accuracy on the test half; that of the tuning groups suffices here.
-    shown = replace(bench.dataset, test=parts["tuning"])
+    # A fit measures its accuracy on the test half; that of groups that are not judged suffices here.
+    shown = replace(bench.dataset, test=parts["tuning"] if len(parts["tuning"]) else parts["calibration"])
     out = work / f"{name}-{seed}"
     if (out / RECORD).exists():
         return load_run(out)

@@ -54,6 +54,8 @@ from misfire_train.heads.training import objective_of
 from misfire_train.objectives import ratio_eps
 from misfire_train.runs import Run
 
+UNITS = tuple(name for name in TASKS if name != "carla-detection")
+"""Sets whose head is a residual on units."""
 VARIANTS = ("plain", "within frame", "balanced", "dro", "mixed")
 _DRO_RATE = 0.05
 """Of the groups' weights, each step."""
@@ -167,7 +169,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict
     """{variant: {view: gain in points}} of a data set and seed."""
     judged, choice = judge_seed(name, seed, options)
     begun = Begun(*torch.load(options.work / f"{name}-{seed}-begun.pt", weights_only=False))
-    assert isinstance(begun.head, ResidualHead)
+    assert isinstance(begun.head, ResidualHead) and isinstance(begun.data, LossSet)
     most = 60 if options.quick else None
     bench = load_bench(name, data=options.data, most=most)
     own = network(bench, seed, work=options.work)
@@ -184,7 +186,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict
         heads |= {variant: head, f"{variant}, strength {strength:g}": weak}
     result: dict[str, dict[str, float]] = {}
     for view in VIEWS:
-        seen = judged["tuning"][view]
+        seen = judged[view]
         free = [each for each in seen.scores if each not in (HEAD, FULL)]
         seen = fused(with_heads(seen, views[view], heads), free)
         best = max(mean_area(seen, each) for each in free)
@@ -223,11 +225,11 @@ def main() -> int:
     parser = command_line(__doc__ or "", seeds=(0,))
     parser.add_argument("--data", type=Path, help="Folder of the published sets.")
     parser.add_argument("--work", type=Path, help="Where transfer.py kept what it judged.")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="Data sets.")
+    parser.add_argument("--tasks", nargs="+", default=list(UNITS), choices=UNITS, help="Data sets.")
     parser.add_argument("--steps", type=int, default=700, help="Of each fit.")
     options = parser.parse_args()
     options.work = work_folder(options)
-    options.frames, options.copies = HEAD_FRAMES, HEAD_COPIES
+    options.frames, options.copies, options.tuning = HEAD_FRAMES, HEAD_COPIES, True
     if options.quick:
         options.tasks, options.steps = ["drive-lights"], 20
     found: dict[str, Any] = {}
