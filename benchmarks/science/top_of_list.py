@@ -15,7 +15,8 @@ head is not. Nothing is chosen on a test half.
 other; tenths of the frames within a factor of 1.25 of the truth, and of its 95 % interval.
 
 --tune OBJECTIVE.. compares objectives of the top instead, on training images of Fashion-MNIST that neither
-network nor head saw, with a smaller network of another seed. Networks and signals are kept in --work.
+network nor head saw, with a smaller network (of detectors.py) and another seed. Networks and signals are kept
+in --work.
 """
 
 from __future__ import annotations
@@ -37,13 +38,12 @@ if not __package__:  # started by its path: then the checkout's root is not wher
 from benchmarks.record import command_line, finish, record, work_folder, write
 from benchmarks.record import run as run_benchmark
 from benchmarks.science.detection_table import Observed
-from benchmarks.science.detectors import fresh_head, observe, observed, weather
+from benchmarks.science.detectors import fresh_head, observe, observed, train, weather
 from benchmarks.science.head_copies import unseen_by
 from benchmarks.science.well_trained import SETS, judge
 from benchmarks.science.well_trained import train as well_trained
 from benchmarks.science.well_trained_table import FREE, HEAD, LEFT_OUT
 from misfire_train.data import Dataset, Examples, load_dataset
-from misfire_train.fit import train_run
 from misfire_train.heads import HeadRecipe, ResidualHead, recipe_named
 from misfire_train.heads.data import collect, image_batches, join_sets
 from misfire_train.heads.training import candidate_heads, choose_base, fit_on_losses
@@ -51,25 +51,15 @@ from misfire_train.metrics import fit_loss_curve, fit_loss_scale, loss_reliabili
 from misfire_train.metrics.bootstrap import interval, resample_weights
 from misfire_train.metrics.detection import recall_at_budget_rows
 from misfire_train.metrics.ranking import Ranked, rank_scores
-from misfire_train.progress import Reporter
 from misfire_train.runs import Run, run_splits
 from misfire_train.scores import build
 from misfire_train.scores.fitting import evaluating
-from misfire_train.train_config import parse_train_config
 
 Floats = NDArray[np.float64]
 Drawn = dict[tuple[str, float], tuple[float, float, Floats]]
 """{(score, budget): recall, precision, replicates of the recall} of one view of one seed."""
 BUDGETS = (0.005, 0.01, 0.02, 0.05)
 VIEWS = ("clean", "known", "left out")
-TUNING: dict[str, Any] = {
-    "split.limit": 8_000,
-    "split.train": 0.58,
-    "split.validation": 0.05,
-    "split.holdout": 0.35,
-    "split.calibration": 0.02,
-    "training.epochs": 7,
-}
 TUNING_SEED = 101
 TUNING_FRAMES = 6_000
 FAMILIES = ("noise", "blur", "night", "fog")
@@ -79,15 +69,9 @@ PAIRS = (("noise", "night"), ("blur", "fog"))
 
 
 def tuning_network(options: argparse.Namespace) -> Run:
-    """The network for --tune; one that is in --work is loaded."""
-    small = {"split.limit": 600, "training.epochs": 2} if options.quick else {}
-    data = None if options.data is None else str(options.data)
-    config = parse_train_config(
-        {"dataset": "fashion-mnist", "data": data, "seed": TUNING_SEED},
-        overrides={**TUNING, **small, "head.recipe": "none"},
-    )
-    out = options.work / f"tuning-run-{TUNING_SEED}"
-    return train_run(config, out=out, resume=True, reporter=Reporter(quiet=True))
+    """The network for --tune, one of detectors.py; one that is in --work is loaded."""
+    epochs, limit = (2, 600) if options.quick else (10, 12_000)
+    return train(TUNING_SEED, work=options.work, data=options.data, epochs=epochs, limit=limit)
 
 
 def gather(run: Run, dataset: Dataset, *, seed: int, judged: Examples, cache: Path) -> dict[str, Any]:
