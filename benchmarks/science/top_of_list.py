@@ -47,7 +47,7 @@ from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.heads import HeadRecipe, ResidualHead, recipe_named
 from misfire_train.heads.data import collect, image_batches, join_sets
 from misfire_train.heads.training import candidate_heads, choose_base, fit_on_losses
-from misfire_train.metrics import fit_loss_curve, fit_loss_scale, loss_reliability, reliability
+from misfire_train.metrics import auroc, fit_loss_curve, fit_loss_scale, loss_reliability, reliability
 from misfire_train.metrics.bootstrap import interval, resample_weights
 from misfire_train.metrics.detection import recall_at_budget_rows
 from misfire_train.metrics.ranking import Ranked, rank_scores
@@ -299,6 +299,49 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loss_table(result: dict[str, Any]) -> str:
+    """Markdown: how well a curve predicts the loss of tenths of the frames, and how well a constant."""
+    lines = [
+        "| data, by seed | curve: tenths within a factor of 1.25 | of the truth's interval | "
+        "lowest tenth, predicted / observed | error, % | constant: within | lowest tenth | error, % |",
+        "|---" * 8 + "|",
+    ]
+    for name, found in result.items():
+        curve = [one["curve"] for one in found["expected_loss"]]
+        constant = [one["constant"] for one in found["expected_loss"]]
+        columns = (
+            [f"{one['within']} of {one['tenths']}" for one in curve],
+            [f"{one['consistent']} of {one['tenths']}" for one in curve],
+            *_lowest_and_error(curve),
+            [str(one["within"]) for one in constant],
+            *_lowest_and_error(constant),
+        )
+        lines.append(f"| {name} | {' | '.join(', '.join(column) for column in columns)} |")
+    return "\n".join(lines)
+
+
+def _lowest_and_error(found: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    lowest = [f"{one['lowest_predicted'] / one['lowest_observed']:.3g}" for one in found]
+    return lowest, [f"{100 * one['relative_error']:.0f}" for one in found]
+
+
+def tuning_table(tuning: dict[str, Any]) -> str:
+    """Markdown: precision at every budget of the best free score, and of the head by objective; AUROC."""
+    lines = [
+        "| objective | clean | four known families | left out | AUROC clean / known / left out |",
+        "|---" * 5 + "|",
+    ]
+    first = next(iter(tuning.values()))
+    rows = {"best free score": (first["views"], "free_precision", "")}
+    for name, found in tuning.items():
+        areas = " / ".join(f"{100 * found['auroc'][view]:.1f}" for view in VIEWS)
+        rows[name] = (found["views"], "head_precision", areas)
+    for name, (views, key, areas) in rows.items():
+        cells = [" / ".join(f"{100 * one[key]:.0f}" for one in views[view].values()) for view in VIEWS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {areas} |")
+    return "\n".join(lines)
+
+
 def tune(options: argparse.Namespace) -> dict[str, Any]:
     """Objectives of the top, on images of the training half; nothing of a test half is read."""
     dataset = load_dataset("fashion-mnist", root=options.data)
@@ -314,7 +357,14 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.tune:
         recipe = default if name == "none" else replace(default, top=name, top_weight=0.25)
         seeds = [tuned_views(gathered, seed=seed, recipe=recipe) for seed in options.seeds]
-        found[name] = summarise(seeds, [losses] * len(seeds), FAMILIES, replicates=options.replicates)
+        each = summarise(seeds, [losses] * len(seeds), FAMILIES, replicates=options.replicates)
+        areas = {
+            view: float(
+                np.mean([auroc(one.scores[HEAD], one.failed) for seed in seeds for one in seed[view]])
+            )
+            for view in VIEWS
+        }
+        found[name] = {**each, "auroc": areas}
         write(record(__file__, {"tuning": found}, options), options.out)
     return found
 
@@ -335,7 +385,7 @@ def main() -> int:
         options.seeds, options.replicates, options.sets = options.seeds[:1], 50, ["traffic-lights"]
     if options.tune:
         found = tune(options)
-        return finish(__file__, {"tuning": found}, options, summary=table(found))
+        return finish(__file__, {"tuning": found}, options, summary=tuning_table(found))
     result: dict[str, Any] = {}
     for name in options.sets:
         dataset = load_dataset(name, root=options.data)
