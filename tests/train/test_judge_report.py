@@ -136,6 +136,18 @@ def test_the_terminal_table_names_the_winner_and_says_why() -> None:
     assert "beats the best free score" in text
 
 
+def test_the_terminal_states_severities_and_the_expected_loss_in_the_units_of_the_task() -> None:
+    report = judge(
+        rows(), settings={"shifts": "fog, rain", "severity": "fog 1, rain 3"}, loss_scales={"head": None}
+    )
+    console = Console(record=True, width=300, file=io.StringIO())
+    print_report(report, console=console)
+    text = console.export_text()
+    assert "severity of corruptions: fog 1, rain 3" in text
+    lowest = report.calibrations[0].reliability.bins[0]
+    assert f"parts of the frames: {lowest.predicted:.2g} (observed {lowest.observed:.2g}) and" in text
+
+
 def test_the_terminal_tables_fit_80_columns() -> None:
     columns = rows()
     head = columns["scores"].pop("head")

@@ -213,6 +213,8 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
     out = console or Console()
     if report.settings.get("failure"):
         out.print(f"a failure: {report.settings['failure']}", markup=False, highlight=False)
+    if report.settings.get("shifts") and report.settings.get("severity"):
+        out.print(f"severity of corruptions: {report.settings['severity']}", markup=False, highlight=False)
     for condition in report.conditions:
         out.print(condition_table(condition, winner=report.gate.winner, wide=out.width >= _WIDE))
         if condition.counts is not None:
@@ -223,10 +225,12 @@ def print_report(report: Report, *, console: Console | None = None) -> None:
         values = ", ".join(f"{name} {value:.3f}" for name, value in part.summary.items())
         out.print(f"{part.condition}: {values}", markup=False, highlight=False)
     for found in report.calibrations:
-        bins = len(found.reliability.bins)
+        bins = found.reliability.bins
+        ends = [f"{one.predicted:.2g} (observed {one.observed:.2g})" for one in (bins[0], bins[-1])]
         text = (
-            f"expected loss by {found.score}: within a factor of 1.25 in {found.within} of {bins} parts of "
-            f"the frames, and of the 95 % interval in {found.consistent}"
+            f"expected loss by {found.score}, lowest and highest of {len(bins)} parts of the frames: "
+            f"{' and '.join(ends)}; within a factor of 1.25 in {found.within} of them, and of the 95 % "
+            f"interval in {found.consistent}"
         )
         out.print(text, markup=False, highlight=False)
     for name, reason in (report.skipped or {}).items():
