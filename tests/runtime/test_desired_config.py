@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from misfire_runtime.config.desired import MAX_TRIGGERS, DesiredConfig, with_desired
 from misfire_runtime.config.tables import VehicleConfig, parse_config
 from misfire_runtime.engines.scoring import Scorer
 from misfire_runtime.errors import ConfigError
-from misfire_runtime.triggers import build_triggers
+from misfire_runtime.messages import pack_embedding, unpack_embedding
+from misfire_runtime.triggers import Near, ScoredFrame, build_triggers
+from misfire_runtime.triggers.near import NearTable
 
 FULL = """
 [[source]]
@@ -165,3 +169,56 @@ def test_the_fleet_switches_optional_tables_off_and_on() -> None:
     on = with_desired(parse_config(""), {"clips": {}, "novelty": {}})
     assert on.clips is not None and on.clips.max_bytes == parse_config("[clips]").clips.max_bytes  # type: ignore[union-attr]
     assert on.novelty is not None and on.novelty.memory == 256
+
+
+NEAR = {"kind": "near", "to": pack_embedding(np.array([3.0, 4.0])), "bundle": "b@1", "similarity": 0.9}
+
+
+def test_campaigns_run_beside_the_vehicles_own_triggers() -> None:
+    wished = with_desired(
+        parse_config("[triggers.own]\nkind = 'threshold'\nabove = 2.0\n"),
+        {
+            "campaigns": {
+                "campaign.fog": {"kind": "all", "of": ["campaign.fog.1", "campaign.fog.2"]},
+                "campaign.fog.1": {"kind": "percentile", "level": 0.9},
+                "campaign.fog.2": {"kind": "rule", "when": "context.weather == 'fog'"},
+            }
+        },
+    )
+    assert list(wished.triggers) == ["own"] and len(wished.campaigns) == 3
+    defaults = with_desired(parse_config(""), {"campaigns": {"campaign.near": NEAR}})
+    assert "triggers" not in defaults.model_fields_set, "the bundle's own triggers stay in force"
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"own": {"kind": "threshold", "above": 1}}, "own: the name of a campaign's trigger begins with"),
+        ({"campaign.": {"kind": "threshold", "above": 1}}, "begins with"),
+        ({"campaign.a": {"kind": "any", "of": ["own"]}}, "'own' is no trigger of a campaign"),
+        ({"campaign.a": {"kind": "threshold", "above": 1, "priority": 6}}, "priority 6 is above 5"),
+        ({"campaign.a": {"kind": "threshold", "above": 1, "path": "/etc/passwd"}}, "path: unknown key"),
+        ({"campaign.a": {**NEAR, "to": "/etc/passwd"}}, "campaign.a.to: .*not base64|embedding"),
+        ({"campaign.a": {**NEAR, "to": pack_embedding(np.zeros(2))}}, "has no direction"),
+        ({"campaign.a": {**NEAR, "to": "A" * 9000}}, "campaign.a.to: .*8192"),
+        ({f"campaign.{i}": NEAR for i in range(33)}, "at most 32"),
+        ({"campaign.a/b": NEAR}, "campaign.a/b"),
+    ],
+)
+def test_a_campaign_cannot_leave_its_bounds(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        with_desired(parse_config(FULL), {"campaigns": tables})
+
+
+def test_near_fires_on_its_own_bundle_only() -> None:
+    table = NearTable.model_validate(NEAR)
+    trigger = Near("campaign.a", to=unpack_embedding(table.to), bundle="b@1", similarity=0.9)
+
+    def looks(embedding: list[float] | None, bundle: str = "b@1") -> bool:
+        vector = None if embedding is None else np.array(embedding, np.float32)
+        frame = SimpleNamespace(scored=SimpleNamespace(embedding=vector), bundle=bundle)
+        return trigger.look(cast(ScoredFrame, frame)) is not None
+
+    assert looks([30.0, 40.0]) and looks([1.0, 1.0])
+    assert not looks([4.0, -3.0]) and not looks([3.0, 4.0], "b@2")
+    assert not looks(None) and not looks([0.0, 0.0]) and not looks([1.0, 1.0, 1.0])

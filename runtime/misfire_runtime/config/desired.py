@@ -22,6 +22,7 @@ from misfire_runtime.service.degrade import DegradeTable
 from misfire_runtime.tables import Rate, Table
 from misfire_runtime.toml import explain
 from misfire_runtime.triggers.budget import Limits
+from misfire_runtime.triggers.campaigns import CampaignTables
 from misfire_runtime.triggers.novelty import NoveltyTable
 from misfire_runtime.triggers.random_stream import RandomTable
 from misfire_runtime.triggers.registry import AnyTriggerTable
@@ -97,6 +98,7 @@ class DesiredConfig(Table):
 
     random: DesiredRandom = DesiredRandom()
     triggers: dict[Name, AnyTriggerTable] = Field(default={}, max_length=MAX_TRIGGERS)
+    campaigns: CampaignTables = {}
     novelty: DesiredNovelty | None = None
     limits: DesiredLimits = DesiredLimits()
     clips: DesiredClips | None = None
@@ -113,7 +115,8 @@ _TABLES: dict[str, type[Table]] = {
     "encode": EncodeTable,
     "degrade": DegradeTable,
 }
-"""Tables whose fields are partly the vehicle's own; the fleet sets `triggers` and `bandwidth` whole."""
+"""Tables whose fields are partly the vehicle's own; the fleet sets `triggers`, `campaigns` and
+`bandwidth` whole."""
 _FIELDS: dict[str, type[Table]] = {
     "random": DesiredRandom,
     "novelty": DesiredNovelty,

@@ -26,6 +26,7 @@ from misfire_runtime.spool.spool import SpoolTable
 from misfire_runtime.tables import RelativePath, Table
 from misfire_runtime.toml import TomlFile, parse_toml, read_toml
 from misfire_runtime.triggers.budget import Limits
+from misfire_runtime.triggers.campaigns import CampaignTables
 from misfire_runtime.triggers.novelty import NoveltyTable
 from misfire_runtime.triggers.random_stream import RandomTable
 from misfire_runtime.triggers.rates import TargetRateTable
@@ -33,7 +34,7 @@ from misfire_runtime.triggers.registry import AnyTriggerTable
 from misfire_runtime.uplink.bandwidth import Bandwidth
 from misfire_runtime.uplink.settings import UplinkSettings
 
-HOT = ("random", "triggers", "novelty", "limits", "clips", "encode", "degrade", "bandwidth")
+HOT = ("random", "triggers", "campaigns", "novelty", "limits", "clips", "encode", "degrade", "bandwidth")
 """Tables that a running vehicle takes over from its changed file without a restart."""
 
 
@@ -57,6 +58,7 @@ class VehicleConfig(Table):
     triggers: dict[Name, AnyTriggerTable] = Field(
         default={"target-rate": TargetRateTable(kind="target-rate")}
     )
+    campaigns: CampaignTables = Field(default={}, description="set by the fleet, beside `triggers`")
     novelty: NoveltyTable | None = None
     limits: Limits = Limits()
     clips: ClipsTable | None = None

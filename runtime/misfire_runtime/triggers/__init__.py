@@ -12,6 +12,7 @@ from misfire_runtime.triggers.base import Trigger, TriggerEvent
 from misfire_runtime.triggers.build import build_triggers
 from misfire_runtime.triggers.compose import AllOf, AnyOf
 from misfire_runtime.triggers.expression import Rule
+from misfire_runtime.triggers.near import Near
 from misfire_runtime.triggers.rates import Percentile, TargetRate, Threshold
 from misfire_runtime.triggers.scored_frame import Choice, ScoredFrame
 from misfire_runtime.triggers.selector import Selector
@@ -20,6 +21,7 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "Choice",
+    "Near",
     "Percentile",
     "Rule",
     "ScoredFrame",

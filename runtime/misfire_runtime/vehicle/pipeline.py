@@ -456,7 +456,9 @@ class Vehicle:
         if "triggers" not in config.model_fields_set:
             tables = default_triggers(tables, scorer=scorer)
         return Selector(
-            build_triggers(tables, scorer=scorer, used=used),
+            # Campaigns first: of two that want a frame alike, the first names the sample, and the fleet
+            # counts a campaign's samples by that name.
+            build_triggers({**config.campaigns, **tables}, scorer=scorer, used=used),
             used=used,
             random=random,
             novelty=Novelty(**config.novelty.model_dump()) if config.novelty is not None else None,
