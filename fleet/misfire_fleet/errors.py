@@ -5,7 +5,9 @@ MisfireError (misfire_runtime.errors)
 │   ├── SampleGoneError      the sample is not, or no longer, in the store
 │   ├── RowRefusedError      the database refuses the values of a row
 │   ├── VerdictRefusedError  a verdict is wrong in itself: its label, its class, a box
-│   └── VerdictConflictError the person judged the sample meanwhile, in another window
+│   ├── VerdictConflictError the person judged the sample meanwhile, in another window
+│   ├── CampaignGoneError    there is no campaign of that name
+│   └── CampaignConflictError  the campaign's state or name does not allow it
 ├── StoreUnavailableError    database or blob store do not work now: try again later
 ├── CheckFailedError         a sample could not be checked, which proves nothing about it: try again later
 ├── LabelToolError           a label tool refuses a request, or is not set up for it: waiting does not help
@@ -44,6 +46,14 @@ class VerdictRefusedError(StoreError):
 
 class VerdictConflictError(StoreError):
     """Reports that a sample's verdict is another one than the person saw when they gave theirs."""
+
+
+class CampaignGoneError(StoreError):
+    """Reports that there is no campaign of that name."""
+
+
+class CampaignConflictError(StoreError):
+    """Reports that a campaign's state, or a name that is taken, does not allow a change."""
 
 
 class StoreUnavailableError(MisfireError):

@@ -21,6 +21,7 @@ from misfire_fleet.collector.health.health import Answers
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.housekeeping import Housekeeping
 from misfire_fleet.collector.notes import NoteBuffer
+from misfire_fleet.collector.policy.campaigns import CampaignGate
 from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.queue import Incoming, OfferQueue
 from misfire_fleet.collector.settings import CollectorSettings
@@ -324,6 +325,7 @@ def housekeeping_of(store: Store) -> tuple[Housekeeping, NoteBuffer]:
         store,
         quotas=QuotaTracker(settings.quotas),
         novelty=None,
+        campaigns=CampaignGate(),
         settings=settings,
         metrics=metrics,
         notes=buffer,

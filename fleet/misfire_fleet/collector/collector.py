@@ -26,6 +26,7 @@ from misfire_fleet.collector.health.setbacks import Setbacks
 from misfire_fleet.collector.housekeeping import Housekeeping
 from misfire_fleet.collector.notes import NoteBuffer
 from misfire_fleet.collector.offers import OfferHandler, OfferRules
+from misfire_fleet.collector.policy.campaigns import CampaignGate
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.replies import Replies
@@ -70,6 +71,7 @@ class Collector:
         # MQTT 3.1.1 has no message in which a broker announces its packet limit, so chunks stay small.
         self._largest_chunk = self.settings.chunk_bytes if broker.protocol == "5" else 64 * 1024
         quotas = QuotaTracker(self.settings.quotas)
+        campaigns = CampaignGate()
         near = self.settings.near_duplicates
         novelty = None if near is None else Novelty(near)
         self.breaker = Breaker(probe_s=self.settings.probe_s)
@@ -85,6 +87,7 @@ class Collector:
             chunk_bytes=self._chunk_bytes,
             quotas=quotas,
             novelty=novelty,
+            campaigns=campaigns,
             notes=self._notes,
             metrics=self.metrics,
         )
@@ -101,7 +104,9 @@ class Collector:
         self.offers = OfferHandler(
             store,
             settings=self.settings,
-            rules=OfferRules(self.transfers, quotas, novelty, self.breaker, setbacks, self._draining.is_set),
+            rules=OfferRules(
+                self.transfers, quotas, novelty, campaigns, self.breaker, setbacks, self._draining.is_set
+            ),
             metrics=self.metrics,
             replies=self._replies,
         )
@@ -110,6 +115,7 @@ class Collector:
             store,
             quotas=quotas,
             novelty=novelty,
+            campaigns=campaigns,
             settings=self.settings,
             metrics=self.metrics,
             notes=self._notes,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.notes import NoteBuffer, Notes
+from misfire_fleet.collector.policy.campaigns import CampaignGate
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.settings import CollectorSettings
@@ -50,6 +51,7 @@ class Housekeeping:
         *,
         quotas: QuotaTracker,
         novelty: Novelty | None,
+        campaigns: CampaignGate,
         settings: CollectorSettings,
         metrics: CollectorMetrics,
         notes: NoteBuffer,
@@ -57,6 +59,7 @@ class Housekeeping:
     ) -> None:
         self._store, self._quotas, self._novelty, self._settings = store, quotas, novelty, settings
         self._metrics, self._notes, self._tick = metrics, notes, tick
+        self._campaigns = campaigns
         self._seen_seq = 0
         self._unwritten = Notes()
         self._often = Throttle(log)
@@ -153,6 +156,7 @@ class Housekeeping:
             log.info("vehicles_forgotten", extra={"fields": fields})
 
     def _refresh(self) -> None:
+        self._campaigns.refresh(self._store, now=time.monotonic())
         if self._quotas.daily:
             self._refresh_quotas()
         if self._novelty is not None:

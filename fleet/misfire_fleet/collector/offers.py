@@ -2,7 +2,8 @@
 
 offers -> too fast? busy -> malformed? rejected -> of another vehicle or version? busy
        -> stored already? stored -> deleted? declined -> too large, no known format? rejected
-       -> store ill? busy -> over quota, near-duplicate? declined -> no room? busy -> send
+       -> store ill? busy -> campaign ended or full, over quota, near-duplicate? declined -> no room? busy
+       -> send
 Random samples are never declined as near-duplicates: statistics need the random stream to be unbiased.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from misfire_fleet.collector.health.breaker import Breaker
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.health.setbacks import Setbacks
+from misfire_fleet.collector.policy.campaigns import CampaignGate
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaTracker, Refusal
 from misfire_fleet.collector.policy.rates import Rates
@@ -68,6 +70,7 @@ class OfferRules:
     transfers: Transfers
     quotas: QuotaTracker
     novelty: Novelty | None
+    campaigns: CampaignGate
     breaker: Breaker
     setbacks: Setbacks
     draining: Callable[[], bool]
@@ -256,7 +259,10 @@ class OfferHandler:
     def _consider(self, offer: Offer) -> None:
         # A sample under way was accepted before: a refusal now would waste the bytes that have come.
         underway = self._rules.transfers.find(offer.vehicle, offer.id) is not None
-        if not underway and (refusal := self._rules.quotas.refusal(offer, time.monotonic())) is not None:
+        now = time.monotonic()
+        if not underway and (refusal := self._rules.campaigns.refusal(offer, now)) is not None:
+            self._not_wanted(offer, "campaign", refusal)
+        elif not underway and (refusal := self._rules.quotas.refusal(offer, now)) is not None:
             self._not_wanted(offer, "quota", refusal)
         elif not underway and (refusal := self._near_duplicate(offer)) is not None:
             self._not_wanted(offer, "near-duplicate", refusal)
@@ -266,6 +272,8 @@ class OfferHandler:
     def _not_wanted(self, offer: Offer, cause: str, refusal: Refusal) -> None:
         if refusal.final:
             self._decline(offer, cause, refusal.reason)
+        elif refusal.retry_s is not None:
+            self._busy(offer, cause, refusal.reason, retry_s=refusal.retry_s)
         else:
             self._busy(offer, cause, f"{refusal.reason}, by what is still on its way", retry_s=_PENDING_S)
 
@@ -275,19 +283,28 @@ class OfferHandler:
         Only stored ones make it final. Remembered samples that are neither were deleted, and are forgotten.
         """
         novelty, near = self._rules.novelty, self._settings.near_duplicates
-        if novelty is None or near is None or offer.embedding is None or offer.trigger.random:
+        if offer.embedding is None or offer.trigger.random:
             return None
-        similar = novelty.neighbours(offer.bundle, unpack_embedding(offer.embedding), besides=offer.id)
-        similar = similar[: near.copies + _MAX_LOOKED_UP]
-        if len(similar) < near.copies:
+        if (of_campaign := self._rules.campaigns.cluster(offer)) is not None:
+            refusal = self._too_many(offer, *of_campaign, wanting="the campaign")
+            if refusal is not None:
+                return refusal
+        if novelty is None or near is None:
+            return None
+        return self._too_many(offer, novelty, near.copies, wanting="the fleet")
+
+    def _too_many(self, offer: Offer, novelty: Novelty, copies: int, *, wanting: str) -> Refusal | None:
+        embedding = unpack_embedding(offer.embedding or "")
+        similar = novelty.neighbours(offer.bundle, embedding, besides=offer.id)[: copies + _MAX_LOOKED_UP]
+        if len(similar) < copies:
             return None
         stored = self._store.known(similar)
         coming = [sample for sample in similar if sample not in stored and novelty.expects(sample)]
         for gone in set(similar) - stored - set(coming):
             novelty.forget(gone)
-        if len(stored) + len(coming) < near.copies:
+        if len(stored) + len(coming) < copies:
             return None
-        return Refusal(len(stored) >= near.copies, "the fleet has enough samples like this one")
+        return Refusal(len(stored) >= copies, f"{wanting} has enough samples like this one")
 
     def _ask(self, offer: Offer) -> None:
         transfer = self._rules.transfers.open(offer, time.monotonic())
@@ -298,9 +315,13 @@ class OfferHandler:
         elif not transfer.finishing:
             # Counted when requested, not when stored: offers at the same time must not all pass.
             self._rules.quotas.accept(offer)
-            if self._rules.novelty is not None and offer.embedding is not None:
-                embedding = unpack_embedding(offer.embedding)
-                self._rules.novelty.remember(offer.bundle, offer.id, embedding, stored=False)
+            self._rules.campaigns.accept(offer)
+            of_campaign = self._rules.campaigns.cluster(offer)
+            memories = [self._rules.novelty, None if of_campaign is None else of_campaign[0]]
+            for novelty in memories:
+                if novelty is not None and offer.embedding is not None:
+                    embedding = unpack_embedding(offer.embedding)
+                    novelty.remember(offer.bundle, offer.id, embedding, stored=False)
             self._replies.send(offer.vehicle, offer.id, offset=transfer.received)
 
     def _decline(self, offer: Offer, cause: str, reason: str) -> None:

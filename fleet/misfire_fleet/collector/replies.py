@@ -14,6 +14,7 @@ from misfire_fleet.collector.broker.outbox import Outbox
 from misfire_fleet.collector.health.health import Answers
 from misfire_fleet.collector.health.metrics import CollectorMetrics
 from misfire_fleet.collector.notes import NoteBuffer
+from misfire_fleet.collector.policy.campaigns import CampaignGate
 from misfire_fleet.collector.policy.near_duplicates import Novelty
 from misfire_fleet.collector.policy.quota import QuotaTracker
 from misfire_fleet.collector.transfers import Ask
@@ -29,6 +30,7 @@ class Replies:
         chunk_bytes: returns the current chunk size in bytes.
         quotas: updated when a sample is stored or given up.
         novelty: updated in the same cases; None if near-duplicates are not declined.
+        campaigns: updated in the same cases.
         notes: stores final refusals for the vehicle's page.
         metrics: counts the verdicts.
     """
@@ -41,11 +43,12 @@ class Replies:
         chunk_bytes: Callable[[], int],
         quotas: QuotaTracker,
         novelty: Novelty | None,
+        campaigns: CampaignGate,
         notes: NoteBuffer,
         metrics: CollectorMetrics,
     ) -> None:
         self._outbox, self._name, self._chunk_bytes = outbox, name, chunk_bytes
-        self._quotas, self._novelty = quotas, novelty
+        self._quotas, self._novelty, self._campaigns = quotas, novelty, campaigns
         self._notes, self._metrics = notes, metrics
         self.given = Answers()
         """Counts recent verdicts for the collector's health."""
@@ -72,11 +75,13 @@ class Replies:
     def stored(self, vehicle: str, sample: str) -> None:
         """Confirms the quota that was reserved for a sample, because it is stored."""
         self._quotas.confirm(vehicle, sample)
+        self._campaigns.stored(sample)
         if self._novelty is not None:
             self._novelty.arrived(sample)
 
     def given_up(self, vehicle: str, sample: str) -> None:
         """Releases the quota that was reserved for a sample, because its transfer ended without it."""
         self._quotas.give_back(vehicle, sample)
+        self._campaigns.given_up(sample)
         if self._novelty is not None:
             self._novelty.forget(sample)

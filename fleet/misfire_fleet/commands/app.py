@@ -18,6 +18,7 @@ from misfire_fleet.commands.scores import scores
 from misfire_fleet.commands.serve import serve
 from misfire_fleet.commands.simulate import simulate
 from misfire_fleet.commands.snapshot import classes, snapshot, snapshots
+from misfire_fleet.commands.steering.campaign import campaign
 from misfire_fleet.commands.store import audit, delete, hold, holds, release, retention, status
 from misfire_fleet.commands.truth import truth
 from misfire_fleet.commands.verdicts import verdicts
@@ -37,3 +38,4 @@ for _command in (
     app.command()(_command)
 app.command("import")(import_)
 app.add_typer(snapshot)
+app.add_typer(campaign)

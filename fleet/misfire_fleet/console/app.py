@@ -16,21 +16,22 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from misfire_fleet.console.api.campaigns import campaigns_api
 from misfire_fleet.console.api.samples import samples_api
 from misfire_fleet.console.api.vehicles import vehicles_api
 from misfire_fleet.console.api.verdicts import verdicts_api
 from misfire_fleet.console.guard import Guard
 from misfire_fleet.console.health import Health
 from misfire_fleet.console.metrics import FleetMetrics
-from misfire_fleet.console.pages import sample, uploads, vehicles, verdicts
+from misfire_fleet.console.pages import campaigns, sample, uploads, vehicles, verdicts
 from misfire_fleet.console.problems import Problems
 from misfire_fleet.console.shared import Shared
 from misfire_fleet.store import Store
 from misfire_runtime import __version__
 
 _STATIC = Path(__file__).parent / "static"
-_PAGES = (uploads, sample, vehicles, verdicts)
-_API = (samples_api, vehicles_api, verdicts_api)
+_PAGES = (uploads, sample, vehicles, verdicts, campaigns)
+_API = (samples_api, vehicles_api, verdicts_api, campaigns_api)
 
 
 def create_app(store: Store, *, allowed_hosts: Sequence[str] = (), label_tool: str = "") -> FastAPI:

@@ -17,4 +17,5 @@ PLACES = (
     Place("uploads", "Uploads", "/uploads"),
     Place("verdicts", "Verdicts", "/verdicts"),
     Place("vehicles", "Vehicles", "/vehicles"),
+    Place("campaigns", "Campaigns", "/campaigns"),
 )

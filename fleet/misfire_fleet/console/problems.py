@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from misfire_fleet.console.rendering import Renderer, for_programs
 from misfire_fleet.errors import (
+    CampaignConflictError,
+    CampaignGoneError,
     CheckFailedError,
     SampleGoneError,
     StoreError,
@@ -32,6 +34,8 @@ class Problems:
         """Returns the handler of each exception type."""
         return {
             SampleGoneError: self.gone,
+            CampaignGoneError: self.gone,
+            CampaignConflictError: self.conflict,
             VerdictRefusedError: self.not_recorded,
             VerdictConflictError: self.not_recorded,
             StoreUnavailableError: self.unavailable,
@@ -42,13 +46,17 @@ class Problems:
         }
 
     async def gone(self, request: Request, error: Exception) -> Response:
-        """Answers 404 for a sample that is not in the store."""
+        """Answers 404 for a sample or campaign that is not in the store."""
         return self._render.problem(request, 404, "Not here", str(error))
 
     async def not_recorded(self, request: Request, error: Exception) -> Response:
         """Answers 409 or 422 for a verdict that was not recorded."""
         status = 409 if isinstance(error, VerdictConflictError) else 422
         return self._render.problem(request, status, "Not recorded", str(error))
+
+    async def conflict(self, request: Request, error: Exception) -> Response:
+        """Answers 409 for a change that a campaign's state or name does not allow."""
+        return self._render.problem(request, 409, "Not possible now", str(error))
 
     async def unavailable(self, request: Request, error: Exception) -> Response:
         """Answers 503 if the store or the decoder cannot work now."""

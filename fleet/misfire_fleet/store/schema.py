@@ -5,8 +5,8 @@ of the document next to the blobs that has its offer. The other tables hold vehi
 offers, copies (vehicles that got `stored` for another vehicle's sample), the records of deletion
 (tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
 verdicts of people, snapshots, which run and bundle came of which snapshot (lineage), what the gate said of
-candidates, and which bundles are published. Times are seconds since 1970, by the clock of the machine that
-wrote them.
+candidates, which bundles are published, campaigns, and what vehicles are desired to run. Times are seconds
+since 1970, by the clock of the machine that wrote them.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ samples = Table(
     Index("ix_samples_stored_at", "stored_at"),
     Index("ix_samples_random_id", "random", "id"),
     Index("ix_samples_percentile_id", "percentile", "id"),
+    Index("ix_samples_trigger_size", "trigger", "stored_at", "vehicle", "size"),
 )
 
 vehicles = Table(
@@ -293,4 +294,71 @@ published_bundles = Table(
     Column("forced", Boolean, nullable=False),
     Column("reason", Text, nullable=False),
     Index("ix_published_bundles_sha256", "sha256"),
+)
+
+# `spec`: campaigns.spec.CampaignSpec as JSON. `state`: draft, running, paused or ended. `dry_run`: the last
+# estimate, as JSON.
+campaigns = Table(
+    "campaigns",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("spec", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(256), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("changed_at", Float, nullable=False),
+    Column("changed_by", String(64), nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("dry_run", Text),
+    Index("ix_campaigns_state", "state"),
+)
+
+vehicle_tags = Table(
+    "vehicle_tags",
+    metadata,
+    Column("vehicle", String(64), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("value", String(64), nullable=False),
+)
+
+# One row, with id 1. `control`: what the budget's controller learned, as JSON.
+fleet_budget = Table(
+    "fleet_budget",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("bytes_per_day", BigInteger),
+    Column("control", Text, nullable=False),
+    Column("changed_at", Float, nullable=False),
+    Column("changed_by", String(64), nullable=False),
+)
+
+# The desired configuration of each vehicle that had a campaign, as published, and what the vehicle answered.
+# `document`: messages.Desired as JSON. `left_out`: why a campaign that wants the vehicle is not in it.
+desired_documents = Table(
+    "desired_documents",
+    metadata,
+    Column("vehicle", String(64), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("campaigns", Text, nullable=False),
+    Column("left_out", Text, nullable=False),
+    Column("published_at", Float),
+    Column("reported_version", BigInteger),
+    Column("reported_at", Float),
+    Column("accepted", Boolean),
+    Column("bundle", String(130), nullable=False),
+    Column("reason", String(512), nullable=False),
+)
+
+# A vehicle's refusal that names a campaign: it is left out for this vehicle until its bundle changes.
+campaign_refusals = Table(
+    "campaign_refusals",
+    metadata,
+    Column("vehicle", String(64), primary_key=True),
+    Column("campaign", String(40), primary_key=True),
+    Column("bundle", String(130), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("reason", String(512), nullable=False),
 )

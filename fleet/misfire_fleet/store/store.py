@@ -290,7 +290,7 @@ class Store:
         )
         with self.database.read() as connection:
             rows = list(connection.execute(query))
-        return [(row.seq, row.id, row.bundle, _vector(row.embedding)) for row in reversed(rows)]
+        return [(row.seq, row.id, row.bundle, vector(row.embedding)) for row in reversed(rows)]
 
     def totals(self) -> Totals:
         """Returns the totals of the store."""
@@ -357,5 +357,6 @@ def _label_conditions(filters: SampleFilter, up_to: float | None) -> list[Column
     return conditions
 
 
-def _vector(raw: bytes) -> NDArray[np.float32]:
+def vector(raw: bytes) -> NDArray[np.float32]:
+    """Returns the embedding, [D] float32, of a row of `samples`."""
     return np.frombuffer(raw, "<f2").astype(np.float32)

@@ -61,6 +61,10 @@ class Histogram:
         self._bins.update(found)
         return float(sum(found.values()))
 
+    def merge(self, other: Histogram) -> None:
+        """Adds the frames of another histogram."""
+        self._bins.update(other._bins)
+
     def add_scores(self, scores: ArrayLike) -> None:
         """Adds single scores, finite numbers."""
         signs, keys = _keys(np.asarray(scores, float))

@@ -189,6 +189,16 @@ class FieldTruth:
         """Returns the number of labels by where they were made."""
         return Counter(each.source for each in self._labelled.values())
 
+    def judged(self) -> dict[str, tuple[bool, float]]:
+        """Returns, of each label that counts, whether the frame failed, and the probability of its deal."""
+        return {
+            frame.id: (labelled.failed, self._probability[frame.id])
+            for frame in self.frames
+            if (labelled := self._labelled.get(frame.id)) is not None
+            and labelled.failed is not None
+            and self._probability[frame.id] > 0
+        }
+
     def report(self) -> Report:
         """Returns the failure rates."""
         if self.query.by == LABEL:

@@ -98,7 +98,7 @@ class DesiredConfig(Table):
 
     random: DesiredRandom = DesiredRandom()
     triggers: dict[Name, AnyTriggerTable] = Field(default={}, max_length=MAX_TRIGGERS)
-    campaigns: CampaignTables = {}
+    campaigns: CampaignTables = Field(default={})
     novelty: DesiredNovelty | None = None
     limits: DesiredLimits = DesiredLimits()
     clips: DesiredClips | None = None

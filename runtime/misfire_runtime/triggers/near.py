@@ -1,6 +1,6 @@
 """Defines the trigger for frames like a given one, by the cosine similarity of their embeddings.
 
-An embedding means something only to the bundle that made it: on frames of another bundle the trigger is quiet.
+An embedding can be compared only with those of its own bundle: on frames of others the trigger is quiet.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Near(TriggerKind):
         similarity = cosine(embedding, self._unit)
         if similarity < self._similarity:
             return None
-        return TriggerEvent(self.name, f"similarity {similarity:.3f} >= {self._similarity:.3f}", self._priority)
+        return TriggerEvent(
+            self.name, f"similarity {similarity:.3f} >= {self._similarity:.3f}", self._priority
+        )
 
 
 def cosine(embedding: NDArray[np.float32], unit: NDArray[np.float32]) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from misfire_fleet.collector.settings import Quotas
 from misfire_runtime.messages import Offer
 
-_STALE_S = 60.0
+STALE_S = 60.0
 """An older usage does not decline: it is read every 5 s, so the store has not answered for a while."""
 
 
@@ -29,10 +29,14 @@ class _Accepted:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Reports why a sample is not wanted. `final`: stored samples are enough of a reason."""
+    """Reports why a sample is not wanted. `final`: stored samples are enough of a reason.
+
+    retry_s: seconds until the vehicle offers it again, if it is not final; None: when transfers have ended.
+    """
 
     final: bool
     reason: str
+    retry_s: float | None = None
 
 
 class QuotaTracker:
@@ -79,7 +83,7 @@ class QuotaTracker:
             count, size = self._stored.get(offer.vehicle, (0, 0))
             # Without the offered sample itself: offered again, it must not stand in its own way.
             fresh = [each for key, each in self._since.get(offer.vehicle, {}).items() if key != offer.id]
-            current = self._refreshed_at is not None and now - self._refreshed_at < _STALE_S
+            current = self._refreshed_at is not None and now - self._refreshed_at < STALE_S
         stored = [each for each in fresh if each.stored]
         reason = self._excess(offer, count + _counted(fresh), size + _sized(fresh))
         if reason is None:

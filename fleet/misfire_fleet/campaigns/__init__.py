@@ -1,0 +1,1 @@
+"""Steers what vehicles collect: campaigns, their dry run, and one budget for the whole fleet."""

@@ -1,0 +1,1 @@
+"""Implements the commands that steer what vehicles collect."""
