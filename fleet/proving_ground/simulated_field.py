@@ -1,4 +1,4 @@
-"""Simulates weeks of a fleet whose every frame is known, records what a fleet knows of it, and runs campaigns.
+"""Simulates weeks of a fleet whose every frame is known, records what it would know, and runs campaigns.
 
 Field --record: hourly sketches, random stream, labels--> store --dry run--> prediction
 Field --collect: the vehicle's own triggers on every frame of later days--> what the campaign then costs
@@ -43,7 +43,7 @@ BUNDLE = "fake@1.0.0"
 
 @dataclass(frozen=True)
 class Field:
-    """Holds all frames in the order of time: [N] vehicle, seconds after START, score, fog, failed and bytes."""
+    """Holds all frames by time: [N] vehicle, seconds after START, score, fog, failed and bytes."""
 
     vehicle: NDArray[np.int64]
     at: NDArray[np.float64]

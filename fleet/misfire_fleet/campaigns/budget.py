@@ -170,7 +170,8 @@ class Control:
 
     def _learn(self, arrived: Callable[[float], float], now: float) -> None:
         """Moves the gain towards planned over arrived bytes of the last days."""
-        since = max(self.started_at or now, now - 2 * DAY_S)
+        begun = now if self.started_at is None else self.started_at
+        since = max(begun, now - 2 * DAY_S)
         if not self.plans or now - since < DAY_S / 2:
             return
         planned = self._planned(since, now)
