@@ -67,7 +67,7 @@ def test_the_controller_learns_what_is_held_back_and_pays_back() -> None:
 
 @pytest.mark.slow
 def test_the_budget_is_held_within_a_tenth() -> None:
-    plan = Plan(vehicles=20, days=14, per_hour=120, bytes_per_day=8e6, seed=1)
+    plan = Plan(vehicles=20, days=14, per_hour=120, bytes_per_day=48e6, seed=1)
     outcome = simulate(plan)
     assert outcome.share(plan) == pytest.approx(1.0, abs=0.1)
     assert len(outcome.thresholds) == 20

@@ -33,10 +33,16 @@ DAY_S = 86_400.0
 PERIOD_S = 3600.0
 """Between two plans: each is a new configuration for every vehicle."""
 WINDOW_S = 2 * DAY_S
-"""Sketches that a plan looks back on: a whole day's ups and downs twice, and a drift of days is followed."""
+"""Over which frames per day are counted: a whole day's ups and downs, twice."""
+RECENT_S = DAY_S / 2
+"""Over which scores are taken: weather changes them within hours, while the number of frames stays."""
+ENOUGH = 200
+"""Frames of a vehicle that tell its scores; with fewer, they are those of the whole window."""
 _MEMORY_S = 14 * DAY_S
-_PAY_BACK_S = 2 * DAY_S
+_PAY_BACK_S = 3 * DAY_S
 """Time within which a debt, or what was left over, is made up for."""
+_LEARN_S = 3 * DAY_S
+"""Over which planned and arrived bytes are compared, and within which half of a difference is believed."""
 _LEAST, _MOST = 0.3, 1.7
 """Of the budget, that is planned for while something is made up for."""
 _GAIN = (0.2, 5.0)
@@ -68,6 +74,18 @@ class VehicleLoad:
     def bytes_above(self, threshold: float) -> float:
         """Returns the bytes per day at or above a score."""
         return float(self.frames[bisect_left(self.values, threshold) :].sum()) * self.size
+
+
+def scores_of(whole: Array, recent: Array) -> Array:
+    """Returns frames by score: as many as in the whole window, distributed as the recent ones.
+
+    Args:
+        whole: [B] frames of the window by bin.
+        recent: [B] of its last part.
+    """
+    if recent.sum() < ENOUGH:
+        return whole
+    return np.asarray(recent * (whole.sum() / recent.sum()), float)
 
 
 def thresholds_of(
@@ -171,7 +189,7 @@ class Control:
     def _learn(self, arrived: Callable[[float], float], now: float) -> None:
         """Moves the gain towards planned over arrived bytes of the last days."""
         begun = now if self.started_at is None else self.started_at
-        since = max(begun, now - 2 * DAY_S)
+        since = max(begun, now - _LEARN_S)
         if not self.plans or now - since < DAY_S / 2:
             return
         planned = self._planned(since, now)
@@ -179,8 +197,8 @@ class Control:
         if planned <= 0:
             return
         ratio = min(_GAIN[1], max(_GAIN[0], planned / came if came > 0 else _GAIN[1]))
-        # A day to halve the difference: a burst of late samples is no proof that all send more.
-        step = 1 - 0.5 ** ((now - self.plans[-1][0]) / DAY_S)
+        # Slowly: a burst of late samples is no proof that all send more.
+        step = 1 - 0.5 ** ((now - self.plans[-1][0]) / _LEARN_S)
         self.gain = min(_GAIN[1], max(_GAIN[0], self.gain * (ratio / self.gain) ** step))
 
     def _planned(self, since: float, now: float) -> float:
