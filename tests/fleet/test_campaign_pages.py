@@ -99,7 +99,12 @@ def test_the_page_shows_every_vehicles_answer(client: TestClient, store: Store) 
     deliver(store)
     add(store, b"one", vehicle="car-1", trigger=Trigger(name="campaign.fog"))
     listed = client.get("/campaigns").text
-    assert "1 accepted" in listed and "1 refused" in listed and "1 left out" in listed and 'value="0.2500"' in listed
+    assert (
+        "1 accepted" in listed
+        and "1 refused" in listed
+        and "1 left out" in listed
+        and 'value="0.2500"' in listed
+    )
     page = client.get("/campaigns/fog").text
     assert "too &lt;hot&gt;" in page and "its bundle has no score entropy" in page
     assert "<script>alert" not in page and "<b>winter" not in page

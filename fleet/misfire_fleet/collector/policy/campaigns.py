@@ -29,6 +29,8 @@ ACTOR = "collector"
 _MOST = 10_000
 """Campaigns that are kept in memory; samples of an older one that ended are taken as any other."""
 _REMEMBERED = 20_000
+_MOST_STRANGERS = 1_000
+"""Bounds memory: the names are foreign."""
 _PAUSED_S = 1800.0
 """A paused campaign may start again at any time, so its samples wait in the spool."""
 
@@ -50,6 +52,8 @@ class CampaignGate:
         self._accepted: dict[str, tuple[str, int, bool]] = {}
         """Campaign, bytes, and whether it is stored, by sample, since the last refresh."""
         self._refreshed_at: float | None = None
+        self._strangers: dict[str, float] = {}
+        """When a campaign that is not known was first named: it may have started after the last refresh."""
 
     def refresh(self, store: Store, *, now: float) -> None:
         """Ends finished campaigns, and reads all with their counts. Raises StoreUnavailableError."""
@@ -71,6 +75,7 @@ class CampaignGate:
                 if before is not None:
                     known.novelty, known.seen_seq = before.novelty, before.seen_seq
             self._known, self._refreshed_at = fresh, now
+            self._strangers = {name: at for name, at in self._strangers.items() if at > now - STALE_S}
             for sample in counted:
                 self._accepted.pop(sample, None)
         for known in fresh.values():
@@ -84,7 +89,7 @@ class CampaignGate:
         with self._lock:
             known = self._known.get(offer.trigger.name)
             if known is None:
-                return None
+                return self._unknown(offer.trigger.name, now)
             fresh = [
                 (size, stored)
                 for sample, (trigger, size, stored) in self._accepted.items()
@@ -100,6 +105,15 @@ class CampaignGate:
             return None
         alone = _excess(campaign, known.stored, offer.size, [each for each in fresh if each[1]])
         return Refusal(current and alone is not None, reason)
+
+    def _unknown(self, trigger: str, now: float) -> Refusal | None:
+        """Puts off the samples of a campaign that the next refresh may know; takes them if it does not."""
+        if len(self._strangers) >= _MOST_STRANGERS:
+            return None
+        seen = self._strangers.setdefault(trigger, now)
+        if self._refreshed_at is not None and self._refreshed_at > seen:
+            return None
+        return Refusal(False, f"{trigger[:64]} is not known here yet")
 
     def cluster(self, offer: Offer) -> tuple[Novelty, int] | None:
         """Returns the memory of near-duplicates that an offer is compared with, and how many are wanted."""
