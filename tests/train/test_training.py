@@ -20,8 +20,10 @@ from misfire_runtime.preprocess import InputContract
 from misfire_train.augment import Augmentation
 from misfire_train.data import load_dataset
 from misfire_train.fit import config_key, spelled_out, train_run
+from misfire_train.fitting.averaging import AveragedWeights
 from misfire_train.fitting.backbone import CHECKPOINT
 from misfire_train.heads import recipe_named
+from misfire_train.progress import Reporter
 from misfire_train.runs import MODEL_FILE, RECORD, Run, load_run, read_splits, run_splits
 from misfire_train.tasks import Variation, get_task
 from misfire_train.tasks.answers.planes import shift_planes, zoom_planes
@@ -159,6 +161,36 @@ def test_killed_in_mid_training_and_resumed_equals_uninterrupted(tmp_path: Path)
     assert json.loads(done.stdout)["run_id"] == whole.record.run_id
     assert load_run(out).record.files == whole.record.files
     assert not (out / CHECKPOINT).exists()
+
+
+def test_averaged_weights_are_kept_and_resumed_from(tmp_path: Path) -> None:
+    class Interrupted(Reporter):
+        def line(self, text: str) -> None:
+            if text.startswith("epoch 2/3"):
+                raise KeyboardInterrupt
+
+    config = small(**{"training.ema": 0.9, "head.recipe": "none"})
+    whole = train_run(config, out=tmp_path / "whole")
+    assert config_key(small(**{"head.recipe": "none"})) != config_key(config)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(config, out=tmp_path / "two", reporter=Interrupted(quiet=True))
+    assert (tmp_path / "two" / CHECKPOINT).exists()
+    resumed = train_run(config, out=tmp_path / "two", resume=True)
+    assert resumed.record.files == whole.record.files
+
+
+def test_an_average_of_weights_follows_slowly_and_gives_the_weights_back() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    average = AveragedWeights(model, decay=0.9)
+    for step in range(1, 200):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update()
+    with average.in_use():
+        # A decay of 0.9 is nine steps behind a weight that grows by one.
+        assert model.weight.tolist() == pytest.approx([190.0, 190.0], abs=1e-3)
+        assert int(model.num_batches_tracked) == 0
+    assert model.weight.tolist() == [199.0, 199.0]
 
 
 def test_a_checkpoint_of_other_options_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ class TrainingTable(Table):
     zoom: largest random change of size; 0.5 enlarges or reduces by a factor of up to 1.5 (detection only).
     mosaic: share of training images that are joined with three others, until the last fifth of the epochs
     (detection only).
+    ema: decay of a moving average of the weights over steps, which is validated and kept in place of the
+    weights of a single step; 0 keeps those.
     precision: bf16 computes the forward pass in bfloat16; it halves the time on processors with AMX or
     AVX512-BF16 and on GPUs, and takes longer on others. Weights and losses stay fp32.
     """
@@ -79,6 +81,7 @@ class TrainingTable(Table):
     corrupt: float = Field(default=0.0, ge=0, le=1)
     zoom: float = Field(default=0.0, ge=0, le=4)
     mosaic: float = Field(default=0.0, ge=0, le=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -227,7 +230,7 @@ def shown_training(table: TrainingTable) -> str:
     return ", ".join([*words, table.precision])
 
 
-_SHARES = ("corrupt", "zoom", "mosaic")
+_SHARES = ("corrupt", "zoom", "mosaic", "ema")
 
 
 def _checked(file: TomlFile, overrides: dict[str, Any]) -> TrainConfig:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.augment import Augmentation
 from misfire_train.data import Examples
+from misfire_train.fitting.averaging import AveragedWeights
 from misfire_train.progress import Reporter
 from misfire_train.runs import write_tensors
 from misfire_train.signals import Probe, Signals
@@ -91,13 +93,14 @@ class Saving:
 
 @dataclass
 class Progressed:
-    """Holds the progress of a fit. best: validation loss and its epoch (from 0)."""
+    """Holds the progress of a fit. best: validation loss and its epoch (from 0). steps: in the average."""
 
     epoch: int = 0
     best_loss: float = math.inf
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
     stopped: bool = False
+    steps: int = 0
 
 
 def fit_network(
@@ -113,6 +116,8 @@ def fit_network(
 ) -> Progressed:
     """Trains `probe.model` in place and leaves it in eval mode with the weights of its best epoch.
 
+    Those are averaged over steps if the table says so; what is averaged is what is validated.
+
     Raises ConfigError if the loss becomes NaN (the learning rate is too high), or if `saving` has a
     checkpoint of something else.
     """
@@ -124,15 +129,18 @@ def fit_network(
     model = accelerator.unwrap_model(probe).model
     state = Progressed()
     best = _snapshot(model)
+    average = AveragedWeights(model, decay=table.ema) if table.ema else None
     if saving is not None and saving.resume and saving.path.is_file():
-        state, best = _restore(saving, model, optimizer, joint)
+        state, best = _restore(saving, model, optimizer, joint, average)
         reporter.line(f"resumed after epoch {state.epoch} of {table.epochs}")
     augmentation = Augmentation.of(table, task=task, contract=data.contract)
-    loop = _Loop(accelerator, probe, optimizer, data, task, table, augmentation, joint, seed)
+    loop = _Loop(accelerator, probe, optimizer, data, task, table, augmentation, joint, average, seed)
     with reporter.steps("training", table.epochs - state.epoch) as steps:
         while state.epoch < table.epochs and not state.stopped:
             train_loss = loop.epoch(state.epoch)
-            loss, accuracy = evaluate(model, data.validation, task=task, contract=data.contract)
+            with average.in_use() if average else nullcontext():
+                loss, accuracy = evaluate(model, data.validation, task=task, contract=data.contract)
+                weights = _snapshot(model) if loss < state.best_loss else best
             if not (math.isfinite(train_loss) and math.isfinite(loss)):
                 raise ConfigError(
                     f"the loss is not finite after epoch {state.epoch + 1}; lower training.learning_rate "
@@ -140,8 +148,9 @@ def fit_network(
                 )
             state.history.append({"train_loss": train_loss, "validation_loss": loss, "accuracy": accuracy})
             if loss < state.best_loss:
-                state.best_loss, state.best_epoch, best = loss, state.epoch, _snapshot(model)
+                state.best_loss, state.best_epoch, best = loss, state.epoch, weights
             state.epoch += 1
+            state.steps = average.steps if average else 0
             state.stopped = state.epoch - 1 - state.best_epoch >= table.patience
             steps.advance()
             reporter.line(
@@ -150,7 +159,7 @@ def fit_network(
                 + ("  (stops: no better for a while)" if state.stopped else "")
             )
             if saving is not None and accelerator.is_main_process:
-                _save(saving, model, optimizer, joint=joint, state=state, best=best)
+                _save(saving, model, optimizer, joint=joint, average=average, state=state, best=best)
     # The best epoch, not the last one: the last ones are those that brought nothing.
     model.load_state_dict(best)
     model.eval()
@@ -191,6 +200,7 @@ class _Loop:
     table: TrainingTable
     augmentation: Augmentation
     joint: JointObjective | None
+    average: AveragedWeights | None
     seed: int
 
     def epoch(self, number: int) -> float:
@@ -227,6 +237,8 @@ class _Loop:
         # A rare large gradient must not undo an epoch.
         self.accelerator.clip_grad_norm_(self.probe.parameters(), 5.0)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         return loss.detach()
 
     def _signals(self, images: Tensor) -> Signals:
@@ -270,6 +282,7 @@ def _save(
     optimizer: Any,
     *,
     joint: JointObjective | None,
+    average: AveragedWeights | None,
     state: Progressed,
     best: Mapping[str, Tensor],
 ) -> None:
@@ -278,15 +291,20 @@ def _save(
     tensors.update({f"best.{name}": value for name, value in best.items()})
     for index, moments in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in moments.items()})
+    if average is not None:
+        tensors.update({f"average.{name}": value for name, value in average.state().items()})
     if joint is not None:
         tensors.update({f"joint.{i}": value for i, value in enumerate(joint.parameters())})
-    kept = {"epoch": state.epoch, "best_epoch": state.best_epoch, "stopped": state.stopped, "key": saving.key}
-    words = json.dumps({**kept, "best_loss": state.best_loss, "history": state.history})
+    words = json.dumps({**asdict(state), "key": saving.key})
     write_tensors(saving.path, tensors, metadata={"state": words})
 
 
 def _restore(
-    saving: Saving, model: nn.Module, optimizer: Any, joint: JointObjective | None
+    saving: Saving,
+    model: nn.Module,
+    optimizer: Any,
+    joint: JointObjective | None,
+    average: AveragedWeights | None,
 ) -> tuple[Progressed, dict[str, Tensor]]:
     path = saving.path
     try:
@@ -304,6 +322,9 @@ def _restore(
         return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
     model.load_state_dict(under("model."))
+    state = Progressed(**words)
+    if average is not None:
+        average.restore(under("average."), steps=state.steps)
     if joint is not None:
         with torch.no_grad():
             for i, parameter in enumerate(joint.parameters()):
@@ -315,4 +336,4 @@ def _restore(
     # Only the moments are restored; the learning rate follows from the epoch.
     held = optimizer.state_dict()
     optimizer.load_state_dict({"state": moments, "param_groups": held["param_groups"]})
-    return Progressed(**words), under("best.")
+    return state, under("best.")

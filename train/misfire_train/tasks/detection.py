@@ -92,6 +92,7 @@ class Detection(Task):
             "training.flip": True,
             "training.zoom": 0.4,
             "training.mosaic": 0.5,
+            "training.ema": 0.99,
             "training.precision": "bf16" if half_pays() else "fp32",
             # Frames are few: more copies would teach the head these drives, not drives.
             "head.copies": 4,
