@@ -8,8 +8,9 @@ frame under one corruption family at a random severity, all families known to th
 heads that each lack a third of the families, each judged on that third. `gains` is the default head's
 difference to the free one-pass score that is best in this view by this measure, with paired 95 % intervals
 over frames (seeds share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed
-objects that lie in the top tenth of frames. Detectors are kept in --work. They are trained by the recipe
-without mosaics, as those of the results before, so that only scores differ.
+objects that lie in the top tenth of frames. Detectors are kept in --work, and so is what was seen of each
+seed (views-SEED.npz): an interrupted run goes on from there. Remove those to fit heads and scores again to
+the same detectors.
 
 Rows beside the product's scores: `pooled_learning_loss` and `pooled_learning_loss_pp`, the papers' heads on
 pooled feature maps, fitted to the frame loss of the clean held-out frames; `box_neighbours`, the distance of
@@ -21,6 +22,7 @@ the budget); `fog` is every frame under fog, whose head never saw a family of fo
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +37,7 @@ from torch.nn import functional
 if not __package__:
     sys.path[:0] = [str(Path(__file__).resolve().parents[2] / folder) for folder in ("", "fleet")]
 
-from benchmarks.record import command_line, finish, run, work_folder
+from benchmarks.record import command_line, finish, plain, run, work_folder
 from misfire_runtime.boxes import SILENCE
 from misfire_train.boxes.average_precision import average_precision
 from misfire_train.boxes.candidates import find_candidates
@@ -45,9 +47,9 @@ from misfire_train.data import Dataset, Examples, load_dataset
 from misfire_train.data.corruptions import FAMILIES
 from misfire_train.fit import Parts, fit
 from misfire_train.heads import recipe_named
-from misfire_train.heads.box_training import BoxSet, collect_boxes, fit_on_boxes, new_box_head
+from misfire_train.heads.box_training import collect_boxes, fit_on_boxes, new_box_head
 from misfire_train.heads.boxes import BoxHead
-from misfire_train.heads.data import corrupted_copies
+from misfire_train.heads.data import BoxSet, corrupted_copies
 from misfire_train.heads.training import fit_head
 from misfire_train.metrics import aurc, auroc, spearman
 from misfire_train.runs import Run, load_run
@@ -66,6 +68,8 @@ COPIES = 3
 MEASURES = ("rho", "rho_errors", "auroc_failed", "misses_at_1", "misses_at_5", "misses_at_10", "aurc")
 GAINS = ("rho", "auroc_failed", "misses_at_10")
 VIEWS = ("clean", "known", "left_out")
+TRUTH = ("loss", "errors", "missed", "failed", "blind", "frame")
+"""Columns of what is seen, beside the scores."""
 GOALS = {
     ("known", "rho"): 0.02,
     ("known", "auroc_failed"): 0.02,
@@ -105,11 +109,32 @@ class Seen:
 def joined(views: Sequence[Seen]) -> Seen:
     """All rows of several views of the same scores."""
     scores = {name: np.concatenate([view.scores[name] for view in views]) for name in views[0].scores}
-    columns = (
-        np.concatenate([getattr(view, name) for view in views])
-        for name in ("loss", "errors", "missed", "failed", "blind", "frame")
-    )
+    columns = (np.concatenate([getattr(view, name) for view in views]) for name in TRUTH)
     return Seen(scores, *columns)
+
+
+def keep(path: Path, views: Mapping[str, Seen], facts: Mapping[str, Any]) -> None:
+    """Writes what was seen of a seed, and facts about it."""
+    columns: dict[str, NDArray[Any]] = {}
+    for name, seen in views.items():
+        columns |= {f"{name}/score/{score}": values for score, values in seen.scores.items()}
+        columns |= {f"{name}/{column}": getattr(seen, column) for column in TRUTH}
+    part = path.with_suffix(".part.npz")
+    np.savez(part, facts=np.array(json.dumps(plain(dict(facts)))), **columns)
+    part.replace(path)
+
+
+def kept(path: Path) -> tuple[dict[str, Seen], dict[str, Any]]:
+    """Returns what `keep` wrote."""
+    with np.load(path) as file:
+        columns = {name: file[name] for name in file.files}
+    facts: dict[str, Any] = json.loads(str(columns.pop("facts")))
+    views = {}
+    for view in dict.fromkeys(name.partition("/")[0] for name in columns):
+        start = f"{view}/score/"
+        scores = {name.removeprefix(start): v for name, v in columns.items() if name.startswith(start)}
+        views[view] = Seen(scores, *(columns[f"{view}/{column}"] for column in TRUTH))
+    return views, facts
 
 
 def parts_of(dataset: Dataset) -> dict[str, Examples]:
@@ -135,7 +160,6 @@ def trained(dataset: Dataset, seed: int, chosen: argparse.Namespace) -> Run:
         "seed": seed,
         "head.recipe": "none",
         "data": chosen.data,
-        "training.mosaic": 0.0,
     }
     if chosen.quick:
         overrides |= {"training.epochs": 1, "training.patience": 1}
@@ -303,7 +327,7 @@ def fitted_heads(run_: Run, holdout: Examples, task: Detection, seed: int, *, qu
 
 
 def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict[str, Seen], dict[str, Any]]:
-    """The three views of a seed, and how good the detector is."""
+    """The views of a seed, how good the detector is, and how strong its heads are."""
     task = run_.task
     assert isinstance(task, Detection)
     parts, test = parts_of(dataset), dataset.test
@@ -339,7 +363,8 @@ def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict
     foggy = next(number for number, group in enumerate(GROUPS) if "fog" in group)
     fog = shifted(test, ("fog",), seed=9_000_000 + seed)
     views["fog"] = observe(run_, fog, [*scorers, heads[1 + foggy]], task)
-    return views, quality(run_, test, task, classes=len(dataset.classes))
+    chosen = [{"base": head.base, "strength": head.strength} for head in heads]
+    return views, {**quality(run_, test, task, classes=len(dataset.classes)), "heads": chosen}
 
 
 @torch.no_grad()
@@ -494,7 +519,10 @@ def main() -> int:
     seeds, detectors, free, head = [], [], [], ""
     for seed in chosen.seeds:
         run_ = trained(dataset, seed, chosen)
-        views, good = judged(run_, dataset, seed, quick=chosen.quick)
+        file = chosen.work / f"views-{seed}{'-quick' if chosen.quick else ''}.npz"
+        if not file.exists():
+            keep(file, *judged(run_, dataset, seed, quick=chosen.quick))
+        views, good = kept(file)
         seeds.append(views)
         detectors.append({"seed": seed, **good})
         task = run_.task
