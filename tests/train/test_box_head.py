@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from misfire_runtime.boxes import BoxRule
 from misfire_runtime.preprocess import InputContract
+from misfire_train.commands.train import describe_head
 from misfire_train.heads import build_head_from_state, recipe_named
 from misfire_train.heads.base import NAME
-from misfire_train.heads.box_training import BoxSet, collect_boxes, new_box_head, standardise
-from misfire_train.heads.boxes import MARGIN, BoxHead, candidate_statistics
-from misfire_train.heads.data import TensorSet
+from misfire_train.heads.box_strength import better_base
+from misfire_train.heads.box_training import collect_boxes, fit_on_boxes, new_box_head, standardise
+from misfire_train.heads.boxes import BASES, LINE, MARGIN, BoxHead, candidate_statistics
+from misfire_train.heads.data import BoxSet, TensorSet
 from misfire_train.heads.training import fit_head
 from misfire_train.metrics import spearman
 from misfire_train.scores import build, gather
@@ -24,6 +26,7 @@ from misfire_train.tasks.detection import Detection
 
 CONTRACT = InputContract(width=64, height=48, color="gray")
 TASK = Detection(BoxRule(candidates=8, min_side=2))
+SHORT = replace(recipe_named("learning-loss-pp"), steps=100)
 
 
 class Detector(nn.Module):
@@ -87,7 +90,7 @@ def fitted(probe: Probe) -> BoxHead:
     found = fit_head(
         probe,
         task=TASK,
-        recipe=replace(recipe_named("learning-loss-pp"), steps=120),
+        recipe=replace(recipe_named("learning-loss-pp"), steps=120, strength=1.0),
         train=held_out,
         holdout=held_out,
         contract=CONTRACT,
@@ -204,3 +207,67 @@ def test_rows_of_sets_stay_together(probe: Probe, fitted: BoxHead) -> None:
     assert both.image.tolist() == [*range(5), *range(5)] and both.clean.tolist() == [True] * 5 + [False] * 5
     assert torch.equal(both.take(torch.tensor([7])).parts[0][0], one.parts[0][2])
     assert fitted.name == NAME
+
+
+@pytest.fixture(scope="module")
+def drives(probe: Probe) -> BoxSet:
+    """Holds held-out frames of eight drives; the worse half has failed."""
+    head = new_box_head(probe, task=TASK, recipe=SHORT, contract=CONTRACT)
+    held_out = labelled(320, seed=11)
+    rows = collect_boxes(probe, head, held_out, task=TASK, contract=CONTRACT, clean=True)
+    groups = np.array([f"drive-{i % 8}" for i in range(len(rows))])
+    # By the rule nearly every frame has failed, which would show no rank.
+    return replace(rows, group=groups, failed=rows.losses > rows.losses.median())
+
+
+def test_a_correction_that_holds_on_other_drives_is_kept(probe: Probe, drives: BoxSet) -> None:
+    blank = new_box_head(probe, task=TASK, recipe=SHORT, contract=CONTRACT)
+    report = fit_on_boxes(blank, drives, task=TASK, recipe=SHORT).report
+    choice = report.choice
+    assert choice is not None and (choice["by"], choice["count"]) == ("groups", 8)
+    assert blank.strength == choice["strength"] >= 0.5 and blank.base == choice["columns"] == report.base
+    assert report.auroc is not None and report.auroc_base is not None
+    assert report.auroc > report.auroc_base + 0.02
+    words = describe_head(report.to_dict())[0]
+    assert f"on {blank.base}, strength {blank.strength:g} of 1, chosen over 8 groups; at 0" in words
+    again = build_head_from_state(blank.recipe, blank.options, blank.state_dict())
+    assert isinstance(again, BoxHead) and again.definition == blank.definition
+    assert (again.strength, again.base) == (blank.strength, blank.base)
+
+
+def test_without_a_hint_beyond_the_scores_the_head_is_the_free_score(probe: Probe, drives: BoxSet) -> None:
+    x, kept, below, frame = drives.parts
+    noise = torch.cat((x[..., :LINE], torch.randn(x[..., LINE:].shape, generator=torch.manual_seed(0))), 2)
+    blind = replace(drives, parts=(noise, kept, below, torch.randn(frame.shape)))
+    head = new_box_head(probe, task=TASK, recipe=SHORT, contract=CONTRACT)
+    report = fit_on_boxes(head, blind, task=TASK, recipe=SHORT).report
+    assert head.strength == 0 and head.definition.startswith(f"log of {head.base} alone")
+    assert report.auroc == report.auroc_base
+    held_out, judged = labelled(320, seed=11), labelled(50, seed=12)
+    with torch.no_grad():
+        signals = probe(judged.images)
+        score = head(signals)
+        free = build([head.base], task=TASK, holdout=_fit_set(probe, held_out))[0](signals)
+        # The floor below the logarithm is all that differs.
+        assert torch.exp(score).numpy() == pytest.approx(free.numpy(), abs=2e-4)
+        assert set(head.details(signals)) == {"box.p_tp", "box.iou"}
+
+
+def test_a_head_of_either_base_at_a_stated_strength(probe: Probe, drives: BoxSet) -> None:
+    heads = {}
+    for base in BASES:
+        head = new_box_head(probe, task=TASK, recipe=SHORT, contract=CONTRACT)
+        recipe = replace(SHORT, steps=20, strength=0.25, base=base)
+        fit_on_boxes(head, drives, task=TASK, recipe=recipe)
+        assert (head.base, head.strength) == (base, 0.25)
+        heads[base] = head.predict(drives.parts)[:, 0]
+    # Errors are counted; their share is below one.
+    assert bool((heads["expected_lrp"] < 0).all()) and bool((heads["expected_errors"] > 0).any())
+
+
+def test_the_better_base_is_that_with_less_risk_on_clean_frames_and_copies() -> None:
+    failed = np.array([True, False, True, False] * 10)
+    clean = np.arange(40) < 20
+    good, bad = failed.astype(float), np.where(clean, failed, ~failed).astype(float)
+    assert better_base({BASES[0]: bad, BASES[1]: good}, failed=failed, clean=clean) == BASES[1]
+    assert better_base({BASES[0]: good, BASES[1]: good}, failed=failed, clean=clean) == BASES[0]

@@ -76,7 +76,7 @@ PLANS = {
             "detection.alarm": 0.6,
             # Enough for so small a network, and quick.
             "head.copies": 4,
-            "head.strength": 1.0,
+            "head.strength": 0.5,
         },
         # Where a detector sees nothing, no score of boxes knows: `silence` may take half of the uploads.
         triggers=(

@@ -134,7 +134,9 @@ def describe_head(report: Mapping[str, Any]) -> list[str]:
             "the score is constant" if report["base"] == "none" else f"the score is the {report['base']}"
         )
         words = f"strength {choice['strength']:g} of 1, chosen over {choice['count']} {choice['by']}"
-        columns = f", reads {choice['columns']}" if choice["strength"] else ""
+        # A detector's head has no sets of columns, and its choice names the free score.
+        known = choice["strength"] and choice["columns"] != report["base"]
+        columns = f", reads {choice['columns']}" if known else ""
         lines = [f"failure score: {report['recipe']}{stands}, {words}{columns}; at 0 {at_zero}"]
         seen = f"{choice['by']} left out"
         if choice["by"] == "images":

@@ -166,7 +166,14 @@ def refit_of_run(
     # The refit is judged for the score that the run has, so it is of the same strength.
     options = run.record.head.options
     if "strength" in options:
-        recipe = replace(recipe, strength=options["strength"], columns=options.get("columns"))
+        # A detector's head has no sets of columns: their number is among its options.
+        columns = options.get("columns")
+        recipe = replace(
+            recipe,
+            strength=options["strength"],
+            columns=columns if isinstance(columns, str) else None,
+            base=options.get("base"),
+        )
     folds: tuple[FoldNetwork, ...] = ()
     obstacle = ""
     if recipe.joint:

@@ -1,26 +1,31 @@
 """Trains the head of a detector on held-out frames, clean and corrupted; the detector is not changed.
 
-frames --probe, match--> BoxSet --cross-entropy of each candidate + objective on frames--> BoxHead --> Fitted
+frames --probe, match--> BoxSet --leave_out_boxes--> base, strength
+                                --cross-entropy of each candidate + objective on frames--> BoxHead --> Fitted
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.preprocess import InputContract
 from misfire_train.boxes.matching import label_candidates
-from misfire_train.heads.base import Parts
+from misfire_train.data import Examples
+from misfire_train.heads.box_strength import leave_out_boxes
 from misfire_train.heads.boxes import BELOW_ROW, KEPT_ROW, LOG_UNSEEN, BoxHead
-from misfire_train.heads.data import LabelledSet, checked_losses, on_cpu
+from misfire_train.heads.data import BoxSet, LabelledSet, checked_losses, on_cpu
 from misfire_train.heads.fitted import CHECK_SHARE, Fitted, HeadReport, name_collapse
+from misfire_train.heads.leaving_out import LeftOut
 from misfire_train.heads.pairs import paired_objective, row_weights
 from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.metrics import aurc, auroc, pair_accuracy
@@ -31,7 +36,7 @@ from misfire_train.scores.fitting import evaluating
 from misfire_train.signals import Probe
 from misfire_train.tasks.detection import Detection
 
-BASE = "expected_lrp"
+Floats = NDArray[np.float64]
 # A frame has a hundred candidates, so that fewer frames make a batch of the same cost.
 FRAMES = 48
 IMAGES = 32
@@ -41,54 +46,6 @@ UNSEEN_WEIGHT = 0.3
 """Of the likelihood of the unseen objects."""
 STEPS_SHARE = 4 / 7
 """Of a recipe's steps: a step sees thousands of candidates, and more steps learn the drives by heart."""
-
-
-@dataclass(frozen=True)
-class BoxSet:
-    """Holds R frames and versions. parts: of the head. right, overlap, uncovered: labels [R,K], NaN if none.
-
-    unseen: [R], missed objects without a candidate.  losses, failed: [R].
-    image: [R], the image that a row shows.  clean: bool [R].
-    """
-
-    parts: Parts
-    right: Tensor
-    overlap: Tensor
-    uncovered: Tensor
-    unseen: Tensor
-    losses: Tensor
-    failed: Tensor
-    image: Tensor
-    clean: Tensor
-
-    def __len__(self) -> int:
-        return len(self.losses)
-
-    def take(self, rows: Tensor) -> BoxSet:
-        """Returns the rows at these positions."""
-        return BoxSet(
-            tuple(part[rows] for part in self.parts),
-            *(value[rows] for value in self._columns()),
-        )
-
-    def _columns(self) -> tuple[Tensor, ...]:
-        return (
-            self.right,
-            self.overlap,
-            self.uncovered,
-            self.unseen,
-            self.losses,
-            self.failed,
-            self.image,
-            self.clean,
-        )
-
-    @staticmethod
-    def join(sets: Sequence[BoxSet]) -> BoxSet:
-        """Returns all rows of several sets."""
-        parts = tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True))
-        columns = [torch.cat(column) for column in zip(*(s._columns() for s in sets), strict=True)]
-        return BoxSet(parts, *columns)
 
 
 def fit_box_head(
@@ -167,6 +124,7 @@ def collect_boxes(
     """Returns what the head learns from, of one pass over the frames. Raises ConfigError on bad losses."""
     device = next(probe.parameters()).device
     sets = []
+    groups = np.array(examples.groups, np.str_) if isinstance(examples, Examples) else None
     with evaluating(probe, head):
         for rows in _blocks(len(examples)):
             signals = on_cpu(probe(examples.batch(rows, contract).to(device)))
@@ -186,6 +144,7 @@ def collect_boxes(
                     task.failed(final, targets),
                     torch.from_numpy(rows),
                     torch.full((len(rows),), clean),
+                    None if groups is None else groups[rows],
                 )
             )
     return BoxSet.join(sets)
@@ -205,7 +164,13 @@ def fit_on_boxes(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> Fitted:
-    """Optimises a head and checks it on images set aside (all copies of an image on one side)."""
+    """Optimises a head; one whose strength the recipe leaves open gets what holds on groups left out.
+
+    Then it is fitted on all rows, and the report shows what heads did on groups that they never saw. If the
+    recipe states the strength, the head is checked on images set aside (all copies of an image on one side).
+    """
+    if recipe.strength is None:
+        return _fit_chosen(head, data, task=task, recipe=recipe, seed=seed, reporter=reporter)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     images = int(data.image.max()) + 1
@@ -213,12 +178,46 @@ def fit_on_boxes(
     aside = torch.isin(data.image, checked)
     fitting, check = data.take((~aside).nonzero().flatten()), data.take(aside.nonzero().flatten())
     standardise(head, fitting)
-    base = _frame_scores(head, check)
-    optimise_boxes(head, fitting, task=task, recipe=recipe, generator=generator, reporter=reporter)
-    head.shrink()
+    if recipe.strength:
+        optimise_boxes(head, fitting, task=task, recipe=recipe, generator=generator, reporter=reporter)
+    head.base = recipe.base or head.base
+    head.weaken(recipe.strength)
     head.eval().requires_grad_(False)
     head.recipe = recipe.name
-    return Fitted(head, _report(head, check, base, recipe, samples=len(data)))
+    free = copy.deepcopy(head)
+    free.weaken(0.0)
+    scores = (_frame_scores(head, check), _frame_scores(free, check))
+    return Fitted(head, _report(*scores, check, recipe, of=data, base=head.base))
+
+
+def _fit_chosen(
+    head: BoxHead,
+    data: BoxSet,
+    *,
+    task: Detection,
+    recipe: HeadRecipe,
+    seed: int,
+    reporter: Reporter | None,
+) -> Fitted:
+    """Chooses base and strength, then fits on all rows."""
+
+    def fit(own: BoxHead, rows: BoxSet) -> None:
+        standardise(own, rows)
+        generator = torch.Generator().manual_seed(seed)
+        optimise_boxes(own, rows, task=task, recipe=recipe, generator=generator, reporter=reporter)
+        own.eval().requires_grad_(False)
+
+    found = leave_out_boxes(head, data, standardise=standardise, fit=fit, seed=seed)
+    torch.manual_seed(seed)
+    if found.choice.strength:
+        fit(head, data)
+    else:
+        standardise(head, data)
+        head.eval().requires_grad_(False)
+    head.base = found.choice.columns
+    head.weaken(found.choice.strength)
+    head.recipe = recipe.name
+    return Fitted(head, _report_left_out(head, data, found, recipe))
 
 
 @torch.no_grad()
@@ -312,12 +311,15 @@ def _cross_entropy(log_odds: Tensor, label: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _frame_scores(head: BoxHead, data: BoxSet) -> Tensor:
-    return head.predict(data.parts)[:, 0]
+def _frame_scores(head: BoxHead, data: BoxSet) -> Floats:
+    values: Floats = head.predict(data.parts)[:, 0].double().numpy()
+    return values
 
 
-def _report(head: BoxHead, check: BoxSet, base: Tensor, recipe: HeadRecipe, *, samples: int) -> HeadReport:
-    score, free = _frame_scores(head, check).double().numpy(), base.double().numpy()
+def _report(
+    score: Floats, free: Floats, check: BoxSet, recipe: HeadRecipe, *, of: BoxSet, base: str
+) -> HeadReport:
+    """Returns what scores [R] showed on the rows of a check. of: all rows that there are."""
     loss, failed = check.losses.double().numpy(), check.failed.numpy()
     accuracy = float(pair_accuracy(score, loss)) if len(np.unique(loss)) > 1 else math.nan
     deviation = float(score.std())
@@ -325,10 +327,10 @@ def _report(head: BoxHead, check: BoxSet, base: Tensor, recipe: HeadRecipe, *, s
     both = 0 < int(failed.sum()) < len(failed)
     return HeadReport(
         recipe=recipe.name,
-        samples=samples,
-        units=int(check.right.shape[1]),
+        samples=len(of),
+        units=int(of.right.shape[1]),
         steps=max(1, round(STEPS_SHARE * recipe.steps)),
-        base=BASE,
+        base=base,
         pair_accuracy=accuracy,
         deviation=deviation,
         collapsed=name_collapse(deviation, accuracy),
@@ -338,4 +340,21 @@ def _report(head: BoxHead, check: BoxSet, base: Tensor, recipe: HeadRecipe, *, s
         auroc=float(auroc(score, failed)) if both else None,
         auroc_base=float(auroc(free, failed)) if both else None,
         notes=() if both else (one_kind,),
+    )
+
+
+def _report_left_out(head: BoxHead, data: BoxSet, found: LeftOut, recipe: HeadRecipe) -> HeadReport:
+    """Returns what heads that never saw a group showed on it: on clean frames, AUROC as means over folds."""
+    rows = data.clean.nonzero().flatten() if bool(data.clean.any()) else torch.arange(len(data))
+    report = _report(
+        found.scores[rows.numpy()], found.free[rows.numpy()], data.take(rows), recipe, of=data, base=head.base
+    )
+    choice = found.choice
+    gain = 0.0 if choice.gain is None or choice.gain.clean is None else choice.gain.clean
+    free = choice.free
+    return replace(
+        report,
+        auroc=None if free is None else free + gain,
+        auroc_base=free,
+        choice=choice.to_dict(),
     )

@@ -3,12 +3,13 @@
 log-odds of a candidate = Platt's line + mean over members of MLP(standardised statistics)
     kept boxes: it is the box of an object      candidates below the threshold: it is one without a box
 log of the unseen objects = constant + mean over members of MLP(standardised statistics of the frame)
-score of a frame = log of the LRP that probabilities, predicted overlaps and unseen objects add up to
+score of a frame = log of the LRP, or of the errors, that probabilities, overlaps and unseen objects add up to
 
-One network serves all candidates. Last layers start at zero, so the head starts as `expected_lrp` and cannot
-start worse. What a candidate looks like, which others agree with it, and what stands around it tell false
-boxes and misses apart better than its score alone. An object without any candidate has no evidence of its
-own; but how many there are on average depends on how well the frame can be seen, and that shows in it.
+One network serves all candidates. Last layers start at zero, so the head starts as the free score and cannot
+start worse; its corrections are weakened to what holds on groups left out (heads/box_strength.py). What a
+candidate looks like, which others agree with it, and what stands around it tell false boxes and misses apart
+better than its score alone. An object without any candidate has no evidence of its own; but how many there
+are on average depends on how well the frame can be seen, and that shows in it.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ ANSWERS = 2
 """Of a candidate: log-odds of being right, and of its overlap between tau and 1."""
 LOG_UNSEEN = (-8.0, 4.0)
 """Bounds of the logarithm of the unseen objects, so that an unfamiliar frame cannot make it explode."""
-STRENGTH = 0.5
-"""Of the correction of candidates, once it is trained."""
+BASES = ("expected_lrp", "expected_errors")
+"""Free scores that a head can end as: the share of errors, and their number."""
 MARGIN = 1.25
 """By how much the log of the unseen objects must rise before it counts half, and from twice that in full.
 
-Both were chosen by leaving out a town of the held-out half of carla-detection: frames of another town differ
+It was chosen by leaving out a town of the held-out half of carla-detection: frames of another town differ
 that much without being harder; corrupted ones differ more.
 """
 # MetaDetect's limit (Schubert et al. 2021): candidates above it speak of one object.
@@ -65,11 +66,12 @@ class BoxHead(LossHead):
         columns, frame_columns: number of statistics of a candidate, and of a frame.
         sees_features: it reads the features of each candidate's cell; a graph from elsewhere may have none.
         hidden, members: of its committees.
+        base: the free score that it corrects, of BASES.
+        strength: what is left of the correction; at 0 the head is the free score.
     """
 
     serves = Detection.name
     recipe = "learning-loss-pp"
-    definition = "log of the expected LRP: calibrated candidates, corrected from their statistics"
     lines: Tensor
     center: Tensor
     spread: Tensor
@@ -87,12 +89,15 @@ class BoxHead(LossHead):
         sees_features: bool = True,
         hidden: int = 32,
         members: int = 4,
+        base: str = BASES[0],
+        strength: float = 1.0,
         task: str = "detection",
     ) -> None:
         super().__init__()
         self.task = Detection(rule if isinstance(rule, BoxRule) else BoxRule.model_validate(dict(rule)))
         self.width, self.height, self.sees_features = width, height, sees_features
         self.hidden, self.members = hidden, members
+        self.base, self.strength = base, strength
         self.correction = _Pairs(columns, hidden=hidden, members=members)
         self.unseen = Committee(frame_columns, hidden=hidden, members=members)
         # Slope and offset of Platt's line of kept boxes, and of candidates below the threshold.
@@ -103,6 +108,16 @@ class BoxHead(LossHead):
         self.register_buffer("frame_spread", torch.ones(frame_columns))
         self.register_buffer("center", torch.zeros(columns))
         self.register_buffer("spread", torch.ones(columns))
+        self.define()
+
+    def define(self) -> None:
+        """Sets the definition that a manifest prints."""
+        if self.strength == 0:
+            self.definition = f"log of {self.base} alone: no correction earned its place"
+            return
+        what = "LRP" if self.base == BASES[0] else "errors"
+        share = "corrected" if self.strength == 1 else f"{self.strength:g} corrected"
+        self.definition = f"log of the expected {what}: calibrated candidates, {share} from their statistics"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,11 +132,21 @@ class BoxHead(LossHead):
             "sees_features": self.sees_features,
             "hidden": self.hidden,
             "members": self.members,
+            "base": self.base,
+            "strength": self.strength,
         }
 
     def extract(self, signals: Signals) -> Parts:
         """Returns the parts: statistics of candidates and of the frame, and what is kept."""
         found = self.task.candidates(signals)
+        if self.strength == 0:
+            # Nothing else is read, so nothing else is computed.
+            return (
+                scored_logits(found),
+                found.shown,
+                found.hidden,
+                signals.outputs.new_zeros(len(found.logit), 0),
+            )
         own = candidate_statistics(found, width=self.width, height=self.height)
         sums, logits = frame_sums(found, own), ranked_logits(found)
         # What the whole frame holds, seen from each candidate; its own columns stay in front.
@@ -140,9 +165,12 @@ class BoxHead(LossHead):
         return self.score_of(parts, *self.member_answers(parts))[..., None]
 
     @torch.no_grad()
-    def shrink(self) -> None:
-        """Halves what was learned about candidates: not all of it holds on another drive."""
-        self.correction.last.mul_(STRENGTH)
+    def weaken(self, strength: float) -> None:
+        """Keeps this share of what training made of the head."""
+        self.correction.last.mul_(strength)
+        self.unseen.last.mul_(strength)
+        self.strength = strength
+        self.define()
 
     def member_answers(self, parts: Parts) -> tuple[Tensor, Tensor]:
         """Returns each member's answers as they are trained, [members,N,K,2] and [members,N]."""
@@ -158,6 +186,10 @@ class BoxHead(LossHead):
         Unseen objects are as many as on average unless the frame says clearly that they are more.
         """
         x, shape = parts[0].flatten(0, 1), parts[0].shape[:2]
+        if self.strength == 0:
+            line, start = self._line()
+            both = torch.addmm(start, x[:, :LINE], line).view(*shape, ANSWERS)
+            return both, self.log_unseen.expand(len(parts[0]))
         # One product for the members' mean, the line and the offsets.
         seen = torch.cat((self.correction.wide(self._rows(x)), x[:, :LINE]), 1)
         line, start = self._line()
@@ -165,7 +197,7 @@ class BoxHead(LossHead):
         both = torch.addmm(start, seen, weight).view(*shape, ANSWERS)
         # The smaller of x and 2 (x - MARGIN), but at least 0; both are columns of one product.
         last = _mean_last(self.unseen)
-        offsets = self.log_unseen + last.new_tensor((0.0, -2 * MARGIN))
+        offsets = self.log_unseen + last.new_tensor((0.0, -2 * MARGIN * self.strength))
         raised = torch.addmm(offsets, self.unseen.wide(self._frames(parts)), torch.cat((last, 2 * last), 1))
         return both, torch.maximum(raised.amin(1), self.log_unseen)
 
@@ -206,18 +238,20 @@ class BoxHead(LossHead):
         return torch.stack((line, torch.zeros_like(line)), 1), torch.stack((below[1], self.typical_overlap))
 
     def score_of(self, parts: Parts, both: Tensor, log_unseen: Tensor) -> Tensor:
-        """Returns the log of the expected loss, [...,N].
+        """Returns the log of the expected loss, or of the expected errors if they are the base, [...,N].
 
         both: [...,N,K,2].  log_unseen: [...,N].
         """
         _x, kept, below, _frame = parts
         p, overlap = torch.sigmoid(both).unbind(-1)
-        unseen = torch.exp(log_unseen.clamp(*LOG_UNSEEN))
         # Kept boxes are right or false; candidates below the threshold, and unseen objects, are missed.
-        there = (kept + p * below).sum(-1) + unseen
-        # The overlap runs from tau to 1, and (1 - IoU)/(1 - tau) from 1 to 0.
-        wrong = there - (p * overlap * kept).sum(-1)
-        return torch.log((wrong + LEAST_LOSS) / (there + PRIOR))
+        there, right = (kept + p * below).sum(-1), p * kept
+        if self.strength:
+            there = there + torch.exp(log_unseen.clamp(*LOG_UNSEEN))
+            # The overlap runs from tau to 1, and (1 - IoU)/(1 - tau) from 1 to 0.
+            right = right * overlap
+        wrong = there - right.sum(-1) + LEAST_LOSS
+        return torch.log(wrong if self.base == BASES[1] else wrong / (there + PRIOR))
 
 
 class _Pairs(Committee):
@@ -274,6 +308,11 @@ def candidate_statistics(found: Candidates, *, width: int, height: int) -> Tenso
         ),
         2,
     )
+
+
+def scored_logits(found: Candidates) -> Tensor:
+    """Returns what Platt's lines read, [N,K,LINE]: a candidate's logit, whether it is kept, their product."""
+    return torch.stack((found.logit, found.shown, found.logit * found.shown), 2)
 
 
 def frame_sums(found: Candidates, own: Tensor) -> Tensor:

@@ -123,13 +123,73 @@ class LossSet:
 
     def groups_of_images(self) -> list[str]:
         """Returns the group of each image, by number; its own number if no group is known."""
-        images = int(self.image.max()) + 1
-        if self.group is None:
-            return [str(number) for number in range(images)]
-        names = [""] * images
-        for number, name in zip(self.image.tolist(), self.group.tolist(), strict=True):
-            names[number] = name
-        return names
+        return _groups_of_images(self.image, self.group)
+
+
+@dataclass(frozen=True)
+class BoxSet:
+    """Holds R frames and versions. parts: of the head. right, overlap, uncovered: labels [R,K], NaN if none.
+
+    unseen: [R], missed objects without a candidate.  losses, failed: [R].
+    image: [R], the image that a row shows.  clean: bool [R].
+    group: [R] text, the drive of the image; None if no group is known.
+    """
+
+    parts: Parts
+    right: Tensor
+    overlap: Tensor
+    uncovered: Tensor
+    unseen: Tensor
+    losses: Tensor
+    failed: Tensor
+    image: Tensor
+    clean: Tensor
+    group: NDArray[np.str_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def take(self, rows: Tensor) -> BoxSet:
+        """Returns the rows at these positions."""
+        return BoxSet(
+            tuple(part[rows] for part in self.parts),
+            *(value[rows] for value in self._columns()),
+            None if self.group is None else self.group[rows.numpy()],
+        )
+
+    def groups_of_images(self) -> list[str]:
+        """Returns the group of each image, by number; its own number if no group is known."""
+        return _groups_of_images(self.image, self.group)
+
+    def _columns(self) -> tuple[Tensor, ...]:
+        return (
+            self.right,
+            self.overlap,
+            self.uncovered,
+            self.unseen,
+            self.losses,
+            self.failed,
+            self.image,
+            self.clean,
+        )
+
+    @staticmethod
+    def join(sets: Sequence[BoxSet]) -> BoxSet:
+        """Returns all rows of several sets."""
+        parts = tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True))
+        columns = [torch.cat(column) for column in zip(*(s._columns() for s in sets), strict=True)]
+        groups = [s.group for s in sets if s.group is not None]
+        return BoxSet(parts, *columns, np.concatenate(groups) if len(groups) == len(sets) else None)
+
+
+def _groups_of_images(image: Tensor, group: NDArray[np.str_] | None) -> list[str]:
+    images = int(image.max()) + 1
+    if group is None:
+        return [str(number) for number in range(images)]
+    names = [""] * images
+    for number, name in zip(image.tolist(), group.tolist(), strict=True):
+        names[number] = name
+    return names
 
 
 def join_sets(sets: Sequence[LossSet]) -> LossSet:

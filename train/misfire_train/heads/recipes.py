@@ -40,6 +40,7 @@ class HeadRecipe:
         hidden, members: of its committee.
         strength: of the correction, 0 to 1; None chooses it by leaving out groups (heads/strength.py).
         columns: the set of statistics that a residual head reads; None chooses it with the strength.
+        base: the free score that a detector's head corrects; None chooses it with the strength.
         protect: CSV with a group of each frame that the score must not tell (heads/reversal.py), or None.
         protect_weight: of the reversed gradient.
         joint: the network trains along, with gradients of the head until after `detach_epoch`, by default
@@ -68,6 +69,7 @@ class HeadRecipe:
     families: tuple[str, ...] | None = None
     strength: float | None = None
     columns: str | None = None
+    base: str | None = None
     protect: str | None = None
     protect_weight: float = 1.0
 
