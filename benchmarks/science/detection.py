@@ -9,8 +9,8 @@ heads that each lack a third of the families, each judged on that third. `gains`
 difference to the free one-pass score that is best in this view by this measure, with paired 95 % intervals
 over frames (seeds share the frames). rho: Spearman with the frame's loss. misses_at_10: share of all missed
 objects that lie in the top tenth of frames. Detectors are kept in --work, and so is what was seen of each
-seed (views-SEED.npz): an interrupted run goes on from there. Remove those to fit heads and scores again to
-the same detectors.
+seed (seen-SEED.npz): an interrupted run goes on from there, and another one only fits the heads. Remove those
+files to compute the other scores again, of the same detectors.
 
 Rows beside the product's scores: `pooled_learning_loss` and `pooled_learning_loss_pp`, the papers' heads on
 pooled feature maps, fitted to the frame loss of the clean held-out frames; `box_neighbours`, the distance of
@@ -22,10 +22,9 @@ the budget); `fog` is every frame under fog, whose head never saw a family of fo
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ from torch.nn import functional
 if not __package__:
     sys.path[:0] = [str(Path(__file__).resolve().parents[2] / folder) for folder in ("", "fleet")]
 
-from benchmarks.record import command_line, finish, plain, run, work_folder
+from benchmarks.record import command_line, finish, run, work_folder
+from benchmarks.science.detection_kept import Material, Seen, Shown, joined, keep, kept
 from misfire_runtime.boxes import SILENCE
 from misfire_train.boxes.average_precision import average_precision
 from misfire_train.boxes.candidates import find_candidates
@@ -50,6 +50,7 @@ from misfire_train.heads import recipe_named
 from misfire_train.heads.box_training import collect_boxes, fit_on_boxes, new_box_head
 from misfire_train.heads.boxes import BoxHead
 from misfire_train.heads.data import BoxSet, corrupted_copies
+from misfire_train.heads.recipes import HeadRecipe
 from misfire_train.heads.training import fit_head
 from misfire_train.metrics import aurc, auroc, spearman
 from misfire_train.runs import Run, load_run
@@ -68,8 +69,6 @@ COPIES = 3
 MEASURES = ("rho", "rho_errors", "auroc_failed", "misses_at_1", "misses_at_5", "misses_at_10", "aurc")
 GAINS = ("rho", "auroc_failed", "misses_at_10")
 VIEWS = ("clean", "known", "left_out")
-TRUTH = ("loss", "errors", "missed", "failed", "blind", "frame")
-"""Columns of what is seen, beside the scores."""
 GOALS = {
     ("known", "rho"): 0.02,
     ("known", "auroc_failed"): 0.02,
@@ -78,63 +77,6 @@ GOALS = {
     ("clean", "rho"): 0.0,
     ("clean", "auroc_failed"): 0.0,
 }
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One seed's frames in one view; frame: which test frame a row shows."""
-
-    scores: Mapping[str, Floats]
-    loss: Floats
-    errors: Floats
-    missed: Floats
-    failed: NDArray[np.bool_]
-    blind: NDArray[np.bool_]
-    frame: NDArray[np.int64]
-
-    def take(self, rows: NDArray[np.int64]) -> Seen:
-        """The rows at these positions."""
-        scores = {name: values[rows] for name, values in self.scores.items()}
-        return Seen(
-            scores,
-            self.loss[rows],
-            self.errors[rows],
-            self.missed[rows],
-            self.failed[rows],
-            self.blind[rows],
-            self.frame[rows],
-        )
-
-
-def joined(views: Sequence[Seen]) -> Seen:
-    """All rows of several views of the same scores."""
-    scores = {name: np.concatenate([view.scores[name] for view in views]) for name in views[0].scores}
-    columns = (np.concatenate([getattr(view, name) for view in views]) for name in TRUTH)
-    return Seen(scores, *columns)
-
-
-def keep(path: Path, views: Mapping[str, Seen], facts: Mapping[str, Any]) -> None:
-    """Writes what was seen of a seed, and facts about it."""
-    columns: dict[str, NDArray[Any]] = {}
-    for name, seen in views.items():
-        columns |= {f"{name}/score/{score}": values for score, values in seen.scores.items()}
-        columns |= {f"{name}/{column}": getattr(seen, column) for column in TRUTH}
-    part = path.with_suffix(".part.npz")
-    np.savez(part, facts=np.array(json.dumps(plain(dict(facts)))), **columns)
-    part.replace(path)
-
-
-def kept(path: Path) -> tuple[dict[str, Seen], dict[str, Any]]:
-    """Returns what `keep` wrote."""
-    with np.load(path) as file:
-        columns = {name: file[name] for name in file.files}
-    facts: dict[str, Any] = json.loads(str(columns.pop("facts")))
-    views = {}
-    for view in dict.fromkeys(name.partition("/")[0] for name in columns):
-        start = f"{view}/score/"
-        scores = {name.removeprefix(start): v for name, v in columns.items() if name.startswith(start)}
-        views[view] = Seen(scores, *(columns[f"{view}/{column}"] for column in TRUTH))
-    return views, facts
 
 
 def parts_of(dataset: Dataset) -> dict[str, Examples]:
@@ -192,8 +134,10 @@ def others(task: Detection) -> list[str]:
 
 
 @torch.no_grad()
-def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detection) -> Seen:
-    """Scores and truth of a set of frames, from one pass (two for what is mirrored)."""
+def observe(
+    run_: Run, examples: Examples, scorers: Sequence[Score], task: Detection, *, blank: BoxHead
+) -> Shown:
+    """Scores and truth of a set of frames, from one pass (two for what is mirrored), and what heads read."""
     columns: dict[str, list[torch.Tensor]] = {score.name: [] for score in scorers}
     truth: dict[str, list[torch.Tensor]] = {
         name: [] for name in ("loss", "errors", "missed", "failed", "blind")
@@ -212,7 +156,8 @@ def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detec
             truth["blind"].append((counts["objects"] > 0) & (counts["missed"] == counts["objects"]))
     found = {name: torch.cat(values).double().numpy() for name, values in columns.items()}
     numbers = {name: torch.cat(values).numpy() for name, values in truth.items()}
-    return Seen(
+    boxes = collect_boxes(run_.probe, blank, examples, task=task, contract=run_.contract, clean=True)
+    seen = Seen(
         found,
         numbers["loss"].astype(np.float64),
         numbers["errors"].astype(np.float64),
@@ -221,6 +166,7 @@ def observe(run_: Run, examples: Examples, scorers: Sequence[Score], task: Detec
         numbers["blind"].astype(bool),
         np.arange(len(examples)),
     )
+    return Shown(seen, boxes)
 
 
 def shifted(examples: Examples, families: tuple[str, ...], *, seed: int) -> Examples:
@@ -298,36 +244,32 @@ def blind_table(seeds: Sequence[dict[str, Seen]], head: str) -> dict[str, dict[s
     return table
 
 
-def fitted_heads(run_: Run, holdout: Examples, task: Detection, seed: int, *, quick: bool) -> list[BoxHead]:
-    """The default head, and those that lack one third of the families."""
+def new_head(run_: Run, task: Detection, *, quick: bool) -> BoxHead:
+    """An untrained head of the detector."""
+    return new_box_head(run_.probe, task=task, recipe=head_recipe(quick=quick), contract=run_.contract)
+
+
+def head_recipe(*, quick: bool) -> HeadRecipe:
+    """The default recipe."""
     recipe = recipe_named("learning-loss-pp")
-    if quick:
-        recipe = replace(recipe, steps=20)
-    torch.manual_seed(seed)
-    blank = new_box_head(run_.probe, task=task, recipe=recipe, contract=run_.contract)
+    return replace(recipe, steps=20) if quick else recipe
 
-    def gathered(examples: Examples, *, clean: bool) -> BoxSet:
-        return collect_boxes(run_.probe, blank, examples, task=task, contract=run_.contract, clean=clean)
 
-    clean = gathered(holdout, clean=True)
-    copies = []
-    for number, group in enumerate(GROUPS):
-        few = replace(recipe, copies=1 if quick else COPIES, families=group)
-        versions = corrupted_copies(holdout, few, seed=100 * seed + number)
-        copies.append(BoxSet.join([gathered(version, clean=False) for version in versions]))
-    heads = []
+def fitted_heads(run_: Run, material: Material, task: Detection, seed: int, *, quick: bool) -> list[BoxHead]:
+    """The default head, and those that lack one third of the families."""
+    recipe, heads = head_recipe(quick=quick), []
     for without in (None, *range(len(GROUPS))):
         torch.manual_seed(seed)
-        head = new_box_head(run_.probe, task=task, recipe=recipe, contract=run_.contract)
-        rows = [clean, *(part for k, part in enumerate(copies) if k != without)]
+        head = new_head(run_, task, quick=quick)
+        rows = [material.clean, *(part for k, part in enumerate(material.copies) if k != without)]
         found = fit_on_boxes(head, BoxSet.join(rows), task=task, recipe=recipe, seed=seed).head
         assert isinstance(found, BoxHead)
         heads.append(found)
     return heads
 
 
-def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict[str, Seen], dict[str, Any]]:
-    """The views of a seed, how good the detector is, and how strong its heads are."""
+def gathered(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> Material:
+    """All that needs the network: what heads are fitted on, all other scores, how good the detector is."""
     task = run_.task
     assert isinstance(task, Detection)
     parts, test = parts_of(dataset), dataset.test
@@ -349,22 +291,47 @@ def judged(run_: Run, dataset: Dataset, seed: int, *, quick: bool) -> tuple[dict
     scorers = build(names, task=task, fit=sets["fit"], holdout=sets["holdout"])
     scorers += pooled_heads(run_, holdout, task, seed, quick=quick)
     scorers.append(BoxNeighbours(task, sets["fit"]))
-    heads = fitted_heads(run_, holdout, task, seed, quick=quick)
+    torch.manual_seed(seed)
+    blank, recipe = new_head(run_, task, quick=quick), head_recipe(quick=quick)
+
+    def rows(examples: Examples, *, clean: bool) -> BoxSet:
+        return collect_boxes(run_.probe, blank, examples, task=task, contract=run_.contract, clean=clean)
+
+    def shown(examples: Examples) -> Shown:
+        return observe(run_, examples, scorers, task, blank=blank)
+
+    copies = []
+    for number, group in enumerate(GROUPS):
+        few = replace(recipe, copies=1 if quick else COPIES, families=group)
+        versions = corrupted_copies(holdout, few, seed=100 * seed + number)
+        copies.append(BoxSet.join([rows(version, clean=False) for version in versions]))
     everything = shifted(test, tuple(FAMILIES), seed=7_000_000 + seed)
-    views = {
-        "clean": observe(run_, test, [*scorers, heads[0]], task),
-        "known": observe(run_, everything, [*scorers, heads[0]], task),
-    }
-    apart = [
-        observe(run_, shifted(test, group, seed=8_000_000 + seed), [*scorers, head], task)
-        for group, head in zip(GROUPS, heads[1:], strict=True)
-    ]
-    views["left_out"] = joined(apart)
+    return Material(
+        clean=rows(holdout, clean=True),
+        copies=tuple(copies),
+        shown={
+            "clean": (shown(test),),
+            "known": (shown(everything),),
+            "left_out": tuple(shown(shifted(test, group, seed=8_000_000 + seed)) for group in GROUPS),
+            "fog": (shown(shifted(test, ("fog",), seed=9_000_000 + seed)),),
+        },
+        quality=quality(run_, test, task, classes=len(dataset.classes)),
+    )
+
+
+def judged(material: Material, heads: Sequence[BoxHead]) -> dict[str, Seen]:
+    """The views of a seed, with the scores of its heads: each is judged on families that it does not know."""
     foggy = next(number for number, group in enumerate(GROUPS) if "fog" in group)
-    fog = shifted(test, ("fog",), seed=9_000_000 + seed)
-    views["fog"] = observe(run_, fog, [*scorers, heads[1 + foggy]], task)
-    chosen = [{"base": head.base, "strength": head.strength} for head in heads]
-    return views, {**quality(run_, test, task, classes=len(dataset.classes)), "heads": chosen}
+    chosen = {"clean": heads[:1], "known": heads[:1], "left_out": heads[1:], "fog": [heads[1 + foggy]]}
+    views = {}
+    for view, parts in material.shown.items():
+        rows = []
+        for part, head in zip(parts, chosen[view], strict=True):
+            with torch.no_grad():
+                score = head.predict(part.boxes.parts)[:, 0].double().numpy()
+            rows.append(replace(part.seen, scores={**part.seen.scores, head.name: score}))
+        views[view] = joined(rows)
+    return views
 
 
 @torch.no_grad()
@@ -519,14 +486,17 @@ def main() -> int:
     seeds, detectors, free, head = [], [], [], ""
     for seed in chosen.seeds:
         run_ = trained(dataset, seed, chosen)
-        file = chosen.work / f"views-{seed}{'-quick' if chosen.quick else ''}.npz"
-        if not file.exists():
-            keep(file, *judged(run_, dataset, seed, quick=chosen.quick))
-        views, good = kept(file)
-        seeds.append(views)
-        detectors.append({"seed": seed, **good})
         task = run_.task
         assert isinstance(task, Detection)
+        file = chosen.work / f"seen-{seed}{'-quick' if chosen.quick else ''}.npz"
+        if not file.exists():
+            keep(file, gathered(run_, dataset, seed, quick=chosen.quick))
+        material = kept(file)
+        good = material.quality
+        heads = fitted_heads(run_, material, task, seed, quick=chosen.quick)
+        seeds.append(judged(material, heads))
+        strengths = [{"base": one.base, "strength": one.strength} for one in heads]
+        detectors.append({"seed": seed, **good, "heads": strengths})
         free, head = one_pass(task), "learning_loss_pp"
         found = f"AP50 {100 * good['ap50']:.1f}, F1 {100 * good['f1']:.1f}"
         print(f"seed {seed} judged: {found}", file=sys.stderr)

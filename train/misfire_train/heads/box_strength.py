@@ -5,8 +5,10 @@ base--> choose_strength
 
 The rule is that of all heads (heads/strength.py). What is different: the free score is `expected_lrp` or
 `expected_errors`, whichever ranks the failures of the held-out frames better, and a corrected head may end as
-either, the share of errors or their number. All are compared with that one free score. Where no correction
-earns its place on groups left out, the head is that score, exactly.
+either, the share of errors or their number. All are compared with that one free score. A detector's holdout
+is often a few hundred frames, so that what a good correction gains or loses on clean ones is a toss-up: a
+loss of at most its own standard error is none that was shown. Where no correction earns its place on groups
+left out, the head is the free score, exactly.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from misfire_train.heads.data import BoxSet
 from misfire_train.heads.leaving_out import MEMBERS, LeftOut
 from misfire_train.heads.strength import (
     STRENGTHS,
+    TOLERATED,
     Floats,
     Folds,
     Setting,
+    auroc_influence,
     can_show,
     choose_strength,
     deal_groups,
@@ -65,6 +69,7 @@ def leave_out_boxes(head: BoxHead, data: BoxSet, *, standardise: Fit, fit: Fit, 
         clean=clean,
         image=image,
         folds=folds,
+        tolerated=_clean_error(scores, free[base], failed[clean], clean),
     )
     used = (choice.columns, choice.strength)
     return LeftOut(choice, scores.get(used, free[base]), free[base], failed)
@@ -81,6 +86,17 @@ def better_base(free: Mapping[str, Floats], *, failed: NDArray[np.bool_], clean:
         for base, values in free.items()
     }
     return min(areas, key=lambda base: float(areas[base]))
+
+
+def _clean_error(
+    scores: Mapping[Setting, Floats], free: Floats, failed: NDArray[np.bool_], clean: NDArray[np.bool_]
+) -> float:
+    """Returns the standard error of the whole correction's difference in AUROC on clean rows."""
+    if (BASES[0], 1.0) not in scores or not 0 < failed.sum() < len(failed):
+        return TOLERATED
+    own = auroc_influence(scores[BASES[0], 1.0][clean], failed)[1]
+    other = auroc_influence(free[clean], failed)[1]
+    return max(TOLERATED, float(np.sqrt(np.square(own - other).sum())))
 
 
 def _score_folds(

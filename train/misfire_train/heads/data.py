@@ -152,34 +152,29 @@ class BoxSet:
     def take(self, rows: Tensor) -> BoxSet:
         """Returns the rows at these positions."""
         return BoxSet(
-            tuple(part[rows] for part in self.parts),
-            *(value[rows] for value in self._columns()),
-            None if self.group is None else self.group[rows.numpy()],
+            parts=tuple(part[rows] for part in self.parts),
+            group=None if self.group is None else self.group[rows.numpy()],
+            **{name: value[rows] for name, value in self._columns().items()},
         )
 
     def groups_of_images(self) -> list[str]:
         """Returns the group of each image, by number; its own number if no group is known."""
         return _groups_of_images(self.image, self.group)
 
-    def _columns(self) -> tuple[Tensor, ...]:
-        return (
-            self.right,
-            self.overlap,
-            self.uncovered,
-            self.unseen,
-            self.losses,
-            self.failed,
-            self.image,
-            self.clean,
-        )
+    def _columns(self) -> dict[str, Any]:
+        names = ("right", "overlap", "uncovered", "unseen", "losses", "failed", "image", "clean")
+        return {name: getattr(self, name) for name in names}
 
     @staticmethod
     def join(sets: Sequence[BoxSet]) -> BoxSet:
         """Returns all rows of several sets."""
-        parts = tuple(torch.cat(column) for column in zip(*(s.parts for s in sets), strict=True))
-        columns = [torch.cat(column) for column in zip(*(s._columns() for s in sets), strict=True)]
         groups = [s.group for s in sets if s.group is not None]
-        return BoxSet(parts, *columns, np.concatenate(groups) if len(groups) == len(sets) else None)
+        columns = [s._columns() for s in sets]
+        return BoxSet(
+            parts=tuple(torch.cat(part) for part in zip(*(s.parts for s in sets), strict=True)),
+            group=np.concatenate(groups) if len(groups) == len(sets) else None,
+            **{name: torch.cat([column[name] for column in columns]) for name in columns[0]},
+        )
 
 
 def _groups_of_images(image: Tensor, group: NDArray[np.str_] | None) -> list[str]:

@@ -155,6 +155,7 @@ def choose_strength(
     clean: NDArray[np.bool_],
     image: NDArray[np.intp],
     folds: Folds,
+    tolerated: float | None = None,
 ) -> Choice:
     """Returns the weakest setting that is as good as the best, or strength 0 if none has earned its place.
 
@@ -165,6 +166,8 @@ def choose_strength(
         clean: [R], False for corrupted copies.
         image: [R], the image that a row shows.
         folds: of the images.
+        tolerated: most that may be lost on clean frames, in AUROC. None: nothing, or TOLERATED if no setting
+            is so good.
     """
     kinds = [rows for rows in (clean, ~clean) if rows.any()]
     cells = [_cells(rows, failed, folds.number[image], folds.folds) for rows in kinds]
@@ -174,9 +177,9 @@ def choose_strength(
     for (columns, strength), values in scores.items():
         parts = [_compare(values, free[columns], failed, rows, cluster) for rows in cells]
         gains.append(_gain(columns, strength, parts, has_clean=bool(clean.any())))
-    best = _weakest_as_good([gain for gain in gains if gain.earned])
-    if best is None:
-        best = _weakest_as_good([gain for gain in gains if gain.holds(loss=TOLERATED)])
+    limits = (0.0, TOLERATED) if tolerated is None else (tolerated,)
+    found = (_weakest_as_good([gain for gain in gains if gain.holds(loss=limit)]) for limit in limits)
+    best = next((gain for gain in found if gain is not None), None)
     first = next(iter(free))
     return Choice(
         strength=0.0 if best is None else best.strength,
