@@ -12,14 +12,14 @@ from misfire_train.data import Dataset, load_dataset
 from misfire_train.errors import DatasetError
 
 
-def read(folder: Path, text: str, *, images: int = 6) -> Dataset:
+def read(folder: Path, text: str, *, images: int = 6, reader: str = "csv-regression") -> Dataset:
     (folder / "images").mkdir(exist_ok=True)
     for i in range(images):
         image = np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)
         (folder / "images" / f"{i}.png").write_bytes(encode_png(image))
     path = folder / "t.csv"
     path.write_bytes(text.encode())
-    return load_dataset(f"csv-regression:{path}")
+    return load_dataset(f"{reader}:{path}")
 
 
 def values_of(dataset: Dataset) -> dict[str, list[float]]:
@@ -98,3 +98,41 @@ def test_groups_and_a_list_of_the_test_half_work_as_for_folders(tmp_path: Path) 
     dataset = load_dataset(f"csv-regression:{tmp_path / 't.csv'}?test=test.txt")
     assert dataset.test.groups == ("drive2", "drive2")
     assert set(dataset.train.groups) == {"drive0", "drive1"}
+
+
+def test_class_names_with_a_split_and_drives(tmp_path: Path) -> None:
+    rows = ["0,bus,train,a,1", "1,car,train,b,1", "2,bus,test,c,0", "3,car,val,c,0"]
+    text = "\n".join(["image,label,split,group,rain", *(f"images/{row}" for row in rows)])
+    text = text.replace(",bus", ".png,bus").replace(",car", ".png,car")
+    dataset = read(tmp_path, text, reader="csv-classes")
+    assert (dataset.task, dataset.classes) == ("classification", ("bus", "car"))
+    assert dataset.train.targets.tolist() == [0, 1] and dataset.train.groups == ("a", "b")
+    assert dataset.test.targets.tolist() == [0, 1] and dataset.test.groups == ("c", "c")
+    assert "columns that were not read: rain" in dataset.notes
+    # A list fixes the order, as of a network that has one.
+    (tmp_path / "classes.txt").write_text("van\ncar\nbus\n")
+    listed = load_dataset(f"csv-classes:{tmp_path / 't.csv'}")
+    assert listed.classes == ("van", "car", "bus") and listed.train.targets.tolist() == [2, 1]
+    assert listed.sha256 != dataset.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,class\nimages/0.png,bus\nimages/1.png,bus\n", "has one class only"),
+        ("image,class\nimages/0.png,bus\nimages/1.png,\n", "t.csv:3: no class"),
+        (
+            "image,kind,place\nimages/0.png,bus,a\n",
+            "`class` or `label`; it has image, kind",
+        ),
+        ("image,class,label\nimages/0.png,bus,a\n", "needs a column `image` and one of class names"),
+    ],
+)
+def test_tables_of_names_that_do_not_say_which_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read(tmp_path, text, reader="csv-classes")
+
+
+def test_a_name_in_a_table_of_numbers_points_to_the_other_reader(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"label is 'bus', .* .csv-classes reads class"):
+        read(tmp_path, "image,label\nimages/0.png,bus\n")

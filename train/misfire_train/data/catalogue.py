@@ -312,6 +312,7 @@ _ENTRIES = (
     Entry("coco-keypoints", "keypoints", "yours", "a COCO keypoint JSON beside its images", argument="PATH"),
     Entry("masks", "segmentation", "yours", "PATH/images and PATH/masks, Cityscapes-like", argument="PATH"),
     Entry("csv-regression", "regression", "yours", "a CSV of image path and values", argument="PATH"),
+    Entry("csv-classes", "classification", "yours", "a CSV of image path and class name", argument="PATH"),
     Entry("csv-labels", "multi-label", "yours", "a CSV of image path and labels, 0 or 1", argument="PATH"),
     Entry("coco-boxes", "detection", "yours", "COCO instances JSON beside its images", argument="PATH"),
     Entry("yolo", "detection", "yours", "a data.yaml, images and labels in text files", argument="PATH"),

@@ -30,7 +30,7 @@ from misfire_train.data.readers.published import (
     load_mnist,
     load_traffic_lights,
 )
-from misfire_train.data.readers.tables import load_csv_labels, load_csv_regression
+from misfire_train.data.readers.tables import load_csv_classes, load_csv_labels, load_csv_regression
 from misfire_train.errors import DatasetError
 
 _NAMED: dict[str, Callable[[Path | None], Dataset]] = {
@@ -58,6 +58,7 @@ READERS: dict[str, tuple[Callable[[Path, Options], Dataset], tuple[str, ...]]] =
     "coco-keypoints": (load_coco_keypoints, (*_ALL_TAKE, "images")),
     "masks": (load_masks, (*_ALL_TAKE, "classes", "ignore")),
     "csv-regression": (load_csv_regression, _ALL_TAKE),
+    "csv-classes": (load_csv_classes, (*_ALL_TAKE, "classes")),
     "csv-labels": (load_csv_labels, _ALL_TAKE),
     "coco-boxes": (load_coco_boxes, (*_ALL_TAKE, "classes", "others", "images")),
     "yolo": (load_yolo, (*_ALL_TAKE, "classes", "others")),

@@ -1,7 +1,7 @@
-"""Reads regression from a CSV: a column `image` (path beside the CSV) and columns of numbers.
+"""Reads a CSV: a column `image` (path beside the CSV) and columns of numbers, or a column of class names.
 
-image,steering,speed,group,split
-frames/0001.jpg,-0.12,11.3,drive-1,train
+image,steering,speed,group,split            image,class,group,split
+frames/0001.jpg,-0.12,11.3,drive-1,train    frames/0001.jpg,bus,drive-1,train
 
 `group` and `split` are optional. Separators may be commas, semicolons (then numbers may have decimal commas)
 or tabs.
@@ -12,14 +12,18 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from misfire_runtime.bundle import sha256_file
 from misfire_train.data.examples import Dataset
+from misfire_train.data.readers.class_lists import find_class_list, nfc
 from misfire_train.data.readers.files import (
     decoded,
     digest_files,
@@ -34,13 +38,14 @@ from misfire_train.data.readers.options import Options, list_digest
 from misfire_train.errors import DatasetError
 
 _OTHER_COLUMNS = ("image", "group", "split")
+_CLASS_COLUMNS = ("class", "label")
 _INDEX_COLUMN = re.compile(r"(Unnamed: [\d.]+)?")
 """How pandas writes and reads back the index of a table: no name, or one of its own making."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Holds a row. path: None if there is no such file. word: split word, "" for none."""
+    """Holds a row. path: None if there is no such file. word: split word, "" for none. label: its class."""
 
     line: int
     image: str
@@ -48,6 +53,7 @@ class _Row:
     values: tuple[float, ...]
     group: str
     word: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,50 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
     a value that is not a finite number, an unknown split word, or an image that is listed twice.
     """
     table = _read_table(path)
-    base = path.parent
+
+    def targets(rows: Sequence[_Row]) -> NDArray[Any]:
+        return np.array([row.values for row in rows], np.float32)
+
+    return _dataset(path, table, options, kind=("csv-regression", "regression", table.columns), of=targets)
+
+
+def load_csv_classes(path: Path, options: Options) -> Dataset:
+    """Returns the images of a CSV with one class name each, in the column `class`, `label` or the only other.
+
+    The classes are those of a class list, else the names that occur, in alphabetical order. Raises
+    DatasetError as `load_csv_regression` does, and on a class that the list lacks, or fewer than two.
+    """
+    table = _read_table(path, named=True)
+    listed = find_class_list(path.parent, options)
+    classes = listed.names if listed else tuple(sorted({row.label for row in table.rows}))
+    lacking = next((row for row in table.rows if row.label not in classes), None)
+    if lacking is not None and listed is not None:
+        raise DatasetError(f"{path}:{lacking.line}: {listed.path.name} has no class {lacking.label!r}")
+    if len(classes) < 2:
+        raise DatasetError(f"{path}: has one class only ({first_of(classes) or 'no rows'})")
+
+    def targets(rows: Sequence[_Row]) -> NDArray[Any]:
+        return np.array([classes.index(row.label) for row in rows], np.int64)
+
+    kind = ("csv-classes", "classification", classes)
+    found = _dataset(path, table, options, kind=kind, of=targets, more=listed.digest if listed else {})
+    return replace(found, notes=(*(listed.notes if listed else ()), *found.notes))
+
+
+def _dataset(
+    path: Path,
+    table: _Table,
+    options: Options,
+    *,
+    kind: tuple[str, str, tuple[str, ...]],
+    of: Callable[[Sequence[_Row]], NDArray[Any]],
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Dataset:
+    """Returns the images of a table.
+
+    kind: reader, task and classes. of: the targets of rows. more: checksums of further files.
+    """
+    base, (reader, task, classes) = path.parent, kind
     missing = [row.image for row in table.rows if row.path is None]
     row_of = {row.path: row for row in table.rows if row.path is not None}
     files, problems = read_images(list(row_of), base=base)
@@ -80,7 +129,7 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
     names = [file.name for file in files]
     halves = divide(
         images=decoded(files),
-        targets=np.array([row.values for row in kept], np.float32),
+        targets=of(kept),
         ids=names,
         names=names,
         groups=[row.group or name for row, name in zip(kept, names, strict=True)],
@@ -90,13 +139,13 @@ def load_csv_regression(path: Path, options: Options) -> Dataset:
     )
     lost = f"{len(missing)} of {len(table.rows)} images are not there: {first_of(missing)}"
     return Dataset(
-        name=f"csv-regression:{path}",
-        task="regression",
-        classes=table.columns,
+        name=f"{reader}:{path}",
+        task=task,
+        classes=classes,
         contract=natural_contract(files, options.size),
         train=halves.train,
         test=halves.test,
-        sha256=digest_files(files, more={path.name: sha256_file(path)} | list_digest(options, base)),
+        sha256=digest_files(files, more={path.name: sha256_file(path), **more} | list_digest(options, base)),
         licence="yours",
         notes=(*skipped_notes(problems), *((lost,) if missing else ()), *table.notes, *halves.notes),
     )
@@ -119,7 +168,8 @@ def load_csv_labels(path: Path, options: Options) -> Dataset:
     return replace(found, name=f"csv-labels:{path}", task="multi-label")
 
 
-def _read_table(path: Path) -> _Table:
+def _read_table(path: Path, *, named: bool = False) -> _Table:
+    """Returns the rows of a CSV of numbers; of class names, if `named`."""
     try:
         # Excel writes a byte-order mark, which would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -128,8 +178,8 @@ def _read_table(path: Path) -> _Table:
             reader = csv.DictReader(stream, delimiter=separator)
             header = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = header
-            columns, notes = _columns(path, header)
-            rows = [_row(path, reader.line_num, raw, columns, separator) for raw in reader]
+            columns, notes = (_class_column if named else _columns)(path, header)
+            rows = [_row(path, reader.line_num, raw, columns, separator, named=named) for raw in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as CSV ({error})") from error
     seen: set[Path | str] = set()
@@ -139,7 +189,7 @@ def _read_table(path: Path) -> _Table:
         if key in seen:
             raise DatasetError(f"{path}:{row.line}: {row.image} is listed twice")
         seen.add(key)
-    return _Table(columns, tuple(rows), (*notes, *_counting(columns, rows)))
+    return _Table(columns, tuple(rows), (*notes, *(() if named else _counting(columns, rows))))
 
 
 def _separator(header: str) -> str:
@@ -163,7 +213,22 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[tuple[str, ...], tuple[
     return columns, (note,) if index else ()
 
 
-def _row(path: Path, line: int, raw: dict[str, str], columns: Sequence[str], separator: str) -> _Row:
+def _class_column(path: Path, header: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the column of class names, and a note on those that are not read."""
+    others = [n for n in header if n and n not in _OTHER_COLUMNS and not _INDEX_COLUMN.fullmatch(n)]
+    named = [name for name in _CLASS_COLUMNS if name in others] or (others if len(others) == 1 else [])
+    if "image" not in header or len(named) != 1:
+        raise DatasetError(
+            f"{path}: needs a column `image` and one of class names, `class` or `label`; "
+            f"it has {', '.join(header) or 'none'}"
+        )
+    rest = [name for name in others if name != named[0]]
+    return (named[0],), (f"columns that were not read: {', '.join(rest)}",) if rest else ()
+
+
+def _row(
+    path: Path, line: int, raw: dict[str, str], columns: Sequence[str], separator: str, *, named: bool
+) -> _Row:
     name = (raw.get("image") or "").strip()
     if not name:
         raise DatasetError(f"{path}:{line}: no image")
@@ -171,9 +236,15 @@ def _row(path: Path, line: int, raw: dict[str, str], columns: Sequence[str], sep
     word = split_word(text)
     if text and not word:
         raise DatasetError(f"{path}:{line}: split is {text}; the words for the halves are {SPLIT_WORDS}")
-    values = tuple(_number(path, line, column, raw, separator) for column in columns)
     found = named_file(name, [path.parent])
-    return _Row(line, name, found, values, (raw.get("group") or "").strip(), word)
+    group = (raw.get("group") or "").strip()
+    if named:
+        label = nfc((raw.get(columns[0]) or "").strip())
+        if not label:
+            raise DatasetError(f"{path}:{line}: no {columns[0]}")
+        return _Row(line, name, found, (), group, word, label)
+    values = tuple(_number(path, line, column, raw, separator) for column in columns)
+    return _Row(line, name, found, values, group, word)
 
 
 def _number(path: Path, line: int, column: str, raw: dict[str, str], separator: str) -> float:
@@ -183,7 +254,8 @@ def _number(path: Path, line: int, column: str, raw: dict[str, str], separator: 
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DatasetError(f"{path}:{line}: {column} is {text!r}, not a finite number")
+        hint = " (csv-classes reads class names)" if text and column in _CLASS_COLUMNS else ""
+        raise DatasetError(f"{path}:{line}: {column} is {text!r}, not a finite number{hint}")
     return value
 
 
