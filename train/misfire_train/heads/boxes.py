@@ -6,7 +6,7 @@ log of the unseen objects = constant + mean over members of MLP(standardised sta
 score of a frame = log of the LRP, or of the errors, that probabilities, overlaps and unseen objects add up to
 
 One network serves all candidates. Last layers start at zero, so the head starts as the free score and cannot
-start worse; its corrections are weakened to what holds on groups left out (heads/box_strength.py). What a
+start worse; its correction is weakened to what holds on groups left out (heads/box_strength.py). What a
 candidate looks like, which others agree with it, and what stands around it tell false boxes and misses apart
 better than its score alone. An object without any candidate has no evidence of its own; but how many there
 are on average depends on how well the frame can be seen, and that shows in it.
@@ -67,7 +67,7 @@ class BoxHead(LossHead):
         sees_features: it reads the features of each candidate's cell; a graph from elsewhere may have none.
         hidden, members: of its committees.
         base: the free score that it corrects, of BASES.
-        strength: what is left of the correction; at 0 the head is the free score.
+        strength: what is left of the correction of candidates; at 0 the head is the free score.
     """
 
     serves = Detection.name
@@ -166,9 +166,11 @@ class BoxHead(LossHead):
 
     @torch.no_grad()
     def weaken(self, strength: float) -> None:
-        """Keeps this share of what training made of the head."""
+        """Keeps this share of what training made of candidates; at 0 nothing of the head is kept.
+
+        What was learned of unseen objects stays whole above 0: MARGIN already holds it back.
+        """
         self.correction.last.mul_(strength)
-        self.unseen.last.mul_(strength)
         self.strength = strength
         self.define()
 
@@ -197,7 +199,7 @@ class BoxHead(LossHead):
         both = torch.addmm(start, seen, weight).view(*shape, ANSWERS)
         # The smaller of x and 2 (x - MARGIN), but at least 0; both are columns of one product.
         last = _mean_last(self.unseen)
-        offsets = self.log_unseen + last.new_tensor((0.0, -2 * MARGIN * self.strength))
+        offsets = self.log_unseen + last.new_tensor((0.0, -2 * MARGIN))
         raised = torch.addmm(offsets, self.unseen.wide(self._frames(parts)), torch.cat((last, 2 * last), 1))
         return both, torch.maximum(raised.amin(1), self.log_unseen)
 
