@@ -185,6 +185,61 @@ def constant(
     return Bundle.open(folder)
 
 
+def finder(folder: Path, *, least: float, version: str = "1.0.0") -> Bundle:
+    """A detector of blocks of four pixels that are brighter than `least` (0..1): a network of one layer."""
+    made = constant(
+        folder.with_name(f"{folder.name}-plain"), "detection", np.zeros((16, 6)), classes=("block",)
+    )
+    places = [(4.0 * (i % 4), 4.0 * (i // 4)) for i in range(16)]
+    corners = np.float32([[x, y, x + 4, y + 4] for x, y in places])
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "channels"], ["grey"], keepdims=1),
+        helper.make_node("AveragePool", ["grey"], ["cells"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Reshape", ["cells", "flat"], ["bright"]),
+        helper.make_node("Sub", ["bright", "least"], ["above"]),
+        helper.make_node("Mul", ["above", "slope"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["sure"]),
+        # The best box first.
+        helper.make_node("TopK", ["sure", "count"], ["score", "order"], axis=1),
+        helper.make_node("Gather", ["corners", "order"], ["boxes"], axis=0),
+        helper.make_node("Unsqueeze", ["score", "last"], ["column"]),
+        helper.make_node("Mul", ["column", "nothing"], ["class"]),
+        helper.make_node("Concat", ["boxes", "column", "class"], ["rows"], axis=2),
+        # Rows that are no boxes are zeros.
+        helper.make_node("Greater", ["column", "threshold"], ["is_box"]),
+        helper.make_node("Where", ["is_box", "rows", "nothing"], ["detections"]),
+        helper.make_node("ReduceMean", ["image", "whole"], ["score.msp"], keepdims=0),
+    ]
+    values = {
+        "channels": np.int64([1]),
+        "flat": np.int64([1, 16]),
+        "least": np.float32(least),
+        "slope": np.float32(12),
+        "count": np.int64([16]),
+        "corners": corners,
+        "last": np.int64([2]),
+        "nothing": np.float32(0),
+        "threshold": np.float32(0.3),
+        "whole": np.int64([1, 2, 3]),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "finder",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info("detections", TensorProto.FLOAT, [1, 16, 6]),
+            helper.make_tensor_value_info("score.msp", TensorProto.FLOAT, [1]),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    folder.mkdir(parents=True)
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), folder / MODEL)
+    fields = {"name": "finder", "version": version, "files": hash_files(folder)}
+    write_manifest(folder, Manifest.model_validate(made.manifest.model_dump() | fields))
+    return Bundle.open(folder)
+
+
 THRESHOLDED = ("regression", "segmentation", "keypoints")
 
 

@@ -43,6 +43,7 @@ from misfire_fleet.store import Store
 from misfire_fleet.store.curated import candidates
 from misfire_fleet.store.curated.lineage import Link, record
 from misfire_fleet.store.records import ANY
+from misfire_fleet.store.schema import lineage
 from misfire_runtime.bundle import Bundle
 from misfire_runtime.cli import app
 from misfire_runtime.errors import BundleError, ConfigError
@@ -312,6 +313,34 @@ def test_a_candidate_that_was_trained_on_the_test_does_not_pass(
     ]
     back = judge(store, old, same)
     assert back.passed and "The incumbent was trained on 3 of the test samples" in back.notes[0]
+
+
+def test_a_candidate_of_a_csv_is_not_known_to_be_apart_from_a_later_test(
+    store: Store, old: Bundle, same: Bundle
+) -> None:
+    links = [
+        Link("bundle", "small@2.0.0", "run", "run-2"),
+        Link("run", "run-2", "run", "run-1", detail={"uploads": {"train": 9, "holdout": 3}}),
+    ]
+    record(store.deletion, links, actor="ann")
+    # It was trained after the exam was frozen, and a retraining refuses what is frozen.
+    assert status(judge(store, same, old))["test frames"] == "passed"
+    with store.database.write() as connection:
+        connection.execute(lineage.update().values(at=1.0))
+    check = next(each for each in judge(store, same, old).checks if each.name == "test frames")
+    assert check.status == "unknown" and "retrained on 12 uploads of a CSV before exam" in check.sentence
+
+
+def test_two_that_find_nothing_are_alike_and_pass_nothing(tmp_path: Path) -> None:
+    nothing = np.float32([[2, 2, 8, 8, 0.0, 0]])
+    sides = [
+        gates.constant(tmp_path / name, "detection", nothing, classes=("car",), version=f"{name}.0.0")
+        for name in ("1", "2")
+    ]
+    with Store.open_folder(tmp_path / "fleet") as store:
+        gates.label_all(store, [box(2)] * 60)
+        verdict = judge(store, sides[1], sides[0])
+    assert not verdict.passed and "neither is right about anything" in verdict.reasons[0]
 
 
 def test_altered_deleted_and_broken_pictures(store: Store, old: Bundle, same: Bundle) -> None:

@@ -8,6 +8,7 @@ those of the incumbent.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -51,6 +52,7 @@ class Columns:
         expected: the loss that the score predicts, None if the bundle predicts none.
         ms: time from picture to answer.
         refused: frames whose score was not finite; they count as flagged.
+        answers: hash of all answers, to the last bit.
     """
 
     right: Floats
@@ -61,6 +63,7 @@ class Columns:
     expected: Floats | None
     ms: Floats
     refused: int = 0
+    answers: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,14 +228,16 @@ class _Side:
         self._reading = Reading(subject.task, subject.manifest.classes, subject.manifest.input)
         self._rows: list[tuple[float, float, bool, float, float, float, float]] = []
         self._refused = 0
+        self._answers = hashlib.sha256()
 
     def add(self, frame: TestFrame) -> None:
         """Runs the bundle on one frame."""
         started = time.perf_counter()
         scored = self._subject.scorer.score(frame.image)
         took = 1000 * (time.perf_counter() - started)
-        task = self._subject.task
-        answer = task.condense(torch.from_numpy(np.asarray(scored.outputs[self._subject.output])).float())
+        task, outputs = self._subject.task, np.asarray(scored.outputs[self._subject.output])
+        self._answers.update(outputs.tobytes())
+        answer = task.condense(torch.from_numpy(outputs).float())
         size = (frame.sample.width, frame.sample.height)
         target = read_target(frame.label, self._reading, size=size, where=f"sample {frame.sample.id[:16]}")
         targets = task.collate(task.stack([target]))
@@ -275,4 +280,5 @@ class _Side:
             expected.astype(float) if np.isfinite(expected).all() else None,
             ms.astype(float),
             self._refused,
+            self._answers.hexdigest(),
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from misfire_fleet.candidates.answers import Answered, Columns, Floats
 from misfire_fleet.candidates.rules import Rules
-from misfire_fleet.candidates.verdict import Check, Measure
+from misfire_fleet.candidates.verdict import Check, Measure, Status
 from misfire_train.judge.evidence import MIN_CLUSTERS
 from misfire_train.metrics import Estimate, replicate, resample_weights
 from misfire_train.metrics.bootstrap import HIGHER_IS_BETTER, estimate, point
@@ -101,32 +101,44 @@ def compare_task(answered: Answered, resampling: Resampling, rules: Rules, *, me
     if metric not in ("accuracy", "frames right") or abs(shares[0] - values[0]) > 1e-9:
         measures.append(_mean("frames right", 1.0 - new.failed, 1.0 - old.failed, resampling))
     measures.append(_mean("loss", new.loss, old.loss, resampling, higher=False))
+    status: Status
     text = f"{metric} {_points(values[0])} against {_points(values[1])}, {difference_text(found)} points"
     if len(answered) < rules.min_frames:
-        return Check(
-            "task",
-            "unknown",
-            f"{len(answered)} frames are too few to judge, {rules.min_frames} are needed ({text})",
-            True,
-            tuple(measures),
-        )
-    if np.array_equal(new.loss, old.loss):
-        # Losses to the last bit: the same network, whose other frames cannot be worse either.
-        sentence = f"both answer alike, to the last bit of the loss: {text}"
-        return Check("task", "passed", sentence, True, tuple(measures))
+        needed = f"{rules.min_frames} are needed ({text})"
+        status, sentence = "unknown", f"{len(answered)} frames are too few to judge, {needed}"
+    elif not new.right.any() and not old.right.any():
+        # Two that answer nothing are alike, too, and none of them may be published for that.
+        status = "unknown"
+        sentence = f"neither is right about anything, so nothing shows that the candidate works ({text})"
+    elif _same_network(new, old, metric):
+        status, sentence = "passed", f"both answer alike, to the last bit: {text}"
+    else:
+        status, sentence = _judged(found, text, len(answered), rules)
+    return Check("task", status, sentence, True, tuple(measures))
+
+
+def _judged(found: Estimate, text: str, frames: int, rules: Rules) -> tuple[Status, str]:
+    """Returns what a difference of the task metric says, and in which words."""
     if found.high < 0:
-        return Check("task", "failed", f"worse: {text}", True, tuple(measures))
+        return "failed", f"worse: {text}"
     if found.low > -rules.tolerance:
-        return Check("task", "passed", text, True, tuple(measures))
+        return "passed", text
+    loss = f"{100 * rules.tolerance:g} points"
     if found.value <= -rules.tolerance:
-        sentence = f"a loss of {100 * rules.tolerance:g} points or more is likely: {text}"
-        return Check("task", "failed", sentence, True, tuple(measures))
-    more = _needed(found, len(answered), rules.tolerance)
-    sentence = (
-        f"too few frames: {len(answered)} do not exclude a loss of {100 * rules.tolerance:g} points, about "
-        f"{more} would ({text})"
-    )
-    return Check("task", "unknown", sentence, True, tuple(measures))
+        return "failed", f"a loss of {loss} or more is likely: {text}"
+    more = _needed(found, frames, rules.tolerance)
+    return "unknown", f"too few frames: {frames} do not exclude a loss of {loss}, about {more} would ({text})"
+
+
+def _same_network(new: Columns, old: Columns, metric: str) -> bool:
+    """Returns whether both are one network, whose other frames cannot be worse either.
+
+    A loss that is a number tells it to the last bit, whatever the order of the classes. A detector's loss is
+    counted in boxes, and alike for many networks: there the answers themselves are compared.
+    """
+    if metric == "F1":
+        return bool(new.answers) and new.answers == old.answers
+    return np.array_equal(new.loss, old.loss)
 
 
 def _needed(found: Estimate, frames: int, tolerance: float) -> int:
