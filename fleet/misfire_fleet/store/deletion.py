@@ -10,13 +10,13 @@ blobs keeps tombstones, holds and audit lines in case the database is lost.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
 from misfire_fleet.errors import StoreError
+from misfire_fleet.store.audit.record import Change, record
 from misfire_fleet.store.blobs import Blobs
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.groups import OfferGroups
@@ -174,10 +174,8 @@ class Deletions:
     def log(
         self, connection: Connection, actor: str, action: str, detail: dict[str, object], *, at: float
     ) -> None:
-        """Writes an audit line to the database and, before the commit, to the ledger."""
-        entry = {"at": at, "actor": actor, "action": action, "detail": detail}
-        connection.execute(audit.insert(), audit_row(entry))
-        self.ledger.note(**entry)
+        """Writes an audit line without a state before and after; see `record`."""
+        record(connection, Change(actor, action, detail=detail), ledger=self.ledger, at=at)
 
     def _delete(
         self, matches: ColumnElement[bool], *, reason: str, actor: str, action: str, dry_run: bool
@@ -257,13 +255,3 @@ def _is_held() -> ColumnElement[bool]:
         or_(holds.c.captured_from.is_(None), samples.c.captured_at >= holds.c.captured_from),
         or_(holds.c.captured_to.is_(None), samples.c.captured_at < holds.c.captured_to),
     )
-
-
-def audit_row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the row of the audit log for an entry of the ledger."""
-    return {
-        "at": entry["at"],
-        "actor": entry.get("actor", ""),
-        "action": entry["action"],
-        "detail": json.dumps(entry["detail"], sort_keys=True),
-    }

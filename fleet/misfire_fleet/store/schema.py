@@ -5,8 +5,8 @@ of the document next to the blobs that has its offer. The other tables hold vehi
 offers, copies (vehicles that got `stored` for another vehicle's sample), the records of deletion
 (tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
 verdicts of people, snapshots, which run and bundle came of which snapshot (lineage), what the gate said of
-candidates, which bundles are published, campaigns, and what vehicles are desired to run. Times are seconds
-since 1970, by the clock of the machine that wrote them.
+candidates, which bundles are published, campaigns, what vehicles are desired to run, and who may use the
+console. Times are seconds since 1970, by the clock of the machine that wrote them.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ holds = Table(
     Column("released_at", Float),
 )
 
+# Append-only: triggers of the migration refuse to change or delete a row. `before` and `after`: JSON.
 audit = Table(
     "audit",
     metadata,
@@ -142,6 +143,13 @@ audit = Table(
     Column("actor", String(64), nullable=False),
     Column("action", String(32), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("subject", String(200), nullable=False, server_default=""),
+    Column("via", String(64), nullable=False, server_default=""),
+    Column("before", Text),
+    Column("after", Text),
+    Index("ix_audit_actor", "actor", "seq"),
+    Index("ix_audit_action", "action", "seq"),
+    Index("ix_audit_subject", "subject", "seq"),
 )
 
 # Rows are added, and go only with their sample. `recorded_at` rises from one transaction to the next, so all
@@ -361,4 +369,87 @@ campaign_refusals = Table(
     Column("bundle", String(130), nullable=False),
     Column("at", Float, nullable=False),
     Column("reason", String(512), nullable=False),
+
+# A person, or a program that has tokens. `password`: an argon2 hash; none if the account signs in by OIDC
+# (`issuer`, `subject`) or not at all.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("password", Text),
+    Column("issuer", String(300)),
+    Column("subject", String(300)),
+    Column("disabled_at", Float),
+    Column("created_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),
+    Column("seen_at", Float),
+    Index("uq_accounts_subject", "issuer", "subject", unique=True),
+)
+
+# `hash`: SHA-256 of what the cookie has. `id` names the session on pages and in the audit log.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("id", String(32), nullable=False),
+    Column("account", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("agent", String(200), nullable=False),
+    Index("ix_sessions_account", "account"),
+    Index("ix_sessions_expires_at", "expires_at"),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("hash", String(64), nullable=False),
+    Column("account", String(64), nullable=False),
+    Column("title", String(100), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("areas", String(300), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("revoked_at", Float),
+    Column("used_at", Float),
+    Index("uq_api_tokens_hash", "hash", unique=True),
+    Index("ix_api_tokens_account", "account"),
+)
+
+# `account`: whose password the link sets; "" makes the first admin.
+one_time_links = Table(
+    "one_time_links",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("account", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+
+# Keys that all consoles of a database share.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(128), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+# Answers to requests with an Idempotency-Key; without a status while the first one runs.
+answered_requests = Table(
+    "answered_requests",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("caller", String(64), nullable=False),
+    Column("request", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("status", Integer),
+    Column("headers", Text),
+    Column("body", LargeBinary),
+    Index("ix_answered_requests_caller", "caller", "at"),
+    Index("ix_answered_requests_at", "at"),
 )

@@ -18,12 +18,12 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from misfire_fleet.errors import StoreError
+from misfire_fleet.store.audit.record import audit_row
 from misfire_fleet.store.care.check import add_rows
 from misfire_fleet.store.care.integrity import file_damage, sqlite_file
 from misfire_fleet.store.curated import candidates, lineage
 from misfire_fleet.store.curated import snapshots as snapshot_rows
 from misfire_fleet.store.database import Database
-from misfire_fleet.store.deletion import audit_row
 from misfire_fleet.store.schema import (
     audit,
     classes,
@@ -41,6 +41,7 @@ from misfire_runtime.files import replace_durably
 
 NOT_RESTORED = (
     "vehicles, their heartbeats and counts of refusals (they come again with each vehicle's next message)",
+    "accounts, their tokens and sessions (the next start of the console prints a link for an admin)",
     "snapshots whose manifest is lost or altered",
     "which vehicles hold copies of another vehicle's sample",
     "samples of versions that kept no offers beside blobs, unless misfire fleet check --repair was run",
