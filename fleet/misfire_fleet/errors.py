@@ -7,8 +7,12 @@ MisfireError (misfire_runtime.errors)
 │   ├── VerdictRefusedError  a verdict is wrong in itself: its label, its class, a box
 │   ├── VerdictConflictError the person judged the sample meanwhile, in another window
 │   ├── CampaignGoneError    there is no campaign of that name
-│   └── CampaignConflictError  the campaign's state or name does not allow it
+│   ├── CampaignConflictError  the campaign's state or name does not allow it
+│   └── AccountError         an account, a password, a token or a link will not do
+│       ├── NoSuchAccountError   there is no such account, session or token
+│       └── AccountConflictError what is wished does not go with what there is
 ├── StoreUnavailableError    database or blob store do not work now: try again later
+├── TooManyRequestsError     somebody asks too often: wait as long as it says
 ├── CheckFailedError         a sample could not be checked, which proves nothing about it: try again later
 ├── LabelToolError           a label tool refuses a request, or is not set up for it: waiting does not help
 ├── LabelToolUnavailableError  a label tool does not work now: try again later
@@ -86,3 +90,27 @@ class LabelToolError(MisfireError):
 
 class LabelToolUnavailableError(MisfireError):
     """Reports that a label tool does not work now. Nothing is lost; run the command again later."""
+
+
+class AccountError(StoreError):
+    """Reports that an account, a password, a token or a link will not do; nothing was changed."""
+
+
+class NoSuchAccountError(AccountError):
+    """Reports that there is no such account, session or token."""
+
+
+class AccountConflictError(AccountError):
+    """Reports that a change does not go with what there is: a name in use, the last admin."""
+
+
+class TooManyRequestsError(MisfireError):
+    """Reports that somebody asks too often.
+
+    Attributes:
+        retry_after_s: seconds to wait.
+    """
+
+    def __init__(self, sentence: str, *, retry_after_s: float) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s

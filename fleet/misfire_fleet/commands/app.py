@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from misfire_fleet.commands.accounts.tokens import tokens
+from misfire_fleet.commands.accounts.users import users
 from misfire_fleet.commands.candidates.bought import bought
 from misfire_fleet.commands.candidates.gate import candidates, gate, publish
 from misfire_fleet.commands.collect import collect
@@ -39,3 +41,5 @@ for _command in (
 app.command("import")(import_)
 app.add_typer(snapshot)
 app.add_typer(campaign)
+app.add_typer(users)
+app.add_typer(tokens)

@@ -369,6 +369,7 @@ campaign_refusals = Table(
     Column("bundle", String(130), nullable=False),
     Column("at", Float, nullable=False),
     Column("reason", String(512), nullable=False),
+)
 
 # A person, or a program that has tokens. `password`: an argon2 hash; none if the account signs in by OIDC
 # (`issuer`, `subject`) or not at all.

@@ -1,0 +1,1 @@
+"""Implements `misfire fleet users` and `misfire fleet tokens`."""
