@@ -127,7 +127,7 @@ def stage(folder: Path, *, settings: str = "") -> Iterator[Stage]:
             ports.append(free_port())
             collectors.append(stack.enter_context(_collector(folder, broker, config, number, ports[-1])))
         port = free_port()
-        options = ["serve", "--fleet-dir", str(folder / "fleet"), "--port", str(port)]
+        options = ["serve", "--open", "--fleet-dir", str(folder / "fleet"), "--port", str(port)]
         console = stack.enter_context(_program(folder / "console.log", *options))
         processes = {"broker": [broker.process], "collector": collectors, "console": [console]}
         made = Stage(

@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks.record import command_line, finish, run
 from misfire_fleet.commands.serve import listen
+from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.app import create_app
 from misfire_fleet.labels.verdicts.counting import VerdictCounts, summary
 from misfire_fleet.labels.verdicts.ledger import NewVerdict, VerdictLedger
@@ -169,7 +170,9 @@ def serving(store: Store) -> Iterator[str]:
     import uvicorn
 
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(store, access=AccessSettings(open_to_all=True)), log_level="warning")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -11,19 +11,28 @@ from playwright.sync_api import Page, Request, sync_playwright
 from tests.fleet.conftest import eventually
 
 from misfire_fleet.commands.serve import listen
+from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_fleet.store.records import NewSample
 from misfire_runtime.testing import make_offer
 from proving_ground.services import CHROMIUM_FLAGS, chromium
 
+OPEN = AccessSettings(open_to_all=True)
+
 
 @contextmanager
-def serving(store: Store, *, allowed_hosts: Sequence[str] = (), label_tool: str = "") -> Iterator[str]:
-    """The address of a running console over `store`."""
+def serving(
+    store: Store,
+    *,
+    allowed_hosts: Sequence[str] = (),
+    label_tool: str = "",
+    access: AccessSettings = OPEN,
+) -> Iterator[str]:
+    """The address of a running console over `store`, without accounts unless `access` says otherwise."""
     listener = listen("127.0.0.1", 0)
-    app = create_app(store, allowed_hosts=allowed_hosts, label_tool=label_tool)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    app = create_app(store, allowed_hosts=allowed_hosts, label_tool=label_tool, access=access)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

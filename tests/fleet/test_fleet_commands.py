@@ -151,7 +151,7 @@ def test_a_broker_that_is_away_is_waited_for_and_reported(fleet_dir: Path) -> No
         process.communicate()
 
 
-def test_serve_says_where_it_is_and_shows_the_page(fleet_dir: Path) -> None:
+def test_serve_says_where_it_is_and_who_may_come_in(fleet_dir: Path) -> None:
     process = subprocess.Popen(
         command("serve", "--fleet-dir", str(fleet_dir), "--port", "0", "--allowed-host", "console.example"),
         stdout=subprocess.PIPE,
@@ -160,10 +160,17 @@ def test_serve_says_where_it_is_and_shows_the_page(fleet_dir: Path) -> None:
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip().removeprefix("console at ")
+        assert "be the first" in process.stdout.readline()
+        link = process.stdout.readline().strip()
+        assert link.startswith(f"{address}welcome#")
         assert eventually(lambda: _answers(address), timeout_s=60)
-        assert "No uploads yet" in httpx.get(address).text
+        body = {"link": link.partition("#")[2], "name": "root", "password": "correct horse battery"}
+        cookies = dict(httpx.post(f"{address}api/welcome", json=body, timeout=30).cookies)
+        page = httpx.get(f"{address}uploads", cookies=cookies)
+        assert "No uploads yet" in page.text
         for host, status in (("console.example", 200), ("other.example", 400)):
-            assert httpx.get(address, headers={"Host": host}).status_code == status
+            answer = httpx.get(f"{address}uploads", headers={"Host": host}, cookies=cookies)
+            assert answer.status_code == status
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     finally:
@@ -173,7 +180,7 @@ def test_serve_says_where_it_is_and_shows_the_page(fleet_dir: Path) -> None:
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(address).status_code == 200
+        return httpx.get(f"{address}healthz").status_code == 200
     except httpx.HTTPError:
         return False
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from misfire_fleet.accounts.roles import Role
+
 
 class Place(NamedTuple):
-    """Names a page: `key` is what its template says in the block `here`."""
+    """Names a page: `key` is what its template says in the block `here`; `role` is who sees the link."""
 
     key: str
     title: str
     path: str
+    role: Role = "viewer"
 
 
 PLACES = (
@@ -18,4 +21,6 @@ PLACES = (
     Place("verdicts", "Verdicts", "/verdicts"),
     Place("vehicles", "Vehicles", "/vehicles"),
     Place("campaigns", "Campaigns", "/campaigns"),
+    Place("audit", "Audit", "/audit", "operator"),
+    Place("settings", "Settings", "/settings"),
 )

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from misfire_fleet.console.rendering import Renderer, for_programs
+from misfire_fleet.console.rendering import Renderer, for_programs, problem_json
 from misfire_fleet.errors import (
+    AccountConflictError,
+    AccountError,
     CampaignConflictError,
     CampaignGoneError,
     CheckFailedError,
+    NoSuchAccountError,
     SampleGoneError,
     StoreError,
     StoreUnavailableError,
+    TooManyRequestsError,
     VerdictConflictError,
     VerdictRefusedError,
 )
+
+_SHOWN, _LISTED = 5, 50
+"""Fields in the sentence, and in the list: a body of half a megabyte may have tens of thousands of errors."""
 
 
 class Problems:
@@ -38,6 +45,10 @@ class Problems:
             CampaignConflictError: self.conflict,
             VerdictRefusedError: self.not_recorded,
             VerdictConflictError: self.not_recorded,
+            NoSuchAccountError: self.gone,
+            AccountConflictError: self.account,
+            AccountError: self.account,
+            TooManyRequestsError: self.too_many,
             StoreUnavailableError: self.unavailable,
             StoreError: self.unavailable,
             CheckFailedError: self.unavailable,
@@ -46,7 +57,7 @@ class Problems:
         }
 
     async def gone(self, request: Request, error: Exception) -> Response:
-        """Answers 404 for a sample or campaign that is not in the store."""
+        """Answers 404 for a sample, a campaign or an account that is not in the store."""
         return self._render.problem(request, 404, "Not here", str(error))
 
     async def not_recorded(self, request: Request, error: Exception) -> Response:
@@ -57,6 +68,17 @@ class Problems:
     async def conflict(self, request: Request, error: Exception) -> Response:
         """Answers 409 for a change that a campaign's state or name does not allow."""
         return self._render.problem(request, 409, "Not possible now", str(error))
+
+    async def account(self, request: Request, error: Exception) -> Response:
+        """Answers 409 or 422 for a change of an account that was not made."""
+        status = 409 if isinstance(error, AccountConflictError) else 422
+        return self._render.problem(request, status, "Not changed", str(error))
+
+    async def too_many(self, request: Request, error: TooManyRequestsError) -> Response:
+        """Answers 429 and says how long to wait."""
+        answer = self._render.problem(request, 429, "Too many requests", str(error))
+        answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        return answer
 
     async def unavailable(self, request: Request, error: Exception) -> Response:
         """Answers 503 if the store or the decoder cannot work now."""
@@ -77,7 +99,8 @@ class Problems:
         """Answers 422 and names the field; under /api/ in the form that /openapi.json describes."""
         if for_programs(request):
             # Without what was sent: it may be NaN, which JSON does not have, or large.
-            problems = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
-            return JSONResponse({"detail": problems}, 422)
+            errors = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+            text = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors[:_SHOWN])
+            return problem_json(422, "The request cannot be read", text, errors=errors[:_LISTED])
         text = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
         return self._render.problem(request, 422, "The address cannot be read", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from misfire_fleet.console.access.callers import current_caller
 from misfire_fleet.console.format import (
     age,
     brief,
@@ -51,17 +53,36 @@ class Renderer:
         )
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        """Returns a page. `values` are the template's variables, besides `now`, `version` and `places`."""
+        """Returns a page. `values` are variables of the template, besides those that every page has."""
+        caller = current_caller()
+        places = [each for each in PLACES if caller is not None and caller.may(each.role)]
         text = self._templates.get_template(template).render(
-            now=wall_time(), version=__version__, places=PLACES, **values
+            now=wall_time(), version=__version__, places=places, caller=caller, **values
         )
         return HTMLResponse(text, status_code=status)
 
     def problem(self, request: Request, status: int, title: str, text: str) -> Response:
         """Returns an error as a page, or as JSON for a path under /api/."""
         if for_programs(request):
-            return JSONResponse({"detail": text}, status)
+            return problem_json(status, title, text)
         return self.page("problem.html", status=status, title=title, text=text)
+
+
+def problem_json(
+    status: int, title: str, detail: str, *, errors: Sequence[Mapping[str, Any]] = ()
+) -> JSONResponse:
+    """Returns an error in the API's one format, problem details of RFC 9457.
+
+    Args:
+        status: of the answer.
+        title: kind of the error.
+        detail: a sentence that says what is wrong.
+        errors: the fields that are wrong: `loc`, `msg`, `type`.
+    """
+    body: dict[str, Any] = {"title": title, "status": status, "detail": detail}
+    if errors:
+        body["errors"] = [dict(each) for each in errors]
+    return JSONResponse(body, status, media_type="application/problem+json")
 
 
 def for_programs(request: Request) -> bool:

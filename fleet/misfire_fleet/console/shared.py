@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from misfire_fleet.accounts.accounts import Accounts
+from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.recent import Recent
 from misfire_fleet.console.reconciliation import Reconciliation
 from misfire_fleet.console.rendering import Renderer
@@ -15,8 +17,10 @@ _TOTALS_S = 2.0
 class Shared:
     """Serves one console. `close` ends its worker processes; the store stays open."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, access: AccessSettings | None = None) -> None:
         self.store = store
+        self.access = access or AccessSettings()
+        self.accounts = Accounts(store)
         self.render = Renderer()
         self.thumbnails = Thumbnails(store)
         self.reconciliation = Reconciliation(store)

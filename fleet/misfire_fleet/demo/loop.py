@@ -21,6 +21,7 @@ from misfire_export.sources.frames import frames_of_run
 from misfire_export.sources.run import export_run
 from misfire_fleet.collector import Collector
 from misfire_fleet.commands.serve import listen
+from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.app import create_app
 from misfire_fleet.demo.broker import Broker, embedded_broker
 from misfire_fleet.demo.counting import Findings, count, failing_samples
@@ -248,7 +249,8 @@ def _collector(store: Store, broker: Broker) -> Iterator[Collector]:
 def _console(store: Store) -> Iterator[str]:
     """Runs the console in a thread on a free port and yields its URL."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(store), log_level="warning", server_header=False))
+    app = create_app(store, access=AccessSettings(open_to_all=True))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
 
     def end() -> None:
         server.should_exit = True

@@ -28,11 +28,13 @@ from proving_ground.services import CHROMIUM_FLAGS, ObjectStore, Postgres, chrom
 
 def test_links_name_the_sample_at_the_console() -> None:
     item = given.item(given.drawn(1))
-    images = LinkedImages.at_console("https://console.example.org/", insecure=False)
-    assert images.addresses([item]).found == {item.sample: f"https://console.example.org/blobs/{item.sample}"}
-    assert not images.expires
+    images = LinkedImages.at_console("https://console.example.org/", insecure=False, sign="link={}".format)
+    link = f"https://console.example.org/blobs/{item.sample}?link={item.sample}"
+    assert images.addresses([item]).found == {item.sample: link}
+    # A signed link ends, so that a push renews it in old tasks.
+    assert images.expires
     with pytest.raises(ConfigError, match="plain http"):
-        LinkedImages.at_console("http://console.example.org", insecure=False)
+        LinkedImages.at_console("http://console.example.org", insecure=False, sign=str)
 
 
 @contextmanager

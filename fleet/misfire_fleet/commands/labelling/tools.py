@@ -81,7 +81,7 @@ def push(
         ImagesBy,
         typer.Option(
             help="Upload pictures to the tool, link to the console (--console) or to the object store "
-            "(signed, for a week), or put them into the tasks."
+            "(both signed, for a week), or put them into the tasks."
         ),
     ] = "upload",
     console: Annotated[
@@ -97,10 +97,12 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Send samples to a label tool, the most suspicious first; those that are there already are left out."""
+    from misfire_fleet.accounts.links import SignedLinks
     from misfire_fleet.labels.tools.connect import ProjectRequest, connect_for_push
 
     with place.open() as store:
         request = ProjectRequest(
+            sign=SignedLinks(store).query,
             tool=at.to,
             url=at.url,
             project=at.project,

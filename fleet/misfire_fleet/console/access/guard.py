@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from misfire_fleet.console.rendering import problem_json
 
 # Styles may be inline, scripts not: the bars of scores set their width in the page.
 _CSP = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -27,27 +29,36 @@ PRIVATE = "private, no-cache"
 
 
 class Guard:
-    """Wraps the console as ASGI middleware.
+    """Wraps the console as ASGI middleware, outside `Access`: it knows requests, not callers.
 
     It prevents DNS rebinding: a foreign page can make its own host name resolve to this machine and read the
     console through the visitor's browser. Such a request has a foreign name as Host, so unknown names are
     refused. An IP address cannot be rebound, so any address is allowed. Starlette's TrustedHostMiddleware has
     no rule for addresses, and its error does not name the option to set.
 
-    A write of another site's page is refused: browsers name the page's origin in every such request. Programs
-    name none, and carry no login that such a page could use. A body is JSON of a stated, bounded length: only
-    after asking this console, which refuses, may another site's page send that.
+    A write of another site's page is refused: browsers name the page's origin in every such request. A
+    request that names none is a program's; with the cookie of a session, `Access` refuses it. A body is JSON
+    of a stated, bounded length: another site's page may send that only after asking this console, which
+    refuses.
 
     Args:
         app: answers the requests.
         allowed_hosts: names of the console.
         label_tool: origin whose pages may show and read uploads (`/blobs/`); "" allows none.
+        url: by which browsers reach the console through a proxy; "" if they reach it directly.
     """
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], label_tool: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, *, allowed_hosts: Iterable[str], label_tool: str = "", url: str = ""
+    ) -> None:
         self._app = app
+        self._url = url.lower()
         self._named = {host.lower() for host in allowed_hosts}
         self._hosts = {"localhost", *self._named}
+        if url:
+            self._hosts.add(urlsplit(self._url).hostname or "")
+        https = {"Strict-Transport-Security": "max-age=31536000"} if url.startswith("https:") else {}
+        self._always = _ALWAYS | https
         self._lent: dict[str, str] = {}
         if label_tool:
             # Any page can show a picture whose SHA-256 it knows; only the tool's can read its pixels.
@@ -70,14 +81,14 @@ class Guard:
         if scope["method"] not in _READS:
             status, text = self._refused_write(Headers(scope=scope))
             if status:
-                answer = JSONResponse({"detail": text}, status)
-                await answer(scope, receive, _with_headers(send, _ALWAYS))
+                answer = problem_json(status, "Not possible", text)
+                await answer(scope, receive, _with_headers(send, self._always))
                 return
         if scope["method"] == "HEAD":
             # Routes only know GET. The server (uvicorn) omits the body of the response to HEAD.
             scope = {**scope, "method": "GET"}
         lent = self._lent if str(scope["path"]).startswith("/blobs/") else {}
-        await self._app(scope, receive, _with_headers(send, _ALWAYS | lent))
+        await self._app(scope, receive, _with_headers(send, self._always | lent))
 
     def _refused_write(self, headers: Headers) -> tuple[int, str]:
         """Returns the status and the reason if a write is refused; 0 if it is not."""
@@ -86,7 +97,8 @@ class Guard:
             origin is not None and not self._is_own(origin, headers.get("host", ""))
         ) or site != "same-origin":
             return 403, "this request comes from a page of another site; open the console itself"
-        length = headers.get("content-length", "")
+        # Without either header there is no body: fetch sends DELETE like that.
+        length = headers.get("content-length", "" if "transfer-encoding" in headers else "0")
         if not length.isascii() or not length.isdigit():
             return 411, "a write states the length of its body"
         if int(length[:20]) > MAX_BODY:
@@ -103,6 +115,10 @@ class Guard:
             name, port = parts.hostname or "", parts.port
         except ValueError:
             return False
+        if self._url.startswith("https:") and parts.scheme != "https":
+            return False
+        if origin.lower() == self._url:
+            return True
         return bool(name) and (parts.netloc == host.lower() or (name in self._named and port is None))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from misfire_fleet.console.filters import GalleryQuery, gallery_query, sample_id
+from misfire_fleet.console.rules.cursors import Cursor, after_number, cursor_of
 from misfire_fleet.console.shared import Shared
 from misfire_fleet.store.records import StoredSample, Totals
 
@@ -37,13 +39,10 @@ class SampleJson(BaseModel):
 
 
 class SamplePage(BaseModel):
-    """Holds one page of samples, newest first.
-
-    Pass `next_before` as `before` to get the next page; None if there is none.
-    """
+    """Holds one page of samples, newest first. Pass `next` as `cursor` to get the next page."""
 
     samples: list[SampleJson]
-    next_before: int | None
+    next: str | None
 
 
 def samples_api(shared: Shared) -> APIRouter:
@@ -51,11 +50,14 @@ def samples_api(shared: Shared) -> APIRouter:
     router, store = APIRouter(), shared.store
 
     @router.get("/api/samples")
-    def samples(query: Annotated[GalleryQuery, Depends(gallery_query)]) -> SamplePage:
-        rows = store.newest(query.limit, query.filters)
-        # A full page may be the last one; the client then gets one empty page.
-        more = rows[-1].seq if len(rows) == query.limit else None
-        return SamplePage(samples=[_json_of(row) for row in rows], next_before=more)
+    def samples(query: Annotated[GalleryQuery, Depends(gallery_query)], cursor: Cursor = "") -> SamplePage:
+        """Lists samples, newest first."""
+        filters = query.filters
+        if cursor:
+            filters = replace(filters, before_seq=after_number("samples", cursor))
+        rows = store.newest(query.limit + 1, filters)
+        more = cursor_of("samples", rows[query.limit - 1].seq) if len(rows) > query.limit else None
+        return SamplePage(samples=[_json_of(row) for row in rows[: query.limit]], next=more)
 
     @router.get("/api/samples/{sample}")
     def sample(sample: str) -> SampleJson:

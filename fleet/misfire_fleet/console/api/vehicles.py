@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from misfire_fleet.console.filters import Text, readable
 from misfire_fleet.console.reconciliation import concerns
+from misfire_fleet.console.rules.cursors import Cursor, after_text, cursor_of
 from misfire_fleet.console.shared import Shared
 from misfire_fleet.store.counts import VehicleCounts
 from misfire_fleet.store.records import VehicleSummary
@@ -37,18 +37,28 @@ class VehicleJson(BaseModel):
     """Problems that an operator should look at, as sentences."""
 
 
+class VehiclePage(BaseModel):
+    """Holds one page of vehicles, sorted by name. Pass `next` as `cursor` to get the next page."""
+
+    vehicles: list[VehicleJson]
+    next: str | None
+
+
 def vehicles_api(shared: Shared) -> APIRouter:
     """Returns the route /api/vehicles."""
     router, known = APIRouter(), shared.store.vehicles
 
     @router.get("/api/vehicles")
     def vehicles(
-        after: Text = "", limit: Annotated[int, Query(ge=1, le=MAX_VEHICLES)] = MAX_VEHICLES
-    ) -> list[VehicleJson]:
-        """Lists vehicles by name; `after` is the last name of the previous answer."""
-        found = known.summaries(known.names(after=readable("after", after), limit=limit))
+        cursor: Cursor = "", limit: Annotated[int, Query(ge=1, le=MAX_VEHICLES)] = MAX_VEHICLES
+    ) -> VehiclePage:
+        """Lists vehicles by name."""
+        names = known.names(after=after_text("vehicles", cursor), limit=limit + 1)
+        found = known.summaries(names[:limit])
         compared = shared.reconciliation.of(found)
-        return [_vehicle_json(each, compared.get(each.name)) for each in found]
+        listed = [_vehicle_json(each, compared.get(each.name)) for each in found]
+        more = cursor_of("vehicles", names[limit - 1]) if len(names) > limit else None
+        return VehiclePage(vehicles=listed, next=more)
 
     return router
 

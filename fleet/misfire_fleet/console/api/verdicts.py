@@ -20,6 +20,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from fastapi import Query as Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
+from misfire_fleet.console.access import Caller, requires
 from misfire_fleet.console.filters import readable, sample_id
 from misfire_fleet.console.format import utc
 from misfire_fleet.console.recent import Recent
@@ -53,6 +54,7 @@ _CLASSES_S = 10.0
 _MOST_SHARES = 8
 _MOST_BUNDLES = 16
 
+Labeller = Annotated[Caller, Depends(requires("labeller"))]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Act = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,40}$")]
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -99,7 +101,8 @@ class VerdictIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     act: Act
-    annotator: Name
+    annotator: Name | None = None
+    """Who judges; with accounts, who is signed in."""
     samples: Annotated[list[Id], Field(min_length=1, max_length=MAX_SHARED)]
     verdict: Literal["right", "wrong", "missed", "ignore"]
     label: Annotated[ClassLabel | ClassesLabel | BoxesLabel, Field(discriminator="kind")] | None = None
@@ -118,7 +121,7 @@ class UndoIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     act: Act
-    annotator: Name
+    annotator: Name | None = None
     undoes: Act
 
 
@@ -257,19 +260,36 @@ def verdicts_api(shared: Shared) -> APIRouter:
         return [RecordJson.model_validate(each.model_dump()) for each in found]
 
     @router.post("", status_code=201)
-    def give(body: VerdictIn) -> GivenJson:
+    def give(body: VerdictIn, caller: Labeller) -> GivenJson:
         """Records a verdict. The same `act` again changes nothing."""
         values = body.model_dump(exclude={"samples", "label", "reveal"})
+        values["annotator"] = annotator_of(caller, body.annotator)
         given = ledger.give(NewVerdict(samples=tuple(body.samples), label=body.label, **values))
         shown = reveal_of(store.get(body.samples[0])) if body.reveal else None
         return _given(asdict(given), shown)
 
     @router.post("/undo", status_code=201)
-    def undo(body: UndoIn) -> GivenJson:
+    def undo(body: UndoIn, caller: Labeller) -> GivenJson:
         """Takes an act of a person back: what held before it holds again."""
-        return _given(asdict(ledger.undo(body.act, annotator=body.annotator, undoes=body.undoes)), None)
+        annotator = annotator_of(caller, body.annotator)
+        return _given(asdict(ledger.undo(body.act, annotator=annotator, undoes=body.undoes)), None)
 
     return router
+
+
+def annotator_of(caller: Caller, named: str | None) -> str:
+    """Returns who judges: with accounts, the caller; else the name that the request gives.
+
+    Raises:
+        HTTPException: 403 for another name than the caller's; 422 without accounts and without a name.
+    """
+    if caller.how == "open":
+        if named is None:
+            raise HTTPException(422, "annotator: say who judges")
+        return named
+    if named not in (None, caller.name):
+        raise HTTPException(403, f"annotator: you are {caller.name!r}, and judge in your own name only")
+    return caller.name
 
 
 def item_of(candidate: Candidate) -> ItemJson:

@@ -27,7 +27,8 @@ const storage = {
   keys: () => { try { return [...new Set([...Object.keys(localStorage), ...memory.keys()])]; } catch { return [...memory.keys()]; } },
 };
 
-let name = storage.get("misfire.name") ?? "";
+const account = $("judge").dataset.name ?? ""; // who is signed in; without accounts, the browser keeps a name
+let name = account || (storage.get("misfire.name") ?? "");
 let queue = [];
 let handed = new Set();
 let cursor = "";
@@ -609,6 +610,7 @@ async function readClasses() {
 
 async function start() {
   $("name-button").textContent = visible(name);
+  $("name-button").disabled = account !== "";
   queue = []; handed = new Set(); cursor = ""; ended = false; left = null; current = null; history = [];
   await Promise.all([fill(), readClasses(), readActs()]);
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -54,6 +54,7 @@ class ProjectRequest:
         names: classes, or names of points or values; empty takes those of the fleet.
         images: how the tool gets pictures.
         console: address of the console, if it links to it.
+        sign: returns the query string that lets a picture's link show it without an account.
         update: adds names that an existing project lacks.
         blind: sends neither answers nor scores, and in no order that tells them.
     """
@@ -67,6 +68,7 @@ class ProjectRequest:
     names: tuple[str, ...] = ()
     images: str = "upload"
     console: str = ""
+    sign: Callable[[str], str] = str
     update: bool = False
     blind: bool = False
 
@@ -186,7 +188,7 @@ def _names(store: Store, kind: Kind, first: list[ExportItem]) -> tuple[str, ...]
 
 def _images(request: ProjectRequest, api: LabelStudioApi, project: Project, store: Store) -> Images:
     if request.images == "console":
-        return LinkedImages.at_console(request.console, insecure=request.insecure)
+        return LinkedImages.at_console(request.console, insecure=request.insecure, sign=request.sign)
     if request.images == "embed":
         return EmbeddedImages()
     if request.images == "signed":

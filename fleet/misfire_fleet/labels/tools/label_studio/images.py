@@ -108,10 +108,19 @@ class LinkedImages:
         self._link, self.expires = link, expires
 
     @classmethod
-    def at_console(cls, url: str, *, insecure: bool) -> LinkedImages:
-        """Links to the console. Raises ConfigError if the URL is none."""
+    def at_console(cls, url: str, *, insecure: bool, sign: Callable[[str], str]) -> LinkedImages:
+        """Links to the console.
+
+        Args:
+            url: of the console.
+            insecure: allows plain http to another machine.
+            sign: returns the query string of a sample's link, which shows it without an account.
+
+        Raises:
+            ConfigError: the URL is none.
+        """
         root = checked_url(url, insecure=insecure)
-        return cls(lambda sample: f"{root}/blobs/{sample}", expires=False)
+        return cls(lambda sample: f"{root}/blobs/{sample}?{sign(sample)}", expires=True)
 
     def addresses(self, items: Sequence[ExportItem]) -> Addresses:
         """Returns the links."""

@@ -1,0 +1,13 @@
+"""Decides who may ask what: `Guard` checks the request, `Access` finds the caller, routes name a role.
+
+A route that writes names the role it needs, and records `caller.name` as the one who did it:
+
+    caller: Annotated[Caller, Depends(requires("operator"))]
+"""
+
+from __future__ import annotations
+
+from misfire_fleet.accounts.roles import ROLES, Role
+from misfire_fleet.console.access.callers import Caller, current_caller, requires
+
+__all__ = ["ROLES", "Caller", "Role", "current_caller", "requires"]
