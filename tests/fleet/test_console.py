@@ -155,19 +155,17 @@ def test_the_api_gives_the_same_rows_and_pages_through_them(
 ) -> None:
     ids = [add(store, jpeg(number)) for number in range(5)]
     seen: list[str] = []
-    before = ""
-    while True:
-        got = httpx.get(f"{console}/api/samples", params={"limit": 2, "before": before}).json()
+    cursor: str | None = ""
+    while cursor is not None:
+        got = httpx.get(f"{console}/api/samples", params={"limit": 2, "cursor": cursor}).json()
         seen += [sample["id"] for sample in got["samples"]]
-        if got["next_before"] is None:
-            break
-        before = str(got["next_before"])
+        cursor = got["next"]
     assert seen == ids[::-1]
     one = httpx.get(f"{console}/api/samples/{ids[0]}").json()
     assert one["scores"] == {"entropy": 0.7}
     assert httpx.get(f"{console}{one['blob']}").content == jpeg(0)
     assert httpx.get(f"{console}/api/totals").json()["samples"] == 5
-    assert httpx.get(f"{console}/api/vehicles").json()[0]["stored"] == 5
+    assert httpx.get(f"{console}/api/vehicles").json()["vehicles"][0]["stored"] == 5
     assert httpx.get(f"{console}/healthz").status_code == 200
 
 

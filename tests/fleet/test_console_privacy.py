@@ -101,7 +101,7 @@ def test_addresses_that_cannot_be_read_are_named_and_never_the_stores_trouble(an
                     answer = httpx.get(f"{console}{path}?{field}={value}")
                     assert answer.status_code == 422, (path, field, value)
                     assert field in answer.text
-        for path in ("/vehicle?name=%00", "/vehicles?after=%00", "/api/vehicles?after=%ff", "/vehicles/%00"):
+        for path in ("/vehicle?name=%00", "/vehicles?after=%00", "/api/vehicles?cursor=%ff", "/vehicles/%00"):
             assert httpx.get(console + path).status_code == 422, path
         for path in ("/samples/%00", "/blobs/%00", "/thumbs/%00", "/api/samples/%00", "/samples/%ff"):
             assert httpx.get(console + path).status_code == 404, path

@@ -128,7 +128,9 @@ def test_a_heartbeat_and_a_state_that_cannot_be_read_are_named(
             for path in ("/vehicles", "/vehicles/car-1", "/vehicles/car-2", "/vehicles/car-3", "/metrics"):
                 assert httpx.get(console + path).status_code == 200, path
     assert "cannot be shown: telemetry: counters.pending" in httpx.get(f"{console}/vehicles/car-2").text
-    listed = {each["name"]: each["concerns"] for each in httpx.get(f"{console}/api/vehicles").json()}
+    listed = {
+        each["name"]: each["concerns"] for each in httpx.get(f"{console}/api/vehicles").json()["vehicles"]
+    }
     assert listed["car-1"] == [] and len(listed["car-2"]) == len(listed["car-3"]) == 1
     for name in ("car-2", "car-3"):
         assert noted(caplog).count(f"vehicle {name}") == 1

@@ -31,6 +31,7 @@ from misfire_fleet.labels.checking import (
 )
 from misfire_fleet.labels.content import LabelRecord, parse
 from misfire_fleet.store import Store
+from misfire_fleet.store.audit.record import Change, record
 from misfire_fleet.store.database import one_of
 from misfire_fleet.store.labels import (
     is_labelled,
@@ -157,6 +158,7 @@ class LabelLedger:
                 self._insert(connection, spool, checker, prefix=prefix, skip_wrong=skip_wrong)
                 if not (skip_wrong or checker.result(written=False).ok):
                     raise _NotWrittenError
+                self._note(connection, checker.result(written=True), actor)
                 self._add_classes(connection, sorted(checker.new_classes), actor=actor)
                 self._rows.commit(connection, prefix)
             written = True
@@ -167,6 +169,13 @@ class LabelLedger:
             if not written:
                 self._rows.abandon(prefix)
         return checker.result(written=written)
+
+    def _note(self, connection: Connection, added: Added, actor: str) -> None:
+        """Writes the line of the audit log; the records themselves say who labelled what."""
+        if added.recorded:
+            detail = {"recorded": added.recorded, "unchanged": added.unchanged}
+            change = Change(actor, "labels", detail=detail)
+            record(connection, change, ledger=self._store.deletion.ledger)
 
     def _insert(
         self,

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, FromClause, RowMapping, Select, false, func, select
 
+from misfire_fleet.store.audit.record import Change, record
 from misfire_fleet.store.database import one_of
 from misfire_fleet.store.documents.rows import ENDING, KeptRows, Line
 from misfire_fleet.store.schema import samples, stale_verdicts, verdicts
@@ -75,6 +76,7 @@ class VerdictRows(KeptRows[VerdictLine]):
         """Writes the document of an act durably, then inserts its rows. `connection` has the lock."""
         name, rows = self._name(lines[0].act), [line.model_dump() for line in lines]
         self.write(name, rows)
+        record(connection, _change(connection, lines))
         self._insert(connection, rows, name)
 
     def _name(self, owner: str) -> str:
@@ -102,6 +104,23 @@ class VerdictRows(KeptRows[VerdictLine]):
             start = int(connection.scalar(select(func.max(verdicts.c.seq))) or 0) + 1
             numbered = [dict(row) | {"seq": seq} for seq, row in enumerate(rows, start)]
             connection.execute(verdicts.insert(), numbered)
+
+
+def _change(connection: Connection, lines: Sequence[VerdictLine]) -> Change:
+    """Returns an act for the audit log: of the first sample; near-duplicates that share it are counted."""
+    first = lines[0]
+    held = select(verdicts.c.verdict).where(
+        verdicts.c.sample == first.sample, verdicts.c.annotator == first.annotator
+    )
+    before = connection.scalar(held.order_by(verdicts.c.recorded_at.desc()).limit(1))
+    return Change(
+        first.annotator,
+        "verdict-undo" if first.undoes else "verdict",
+        f"sample:{first.sample}",
+        before=None if before is None else {"verdict": before},
+        after={"verdict": first.verdict},
+        detail={"act": first.act, "samples": len(lines)},
+    )
 
 
 def is_newest(row: FromClause, *, up_to: float | None = None) -> ColumnElement[bool]:
