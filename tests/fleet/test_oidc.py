@@ -19,6 +19,12 @@ from misfire_fleet.errors import AccountError
 from misfire_fleet.store import Store
 from misfire_runtime.errors import ConfigError
 
+# The provider is built on parts of authlib that warn of their own successors.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:get_jwt_config:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:authlib.jose"),
+]
+
 PEOPLE = (
     User(sub="s-ann", claims={"email": "Ann@example.org", "groups": ["fleet-admins", "staff"]}),
     User(sub="s-lee", claims={"email": "lee@example.org", "groups": "labelling"}),

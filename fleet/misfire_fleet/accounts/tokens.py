@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import RowMapping, func, select
 
@@ -155,6 +156,6 @@ class Tokens:
             return _token(dict(row) | {"revoked_at": row["revoked_at"] or now})
 
 
-def _token(row: RowMapping | dict[str, object]) -> Token:
+def _token(row: RowMapping | dict[str, Any]) -> Token:
     values = {name: row[name] for name in Token.__dataclass_fields__ if name not in ("areas", "role")}
     return Token(**values, role=role_of(str(row["role"])), areas=tuple(str(row["areas"]).split()))

@@ -4,14 +4,14 @@
     claims --person_of--> account, new session
 
 The cookie of the ten minutes in between is not the session's. Authlib checks state, nonce, issuer, audience,
-times and the signature of the token against the provider's keys.
+times and the signature of the token against the provider's keys. It speaks HTTP by httpx2.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import httpx
+import httpx2
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.starlette_client import OAuth
 from fastapi import Request, Response
@@ -47,7 +47,7 @@ def oidc_app(shared: Shared, settings: OidcSettings) -> Starlette:
         back = f"{shared.access.url or str(request.base_url).rstrip('/').removesuffix('/oidc')}/oidc/back"
         try:
             answer: Response = await provider.authorize_redirect(request, back)
-        except (httpx.HTTPError, AuthlibBaseError, ValueError) as error:
+        except (httpx2.HTTPError, AuthlibBaseError, ValueError) as error:
             return _refused(request, 502, f"the identity provider does not answer ({type(error).__name__})")
         return answer
 
@@ -60,7 +60,7 @@ def oidc_app(shared: Shared, settings: OidcSettings) -> Starlette:
             return _refused(request, 403, f"the answer of the identity provider is refused ({_short(error)})")
         except AccountError as error:
             return _refused(request, 403, str(error))
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             return _refused(request, 502, f"the identity provider does not answer ({type(error).__name__})")
         finally:
             request.session.clear()
