@@ -13,8 +13,8 @@ from tests.fleet.consoles import add, serving
 from tests.fleet.people import ask, browser, person, program
 
 from misfire_fleet.accounts.accounts import Accounts
-from misfire_fleet.console.access.guard import MAX_BODY
 from misfire_fleet.console.access.settings import AccessSettings
+from misfire_fleet.console.entry.guard import MAX_BODY
 from misfire_fleet.console.rules.cursors import cursor_of
 from misfire_fleet.console.rules.repeated import Answers, Kept
 from misfire_fleet.store import Store
@@ -246,6 +246,15 @@ def test_the_api_does_what_its_description_says(console: str, store: Store) -> N
     """Schemathesis sends what the description allows, and what it does not."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks as described
+
+    checks = (
+        not_a_server_error,
+        described.status_code_conformance,
+        described.content_type_conformance,
+        described.response_schema_conformance,
+    )
 
     with program(console, store, "labeller") as client:
         document = client.get("/openapi.json").json()
@@ -265,6 +274,6 @@ def test_the_api_does_what_its_description_says(console: str, store: Store) -> N
             )
             @given(case=operation.as_strategy())
             def conform(case: Any) -> None:
-                case.call_and_validate(headers=token)
+                case.call_and_validate(headers=token, checks=checks)
 
             conform()

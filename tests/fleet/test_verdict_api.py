@@ -10,7 +10,7 @@ import httpx
 import pytest
 from tests.fleet.consoles import add, serving
 
-from misfire_fleet.console.access.guard import MAX_BODY
+from misfire_fleet.console.entry.guard import MAX_BODY
 from misfire_fleet.labels.content import ClassLabel
 from misfire_fleet.labels.ledger import LabelLedger
 from misfire_fleet.store import Store

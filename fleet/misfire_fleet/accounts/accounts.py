@@ -181,7 +181,7 @@ class Accounts:
             return account_of(after)
 
 
-def account_of(row: RowMapping) -> Account:
+def account_of(row: RowMapping | dict[str, Any]) -> Account:
     """Returns the account of a row of `accounts`."""
     return Account(
         name=row["name"],

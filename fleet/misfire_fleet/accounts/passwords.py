@@ -19,15 +19,14 @@ from misfire_fleet.errors import AccountError, TooManyRequestsError
 MIN_CHARS, MAX_CHARS = 12, 200
 """NIST 800-63B asks for 8 at least and 64 to be allowed. A longer one would only cost time to hash."""
 _AT_ONCE, _WAIT_S = 2, 5.0
-_OWASP = {"time_cost": 2, "memory_cost": 19_456, "parallelism": 1}
-"""The OWASP Password Storage Cheat Sheet's first choice for argon2id; memory in KiB."""
 
 
 class Passwords:
     """Hashes passwords. Thread-safe."""
 
     def __init__(self) -> None:
-        self._hash = PasswordHash((Argon2Hasher(**_OWASP),))
+        # The OWASP Password Storage Cheat Sheet's first choice for argon2id; memory in KiB.
+        self._hash = PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19_456, parallelism=1),))
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
         self._nobody: str | None = None
 

@@ -108,14 +108,14 @@ def serve(
         app = create_app(store, allowed_hosts=[host, *(allowed_host or [])], label_tool=origin, access=access)
         if not open_:
             offer_first_admin(store, address)
-        config = uvicorn.Config(
+        serving = uvicorn.Config(
             app,
             log_level="warning",
             server_header=False,
             proxy_headers=bool(trusted_proxy),
             forwarded_allow_ips=trusted_proxy or [],
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(serving).run(sockets=[listener])
 
 
 def refuse_public(host: str, *, url: str, allowed_hosts: Sequence[str]) -> None:

@@ -16,9 +16,6 @@ from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from misfire_fleet.console.access.access import Access
-from misfire_fleet.console.access.guard import Guard
-from misfire_fleet.console.access.oidc import oidc_app
 from misfire_fleet.console.access.routes import refuse_open_writes
 from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.api.accounts import accounts_api
@@ -29,6 +26,9 @@ from misfire_fleet.console.api.samples import samples_api
 from misfire_fleet.console.api.signing_in import signing_in_api
 from misfire_fleet.console.api.vehicles import vehicles_api
 from misfire_fleet.console.api.verdicts import verdicts_api
+from misfire_fleet.console.entry.access import Access
+from misfire_fleet.console.entry.guard import Guard
+from misfire_fleet.console.entry.oidc import oidc_app
 from misfire_fleet.console.health import Health
 from misfire_fleet.console.metrics import FleetMetrics
 from misfire_fleet.console.pages import (

@@ -1,4 +1,4 @@
-"""Decides who may ask what: `Guard` checks the request, `Access` finds the caller, routes name a role.
+"""Says who asks, and what they may: `console/entry` finds the caller, a route names the role it needs.
 
 A route that writes names the role it needs, and records `caller.name` as the one who did it:
 

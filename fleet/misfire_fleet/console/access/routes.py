@@ -20,7 +20,7 @@ def refuse_open_writes(router: APIRouter) -> None:
     for route in router.routes:
         if not isinstance(route, APIRoute):
             continue
-        writes = {(method, route.path) for method in route.methods - READS} - PUBLIC_WRITES
+        writes = {(method, route.path) for method in (route.methods or set()) - READS} - PUBLIC_WRITES
         if writes and required(route) is None:
             raise ValueError(f"{sorted(writes)[0]}: a route that writes depends on requires(ROLE)")
 
