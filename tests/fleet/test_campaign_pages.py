@@ -13,6 +13,7 @@ from tests.fleet.consoles import add, browsing, serving
 from misfire_fleet.campaigns.documents import Documents
 from misfire_fleet.campaigns.ledger import CampaignLedger
 from misfire_fleet.campaigns.merging import Merged
+from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.app import create_app
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Desired, Reported, State, Trigger
@@ -26,7 +27,11 @@ FOG: dict[str, Any] = {
 
 @pytest.fixture
 def client(store: Store) -> Iterator[TestClient]:
-    with TestClient(create_app(store), base_url="http://localhost", raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(store, access=AccessSettings(open_to_all=True)),
+        base_url="http://localhost",
+        raise_server_exceptions=False,
+    ) as client:
         yield client
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import Row, func, select, update
 from misfire_fleet.campaigns.spec import CampaignSpec, parse_spec, trigger_of
 from misfire_fleet.errors import CampaignConflictError, CampaignGoneError
 from misfire_fleet.store import Store
+from misfire_fleet.store.audit.record import Change, record
 from misfire_fleet.store.database import one_of
 from misfire_fleet.store.rows import whole
 from misfire_fleet.store.schema import campaigns, samples
@@ -275,8 +276,8 @@ class CampaignLedger:
         at: float,
     ) -> None:
         """Writes a line of the audit log; change: before and after."""
-        detail: dict[str, object] = {"campaign": name, "before": change[0], "after": change[1]}
-        self._store.deletion.log(connection, actor[:64], action, detail, at=at)
+        line = Change(actor[:64], action, f"campaign:{name}", *change, detail={"campaign": name})
+        record(connection, line, ledger=self._store.deletion.ledger, at=at)
 
 
 def check_near(store: Store, spec: CampaignSpec) -> None:

@@ -15,9 +15,9 @@ from sqlalchemy import delete, func, select
 
 from misfire_fleet.campaigns.spec import Who
 from misfire_fleet.store import Store
+from misfire_fleet.store.audit.record import Change, record
 from misfire_fleet.store.rows import message_of
 from misfire_fleet.store.schema import samples, vehicle_tags, vehicles
-from misfire_runtime.clock import wall_time
 from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import MAX_KEY, State, Telemetry
 
@@ -113,8 +113,10 @@ def tag(store: Store, vehicle: str, changes: Mapping[str, str | None], *, actor:
         rows = [{"vehicle": vehicle, "key": key, "value": value} for key, value in sorted(after.items())]
         if rows:
             connection.execute(vehicle_tags.insert(), rows)
-        detail: dict[str, object] = {"vehicle": vehicle, "before": before, "after": after}
-        store.deletion.log(connection, actor[:64], "vehicle-tags", detail, at=wall_time())
+        line = Change(
+            actor[:64], "vehicle-tags", f"vehicle:{vehicle}", before, after, detail={"vehicle": vehicle}
+        )
+        record(connection, line, ledger=store.deletion.ledger)
     return after
 
 

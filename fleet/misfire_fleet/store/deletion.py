@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, or_, select
 
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.audit.record import Change, record
@@ -135,10 +136,13 @@ class Deletions:
             return [Hold(**row) for row in rows.mappings()]
 
     def audit(self, *, limit: int = 200) -> list[tuple[float, str, str, dict[str, object]]]:
-        """Returns the audit log as (seconds since 1970, actor, action, detail), newest first."""
+        """Returns the audit log as (seconds since 1970, actor, action, detail), newest first.
+
+        The detail has the states before and after, where the line has them.
+        """
         with self.database.read() as connection:
             rows = connection.execute(select(audit).order_by(audit.c.seq.desc()).limit(limit))
-            return [(row.at, row.actor, row.action, json.loads(row.detail)) for row in rows]
+            return [(row.at, row.actor, row.action, _detail(row)) for row in rows]
 
     def purge(self) -> int:
         """Removes the blobs and offers of deleted samples; returns the number of removed blobs."""
@@ -255,3 +259,11 @@ def _is_held() -> ColumnElement[bool]:
         or_(holds.c.captured_from.is_(None), samples.c.captured_at >= holds.c.captured_from),
         or_(holds.c.captured_to.is_(None), samples.c.captured_at < holds.c.captured_to),
     )
+
+
+def _detail(row: Row[Any]) -> dict[str, object]:
+    states = {"before": row.before, "after": row.after}
+    if row.before is None and row.after is None:
+        return dict(json.loads(row.detail))
+    read = {name: None if text is None else json.loads(text) for name, text in states.items()}
+    return json.loads(row.detail) | read

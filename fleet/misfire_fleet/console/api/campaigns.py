@@ -122,7 +122,7 @@ def campaigns_api(shared: Shared) -> APIRouter:
         return shown(_checked(lambda: ledger.create(spec, actor=caller.name)))
 
     @router.post("/api/campaigns/dry-run")
-    def dry_run(body: DryRunIn) -> dict[str, Any]:
+    def dry_run(body: DryRunIn, _caller: Operator) -> dict[str, Any]:
         """Estimates a campaign that is not kept."""
         horizon = Horizon(days=body.days, back_days=body.back_days)
         return _checked(lambda: estimate(store, body.spec, horizon)).to_dict()

@@ -36,7 +36,8 @@ _PUBLIC_FOLDERS = ("/static/", "/oidc/")
 _AREAS = {
     **dict.fromkeys(("uploads", "blobs", "thumbs"), "samples"),
     **dict.fromkeys(("users", "tokens", "settings", "session"), "accounts"),
-    "vehicle": "vehicles",
+    **dict.fromkeys(("vehicle", "tags", "fleet", "drift"), "vehicles"),
+    "budget": "campaigns",
 }
 """First parts of paths that belong to the area of another name."""
 _EVERYBODYS = frozenset({"openapi.json", "me"})
