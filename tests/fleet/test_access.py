@@ -466,6 +466,20 @@ def test_a_console_without_accounts_is_for_this_machine_only(
         refuse_public(loopback, url="", allowed_hosts=())
 
 
+def test_every_answer_forbids_what_the_console_does_not_do(console: str) -> None:
+    for path in ("/sign-in", "/uploads", "/api/samples", "/static/console.css", "/nothing"):
+        headers = ask.get(console + path).headers
+        policy = headers["content-security-policy"]
+        assert "script-src" not in policy and "default-src 'self'" in policy and "eval" not in policy
+        assert (
+            "style-src 'self'" in policy
+            and "base-uri 'none'" in policy
+            and "frame-ancestors 'none'" in policy
+        )
+        assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+    assert "<style" not in ask.get(f"{console}/sign-in").text
+
+
 def _filled(path: str) -> str:
     return re.sub(r"\{[^}]+\}", "0" * 64, path)
 

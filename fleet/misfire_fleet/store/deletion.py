@@ -262,8 +262,8 @@ def _is_held() -> ColumnElement[bool]:
 
 
 def _detail(row: Row[Any]) -> dict[str, object]:
-    states = {"before": row.before, "after": row.after}
-    if row.before is None and row.after is None:
-        return dict(json.loads(row.detail))
-    read = {name: None if text is None else json.loads(text) for name, text in states.items()}
-    return json.loads(row.detail) | read
+    detail: dict[str, object] = json.loads(row.detail)
+    if row.before is not None or row.after is not None:
+        for name, text in (("before", row.before), ("after", row.after)):
+            detail[name] = None if text is None else json.loads(text)
+    return detail

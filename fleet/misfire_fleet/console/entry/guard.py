@@ -12,13 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from misfire_fleet.console.rendering import problem_json
 
-# Styles may be inline, scripts not: the bars of scores set their width in the page.
-_CSP = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+# Scripts and style sheets are files of the console. Only attributes may have styles: bars set their width.
+_CSP = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self'; style-src-attr 'unsafe-inline'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 _ALWAYS = {
     "Content-Security-Policy": _CSP,
     # Browsers must not guess another type: uploads come from vehicles.
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
