@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 from tests.fleet import people
+from tests.fleet.conftest import eventually
 from tests.fleet.consoles import add, serving
 from tests.fleet.people import PASSWORD, ask, browser, cookie, person, program
 
 from misfire_fleet.accounts.accounts import Accounts
+from misfire_fleet.accounts.limits import SignInLimits
 from misfire_fleet.accounts.links import OneTimeLinks, SignedLinks
+from misfire_fleet.accounts.passwords import Passwords
 from misfire_fleet.accounts.sessions import SessionLimits, Sessions
 from misfire_fleet.accounts.tokens import Tokens
 from misfire_fleet.commands.serve import refuse_public
@@ -20,6 +24,7 @@ from misfire_fleet.console.access.cookies import cookie_name
 from misfire_fleet.console.access.routes import READS, required
 from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.app import create_app
+from misfire_fleet.errors import TooManyRequestsError
 from misfire_fleet.store import Store
 from misfire_fleet.store.schema import accounts as account_rows
 from misfire_fleet.store.schema import api_tokens, sessions
@@ -406,6 +411,9 @@ def test_guesses_are_limited_by_account_and_address(store: Store) -> None:
         assert statuses == [401] * 5 + [429] * 2
         answer = guesser.post("/api/session", json={"name": "ann", "password": PASSWORD})
         assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 100
+        for name in (" ANN ", "ann\0", "Ann"):
+            other = guesser.post("/api/session", json={"name": name, "password": PASSWORD})
+            assert other.status_code in (401, 429), name
         spoofed = {"X-Forwarded-For": "203.0.113.9"}
         again = guesser.post("/api/session", json={"name": "ann", "password": PASSWORD}, headers=spoofed)
         assert again.status_code == 429
@@ -464,6 +472,47 @@ def test_a_console_without_accounts_is_for_this_machine_only(
         refuse_public(host, url=url, allowed_hosts=allowed)
     for loopback in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
         refuse_public(loopback, url="", allowed_hosts=())
+
+
+def test_sign_ins_at_the_same_moment_do_not_take_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    passwords, go = Passwords(), threading.Event()
+    monkeypatch.setattr(passwords._hash, "verify", lambda *_: go.wait(30))
+    passwords._nobody = "x"
+    results: list[object] = []
+
+    def sign_in() -> None:
+        try:
+            results.append(passwords.matches("guess", "kept"))
+        except TooManyRequestsError as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=sign_in) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    assert eventually(lambda: len(results) >= 20)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert len([each for each in results if isinstance(each, TooManyRequestsError)]) == 20
+
+
+def test_the_memory_of_guesses_is_bounded_and_comes_back() -> None:
+    now = [0.0]
+    limits = SignInLimits(lambda: now[0], many=50)
+    for _ in range(5):
+        limits.take("ann", "203.0.113.1")
+    with pytest.raises(TooManyRequestsError) as refused:
+        limits.take("ann", "203.0.113.1")
+    limits.take("ann", "203.0.113.2")
+    now[0] += refused.value.retry_after_s + 0.1
+    limits.take("ann", "203.0.113.1")
+    for number in range(500):
+        limits.take(f"name-{number}", f"2001:db8:{number:x}::1")
+    assert len(limits._buckets) == 50
+    for number in range(30):
+        limits.take(f"other-{number}", f"2001:db8:ffff::{number + 1:x}")
+    with pytest.raises(TooManyRequestsError):
+        limits.take("another", "2001:db8:ffff::99")
 
 
 def test_every_answer_forbids_what_the_console_does_not_do(console: str) -> None:

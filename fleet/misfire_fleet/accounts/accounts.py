@@ -126,7 +126,11 @@ class Accounts:
 
         It takes as long for a name that does not exist. Raises TooManyRequestsError.
         """
-        query = select(accounts).where(accounts.c.name == name.strip().lower()[:64].replace("\0", ""))
+        try:
+            wanted = account_name(name)
+        except AccountError:
+            wanted = ""
+        query = select(accounts).where(accounts.c.name == wanted)
         with self._store.database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         right = self._passwords.matches(password, None if row is None else row["password"])
@@ -167,6 +171,8 @@ class Accounts:
     ) -> Account:
         now = wall_time()
         with self._store.database.write() as connection:
+            # Of two admins who make each other less at the same moment, the second has to see the first.
+            connection.execute(select(accounts.c.name).where(accounts.c.role == "admin").with_for_update())
             before = _row(connection, name)
             had = _admins(connection)
             mine = accounts.c.name == before["name"]

@@ -18,7 +18,8 @@ from misfire_fleet.errors import AccountError, TooManyRequestsError
 
 MIN_CHARS, MAX_CHARS = 12, 200
 """NIST 800-63B asks for 8 at least and 64 to be allowed. A longer one would only cost time to hash."""
-_AT_ONCE, _WAIT_S = 2, 5.0
+_AT_ONCE, _WAITING, _WAIT_S = 2, 8, 5.0
+"""More who wait would hold all threads of the console."""
 
 
 class Passwords:
@@ -28,6 +29,7 @@ class Passwords:
         # The OWASP Password Storage Cheat Sheet's first choice for argon2id; memory in KiB.
         self._hash = PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19_456, parallelism=1),))
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = threading.BoundedSemaphore(_AT_ONCE + _WAITING)
         self._nobody: str | None = None
 
     def hashed(self, password: str, *, name: str) -> str:
@@ -58,12 +60,13 @@ class Passwords:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        if not self._turns.acquire(timeout=_WAIT_S):
+        if not self._places.acquire(blocking=False):
             raise TooManyRequestsError("too many people sign in at this moment", retry_after_s=_WAIT_S)
         try:
-            yield
+            with self._turns:
+                yield
         finally:
-            self._turns.release()
+            self._places.release()
 
 
 def _text(password: str) -> bytes:
