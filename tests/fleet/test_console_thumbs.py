@@ -6,16 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import httpx
 import numpy as np
 import psutil
 import pytest
+from tests.fleet.conftest import eventually
 from tests.fleet.consoles import add, serving
 
 from misfire_fleet.console import thumbs as serve_thumbs
-from misfire_fleet.console.thumbs import UNREADABLE, WIDTHS
+from misfire_fleet.console.thumbs import UNREADABLE, WIDTHS, DiskCache, Picture
 from misfire_fleet.decoding.decoder import Decoder
 from misfire_fleet.errors import CheckFailedError
 from misfire_fleet.store import Store
@@ -95,8 +97,11 @@ def test_an_upload_at_fault_has_a_placeholder_and_is_not_tried_again(
     for _ in range(2):
         for what, sample in faulty.items():
             answer = httpx.get(f"{console}/thumbs/{sample}", timeout=30)
-            assert (answer.status_code, answer.content) == (200, UNREADABLE.data), what
-            assert answer.headers["content-type"].startswith("image/svg+xml")
+            assert answer.status_code == 200 and answer.headers["content-type"].startswith("image/svg+xml"), (
+                what
+            )
+            assert "does not decode" in answer.text and len(answer.text) > len(UNREADABLE.data), what
+            assert "<html" not in answer.text and "sandbox" in answer.headers["content-security-policy"]
     assert len(decoded) == len(faulty)
 
 
@@ -149,8 +154,58 @@ def test_what_is_kept_is_bounded_in_bytes(
     store: Store, jpeg: Numbered, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
 ) -> None:
     monkeypatch.setattr(serve_thumbs, "_MAX_BYTES", 1)
+    monkeypatch.setattr(serve_thumbs, "_DISK_BYTES", 1)
     with serving(store) as console:
         one, two = add(store, jpeg(1)), add(store, jpeg(2))
         for sample in (one, one, two, one):
             assert httpx.get(f"{console}/thumbs/{sample}", timeout=30).status_code == 200
     assert len(decoded) == 3
+
+
+def test_thumbnails_outlive_the_console_on_the_disk_but_not_their_sample(
+    store: Store, jpeg: Numbered, decoded: list[int]
+) -> None:
+    one, two = add(store, jpeg(1)), add(store, jpeg(2))
+    for _ in range(2):
+        with serving(store) as console:
+            for sample in (one, two):
+                assert width_of(httpx.get(f"{console}/thumbs/{sample}", timeout=30).content) == 320
+    assert len(decoded) == 2
+    folder = store.blobs.root.parent / "console" / "thumbs"  # type: ignore[attr-defined]
+    assert len(list(folder.glob("??/*.jpg"))) == 2
+    with serving(store) as console:
+        httpx.get(f"{console}/api/samples")
+        store.deletion.delete(sample=one, reason="people")
+        httpx.get(f"{console}/api/samples")
+        assert eventually(lambda: [path.name[:64] for path in folder.glob("??/*")] == [two])
+        assert httpx.get(f"{console}/thumbs/{one}").status_code == 404
+
+
+def test_a_file_cut_short_on_the_disk_is_made_again(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, max_bytes=100)
+    key = ("ab" * 32, 320, 0)
+    assert cache.get(key) is None
+    cache.add(key, Picture(b"x" * 60 + b"\xff\xd9", "image/jpeg", made=True))
+    assert cache.get(key) is not None
+    other = ("cd" * 32, 320, 1)
+    cache.add(other, Picture(b"y" * 60 + b"\xff\xd9", "image/jpeg", made=True))
+    assert cache.get(key) is None and cache.get(other) is not None  # the one used longest ago went
+    (file,) = tmp_path.glob("??/*.jpg")
+    file.write_bytes(b"y" * 10)
+    assert DiskCache(tmp_path, max_bytes=100).get(other) is None
+
+
+def test_a_crop_shows_its_box_and_nothing_else(console: str, store: Store) -> None:
+    image = np.zeros((400, 800, 3), np.uint8)
+    image[100:200, 500:700] = (0, 0, 255)
+    done, data = cv2.imencode(".png", image)
+    box = {"class": "car", "score": 0.9, "p": 0.5, "box": [500, 100, 700, 200]}
+    outside = {"class": "car", "score": 0.9, "p": 0.5, "box": [5000, 100, 7000, 200]}
+    prediction = {"boxes": [box, outside], "size": [800, 400]}
+    sample = add(store, bytes(data), media_type="image/png", width=800, height=400, prediction=prediction)
+    assert done
+    answer = httpx.get(f"{console}/crops/{sample}/1?width=1024", timeout=30)
+    crop = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
+    assert 240 <= crop.shape[1] <= 270 and (crop[:, :, 2] > 128).mean() > 0.5
+    for number, status in ((2, 404), (3, 404), (0, 422), (65, 422)):
+        assert httpx.get(f"{console}/crops/{sample}/{number}").status_code == status

@@ -70,7 +70,7 @@ JsonLogs = Annotated[bool, typer.Option("--json", help="Log one JSON object per 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count what would be done, and change nothing.")]
 WHERE_HELP = (
     "Take only samples with KEY=VALUE (repeat for more): vehicle, bundle, trigger, random, from, to, "
-    "percentile, labelled, class, verdict, snapshot, ids (@FILE)."
+    "percentile, labelled, class, verdict, snapshot, selection, pinned, ids (@FILE)."
 )
 """Written out: `misfire_fleet.store.where` has the keys, but its imports would delay every `--help`."""
 DEFAULT_DIR = Path("fleet")

@@ -21,8 +21,8 @@ Where = Annotated[
     typer.Option(
         "--where",
         help="Take only samples with KEY=VALUE; repeat it for more. Keys: vehicle, bundle, trigger, "
-        "random (yes, no), from, to, percentile (0..1), class, verdict, snapshot, ids (@FILE). Default: all "
-        "labelled samples.",
+        "random (yes, no), from, to, percentile (0..1), class, verdict, snapshot, selection, pinned, ids "
+        "(@FILE). Default: all labelled samples.",
     ),
 ]
 _SHOWN = 10

@@ -21,6 +21,8 @@ from misfire_fleet.console.access.settings import AccessSettings
 from misfire_fleet.console.api.accounts import accounts_api
 from misfire_fleet.console.api.audit import audit_api
 from misfire_fleet.console.api.campaigns import campaigns_api
+from misfire_fleet.console.api.collected import collected_api
+from misfire_fleet.console.api.exports import exports_api
 from misfire_fleet.console.api.me import me_api
 from misfire_fleet.console.api.samples import samples_api
 from misfire_fleet.console.api.signing_in import signing_in_api
@@ -34,6 +36,7 @@ from misfire_fleet.console.metrics import FleetMetrics
 from misfire_fleet.console.pages import (
     audit,
     campaigns,
+    datasets,
     sample,
     settings,
     sign_in,
@@ -50,8 +53,8 @@ from misfire_fleet.store import Store
 from misfire_runtime import __version__
 
 _STATIC = Path(__file__).parent / "static"
-_PAGES = (uploads, sample, vehicles, verdicts, campaigns, audit, settings, sign_in)
-_API = (samples_api, vehicles_api, verdicts_api, campaigns_api)
+_PAGES = (uploads, sample, datasets, vehicles, verdicts, campaigns, audit, settings, sign_in)
+_API = (samples_api, collected_api, exports_api, vehicles_api, verdicts_api, campaigns_api)
 _ACCOUNTS_API = (signing_in_api, me_api, accounts_api, audit_api)
 
 

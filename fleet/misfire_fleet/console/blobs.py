@@ -14,8 +14,13 @@ from misfire_fleet.store import Store
 from misfire_fleet.store.blobs import FolderBlobs
 from misfire_fleet.store.records import StoredSample
 
-PRIVATE_MINUTES = {"Cache-Control": "private, max-age=300"}
-"""Pictures show people: shared caches must not keep them, and browsers keep a deleted one for 5 minutes."""
+PRIVATE_MINUTES = {
+    "Cache-Control": "private, max-age=300",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; media-src 'self'; "
+    "style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox",
+}
+"""Pictures show people: shared caches must not keep them, and browsers keep a deleted one for 5 minutes. What
+a vehicle sent runs nothing, also if a browser opens it as a page."""
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 """18 digits fit into 64 bits; a longer number is treated as an unreadable header."""
 

@@ -21,6 +21,7 @@ PLACES = (
     Place("verdicts", "Verdicts", "/verdicts"),
     Place("vehicles", "Vehicles", "/vehicles"),
     Place("campaigns", "Campaigns", "/campaigns"),
+    Place("datasets", "Datasets", "/datasets"),
     Place("audit", "Audit", "/audit", "operator"),
     Place("settings", "Settings", "/settings"),
 )

@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 from misfire_fleet.decoding.headers import IMAGES, VIDEOS, Limits
-from misfire_fleet.decoding.wire import Request, Status, receive_reply, send_request
+from misfire_fleet.decoding.wire import WHOLE, Part, Request, Status, receive_reply, send_request
 from misfire_fleet.errors import CheckFailedError
 from misfire_runtime.errors import ImageError
 
@@ -81,14 +81,33 @@ class Decoder:
         status, body = self._decode_small(data, media_type, 0)
         return _verified(body) if status is Status.DONE else None
 
-    def thumbnail(self, data: bytes, media_type: str, width: int) -> bytes:
-        """Returns a JPEG at most `width` pixels wide. Raises as `check`."""
-        return self._decode(data, media_type, width)
+    def thumbnail(self, data: bytes, media_type: str, width: int, *, part: Part = WHOLE) -> bytes:
+        """Returns a JPEG at most `width` pixels wide, of a part of the picture. Raises as `check`."""
+        return self._decode(data, media_type, width, part)
 
-    def thumbnail_small(self, data: bytes, media_type: str, width: int) -> bytes | None:
+    def thumbnail_small(
+        self, data: bytes, media_type: str, width: int, *, part: Part = WHOLE
+    ) -> bytes | None:
         """Does the same as `thumbnail`, but returns None at once if the upload needs the lane."""
-        status, body = self._decode_small(data, media_type, width)
+        status, body = self._decode_small(data, media_type, width, part)
         return body if status is Status.DONE else None
+
+    def packets(self, data: bytes, media_type: str) -> tuple[str, list[tuple[int, bytes]]]:
+        """Returns the codec of a clip and its encoded frames, each with its time in nanoseconds, undecoded.
+
+        H.264 and H.265 are returned as Annex B byte streams. Raises as `check`, also for another codec.
+        """
+        if media_type not in VIDEOS:
+            raise ImageError(f"{media_type!r} is no clip")
+        with self._lane.place(self.limits.max_bytes // 2):
+            body = self._ask(Request(media_type, large=True, packets=True), data)[1]
+        size = int.from_bytes(body[:4], "big")
+        head, at = json.loads(body[4 : 4 + size]), 4 + size
+        frames = []
+        for time_ns, length in head["frames"]:
+            frames.append((int(time_ns), body[at : at + length]))
+            at += length
+        return str(head["codec"]), frames
 
     def close(self) -> None:
         """Stops the idle processes; busy ones are stopped when their request ends."""
@@ -101,21 +120,23 @@ class Decoder:
         for process in resting:
             self._give_back(process)
 
-    def _decode(self, data: bytes, media_type: str, width: int) -> bytes:
-        status, body = self._decode_small(data, media_type, width)
+    def _decode(self, data: bytes, media_type: str, width: int, part: Part = WHOLE) -> bytes:
+        status, body = self._decode_small(data, media_type, width, part)
         if status is Status.DONE:
             return body
         with self._lane.place(int(body)):
-            return self._ask(Request(media_type, large=True, width=width), data)[1]
+            return self._ask(Request(media_type, large=True, width=width, part=part), data)[1]
 
-    def _decode_small(self, data: bytes, media_type: str, width: int) -> tuple[Status, bytes]:
+    def _decode_small(
+        self, data: bytes, media_type: str, width: int, part: Part = WHOLE
+    ) -> tuple[Status, bytes]:
         """Returns (DONE, result) or (LARGE, bytes needed)."""
         # The cost of a clip is unknown before it is opened: half of the budget, so that two run at once.
         if media_type in VIDEOS:
             return Status.LARGE, str(self.limits.max_bytes // 2).encode()
         if media_type not in IMAGES:
             raise ImageError(f"media type {media_type!r} is not taken")
-        return self._ask(Request(media_type, large=False, width=width), data)
+        return self._ask(Request(media_type, large=False, width=width, part=part), data)
 
     def _ask(self, request: Request, data: bytes) -> tuple[Status, bytes]:
         """Returns (DONE or LARGE, body). Raises ImageError or CheckFailedError."""

@@ -12,11 +12,16 @@ from enum import IntEnum
 
 from misfire_fleet.decoding.headers import IMAGES, VIDEOS
 
-MAX_REPLY = 16 * 1024 * 1024
-"""Far above any thumbnail: bounds what a broken process can make its owner allocate."""
+MAX_REPLY = 96 * 1024 * 1024
+"""Above any thumbnail and any clip's packets: bounds what a broken process can make its owner allocate."""
 _MEDIA_TYPES = sorted(IMAGES | VIDEOS)
-_REQUEST = struct.Struct("!BBIQ")
-"""Index of the media type, large (0 or 1), width in pixels, bytes of the upload."""
+_REQUEST = struct.Struct("!BBBI4HQ")
+"""Index of the media type, large and packets (0 or 1), width in pixels, left, top, right and bottom of the
+part in steps of 1/65535 of the picture, bytes of the upload."""
+_STEPS = 65_535
+Part = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of the upright picture, 0..1."""
+WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 _REPLY = struct.Struct("!BQ")
 """Status, bytes of the body."""
 
@@ -36,17 +41,23 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Request:
-    """Requests a thumbnail of `width` pixels, or a check if width is 0. `large` applies the full limits."""
+    """Requests a thumbnail of `width` pixels, or a check if width is 0. `large` applies the full limits.
+
+    `part`: of the picture, to be shown alone. `packets` requests the encoded frames of a clip instead.
+    """
 
     media_type: str
     large: bool
     width: int = 0
+    part: Part = WHOLE
+    packets: bool = False
 
 
 def send_request(sock: socket.socket, request: Request, data: bytes) -> None:
     """Sends a request and its upload, in one call if both fit: the process then wakes up once."""
     kind = _MEDIA_TYPES.index(request.media_type)
-    head = _REQUEST.pack(kind, request.large, request.width, len(data))
+    part = (round(_STEPS * min(1.0, max(0.0, side))) for side in request.part)
+    head = _REQUEST.pack(kind, request.large, request.packets, request.width, *part, len(data))
     sent = sock.sendmsg([head, data])
     if sent < len(head):
         raise ConnectionError("the header of a request was cut")
@@ -59,9 +70,12 @@ def receive_request(sock: socket.socket) -> tuple[Request, bytearray] | None:
     head = _receive(sock, _REQUEST.size)
     if head is None:
         return None
-    kind, large, width, size = _REQUEST.unpack(head)
+    kind, large, packets, width, *sides, size = _REQUEST.unpack(head)
+    x0, y0, x1, y1 = (side / _STEPS for side in sides)
     data = _receive(sock, size)
-    return None if data is None else (Request(_MEDIA_TYPES[kind], bool(large), width), data)
+    if data is None:
+        return None
+    return Request(_MEDIA_TYPES[kind], bool(large), width, (x0, y0, x1, y1), bool(packets)), data
 
 
 def send_reply(sock: socket.socket, status: Status, body: bytes = b"") -> None:

@@ -23,7 +23,7 @@ import cv2
 
 from misfire_fleet.decoding import codecs
 from misfire_fleet.decoding.headers import MIB, VIDEOS, Header, Limits, read_header
-from misfire_fleet.decoding.wire import Request, Status, receive_request, send_reply
+from misfire_fleet.decoding.wire import MAX_REPLY, Request, Status, receive_request, send_reply
 from misfire_runtime.errors import ImageError
 
 SMALL_BYTES = 32 * MIB
@@ -148,10 +148,12 @@ class Worker:
 
     def _result(self, request: Request, data: bytearray, header: Header) -> bytes:
         kind, clip = request.media_type, request.media_type in VIDEOS
+        if request.packets:
+            return codecs.clip_packets(data, kind, most=MAX_REPLY - MIB)
         if request.width and clip:
-            return codecs.clip_thumbnail(data, kind, self._limits, request.width)
+            return codecs.clip_thumbnail(data, kind, self._limits, request.width, part=request.part)
         if request.width:
-            return codecs.picture_thumbnail(data, kind, header, request.width)
+            return codecs.picture_thumbnail(data, kind, header, request.width, part=request.part)
         if clip:
             return json.dumps(codecs.check_clip(data, kind, self._limits)).encode()
         return json.dumps(codecs.check_picture(data, kind, header)).encode()

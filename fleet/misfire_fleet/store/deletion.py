@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, fun
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store.audit.record import Change, record
 from misfire_fleet.store.blobs import Blobs
+from misfire_fleet.store.collected.conditions import uncollect
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.groups import OfferGroups
 from misfire_fleet.store.labels import LabelRows
@@ -51,6 +52,7 @@ class Deletions:
         captured_from: float | None = None,
         captured_to: float | None = None,
         sample: str | None = None,
+        ids: Sequence[str] | None = None,
         reason: str,
         actor: str = "",
         dry_run: bool = False,
@@ -62,6 +64,7 @@ class Deletions:
             captured_from: capture time from, seconds since 1970.
             captured_to: capture time before, seconds since 1970.
             sample: id of the sample.
+            ids: ids of samples, at most some thousand.
             reason: stored in tombstones and the audit log.
             actor: who deletes, for the audit log.
             dry_run: only counts.
@@ -71,6 +74,8 @@ class Deletions:
         """
         scope = Hold("", reason, sample, vehicle, captured_from, captured_to)
         conditions = _covered_by(scope)
+        if ids is not None:
+            conditions.append(samples.c.id.in_(list(ids)))
         if not conditions:
             raise StoreError(
                 "deletion: name a sample, a vehicle or a time; everything at once is not deleted"
@@ -225,6 +230,7 @@ class Deletions:
             self.groups.mark_stale(connection, [row.offers for row in rows if row.offers is not None])
             self.labels.remove(connection, ids)
             self.verdicts.remove(connection, ids)
+            uncollect(connection, ids)
             connection.execute(delete(samples).where(samples.c.id.in_(ids)))
         return len(rows), sum(row.size for row in rows)
 

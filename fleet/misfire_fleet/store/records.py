@@ -105,6 +105,9 @@ class SampleFilter:
     """right, wrong, missed or ignore; "any", or "none" if nobody judged the sample."""
     snapshot: str | None = None
     """Name of a snapshot that holds the sample."""
+    selection: str | None = None
+    """Name of a selection that holds the sample."""
+    pinned: bool | None = None
     ids: tuple[str, ...] | None = None
     """One of these samples."""
     before_seq: int | None = None

@@ -4,9 +4,10 @@
 of the document next to the blobs that has its offer. The other tables hold vehicles, telemetry, refused
 offers, copies (vehicles that got `stored` for another vehicle's sample), the records of deletion
 (tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
-verdicts of people, snapshots, which run and bundle came of which snapshot (lineage), what the gate said of
-candidates, which bundles are published, campaigns, what vehicles are desired to run, and who may use the
-console. Times are seconds since 1970, by the clock of the machine that wrote them.
+verdicts of people, pins, selections and saved views, snapshots, which run and bundle came of which snapshot
+(lineage), what the gate said of candidates, which bundles are published, campaigns, what vehicles are
+desired to run, and who may use the console. Times are seconds since 1970, by the clock of the machine that
+wrote them.
 """
 
 from __future__ import annotations
@@ -268,6 +269,43 @@ lineage = Table(
     Column("at", Float, nullable=False),
     Column("detail", Text, nullable=False),
     Index("ix_lineage_parent", "parent_kind", "parent"),
+)
+
+# What people collect in the console. They go with their samples.
+pins = Table(
+    "pins",
+    metadata,
+    Column("sample", String(64), primary_key=True),
+    Column("actor", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+selections = Table(
+    "selections",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+selection_samples = Table(
+    "selection_samples",
+    metadata,
+    Column("selection", String(64), primary_key=True),
+    Column("sample", String(64), primary_key=True),
+    Column("actor", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Index("ix_selection_samples_sample", "sample"),
+)
+
+views = Table(
+    "views",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("query", Text, nullable=False),
+    Column("shared", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
 # One row for each time that a bundle was judged against another on the test side of a snapshot. `summary`:

@@ -11,7 +11,7 @@ heartbeats, `store.deletion` deletes samples.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from sqlalchemy import (
 
 from misfire_fleet.errors import SampleGoneError
 from misfire_fleet.store.blobs import Blobs, Staged, open_blobs
+from misfire_fleet.store.collected.conditions import is_in_selection, is_pinned
 from misfire_fleet.store.counts import VehicleCounts, foreign, note_copies, vehicle_counts
 from misfire_fleet.store.database import Database
 from misfire_fleet.store.deletion import Deletions
@@ -219,6 +220,20 @@ class Store:
         with self.database.read() as connection:
             return [sample_of(row) for row in connection.execute(query)]
 
+    def each(self, filters: SampleFilter = ANY) -> Iterator[StoredSample]:
+        """Yields all matching samples, the first stored first; memory is one page of them."""
+        query = select(samples).order_by(samples.c.seq).limit(_MANY)
+        for condition in conditions_of(filters):
+            query = query.where(condition)
+        after = -1
+        while True:
+            with self.database.read() as connection:
+                rows = [sample_of(row) for row in connection.execute(query.where(samples.c.seq > after))]
+            yield from rows
+            if len(rows) < _MANY:
+                return
+            after = rows[-1].seq
+
     def count(self, filters: SampleFilter = ANY) -> int:
         """Returns the number of matching samples."""
         query = select(func.count()).select_from(samples)
@@ -292,12 +307,20 @@ class Store:
             rows = list(connection.execute(query))
         return [(row.seq, row.id, row.bundle, vector(row.embedding)) for row in reversed(rows)]
 
-    def totals(self) -> Totals:
-        """Returns the totals of the store."""
+    def totals(self, counted: tuple[int, int, int] | None = None) -> Totals:
+        """Returns the totals of the store.
+
+        Args:
+            counted: samples, their bytes, and those of the random stream, if the caller knows them: else
+                every row is read.
+        """
         with self.database.read() as connection:
-            count, size, drawn = connection.execute(
-                select(func.count(), func.sum(samples.c.size), func.sum(samples.c.random.cast(Integer)))
-            ).one()
+            count, size, drawn = (
+                counted
+                or connection.execute(
+                    select(func.count(), func.sum(samples.c.size), func.sum(samples.c.random.cast(Integer)))
+                ).one()
+            )
             fleet, online = connection.execute(
                 select(func.count(), func.sum(case((present(wall_time()), 1), else_=0))).select_from(vehicles)
             ).one()
@@ -351,9 +374,13 @@ def _label_conditions(filters: SampleFilter, up_to: float | None) -> list[Column
         (filters.label_class, names_class(filters.label_class or "", up_to=up_to)),
         (filters.verdict, has_verdict(filters.verdict or "", up_to=up_to)),
         (filters.snapshot, is_in_snapshot(filters.snapshot or "")),
+        (filters.selection, is_in_selection(filters.selection or "")),
     ):
         if name is not None:
             conditions.append(false() if _NUL in name else condition)
+    if filters.pinned is not None:
+        pinned = is_pinned()
+        conditions.append(pinned if filters.pinned else ~pinned)
     return conditions
 
 

@@ -83,6 +83,8 @@ CONDITIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "class": ("label_class", _text, "NAME: the label names it"),
     "verdict": ("verdict", _verdict, "right, wrong, missed, ignore, any or none: a person's verdict on it"),
     "snapshot": ("snapshot", _text, "NAME: the snapshot holds it"),
+    "selection": ("selection", _text, "NAME: a selection of the console holds it"),
+    "pinned": ("pinned", _flag, "yes or no: somebody pinned it"),
     "ids": ("ids", _ids, "@FILE of ids, one a line, or ids with commas"),
 }
 """The field of SampleFilter, the parser, and what to write, by key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +15,7 @@ from misfire_fleet.commands.options import AsJson, StoreOptions, show, with_opti
 from misfire_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from misfire_fleet.labels.content import Label
     from misfire_fleet.labels.exchange.exporting import Exported
     from misfire_fleet.labels.formats.base import ExportItem
 
@@ -30,8 +31,8 @@ Where = Annotated[
     typer.Option(
         "--where",
         help="Take only samples with KEY=VALUE; repeat it for more. Keys: vehicle, bundle, trigger, random "
-        "(yes, no), from, to, percentile (0..1), labelled (yes, no), class, snapshot, ids (@FILE). Default: "
-        "all samples.",
+        "(yes, no), from, to, percentile (0..1), labelled (yes, no), class, snapshot, selection, pinned, ids "
+        "(@FILE). Default: all samples.",
     ),
 ]
 
@@ -41,7 +42,14 @@ def export(
     destination: Destination,
     *,
     place: StoreOptions,
-    to: Annotated[str, typer.Option("--to", help="Write this format; `misfire fleet formats` lists them.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="Write this format; `misfire fleet formats` lists them. `mcap` writes a recording for "
+            "Foxglove, of pictures and clips.",
+        ),
+    ],
     where: Where = None,
     no_pictures: Annotated[
         bool, typer.Option("--no-pictures", help="Write labels and fields without the pictures.")
@@ -52,6 +60,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write samples with their labels, scores and the vehicles' answers as files of a label tool."""
+    if to == "mcap":
+        _as_mcap(destination, place, where or [], as_json=as_json)
+        return
     from misfire_fleet.labels.exchange.exporting import export as write
     from misfire_fleet.labels.formats.base import Plan
     from misfire_fleet.labels.formats.registry import format_of
@@ -78,6 +89,46 @@ def export(
         with _progress(items, count) as shown:
             done = write(shown, form, destination, plan=plan, where=where_of(filters), left_out=left_out)
     show(_numbers(done), as_json=as_json, text=_summary(done))
+
+
+def _as_mcap(destination: Path, place: StoreOptions, where: list[str], *, as_json: bool) -> None:
+    """Writes samples and clips as one MCAP file, whole or not at all, in the order of their ids."""
+    from misfire_fleet.decoding.decoder import Decoder
+    from misfire_fleet.gallery.foxglove import write_recording
+    from misfire_fleet.labels.ledger import LabelLedger
+    from misfire_fleet.store.where import parse_where
+
+    if destination.suffix.lower() != ".mcap" or destination.exists():
+        raise ConfigError(f"{destination}: name a new file that ends in .mcap")
+    partial = destination.with_name(f".{destination.name}.partial")
+    filters = parse_where(where)
+    decoder = Decoder(workers=2)
+    with place.open() as store, closing(decoder):
+        ledger = LabelLedger(store)
+
+        def label_of(sample: str) -> Label | None:
+            record = ledger.label_of(sample)
+            return None if record is None else record.label
+
+        try:
+            with partial.open("wb") as stream:
+                written, left_out = write_recording(
+                    store.each(filters),
+                    stream,
+                    read=store.read_blob,
+                    packets=decoder.packets,
+                    label_of=label_of,
+                )
+            if not written:
+                raise ConfigError("no sample of the store matches; see --where, and `misfire fleet status`")
+            partial.replace(destination)
+        except OSError as error:
+            raise ConfigError(f"{destination}: cannot be written ({error.strerror})") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    lines = [f"{destination}: {written:,} samples", *(f"left out: {each}" for each in left_out[:20])]
+    numbers = {"destination": str(destination), "format": "mcap", "samples": written, "left_out": left_out}
+    show(numbers, as_json=as_json, text="\n".join(lines))
 
 
 def formats(*, as_json: AsJson = False) -> None:

@@ -131,7 +131,11 @@ def _with_headers(send: Send, always: Mapping[str, str]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
+            own = headers.get("Content-Security-Policy")
             headers.update(always)
+            # Files of vehicles have a stricter rule of their own.
+            if own is not None:
+                headers["Content-Security-Policy"] = own
             # setdefault: pictures have their own rule, which lets browsers keep them for minutes.
             headers.setdefault("Cache-Control", PRIVATE)
         await send(message)

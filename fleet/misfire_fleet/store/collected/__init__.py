@@ -1,0 +1,1 @@
+"""Selects by what people collected in the console: pins and selections."""
