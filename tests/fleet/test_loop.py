@@ -229,12 +229,14 @@ def test_the_command_runs_one_round_and_tells_what_it_needs(place: Path) -> None
     # Raised as MisfireError, which `misfire` prints as one line.
     result = runner.invoke(app, words)
     assert "--every" in f"{result.output}{result.exception}"
-    result = runner.invoke(
-        app, [*words, "--once", "--epochs", "1", "--min-frames", "5", "--tolerance", "0.9", "--json"]
-    )
+    quick = ["--once", "--epochs", "1", "--min-frames", "5", "--tolerance", "0.9", "--json"]
+    mixed = ["--class-balance", "0.5", "--slice-balance", "0.5", "--slice-by", "day"]
+    result = runner.invoke(app, [*words, *quick, *mixed])
     state = json.loads(result.stdout.splitlines()[-1])
     (only,) = state["rounds"]
     assert only["step"] == "done" and result.exit_code == (0 if only["passed"] else 1), result.output
+    mixture = load_run(place / "fleet" / "loop" / "rounds" / "0001" / "run").config.mixture
+    assert (mixture.class_balance, mixture.slice_balance, mixture.replay) == (0.5, 0.5, 0.67)
     other = load_run(place / "run").record.run_id
     file = place / "fleet" / "loop" / "loop.json"
     file.write_text(file.read_text().replace(other, "f" * 16))
