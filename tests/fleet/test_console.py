@@ -50,7 +50,7 @@ def test_the_newest_uploads_are_pictures_with_scores_vehicle_trigger_and_time(
         scores={"entropy": 0.123, "msp": 0.5},
         percentiles={"entropy": 0.2, "msp": 0.99},
     )
-    page.goto(console)
+    page.goto(console + "/uploads")
     page.wait_for_load_state("networkidle")
     cards = page.locator(".card")
     assert cards.count() == 2
@@ -68,7 +68,7 @@ def test_filters_narrow_the_gallery_and_stay_in_the_form(
 ) -> None:
     for number in range(4):
         add(store, jpeg(number), vehicle=f"car-{number % 2}", percentiles={"entropy": number / 4})
-    page.goto(console)
+    page.goto(console + "/uploads")
     page.select_option("select[name=vehicle]", "car-1")
     page.fill("input[name=percentile]", "0.5")
     page.click("text=Show")
@@ -84,7 +84,7 @@ def test_older_uploads_follow_when_scrolled_to(
 ) -> None:
     for number in range(60):
         add(store, jpeg(number))
-    page.goto(console)
+    page.goto(console + "/uploads")
     assert page.locator(".card").count() == 48
     page.locator(".more").scroll_into_view_if_needed()
     assert eventually(lambda: page.locator(".card").count() == 60)
@@ -95,7 +95,7 @@ def test_a_sample_page_shows_the_image_as_it_was_sent(
     console: str, page: Page, store: Store, jpeg: Numbered
 ) -> None:
     sample = add(store, jpeg(1), context={"weather": "fog"}, privacy=["blur:faces"])
-    page.goto(console)
+    page.goto(console + "/uploads")
     page.locator(".card").click()
     page.wait_for_url(f"**/samples/{sample}")
     page.wait_for_load_state("networkidle")
@@ -124,7 +124,7 @@ def test_vehicles_are_listed_with_what_they_stored(
 
 
 def test_the_totals_follow_without_a_reload(console: str, page: Page, store: Store, jpeg: Numbered) -> None:
-    page.goto(console)
+    page.goto(console + "/uploads")
     assert page.inner_text("#total-samples") == "0"
     assert "No uploads yet" in page.inner_text("main")
     add(store, jpeg(1))

@@ -111,7 +111,7 @@ def test_the_answer_can_be_hidden(console: str, page: Page, store: Store, path: 
 
 def test_a_card_says_how_many_boxes_and_which_is_in_doubt(console: str, page: Page, store: Store) -> None:
     lit(store)
-    page.goto(console)
+    page.goto(console + "/uploads")
     assert "5 boxes, wall 31 %" in page.locator(".card").inner_text()
 
 

@@ -18,6 +18,9 @@ from misfire_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from misfire_fleet.store import Store
 
+_END_S = 3
+"""Seconds that requests may take when the console ends."""
+
 
 @with_options(place=StoreOptions)
 def serve(
@@ -114,6 +117,8 @@ def serve(
             server_header=False,
             proxy_headers=bool(trusted_proxy),
             forwarded_allow_ips=trusted_proxy or [],
+            # Open pages hold a stream of events, which only ends with the server.
+            timeout_graceful_shutdown=_END_S,
         )
         uvicorn.Server(serving).run(sockets=[listener])
 

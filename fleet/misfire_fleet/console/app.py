@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -23,6 +23,8 @@ from misfire_fleet.console.api.audit import audit_api
 from misfire_fleet.console.api.campaigns import campaigns_api
 from misfire_fleet.console.api.collected import collected_api
 from misfire_fleet.console.api.exports import exports_api
+from misfire_fleet.console.api.fleet import fleet_api
+from misfire_fleet.console.api.histories import histories_api
 from misfire_fleet.console.api.me import me_api
 from misfire_fleet.console.api.samples import samples_api
 from misfire_fleet.console.api.signing_in import signing_in_api
@@ -37,6 +39,8 @@ from misfire_fleet.console.pages import (
     audit,
     campaigns,
     datasets,
+    drift,
+    fleet,
     sample,
     settings,
     sign_in,
@@ -53,8 +57,17 @@ from misfire_fleet.store import Store
 from misfire_runtime import __version__
 
 _STATIC = Path(__file__).parent / "static"
-_PAGES = (uploads, sample, datasets, vehicles, verdicts, campaigns, audit, settings, sign_in)
-_API = (samples_api, collected_api, exports_api, vehicles_api, verdicts_api, campaigns_api)
+_PAGES = (fleet, drift, uploads, sample, datasets, vehicles, verdicts, campaigns, audit, settings, sign_in)
+_API = (
+    fleet_api,
+    histories_api,
+    samples_api,
+    collected_api,
+    exports_api,
+    vehicles_api,
+    verdicts_api,
+    campaigns_api,
+)
 _ACCOUNTS_API = (signing_in_api, me_api, accounts_api, audit_api)
 
 
@@ -106,11 +119,6 @@ def create_app(
         app.mount("/oidc", oidc_app(shared, shared.access.oidc), name="oidc")
     describe(app)
     metrics = FleetMetrics(shared.reconciliation.difference, shared.totals)
-
-    @app.get("/", include_in_schema=False)
-    def front(request: Request) -> Response:
-        query = request.url.query
-        return RedirectResponse("/uploads" + (f"?{query}" if query else ""), 307)
 
     @app.get("/metrics", include_in_schema=False)
     def read_metrics() -> Response:

@@ -17,9 +17,10 @@ class Place(NamedTuple):
 
 
 PLACES = (
+    Place("fleet", "Fleet", "/"),
     Place("uploads", "Uploads", "/uploads"),
     Place("verdicts", "Verdicts", "/verdicts"),
-    Place("vehicles", "Vehicles", "/vehicles"),
+    Place("drift", "Drift", "/drift"),
     Place("campaigns", "Campaigns", "/campaigns"),
     Place("datasets", "Datasets", "/datasets"),
     Place("audit", "Audit", "/audit", "operator"),

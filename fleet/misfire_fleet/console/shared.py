@@ -6,6 +6,7 @@ from pathlib import Path
 
 from misfire_fleet.accounts.accounts import Accounts
 from misfire_fleet.console.access.settings import AccessSettings
+from misfire_fleet.console.board.board import Board
 from misfire_fleet.console.recent import Recent
 from misfire_fleet.console.reconciliation import Reconciliation
 from misfire_fleet.console.rendering import Renderer
@@ -52,9 +53,11 @@ class Shared:
         self.losses = Losses(store)
         self.gallery = Gallery(store, self.index, self.losses)
         self.collected = Collected(store)
+        self.board = Board(store)
 
     def close(self) -> None:
         """Ends what runs in the background."""
+        self.board.close()
         self.thumbnails.close()
         self.index.close()
 

@@ -41,7 +41,7 @@ from misfire_fleet.errors import RowRefusedError, StoreError, StoreUnavailableEr
 from misfire_runtime.errors import MisfireError
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
-HEAD = "0008"
+HEAD = "0009"
 _WRITES = "misfire_writes"
 _OPENED = "misfire_opened"
 _MIGRATION_LOCK = 0x6D697366

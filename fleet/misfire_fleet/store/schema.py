@@ -6,8 +6,8 @@ offers, copies (vehicles that got `stored` for another vehicle's sample), the re
 (tombstones, holds, blobs, offers and labels to be removed, audit), labels with the fleet's classes,
 verdicts of people, pins, selections and saved views, snapshots, which run and bundle came of which snapshot
 (lineage), what the gate said of candidates, which bundles are published, campaigns, what vehicles are
-desired to run, and who may use the console. Times are seconds since 1970, by the clock of the machine that
-wrote them.
+desired to run, who may use the console, and the distribution of scores by hour. Times are seconds since
+1970, by the clock of the machine that wrote them.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ samples = Table(
     Index("ix_samples_random_id", "random", "id"),
     Index("ix_samples_percentile_id", "percentile", "id"),
     Index("ix_samples_trigger_size", "trigger", "stored_at", "vehicle", "size"),
+    Index("ix_samples_vehicle_stored_at", "vehicle", "stored_at", "size"),
 )
 
 vehicles = Table(
@@ -491,4 +492,27 @@ answered_requests = Table(
     Column("body", LargeBinary),
     Index("ix_answered_requests_caller", "caller", "at"),
     Index("ix_answered_requests_at", "at"),
+)
+
+# Histograms of scores by time: of all frames (`source` "all", from heartbeats) and of the random stream
+# ("stream"). `by` and `slice`: "" for all, else a vehicle, a region or a value of the context.
+score_hours = Table(
+    "score_hours",
+    metadata,
+    Column("source", String(8), primary_key=True),
+    Column("by", String(128), primary_key=True),
+    Column("slice", String(128), primary_key=True),
+    Column("bundle", String(130), primary_key=True),
+    Column("score", String(128), primary_key=True),
+    Column("begins", BigInteger, primary_key=True, autoincrement=False),
+    Column("frames", Float, nullable=False),
+    Column("bins", LargeBinary, nullable=False),
+)
+
+# The last row of `telemetry` ("all") and of `samples` ("stream") that is in score_hours.
+rolled_up = Table(
+    "rolled_up",
+    metadata,
+    Column("source", String(8), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
 )

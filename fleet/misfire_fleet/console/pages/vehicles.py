@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
+import shlex
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 
+from misfire_fleet.console.api.histories import scores_of
 from misfire_fleet.console.filters import Text, readable
 from misfire_fleet.console.format import score_rows
 from misfire_fleet.console.overlay import answer_of
@@ -60,6 +62,9 @@ def router(shared: Shared) -> APIRouter:
             "vehicle.html",
             vehicle=found[0],
             concerns=concerns(found[0], shared.reconciliation.of(found).get(name), wall_time()),
+            scores=scores_of(shared.board),
+            history=f"/api/vehicles/{quote(name, safe='')}/history",
+            commands=_commands(name),
             causes=known.causes(name),
             samples=shared.store.newest(24, SampleFilter(vehicle=name)),
             score_rows=score_rows,
@@ -68,3 +73,18 @@ def router(shared: Shared) -> APIRouter:
         )
 
     return routes
+
+
+def _commands(name: str) -> list[tuple[str, str]]:
+    """Returns (what it does, command) for an operator to copy; the page runs none."""
+    vehicle = shlex.quote(name)
+    return [
+        ("Change its configuration", f"misfire fleet configure {vehicle} --set random.rate=0.002"),
+        ("Let it offer rejected samples again", f"misfire fleet offer-again {vehicle}"),
+        ("Export its labelled uploads", f"misfire fleet export OUT --to coco --where vehicle={vehicle}"),
+        ("Keep its samples from deletion", f"misfire fleet hold NAME --vehicle {vehicle} --reason TEXT"),
+        (
+            "Count what a deletion would remove",
+            f"misfire fleet delete --vehicle {vehicle} --reason TEXT --dry-run",
+        ),
+    ]

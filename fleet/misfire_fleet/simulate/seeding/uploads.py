@@ -17,6 +17,7 @@ from misfire_fleet.labels.content import Box, BoxesLabel, ClassLabel
 from misfire_fleet.simulate.seeding.pictures import CLASSES, LIGHTS, Scene, Scenes, Thing, numbered
 from misfire_fleet.simulate.seeding.plan import (
     RANDOM_RATE,
+    REGIONS,
     SLOT_S,
     WEATHERS,
     SeededVehicle,
@@ -82,9 +83,10 @@ class UploadPress:
         self._made = 0
         self._frame = 0
         self._last: tuple[Scene, NDArray[np.float32]] | None = None
-        region = vehicle.region
-        home = (0.0, 0.0) if region is None else (region.lat, region.lon)
-        self._at = np.array(home) + self._chance.normal(0, 0.06, 2)
+        # Also a vehicle that names no region is somewhere.
+        region = vehicle.region or REGIONS[vehicle.number % len(REGIONS)]
+        self._home = np.array((region.lat, region.lon))
+        self._at = self._home + self._chance.normal(0, 0.06, 2)
 
     def scores(self, slot: Slot) -> dict[str, Array]:
         """Returns the scores of all frames of a slot, [frames] each."""
@@ -116,10 +118,8 @@ class UploadPress:
         return Place(lat=round(float(self._at[0]), 5), lon=round(float(self._at[1]), 5), region=region)
 
     def _drive(self) -> None:
-        region = self.vehicle.region
-        if region is not None:
-            step = self._chance.normal(0, 4 / _DEGREE_KM, 2)
-            self._at += step + 0.1 * (np.array((region.lat, region.lon)) - self._at)
+        step = self._chance.normal(0, 4 / _DEGREE_KM, 2)
+        self._at = self._at + step + 0.1 * (self._home - self._at)
 
     def _upload(self, slot: Slot, frame: int, scores: dict[str, Array], *, random: bool) -> Upload:
         chance, vehicle = self._chance, self.vehicle
@@ -180,7 +180,7 @@ class UploadPress:
         }
         if vehicle.region is not None:
             context["region"] = vehicle.region.name
-        if vehicle.located and vehicle.region is not None:
+        if vehicle.located:
             near = self._at + chance.normal(0, 0.4 / _DEGREE_KM, 2)
             context |= {"lat": round(float(near[0]), 5), "lon": round(float(near[1]), 5)}
         return context
