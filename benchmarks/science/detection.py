@@ -418,10 +418,13 @@ def gains_of(
     for view in VIEWS:
         gains[view] = {}
         whole = {name: _means([seed[view] for seed in seeds], name) for name in (head, *free)}
-        drawn = _resampled([seed[view] for seed in seeds], (head, *free), replicates=replicates)
+        references = {}
         for measure in GAINS:
             usable = [name for name in free if np.isfinite(whole[name][measure])]
-            best = max((whole[name][measure], name) for name in usable)[1]
+            references[measure] = max((whole[name][measure], name) for name in usable)[1]
+        names = (head, *dict.fromkeys(references.values()))
+        drawn = _resampled([seed[view] for seed in seeds], names, replicates=replicates)
+        for measure, best in references.items():
             spread = np.array([one[head][measure] - one[best][measure] for one in drawn])
             low, high = np.nanquantile(spread, (0.025, 0.975))
             gains[view][measure] = {

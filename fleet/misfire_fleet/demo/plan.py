@@ -71,6 +71,8 @@ PLANS = {
             "training.patience": 18,
             "training.shift": 2,
             "training.flip": True,
+            # A few hundred steps, the last of them small: there is nothing to average.
+            "training.ema": 0.0,
             # So small a network finds nothing that is smaller, and every frame would be a failure.
             "detection.min_side": 12,
             "detection.alarm": 0.6,
