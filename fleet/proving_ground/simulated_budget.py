@@ -25,6 +25,7 @@ from misfire_fleet.campaigns.budget import (
     scores_of,
     thresholds_of,
 )
+from misfire_fleet.campaigns.spec import Cut
 from misfire_runtime.state.statistics import SKETCH_ACCURACY
 
 HOUR_S = 3600.0
@@ -87,7 +88,9 @@ class _Car:
         self.starts_at = int(rng.integers(0, 24))
         self.weather = 0.0
         self.clock_off_s = float(rng.uniform(-1, 1) * plan.clock_days * DAY_S)
-        self.threshold = float("inf")
+        self.cut = Cut(float("inf"))
+        self.recent: deque[NDArray[np.float64]] = deque(maxlen=24)
+        """Scores of the last day: what the vehicle's own target rate looks back on."""
         self.online = True
         self.unsent: list[float] = []
         self.waiting_bytes = 0.0
@@ -106,7 +109,11 @@ class _Car:
         level = self.rng.normal(self.offset + self.weather + weather + drift, 1.0, count)
         scores = np.exp(0.6 * level)
         self.unsent.extend(scores.tolist())
-        taken = int((scores >= self.threshold).sum())
+        least = self.cut.above
+        if self.cut.rate < 1 and self.recent:
+            least = max(least, float(np.quantile(np.concatenate(self.recent), 1 - self.cut.rate)))
+        self.recent.append(scores)
+        taken = int((scores >= least).sum())
         kept = int(self.rng.binomial(taken, 1 - plan.held_back))
         self.waiting_bytes += float(self.size * kept)
 
@@ -149,11 +156,12 @@ def simulate(plan: Plan) -> Outcome:
             return sum(size for at, size in arrivals if at >= since)
 
         planned = control.plan(plan.bytes_per_day, arrived=arrived, now=now)
-        found = thresholds_of(_loads(cars, now), planned)
+        loads = {load.name: load for load in _loads(cars, now)}
+        found = thresholds_of(list(loads.values()), planned)
         for car in cars:
             if car.online and car.name in found:
-                car.threshold = found[car.name]
-    return Outcome(daily, control.gain, {car.name: car.threshold for car in cars})
+                car.cut = loads[car.name].cut(found[car.name])
+    return Outcome(daily, control.gain, {car.name: car.cut.above for car in cars})
 
 
 def _loads(cars: list[_Car], now: float) -> list[VehicleLoad]:

@@ -9,7 +9,7 @@ import pytest
 
 from misfire_fleet.campaigns.budget import DAY_S, BudgetKeeper, Control, VehicleLoad, thresholds_of
 from misfire_fleet.campaigns.ledger import CampaignLedger
-from misfire_fleet.campaigns.spec import parse_spec
+from misfire_fleet.campaigns.spec import parse_spec, tables
 from misfire_fleet.campaigns.vehicles import facts
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Clock, Counters, State, Telemetry
@@ -97,7 +97,10 @@ def test_thresholds_come_from_the_stores_heartbeats(store: Store) -> None:
     ledger.move("hard", "start", actor="anna")
     found = keeper.refresh(vehicles)
     assert set(found) == {""} and set(found[""]) == {"car-0", "car-1"}
-    assert found[""]["car-0"] == found[""]["car-1"]
+    easy, hard = found[""]["car-0"], found[""]["car-1"]
+    assert easy.above == hard.above and easy.rate < hard.rate <= 1
+    spec = ledger.get("hard").spec
+    assert [each["kind"] for each in tables(spec, threshold=easy).values()] == ["all", "threshold", "target-rate"]
     assert keeper.refresh(vehicles) == found, "within the hour, the plan holds"
     state = keeper.state()
     assert (state["bytes_per_day"], state["vehicles"], state["arrived_last_day"]) == (10**9, 2, 0)

@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 
 from misfire_fleet.campaigns.ledger import CampaignLedger
 from misfire_fleet.campaigns.recorded import read_beats, score_of, sizes
+from misfire_fleet.campaigns.spec import Cut
 from misfire_fleet.campaigns.vehicles import VehicleFacts
 from misfire_fleet.errors import StoreError
 from misfire_fleet.store import Store
@@ -49,6 +50,8 @@ _GAIN = (0.2, 5.0)
 """Bounds of planned over arrived bytes that is believed."""
 _OWN_SHARE = 0.25
 """Of the budget, that one vehicle may take, or five times its equal share if that is more."""
+_MOST_SHARE = 2.0
+"""Of the share of a vehicle's frames that is planned for, that it takes at most."""
 _SAME = 0.01
 """A threshold that moves by less is left: sketches know scores to 1 %."""
 
@@ -75,6 +78,13 @@ class VehicleLoad:
         """Returns the bytes per day at or above a score."""
         return float(self.frames[bisect_left(self.values, threshold) :].sum()) * self.size
 
+    def cut(self, threshold: float) -> Cut:
+        """Returns a score with the share of its frames that the vehicle takes at most."""
+        share = float(self.frames[bisect_left(self.values, threshold) :].sum()) / float(self.frames.sum())
+        # JSON has no infinity, and a vehicle needs none: nothing reaches this.
+        above = threshold if math.isfinite(threshold) else _NOTHING
+        return Cut(above, min(1.0, max(_LEAST_SHARE, _MOST_SHARE * share)))
+
 
 def scores_of(whole: Array, recent: Array) -> Array:
     """Returns frames by score: as many as in the whole window, distributed as the recent ones.
@@ -86,6 +96,11 @@ def scores_of(whole: Array, recent: Array) -> Array:
     if recent.sum() < ENOUGH:
         return whole
     return np.asarray(recent * (whole.sum() / recent.sum()), float)
+
+
+_LEAST_SHARE = 1e-4
+"""With less, a vehicle that is expected to take nothing could not show that this has changed."""
+_NOTHING = 1e300
 
 
 def thresholds_of(
@@ -258,7 +273,7 @@ class BudgetKeeper:
             "changed_by": row[2],
         }
 
-    def refresh(self, vehicles: Sequence[VehicleFacts]) -> Mapping[str, Mapping[str, float]]:
+    def refresh(self, vehicles: Sequence[VehicleFacts]) -> Mapping[str, Mapping[str, Cut]]:
         """Returns thresholds by score ("": the bundle's own) and vehicle; makes a new plan once an hour."""
         row = self._row()
         wanted = {
@@ -270,7 +285,7 @@ class BudgetKeeper:
             return {}
         bytes_per_day, kept, _by = row
         control, now = Control.from_json(kept), wall_time()
-        thresholds: dict[str, dict[str, float]] = kept.get("thresholds", {})
+        thresholds = {score: _cuts(found) for score, found in kept.get("thresholds", {}).items()}
         if control.plans and now - control.plans[-1][0] < PERIOD_S and wanted <= set(thresholds):
             return thresholds
         planned = control.plan(float(bytes_per_day), arrived=self._arrived, now=now)
@@ -280,25 +295,26 @@ class BudgetKeeper:
             )
             for score in sorted(wanted)
         }
-        text = json.dumps({**control.to_json(), "thresholds": found})
+        flat = {score: {name: [c.above, c.rate] for name, c in cuts.items()} for score, cuts in found.items()}
+        text = json.dumps({**control.to_json(), "thresholds": flat})
         with self._store.database.write() as connection:
             connection.execute(fleet_budget.update().where(fleet_budget.c.id == 1).values(control=text))
         return found
 
-    def thresholds(self, score: str, vehicles: Sequence[VehicleFacts]) -> dict[str, float]:
+    def thresholds(self, score: str, vehicles: Sequence[VehicleFacts]) -> dict[str, Cut]:
         """Returns what a campaign's thresholds would be now, for a dry run."""
         row = self._row()
         if row is None or row[0] is None:
             return {}
-        kept: dict[str, float] = row[1].get("thresholds", {}).get(score, {})
+        kept = _cuts(row[1].get("thresholds", {}).get(score, {}))
         return kept or self._thresholds(score, vehicles, float(row[0]), wall_time())
 
     def _thresholds(
         self, score: str, vehicles: Sequence[VehicleFacts], bytes_per_day: float, now: float
-    ) -> dict[str, float]:
-        found = thresholds_of(self._loads(score, vehicles, now), bytes_per_day)
-        # JSON has no infinity, and a vehicle needs none: nothing reaches this.
-        return {name: value if math.isfinite(value) else 1e300 for name, value in found.items()}
+    ) -> dict[str, Cut]:
+        loads = self._loads(score, vehicles, now)
+        found = thresholds_of(loads, bytes_per_day)
+        return {load.name: load.cut(found[load.name]) for load in loads}
 
     def _loads(self, score: str, vehicles: Sequence[VehicleFacts], now: float) -> list[VehicleLoad]:
         names = [vehicle.name for vehicle in vehicles]
@@ -329,14 +345,9 @@ class BudgetKeeper:
             )
         return _sized(loads)
 
-    def _moved(self, fresh: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    def _moved(self, fresh: Mapping[str, Cut], before: Mapping[str, Cut]) -> dict[str, Cut]:
         """Returns the new thresholds; one that hardly moved stays, so that its vehicle is left in peace."""
-        return {
-            name: before[name]
-            if name in before and abs(before[name] - value) <= _SAME * abs(value)
-            else value
-            for name, value in fresh.items()
-        }
+        return {name: before[name] if _alike(before.get(name), cut) else cut for name, cut in fresh.items()}
 
     def _arrived(self, since: float) -> float:
         triggers = [
@@ -354,6 +365,20 @@ class BudgetKeeper:
         with self._store.database.read() as connection:
             row = connection.execute(select(fleet_budget).where(fleet_budget.c.id == 1)).one_or_none()
         return None if row is None else (row.bytes_per_day, json.loads(row.control), row.changed_by)
+
+
+def _alike(before: Cut | None, after: Cut) -> bool:
+    if before is None:
+        return False
+    # The share is a bound, and need not be exact.
+    return (
+        abs(before.above - after.above) <= _SAME * abs(after.above)
+        and 0.8 * after.rate <= before.rate <= 1.25 * after.rate
+    )
+
+
+def _cuts(found: Mapping[str, Sequence[float]]) -> dict[str, Cut]:
+    return {name: Cut(float(above), float(rate)) for name, (above, rate) in found.items()}
 
 
 def _sized(loads: Iterable[VehicleLoad]) -> list[VehicleLoad]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from misfire_fleet.campaigns.ledger import Campaign
-from misfire_fleet.campaigns.spec import tables
+from misfire_fleet.campaigns.spec import Cut, tables
 from misfire_fleet.campaigns.vehicles import VehicleFacts, means
 from misfire_runtime.config.desired import with_desired
 from misfire_runtime.config.tables import VehicleConfig
@@ -37,7 +37,7 @@ class Prepared:
 
     campaign: Campaign
     near: tuple[str, str] | None = None
-    thresholds: Mapping[str, float] | None = None
+    thresholds: Mapping[str, Cut] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from misfire_fleet.campaigns.spec import What, words
+from misfire_fleet.campaigns.spec import Cut, What, words
 from misfire_runtime.errors import MessageError
 from misfire_runtime.messages import unpack_embedding
 from misfire_runtime.triggers.expression import compile_rule
@@ -26,7 +26,7 @@ class Thresholds:
     score: Mapping[str, str] = field(default_factory=dict)
     """The score that is looked at, by bundle."""
     above: Mapping[str, float] = field(default_factory=dict)
-    of_vehicle: Mapping[str, float] | None = None
+    of_vehicle: Mapping[str, Cut] | None = None
 
 
 def wants(what: What, *, thresholds: Thresholds, near: tuple[str, str] | None = None) -> Wants:
@@ -66,7 +66,8 @@ def _high(what: What, offer: Mapping[str, Any], thresholds: Thresholds) -> bool:
         value = (offer.get("scores") or {}).get(score)
         least = thresholds.above.get(bundle, math.inf) if what.above is None else what.above
         if thresholds.of_vehicle is not None:
-            least = thresholds.of_vehicle.get(str(offer.get("vehicle")), math.inf)
+            cut = thresholds.of_vehicle.get(str(offer.get("vehicle")))
+            least = math.inf if cut is None else cut.above
     return isinstance(value, (int, float)) and value >= least
 
 

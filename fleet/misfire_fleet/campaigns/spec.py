@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
@@ -30,6 +31,17 @@ _Value = Annotated[str, Field(max_length=64)] | bool | Annotated[float, Field(ge
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Holds what the budget sets for a vehicle: a score, and the share of its frames that it takes at most.
+
+    The share bounds what a vehicle takes that cannot be told a new score, because it is offline for days.
+    """
+
+    above: float
+    rate: float = 1.0
 
 
 class Who(_Part):
@@ -206,14 +218,14 @@ def parse_spec(fields: Any, *, origin: str = "campaign") -> CampaignSpec:
 
 
 def tables(
-    spec: CampaignSpec, *, near: tuple[str, str] | None = None, threshold: float | None = None
+    spec: CampaignSpec, *, near: tuple[str, str] | None = None, threshold: Cut | None = None
 ) -> dict[str, dict[str, Any]]:
     """Returns a campaign's triggers as a vehicle's desired configuration has them, by name.
 
     Args:
         spec: the campaign.
         near: embedding (float16, base64) and bundle of the sample that `what.near` names.
-        threshold: score that the budget sets for this vehicle, if `what.budget`.
+        threshold: what the budget sets for this vehicle, if `what.budget`.
     """
     what, parts = spec.what, list[dict[str, Any]]()
     named = {} if what.score is None else {"score": what.score}
@@ -224,7 +236,11 @@ def tables(
     if what.above is not None:
         parts.append({"kind": "threshold", "above": what.above, **named})
     if what.budget and threshold is not None:
-        parts.append({"kind": "threshold", "above": threshold, **named})
+        parts.append({"kind": "threshold", "above": threshold.above, **named})
+        if threshold.rate < 1:
+            # A window in which such a share is still some frames.
+            window = min(1_000_000, max(2000, round(50 / threshold.rate)))
+            parts.append({"kind": "target-rate", "rate": threshold.rate, "window": window, **named})
     parts += [{"kind": "rule", "when": rule} for rule in what.rules]
     if what.near is not None and near is not None:
         parts.append({"kind": "near", "to": near[0], "bundle": near[1], "similarity": what.near.similarity})
