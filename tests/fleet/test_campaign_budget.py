@@ -100,7 +100,8 @@ def test_thresholds_come_from_the_stores_heartbeats(store: Store) -> None:
     easy, hard = found[""]["car-0"], found[""]["car-1"]
     assert easy.above == hard.above and easy.rate < hard.rate <= 1
     spec = ledger.get("hard").spec
-    assert [each["kind"] for each in tables(spec, threshold=easy).values()] == ["all", "threshold", "target-rate"]
+    kinds = [each["kind"] for each in tables(spec, threshold=easy).values()]
+    assert kinds == ["all", "threshold", "target-rate"]
     assert keeper.refresh(vehicles) == found, "within the hour, the plan holds"
     state = keeper.state()
     assert (state["bytes_per_day"], state["vehicles"], state["arrived_last_day"]) == (10**9, 2, 0)
