@@ -283,7 +283,7 @@ class BudgetKeeper:
         }
         if row is None or row[0] is None or not wanted:
             return {}
-        bytes_per_day, kept, _by = row
+        bytes_per_day, kept = row[0], row[1]
         control, now = Control.from_json(kept), wall_time()
         thresholds = {score: _cuts(found) for score, found in kept.get("thresholds", {}).items()}
         if control.plans and now - control.plans[-1][0] < PERIOD_S and wanted <= set(thresholds):

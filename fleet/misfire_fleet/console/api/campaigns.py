@@ -5,7 +5,8 @@ Every route that writes needs the role of an operator and records who it was.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,7 @@ from misfire_runtime.errors import ConfigError
 from misfire_runtime.messages import Key, Name
 
 Operator = Annotated[Caller, Depends(requires("operator"))]
+T = TypeVar("T")
 _Days = Annotated[float, Field(gt=0, le=365, allow_inf_nan=False)]
 
 
@@ -231,7 +233,7 @@ def of_vehicles(documents: Documents, name: str, progress: Progress) -> list[OfV
     return sorted(found, key=lambda each: (order[each.state], each.vehicle))
 
 
-def _checked(work: Any) -> Any:
+def _checked(work: Callable[[], T]) -> T:
     """Answers 422 for a campaign that is wrong in itself."""
     try:
         return work()
