@@ -86,7 +86,8 @@ class Accounts:
         }
         with self._store.database.write() as connection:
             insert = self._store.database.insert_statement(accounts).values(row).on_conflict_do_nothing()
-            if not connection.execute(insert).rowcount:
+            # Not by rowcount, which psycopg leaves at -1.
+            if connection.scalar(insert.returning(accounts.c.name)) is None:
                 raise AccountConflictError(f"account {name!r} exists already")
             after = _state(_row(connection, name))
             record(connection, Change(actor, "account-add", f"account:{name}", None, after, via=via))

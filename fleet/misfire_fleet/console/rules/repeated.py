@@ -62,7 +62,8 @@ class Answers:
             connection.execute(delete(rows).where((rows.c.at < now - _KEPT_S) | lost))
             values = {"key": key, "caller": caller[:64], "request": request, "at": now}
             insert = self._store.database.insert_statement(rows).values(values).on_conflict_do_nothing()
-            if connection.execute(insert).rowcount:
+            # Not by rowcount, which psycopg leaves at -1.
+            if connection.scalar(insert.returning(rows.c.key)) is not None:
                 mine = rows.c.caller == caller[:64]
                 newest = select(rows.c.key).where(mine).order_by(rows.c.at.desc()).limit(_PER_CALLER)
                 connection.execute(delete(rows).where(mine, rows.c.key.not_in(newest)))
