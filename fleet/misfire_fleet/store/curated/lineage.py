@@ -73,4 +73,5 @@ def links(database: Database, *, child: str | None = None, parent: str | None = 
 def _insert(database: Database, connection: Connection, detail: Mapping[str, Any], *, at: float) -> bool:
     row = dict(detail) | {"detail": json.dumps(detail["detail"], sort_keys=True), "at": at}
     statement = database.insert_statement(lineage).values(row).on_conflict_do_nothing()
-    return bool(connection.execute(statement).rowcount)
+    # Not by rowcount, which psycopg leaves at -1.
+    return connection.scalar(statement.returning(lineage.c.child)) is not None
