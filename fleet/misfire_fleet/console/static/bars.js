@@ -1,6 +1,7 @@
 // Sets the widths of bars. The Content-Security-Policy forbids style attributes, so a bar says `data-width="37%"`.
 
 function draw(root) {
+  if (root.dataset?.width) root.style.width = root.dataset.width;
   for (const bar of root.querySelectorAll?.("[data-width]") ?? []) bar.style.width = bar.dataset.width;
 }
 
