@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import httpx
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute
 
 from misfire_fleet.accounts.accounts import Accounts
 from misfire_fleet.accounts.records import Account
@@ -65,20 +62,6 @@ def program(console: str, store: Store, role: Role, *areas: str, days: float = 1
     return httpx.Client(
         base_url=console, headers={"Authorization": f"Bearer {secret}"}, timeout=30, verify=False
     )
-
-
-def routes_of(app: FastAPI) -> Iterator[APIRoute]:
-    """Every route of the application."""
-    yield from _routes(app.routes)
-
-
-def _routes(routes: list[BaseRoute]) -> Iterator[APIRoute]:
-    for route in routes:
-        if isinstance(route, APIRoute):
-            yield route
-        included = getattr(route, "original_router", None)
-        if included is not None:
-            yield from _routes(included.routes)
 
 
 def below(role: Role) -> tuple[Role, ...]:

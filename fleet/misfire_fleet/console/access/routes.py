@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fastapi import APIRouter
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from misfire_fleet.console.access.callers import Requires
 
@@ -17,12 +18,22 @@ PUBLIC_WRITES = frozenset({("POST", "/api/session"), ("POST", "/api/welcome")})
 
 def refuse_open_writes(router: APIRouter) -> None:
     """Raises ValueError if a route that writes does not depend on `requires`."""
-    for route in router.routes:
-        if not isinstance(route, APIRoute):
-            continue
-        writes = {(method, route.path) for method in (route.methods or set()) - READS} - PUBLIC_WRITES
+    for path, route in routes_in(router.routes):
+        writes = {(method, path) for method in (route.methods or set()) - READS} - PUBLIC_WRITES
         if writes and required(route) is None:
             raise ValueError(f"{sorted(writes)[0]}: a route that writes depends on requires(ROLE)")
+
+
+def routes_in(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[tuple[str, APIRoute]]:
+    """Yields path and route of all routes, those of included routers too."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield prefix + route.path, route
+        # FastAPI keeps an included router as it is, with what was said at its inclusion beside it.
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            inside = getattr(getattr(route, "include_context", None), "prefix", "")
+            yield from routes_in(included.routes, prefix + inside)
 
 
 def required(route: APIRoute) -> Requires | None:

@@ -34,10 +34,15 @@ _PUBLIC_FOLDERS = ("/static/", "/oidc/")
 
 
 _AREAS = {
-    **dict.fromkeys(("uploads", "blobs", "thumbs"), "samples"),
-    **dict.fromkeys(("users", "tokens", "settings", "session"), "accounts"),
-    **dict.fromkeys(("vehicle", "tags", "fleet", "drift"), "vehicles"),
-    "budget": "campaigns",
+    part: area
+    for area, parts in {
+        "samples": "uploads blobs thumbs crops boxes map pins selections views mcap fragments",
+        "vehicles": "vehicle tags fleet drift",
+        "datasets": "snapshots",
+        "campaigns": "budget",
+        "accounts": "users tokens settings session",
+    }.items()
+    for part in parts.split()
 }
 """First parts of paths that belong to the area of another name."""
 _EVERYBODYS = frozenset({"openapi.json", "me"})
