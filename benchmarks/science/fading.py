@@ -81,7 +81,8 @@ def gather(name: str, seed: int, options: Any) -> tuple[LossHead, dict[str, Loss
         return found
     own = train(name, seed, options=options)
     parts = run_splits(own, load_dataset(name, root=options.data))
-    holdout, given = parts["holdout"], {"task": own.task, "contract": own.contract}
+    holdout = parts["holdout"]
+    given: dict[str, Any] = {"task": own.task, "contract": own.contract}
     fitted = holdout.take(range(0, len(holdout), 2)[:FITTED])
     judged = holdout.take(range(1, len(holdout), 2)[:JUDGED])
     torch.manual_seed(seed)
@@ -110,9 +111,10 @@ def fitted_heads(
         return found
     recipe = replace(recipe_named("learning-loss-pp"), strength=1.0, columns="all")
     recipe = replace(recipe, steps=20) if options.quick else recipe
-    heads = {}
+    heads: dict[LeftOut, ResidualHead] = {}
     numbers = range(len(PAIRS))
-    for left in ((), *((k,) for k in numbers), *itertools.combinations(numbers, 2)):
+    every: list[LeftOut] = [(), *((k,) for k in numbers), *itertools.combinations(numbers, 2)]
+    for left in every:
         heads[left] = fit(blank, sets, left_out=families_of(left), recipe=recipe, seed=seed)[0]
     torch.save(heads, kept)
     return heads
@@ -153,8 +155,8 @@ def answers(
         }
 
     usual = {idea: torch.quantile(d, 0.95).clamp_min(1e-6) for idea, d in far(known).items()}
-    found = {}
-    for view in families_of(left) or views:
+    found: dict[str, Answer] = {}
+    for view in families_of(left) or tuple(views):
         base, x = views[view].parts
         members = head.committee(head._rows(x))
         distances = {idea: d / usual[idea] for idea, d in far(standard(x.flatten(0, 1))).items()}
