@@ -100,14 +100,20 @@ def read_drift(
     at = times_of([*every, *stream], step_s)
     source: Source = "all" if by in SKETCHED else "stream"
     parts: dict[str, list[Step]] = {}
-    if by:
-        for step in steps(store, source, score=score, bundle=bundle, by=by, since=since):
+    if by and at:
+        # Only the last frames of every group: hundreds of vehicles have many steps.
+        last = max(since, at[-1] + step_s - 2 * _WINDOW_S[source])
+        for step in steps(store, source, score=score, bundle=bundle, by=by, since=last):
             parts.setdefault(step.slice, []).append(step)
     every_group = (_group(name, found, source, reference) for name, found in parts.items())
     groups = [group for group in every_group if group is not None]
     groups.sort(key=lambda group: (-(group.psi or 0.0), group.name))
     groups = groups[:_MOST_GROUPS]
     shown = {group.name for group in [each for each in groups if each.frames >= MIN_FRAMES][:_LINES]}
+
+    def line(name: str) -> list[Step]:
+        return steps(store, source, score=score, bundle=bundle, by=by, slice_=name, since=since)
+
     return Drift(
         bundle=bundle,
         score=score,
@@ -120,7 +126,7 @@ def read_drift(
         reference=reference,
         whole=_group("", every, "all", reference),
         groups=[
-            _with_line(each, parts[each.name], at, step_s) if each.name in shown else each for each in groups
+            _with_line(each, line(each.name), at, step_s) if each.name in shown else each for each in groups
         ],
         source=source,
         window_s=_WINDOW_S[source],
