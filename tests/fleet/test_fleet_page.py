@@ -50,8 +50,8 @@ def test_rows_are_filtered_and_sorted() -> None:
         return "".join(row.name for row in RowQuery(**asked).of(rows))
 
     assert names() == "Cab" and names(sort="-name") == "baC"
-    assert names(sort="rate") == "abC" and names(sort="drops")[0] == "a" and names(sort="spool")[0] == "C"
-    assert names(sort="state") == "baC" and names(sort="seen")[0] == "b"
+    assert names(sort="-rate") == "abC" and names(sort="-drops")[0] == "a" and names(sort="-spool")[0] == "C"
+    assert names(sort="state") == "baC" and names(sort="-seen")[0] == "b"
     assert names(state="silent") == "a" and names(bundle="x@1") == "ab" and names(find="c") == "C"
     assert names(region="north") == "C"
 

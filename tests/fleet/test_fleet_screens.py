@@ -68,12 +68,12 @@ def test_sorting_and_filters_are_in_the_address_and_work_by_keyboard(address: st
     drawn(page, address, "/")
     page.locator("thead").get_by_role("link", name="drops").focus()
     page.keyboard.press("Enter")
-    page.wait_for_url("**/?sort=drops")
-    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("drops")
+    page.wait_for_url("**/?sort=-drops")
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("drops")
     page.get_by_label("region").select_option("lyon")
     page.get_by_role("button", name="Show").click()
     page.wait_for_url("**region=lyon**")
-    assert "sort=drops" in page.url
+    assert "sort=-drops" in page.url
     names = page.locator("tbody tr[data-name]").evaluate_all("rows => rows.map(row => row.dataset.name)")
     assert names and all(name.startswith("lyo") for name in names)
     page.locator("#map").focus()

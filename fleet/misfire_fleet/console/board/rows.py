@@ -85,13 +85,13 @@ class VehicleRow:
 _KEYS: dict[str, Callable[[VehicleRow], Any]] = {
     "name": lambda row: row.name,
     "state": lambda row: PRESENCES.index(row.state),
-    "seen": lambda row: -(row.seen_at or 0.0),
+    "seen": lambda row: row.seen_at or 0.0,
     "bundle": lambda row: row.bundle,
     "region": lambda row: row.region,
-    "spool": lambda row: -(row.pending_bytes if row.pending_bytes is not None else (row.pending or 0)),
-    "age": lambda row: -(row.pending_age_s or 0.0),
-    "drops": lambda row: -row.dropped,
-    "rate": lambda row: -row.day_samples,
+    "spool": lambda row: row.pending_bytes if row.pending_bytes is not None else (row.pending or 0),
+    "age": lambda row: row.pending_age_s or 0.0,
+    "drops": lambda row: row.dropped,
+    "rate": lambda row: row.day_samples,
 }
 SORTS = tuple(_KEYS)
 

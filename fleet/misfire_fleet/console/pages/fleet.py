@@ -24,6 +24,7 @@ COLUMNS = (
     ("drops", "drops", "num"),
     ("rate", "uploads", "num"),
 )
+_LARGEST_FIRST = frozenset({"seen", "spool", "age", "drops", "rate"})
 
 
 def router(shared: Shared) -> APIRouter:
@@ -73,14 +74,15 @@ def _line(row: VehicleRow, rates: Any) -> dict[str, Any]:
 
 
 def _column(query: FleetQuery, key: str, title: str, kind: str) -> dict[str, str]:
-    """Returns a header: a second click sorts the other way."""
+    """Returns a header: a click sorts names upwards and numbers downwards, a second one the other way."""
     sort = query.rows.sort
     direction = "" if sort.removeprefix("-") != key else "descending" if sort.startswith("-") else "ascending"
+    first, other = (f"-{key}", key) if key in _LARGEST_FIRST else (key, f"-{key}")
     return {
         "title": title,
         "kind": kind,
         "aria": direction,
-        "link": _link(query, sort=f"-{key}" if sort == key else key),
+        "link": _link(query, sort=other if sort == first else first),
     }
 
 
