@@ -204,7 +204,7 @@ def test_no_text_breaks_a_route(admin: httpx.Client, text: str) -> None:
         for method, operation in methods.items():
             query = {each["name"]: text for each in operation.get("parameters", ()) if each["in"] == "query"}
             body = _body(found, operation, text)
-            if body is None and method != "get":
+            if (body is None and method != "get") or _is_endless(operation):
                 continue
             filled = path
             for each in operation.get("parameters", ()):
@@ -214,6 +214,11 @@ def test_no_text_breaks_a_route(admin: httpx.Client, text: str) -> None:
             assert answer.status_code < 500, (method, filled, answer.text)
             kind = answer.headers["content-type"]
             assert answer.status_code < 400 or kind == "application/problem+json", (method, filled)
+
+
+def _is_endless(operation: dict[str, Any]) -> bool:
+    """True for a stream of events."""
+    return "text/event-stream" in operation["responses"].get("200", {}).get("content", {})
 
 
 def _body(document: dict[str, Any], operation: dict[str, Any], text: str) -> dict[str, object] | None:
@@ -263,9 +268,11 @@ def test_the_api_does_what_its_description_says(console: str, store: Store) -> N
         token = {"Authorization": client.headers["authorization"]}
         for result in schema.get_all_operations():
             operation = result.ok()
+            if _is_endless(operation.definition.raw):
+                continue
 
             @settings(
-                max_examples=5,
+                max_examples=3,
                 deadline=None,
                 database=None,
                 derandomize=True,
