@@ -305,7 +305,7 @@ def test_the_last_verdicts_are_taken_back_one_by_one_also_after_a_reload(
     assert verdicts(store) == {ids[0]: "right", ids[2]: "ignore"}
     assert [line.verdict for line in VerdictLedger(store).history(ids[1])] == ["wrong", "none"]
     page.goto(f"{console}/samples/{ids[1]}")
-    expect(page.locator("section", has_text="Verdicts").first).to_contain_text("taken back")
+    expect(page.locator("section", has_text="History").first).to_contain_text("taken back")
 
 
 def test_near_duplicates_share_a_verdict_or_are_judged_alone(

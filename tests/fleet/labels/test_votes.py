@@ -263,7 +263,7 @@ def test_votes_never_replace_people(digits: Digits, bundles: tuple[Path, Path], 
         (("--bundle", "B", "--augment", "zoom", "--class", "cat", "--class", "dog"), "--add-classes"),
         (
             ("--bundle", "B", "--augment", "zoom", "--class", "cat", "--class", "dog", "--add-classes"),
-            "fewer than two",
+            "fewer than 2",
         ),
     ],
 )
