@@ -12,7 +12,7 @@ import argparse
 import json
 from dataclasses import replace
 
-from proving_ground.simulated_budget import Plan, simulate, summary
+from proving_ground.simulated.budget import Plan, simulate, summary
 
 TROUBLES = {
     "calm": {"drift": 0.0, "silence": 0.0, "clock_days": 0.0, "held_back": 0.0},

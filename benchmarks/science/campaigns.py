@@ -20,7 +20,7 @@ import numpy as np
 from misfire_fleet.campaigns.dry_run import Horizon, estimate
 from misfire_fleet.campaigns.spec import parse_spec
 from misfire_fleet.store import Store
-from proving_ground.simulated_field import Field, before, collect, make_field, record, since
+from proving_ground.simulated.field import Field, before, collect, make_field, record, since
 
 BACK, AHEAD = 10, 4
 CAMPAIGNS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from misfire_fleet.campaigns.vehicles import facts
 from misfire_fleet.store import Store
 from misfire_runtime.messages import Clock, Counters, State, Telemetry
 from misfire_runtime.state.statistics import Statistics
-from proving_ground.simulated_budget import Plan, simulate
+from proving_ground.simulated.budget import Plan, simulate
 
 
 def load(name: str, scores: np.ndarray, *, bundle: str = "b@1", size: float = 10.0) -> VehicleLoad:

@@ -15,7 +15,7 @@ from misfire_fleet.campaigns.intervals import Range, poisson_rate, predicted, t_
 from misfire_fleet.campaigns.spec import CampaignSpec, parse_spec
 from misfire_fleet.store import Store
 from misfire_runtime.messages import State
-from proving_ground.simulated_field import Field, before, collect, make_field, record, since
+from proving_ground.simulated.field import Field, before, collect, make_field, record, since
 
 pytestmark = pytest.mark.slow
 BACK, AHEAD = 7, 3

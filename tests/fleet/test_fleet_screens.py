@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 from tests.fleet.conftest import eventually
 from tests.fleet.consoles import browsing, serving
@@ -85,7 +86,7 @@ def test_sorting_and_filters_are_in_the_address_and_work_by_keyboard(address: st
 def test_pages_have_no_serious_barrier_and_fit_a_tablet_and_a_phone(
     address: str, page: Page, scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     for path in PAGES:
         page.set_viewport_size({"width": 1024, "height": 768})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 from tests.fleet.consoles import add, browsing, serving
 
@@ -141,9 +142,6 @@ def test_a_sample_says_why_and_its_layers_are_toggled(
 def test_every_page_is_free_of_errors_and_of_serious_findings(
     page: Page, house: tuple[Store, str, list[str]]
 ) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
-    )
     _, console, ids = house
     paths = [place.path for place in PLACES]
     paths += ["/uploads?show=boxes", "/uploads?show=map", f"/samples/{ids[0]}", "/vehicles/car-0"]
@@ -151,7 +149,7 @@ def test_every_page_is_free_of_errors_and_of_serious_findings(
     for path in dict.fromkeys(paths):
         page.goto(console + path)
         page.wait_for_load_state("load")
-        for violation in axe.Axe().run(page).response["violations"]:
+        for violation in Axe().run(page).response["violations"]:
             if violation["impact"] in ("serious", "critical"):
                 targets = [node["target"] for node in violation["nodes"][:3]]
                 found.setdefault(path, []).append(f"{violation['id']}: {json.dumps(targets)}")

@@ -7,22 +7,14 @@ The bins are those of DDSketch, as in `histogram.py`: (sign, key), 2 % wide.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 
 import numpy as np
-from ddsketch.pb.proto import pb as schema
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
 from misfire_fleet.truth.intervals import Array
-from misfire_runtime.state.statistics import SKETCH_ACCURACY
+from misfire_fleet.truth.sketches import GAMMA, LOG_GAMMA, MOST_BINS, SMALLEST, read_sketch
 
-_GAMMA = (1 + SKETCH_ACCURACY) / (1 - SKETCH_ACCURACY)
-_LOG_GAMMA = math.log(_GAMMA)
-_SMALLEST = 2.2250738585072014e-308 * _GAMMA
-_MOST_BINS = 100_000
 _PACKED = np.dtype([("key", "<i4"), ("count", "<f8")])
 
 
@@ -39,39 +31,18 @@ class Bins:
         Raises:
             ValueError: it is not a sketch of this accuracy, or a count is negative or not finite.
         """
-        proto = schema.DDSketch()
-        try:
-            proto.ParseFromString(base64.b64decode(sketch, validate=True))
-        except (DecodeError, binascii.Error) as error:
-            raise ValueError(f"not a sketch: {error}") from error
-        if abs(proto.mapping.gamma / _GAMMA - 1) > 1e-9:
-            raise ValueError(f"not a sketch of relative accuracy {SKETCH_ACCURACY}")
-        found = []
-        for sign, store in ((1, proto.positiveValues), (-1, proto.negativeValues)):
-            if len(store.contiguousBinCounts) > _MOST_BINS or abs(store.contiguousBinIndexOffset) > 2**30:
-                raise ValueError("not a sketch: too many bins")
-            counts = np.array(store.contiguousBinCounts, float)
-            if not (np.isfinite(counts).all() and (counts >= 0).all()):
-                raise ValueError("not a sketch: a count is negative or not finite")
-            there = np.flatnonzero(counts)
-            if len(there):
-                first = int(there[0])
-                found.append(
-                    (sign, store.contiguousBinIndexOffset + first, counts[first : int(there[-1]) + 1])
-                )
-        if not 0 <= proto.zeroCount < math.inf:
-            raise ValueError("not a sketch: a count is negative or not finite")
-        for sign, offset, counts in found:
-            self._add(sign, offset, counts)
-        self._zero += proto.zeroCount
-        return float(proto.zeroCount + sum(float(counts.sum()) for _, _, counts in found))
+        read = read_sketch(sketch)
+        for side in read.sides:
+            self._add(side.sign, side.first, side.counts)
+        self._zero += read.zero
+        return read.total
 
     def add_score(self, score: float) -> None:
         """Adds a finite score."""
-        if abs(score) <= _SMALLEST:
+        if abs(score) <= SMALLEST:
             self._zero += 1
         else:
-            key = math.ceil(math.log2(abs(score)) * (math.log(2) / _LOG_GAMMA))
+            key = math.ceil(math.log2(abs(score)) * (math.log(2) / LOG_GAMMA))
             self._add(1 if score > 0 else -1, key, np.ones(1))
 
     def merge(self, other: Bins) -> None:
@@ -112,7 +83,7 @@ class Bins:
             if mine.any():
                 own = keys[mine] if sign > 0 else -(2**30) - keys[mine]
                 first, last = int(own.min()), int(own.max())
-                if last - first > _MOST_BINS:
+                if last - first > MOST_BINS:
                     raise ValueError("not a histogram")
                 dense = np.zeros(last - first + 1)
                 np.add.at(dense, own - first, counts[mine])
@@ -128,8 +99,8 @@ class Bins:
                 values.append(np.zeros(1))
                 counts.append(np.array([self._zero]))
             offset, found = self._sides.get(sign, (0, np.zeros(0)))
-            middle = sign * np.exp(np.clip((offset + np.arange(len(found))) * _LOG_GAMMA, -700, 700))
-            middle = middle * (2 / (1 + _GAMMA))
+            middle = sign * np.exp(np.clip((offset + np.arange(len(found))) * LOG_GAMMA, -700, 700))
+            middle = middle * (2 / (1 + GAMMA))
             values.append(middle[::sign])
             counts.append(found[::sign])
         return np.concatenate(values), np.concatenate(counts)
@@ -158,7 +129,7 @@ class Bins:
             return
         first, own = before
         low, high = min(first, offset), max(first + len(own), offset + len(counts))
-        if high - low > 4 * _MOST_BINS:
+        if high - low > 4 * MOST_BINS:
             raise ValueError("scores are too far apart for a histogram")
         if low < first or high > first + len(own):
             grown = np.zeros(high - low)

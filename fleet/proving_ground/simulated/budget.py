@@ -47,7 +47,7 @@ class Plan:
         silence: share of the hours that a vehicle is offline, in stretches of about a day and a half.
         clock_days: vehicles' clocks are wrong by up to so many days.
         held_back: share of the taken frames that never become a sample (near-duplicates, limits).
-        seed: of everything random.
+        seed: of the random numbers.
     """
 
     vehicles: int = 60

@@ -1,0 +1,1 @@
+"""Draws fleets whose every frame is known, to try estimates and budgets on."""
